@@ -1,0 +1,81 @@
+"""Sequence backbones over event slots: Transformer, GRU, LSTM; all causal, padding at the end.
+
+Legend: B rows, S slots, D width, N heads, H head width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from ctxrec.config import ModelConfig
+
+
+class Block(nn.Module):
+    """A pre-norm Transformer block with a learned bias for the distance between slots, per head.
+
+    Both residual branches are gated by a sigmoid of the input (LiGR, arXiv 2502.03417), which keeps
+    deep stacks trainable.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.dropout = config.dropout
+        self.norm_attention = nn.LayerNorm(config.dim)
+        self.norm_mlp = nn.LayerNorm(config.dim)
+        self.qkv = nn.Linear(config.dim, 3 * config.dim)
+        self.out = nn.Linear(config.dim, config.dim)
+        self.up = nn.Linear(config.dim, 4 * config.dim)
+        self.down = nn.Linear(4 * config.dim, config.dim)
+        self.gate_attention = nn.Linear(config.dim, config.dim)
+        self.gate_mlp = nn.Linear(config.dim, config.dim)
+        self.distance_bias = nn.Embedding(config.history + 1, config.heads)
+        nn.init.zeros_(self.distance_bias.weight)
+
+    def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
+        B, S, D = x_BSD.shape
+        q, k, v = self.qkv(self.norm_attention(x_BSD)).view(B, S, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        slots = torch.arange(S, device=x_BSD.device)
+        distance_SS = slots[:, None] - slots[None, :]
+        bias_NSS = self.distance_bias(distance_SS.clamp(0, self.distance_bias.num_embeddings - 1)).permute(2, 0, 1)
+        bias_NSS = bias_NSS.masked_fill(distance_SS < 0, float("-inf")).to(q.dtype)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_NSS[None])
+        attended = self.out(attended.transpose(1, 2).reshape(B, S, D))
+        x_BSD = x_BSD + torch.sigmoid(self.gate_attention(x_BSD)) * self._drop(attended)
+        hidden = self.down(F.gelu(self.up(self.norm_mlp(x_BSD))))
+        return x_BSD + torch.sigmoid(self.gate_mlp(x_BSD)) * self._drop(hidden)
+
+    def _drop(self, x: torch.Tensor) -> torch.Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+
+class Transformer(nn.Module):
+    """Pre-norm Transformer with relative slot distances; reads any length up to `history` + 1 slots."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+
+    def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x_BSD = block(x_BSD)
+        return x_BSD
+
+
+class Recurrent(nn.Module):
+    """GRU or LSTM layers with a residual connection."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        kind = nn.GRU if config.backbone == "gru" else nn.LSTM
+        dropout = config.dropout if config.layers > 1 else 0.0
+        self.cells = kind(config.dim, config.dim, config.layers, batch_first=True, dropout=dropout)
+
+    def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
+        return x_BSD + self.cells(x_BSD)[0]
+
+
+def make_backbone(config: ModelConfig) -> nn.Module:
+    return Transformer(config) if config.backbone == "transformer" else Recurrent(config)

@@ -1,0 +1,199 @@
+"""Turn ragged events into padded tensors: training windows and requests alike.
+
+Legend: B rows, L event slots, S = L + 1 query slots, F numeric features, W words.
+Slot 0 is the prefix (who asks); slot j is the j-th event. The query at slot j asks, in the context of
+event j + 1, what comes after event j; the last one of a request asks in the request's own context.
+Rows are padded at the end, so a causal mask alone keeps padding out of every real query.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ctxrec.events import US, Context, Events, Histories, Requests, Users
+from ctxrec.features import gap_buckets, scale_numbers, word_rows
+from ctxrec.prepared import FeatureMeta
+
+
+@dataclass
+class Batch:
+    """Input of the user tower, and its training targets (a request's are empty)."""
+
+    items_BL: torch.Tensor  # int64, 0 where padded
+    actions_BL: torch.Tensor  # int64, 0 = none
+    lengths_B: torch.Tensor  # int64 events a row
+    query_gaps_BS: torch.Tensor  # int64 buckets
+    cat_BS: dict[str, torch.Tensor]  # int64 codes
+    num_BSF: torch.Tensor  # float32
+    num_present_BSF: torch.Tensor  # float32
+    words_BSW: dict[str, torch.Tensor]  # int64
+    user_cat_B: dict[str, torch.Tensor]  # int64
+    user_num_BF: torch.Tensor  # float32
+    user_num_present_BF: torch.Tensor  # float32
+    targets_BS: torch.Tensor  # int64, 0 where there is none
+    weights_BS: torch.Tensor  # float32, 0 where there is no target
+
+    def to(self, device: torch.device) -> Batch:
+        def move(value: object) -> object:
+            if isinstance(value, dict):
+                return {k: v.to(device, non_blocking=True) for k, v in value.items()}
+            return value.to(device, non_blocking=True)
+
+        return Batch(**{name: move(value) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Training examples of a bucket: W windows; window w predicts events [first[w], stop[w]) of its
+    row from those in [start[w], stop[w] - 1); positions are absolute in the bucket's events."""
+
+    row: np.ndarray
+    start: np.ndarray
+    first: np.ndarray
+    stop: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def take(self, index: np.ndarray) -> Windows:
+        return Windows(row=self.row[index], start=self.start[index], first=self.first[index], stop=self.stop[index])
+
+
+def make_windows(offsets: np.ndarray, stops: np.ndarray, history: int) -> Windows:
+    """Cut each row's events [offsets[n], stops[n]) into windows that predict every event exactly once.
+
+    A row of up to `history` + 1 events is one window. Longer rows get windows of history // 2 targets,
+    so that each target has at least half of a full history before it.
+    """
+    lengths = stops - offsets
+    step = max(history // 2, 1)
+    short = lengths <= history + 1
+    counts = np.where(short, np.minimum(lengths, 1), 1 + np.maximum(-(-(lengths - history - 1) // step), 0))
+    row = np.repeat(np.arange(len(lengths)), counts)
+    order = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    base, stop_row = offsets[row], stops[row]
+    first = base + np.where(order == 0, 0, history + 1 + (order - 1) * step)
+    stop = np.minimum(base + history + 1 + order * step, stop_row)
+    start = np.maximum(base, stop - 1 - history)
+    return Windows(row=row, start=start, first=first, stop=stop)
+
+
+class Batcher:
+    """Makes batches for one data set: knows its features and how many events the model reads."""
+
+    def __init__(self, features: FeatureMeta, *, history: int, action_weights: dict[str, float]) -> None:
+        self.features = features
+        self.history = history
+        weights = [action_weights.get(action, 0.0) if action_weights else 1.0 for action in features.actions]
+        self.action_weights = np.array([1.0, *weights], np.float32)
+
+    def training(self, histories: Histories, windows: Windows) -> Batch:
+        """A batch of training windows."""
+        events = histories.events
+        asked = events.cut(windows.start, windows.stop)  # every event of a window is asked for once ...
+        length = asked.lengths - 1  # ... and all but the last are read
+        previous = np.where(windows.start > events.offsets[windows.row], windows.start - 1, -1)
+        first_gap = np.where(
+            previous >= 0, (events.times[windows.start] - events.times[previous]) / US, np.nan
+        )
+        read = asked.cut(asked.offsets[:-1], asked.offsets[1:] - 1)
+        position = np.arange(len(asked.items)) - np.repeat(asked.offsets[:-1], asked.lengths)
+        counts = position >= np.repeat(windows.first - windows.start, asked.lengths)
+        weights = self.action_weights[asked.actions] * counts
+        batch = self._build(
+            users=histories.users.take(windows.row),
+            read=read,
+            asked_lengths=length + 1,
+            context=asked.context,
+            times=asked.times,
+            first_gap=first_gap,
+        )
+        batch.targets_BS = _pad(asked.items.astype(np.int64), length + 1)
+        batch.weights_BS = _pad(weights.astype(np.float32), length + 1)
+        return batch
+
+    def requests(self, requests: Requests) -> Batch:
+        """A batch of requests; only the last query slot of each row is asked in the request's context."""
+        starts = np.maximum(requests.history.offsets[:-1], requests.history.offsets[1:] - self.history)
+        read = requests.history.cut(starts, requests.history.offsets[1:])
+        before = np.where(starts > requests.history.offsets[:-1], starts - 1, 0)
+        times_all = requests.history.times
+        first_read = np.minimum(starts, max(len(times_all) - 1, 0))
+        first_gap = np.full(len(requests), np.nan)
+        if len(times_all):
+            cut = starts > requests.history.offsets[:-1]
+            first_gap = np.where(cut, (times_all[first_read] - times_all[before]) / US, np.nan)
+        return self._build(
+            users=requests.users,
+            read=read,
+            asked_lengths=read.lengths + 1,
+            context=_append(read, read.context, requests.context),
+            times=_insert(read.times, read.offsets[1:], requests.times),
+            first_gap=first_gap,
+        )
+
+    def _build(
+        self,
+        *,
+        users: Users,
+        read: Events,
+        asked_lengths: np.ndarray,
+        context: Context,
+        times: np.ndarray,
+        first_gap: np.ndarray,
+    ) -> Batch:
+        lengths = read.lengths
+        gaps = np.diff(times, prepend=times[:1]) / US
+        starts = np.cumsum(asked_lengths) - asked_lengths
+        gaps[starts] = first_gap
+        buckets = gap_buckets(gaps)
+        zeros = np.zeros((len(lengths), 0), np.float32)
+        num = [scale_numbers(context.num[n], s) for n, s in self.features.context_numbers.items()]
+        user_num = [scale_numbers(users.num[n], s) for n, s in self.features.user_numbers.items()]
+        total, width = len(times), int(asked_lengths.max(initial=1))
+        flat_num = np.stack([v for v, _ in num], 1) if num else np.zeros((total, 0), np.float32)
+        flat_present = np.stack([p for _, p in num], 1) if num else np.zeros((total, 0), np.float32)
+        return Batch(
+            items_BL=_pad(read.items.astype(np.int64), lengths, width - 1),
+            actions_BL=_pad(read.actions.astype(np.int64), lengths, width - 1),
+            lengths_B=torch.from_numpy(lengths.astype(np.int64)),
+            query_gaps_BS=_pad(buckets, asked_lengths),
+            cat_BS={n: _pad(v.astype(np.int64), asked_lengths) for n, v in context.cat.items()},
+            num_BSF=_pad(flat_num, asked_lengths),
+            num_present_BSF=_pad(flat_present, asked_lengths),
+            words_BSW={n: _pad(word_rows(context.text[n]), asked_lengths) for n in self.features.context_texts},
+            user_cat_B={n: torch.from_numpy(users.cat[n].astype(np.int64)) for n in self.features.user_categories},
+            user_num_BF=torch.from_numpy(np.stack([v for v, _ in user_num], 1) if user_num else zeros),
+            user_num_present_BF=torch.from_numpy(np.stack([p for _, p in user_num], 1) if user_num else zeros),
+            targets_BS=torch.zeros((len(lengths), width), dtype=torch.int64),
+            weights_BS=torch.zeros((len(lengths), width)),
+        )
+
+
+def _pad(values: np.ndarray, lengths: np.ndarray, width: int | None = None) -> torch.Tensor:
+    """Flat rows end to end as a tensor [B, width, ...], zeros behind each row's end."""
+    width = int(lengths.max(initial=0)) if width is None else width
+    padded = np.zeros((len(lengths), width, *values.shape[1:]), values.dtype)
+    padded[np.arange(width) < lengths[:, None]] = values
+    return torch.from_numpy(padded)
+
+
+def _insert(values: np.ndarray, stops: np.ndarray, extra: np.ndarray) -> np.ndarray:
+    """Flat rows with one more value behind each row's end."""
+    return np.insert(values, stops, extra)
+
+
+def _append(read: Events, context: Context, extra: Context) -> Context:
+    stops = read.offsets[1:]
+
+    def each(values: dict[str, np.ndarray], more: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: _insert(values[name], stops, more[name]) for name in values}
+
+    return Context(
+        cat=each(context.cat, extra.cat), num=each(context.num, extra.num), text=each(context.text, extra.text)
+    )
+
+

@@ -1,0 +1,167 @@
+"""The bundle: all that serving needs and nothing else, every file under a sha256 in `manifest.json`.
+
+    manifest.json  config.toml  data.json     versions and hashes; options; spec, features, sizes
+    items.parquet  histories.arrow            catalogue; stored histories of known users, by user id
+    towers.safetensors  adapter/              weights; PEFT adapter (or encoder weights) of the encoder
+    vectors.safetensors  index.faiss          item vectors and the scale of text vectors; the index
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import save_file
+
+from ctxrec import schema, storage
+from ctxrec.config import Config, to_toml
+from ctxrec.encoder import TextEncoder
+from ctxrec.errors import UserError
+from ctxrec.index import build_index
+from ctxrec.model import ModelShape
+from ctxrec.prepared import PreparedData
+
+FORMAT_VERSION = 1
+MANIFEST, CONFIG, DATA = "manifest.json", "config.toml", "data.json"
+ITEMS, HISTORIES = "items.parquet", "histories.arrow"
+TOWERS, VECTORS, ADAPTER, INDEX = "towers.safetensors", "vectors.safetensors", "adapter", "index.faiss"
+
+
+def write_bundle(
+    path: str,
+    *,
+    config: Config,
+    data: PreparedData,
+    shape: ModelShape,
+    towers: dict[str, torch.Tensor],
+    item_vectors: np.ndarray,
+    text_scale: dict[str, np.ndarray],
+    encoder: TextEncoder | None,
+    scratch: str,
+) -> str:
+    """Write a complete bundle at `path` (a path or URI); returns its model version.
+
+    Args:
+        towers: weights by name.
+        item_vectors: float32 [I, D + 1].
+        text_scale: "mean" and "scale" of text vectors, float32 [H] each; empty without encoder.
+        encoder: the fine-tuned encoder, or None where it was not tuned.
+    """
+
+    def fill(folder: str) -> None:
+        _write_text(folder, CONFIG, to_toml(config))
+        about = {
+            "spec": data.spec.to_dict(),
+            "features": dataclasses.asdict(data.features),
+            "shape": {k: v for k, v in dataclasses.asdict(shape).items() if k != "features"},
+        }
+        _write_text(folder, DATA, json.dumps(about, ensure_ascii=False))
+        kept = [name for name in data.items.column_names if name != schema.ITEM_TEXT]
+        pq.write_table(data.items.select(kept), os.path.join(folder, ITEMS))
+        _write_histories(os.path.join(folder, HISTORIES), data)
+        save_file(towers, os.path.join(folder, TOWERS))
+        save_arrays({"items": item_vectors, **text_scale}, os.path.join(folder, VECTORS))
+        if encoder is not None:
+            save_encoder(encoder, os.path.join(folder, ADAPTER))
+        build_index(item_vectors, config.index).save(os.path.join(folder, INDEX))
+        files = {name: storage.sha256_file(os.path.join(folder, name)) for name in storage.local_files(folder)}
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "model_version": storage.sha256_json(files)[:12],
+            "encoder": config.encoder.name if shape.text_width else "",
+            "data_fingerprint": data.fingerprint,
+            "files": files,
+        }
+        _write_text(folder, MANIFEST, json.dumps(manifest, indent=1))
+
+    storage.write_dir(path, fill, scratch=scratch)
+    return storage.read_json(storage.join(path, MANIFEST))["model_version"]
+
+
+def save_encoder(encoder: TextEncoder, folder: str) -> None:
+    """Write what was tuned: a PEFT adapter, or for top and full tuning the trained weights.
+
+    Raises:
+        RuntimeError: a weight is empty, as an ungathered ZeRO-3 shard would be.
+    """
+    os.makedirs(folder, exist_ok=True)
+    weights = {n: p.detach().float().contiguous() for n, p in encoder.named_parameters() if p.requires_grad}
+    empty = [name for name, value in weights.items() if value.numel() == 0]
+    if empty or not weights:
+        raise RuntimeError(f"the adapter has no weights to save ({', '.join(empty) or 'none is trainable'})")
+    if encoder.config.tune in ("lora", "dora", "ia3"):
+        encoder.backbone.save_pretrained(folder, safe_serialization=True)
+        readme = os.path.join(folder, "README.md")  # PEFT's model card template
+        if os.path.exists(readme):
+            os.remove(readme)
+        return
+    save_file(weights, os.path.join(folder, "weights.safetensors"))
+
+
+def load_encoder(config: Config, encoder_path: str, adapter: str) -> TextEncoder:
+    """The fine-tuned encoder of a bundle: the pretrained one at `encoder_path` with `adapter` put on."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    encoder = TextEncoder(config.encoder, encoder_path, tune=True)
+    if config.encoder.tune in ("lora", "dora", "ia3"):
+        set_peft_model_state_dict(encoder.backbone, load_peft_weights(adapter, device="cpu"))
+    else:
+        encoder.load_state_dict(load_file(os.path.join(adapter, "weights.safetensors")), strict=False)
+    return encoder.eval()
+
+
+def _write_histories(path: str, data: PreparedData) -> None:
+    """All buckets as one Arrow file, which loading maps into memory instead of reading."""
+    wanted = data.read_bucket(0).schema
+    writer = None
+    with pa.OSFile(path, "wb") as sink:
+        for bucket in range(len(data.bucket_paths)):
+            table = data.read_bucket(bucket).cast(wanted)
+            writer = writer or pa.ipc.new_file(sink, wanted)
+            writer.write_table(table)
+        assert writer is not None
+        writer.close()
+
+
+def _write_text(folder: str, name: str, text: str) -> None:
+    with open(os.path.join(folder, name), "w", encoding="utf-8") as stream:
+        stream.write(text)
+
+
+def check_bundle(path: str, *, scratch: str) -> tuple[str, dict[str, Any]]:
+    """A local folder with the bundle, after checking every file's hash, and its manifest.
+
+    Raises:
+        UserError: the bundle is missing, of another format, incomplete or damaged; names the file.
+    """
+    manifest_path = storage.join(path, MANIFEST)
+    if not storage.exists(manifest_path):
+        raise UserError(f"no bundle at {path} ({MANIFEST} is missing); train a model with python -m ctxrec.train first")
+    folder = storage.fetch_dir(path, scratch=scratch)
+    manifest = storage.read_json(os.path.join(folder, MANIFEST))
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"the bundle at {path} has format version {manifest.get('format_version')}; expected {FORMAT_VERSION}. "
+            "Train again with this version of ctxrec"
+        )
+    for name, digest in manifest["files"].items():
+        file = os.path.join(folder, name)
+        if not os.path.exists(file):
+            raise UserError(f"the bundle at {path} is incomplete: {name} is missing; restore it or train again")
+        if storage.sha256_file(file) != digest:
+            raise UserError(f"the bundle at {path} is damaged: {name} does not match its hash; restore it or train again")
+    return folder, manifest
+
+
+def count_events(table: pa.Table) -> int:
+    """Events of a table of histories."""
+    return pc.sum(pc.list_value_length(table.column(schema.EVENT_ITEMS))).as_py() or 0

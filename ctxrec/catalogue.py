@@ -1,0 +1,269 @@
+"""Items, users and graph triples of a data set: read, checked, and with their vocabularies and scales."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ctxrec import cleaning, reading, schema, shards, storage
+from ctxrec.prepared import encode_categories
+from ctxrec.spec import DatasetSpec, GraphSpec, ItemsSpec, UsersSpec
+
+
+@dataclass(frozen=True)
+class Entities:
+    """Rows of an item or user table, one for each id, in the file's order."""
+
+    ids: pa.Array  # string, distinct
+    tables: list[pa.Table] = field(default_factory=list)  # the rows as read, in parts
+    rejects: dict[str, int] = field(default_factory=dict)
+    present: dict[str, int] = field(default_factory=dict)  # media column -> rows that have a value
+
+    def column(self, name: str, clean: Callable[[pa.ChunkedArray], pa.Array]) -> pa.Array:
+        """A column of all parts, each part through `clean`, which gives one type for all."""
+        return pa.concat_arrays([clean(table.column(name)) for table in self.tables])
+
+
+NO_ENTITIES = Entities(ids=pa.array([], pa.string()))
+
+
+def read_entities(
+    files: Sequence[reading.FileInfo],
+    id_column: str,
+    columns: Sequence[str],
+    *,
+    what: str,
+    media: Sequence[str] = (),
+    max_id_bytes: int,
+    rejects: str,
+) -> Entities:
+    """Read a table of items or users; rows without an id and later rows of an id already seen are rejected.
+
+    Args:
+        files: the table's files.
+        id_column: its key.
+        columns: what else is read.
+        what: "item" or "user", for reasons and file names.
+        media: columns of images and audio, of which only the presence is counted.
+        max_id_bytes: longer ids are rejected.
+        rejects: folder for the rejected rows.
+    """
+    parts: list[tuple[reading.RawBatch, str]] = []
+    present = dict.fromkeys(media, 0)
+    wanted = list(dict.fromkeys([id_column, *columns]))
+    for piece in reading.make_pieces(files, rows=1 << 20):
+        for batch in reading.read_piece(piece, [*wanted, *media]):
+            for name in media:
+                present[name] += len(batch.table) - batch.table.column(name).null_count
+            parts.append((reading.RawBatch(batch.table.select(wanted), batch.rows, batch.malformed), piece.path))
+    ids = [cleaning.to_text(batch.table.column(id_column)) for batch, _ in parts]
+    coded = cleaning.encode(pa.chunked_array(ids, pa.string()))
+    names = ["", *(f"{what} table: {r}" for r in ("missing id", "id too long", "duplicate id", "malformed row"))]
+    reasons = _entity_reasons(coded, max_id_bytes)
+    counts = np.bincount(reasons, minlength=len(names))
+    counts[4] = sum(len(batch.malformed) for batch, _ in parts)
+    kept, rejected, start = [], [], 0
+    for batch, path in parts:
+        here = reasons[start : start + len(batch.table)]
+        start += len(batch.table)
+        kept.append(batch.table.filter(pa.array(here == 0)))
+        bad = np.flatnonzero(here)
+        if len(bad) or batch.malformed:
+            lines = [(path, row, text) for row, text in batch.malformed]
+            labels = np.array(names, object)[here[bad]]
+            raw = batch.table.take(pa.array(bad))
+            rejected.append(shards.reject_table(raw, labels, np.full(len(bad), path, object), batch.rows[bad], lines))
+    if rejected:
+        shards.write_rejects(pa.concat_tables(rejected), storage.join(rejects, f"{what}s.parquet"))
+    good = coded.take(np.flatnonzero(reasons == 0))
+    return Entities(
+        ids=good.values.take(pa.array(good.codes)),
+        tables=kept,
+        rejects={name: int(n) for name, n in zip(names[1:], counts[1:], strict=True) if n},
+        present=present,
+    )
+
+
+def _entity_reasons(ids: cleaning.Coded, max_id_bytes: int) -> np.ndarray:
+    """0 keep, 1 missing, 2 too long, 3 duplicate. int64 [N]"""
+    reasons = np.zeros(len(ids.codes), np.int64)
+    long = pc.greater(pc.binary_length(ids.values), max_id_bytes).to_numpy(zero_copy_only=False)
+    first = np.full(len(ids.values) + 1, -1, np.int64)
+    first[ids.codes[::-1]] = np.arange(len(ids.codes))[::-1]  # the last write, the first row, stays
+    reasons[first[ids.codes] != np.arange(len(ids.codes))] = 3
+    reasons[np.append(long, False)[ids.codes]] = 2
+    reasons[ids.codes < 0] = 1
+    return reasons
+
+
+def items_table(spec: DatasetSpec, items: Entities, log_items: pa.Array, train_events: np.ndarray) -> pa.Table:
+    """The item table of a prepared folder: the catalogue's items, then those that only the log has.
+
+    Args:
+        spec: the data set.
+        items: rows of the item table.
+        log_items: ids only in the log, in order of first appearance; they have empty content.
+        train_events: int64, events of each item in the training split.
+    """
+    extra = len(log_items)
+
+    def padded(array: pa.Array, kind: pa.DataType) -> pa.Array:
+        return pa.concat_arrays([array.cast(kind), pa.nulls(extra, kind)])
+
+    texts = [items.column(name, joined_text) for name in spec.items.text] if spec.items and items.tables else []
+    title = texts[0] if texts else pa.nulls(len(items.ids), pa.string())
+    text = join_sentences(texts) if texts else title
+    columns = {
+        schema.ITEM_ID: pa.concat_arrays([items.ids, log_items.cast(pa.string())]),
+        schema.ITEM_TITLE: padded(title, pa.string()).fill_null(""),
+        schema.ITEM_TEXT: padded(text, pa.string()).fill_null(""),
+        schema.ITEM_TRAIN_EVENTS: pa.array(train_events, pa.int64()),
+    }
+    wanted = schema.items_schema(spec)
+    for name in spec.items.categorical if spec.items else ():
+        column = schema.category_column(name)
+        empty = pa.array([[]] * extra, pa.list_(pa.string()))
+        columns[column] = pa.concat_arrays([items.column(name, value_lists), empty]) if items.tables else empty
+    for name in spec.items.numeric if spec.items else ():
+        numbers = items.column(name, numbers_or_null) if items.tables else pa.array([], pa.float32())
+        columns[schema.numeric_column(name)] = padded(numbers, pa.float32())
+    return pa.Table.from_arrays([columns[name] for name in wanted.names], schema=wanted)
+
+
+def joined_text(column: pa.ChunkedArray) -> pa.Array:
+    """A text column in one line with single spaces; values of a list joined by commas; null where empty."""
+    array = cleaning.one_array(column)
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        array = pc.binary_join(value_lists(array), ", ")
+    text = pc.utf8_trim_whitespace(pc.replace_substring_regex(cleaning.to_text(array), r"\s+", " "))
+    return pc.if_else(pc.equal(text, ""), None, text)
+
+
+def join_sentences(texts: Sequence[pa.Array]) -> pa.Array:
+    """Texts joined row by row with ". ", empty ones left out.
+
+    Arrow's own null_handling="skip" drops rows whose parts are all null, so none is null here.
+    """
+    joined = texts[0].fill_null("")
+    for text in texts[1:]:
+        text = text.fill_null("")
+        both = pc.and_(pc.not_equal(joined, ""), pc.not_equal(text, ""))
+        joined = pc.binary_join_element_wise(joined, pc.if_else(both, ". ", ""), text, "")
+    return joined
+
+
+def value_lists(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """A categorical column as list<string>: lists without their empty values, single values as lists of one."""
+    array = cleaning.one_array(column)
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        owner = pc.list_parent_indices(array).to_numpy(zero_copy_only=False)
+        values = cleaning.to_text(array.flatten())
+    else:
+        owner, values = np.arange(len(array)), cleaning.to_text(array)
+    present = values.is_valid().to_numpy(zero_copy_only=False)
+    offsets = np.zeros(len(array) + 1, np.int32)
+    np.cumsum(np.bincount(owner[present], minlength=len(array)), out=offsets[1:])
+    return pa.ListArray.from_arrays(pa.array(offsets), values.drop_null())
+
+
+def numbers_or_null(column: pa.ChunkedArray) -> pa.Array:
+    numbers, _ = cleaning.to_numbers(column)
+    return pa.array(numbers, mask=np.isnan(numbers))
+
+
+def vocabulary(values: pa.Array, counts: np.ndarray | pa.Array | None, limit: int) -> list[str]:
+    """Distinct values by falling frequency, ties by value, at most `limit`.
+
+    Args:
+        values: strings, null = missing; repeated values are counted together.
+        counts: how often each stands for; None: once.
+        limit: largest size of the vocabulary.
+    """
+    counts = np.ones(len(values), np.int64) if counts is None else counts
+    table = pa.table({"value": values.cast(pa.string()), "n": counts}).drop_null()
+    table = table.group_by("value").aggregate([("n", "sum")])
+    table = table.sort_by([("n_sum", "descending"), ("value", "ascending")])
+    return table.column("value").slice(0, limit).to_pylist()
+
+
+def scale(count: float, total: float, squares: float) -> dict[str, float]:
+    """Mean and standard deviation (1 where there is no spread) from a count, a sum and a sum of squares."""
+    if not count:
+        return {"mean": 0.0, "std": 1.0}
+    mean = total / count
+    variance = max(squares / count - mean**2, 0.0)
+    return {"mean": float(mean), "std": float(variance**0.5) if variance > 1e-12 else 1.0}
+
+
+def entity_features(
+    entities: Entities, section: ItemsSpec | UsersSpec | None, *, limit: int
+) -> tuple[dict[str, list[str]], dict[str, dict[str, float]], list[str]]:
+    """Vocabularies and scales of a table's features over its rows, and notes on values that are no numbers."""
+    categories, numbers, notes = {}, {}, []
+    for name in section.categorical if section else ():
+        lists = entities.column(name, value_lists) if entities.tables else None
+        categories[name] = vocabulary(lists.flatten(), None, limit) if lists is not None else []
+    for name in section.numeric if section else ():
+        parts = [cleaning.to_numbers(table.column(name)) for table in entities.tables]
+        values = np.concatenate([p[0] for p in parts] or [np.zeros(0, np.float32)])
+        known = shards.signed_log(values[~np.isnan(values)])
+        numbers[name] = scale(len(known), known.sum(), (known**2).sum())
+        bad = sum(int(p[1].sum()) for p in parts)
+        if bad:
+            notes.append(f"{name}: {bad} values of the table are no finite number; they count as missing")
+    return categories, numbers, notes
+
+
+def user_attributes(
+    users: Entities, section: UsersSpec | None, categories: dict[str, list[str]], *, buckets: int
+) -> tuple[pa.Table, np.ndarray]:
+    """The user table coded and sorted by bucket, and where each bucket begins (int64 [buckets + 1])."""
+    columns: dict[str, pa.Array] = {schema.USER_ID: users.ids}
+    for name in section.categorical if section else ():
+        lists = users.column(name, value_lists) if users.tables else value_lists(pa.array([], pa.string()))
+        columns[schema.user_column(name)] = first_codes(lists, categories[name])
+    for name in section.numeric if section else ():
+        empty = pa.array([], pa.float32())
+        columns[schema.user_column(name)] = users.column(name, numbers_or_null) if users.tables else empty
+    ids = cleaning.Coded(codes=np.arange(len(users.ids), dtype=np.int32), values=users.ids)
+    bucket = shards.user_buckets(ids, buckets)
+    order = np.argsort(bucket, kind="stable")
+    bounds = np.searchsorted(bucket[order], np.arange(buckets + 1))
+    return pa.table(columns).take(pa.array(order)), bounds
+
+
+def first_codes(lists: pa.Array, vocabulary_: list[str]) -> pa.Array:
+    """Code of the first value of each list (a user attribute has one value), MISSING for an empty one. int32"""
+    lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
+    codes = np.full(len(lists), schema.MISSING, np.int32)
+    starts = lists.offsets.to_numpy()[:-1][lengths > 0]
+    codes[lengths > 0] = encode_categories(lists.values.take(pa.array(starts)), vocabulary_).to_numpy()
+    return pa.array(codes)
+
+
+def check_graph(files: Sequence[reading.FileInfo], graph: GraphSpec, *, rejects: str) -> tuple[int, dict[str, int]]:
+    """Count the complete triples; those that lack a part are rejected. Returns the count and the rejects by reason."""
+    columns = [graph.head, graph.relation, graph.tail]
+    complete, rejected = 0, []
+    for piece in reading.make_pieces(files, rows=1 << 20):
+        for batch in reading.read_piece(piece, columns):
+            lacking = np.zeros(len(batch.table), bool)
+            for name in columns:
+                lacking |= cleaning.to_text(batch.table.column(name)).is_null().to_numpy(zero_copy_only=False)
+            complete += int((~lacking).sum())
+            bad = np.flatnonzero(lacking)
+            if len(bad) or batch.malformed:
+                raw, lines = batch.table.take(pa.array(bad)), [(piece.path, row, t) for row, t in batch.malformed]
+                labels = np.full(len(bad), "graph: incomplete triple", object)
+                files_ = np.full(len(bad), piece.path, object)
+                rejected.append(shards.reject_table(raw, labels, files_, batch.rows[bad], lines))
+    if not rejected:
+        return complete, {}
+    table = pa.concat_tables(rejected)
+    shards.write_rejects(table, storage.join(rejects, "graph.parquet"))
+    counts = table.column("reason").value_counts()
+    return complete, {f"graph: {r['values'].removeprefix('graph: ')}": r["counts"] for r in counts.to_pylist()}

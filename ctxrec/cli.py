@@ -1,0 +1,49 @@
+"""What every command shares: options, exit codes, logging."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+
+from ctxrec.config import Config, load_config
+from ctxrec.errors import UserError
+
+logger = logging.getLogger("ctxrec")
+
+
+def parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """A command's argument parser with `--config` and `--set`, which every command takes."""
+    made = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
+    made.add_argument("--config", metavar="FILE.toml", help="options; see the README's table")
+    made.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="section.key=value",
+        action="append",
+        default=[],
+        help="set one option; may be given many times",
+    )
+    return made
+
+
+def config_from(args: argparse.Namespace) -> Config:
+    return load_config(args.config, args.overrides)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a command's `main` and exit: 0 on success, 2 on a user's mistake (one line), 1 otherwise."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped by the user", file=sys.stderr)
+        sys.exit(1)
+    except Exception:
+        logger.exception("failed")
+        sys.exit(1)
+    sys.exit(0)

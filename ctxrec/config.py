@@ -1,0 +1,358 @@
+"""Every option of ctxrec: frozen dataclasses, each default in exactly one place.
+
+`load_config` reads a TOML file and `--set section.key=value` overrides; an unknown key, a value of
+the wrong type or out of range is a `UserError` that names the key and what was expected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ctxrec import storage
+from ctxrec.errors import UserError
+
+
+def _require(condition: bool, key: str, found: Any, expected: str) -> None:
+    if not condition:
+        raise UserError(f"{key} is {found!r}; expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareConfig:
+    """`ctxrec.prepare`.
+
+    buckets: number of user buckets; 0 takes one bucket for every 2 million events, at least 2.
+    min_events: users with fewer events than this have no validation or test event under `last`.
+    max_id_bytes: longer ids are rejected rows.
+    max_category_values: values of a categorical column that keep a code of their own, by frequency.
+    """
+
+    buckets: int = 0
+    min_events: int = 3
+    max_id_bytes: int = 1024
+    max_category_values: int = 100_000
+
+    def __post_init__(self) -> None:
+        _require(self.buckets >= 0, "prepare.buckets", self.buckets, "0 (automatic) or more")
+        _require(self.min_events >= 2, "prepare.min_events", self.min_events, "at least 2")
+        _require(self.max_id_bytes >= 1, "prepare.max_id_bytes", self.max_id_bytes, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderConfig:
+    """The pretrained text encoder and how it is fine-tuned.
+
+    name: a local folder or a Hugging Face id. Empty: no text encoder (ID and feature model).
+    pooling: how token states become one vector; auto takes the checkpoint's own choice, else mean
+        for BERT-like and last for GPT-like models.
+    tune: what is trained: LoRA, DoRA or IA3 adapters, the top `top_layers` layers, all, or nothing.
+    max_tokens: item texts are cut to this length.
+    token_budget: padded tokens that one forward pass of the encoder holds at most.
+    """
+
+    name: str = "sentence-transformers/all-MiniLM-L6-v2"
+    pooling: Literal["auto", "mean", "cls", "last"] = "auto"
+    tune: Literal["lora", "dora", "ia3", "top", "full", "freeze"] = "lora"
+    rank: int = 8
+    alpha: float = 16.0
+    adapter_dropout: float = 0.0
+    top_layers: int = 2
+    max_tokens: int = 64
+    token_budget: int = 4096
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        for key in ("rank", "top_layers", "max_tokens", "token_budget"):
+            _require(getattr(self, key) >= 1, f"encoder.{key}", getattr(self, key), "at least 1")
+        _require(
+            self.token_budget >= self.max_tokens, "encoder.token_budget", self.token_budget, "at least max_tokens"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The towers on top of the encoder.
+
+    dim: width of item vectors and of the history backbone.
+    history: events of the history that the model reads, the latest ones.
+    id_buckets: rows of the hashed ID embedding; 0 takes one row per item up to 1 million.
+    id_dropout, text_dropout: share of items whose ID (text) is hidden in a training step, so that
+        items without history (without text) are scored well too.
+    use_text, use_id, use_features, use_context, use_user: turn a source off (ablations).
+    """
+
+    dim: int = 64
+    backbone: Literal["transformer", "gru", "lstm"] = "transformer"
+    layers: int = 2
+    heads: int = 2
+    dropout: float = 0.3
+    history: int = 100
+    id_buckets: int = 0
+    id_dropout: float = 0.1
+    text_dropout: float = 0.1
+    use_text: bool = True
+    use_id: bool = True
+    use_features: bool = True
+    use_context: bool = True
+    use_user: bool = True
+
+    def __post_init__(self) -> None:
+        for key in ("dim", "layers", "heads", "history"):
+            _require(getattr(self, key) >= 1, f"model.{key}", getattr(self, key), "at least 1")
+        _require(self.dim % self.heads == 0, "model.dim", self.dim, f"a multiple of model.heads ({self.heads})")
+        for key in ("dropout", "id_dropout", "text_dropout"):
+            _require(0 <= getattr(self, key) < 1, f"model.{key}", getattr(self, key), "from 0 to below 1")
+        _require(
+            self.use_text or self.use_id or self.use_features,
+            "model.use_text, use_id and use_features",
+            False,
+            "at least one of them true: an item needs a source for its vector",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """`ctxrec.train`: towers first on frozen text vectors, then the encoder's adapters with them.
+
+    workers: Ray Train workers. cpus_per_worker: 0 divides the cluster's CPUs among them.
+    global_batch_size: history windows a step over all workers, so that results do not depend on
+        the number of workers; micro_batch_size windows go through the model at once on a worker.
+    encoder_epochs, encoder_lr, ...: the second phase, in which the step's items get fresh vectors.
+    fresh_items: distinct items of a step that the encoder encodes with gradient, at most.
+    loss: full softmax up to full_softmax_items items, sampled softmax with logQ correction above
+        (auto), or the named one; bce is binary cross-entropy with `negatives` uniform negatives.
+    precision: auto takes bf16 on GPUs, and on CPUs where a measured product is faster in it.
+    refit: after early stopping train the best number of steps again with the validation events.
+    """
+
+    workers: int = 1
+    cpus_per_worker: float = 0.0
+    use_gpu: Literal["auto", "yes", "no"] = "auto"
+    zero_stage: int = 2
+    offload: bool = False
+    global_batch_size: int = 64
+    micro_batch_size: int = 0
+    tower_epochs: int = 40
+    encoder_epochs: int = 4
+    tower_lr: float = 2e-3
+    encoder_lr: float = 5e-4
+    encoder_phase_tower_lr: float = 5e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.05
+    final_lr: float = 0.1
+    clip: float = 1.0
+    fresh_items: int = 512
+    refresh_every: int = 0
+    loss: Literal["auto", "softmax", "sampled_softmax", "bce"] = "auto"
+    full_softmax_items: int = 50_000
+    negatives: int = 1024
+    temperature: float = 0.07
+    label_smoothing: float = 0.0
+    eval_every: int = 0
+    patience: int = 5
+    valid_users: int = 20_000
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: int = 0
+    max_failures: int = 3
+    checkpoint_every: int = 0
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+
+    def __post_init__(self) -> None:
+        for key in ("workers", "global_batch_size", "fresh_items", "full_softmax_items", "negatives", "patience"):
+            _require(getattr(self, key) >= 1, f"train.{key}", getattr(self, key), "at least 1")
+        for key in ("tower_epochs", "encoder_epochs", "eval_every", "checkpoint_every", "refresh_every"):
+            _require(getattr(self, key) >= 0, f"train.{key}", getattr(self, key), "0 or more")
+        for key in ("tower_lr", "encoder_lr", "encoder_phase_tower_lr", "temperature"):
+            _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "above 0")
+        _require(self.zero_stage in (0, 1, 2, 3), "train.zero_stage", self.zero_stage, "0, 1, 2 or 3")
+        _require(0 <= self.warmup < 1, "train.warmup", self.warmup, "a share from 0 to below 1")
+        _require(self.clip >= 0, "train.clip", self.clip, "0 (no clipping) or more")
+        _require(
+            self.global_batch_size % self.workers == 0,
+            "train.global_batch_size",
+            self.global_batch_size,
+            f"a multiple of train.workers ({self.workers})",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexConfig:
+    """The retrieval index of a bundle. `nprobe` and `ef_search` trade recall for speed."""
+
+    kind: Literal["flat", "hnsw", "ivf"] = "flat"
+    nlist: int = 0
+    nprobe: int = 16
+    hnsw_links: int = 32
+    ef_construction: int = 200
+    ef_search: int = 128
+    use_gpu: Literal["auto", "yes", "no"] = "auto"
+
+    def __post_init__(self) -> None:
+        for key in ("nprobe", "hnsw_links", "ef_construction", "ef_search"):
+            _require(getattr(self, key) >= 1, f"index.{key}", getattr(self, key), "at least 1")
+        _require(self.nlist >= 0, "index.nlist", self.nlist, "0 (automatic) or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """`ctxrec.evaluate`.
+
+    ks: cut-offs of the metrics. bootstrap: resamples for the intervals.
+    max_baseline_items: larger catalogues leave out EASE and ItemKNN, whose item-by-item matrix would not fit.
+    batch_size: requests scored at once. actors: 0 takes one for each CPU of the cluster.
+    """
+
+    ks: tuple[int, ...] = (5, 10, 20)
+    bootstrap: int = 1000
+    ease_lambda: float = 500.0
+    knn_neighbours: int = 100
+    max_baseline_items: int = 20_000
+    batch_size: int = 256
+    actors: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(bool(self.ks) and min(self.ks) >= 1, "evaluate.ks", self.ks, "one or more cut-offs of at least 1")
+        _require(10 in self.ks, "evaluate.ks", self.ks, "a list that has 10, the cut-off of early stopping")
+        for key in ("bootstrap", "knn_neighbours", "batch_size"):
+            _require(getattr(self, key) >= 1, f"evaluate.{key}", getattr(self, key), "at least 1")
+        for key in ("max_baseline_items", "actors"):
+            _require(getattr(self, key) >= 0, f"evaluate.{key}", getattr(self, key), "0 or more")
+        _require(self.ease_lambda > 0, "evaluate.ease_lambda", self.ease_lambda, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """All options; saved whole as `config.toml` in the run."""
+
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(raw: dict[str, Any], *, source: str = "config") -> Config:
+        return build_dataclass(Config, raw, source=source)
+
+
+def load_config(path: str | None = None, overrides: Sequence[str] = (), *, base: str | None = None) -> Config:
+    """Read a config file (none: defaults) and apply `section.key=value` overrides in order.
+
+    Values of overrides are TOML (`0.1`, `true`, `["tensorboard"]`); what is no TOML is a string.
+    Options that `path` leaves out come from the file `base` where one is given (a run's config.toml).
+    """
+    raw = _read_toml(base) if base is not None else {}
+    for section, options in (_read_toml(path) if path is not None else {}).items():
+        both = isinstance(options, dict) and isinstance(raw.get(section), dict)
+        raw[section] = raw[section] | options if both else options
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        parts = key.strip().split(".")
+        if not separator or len(parts) != 2 or not all(parts):
+            raise UserError(f"--set {override!r} has the wrong form; expected section.key=value")
+        section = raw.setdefault(parts[0], {})
+        if not isinstance(section, dict):
+            raise UserError(f"{parts[0]} is {section!r}; expected a section of options")
+        section[parts[1]] = _parse_value(text.strip())
+    return Config.from_dict(raw, source=path or "--set")
+
+
+def _read_toml(path: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(storage.read_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from error
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def to_toml(config: Config) -> str:
+    """`config` as TOML, complete, section by section."""
+    lines = []
+    for section, options in config.to_dict().items():
+        lines.append(f"[{section}]")
+        lines += [f"{key} = {_toml_value(value)}" for key, value in options.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        return f'"{escaped}"'
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    return repr(value)
+
+
+def build_dataclass(cls: type, raw: dict[str, Any], *, source: str, prefix: str = "") -> Any:
+    """Make a (nested, frozen) dataclass from plain dictionaries, checking every key and type.
+
+    Raises:
+        UserError: names the key, what was found and what was expected.
+    """
+    if not isinstance(raw, dict):
+        raise UserError(f"{source}: {prefix.rstrip('.') or 'the file'} is {raw!r}; expected a section of keys")
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    for key in raw:
+        if key not in known:
+            raise UserError(f"{source}: unknown key {prefix + key!r}; valid keys are {', '.join(known)}")
+    values = {key: _convert(hints[key], value, source, prefix + key) for key, value in raw.items()}
+    missing = [
+        name
+        for name, f in known.items()
+        if name not in raw and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise UserError(f"{source}: missing {', '.join(prefix + name for name in missing)}; this key is required")
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
+    def wrong(expected: str) -> UserError:
+        return UserError(f"{source}: {key} is {value!r}; expected {expected}")
+
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, source, key)
+    if dataclasses.is_dataclass(hint):
+        return build_dataclass(hint, value, source=source, prefix=key + ".")
+    if origin is Literal:
+        if value not in args or isinstance(value, bool):
+            raise wrong("one of " + ", ".join(map(str, args)))
+        return value
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, (list, tuple)):
+            raise wrong("a list")
+        return tuple(_convert(args[0], v, source, f"{key}[{i}]") for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise wrong("a section of keys")
+        return {k: _convert(args[1], v, source, f"{key}.{k}") for k, v in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+        raise wrong(names.get(hint, str(hint)))
+    return value

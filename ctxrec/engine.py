@@ -1,0 +1,125 @@
+"""DeepSpeed around a `Network`: one configuration for gloo on CPUs and NCCL on GPUs, ZeRO 0 to 3."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from typing import Any
+
+import torch
+import torch.nn as nn
+
+from ctxrec.config import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+_BETAS = (0.9, 0.98)
+
+
+def choose_precision(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """bf16 where asked, on GPUs that have it, and on CPUs where a measured product is faster in it."""
+    if config.precision != "auto":
+        return torch.bfloat16 if config.precision == "bf16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if _product_seconds(torch.bfloat16) < 0.7 * _product_seconds(torch.float32) else torch.float32
+
+
+def _product_seconds(dtype: torch.dtype, size: int = 384) -> float:
+    """Best time of a square product; the first call, which sets up kernels, does not count."""
+    a = torch.ones(size, size, dtype=dtype)
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - begin)
+    return min(times[1:])
+
+
+def deepspeed_config(
+    config: TrainConfig, *, world: int, accumulation: int, rows_per_micro_batch: int, dtype: torch.dtype
+) -> dict[str, Any]:
+    """The DeepSpeed configuration that follows from ours."""
+    zero: dict[str, Any] = {"stage": config.zero_stage, "contiguous_gradients": True, "overlap_comm": False}
+    if config.offload and config.zero_stage:
+        zero["offload_optimizer"] = {"device": "cpu"}
+        if config.zero_stage == 3:
+            zero["offload_param"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": rows_per_micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": rows_per_micro_batch * accumulation * world,
+        "gradient_clipping": config.clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "steps_per_print": 1 << 30,
+        "wall_clock_breakdown": False,
+    }
+
+
+def parameter_groups(module: nn.Module, config: TrainConfig, *, tower_lr: float, encoder_lr: float) -> list[dict]:
+    """Trainable parameters in groups with a peak learning rate each; vectors and adapters do not decay."""
+    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "encoder": []}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name.startswith("encoder."):
+            groups["encoder"].append(parameter)
+        else:
+            groups["vectors" if parameter.dim() < 2 else "matrices"].append(parameter)
+    made = []
+    for name, parameters in groups.items():
+        if parameters:
+            lr = encoder_lr if name == "encoder" else tower_lr
+            decay = config.weight_decay if name == "matrices" else 0.0
+            made.append({"params": parameters, "lr": lr, "peak_lr": lr, "weight_decay": decay})
+    return made
+
+
+def start_engine(module: nn.Module, groups: list[dict], config: TrainConfig, ds_config: dict[str, Any]) -> Any:
+    """A DeepSpeed engine over `module`; the process group must be up (Ray Train has made it)."""
+    import deepspeed  # heavy, and reads DS_ACCELERATOR at import
+
+    if config.offload and config.zero_stage:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        optimizer: Any = DeepSpeedCPUAdam(groups, betas=_BETAS, adamw_mode=True)
+    else:
+        optimizer = torch.optim.AdamW(groups, betas=_BETAS)
+    with _quiet():
+        engine, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=ds_config, dist_init_required=False
+        )
+    return engine
+
+
+def set_learning_rate(engine: Any, factor: float) -> None:
+    """Set every group's rate to its peak times `factor`."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+@contextlib.contextmanager
+def _quiet():
+    """DeepSpeed logs a page at start; keep warnings and errors."""
+    names = [logging.getLogger(name) for name in ("DeepSpeed", "deepspeed")]
+    levels = [log.level for log in names]
+    for log in names:
+        log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for log, level in zip(names, levels, strict=True):
+            log.setLevel(level)
+
+
+def use_cpu_accelerator() -> None:
+    """Tell DeepSpeed that there is no GPU, and where its compiled CPU extension is kept; before its import."""
+    from ctxrec.runtime import cache_dir
+
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(cache_dir(), "torch_extensions"))

@@ -1,0 +1,264 @@
+"""Ragged arrays of events, and requests for recommendations made of them (numpy, no copies a user).
+
+Legend: N rows (users or requests), E events of all rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from ctxrec import schema
+from ctxrec.prepared import FeatureMeta
+
+US = 1_000_000  # microseconds a second
+
+
+@dataclass(frozen=True)
+class Context:
+    """Context features of events or of requests, each array of the same length.
+
+    cat: int32 codes; the time context (hour, weekday, month) lies here too, shifted by FIRST_CODE.
+    num: float32, NaN = missing. text: object arrays of str or None.
+    """
+
+    cat: dict[str, np.ndarray] = field(default_factory=dict)
+    num: dict[str, np.ndarray] = field(default_factory=dict)
+    text: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def take(self, index: np.ndarray | slice) -> Context:
+        def pick(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {name: values[index] for name, values in arrays.items()}
+
+        return Context(cat=pick(self.cat), num=pick(self.num), text=pick(self.text))
+
+
+@dataclass(frozen=True)
+class Events:
+    """Events of N rows end to end: row n owns [offsets[n], offsets[n + 1]), oldest first."""
+
+    offsets: np.ndarray  # int64 [N + 1]
+    items: np.ndarray  # int32 [E]
+    times: np.ndarray  # int64 [E] microseconds
+    actions: np.ndarray  # int16 [E]
+    context: Context  # [E]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def row(self, n: int) -> slice:
+        return slice(int(self.offsets[n]), int(self.offsets[n + 1]))
+
+    def cut(self, starts: np.ndarray, stops: np.ndarray) -> Events:
+        """Events [starts[n], stops[n]) (absolute positions) of each row n."""
+        index, offsets = ranges(starts, stops)
+        return Events(
+            offsets=offsets,
+            items=self.items[index],
+            times=self.times[index],
+            actions=self.actions[index],
+            context=self.context.take(index),
+        )
+
+
+@dataclass(frozen=True)
+class Users:
+    """User ids and attributes of N rows; cat: int32 codes [N], num: float32 [N], NaN = missing."""
+
+    ids: np.ndarray  # object [N]
+    cat: dict[str, np.ndarray] = field(default_factory=dict)
+    num: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def take(self, index: np.ndarray) -> Users:
+        return Users(
+            ids=self.ids[index],
+            cat={k: v[index] for k, v in self.cat.items()},
+            num={k: v[index] for k, v in self.num.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Histories:
+    """A bucket of user histories with the split of each event."""
+
+    users: Users
+    events: Events
+    split: np.ndarray  # int8 [E]
+
+    def __len__(self) -> int:
+        return len(self.users.ids)
+
+
+@dataclass(frozen=True)
+class Requests:
+    """N requests: what the user did before, who asks, when, in which context; targets when known."""
+
+    users: Users
+    history: Events
+    times: np.ndarray  # int64 [N] microseconds
+    context: Context  # [N]
+    target_offsets: np.ndarray | None = None  # int64 [N + 1]
+    target_items: np.ndarray | None = None  # int32
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def targets(self, n: int) -> np.ndarray:
+        assert self.target_offsets is not None and self.target_items is not None
+        return self.target_items[self.target_offsets[n] : self.target_offsets[n + 1]]
+
+    def take(self, index: np.ndarray) -> Requests:
+        starts, stops = self.history.offsets[index], self.history.offsets[index + 1]
+        targets: dict[str, np.ndarray] = {}
+        if self.target_offsets is not None and self.target_items is not None:
+            positions, offsets = ranges(self.target_offsets[index], self.target_offsets[index + 1])
+            targets = {"target_offsets": offsets, "target_items": self.target_items[positions]}
+        return Requests(
+            users=self.users.take(index),
+            history=self.history.cut(starts, stops),
+            times=self.times[index],
+            context=self.context.take(index),
+            **targets,
+        )
+
+
+def ranges(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions start..stop of all rows end to end, and the offsets of each row in them.
+
+    >>> ranges(np.array([0, 5]), np.array([2, 8]))[0].tolist()
+    [0, 1, 5, 6, 7]
+    """
+    lengths = np.maximum(stops - starts, 0)
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    index = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+    return index, offsets
+
+
+def time_context(times_us: np.ndarray) -> dict[str, np.ndarray]:
+    """Hour (0-23), weekday (0 = Monday) and month (1-12), UTC, of microsecond times; int8 each.
+
+    >>> {k: int(v[0]) for k, v in time_context(np.array([0])).items()}  # Thursday, 1 January 1970
+    {'hour': 0, 'weekday': 3, 'month': 1}
+    """
+    seconds = np.asarray(times_us, np.int64) // US
+    days = seconds // 86_400
+    months = days.astype("datetime64[D]").astype("datetime64[M]").astype(np.int64)
+    return {
+        "hour": (seconds // 3600 % 24).astype(np.int8),
+        "weekday": ((days + 3) % 7).astype(np.int8),
+        "month": (months % 12 + 1).astype(np.int8),
+    }
+
+
+def time_codes(times_us: np.ndarray) -> dict[str, np.ndarray]:
+    """`time_context` as the int32 codes that `Context.cat` holds."""
+    return {name: values.astype(np.int32) + schema.FIRST_CODE for name, values in time_context(times_us).items()}
+
+
+def histories_from_table(table: pa.Table, features: FeatureMeta) -> Histories:
+    """A bucket as `PreparedData.read_bucket` gives it, as arrays."""
+    table = table.combine_chunks()
+
+    def flat(name: str) -> np.ndarray:
+        column = table.column(name).combine_chunks()
+        return column.flatten().to_numpy(zero_copy_only=False)
+
+    items = table.column(schema.EVENT_ITEMS).combine_chunks()
+    lengths = items.value_lengths().to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    cat = {name: flat(name).astype(np.int32) + schema.FIRST_CODE for name in schema.TIME_CONTEXT}
+    cat |= {name: flat(schema.context_column(name)) for name in features.context_categories}
+    num = {name: flat(schema.context_column(name)) for name in features.context_numbers}
+    text = {name: flat(schema.context_column(name)) for name in features.context_texts}
+    users = Users(
+        ids=table.column(schema.USER_ID).to_numpy(zero_copy_only=False),
+        cat={n: table.column(schema.user_column(n)).to_numpy() for n in features.user_categories},
+        num={
+            n: table.column(schema.user_column(n)).to_numpy(zero_copy_only=False).astype(np.float32)
+            for n in features.user_numbers
+        },
+    )
+    events = Events(
+        offsets=offsets,
+        items=flat(schema.EVENT_ITEMS),
+        times=flat(schema.EVENT_TIMES),
+        actions=flat(schema.EVENT_ACTIONS),
+        context=Context(cat=cat, num=num, text=text),
+    )
+    return Histories(users=users, events=events, split=flat(schema.EVENT_SPLIT))
+
+
+def split_requests(histories: Histories, split: int, *, repeats: bool) -> Requests:
+    """One request for each user with an eligible event in `split` (schema.VALID or schema.TEST).
+
+    The history is every event before the user's first one in the split; the request is made with the
+    time and context of that first event. Targets are the distinct items of the split's events, without
+    those of the history when `repeats` is False; a user left without target makes no request.
+    """
+    events = histories.events
+    of_row = np.repeat(np.arange(len(histories)), events.lengths)
+    inside = np.flatnonzero(histories.split == split)
+    rows, first = np.unique(of_row[inside], return_index=True)
+    first = inside[first]  # absolute position of each row's first event in the split
+    history = events.cut(events.offsets[rows], first)
+
+    new_row = np.full(len(histories), -1, np.int64)
+    new_row[rows] = np.arange(len(rows))
+    span = int(events.items.max(initial=0)) + 1
+    pair = new_row[of_row[inside]] * span + events.items[inside]
+    pair = np.unique(pair)
+    if not repeats:
+        seen = np.repeat(np.arange(len(rows)), history.lengths) * span + history.items
+        pair = np.setdiff1d(pair, seen, assume_unique=False)
+    counts = np.bincount(pair // span, minlength=len(rows)) if len(pair) else np.zeros(len(rows), np.int64)
+    kept = np.flatnonzero(counts)
+    requests = Requests(
+        users=histories.users.take(rows),
+        history=history,
+        times=events.times[first],
+        context=events.context.take(first),
+        target_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        target_items=(pair % span).astype(np.int32),
+    )
+    return requests.take(kept)
+
+
+def concat_requests(parts: list[Requests]) -> Requests:
+    """Requests of several buckets as one."""
+    assert parts
+
+    def offsets(all_offsets: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum(np.concatenate([np.diff(o) for o in all_offsets]))]).astype(np.int64)
+
+    def arrays(dicts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        return {name: np.concatenate([d[name] for d in dicts]) for name in dicts[0]}
+
+    def contexts(values: list[Context]) -> Context:
+        return Context(
+            cat=arrays([c.cat for c in values]), num=arrays([c.num for c in values]), text=arrays([c.text for c in values])
+        )
+
+    return dataclasses.replace(
+        parts[0],
+        users=Users(
+            ids=np.concatenate([p.users.ids for p in parts]),
+            cat=arrays([p.users.cat for p in parts]),
+            num=arrays([p.users.num for p in parts]),
+        ),
+        history=Events(
+            offsets=offsets([p.history.offsets for p in parts]),
+            items=np.concatenate([p.history.items for p in parts]),
+            times=np.concatenate([p.history.times for p in parts]),
+            actions=np.concatenate([p.history.actions for p in parts]),
+            context=contexts([p.history.context for p in parts]),
+        ),
+        times=np.concatenate([p.times for p in parts]),
+        context=contexts([p.context for p in parts]),
+        target_offsets=offsets([p.target_offsets for p in parts]),
+        target_items=np.concatenate([p.target_items for p in parts]),
+    )

@@ -1,0 +1,341 @@
+"""Top-k search by inner product over item vectors: FAISS flat, HNSW and IVF, on CPU or GPU.
+
+Every search gives k results whenever k items are eligible, whatever the filter: approximate indexes
+search wider and at last rank all vectors exactly where filters leave them short.
+
+Legend: I items, D width of a vector, N queries.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import faiss
+import numpy as np
+
+from ctxrec import storage
+from ctxrec.config import IndexConfig
+from ctxrec.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+NO_ITEM = -1  # pads the ids of a row that has fewer than k eligible items; its score is -inf
+
+Allowed = np.ndarray | Sequence[np.ndarray | None] | None  # one mask [I] for all rows, or one a row
+Excluded = Sequence[np.ndarray] | None  # item positions, one array a row
+
+_SLACK = 8  # results fetched beyond k, so that most ties at the border are seen whole
+_WIDEN = 4  # factor on the search effort when filters leave a row short of k
+_EXACT_SHARE = 0.05  # filters that leave less than this share of items are ranked exactly
+_POINTS_PER_LIST = 39  # FAISS's minimum of training points for each list of an IVF index
+_GPU_MAX_K = 2048
+_SCORES_AT_ONCE = 1 << 24  # floats of a score matrix held at a time (64 MiB)
+
+
+def build_index(vectors: np.ndarray, config: IndexConfig) -> Index:
+    """Build an index of item vectors.
+
+    Args:
+        vectors: float32 [I, D], row = item position; at least one row.
+        config: kind and its options. `ivf` on a catalogue too small for two lists becomes flat.
+
+    Raises:
+        UserError: `index.nlist` is larger than the catalogue.
+    """
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    num_items, dim = vectors.shape
+    assert num_items > 0, "an index needs at least one item"
+    if config.kind == "hnsw":
+        made = faiss.IndexHNSWFlat(dim, config.hnsw_links, faiss.METRIC_INNER_PRODUCT)
+        made.hnsw.efConstruction = config.ef_construction
+    elif config.kind == "ivf" and (num_lists := _num_lists(num_items, config)) >= 2:
+        made = faiss.index_factory(dim, f"IVF{num_lists},Flat", faiss.METRIC_INNER_PRODUCT)
+        made.train(vectors)
+    else:
+        if config.kind == "ivf":
+            logger.info("index.kind = ivf is for large catalogues; %d items get a flat index", num_items)
+        made = faiss.IndexFlatIP(dim)
+    made.add(vectors)
+    return Index(made, config)
+
+
+def _num_lists(num_items: int, config: IndexConfig) -> int:
+    if config.nlist > num_items:
+        raise UserError(
+            f"index.nlist is {config.nlist}; expected at most the number of items ({num_items}). "
+            "Take 0 for the automatic choice"
+        )
+    return config.nlist or min(round(4 * math.sqrt(num_items)), num_items // _POINTS_PER_LIST)
+
+
+def load_index(path: str, config: IndexConfig) -> Index:
+    """Read an index that `Index.save` wrote; search options (`nprobe`, `ef_search`) are `config`'s.
+
+    FAISS trusts the files it reads: call this only on a bundle whose hashes were checked.
+    """
+    data = np.frombuffer(storage.read_bytes(path), np.uint8)
+    try:
+        return Index(faiss.deserialize_index(data), config)
+    except RuntimeError as error:  # FAISS's only exception type
+        raise UserError(f"{path} is no FAISS index ({str(error).splitlines()[0]}); export the bundle again") from error
+
+
+class Index:
+    """A FAISS index of item vectors; safe to search from several threads."""
+
+    def __init__(self, index: faiss.Index, config: IndexConfig):
+        self._owner = index  # the downcast below is a view that frees nothing and keeps nothing alive
+        self._index = faiss.downcast_index(index)
+        self._config = config
+        self._gpu_lock = threading.Lock()  # FAISS's GPU indexes bear no concurrent searches, not even reads
+
+    @property
+    def num_items(self) -> int:
+        return self._index.ntotal
+
+    @property
+    def dim(self) -> int:
+        return self._index.d
+
+    @property
+    def kind(self) -> str:
+        """What was built: flat, hnsw or ivf."""
+        if isinstance(self._index, faiss.IndexHNSW):
+            return "hnsw"
+        return "ivf" if isinstance(self._index, faiss.IndexIVF) else "flat"
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """The item vectors, float32 [I, D]; a view, except for IVF, whose lists hold them in another order."""
+        if self.kind == "ivf":
+            return self._index.reconstruct_n(0, self.num_items)
+        flat = faiss.downcast_index(self._index.storage) if self.kind == "hnsw" else self._index
+        return faiss.rev_swig_ptr(flat.get_xb(), self.num_items * self.dim).reshape(self.num_items, self.dim)
+
+    def save(self, path: str) -> None:
+        """Write the index to a local path or URI."""
+        storage.write_bytes(path, faiss.serialize_index(self._index).tobytes())
+
+    def search(
+        self, queries: np.ndarray, k: int, *, allowed: Allowed = None, excluded: Excluded = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k items of highest inner product for each query.
+
+        Args:
+            queries: float32 [N, D].
+            k: at least 1.
+            allowed: bool [I] for all queries, or one such mask (None: all items) for each.
+            excluded: item positions that each query must not get.
+
+        Returns:
+            Positions int64 and scores float32, both [N, min(k, I)]: best first, equal scores by position;
+            rows with fewer eligible items end in `NO_ITEM` and -inf.
+        """
+        assert k >= 1, f"k is {k}"
+        queries = np.ascontiguousarray(queries, np.float32)
+        width = min(k, self.num_items)
+        excluded = _unique(excluded, len(queries))
+        ids, scores = _blank(len(queries), width)
+        for rows, mask in _by_mask(allowed, len(queries)):
+            drop = [excluded[r] for r in rows]
+            ids[rows], scores[rows] = self._search_same_mask(queries[rows], width, mask, drop)
+        return ids, scores
+
+    def _search_same_mask(
+        self, queries: np.ndarray, width: int, mask: np.ndarray | None, excluded: list[np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        num_allowed = self.num_items if mask is None else int(mask.sum())
+        if mask is not None and self.kind != "flat" and num_allowed < _EXACT_SHARE * self.num_items:
+            # Few items pass: a graph search wanders among those that do not, and ranking all that pass is cheap.
+            return exact_search(self.vectors, queries, width, allowed=mask, excluded=excluded)
+        wanted = [min(width, num_allowed - len(d if mask is None else d[mask[d]])) for d in excluded]
+        if self._on_gpu or self.kind == "flat":
+            ids, scores, unsure = self._over_fetch(queries, width, mask, excluded)
+        else:
+            ids, scores, unsure = self._select(queries, width, mask, excluded, np.array(wanted))
+        unsure |= (ids != NO_ITEM).sum(1) < wanted
+        for n in np.flatnonzero(unsure):
+            row = slice(n, n + 1)
+            ids[row], scores[row] = exact_search(
+                self.vectors, queries[row], width, allowed=mask, excluded=excluded[row]
+            )
+        return ids, scores
+
+    def _over_fetch(
+        self, queries: np.ndarray, width: int, mask: np.ndarray | None, excluded: list[np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One search for all rows, with excluded items fetched too and dropped after.
+
+        The third result marks rows whose border may cut through equal scores.
+        """
+        num = min(self.num_items, width + _SLACK + max(map(len, excluded)))
+        if self._on_gpu:
+            found_scores, found_ids = self._search_gpu(queries, min(num, _GPU_MAX_K))
+            if mask is not None:  # GPU indexes know no selectors
+                found_ids = np.where(mask[found_ids], found_ids, NO_ITEM)
+        else:
+            params = faiss.SearchParameters(sel=_bitmap(mask)) if mask is not None else None
+            found_scores, found_ids = self._index.search(queries, num, params=params)
+        lowest = found_scores[:, -1]
+        ids, scores = _rank(found_ids, found_scores, width, excluded, self.num_items)
+        unsure = (scores[:, -1] == lowest) & (ids[:, -1] != NO_ITEM) & (found_ids.shape[1] < self.num_items)
+        return ids, scores, unsure
+
+    def _select(
+        self,
+        queries: np.ndarray,
+        width: int,
+        mask: np.ndarray | None,
+        excluded: list[np.ndarray],
+        wanted: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Approximate search on CPU in which FAISS itself skips items: a search for each row with exclusions."""
+        ids, scores = _blank(len(queries), width)
+        plain = np.array([len(d) == 0 for d in excluded], bool)
+        calls = [np.array([n]) for n in np.flatnonzero(~plain)]
+        if plain.any():
+            calls.append(np.flatnonzero(plain))
+        for effort in (1, _WIDEN):
+            for rows in calls:
+                rows = rows[(ids[rows] != NO_ITEM).sum(1) < wanted[rows]]
+                if len(rows):
+                    params = self._search_params(width * effort, effort, _selector(mask, excluded[rows[0]]))
+                    found_scores, found_ids = self._index.search(queries[rows], width, params=params)
+                    none = [excluded[n][:0] for n in rows]
+                    ids[rows], scores[rows] = _rank(found_ids, found_scores, width, none, self.num_items)
+        return ids, scores, np.zeros(len(queries), bool)
+
+    def _search_params(self, num: int, effort: int, selector: faiss.IDSelector | None) -> faiss.SearchParameters:
+        more = {} if selector is None else {"sel": selector}
+        if self.kind == "ivf":
+            return faiss.SearchParametersIVF(nprobe=min(self._config.nprobe * effort, self._index.nlist), **more)
+        return faiss.SearchParametersHNSW(efSearch=max(self._config.ef_search * effort, num), **more)
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self._gpu_index is not None
+
+    @cached_property
+    def _gpu_index(self) -> faiss.Index | None:
+        """The index on the GPU: what FAISS has no GPU form of (HNSW) stays on the CPU."""
+        num_gpus = faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
+        if self._config.use_gpu == "yes" and num_gpus == 0:
+            raise UserError(
+                "index.use_gpu is yes, but FAISS finds no GPU; install the faiss-gpu extra or set it to auto"
+            )
+        if self._config.use_gpu == "no" or num_gpus == 0:
+            return None
+        if self.kind == "hnsw":
+            logger.info("HNSW has no GPU form in FAISS; the index stays on the CPU")
+            return None
+        self._gpu_resources = faiss.StandardGpuResources()  # must live as long as the index
+        return faiss.index_cpu_to_gpu(self._gpu_resources, 0, self._index)
+
+    def _search_gpu(self, queries: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
+        params = self._search_params(num, 1, None) if self.kind == "ivf" else None
+        with self._gpu_lock:
+            return self._gpu_index.search(queries, num, params=params)
+
+
+def exact_search(
+    vectors: np.ndarray, queries: np.ndarray, k: int, *, allowed: Allowed = None, excluded: Excluded = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`Index.search` by ranking every item, without an index; the same arguments and results."""
+    assert k >= 1, f"k is {k}"
+    width = min(k, len(vectors))
+    excluded = _unique(excluded, len(queries))
+    ids, scores = _blank(len(queries), width)
+    for rows, mask in _by_mask(allowed, len(queries)):
+        positions = np.arange(len(vectors)) if mask is None else np.flatnonzero(mask)
+        candidates = vectors if mask is None else vectors[positions]
+        rows_at_once = max(1, _SCORES_AT_ONCE // max(len(positions), 1))
+        for part in np.split(rows, range(rows_at_once, len(rows), rows_at_once)):
+            part_scores = queries[part] @ candidates.T
+            for n, row_scores in zip(part, part_scores, strict=True):
+                row_scores[_places(positions, excluded[n])] = -np.inf
+                best = top_positions(row_scores, width)
+                ids[n, : len(best)] = positions[best]
+                scores[n, : len(best)] = row_scores[best]
+    return ids, scores
+
+
+def top_positions(scores: np.ndarray, k: int) -> np.ndarray:
+    """Positions of the k highest scores above -inf, best first, equal scores by position; int64.
+
+    >>> top_positions(np.array([1.0, 3.0, 3.0, 2.0, 3.0]), 2).tolist()
+    [1, 2]
+    """
+    if k < len(scores):
+        border = np.partition(scores, len(scores) - k)[len(scores) - k]
+        above = np.flatnonzero(scores > border)
+        kept = np.concatenate([above, np.flatnonzero(scores == border)[: k - len(above)]])
+    else:
+        kept = np.arange(len(scores))
+    kept = kept[scores[kept] > -np.inf]
+    return kept[np.lexsort((kept, -scores[kept]))]
+
+
+def _unique(excluded: Excluded, num_rows: int) -> list[np.ndarray]:
+    if excluded is None:
+        return [np.zeros(0, np.int64)] * num_rows
+    assert len(excluded) == num_rows, f"{len(excluded)} exclusions for {num_rows} queries"
+    return [np.unique(np.asarray(e, np.int64)) for e in excluded]
+
+
+def _blank(num_rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.full((num_rows, width), NO_ITEM, np.int64), np.full((num_rows, width), -np.inf, np.float32)
+
+
+def _by_mask(allowed: Allowed, num_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Rows that share one mask (the same object), with it."""
+    if allowed is None or isinstance(allowed, np.ndarray):
+        if num_rows:
+            yield np.arange(num_rows), allowed
+        return
+    assert len(allowed) == num_rows, f"{len(allowed)} masks for {num_rows} queries"
+    keys = np.array([id(mask) for mask in allowed], np.int64)
+    for key in np.unique(keys):
+        rows = np.flatnonzero(keys == key)
+        yield rows, allowed[rows[0]]
+
+
+def _places(positions: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Where the sorted array `positions` holds those of `wanted` that it has."""
+    places = np.searchsorted(positions, wanted)
+    places, wanted = places[places < len(positions)], wanted[places < len(positions)]
+    return places[positions[places] == wanted]
+
+
+def _bitmap(mask: np.ndarray) -> faiss.IDSelector:
+    return faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+
+
+def _selector(mask: np.ndarray | None, excluded: np.ndarray) -> faiss.IDSelector | None:
+    """What FAISS may return; None when that is everything."""
+    if len(excluded) == 0:
+        return None if mask is None else _bitmap(mask)
+    rest = faiss.IDSelectorNot(faiss.IDSelectorBatch(excluded))
+    return rest if mask is None else faiss.IDSelectorAnd(_bitmap(mask), rest)
+
+
+def _rank(
+    found_ids: np.ndarray, found_scores: np.ndarray, width: int, excluded: list[np.ndarray], num_items: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best `width` of FAISS's results [N, m] without the excluded ones, equal scores by position."""
+    of_row = np.repeat(np.arange(len(excluded)), [len(e) for e in excluded])
+    excluded_keys = of_row * num_items + np.concatenate([*excluded, np.zeros(0, np.int64)])
+    keys = np.arange(len(found_ids))[:, None] * num_items + found_ids
+    dropped = (found_ids == NO_ITEM) | np.isin(keys, excluded_keys)
+    scores = np.where(dropped, -np.inf, found_scores).astype(np.float32)
+    ids = np.where(dropped, NO_ITEM, found_ids)
+    order = np.lexsort((ids, -scores), axis=-1)[:, :width]
+    ids, scores = np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
+    short = width - ids.shape[1]
+    if short > 0:
+        ids = np.pad(ids, ((0, 0), (0, short)), constant_values=NO_ITEM)
+        scores = np.pad(scores, ((0, 0), (0, short)), constant_values=-np.inf)
+    return ids, scores

@@ -1,0 +1,196 @@
+"""Ranking metrics over the full catalogue, their intervals, and the exact top-k they are made of.
+
+Legend: N requests, I items, K longest list, M metrics (or columns), E targets of all requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ctxrec.errors import UserError
+
+_DRAWS_AT_ONCE = 1 << 23  # bootstrap: 64 MB of resampled row numbers in memory at a time
+_NORMAL_95 = 1.959964  # two-sided 95 % point of the normal distribution
+
+
+def top_k(scores: np.ndarray, k: int, excluded: Sequence[np.ndarray] | None = None) -> np.ndarray:
+    """The k best items of each row, best first; among equal scores the item that comes first in the catalogue.
+
+    The catalogue is never sorted: a selection finds the k-th best score of a row, and only what
+    reaches it is put in order.
+
+    Args:
+        scores: float [N, I]; -inf marks an item that is not eligible.
+        k: length of the lists, at least 1.
+        excluded: for each row the positions that may not be recommended (seen items).
+
+    Returns:
+        int64 [N, k] item positions; -1 fills up where fewer than k items are eligible.
+
+    Raises:
+        UserError: a score is NaN or +inf.
+
+    >>> top_k(np.array([[0.5, 0.9, 0.5, 0.5]]), 3).tolist()
+    [[1, 0, 2]]
+    >>> top_k(np.array([[0.5, 0.9, 0.5]]), 3, [np.array([1])]).tolist()
+    [[0, 2, -1]]
+    """
+    assert k >= 1 and scores.ndim == 2
+    num_rows, num_items = scores.shape
+    best = np.full((num_rows, k), -1, np.int64)
+    if num_rows == 0 or num_items == 0:
+        return best
+    broken = ~(scores.max(axis=1) < np.inf)  # a maximum is NaN when any score is
+    if broken.any():
+        raise UserError(
+            f"{int(broken.sum())} of {num_rows} requests have scores that are NaN or infinite; expected finite "
+            "scores. The training diverged: lower its learning rates or set train.precision=fp32"
+        )
+    width = min(k, num_items)
+    for n in range(num_rows):
+        row = scores[n]
+        if excluded is not None and len(excluded[n]):
+            row = row.copy()
+            row[excluded[n]] = -np.inf
+        border = np.partition(row, num_items - width)[num_items - width]
+        above = np.flatnonzero(row > border)
+        above = above[np.argsort(-row[above], kind="stable")]
+        best[n, : len(above)] = above
+        if border > -np.inf:  # else fewer than k items are eligible, and all of them are above
+            best[n, len(above) : width] = np.flatnonzero(row == border)[: width - len(above)]
+    return best
+
+
+def request_metrics(
+    top: np.ndarray, target_offsets: np.ndarray, target_items: np.ndarray, ks: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """HR, recall, MRR and NDCG of each request at each cut-off; names such as "ndcg@10".
+
+    With targets T and the first k recommendations L: hr = 1 when L has any of T; recall =
+    |L and T| / min(k, |T|); mrr = 1 / rank of the first hit, else 0; ndcg = sum over hits at rank p of
+    1 / log2(p + 1), divided by the same sum for min(k, |T|) hits at the top (Järvelin and Kekäläinen, 2002).
+
+    Args:
+        top: int [N, K] item positions, best first, -1 = none (see `top_k`).
+        target_offsets: int64 [N + 1]; request n has the targets [offsets[n], offsets[n + 1]), at least one.
+        target_items: int [E] distinct within a request.
+        ks: cut-offs.
+
+    Returns:
+        float64 [N] for each metric.
+
+    >>> found = request_metrics(np.array([[7, 3, 5]]), np.array([0, 2]), np.array([3, 9]), [3])
+    >>> {name: round(float(value[0]), 4) for name, value in found.items()}
+    {'hr@3': 1.0, 'recall@3': 0.5, 'mrr@3': 0.5, 'ndcg@3': 0.3869}
+    """
+    num_targets = np.diff(target_offsets)
+    assert len(top) == len(num_targets) and (num_targets > 0).all()
+    hits = _hits(top, num_targets, target_items)
+    discounts = 1 / np.log2(np.arange(max(*ks, top.shape[1])) + 2)
+    ideals = np.concatenate([[0.0], np.cumsum(discounts)])
+    metrics = {}
+    for k in ks:
+        of_k = hits[:, :k]
+        any_hit = of_k.any(axis=1)
+        reachable = np.minimum(num_targets, k)
+        metrics[f"hr@{k}"] = any_hit.astype(np.float64)
+        metrics[f"recall@{k}"] = of_k.sum(axis=1) / reachable
+        metrics[f"mrr@{k}"] = any_hit / (of_k.argmax(axis=1) + 1)
+        metrics[f"ndcg@{k}"] = of_k @ discounts[: of_k.shape[1]] / ideals[reachable]
+    return metrics
+
+
+def _hits(top: np.ndarray, num_targets: np.ndarray, target_items: np.ndarray) -> np.ndarray:
+    """Whether each recommendation is a target of its request: bool [N, K]."""
+    span = int(max(top.max(initial=0), target_items.max(initial=0))) + 1
+    rows = np.arange(len(top))
+    wanted = np.repeat(rows, num_targets) * span + target_items
+    return np.isin(rows[:, None] * span + top, wanted) & (top >= 0)
+
+
+def bootstrap_means(values: np.ndarray, *, num: int, seed: int) -> np.ndarray:
+    """Means of `num` resamples of the rows, with replacement (Efron, 1979).
+
+    All columns see the same resamples, so differences of columns are paired. Resamples are made a
+    few at a time: memory does not grow with `num` times the number of rows.
+
+    Args:
+        values: float [N, M], N at least 1.
+        num: number of resamples.
+        seed: makes the resamples repeatable.
+
+    Returns:
+        float64 [num, M].
+    """
+    num_rows = len(values)
+    assert num_rows >= 1
+    rng = np.random.default_rng(seed)
+    means = np.empty((num, values.shape[1]))
+    at_once = max(1, _DRAWS_AT_ONCE // num_rows)
+    for start in range(0, num, at_once):
+        size = min(at_once, num - start)
+        draws = rng.integers(num_rows, size=(size, num_rows)) + np.arange(size)[:, None] * num_rows
+        counts = np.bincount(draws.ravel(), minlength=size * num_rows).reshape(size, num_rows)
+        means[start : start + size] = counts.astype(np.float64) @ values / num_rows
+    return means
+
+
+def percentile_interval(mean: float, resampled: np.ndarray) -> dict[str, float]:
+    """{"mean", "low", "high"} with the central 95 % of the resampled means."""
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return {"mean": float(mean), "low": float(low), "high": float(high)}
+
+
+def list_metrics(top: np.ndarray, eligible: np.ndarray, k: int) -> dict[str, dict[str, float]]:
+    """Catalogue coverage of the first k recommendations, and the Gini coefficient of how often items are shown.
+
+    Coverage is the share of eligible items in any list; Gini is 0 when all are shown equally often and near
+    1 when few items get every place. Both belong to all lists together, and a resample with repeated
+    requests has fewer distinct lists, so a bootstrap would be biased: the intervals are jackknife ones,
+    1.96 standard errors each side (Efron and Stein, 1981).
+
+    Args:
+        top: int [N, K] item positions, -1 = none.
+        eligible: bool [I].
+        k: cut-off.
+
+    Returns:
+        {"coverage@k": {"mean", "low", "high"}, "gini@k": ...}.
+    """
+    shown = top[:, :k]
+    valid = shown >= 0
+    all_counts = np.bincount(shown[valid], minlength=len(eligible))
+    num_items = int(eligible.sum())
+    assert num_items > 0 and not all_counts[~eligible].any()
+
+    # What each request alone contributes: items that only it shows, and its part of the rank sum of Gini.
+    only_here = ((all_counts[shown] == 1) & valid).sum(axis=1)
+    counts = np.sort(all_counts[eligible])
+    first_rank = np.searchsorted(counts, all_counts, side="left") + 1
+    weight = 2 * first_rank - num_items - 1
+    total = counts.sum()
+    rank_sum = float((2 * np.arange(1, num_items + 1) - num_items - 1) @ counts)
+    left_rank_sum = rank_sum - np.where(valid, weight[shown], 0).sum(axis=1)
+    left_total = np.maximum(total - valid.sum(axis=1), 1)
+    coverage = float((counts > 0).sum() / num_items)
+    gini = rank_sum / (num_items * max(int(total), 1))
+    return {
+        f"coverage@{k}": _jackknife_interval(coverage, coverage - only_here / num_items),
+        f"gini@{k}": _jackknife_interval(gini, left_rank_sum / (num_items * left_total)),
+    }
+
+
+def _jackknife_interval(value: float, left_out: np.ndarray) -> dict[str, float]:
+    """The interval of a share from its values with one request left out each time."""
+    num = len(left_out)
+    error = _NORMAL_95 * float(np.sqrt((num - 1) / num * ((left_out - left_out.mean()) ** 2).sum()))
+    return {"mean": value, "low": max(0.0, value - error), "high": min(1.0, value + error)}
+
+
+def list_popularity(top: np.ndarray, item_counts: np.ndarray, k: int) -> np.ndarray:
+    """Mean number of training events of the first k recommendations of each request: float64 [N]."""
+    shown = top[:, :k]
+    valid = shown >= 0
+    return np.where(valid, item_counts[shown], 0).sum(axis=1) / np.maximum(valid.sum(axis=1), 1)

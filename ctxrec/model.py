@@ -1,0 +1,268 @@
+"""The recommender: item vectors from content and ID, a user state from history, and their product.
+
+Legend: I items, B rows, L event slots, S = L + 1 query slots, D width, H encoder width,
+P positions with a target, F numeric features, M values of a category, n fresh items of a step.
+Vectors that meet in the product have D + 1 numbers: the last is the item's own score (1 for a query).
+Parameters are read in the forward of the module that owns them, as ZeRO-3 gathers them there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from ctxrec import schema
+from ctxrec.backbones import make_backbone
+from ctxrec.batching import Batch
+from ctxrec.config import ModelConfig
+from ctxrec.features import NUM_GAP_BUCKETS, TEXT_BUCKETS, ItemFeatures, id_rows
+from ctxrec.prepared import FeatureMeta
+
+MAX_ID_ROWS = 1_000_000  # rows of the ID embedding that an automatic size takes at most
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What the towers' sizes follow from; saved with the weights."""
+
+    num_items: int
+    id_buckets: int
+    text_width: int  # 0 = no text encoder
+    features: FeatureMeta
+
+    @staticmethod
+    def of(config: ModelConfig, features: FeatureMeta, *, num_items: int, text_width: int) -> ModelShape:
+        buckets = config.id_buckets or min(num_items, MAX_ID_ROWS)
+        return ModelShape(num_items=num_items, id_buckets=buckets, text_width=text_width, features=features)
+
+
+@dataclass
+class ItemTensors:
+    """The catalogue's features on the device; text vectors come apart, as they change in training."""
+
+    id_rows_I: torch.Tensor  # int64
+    cat_IM: dict[str, torch.Tensor]  # int64
+    num_IF: torch.Tensor  # float32, values and presence side by side
+
+    @staticmethod
+    def of(features: ItemFeatures, shape: ModelShape, device: torch.device | str = "cpu") -> ItemTensors:
+        num = np.concatenate([features.num, features.num_present], 1)
+        return ItemTensors(
+            id_rows_I=torch.from_numpy(id_rows(features.ids, shape.id_buckets)).to(device),
+            cat_IM={n: torch.from_numpy(v.astype(np.int64)).to(device) for n, v in features.cat.items()},
+            num_IF=torch.from_numpy(num).to(device),
+        )
+
+
+@dataclass
+class TextTable:
+    """Text vectors of the catalogue. `mean` and `scale` (of the un-tuned encoder's vectors) centre and
+    scale them, since raw language-model vectors share one direction (arXiv 2402.10602)."""
+
+    vectors_IH: torch.Tensor  # float32
+    present_I: torch.Tensor  # float32, 0 where an item has no text
+    mean_H: torch.Tensor
+    scale_H: torch.Tensor
+
+
+class CategoryEmbedding(nn.Module):
+    """Mean of the embeddings of an item's values; codes padded with MISSING, which embeds as zero."""
+
+    def __init__(self, vocabulary: list[str], dim: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(len(vocabulary) + schema.FIRST_CODE, dim, padding_idx=schema.MISSING)
+        _small_init(self.table)
+
+    def forward(self, codes: torch.Tensor) -> torch.Tensor:
+        if codes.dim() == 1:
+            return self.table(codes)
+        count = (codes != schema.MISSING).sum(-1, keepdim=True).clamp(min=1)
+        return self.table(codes).sum(-2) / count
+
+
+class ItemTower(nn.Module):
+    """Fuses text, ID, categories and numbers of an item into one vector of unit length and a bias."""
+
+    def __init__(self, config: ModelConfig, shape: ModelShape) -> None:
+        super().__init__()
+        self.config = config
+        features = shape.features
+        self.text = nn.Linear(shape.text_width, config.dim) if config.use_text and shape.text_width else None
+        self.id = nn.Embedding(shape.id_buckets, config.dim) if config.use_id else None
+        self.id_bias = nn.Embedding(shape.id_buckets, 1) if config.use_id else None
+        use = config.use_features
+        self.categories = nn.ModuleDict(
+            {_key(n): CategoryEmbedding(v, config.dim) for n, v in features.item_categories.items() if use}
+        )
+        num_numbers = 2 * len(features.item_numbers) if use else 0
+        self.numbers = nn.Linear(num_numbers, config.dim) if num_numbers else None
+        self.norm = nn.LayerNorm(config.dim)
+        self.bias = nn.Linear(config.dim, 1)
+        if self.id is not None:
+            nn.init.normal_(self.id.weight, std=config.dim**-0.5)
+            nn.init.zeros_(self.id_bias.weight)
+        nn.init.zeros_(self.bias.weight)
+
+    def forward(self, items: ItemTensors, text: TextTable | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors [I, D] of unit length and biases [I]."""
+        num_items = len(items.id_rows_I)
+        total = torch.zeros(num_items, self.config.dim, dtype=self.norm.weight.dtype, device=items.id_rows_I.device)
+        id_kept = self._kept(num_items, self.config.id_dropout, total)
+        if self.text is not None and text is not None:
+            vectors = (text.vectors_IH - text.mean_H) / text.scale_H
+            kept = text.present_I * self._kept(num_items, self.config.text_dropout, total)
+            total = total + self.text(vectors.to(total.dtype)) * kept[:, None]
+        if self.id is not None:
+            total = total + self.id(items.id_rows_I) * id_kept[:, None]
+        for name, embedding in self.categories.items():
+            total = total + embedding(items.cat_IM[_name(name)])
+        if self.numbers is not None:
+            total = total + self.numbers(items.num_IF.to(total.dtype))
+        bias = self.bias(self.norm(total)).squeeze(-1)
+        if self.id_bias is not None:
+            bias = bias + self.id_bias(items.id_rows_I).squeeze(-1) * id_kept
+        return F.normalize(self.norm(total), dim=-1), bias
+
+    def _kept(self, num_items: int, dropout: float, like: torch.Tensor) -> torch.Tensor:
+        """1 for items whose source is seen in this step, 0 for hidden ones."""
+        if not self.training or dropout == 0:
+            return like.new_ones(num_items)
+        return (torch.rand(num_items, device=like.device) >= dropout).to(like.dtype)
+
+
+class ContextTower(nn.Module):
+    """One vector of a request's context: time, gap, categorical, numeric and text features."""
+
+    def __init__(self, config: ModelConfig, features: FeatureMeta) -> None:
+        super().__init__()
+        dim = config.dim
+        sizes = {"hour": 24, "weekday": 7, "month": 13}
+        sizes |= {name: len(values) for name, values in features.context_categories.items()}
+        self.cat = nn.ModuleDict(
+            {_key(name): nn.Embedding(size + schema.FIRST_CODE, dim) for name, size in sizes.items()}
+        )
+        self.gap = nn.Embedding(NUM_GAP_BUCKETS, dim)
+        num_numbers = 2 * len(features.context_numbers)
+        self.numbers = nn.Linear(num_numbers, dim) if num_numbers else None
+        self.words = nn.ModuleDict(
+            {_key(name): nn.EmbeddingBag(TEXT_BUCKETS, dim, mode="mean", padding_idx=0) for name in features.context_texts}
+        )
+        for table in [*self.cat.values(), self.gap, *self.words.values()]:
+            _small_init(table)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """[B, S, D]."""
+        total = self.gap(batch.query_gaps_BS)
+        for name, table in self.cat.items():
+            total = total + table(batch.cat_BS[_name(name)])
+        if self.numbers is not None:
+            total = total + self.numbers(torch.cat([batch.num_BSF, batch.num_present_BSF], -1).to(total.dtype))
+        for name, table in self.words.items():
+            words = batch.words_BSW[_name(name)]
+            total = total + table(words.flatten(0, 1)).view(*words.shape[:2], -1)
+        return total
+
+
+class UserTower(nn.Module):
+    """Reads who asks and what they did, then bends that state to the context of the request (FiLM)."""
+
+    def __init__(self, config: ModelConfig, features: FeatureMeta) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        self.start = nn.Embedding(1, dim)
+        self.item_in = nn.Linear(dim, dim)
+        self.action = nn.Embedding(len(features.actions) + 1, dim)
+        use = config.use_user
+        self.user_cat = nn.ModuleDict(
+            {_key(n): CategoryEmbedding(v, dim) for n, v in features.user_categories.items() if use}
+        )
+        num_numbers = 2 * len(features.user_numbers) if use else 0
+        self.user_numbers = nn.Linear(num_numbers, dim) if num_numbers else None
+        self.norm_in = nn.LayerNorm(dim)
+        self.backbone = make_backbone(config)
+        self.norm_out = nn.LayerNorm(dim)
+        self.context = ContextTower(config, features) if config.use_context else None
+        self.film = nn.Linear(dim, 2 * dim) if config.use_context else None
+        self.event_context = nn.Linear(dim, dim) if config.use_context else None
+        self.query = nn.Linear(dim, dim)
+        for table in (self.start, self.action):
+            _small_init(table)
+        if self.film is not None:
+            nn.init.zeros_(self.film.bias)
+
+    def forward(self, batch: Batch, item_vectors_ID: torch.Tensor) -> torch.Tensor:
+        """User states at every query slot: [B, S, D]."""
+        prefix = self.start(torch.zeros_like(batch.lengths_B))
+        for name, embedding in self.user_cat.items():
+            prefix = prefix + embedding(batch.user_cat_B[_name(name)])
+        if self.user_numbers is not None:
+            numbers = torch.cat([batch.user_num_BF, batch.user_num_present_BF], -1)
+            prefix = prefix + self.user_numbers(numbers.to(prefix.dtype))
+        events = self.item_in(item_vectors_ID[batch.items_BL] * self.config.dim**0.5)
+        events = events + self.action(batch.actions_BL)
+        context = self.context(batch) if self.context is not None else None
+        if context is not None:  # slot j asks in the context of event j + 1, so event j's own is at j - 1
+            events = events + self.event_context(context[:, :-1])
+        slots = F.dropout(self.norm_in(torch.cat([prefix[:, None], events], 1)), self.config.dropout, self.training)
+        state = self.norm_out(self.backbone(slots))
+        if context is not None:
+            scale, shift = self.film(context).chunk(2, -1)
+            state = state * (1 + scale) + shift
+        return self.query(F.dropout(state, self.config.dropout, self.training))
+
+
+class Towers(nn.Module):
+    """Item and user tower with the temperature of their product; everything trained but the encoder."""
+
+    def __init__(self, config: ModelConfig, shape: ModelShape, *, temperature: float) -> None:
+        super().__init__()
+        self.item = ItemTower(config, shape)
+        self.user = UserTower(config, shape.features)
+        self.log_scale = nn.Parameter(torch.tensor([-np.log(temperature)], dtype=torch.float32))
+
+    def forward(
+        self,
+        items: ItemTensors,
+        text: TextTable | None,
+        batch: Batch | None = None,
+        *,
+        item_vectors: torch.Tensor | None = None,
+        last: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Item vectors [I, D + 1] (unit vector, then bias) and queries (unit state over the temperature,
+        then 1): [B, S, D + 1], or with `last` the query of each row's own request, [B, D + 1].
+
+        `item_vectors` saves computing them again; without `batch` there are no queries.
+        """
+        if item_vectors is None:
+            vectors, bias = self.item(items, text)
+            item_vectors = torch.cat([vectors, bias[:, None]], 1)
+        if batch is None:
+            return item_vectors, None
+        state = self.user(batch, item_vectors[:, :-1])
+        if last:
+            state = state[torch.arange(len(state), device=state.device), batch.lengths_B]
+        state = F.normalize(state.float(), dim=-1) * self.log_scale.exp()
+        return item_vectors, torch.cat([state, torch.ones_like(state[..., :1])], -1)
+
+
+def _small_init(table: Any) -> None:
+    nn.init.normal_(table.weight, std=0.02)
+    if table.padding_idx is not None:
+        with torch.no_grad():
+            table.weight[table.padding_idx].zero_()
+
+
+def _key(name: str) -> str:
+    """A feature's name as a module name, which must not hold a dot."""
+    return "f_" + name.replace("%", "%25").replace(".", "%2E")
+
+
+def _name(key: str) -> str:
+    return key[2:].replace("%2E", ".").replace("%25", "%")

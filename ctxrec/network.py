@@ -1,0 +1,107 @@
+"""The trained whole: encoder and towers in one module, so that one engine owns all parameters.
+
+Legend: I items, n fresh items of a step, H encoder width, P positions with a target, N negatives.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+
+from ctxrec.batching import Batch
+from ctxrec.config import TrainConfig
+from ctxrec.encoder import EncodePlan, TextEncoder, Tokens, encode_share
+from ctxrec.losses import bce_loss, sampled_softmax_loss, softmax_loss
+from ctxrec.model import ItemTensors, TextTable, Towers
+
+
+class _GatherRanks(torch.autograd.Function):
+    """All ranks' equally sized rows, rank after rank; the backward pass sums what all ranks ask of a row."""
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        size = len(grad) // dist.get_world_size()
+        return grad[dist.get_rank() * size :][:size]
+
+
+def gather_encoded(share_nH: torch.Tensor, plan: EncodePlan) -> torch.Tensor:
+    """Vectors of all texts of a plan, in the plan's order: [num_texts, H]."""
+    if plan.world == 1:
+        return share_nH[: plan.num_texts]
+    ranks = _GatherRanks.apply(share_nH).view(plan.world, -1, share_nH.shape[-1])
+    return ranks.transpose(0, 1).reshape(-1, share_nH.shape[-1])[: plan.num_texts]
+
+
+class Network(nn.Module):
+    """Towers and, in the encoder phase, the encoder; `forward` does all that needs parameters.
+
+    ZeRO-3 gathers parameters around module calls, so every use of them goes through a call of this module.
+    """
+
+    def __init__(self, towers: Towers, encoder: TextEncoder | None) -> None:
+        super().__init__()
+        self.towers = towers
+        self.encoder = encoder
+
+    def forward(self, task: str, **inputs):
+        """`task`: "loss", "encode" (a plan's share) or "rank" (item vectors and last queries)."""
+        return getattr(self, f"_{task}")(**inputs)
+
+    def _encode(self, tokens: Tokens, plan: EncodePlan, rank: int, device: torch.device) -> torch.Tensor:
+        return gather_encoded(encode_share(self.encoder, tokens, plan, rank, device), plan)
+
+    def _rank(
+        self, items: ItemTensors, text: TextTable | None, batch: Batch | None, item_vectors: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.towers(items, text, batch, item_vectors=item_vectors, last=True)
+
+    def _loss(
+        self,
+        items: ItemTensors,
+        text: TextTable | None,
+        batch: Batch,
+        config: TrainConfig,
+        loss: str,
+        negatives: torch.Tensor | None,
+        tokens: Tokens | None = None,
+        plan: EncodePlan | None = None,
+        rank: int = 0,
+    ) -> torch.Tensor:
+        """Weighted sum of losses over the batch's positions (a scalar); divide by the step's total weight.
+
+        With a `plan` its items' vectors come fresh from the encoder, with gradient; `text` takes them
+        over, so that the table follows the encoder.
+        """
+        if plan is not None:
+            fresh_nH = self._encode(tokens, plan, rank, text.vectors_IH.device)
+            which = torch.from_numpy(plan.order[: plan.num_texts]).to(fresh_nH.device)
+            mixed_IH = text.vectors_IH.index_copy(0, which, fresh_nH.to(text.vectors_IH.dtype))
+            text.vectors_IH = mixed_IH.detach()
+            text = TextTable(mixed_IH, text.present_I, text.mean_H, text.scale_H)
+        vectors_ID, queries = self.towers(items, text, batch)
+        asked = batch.weights_BS != 0
+        q_PD, target_P, weight_P = queries[asked], batch.targets_BS[asked], batch.weights_BS[asked]
+        if loss == "softmax":
+            return softmax_loss(q_PD, vectors_ID, target_P, weight_P, smoothing=config.label_smoothing)
+        assert negatives is not None
+        if loss == "bce":
+            return bce_loss(q_PD, vectors_ID, target_P, weight_P, negatives)
+        # Uniform draws with replacement: every item is expected N / I times.
+        log_expected = torch.full((), np.log(len(negatives) / len(vectors_ID)), device=q_PD.device)
+        return sampled_softmax_loss(q_PD, vectors_ID, target_P, weight_P, negatives, log_expected)
+
+
+def choose_loss(config: TrainConfig, num_items: int) -> str:
+    if config.loss != "auto":
+        return config.loss
+    return "softmax" if num_items <= config.full_softmax_items else "sampled_softmax"

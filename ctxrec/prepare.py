@@ -1,0 +1,26 @@
+"""Command: validate a data set, split it and write per-user histories (`python -m ctxrec.prepare`)."""
+
+from __future__ import annotations
+
+import ray
+
+from ctxrec import cli
+from ctxrec.preparing import prepare, summary
+from ctxrec.spec import load_spec
+
+
+def main() -> None:
+    parser = cli.parser("ctxrec.prepare", "Validate a behaviour log, split it, and write it as per-user histories.")
+    parser.add_argument("spec", metavar="SPEC.toml", help="the data set: which files, which column means what")
+    parser.add_argument("--out", required=True, metavar="DATA", help="folder or URI to write; replaced when it differs")
+    args = parser.parse_args()
+    config = cli.config_from(args)
+    try:
+        data = prepare(load_spec(args.spec), args.out, config)
+    finally:
+        ray.shutdown()
+    print(summary(data))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,109 @@
+"""Read a prepared data folder (see `ctxrec.schema` for its layout)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ctxrec import schema, storage
+from ctxrec.errors import UserError
+from ctxrec.spec import DatasetSpec
+
+
+@dataclass(frozen=True)
+class FeatureMeta:
+    """Vocabularies and scales, as in `meta.json` under `features`.
+
+    Each of items, users and context maps a categorical feature's name to its values (the value at
+    position p has code p + FIRST_CODE) and a numeric one's to {"mean", "std"} of sign(x)·log(1+|x|)
+    over its training rows. `actions` are the values of the action column.
+    """
+
+    item_categories: dict[str, list[str]]
+    item_numbers: dict[str, dict[str, float]]
+    user_categories: dict[str, list[str]]
+    user_numbers: dict[str, dict[str, float]]
+    context_categories: dict[str, list[str]]
+    context_numbers: dict[str, dict[str, float]]
+    context_texts: list[str]
+    actions: list[str]
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A prepared data folder: its facts, its item table, and its buckets of user histories."""
+
+    path: str
+    meta: dict[str, Any]
+
+    @staticmethod
+    def open(path: str) -> PreparedData:
+        """Open a folder that `ctxrec.prepare` wrote.
+
+        Raises:
+            UserError: it is missing, incomplete or of another format version.
+        """
+        meta_path = storage.join(path, schema.META)
+        if not storage.exists(meta_path):
+            raise UserError(f"no prepared data at {path} ({schema.META} is missing); run python -m ctxrec.prepare first")
+        meta = storage.read_json(meta_path)
+        if meta.get("format_version") != schema.FORMAT_VERSION:
+            raise UserError(
+                f"{path} has format version {meta.get('format_version')}; expected {schema.FORMAT_VERSION}. "
+                "Run ctxrec.prepare again"
+            )
+        return PreparedData(path=path, meta=meta)
+
+    @cached_property
+    def spec(self) -> DatasetSpec:
+        return DatasetSpec.from_dict(self.meta["spec"], source=storage.join(self.path, schema.META))
+
+    @cached_property
+    def features(self) -> FeatureMeta:
+        return FeatureMeta(**self.meta["features"])
+
+    @cached_property
+    def items(self) -> pa.Table:
+        path, fs = _reader_args(storage.join(self.path, schema.ITEMS))
+        table = pq.read_table(path, filesystem=fs).combine_chunks()
+        schema.check_schema(table, schema.items_schema(self.spec), source=schema.ITEMS)
+        return table
+
+    @property
+    def num_items(self) -> int:
+        return self.meta["counts"]["items"]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the rows, the spec or the options that made this folder change."""
+        return self.meta["fingerprint"]
+
+    @cached_property
+    def bucket_paths(self) -> list[str]:
+        return storage.list_files(storage.join(self.path, schema.HISTORIES))
+
+    def read_bucket(self, bucket: int, columns: list[str] | None = None) -> pa.Table:
+        """One bucket of histories, one row a user, users in the order of their ids."""
+        path, fs = _reader_args(self.bucket_paths[bucket])
+        return pq.read_table(path, columns=columns, filesystem=fs).combine_chunks()
+
+
+def _reader_args(path: str) -> tuple[str, Any]:
+    fs, inner = storage.filesystem(path)
+    return inner, fs
+
+
+def encode_categories(values: pa.Array | pa.ChunkedArray, vocabulary: list[str]) -> pa.Array:
+    """Codes of string values: MISSING for null and empty, OTHER for what the vocabulary lacks. int32."""
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    values = values.cast(pa.string())
+    position = pc.index_in(values, value_set=pa.array(vocabulary, pa.string()))
+    codes = pc.fill_null(pc.add(position, schema.FIRST_CODE), schema.OTHER)
+    absent = pc.or_kleene(pc.is_null(values), pc.equal(pc.fill_null(values, ""), ""))
+    return pc.if_else(absent, schema.MISSING, codes).cast(pa.int32())

@@ -1,0 +1,200 @@
+"""Rank the whole catalogue for every request of a split: Ray Data actors, one user bucket at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+from tqdm import tqdm
+
+from ctxrec import schema, storage
+from ctxrec.config import Config
+from ctxrec.errors import UserError
+from ctxrec.events import Requests, histories_from_table, split_requests
+from ctxrec.metrics import top_k
+from ctxrec.prepared import PreparedData
+from ctxrec.recommender import load_recommender
+from ctxrec.summary import BEFORE, MODEL, RankedLists
+
+SPLITS = {"valid": schema.VALID, "test": schema.TEST}
+_SCORES_AT_ONCE = 1 << 25  # scores in memory at a time in one actor (128 MB)
+_RECENT = 5  # events of the history that the report's examples show
+_TOP, _ATTRIBUTE = "top/", "attribute/"  # prefixes of columns in the actors' tables
+
+
+class Ranker(Protocol):
+    """What ranks: a recommender or a baseline."""
+
+    def scores(self, requests: Requests) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingPlan:
+    """What an actor must know to rank the requests of a bucket."""
+
+    bundles: dict[str, str]  # system -> bundle of a trained model
+    data: str
+    num_buckets: int
+    split: int
+    k: int
+    batch_size: int
+    num_actors: int
+    cpus_per_actor: int
+
+    @staticmethod
+    def make(run: str, prepared: PreparedData, split: str, config: Config) -> RankingPlan:
+        bundles = {MODEL: storage.join(run, "bundle")}
+        before = storage.join(run, "checkpoints/before")
+        if storage.exists(before):
+            bundles[BEFORE] = before
+        num_buckets = len(prepared.bucket_paths)
+        cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        num_actors = min(config.evaluate.actors or cpus, num_buckets, cpus)
+        return RankingPlan(
+            bundles=bundles,
+            data=prepared.path,
+            num_buckets=num_buckets,
+            split=SPLITS[split],
+            k=max(config.evaluate.ks),
+            batch_size=max(1, min(config.evaluate.batch_size, _SCORES_AT_ONCE // max(prepared.num_items, 1))),
+            num_actors=num_actors,
+            cpus_per_actor=max(1, cpus // num_actors),
+        )
+
+
+def check_bundles(plan: RankingPlan, item_ids: list[str]) -> None:
+    """Load every bundle once, here, where a damaged one is one clear line and not an actor that dies.
+
+    Raises:
+        UserError: a bundle is missing or damaged, or has another catalogue than the data.
+    """
+    for bundle in plan.bundles.values():
+        found = load_recommender(bundle).item_ids
+        if list(found) != item_ids:
+            raise UserError(
+                f"the catalogue of {bundle} has {len(found):,} items and is not the one of {plan.data} "
+                f"({len(item_ids):,} items); expected the data that the run was trained on"
+            )
+
+
+class BucketRanker:
+    """Ray Data actor: ranks the catalogue for every request of a bucket with every system."""
+
+    def __init__(self, plan: RankingPlan, shared: list[ray.ObjectRef]) -> None:
+        torch.set_num_threads(plan.cpus_per_actor)
+        self.plan = plan
+        self.data = PreparedData.open(plan.data)
+        self.rankers: dict[str, Ranker] = {}
+        self.rankers |= {system: load_recommender(bundle) for system, bundle in plan.bundles.items()}
+        self.eligible, fitted = ray.get(shared)  # arrays in shared memory, not copied
+        self.rankers |= fitted
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
+        for bucket in batch["bucket"]:
+            table = self.data.read_bucket(int(bucket))
+            histories = histories_from_table(table, self.data.features)
+            requests = split_requests(histories, self.plan.split, repeats=self.data.spec.split.repeats)
+            requests = drop_targets(requests, self.eligible)
+            for start in range(0, len(requests), self.plan.batch_size):
+                rows = np.arange(start, min(start + self.plan.batch_size, len(requests)))
+                yield self._rank(int(bucket), requests.take(rows))
+
+    def _rank(self, bucket: int, requests: Requests) -> pa.Table:
+        """One row a request: who, targets, history, attributes, and the list of every system."""
+        history = requests.history
+        closed = np.flatnonzero(~self.eligible)
+        if self.data.spec.split.repeats:
+            excluded = [closed] * len(requests)
+        else:
+            excluded = [np.concatenate([history.items[history.row(n)], closed]) for n in range(len(requests))]
+        recent = history.cut(np.maximum(history.offsets[1:] - _RECENT, history.offsets[:-1]), history.offsets[1:])
+        columns: dict[str, Any] = {
+            schema.USER_ID: pa.array(requests.users.ids, pa.string()),
+            "bucket": pa.array(np.full(len(requests), bucket)),
+            "targets": _list_array(requests.target_offsets, requests.target_items),
+            "history_length": pa.array(history.lengths),
+            "recent": _list_array(recent.offsets, recent.items),
+        }
+        for name, codes in requests.users.cat.items():
+            columns[_ATTRIBUTE + name] = pa.array(_labels(codes, self.data.features.user_categories[name]), pa.string())
+        for name, values in requests.users.num.items():
+            columns[_ATTRIBUTE + name] = pa.array(values.astype(np.float64))
+        for system, ranker in self.rankers.items():
+            top = top_k(ranker.scores(requests), self.plan.k, excluded)
+            columns[_TOP + system] = pa.FixedSizeListArray.from_arrays(top.astype(np.int32).ravel(), self.plan.k)
+        return pa.table(columns)
+
+
+def drop_targets(requests: Requests, eligible: np.ndarray) -> Requests:
+    """Requests without the targets that may not be recommended; one left without target goes."""
+    assert requests.target_offsets is not None and requests.target_items is not None
+    keep = eligible[requests.target_items]
+    if keep.all():
+        return requests
+    offsets = np.concatenate([[0], np.cumsum(keep)])[requests.target_offsets].astype(np.int64)
+    kept = dataclasses.replace(requests, target_offsets=offsets, target_items=requests.target_items[keep])
+    return kept.take(np.flatnonzero(np.diff(offsets)))
+
+
+def _labels(codes: np.ndarray, vocabulary: list[str]) -> list[str | None]:
+    names = np.array([None, "other values", *vocabulary], object)
+    return names[codes].tolist()
+
+
+def _list_array(offsets: np.ndarray, values: np.ndarray) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values.astype(np.int32)))
+
+
+def rank_requests(plan: RankingPlan, eligible: np.ndarray, fitted: dict[str, Ranker]) -> pa.Table | None:
+    """The tables of all buckets as one, users in the order of their ids; None without any request."""
+    ranked = ray.data.from_items(
+        [{"bucket": b} for b in range(plan.num_buckets)], override_num_blocks=plan.num_buckets
+    ).map_batches(
+        BucketRanker,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=plan.num_actors),
+        num_cpus=plan.cpus_per_actor,
+        fn_constructor_args=(plan, [ray.put(eligible), ray.put(fitted)]),
+    )
+    parts = []
+    with tqdm(total=plan.num_buckets, desc="evaluate", unit="bucket") as progress:
+        try:
+            for part in ranked.iter_batches(batch_size=None, batch_format="pyarrow"):
+                if part.num_rows:
+                    parts.append(part)
+                    progress.update(max(0, part.column("bucket")[-1].as_py() + 1 - progress.n))
+        except UserError as error:  # Ray wraps it with the actor's traceback; the user gets the line alone
+            raise UserError(str(getattr(error, "cause", error)).partition("\nFailed to apply")[0]) from None
+        progress.update(plan.num_buckets - progress.n)
+    if not parts:
+        return None
+    # By id, so that the resamples, and with them the intervals, do not depend on the number of buckets.
+    return pa.concat_tables(parts).sort_by(schema.USER_ID).combine_chunks()
+
+
+def ranked_lists(table: pa.Table) -> RankedLists:
+    """The arrays of the table that `rank_requests` made."""
+    targets = table.column("targets").combine_chunks()
+    lengths = targets.value_lengths().to_numpy()
+    tops, attributes = {}, {}
+    for name in table.column_names:
+        column = table.column(name).combine_chunks()
+        if name.startswith(_TOP):
+            tops[name.removeprefix(_TOP)] = column.flatten().to_numpy().reshape(len(table), -1)
+        elif name.startswith(_ATTRIBUTE):
+            attributes[name.removeprefix(_ATTRIBUTE)] = column.to_numpy(zero_copy_only=False)
+    return RankedLists(
+        user_ids=table.column(schema.USER_ID).to_numpy(),
+        target_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        target_items=targets.flatten().to_numpy(),
+        history_lengths=table.column("history_length").to_numpy(),
+        tops=tops,
+        attributes=attributes,
+    )

@@ -1,0 +1,315 @@
+"""Read tables of a data set as they are: parquet, csv, tsv and jsonl, piece by piece, with row numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from ctxrec import storage
+from ctxrec.errors import UserError
+
+FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+_COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
+_HEAD_BYTES = 1 << 20
+_BLOCK_BYTES = 8 << 20
+_BATCH_ROWS = 1 << 17
+_SAMPLE_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What is known of a file before it is read; `num_rows` is an estimate for text formats."""
+
+    path: str
+    format: str
+    columns: tuple[str, ...]
+    types: dict[str, pa.DataType]  # parquet only
+    num_rows: int
+    group_rows: tuple[int, ...] = ()  # rows of each parquet row group
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A file, or the row groups [start, stop) of a parquet file; rows are numbered from first_row."""
+
+    path: str
+    format: str
+    file: int  # position of the file in the sorted list
+    start: int = 0
+    stop: int = -1
+    first_row: int = 1
+    num_rows: int = 0
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """Rows as they stand in the file, with their numbers in it (the first data row is 1)."""
+
+    table: pa.Table
+    rows: np.ndarray  # int64 [N]
+    malformed: list[tuple[int, str]]  # rows that could not be split into columns: number and text
+
+
+def format_of(path: str) -> str:
+    """The format that a file's name says.
+
+    Raises:
+        UserError: the extension is none of those known.
+    """
+    name = path.rsplit("/", 1)[-1].lower()
+    for ending in _COMPRESSED:
+        name = name.removesuffix(ending)
+    for ending, kind in FORMATS.items():
+        if name.endswith(ending):
+            return kind
+    raise UserError(f"{path} has an unknown file type; expected one of {', '.join(FORMATS)}")
+
+
+def inspect(path: str, columns: Sequence[str], *, section: str) -> list[FileInfo]:
+    """The files at `path` in sorted order, each checked to have `columns`.
+
+    Args:
+        path: file, folder, glob or URI.
+        columns: what the spec names.
+        section: section of the spec, for messages.
+
+    Raises:
+        UserError: no file, an unknown type, or a column that a file lacks.
+    """
+    paths = storage.list_files(path)
+    for name in paths:
+        format_of(name)
+    with ThreadPoolExecutor(16) as pool:
+        files = [info for info in pool.map(_inspect_file, paths) if info is not None]
+    for info in files:
+        for column in columns:
+            if info.columns.count(column) != 1:
+                problem = "is missing" if column not in info.columns else "stands there more than once"
+                raise UserError(
+                    f"[{section}] names column {column!r}, which {problem} in {info.path}; found columns "
+                    f"{', '.join(info.columns)}. Correct the name in the dataset spec"
+                )
+    return files
+
+
+def _inspect_file(path: str) -> FileInfo | None:
+    """Columns and size of a file; None for an empty text file, which has neither."""
+    kind = format_of(path)
+    fs, inner = storage.filesystem(path)
+    if kind == "parquet":
+        try:
+            with fs.open_input_file(inner) as stream:
+                file = pq.ParquetFile(stream)
+                arrow = file.schema_arrow
+                groups = tuple(file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups))
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{path} is no parquet file: {error}") from error
+        types = dict(zip(arrow.names, arrow.types, strict=True))
+        return FileInfo(path, kind, tuple(arrow.names), types, sum(groups), groups)
+    with fs.open_input_stream(inner) as stream:
+        head = stream.read(_HEAD_BYTES)
+    lines = [line for line in head.split(b"\n") if line.strip()]
+    if not lines:
+        return None
+    size = fs.get_file_info(inner).size * (5 if path.lower().endswith(_COMPRESSED) else 1)
+    estimate = max(len(lines) * size // max(len(head), 1), 1)
+    if kind == "jsonl":
+        names: dict[str, None] = {}
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:  # a malformed or cut line is counted when it is read
+                continue
+            names |= dict.fromkeys(record if isinstance(record, dict) else ())
+        return FileInfo(path, kind, tuple(names), {}, estimate)
+    try:
+        header = lines[0].decode("utf-8-sig").rstrip("\r")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}. Convert it to UTF-8") from error
+    return FileInfo(path, kind, tuple(next(csv.reader([header], delimiter=_delimiter(kind)))), {}, estimate)
+
+
+def _delimiter(kind: str) -> str:
+    return "\t" if kind == "tsv" else ","
+
+
+def make_pieces(files: Sequence[FileInfo], *, rows: int) -> list[Piece]:
+    """Divide files into pieces of about `rows` rows; only parquet files can be divided."""
+    pieces = []
+    for number, info in enumerate(files):
+        if info.format != "parquet":
+            pieces.append(Piece(info.path, info.format, number, num_rows=info.num_rows))
+            continue
+        start = first_row = count = 0
+        for group, size in enumerate(info.group_rows):
+            if count and count + size > rows:
+                pieces.append(Piece(info.path, "parquet", number, start, group, first_row + 1, count))
+                start, first_row, count = group, first_row + count, 0
+            count += size
+        if count:
+            pieces.append(Piece(info.path, "parquet", number, start, len(info.group_rows), first_row + 1, count))
+    return pieces
+
+
+def read_piece(piece: Piece, columns: Sequence[str], *, encoded: Sequence[str] = ()) -> Iterator[RawBatch]:
+    """The rows of a piece, batch by batch, in the file's order.
+
+    Args:
+        piece: what to read.
+        columns: columns to read. Those of text formats come as strings, so that an id keeps its zeros.
+        encoded: columns that may come dictionary-encoded (ids: few distinct values).
+
+    Raises:
+        UserError: the file is damaged or not UTF-8.
+    """
+    reader = {"parquet": _read_parquet, "jsonl": _read_jsonl}.get(piece.format, _read_csv)
+    try:
+        yield from reader(piece, list(dict.fromkeys(columns)), list(encoded))
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise UserError(f"{piece.path} cannot be read: {error}. Expected UTF-8 {piece.format}") from error
+
+
+def _read_parquet(piece: Piece, columns: list[str], encoded: list[str]) -> Iterator[RawBatch]:
+    fs, inner = storage.filesystem(piece.path)
+    with fs.open_input_file(inner) as stream:
+        kinds = pq.read_schema(stream)
+        stream.seek(0)
+        texts = [c for c in encoded if pa.types.is_string(kinds.field(c).type)]
+        file = pq.ParquetFile(stream, read_dictionary=texts)
+        groups = list(range(piece.start, piece.stop))
+        row = piece.first_row
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups, columns=columns, use_threads=False):
+            table = pa.Table.from_batches([batch]).select(columns)
+            yield RawBatch(table, np.arange(row, row + len(table)), [])
+            row += len(table)
+
+
+def _read_csv(piece: Piece, columns: list[str], encoded: list[str]) -> Iterator[RawBatch]:
+    bad: list[tuple[int, str]] = []
+
+    def keep(row: Any) -> str:
+        bad.append((row.number - 1, row.text))  # the parser counts the header as row 1
+        return "skip"
+
+    fs, inner = storage.filesystem(piece.path)
+    with fs.open_input_stream(inner) as stream:
+        reader = pyarrow.csv.open_csv(
+            stream,
+            read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter=_delimiter(piece.format), newlines_in_values=True, invalid_row_handler=keep
+            ),
+            convert_options=pyarrow.csv.ConvertOptions(
+                include_columns=columns,
+                column_types={name: pa.string() for name in columns},
+                strings_can_be_null=True,
+                null_values=[""],
+            ),
+        )
+        parsed = reported = 0
+        for batch in reader:
+            # The parser skips malformed rows: their numbers say how far the others are shifted.
+            gaps = np.array([number for number, _ in bad], np.int64) - 1 - np.arange(len(bad))
+            index = np.arange(parsed, parsed + batch.num_rows)
+            rows = index + np.searchsorted(gaps, index, side="right") + 1
+            yield RawBatch(pa.Table.from_batches([batch]), rows, bad[reported:])
+            parsed, reported = parsed + batch.num_rows, len(bad)
+        if reported < len(bad):
+            empty = pa.table({name: pa.array([], pa.string()) for name in columns})
+            yield RawBatch(empty, np.zeros(0, np.int64), bad[reported:])
+
+
+def _read_jsonl(piece: Piece, columns: list[str], encoded: list[str]) -> Iterator[RawBatch]:
+    fs, inner = storage.filesystem(piece.path)
+    row, rest = 1, b""
+    with fs.open_input_stream(inner) as stream:
+        while True:
+            block = stream.read(_BLOCK_BYTES)
+            lines = (rest + block).split(b"\n")
+            rest = lines.pop() if block else b""
+            yield _parse_lines(lines, columns, row)
+            row += len(lines)
+            if not block:
+                return
+
+
+def _parse_lines(lines: list[bytes], columns: list[str], first_row: int) -> RawBatch:
+    """JSON lines as a table; one malformed line costs only itself."""
+    rows = np.arange(first_row, first_row + len(lines))
+    filled = np.array([bool(line.strip()) for line in lines], bool)
+    data = b"\n".join(line for line in lines if line.strip())
+    if not data:
+        return RawBatch(pa.table({c: pa.array([], pa.string()) for c in columns}), rows[:0], [])
+    try:
+        table = _parse_json(data, None)
+        dates = [f.name for f in table.schema if pa.types.is_temporal(f.type)]
+        if dates:  # text that looks like a date, perhaps an id: keep it as text
+            table = _parse_json(data, pa.schema([(name, pa.string()) for name in dates]))
+        assert len(table) == int(filled.sum())
+    except pa.ArrowInvalid:  # a malformed line, or mixed types
+        return _parse_each_line(lines, columns, rows)
+    arrays = [table.column(c) if c in table.column_names else pa.nulls(len(table), pa.string()) for c in columns]
+    return RawBatch(pa.table(dict(zip(columns, arrays, strict=True))), rows[filled], [])
+
+
+def _parse_json(data: bytes, known: pa.Schema | None) -> pa.Table:
+    return pyarrow.json.read_json(
+        io.BytesIO(data),
+        read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
+        parse_options=pyarrow.json.ParseOptions(explicit_schema=known),
+    )
+
+
+def _parse_each_line(lines: list[bytes], columns: list[str], rows: np.ndarray) -> RawBatch:
+    """The slow way, for blocks that Arrow cannot type: every value as text, lists as lists of text."""
+    kept, records, malformed = [], [], []
+    for number, line in zip(rows.tolist(), lines, strict=True):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            kept.append(number)
+            records.append(record)
+        else:
+            malformed.append((number, line.decode("utf-8", "backslashreplace")))
+    table = pa.table({c: _text_array([r.get(c) for r in records]) for c in columns})
+    return RawBatch(table, np.array(kept, np.int64), malformed)
+
+
+def _text_array(values: list[Any]) -> pa.Array:
+    def text(value: Any) -> str | None:
+        if value is None or isinstance(value, str):
+            return value
+        return json.dumps(value, ensure_ascii=False)
+
+    if any(isinstance(v, list) for v in values):
+        lists = [v if v is None or isinstance(v, list) else [v] for v in values]
+        return pa.array([None if v is None else [text(x) for x in v] for v in lists], pa.list_(pa.string()))
+    return pa.array([text(v) for v in values], pa.string())
+
+
+def sample_column(files: Sequence[FileInfo], column: str) -> list[pa.Array]:
+    """The first values of a column in each file."""
+
+    def first(info: FileInfo) -> pa.Array:
+        stop = min(1, len(info.group_rows)) if info.format == "parquet" else -1
+        for batch in read_piece(Piece(info.path, info.format, 0, 0, stop), [column]):
+            return batch.table.column(column).slice(0, _SAMPLE_ROWS).combine_chunks()
+        return pa.nulls(0)
+
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(first, files))

@@ -1,0 +1,32 @@
+"""Batch recommendations: `python -m ctxrec.recommend --run RUN --requests R.parquet --k 10 --out O.parquet`."""
+
+from __future__ import annotations
+
+from ctxrec import cli, storage
+from ctxrec.bundle import CONFIG
+from ctxrec.config import load_config
+from ctxrec.recommending import recommend
+from ctxrec.retrieval import find_bundle
+
+
+def main() -> None:
+    parser = cli.parser("ctxrec.recommend", "Score a Parquet file of requests with Ray Data.")
+    parser.add_argument("--run", required=True, metavar="RUN", help="a run of ctxrec.train, or the bundle in it")
+    parser.add_argument(
+        "--requests",
+        required=True,
+        metavar="R.parquet",
+        help="columns request_id, user_id, timestamp (epoch seconds, UTC; null: now), and optionally one for each "
+        "context feature and history (item ids, oldest first; null: the stored history)",
+    )
+    parser.add_argument("--k", required=True, type=int, help="items a request")
+    parser.add_argument("--out", required=True, metavar="O.parquet", help="columns request_id, item_ids, scores")
+    args = parser.parse_args()
+    # Options start from those of the run, not from the defaults.
+    config = load_config(args.config or storage.join(find_bundle(args.run), CONFIG), args.overrides)
+    num_rows = recommend(args.run, args.requests, args.out, k=args.k, config=config)
+    print(f"{num_rows} requests answered: {args.out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,286 @@
+"""A loaded bundle that scores requests: pure torch and numpy, the same for evaluation and serving.
+
+Legend: N requests, I items, D width of vectors (the towers' width + 1).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.numpy import load_file as load_arrays
+from safetensors.torch import load_file
+
+from ctxrec import bundle as files
+from ctxrec import schema, storage
+from ctxrec.batching import Batcher
+from ctxrec.config import Config, load_config
+from ctxrec.errors import UserError
+from ctxrec.events import US, Context, Events, Histories, Requests, Users, histories_from_table, time_codes
+from ctxrec.features import item_features
+from ctxrec.model import ItemTensors, ModelShape, Towers
+from ctxrec.prepared import FeatureMeta
+from ctxrec.spec import DatasetSpec
+
+BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class RawEvent:
+    """One event of a history that a request brings along. `timestamp`: epoch seconds, UTC."""
+
+    item_id: str
+    action: str | None = None
+    timestamp: float | None = None
+    context: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RawRequest:
+    """A request as users write it. `timestamp`: epoch seconds, UTC, None = now; a `history` replaces
+    the stored one."""
+
+    user_id: str | None = None
+    timestamp: float | None = None
+    context: dict[str, Any] = field(default_factory=dict)
+    history: Sequence[RawEvent] | None = None
+
+
+class Recommender:
+    """Scores requests with the towers of a bundle. Make it with `load_recommender`."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        spec: DatasetSpec,
+        features: FeatureMeta,
+        towers: Towers,
+        items: pa.Table,
+        item_vectors: np.ndarray,
+        histories: Histories,
+        model_version: str,
+    ) -> None:
+        self.config, self.spec, self.features = config, spec, features
+        self.items, self.item_vectors, self.model_version = items, item_vectors, model_version
+        self.item_ids: list[str] = items.column(schema.ITEM_ID).to_pylist()
+        self.item_position = {item: n for n, item in enumerate(self.item_ids)}
+        self.histories = histories
+        self.user_row = {user: n for n, user in enumerate(histories.users.ids)}
+        self._towers = towers.eval()
+        self._tensors = ItemTensors(id_rows_I=torch.zeros(0, dtype=torch.int64), cat_IM={}, num_IF=torch.zeros(0, 0))
+        self._vectors = torch.from_numpy(item_vectors)
+        self._batcher = Batcher(features, history=config.model.history, action_weights=spec.events.actions)
+        self._action_codes = {action: code for code, action in enumerate(features.actions, 1)}
+        self._category_codes = {
+            name: {value: code for code, value in enumerate(values, schema.FIRST_CODE)}
+            for name, values in features.context_categories.items()
+        }
+
+    def queries(self, requests: Requests) -> np.ndarray:
+        """Query vectors of requests: float32 [N, D]."""
+        parts = []
+        for start in range(0, len(requests), BATCH_SIZE):
+            stop = min(start + BATCH_SIZE, len(requests))
+            part = requests if stop - start == len(requests) else requests.take(np.arange(start, stop))
+            with torch.inference_mode():
+                batch = self._batcher.requests(part)
+                _, queries = self._towers(self._tensors, None, batch, item_vectors=self._vectors, last=True)
+            parts.append(queries.numpy())
+        return np.concatenate(parts) if parts else np.zeros((0, self.item_vectors.shape[1]), np.float32)
+
+    def scores(self, requests: Requests) -> np.ndarray:
+        """Scores of all items: float32 [N, I]."""
+        return self.queries(requests) @ self.item_vectors.T
+
+    def make_requests(self, raw: Sequence[RawRequest]) -> tuple[Requests, np.ndarray]:
+        """Requests as arrays, and which of them have no history to go by (bool [N], "fallback").
+
+        Unknown users and items are fine: an unknown item of a history is left out.
+
+        Raises:
+            UserError: a context key is unknown, or a value has the wrong type; names the key.
+        """
+        now = time.time()
+        times = np.array([round((now if r.timestamp is None else r.timestamp) * US) for r in raw], np.int64)
+        rows = [self.user_row.get(r.user_id, -1) if r.user_id is not None else -1 for r in raw]
+        parts = [
+            self._given(r.history, int(at)) if r.history is not None else self._stored(row, int(at))
+            for r, row, at in zip(raw, rows, times, strict=True)
+        ]
+        requests = Requests(
+            users=self._users(raw, np.array(rows, np.int64)),
+            history=_concat(parts, self._empty()),
+            times=times,
+            context=self._context([r.context for r in raw], times),
+        )
+        return requests, requests.history.lengths == 0
+
+    def _stored(self, row: int, before_us: int) -> Events:
+        if row < 0:
+            return self._empty()
+        events = self.histories.events
+        span = events.row(row)
+        stop = span.start + int(np.searchsorted(events.times[span], before_us, side="left"))
+        return events.cut(np.array([span.start]), np.array([stop]))
+
+    def _given(self, history: Sequence[RawEvent], asked_us: int) -> Events:
+        known = [event for event in history if event.item_id in self.item_position]
+        times = np.array(
+            [asked_us if e.timestamp is None else round(e.timestamp * US) for e in known], np.int64
+        ).reshape(-1)
+        return Events(
+            offsets=np.array([0, len(known)]),
+            items=np.array([self.item_position[e.item_id] for e in known], np.int32),
+            times=times,
+            actions=np.array([self._action_codes.get(e.action or "", 0) for e in known], np.int16),
+            context=self._context([e.context for e in known], times),
+        )
+
+    def _users(self, raw: Sequence[RawRequest], rows: np.ndarray) -> Users:
+        users, known = self.histories.users, rows >= 0
+        safe = np.where(known, rows, 0)
+
+        def pick(values: np.ndarray, missing: float) -> np.ndarray:
+            if len(values) == 0:
+                return np.full(len(rows), missing, values.dtype)
+            return np.where(known, values[safe], missing).astype(values.dtype)
+
+        return Users(
+            ids=np.array([r.user_id for r in raw], object),
+            cat={name: pick(values, schema.MISSING) for name, values in users.cat.items()},
+            num={name: pick(values, np.nan) for name, values in users.num.items()},
+        )
+
+    def _context(self, contexts: Sequence[dict[str, Any]], times_us: np.ndarray) -> Context:
+        """Context dictionaries as arrays; the time context comes from the times."""
+        meta = self.features
+        valid = [*meta.context_categories, *meta.context_numbers, *meta.context_texts]
+        for context in contexts:
+            for key in context:
+                if key not in valid:
+                    known = ", ".join(["timestamp", *valid])
+                    raise UserError(f"unknown context key {key!r}; valid keys are {known}")
+        cat = time_codes(times_us)
+        for name, codes in self._category_codes.items():
+            cat[name] = np.array([_category(c.get(name), codes) for c in contexts], np.int32)
+        num = {n: np.array([_number(n, c.get(n)) for c in contexts], np.float32) for n in meta.context_numbers}
+        text = {}
+        for name in meta.context_texts:
+            text[name] = np.empty(len(contexts), object)
+            text[name][:] = [_text(name, c.get(name)) for c in contexts]
+        return Context(cat=cat, num=num, text=text)
+
+    def _empty(self) -> Events:
+        none = np.zeros(0, np.int64)
+        return Events(
+            offsets=np.array([0, 0]),
+            items=none.astype(np.int32),
+            times=none,
+            actions=none.astype(np.int16),
+            context=self._context([], none),
+        )
+
+
+def _category(value: Any, codes: dict[str, int]) -> int:
+    if value is None or value == "":
+        return schema.MISSING
+    return codes.get(str(value), schema.OTHER)
+
+
+def _number(name: str, value: Any) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise UserError(f"context {name} is {value!r}; expected a number")
+    return float(value)
+
+
+def _text(name: str, value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"context {name} is {value!r}; expected a text")
+    return value
+
+
+def _concat(parts: list[Events], empty: Events) -> Events:
+    """Events of one row each as the rows of one `Events`."""
+    if not parts:
+        return Events(
+            offsets=np.array([0]), items=empty.items, times=empty.times, actions=empty.actions, context=empty.context
+        )
+
+    def arrays(pick: Any) -> dict[str, np.ndarray]:
+        return {name: np.concatenate([pick(p.context)[name] for p in parts]) for name in pick(parts[0].context)}
+
+    return Events(
+        offsets=np.concatenate([[0], np.cumsum([len(p.items) for p in parts])]).astype(np.int64),
+        items=np.concatenate([p.items for p in parts]),
+        times=np.concatenate([p.times for p in parts]),
+        actions=np.concatenate([p.actions for p in parts]),
+        context=Context(
+            cat=arrays(lambda c: c.cat), num=arrays(lambda c: c.num), text=arrays(lambda c: c.text)
+        ),
+    )
+
+
+def load_recommender(bundle: str) -> Recommender:
+    """Load a bundle (path or URI) after checking its hashes; executes no code from it.
+
+    Raises:
+        UserError: it is missing, incomplete or damaged.
+    """
+    folder, manifest = files.check_bundle(bundle, scratch=tempfile.gettempdir())
+    config = load_config(os.path.join(folder, files.CONFIG))
+    about = storage.read_json(os.path.join(folder, files.DATA))
+    features = FeatureMeta(**about["features"])
+    shape = ModelShape(features=features, **about["shape"])
+    towers = Towers(config.model, shape, temperature=config.train.temperature)
+    towers.load_state_dict(load_file(os.path.join(folder, files.TOWERS)))
+    with pa.memory_map(os.path.join(folder, files.HISTORIES)) as source:
+        histories = histories_from_table(pa.ipc.open_file(source).read_all(), features)
+    return Recommender(
+        config=config,
+        spec=DatasetSpec.from_dict(about["spec"]),
+        features=features,
+        towers=towers,
+        items=pq.read_table(os.path.join(folder, files.ITEMS)),
+        item_vectors=load_arrays(os.path.join(folder, files.VECTORS))["items"],
+        histories=histories,
+        model_version=manifest["model_version"],
+    )
+
+
+def reload_item_vectors(bundle: str, *, encoder_path: str, data_items: pa.Table) -> np.ndarray:
+    """Item vectors computed anew from a bundle's adapter and towers: float32 [I, D].
+
+    Proves that what is exported is what was trained; `data_items` has the texts.
+    """
+    from ctxrec.texts import encode_catalogue, make_text_table
+
+    folder, _ = files.check_bundle(bundle, scratch=tempfile.gettempdir())
+    config = load_config(os.path.join(folder, files.CONFIG))
+    about = storage.read_json(os.path.join(folder, files.DATA))
+    features = FeatureMeta(**about["features"])
+    shape = ModelShape(features=features, **about["shape"])
+    towers = Towers(config.model, shape, temperature=config.train.temperature).eval()
+    towers.load_state_dict(load_file(os.path.join(folder, files.TOWERS)))
+    catalogue = item_features(data_items, features)
+    text = None
+    if shape.text_width:
+        adapter = os.path.join(folder, files.ADAPTER)
+        encoder = files.load_encoder(config, encoder_path, adapter)
+        arrays = load_arrays(os.path.join(folder, files.VECTORS))
+        vectors, present = encode_catalogue(encoder, encoder_path, catalogue.texts, config.encoder)
+        text = make_text_table(vectors, present, mean=arrays["mean"], scale=arrays["scale"])
+    with torch.inference_mode():
+        vectors, _ = towers(ItemTensors.of(catalogue, shape), text)
+    return vectors.numpy()

@@ -1,0 +1,250 @@
+"""Batch scoring with Ray Data: requests from Parquet, a pool of actors with the model, one Parquet file out."""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+import ray.data
+from tqdm import tqdm
+
+from ctxrec import bundle as files
+from ctxrec import runtime, storage
+from ctxrec.bundle import check_bundle
+from ctxrec.cleaning import one_array, to_text
+from ctxrec.config import Config, IndexConfig, load_config
+from ctxrec.errors import UserError
+from ctxrec.recommender import RawEvent, RawRequest
+from ctxrec.retrieval import EARLIEST_S, LATEST_S, find_bundle, load_retriever
+from ctxrec.spec import ContextSpec, DatasetSpec
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID, USER_ID, TIMESTAMP, HISTORY = "request_id", "user_id", "timestamp", "history"
+ITEM_IDS, SCORES = "item_ids", "scores"
+
+
+def recommend(run: str, requests: str, out: str, *, k: int, config: Config | None = None) -> int:
+    """Score the requests of a Parquet file (contracts: `ctxrec.recommend`) and write `out` as one file, whole.
+
+    A request without a timestamp is asked now: at the moment this function was called, for all of them.
+
+    Args:
+        run: run or bundle, path or URI; on a cluster, one that every node can read.
+        requests: Parquet file, folder, glob or URI.
+        out: Parquet file, path or URI; replaced when it exists.
+        k: items a request.
+        config: `evaluate.batch_size`, `evaluate.actors` and the search options of `index`; None: the bundle's.
+
+    Returns:
+        The number of requests.
+
+    Raises:
+        UserError: `k` is below 1, the bundle is missing or damaged, or the requests lack a column, have one
+            of the wrong type, or a timestamp out of range.
+    """
+    now_s = time.time()
+    if k < 1:
+        raise UserError(f"--k is {k}; expected at least 1")
+    bundle = find_bundle(run)
+    folder, _ = check_bundle(bundle, scratch=tempfile.gettempdir())
+    config = config or load_config(storage.join(folder, files.CONFIG))
+    context = DatasetSpec.from_dict(storage.read_json(storage.join(folder, files.DATA))["spec"]).events.context
+    inputs = storage.list_files(requests)
+    columns, num_rows = _check_requests(inputs, context)
+    schema = _output_schema(inputs[0])
+    if num_rows == 0:
+        _write(out, schema, (), num_rows=0)
+        return 0
+    runtime.connect()
+    fs, _ = storage.filesystem(inputs[0])
+    paths = [storage.filesystem(file)[1] for file in inputs]
+    num_cpus = ray.cluster_resources().get("CPU", 1)
+    # Small shares on small machines: reading needs one beside the actors, and a running service has its own.
+    answers = (
+        ray.data.read_parquet(paths, filesystem=fs, num_cpus=0.25)
+        .select_columns(columns)
+        .map_batches(
+            Scorer,
+            fn_constructor_kwargs={
+                "bundle": bundle, "index": config.index, "context": context, "k": k, "now_s": now_s
+            },
+            batch_size=config.evaluate.batch_size,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=_num_actors(num_rows, int(num_cpus), config)),
+            num_cpus=1 if num_cpus > 2 else 0.5,
+        )
+    )  # fmt: skip
+    _write(out, schema, answers.iter_batches(batch_size=None, batch_format="pyarrow"), num_rows=num_rows)
+    return num_rows
+
+
+class Scorer:
+    """A Ray Data actor: the model and the index, and a table of requests to a table of answers."""
+
+    def __init__(self, *, bundle: str, index: IndexConfig, context: ContextSpec, k: int, now_s: float):
+        self._retriever = load_retriever(bundle, index)
+        self._k = k
+        self._context = context
+        self._now_s = now_s
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        raw = raw_requests(table, self._context, now_s=self._now_s)
+        requests, _ = self._retriever.recommender.make_requests(raw)
+        found = self._retriever.top_k(requests, self._k)
+        item_ids = [self._retriever.item_ids(positions) for positions, _ in found]
+        scores = [row_scores for _, row_scores in found]
+        return pa.table(
+            {
+                REQUEST_ID: table.column(REQUEST_ID),
+                ITEM_IDS: pa.array(item_ids, pa.list_(pa.string())),
+                SCORES: pa.array(scores, pa.list_(pa.float32())),
+            }
+        )
+
+
+def raw_requests(table: pa.Table, context: ContextSpec, *, now_s: float) -> list[RawRequest]:
+    """The rows of R.parquet as requests; a column that is missing is as if it were null in every row."""
+    nothing = [None] * table.num_rows
+
+    def values(name: str, convert: Callable[[pa.ChunkedArray], pa.Array]) -> list[Any]:
+        return convert(table.column(name)).to_pylist() if name in table.column_names else nothing
+
+    users = values(USER_ID, to_text)
+    times = values(TIMESTAMP, _epoch_seconds)
+    histories = _id_lists(table.column(HISTORY)) if HISTORY in table.column_names else nothing
+    features = {name: values(name, to_text) for name in context.categorical + context.text}
+    features |= {name: values(name, _numbers) for name in context.numeric}
+    return [
+        RawRequest(
+            user_id=users[n],
+            timestamp=now_s if times[n] is None else times[n],
+            context={name: column[n] for name, column in features.items() if column[n] is not None},
+            history=None if histories[n] is None else [RawEvent(item_id=i) for i in histories[n]],
+        )
+        for n in range(table.num_rows)
+    ]
+
+
+def _check_requests(inputs: list[str], context: ContextSpec) -> tuple[list[str], int]:
+    """The columns to read and the number of rows, after a check of all that a file can have wrong."""
+    known = [REQUEST_ID, USER_ID, TIMESTAMP, HISTORY, *context.columns]
+    num_rows, wanted, unused = 0, None, []
+    for file in inputs:
+        parquet = _open_parquet(file)
+        types = {field.name: field.type for field in parquet.schema_arrow}
+        present = [name for name in known if name in types]
+        if wanted is not None and set(wanted) != set(present):
+            raise UserError(f"{file} has the columns {', '.join(present)}; {inputs[0]} has {', '.join(wanted)}")
+        wanted = present
+        unused = [name for name in types if name not in known]
+        _check_columns(types, context, source=file)
+        _check_timestamps(parquet, source=file)
+        num_rows += parquet.metadata.num_rows
+    if unused:
+        logger.warning("columns %s are not used; known are %s", ", ".join(unused), ", ".join(known))
+    return wanted or [], num_rows
+
+
+def _open_parquet(file: str) -> pq.ParquetFile:
+    fs, inner = storage.filesystem(file)
+    try:
+        return pq.ParquetFile(inner, filesystem=fs)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{file} is no Parquet file ({str(error).splitlines()[0]})") from error
+
+
+def _check_columns(types: dict[str, pa.DataType], context: ContextSpec, *, source: str) -> None:
+    for name in (REQUEST_ID, TIMESTAMP):
+        if name not in types:
+            raise UserError(f"{source}: column {name!r} is missing; found {', '.join(types) or 'no column'}")
+    if USER_ID not in types and HISTORY not in types:
+        raise UserError(f"{source}: found neither {USER_ID!r} nor {HISTORY!r}; expected one of them, to know who asks")
+    for name in (TIMESTAMP, *context.numeric):
+        if name in types and not _is_numeric(types[name], times=name == TIMESTAMP):
+            wanted = "epoch seconds, UTC, or a timestamp" if name == TIMESTAMP else "numbers"
+            raise UserError(f"{source}: column {name!r} is {types[name]}; expected {wanted}")
+    if HISTORY in types and not (_is_list(types[HISTORY]) or pa.types.is_null(types[HISTORY])):
+        raise UserError(f"{source}: column {HISTORY!r} is {types[HISTORY]}; expected a list of item ids, oldest first")
+
+
+def _check_timestamps(parquet: pq.ParquetFile, *, source: str) -> None:
+    for batch in parquet.iter_batches(columns=[TIMESTAMP]):
+        extremes = pc.min_max(_epoch_seconds(batch.column(TIMESTAMP))).as_py()
+        for found in extremes.values():
+            if found is not None and not EARLIEST_S <= found <= LATEST_S:
+                raise UserError(
+                    f"{source}: timestamp {found:g} is outside the years 1 to 9999; expected epoch seconds, UTC "
+                    "(divide milliseconds by 1000)"
+                )
+
+
+def _is_numeric(kind: pa.DataType, *, times: bool) -> bool:
+    numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    return numbers or pa.types.is_null(kind) or (times and pa.types.is_timestamp(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _numbers(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """float64, with NaN as null."""
+    numbers = one_array(column).cast(pa.float64())
+    return pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
+
+
+def _epoch_seconds(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    if pa.types.is_timestamp(column.type):
+        return pc.divide(one_array(column).cast(pa.timestamp("us")).cast(pa.int64()).cast(pa.float64()), 1e6)
+    return _numbers(column)
+
+
+def _id_lists(column: pa.Array | pa.ChunkedArray) -> list[list[str] | None]:
+    """The ids of each row as strings; a null list stays None, null ids are left out."""
+    column = one_array(column)
+    if pa.types.is_null(column.type):
+        return column.to_pylist()
+    ids = to_text(column.flatten()).to_pylist()
+    stops = np.cumsum(column.value_lengths().fill_null(0).to_numpy())
+    lists = [[i for i in part if i is not None] for part in np.split(np.array(ids, object), stops[:-1])]
+    return [lists[n] if valid else None for n, valid in enumerate(column.is_valid().to_pylist())]
+
+
+def _output_schema(file: str) -> pa.Schema:
+    request_id = _open_parquet(file).schema_arrow.field(REQUEST_ID).type
+    return pa.schema([(REQUEST_ID, request_id), (ITEM_IDS, pa.list_(pa.string())), (SCORES, pa.list_(pa.float32()))])
+
+
+def _num_actors(num_rows: int, num_cpus: int, config: Config) -> int:
+    """As many as asked for; else one a CPU but one, and never more than there are batches."""
+    return config.evaluate.actors or min(max(1, num_cpus - 1), math.ceil(num_rows / config.evaluate.batch_size))
+
+
+def _write(out: str, schema: pa.Schema, tables: Iterable[pa.Table], *, num_rows: int) -> None:
+    """Write tables to one Parquet file that appears when it is complete."""
+    fs, inner = storage.filesystem(out)
+    fs.create_dir(inner.rsplit("/", 1)[0], recursive=True)
+    temporary = f"{inner}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        with (
+            pq.ParquetWriter(temporary, schema, filesystem=fs) as writer,
+            tqdm(total=num_rows, unit="request", desc="recommend", disable=num_rows == 0) as progress,
+        ):
+            for table in tables:
+                writer.write_table(table.cast(schema))
+                progress.update(table.num_rows)
+        fs.move(temporary, inner)
+    except BaseException:
+        storage.delete(f"{out}{temporary.removeprefix(inner)}")
+        raise

@@ -1,0 +1,173 @@
+"""From requests to the best eligible items: seen and excluded items left out, filters applied.
+
+`recommend` and the HTTP service both go through `Retriever`, so their scores are equal.
+
+Legend: I items, N requests.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from ctxrec import bundle as files
+from ctxrec import schema, storage
+from ctxrec.config import IndexConfig
+from ctxrec.errors import UserError
+from ctxrec.events import Requests
+from ctxrec.index import NO_ITEM, Allowed, Excluded, Index, exact_search, load_index
+from ctxrec.recommender import Recommender, load_recommender
+
+EARLIEST_S, LATEST_S = -62_135_596_800, 253_402_300_799  # request times in epoch seconds: the years 1 to 9999
+
+BUNDLE = "bundle"  # the bundle's folder in a run
+
+
+class Retriever:
+    """A recommender with its index.
+
+    Args:
+        recommender: the model, its catalogue and the stored histories.
+        index: an index of `recommender.item_vectors`; None ranks the whole catalogue exactly.
+    """
+
+    def __init__(self, recommender: Recommender, index: Index | None = None):
+        expected = recommender.item_vectors.shape
+        if index is not None and (index.num_items, index.dim) != expected:
+            raise UserError(
+                f"the index holds {index.num_items} vectors of width {index.dim}; expected {expected[0]} of width "
+                f"{expected[1]}, one for each item. Export the bundle again"
+            )
+        self.recommender = recommender
+        self.index = index
+
+    def top_k(
+        self, requests: Requests, k: int, *, exclude: Excluded = None, allowed: Allowed = None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The best k items of each request: always k unless fewer are eligible.
+
+        Args:
+            requests: N requests of `recommender.make_requests`.
+            k: at least 1.
+            exclude: item positions that a request must not get, besides the items of its history (those
+                are left out unless the spec says `split.repeats`).
+            allowed: bool [I] for all requests or one such mask for each (`compile_filter`); None: all items.
+
+        Returns:
+            For each request item positions (int64) and scores (float32, non-increasing, ties by position).
+        """
+        if len(requests) == 0:
+            return []
+        queries = self.recommender.queries(requests)
+        return self._search(queries, k, exclude=self._unwanted(requests, exclude), allowed=allowed)
+
+    def similar(self, item: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k items most like `item` by the cosine of their vectors, itself left out."""
+        query = self.recommender.item_vectors[item : item + 1].copy()
+        query[:, -1] = 0  # the last coordinate is an item's bias: how popular it is, not what it is like
+        return self._search(query, k, exclude=[np.array([item])], allowed=None)[0]
+
+    def positions(self, item_ids: Iterable[str]) -> np.ndarray:
+        """Positions of those ids that the catalogue has; the others are left out."""
+        known = self.recommender.item_position
+        return np.array([known[i] for i in item_ids if i in known], np.int64)
+
+    def item_ids(self, positions: np.ndarray) -> list[str]:
+        ids = self.recommender.item_ids
+        return [ids[p] for p in positions.tolist()]
+
+    def compile_filter(self, wanted: Mapping[str, Sequence[str]] | None) -> np.ndarray | None:
+        """The items that have, in every named column, any of the values given for it.
+
+        Args:
+            wanted: values for each categorical item column, as `{"category": ["Comedy", "Drama"]}`. A value
+                that no item has matches nothing; it is not an error.
+
+        Returns:
+            bool [I], or None when there is no filter.
+
+        Raises:
+            UserError: a column is no categorical item feature; names it and the valid ones.
+        """
+        if not wanted:
+            return None
+        mask = np.ones(len(self.recommender.item_ids), bool)
+        for column, values in wanted.items():
+            if column not in self._items_by_value:
+                valid = ", ".join(self._items_by_value) or "none: the catalogue has no categorical column"
+                raise UserError(f"filter: unknown column {column!r}; valid columns are {valid}")
+            matches = np.zeros_like(mask)
+            for value in values:
+                matches[self._items_by_value[column].get(value, [])] = True
+            mask &= matches
+        return mask
+
+    @cached_property
+    def _items_by_value(self) -> dict[str, dict[str, np.ndarray]]:
+        """For each categorical column the positions of the items that have a value."""
+        spec = self.recommender.spec.items
+        return {name: self._positions_by_value(name) for name in (spec.categorical if spec is not None else ())}
+
+    def _positions_by_value(self, name: str) -> dict[str, np.ndarray]:
+        column = self.recommender.items.column(schema.category_column(name)).combine_chunks()
+        values = column.flatten().dictionary_encode()
+        codes = values.indices.fill_null(len(values.dictionary)).to_numpy()
+        owners = column.value_parent_indices().to_numpy()
+        order = np.argsort(codes, kind="stable")
+        stops = np.searchsorted(codes[order], np.arange(len(values.dictionary) + 1))
+        return {
+            value: owners[order[start:stop]]
+            for value, start, stop in zip(values.dictionary.to_pylist(), stops[:-1], stops[1:], strict=True)
+        }
+
+    def _unwanted(self, requests: Requests, exclude: Excluded) -> Excluded:
+        if self.recommender.spec.split.repeats:
+            return exclude
+        history = requests.history
+        seen = [history.items[history.row(n)] for n in range(len(requests))]
+        if exclude is None:
+            return seen
+        return [np.concatenate([s, e]) for s, e in zip(seen, exclude, strict=True)]
+
+    def _search(
+        self, queries: np.ndarray, k: int, *, exclude: Excluded, allowed: Allowed
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        if self.index is not None:
+            ids, scores = self.index.search(queries, k, allowed=allowed, excluded=exclude)
+        else:
+            vectors = self.recommender.item_vectors
+            ids, scores = exact_search(vectors, queries, k, allowed=allowed, excluded=exclude)
+        found = (ids != NO_ITEM).sum(1)
+        return [(row[:n], row_scores[:n]) for row, row_scores, n in zip(ids, scores, found, strict=True)]
+
+
+def find_bundle(run: str) -> str:
+    """The bundle of a run folder, or `run` itself when that is a bundle; absolute for a local path.
+
+    Raises:
+        UserError: neither is there.
+    """
+    run = run if storage.is_uri(run) else os.path.abspath(run)
+    for folder in (storage.join(run, BUNDLE), run):
+        if storage.exists(storage.join(folder, files.DATA)):
+            return folder
+    found = f"a folder without {BUNDLE}/" if storage.exists(run) else "nothing"
+    raise UserError(f"found {found} at {run}; expected a run that python -m ctxrec.train finished, or its bundle")
+
+
+def load_retriever(run: str, index: IndexConfig | None = None) -> Retriever:
+    """The recommender and the index of a run or bundle, after the check of all its hashes.
+
+    Args:
+        run: path or URI.
+        index: search options; None takes those of the bundle.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    bundle = find_bundle(run)
+    recommender = load_recommender(bundle)
+    return Retriever(recommender, load_index(storage.join(bundle, files.INDEX), index or recommender.config.index))

@@ -1,0 +1,56 @@
+"""Join the Ray cluster that is there, or start a local one; set what Ray's workers need."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+
+import ray
+import ray.data
+
+logger = logging.getLogger(__name__)
+
+# Variables of every worker process. DeepSpeed must know its accelerator before it is imported, and its
+# CPU extension is built once and shared; GPU nodes override both in their own environment.
+_WORKER_ENV = ("DS_ACCELERATOR", "TORCH_EXTENSIONS_DIR", "HF_HUB_OFFLINE", "CTXREC_CACHE", "PYTHONPATH")
+
+
+def cache_dir() -> str:
+    """Folder for downloads and built extensions: $CTXREC_CACHE or ~/.cache/ctxrec."""
+    return os.environ.get("CTXREC_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "ctxrec")
+
+
+def connect() -> None:
+    """Connect to the cluster named by RAY_ADDRESS (a submitted job has it), else start a local one.
+
+    Calling it again in one process does nothing.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    env = {name: os.environ[name] for name in _WORKER_ENV if name in os.environ}
+    options = {"runtime_env": {"env_vars": env}, "log_to_driver": True, "logging_level": logging.WARNING}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**options)
+    else:
+        ray.init(address="local", include_dashboard=False, object_store_memory=_object_store_bytes(), **options)
+    _quiet_small_clusters()
+    logger.info("Ray %s with %s CPUs", ray.__version__, ray.cluster_resources().get("CPU", 0))
+
+
+def _object_store_bytes() -> int:
+    """A fifth of this machine's memory, at most 4 GB, and never more than shared memory has room for."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    shm = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
+    room = os.statvfs(shm)
+    return int(max(min(memory / 5, room.f_bavail * room.f_frsize * 0.8, 4e9), 1e8))
+
+
+def _quiet_small_clusters() -> None:
+    """Ray Data's defaults are for big clusters: 200 blocks a read are overhead on two cores."""
+    context = ray.data.DataContext.get_current()
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    context.read_op_min_num_blocks = min(context.read_op_min_num_blocks, 2 * cpus)
+    context.execution_options.preserve_order = True

@@ -1,0 +1,112 @@
+"""Names, schemas and layout of a prepared data folder; written by `prepare`, read by all the rest.
+
+    DATA/meta.json                      counts, split, vocabularies, the spec, fingerprint; written last
+    DATA/items.parquet                  one row an item, in catalogue order: the row number is the item's index
+    DATA/histories/bucket-00000.parquet one row a user, users divided by a hash of their id
+    DATA/rejects/*.parquet              rejected rows with the reason
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from ctxrec.errors import UserError
+
+FORMAT_VERSION = 1
+
+META = "meta.json"
+ITEMS = "items.parquet"
+HISTORIES = "histories"
+REJECTS = "rejects"
+
+USER_ID = "user_id"
+ITEM_ID = "item_id"
+
+# List columns of a history, one value an event, ordered by time (stable on the log's own order).
+EVENT_ITEMS = "items"  # int32 item index
+EVENT_TIMES = "times"  # int64 microseconds since 1970, UTC
+EVENT_SPLIT = "split"  # int8, one of TRAIN, VALID, TEST
+EVENT_ACTIONS = "actions"  # int16 code, 0 = no action
+EVENT_VALUES = "values"  # float32, NaN = none
+EVENT_GAPS = "gap_s"  # float32 seconds since the user's event before; NaN for the first
+TIME_CONTEXT = ("hour", "weekday", "month")  # int8, UTC: 0-23, 0 = Monday, 1-12
+
+TRAIN, VALID, TEST = 0, 1, 2
+
+# Codes of categorical values: position in the vocabulary plus FIRST_CODE.
+MISSING, OTHER, FIRST_CODE = 0, 1, 2
+
+ITEM_TEXT = "text"  # the text columns joined
+ITEM_TITLE = "title"  # the first text column, for people to read
+ITEM_TRAIN_EVENTS = "train_events"  # int64
+
+
+def context_column(name: str) -> str:
+    """Column of a context feature in a history (list) and in a request."""
+    return f"ctx_{name}"
+
+
+def user_column(name: str) -> str:
+    """Column of a user attribute in a history row: int32 code or float32."""
+    return f"user_{name}"
+
+
+def category_column(name: str) -> str:
+    """Column of a categorical item feature: list<string>, several values allowed."""
+    return f"cat_{name}"
+
+
+def numeric_column(name: str) -> str:
+    """Column of a numeric item feature: float32, null = missing."""
+    return f"num_{name}"
+
+
+def histories_schema(spec: Any) -> pa.Schema:
+    """Schema of a history bucket for a `DatasetSpec`."""
+    fields = [
+        (USER_ID, pa.string()),
+        (EVENT_ITEMS, pa.list_(pa.int32())),
+        (EVENT_TIMES, pa.list_(pa.int64())),
+        (EVENT_SPLIT, pa.list_(pa.int8())),
+        (EVENT_ACTIONS, pa.list_(pa.int16())),
+        (EVENT_VALUES, pa.list_(pa.float32())),
+        (EVENT_GAPS, pa.list_(pa.float32())),
+        *((name, pa.list_(pa.int8())) for name in TIME_CONTEXT),
+    ]
+    context = spec.events.context
+    fields += [(context_column(n), pa.list_(pa.int32())) for n in context.categorical]
+    fields += [(context_column(n), pa.list_(pa.float32())) for n in context.numeric]
+    fields += [(context_column(n), pa.list_(pa.string())) for n in context.text]
+    if spec.users is not None:
+        fields += [(user_column(n), pa.int32()) for n in spec.users.categorical]
+        fields += [(user_column(n), pa.float32()) for n in spec.users.numeric]
+    return pa.schema(fields)
+
+
+def items_schema(spec: Any) -> pa.Schema:
+    """Schema of the item table for a `DatasetSpec`."""
+    fields = [
+        (ITEM_ID, pa.string()),
+        (ITEM_TITLE, pa.string()),
+        (ITEM_TEXT, pa.string()),
+        (ITEM_TRAIN_EVENTS, pa.int64()),
+    ]
+    if spec.items is not None:
+        fields += [(category_column(n), pa.list_(pa.string())) for n in spec.items.categorical]
+        fields += [(numeric_column(n), pa.float32()) for n in spec.items.numeric]
+    return pa.schema(fields)
+
+
+def check_schema(table: pa.Table, schema: pa.Schema, *, source: str) -> None:
+    """Raise a `UserError` that names the first column of `schema` that `table` lacks or has otherwise."""
+    for wanted in schema:
+        if wanted.name not in table.column_names:
+            raise UserError(
+                f"{source}: column {wanted.name!r} is missing; found {', '.join(table.column_names)}. "
+                "Run ctxrec.prepare again"
+            )
+        found = table.schema.field(wanted.name).type
+        if found != wanted.type:
+            raise UserError(f"{source}: column {wanted.name!r} is {found}; expected {wanted.type}")

@@ -1,0 +1,143 @@
+"""The dataset spec (`dataset.toml`): which files hold the log and which column means what."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ctxrec import storage
+from ctxrec.config import build_dataclass
+from ctxrec.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContextSpec:
+    """Columns of the event log that are known when a recommendation is asked for."""
+
+    categorical: tuple[str, ...] = ()
+    numeric: tuple[str, ...] = ()
+    text: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.categorical + self.numeric + self.text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EventsSpec:
+    """The behaviour log. `path` is a file, folder, glob or URI; the others are column names."""
+
+    path: str
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str = "timestamp"
+    action: str | None = None
+    value: str | None = None
+    context: ContextSpec = field(default_factory=ContextSpec)
+    actions: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ItemsSpec:
+    """The catalogue."""
+
+    path: str
+    id: str = "item_id"
+    text: tuple[str, ...] = ()
+    categorical: tuple[str, ...] = ()
+    numeric: tuple[str, ...] = ()
+    image: str | None = None
+    audio: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UsersSpec:
+    """The table of user attributes."""
+
+    path: str
+    id: str = "user_id"
+    categorical: tuple[str, ...] = ()
+    numeric: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GraphSpec:
+    """Knowledge-graph triples; parsed and validated, not yet used in training."""
+
+    path: str
+    head: str = "head"
+    relation: str = "relation"
+    tail: str = "tail"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitSpec:
+    """How events are divided into train, valid and test.
+
+    temporal: one global cut, `valid` and `test` are shares of events by time.
+    last: the last event of each user with at least three events is the test event, and the one
+    before it the validation event (each where its share is above 0).
+    """
+
+    strategy: Literal["temporal", "last"] = "temporal"
+    valid: float = 0.1
+    test: float = 0.1
+    repeats: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("valid", "test"):
+            share = getattr(self, name)
+            if not 0 <= share < 1 and not (self.strategy == "last" and share == 1):
+                raise UserError(f"split.{name} is {share}; expected a share from 0 to below 1")
+        if self.strategy == "temporal" and self.valid + self.test >= 1:
+            raise UserError(
+                f"split.valid + split.test is {self.valid + self.test:g}; expected below 1, "
+                "so that events are left to train on"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetSpec:
+    """A whole `dataset.toml`."""
+
+    name: str
+    events: EventsSpec
+    items: ItemsSpec | None = None
+    users: UsersSpec | None = None
+    graph: GraphSpec | None = None
+    split: SplitSpec = field(default_factory=SplitSpec)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries and lists, as TOML and JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(raw: dict[str, Any], *, source: str = "dataset spec") -> DatasetSpec:
+        return build_dataclass(DatasetSpec, raw, source=source)
+
+
+def load_spec(path: str) -> DatasetSpec:
+    """Read a dataset spec and make its paths absolute (relative ones start at the spec's folder).
+
+    Raises:
+        UserError: the file is missing, is no TOML, or has an unknown key or a value of the wrong type.
+    """
+    try:
+        raw = tomllib.loads(storage.read_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from error
+    spec = DatasetSpec.from_dict(raw, source=path)
+    base = storage.parent(path)
+
+    def absolute(part: Any) -> Any:
+        return None if part is None else dataclasses.replace(part, path=storage.join(base, part.path))
+
+    return dataclasses.replace(
+        spec,
+        events=absolute(spec.events),
+        items=absolute(spec.items),
+        users=absolute(spec.users),
+        graph=absolute(spec.graph),
+    )

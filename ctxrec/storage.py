@@ -1,0 +1,207 @@
+"""Files and folders by path or URI (local, s3://, gs://, hdfs://), on pyarrow's file systems."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+
+from ctxrec.errors import UserError
+
+_URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+def is_uri(path: str) -> bool:
+    return bool(_URI.match(path))
+
+
+def filesystem(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The file system a path or URI lies on, and the path inside it."""
+    if not is_uri(path):
+        return pyarrow.fs.LocalFileSystem(), os.path.abspath(path)
+    try:
+        return pyarrow.fs.FileSystem.from_uri(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} cannot be opened: {error}") from error
+
+
+def join(base: str, *parts: str) -> str:
+    """`base/parts`; a part that is absolute or a URI stands for itself."""
+    for part in parts:
+        base = part if is_uri(part) or os.path.isabs(part) else f"{base.rstrip('/')}/{part}" if base else part
+    return base
+
+
+def parent(path: str) -> str:
+    """The folder that holds `path`, absolute for a local one."""
+    if is_uri(path):
+        return path.rstrip("/").rsplit("/", 1)[0]
+    return os.path.dirname(os.path.abspath(path))
+
+
+def exists(path: str) -> bool:
+    fs, inner = filesystem(path)
+    return fs.get_file_info(inner).type != pyarrow.fs.FileType.NotFound
+
+
+def is_dir(path: str) -> bool:
+    fs, inner = filesystem(path)
+    return fs.get_file_info(inner).type == pyarrow.fs.FileType.Directory
+
+
+def make_dir(path: str) -> None:
+    fs, inner = filesystem(path)
+    fs.create_dir(inner, recursive=True)
+
+
+def delete(path: str) -> None:
+    """Remove a file or a folder with all it holds; missing is fine."""
+    fs, inner = filesystem(path)
+    kind = fs.get_file_info(inner).type
+    if kind == pyarrow.fs.FileType.Directory:
+        fs.delete_dir(inner)
+    elif kind == pyarrow.fs.FileType.File:
+        fs.delete_file(inner)
+
+
+def list_files(path: str, *, recursive: bool = True) -> list[str]:
+    """Sorted files of a folder, of a glob's matches, or the one file `path`; hidden names are left out.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    fs, inner = filesystem(path)
+    prefix = path[: len(path) - len(inner)] if is_uri(path) and path.endswith(inner) else ""
+    if any(c in inner for c in "*?["):
+        root = inner[: re.search(r"[*?\[]", inner).start()].rsplit("/", 1)[0] or "/"
+        pattern = re.compile(fnmatch.translate(inner).replace(".*", "[^/]*"))
+    else:
+        info = fs.get_file_info(inner)
+        if info.type == pyarrow.fs.FileType.File:
+            return [path]
+        root, pattern = inner, None
+    selector = pyarrow.fs.FileSelector(root, recursive=recursive, allow_not_found=True)
+    found = sorted(
+        info.path
+        for info in fs.get_file_info(selector)
+        if info.type == pyarrow.fs.FileType.File
+        and not any(p.startswith((".", "_")) for p in info.path[len(root) :].split("/"))
+        and (pattern is None or pattern.match(info.path))
+    )
+    if not found:
+        raise UserError(f"no file found at {path}; give an existing file, folder or glob")
+    return [prefix + p for p in found]
+
+
+def read_bytes(path: str) -> bytes:
+    fs, inner = filesystem(path)
+    info = fs.get_file_info(inner)
+    if info.type != pyarrow.fs.FileType.File:
+        found = "a folder" if info.type == pyarrow.fs.FileType.Directory else "nothing"
+        raise UserError(f"found {found} at {path}; expected a file")
+    with fs.open_input_stream(inner) as stream:
+        return stream.read()
+
+
+def read_text(path: str) -> str:
+    try:
+        return read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def read_json(path: str) -> Any:
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Write a file whole: under a temporary name first, then renamed, so that no reader sees half of it."""
+    fs, inner = filesystem(path)
+    fs.create_dir(inner.rsplit("/", 1)[0], recursive=True)
+    temporary = f"{inner}.{uuid.uuid4().hex[:8]}.tmp"
+    with fs.open_output_stream(temporary) as stream:
+        stream.write(data)
+    fs.move(temporary, inner)
+
+
+def write_text(path: str, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_dir(path: str, fill: Callable[[str], None], *, scratch: str) -> None:
+    """Fill a local scratch folder with `fill(folder)`, then put it at `path` as one complete folder.
+
+    Locally the folder appears by one rename; where something is there already it is replaced.
+    On object stores, which have no rename, files are copied and the manifest (written by `fill`
+    as `manifest.json`) comes last, so a folder without one is incomplete.
+    """
+    local = os.path.join(scratch, f"write-{uuid.uuid4().hex[:8]}")
+    os.makedirs(local)
+    try:
+        fill(local)
+        fs, inner = filesystem(path)
+        if isinstance(fs, pyarrow.fs.LocalFileSystem):
+            os.makedirs(os.path.dirname(inner), exist_ok=True)
+            staged = f"{inner}.{uuid.uuid4().hex[:8]}.tmp"
+            shutil.copytree(local, staged)
+            if os.path.exists(inner):
+                old = f"{inner}.{uuid.uuid4().hex[:8]}.old"
+                os.rename(inner, old)
+                os.rename(staged, inner)
+                shutil.rmtree(old)
+            else:
+                os.rename(staged, inner)
+            return
+        delete(path)
+        names = sorted(local_files(local), key=lambda name: name.endswith("manifest.json"))
+        for name in names:
+            target = f"{inner}/{name}"
+            fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
+            with open(os.path.join(local, name), "rb") as source, fs.open_output_stream(target) as out:
+                shutil.copyfileobj(source, out, 1 << 20)
+    finally:
+        shutil.rmtree(local, ignore_errors=True)
+
+
+def fetch_dir(path: str, *, scratch: str) -> str:
+    """A local folder with what lies at `path`: the folder itself when local, else a copy under `scratch`."""
+    fs, inner = filesystem(path)
+    if isinstance(fs, pyarrow.fs.LocalFileSystem):
+        return inner
+    local = os.path.join(scratch, hashlib.sha256(path.encode()).hexdigest()[:16])
+    pyarrow.fs.copy_files(inner, local, source_filesystem=fs)
+    return local
+
+
+def local_files(folder: str) -> list[str]:
+    """Relative names of all files below a local folder, sorted."""
+    return sorted(
+        os.path.relpath(os.path.join(root, name), folder) for root, _, names in os.walk(folder) for name in names
+    )
+
+
+def sha256_file(path: str) -> str:
+    """Hex sha256 of a local file."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex sha256 of a JSON value in one fixed spelling; a fingerprint of configs and specs."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -1,0 +1,147 @@
+"""The training stream: which windows make up step s of epoch e, whatever the number of workers.
+
+Every worker walks the same global batches, which follow from the seed alone, and takes its share of each
+by rank. So a resumed run, or one on another number of workers, sees the same rows in the same steps.
+Memory holds one shard: as many buckets as fit SHARD_EVENTS events (never less than one bucket).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from ctxrec import schema
+from ctxrec.batching import Batch, Batcher, make_windows
+from ctxrec.events import Histories, histories_from_table
+from ctxrec.prepared import PreparedData
+
+SHARD_EVENTS = 10_000_000
+
+
+@dataclass(frozen=True)
+class Step:
+    """This worker's share of one global batch, cut into micro-batches."""
+
+    epoch: int
+    step_in_epoch: int
+    micro_batches: list[Batch]
+    distinct_items: list[np.ndarray]  # for each micro-batch, over all workers: items read or asked for
+
+
+class TrainStream:
+    """Global batches of training windows over a prepared folder."""
+
+    def __init__(
+        self,
+        data: PreparedData,
+        batcher: Batcher,
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        seed: int,
+        rank: int,
+        world: int,
+        last_split: int = schema.TRAIN,
+    ) -> None:
+        """`last_split`: events of splits up to this one are trained on (VALID: refit on both)."""
+        self.data = data
+        self.batcher = batcher
+        self.global_batch_size = global_batch_size
+        per_worker = global_batch_size // world
+        self.rows_at_once = min(micro_batch_size or per_worker, per_worker) * world
+        self.seed, self.rank, self.world, self.last_split = seed, rank, world, last_split
+        self._cached: tuple[tuple[int, ...], Histories] | None = None
+        counts = [self._count(bucket) for bucket in range(len(data.bucket_paths))]
+        self.bucket_events = [events for events, _ in counts]
+        self.bucket_windows = [windows for _, windows in counts]
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches a step."""
+        return -(-self.global_batch_size // self.rows_at_once)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one epoch; each shard's last batch may be short."""
+        return sum(
+            -(-sum(self.bucket_windows[b] for b in shard) // self.global_batch_size) for shard in self._shards(0)
+        )
+
+    @property
+    def num_events(self) -> int:
+        """Training events of one epoch."""
+        return sum(self.bucket_events)
+
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Step]:
+        """Steps of an epoch from `start` on."""
+        index = 0
+        for number, shard in enumerate(self._shards(epoch)):
+            num_windows = sum(self.bucket_windows[b] for b in shard)
+            num_steps = -(-num_windows // self.global_batch_size)
+            if index + num_steps <= start:
+                index += num_steps
+                continue
+            histories = self._read(shard)
+            windows = make_windows(*self._spans(histories), self.batcher.history)
+            order = np.random.default_rng([self.seed, epoch, number]).permutation(len(windows))
+            for begin in range(0, len(order), self.global_batch_size):
+                if index >= start:
+                    rows = order[begin : begin + self.global_batch_size]
+                    yield self._step(histories, windows, rows, epoch, index)
+                index += 1
+
+    def _step(self, histories: Histories, windows, rows: np.ndarray, epoch: int, index: int) -> Step:
+        batches, distinct = [], []
+        for micro in range(self.accumulation):
+            # A short batch still has every micro-batch on every worker: rows are repeated without weight.
+            part = rows[micro * self.rows_at_once : (micro + 1) * self.rows_at_once]
+            mine = part[self.rank :: self.world]
+            wanted = max(-(-len(part) // self.world), 1)
+            padding = wanted - len(mine)
+            batch = self.batcher.training(histories, windows.take(np.concatenate([mine, np.repeat(rows[:1], padding)])))
+            if padding:
+                batch.weights_BS[len(mine) :] = 0
+            batches.append(batch)
+            spans = [slice(int(windows.start[w]), int(windows.stop[w])) for w in (part if len(part) else rows[:1])]
+            distinct.append(np.unique(np.concatenate([histories.events.items[s] for s in spans])))
+        return Step(epoch=epoch, step_in_epoch=index, micro_batches=batches, distinct_items=distinct)
+
+    def _shards(self, epoch: int) -> list[list[int]]:
+        """Buckets of each shard: grouped once in their own order, the groups shuffled every epoch."""
+        groups: list[list[int]] = [[]]
+        size = 0
+        for bucket, events in enumerate(self.bucket_events):
+            if groups[-1] and size + events > SHARD_EVENTS:
+                groups.append([])
+                size = 0
+            groups[-1].append(bucket)
+            size += events
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(groups))
+        return [groups[g] for g in order]
+
+    def _read(self, shard: list[int]) -> Histories:
+        key = tuple(shard)
+        if self._cached is None or self._cached[0] != key:
+            self._cached = None  # free the old shard before the new one is read
+            table = pa.concat_tables([self.data.read_bucket(b) for b in shard])
+            self._cached = key, histories_from_table(table, self.data.features)
+        return self._cached[1]
+
+    def _spans(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
+        """Start and stop of each row's training events (the first ones, as splits follow time)."""
+        offsets = histories.events.offsets
+        inside = np.concatenate([[0], np.cumsum(histories.split <= self.last_split)])
+        return offsets[:-1], offsets[:-1] + np.diff(inside[offsets])
+
+    def _count(self, bucket: int) -> tuple[int, int]:
+        """Training events and windows of a bucket, from its split column alone."""
+        column = self.data.read_bucket(bucket, [schema.EVENT_SPLIT]).column(schema.EVENT_SPLIT).combine_chunks()
+        lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        inside = np.concatenate([[0], np.cumsum(column.flatten().to_numpy() <= self.last_split)])
+        stops = offsets[:-1] + np.diff(inside[offsets])
+        windows = make_windows(offsets[:-1], stops, self.batcher.history)
+        return int(inside[-1]), len(windows)

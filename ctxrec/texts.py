@@ -1,0 +1,54 @@
+"""The table of text vectors of a catalogue.
+
+Legend: I items, H encoder width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ctxrec.config import EncoderConfig
+from ctxrec.encoder import TextEncoder, encode_share, plan_encoding, tokenise
+from ctxrec.model import TextTable
+
+
+def has_text(texts: list[str]) -> np.ndarray:
+    """Which items have a text: bool [I]."""
+    return np.array([bool(text.strip()) for text in texts], bool)
+
+
+def make_text_table(
+    vectors: np.ndarray, present: np.ndarray, *, mean: np.ndarray | None = None, scale: np.ndarray | None = None
+) -> TextTable:
+    """A table of vectors [I, H] with their centre and scale, by default those of the items that have text.
+
+    Scaled by the standard deviation times sqrt(H), so that a vector's expected length is 1.
+    """
+    if mean is None or scale is None:
+        shown = vectors[present.astype(bool)]
+        if not len(shown):
+            shown = np.zeros((1, vectors.shape[1]), np.float32)
+        mean = shown.mean(0)
+        scale = np.maximum(shown.std(0), 1e-6) * vectors.shape[1] ** 0.5
+    return TextTable(
+        vectors_IH=torch.from_numpy(np.ascontiguousarray(vectors)),
+        present_I=torch.from_numpy(present.astype(np.float32)),
+        mean_H=torch.from_numpy(np.asarray(mean, np.float32)),
+        scale_H=torch.from_numpy(np.asarray(scale, np.float32)),
+    )
+
+
+def encode_catalogue(
+    encoder: TextEncoder, encoder_path: str, texts: list[str], config: EncoderConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors [I, H] of all texts (zero where there is none), and which have one; in this process alone."""
+    present = has_text(texts)
+    vectors = np.zeros((len(texts), encoder.width), np.float32)
+    which = np.flatnonzero(present)
+    if len(which):
+        tokens = tokenise(encoder_path, texts, max_tokens=config.max_tokens)
+        plan = plan_encoding(which, tokens.lengths, budget=config.token_budget, world=1)
+        with torch.inference_mode():
+            vectors[plan.order] = encode_share(encoder, tokens, plan, 0, torch.device("cpu")).numpy()
+    return vectors, present

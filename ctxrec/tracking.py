@@ -1,0 +1,95 @@
+"""Where a training writes its figures: the run's own log, TensorBoard, W&B, MLflow."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import tempfile
+from typing import Any
+
+from ctxrec import storage
+from ctxrec.config import TrainConfig
+from ctxrec.errors import UserError
+
+LOG = "train_log.jsonl"
+_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+
+
+def check_trackers(config: TrainConfig) -> None:
+    """Raise a `UserError` when a configured tracker's package is not installed."""
+    for name in config.trackers:
+        if importlib.util.find_spec(_PACKAGES[name]) is None:
+            raise UserError(f"train.trackers has {name!r}, but it is not installed; pip install {_PACKAGES[name]}")
+
+
+class Tracker:
+    """Writes figures to the run's `train_log.jsonl` and to the configured trackers (rank 0 alone)."""
+
+    def __init__(self, run: str, config: dict[str, Any], trackers: tuple[str, ...]) -> None:
+        self.path = storage.join(run, LOG)
+        self.lines: list[dict[str, Any]] = []
+        if storage.exists(self.path):
+            self.lines = [json.loads(line) for line in storage.read_text(self.path).splitlines()]
+        self._run = run
+        self._board: Any = None
+        self._board_dir = run if not storage.is_uri(run) else tempfile.mkdtemp(prefix="ctxrec-tensorboard-")
+        name = os.path.basename(run.rstrip("/"))
+        self._wandb: Any = None
+        self._mlflow: Any = None
+        if "tensorboard" in trackers:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            self._board = SummaryWriter(self._board_dir)
+        if "wandb" in trackers:
+            import wandb
+
+            self._wandb = wandb.init(project="ctxrec", name=name, config=config, resume="allow", id=name)
+        if "mlflow" in trackers:
+            import mlflow
+
+            self._mlflow = mlflow
+            mlflow.set_experiment("ctxrec")
+            mlflow.start_run(run_name=name)
+            flat = {f"{s}.{k}": v for s, options in config.items() for k, v in options.items()}
+            mlflow.log_params(flat)
+
+    def forget_after(self, phase: str, step: int) -> None:
+        """Drop lines of steps that a resumed training does again."""
+        self.lines = [
+            line
+            for line in self.lines
+            if (line["phase"] == phase and line["step"] <= step) or (phase == "encoder" and line["phase"] == "towers")
+        ]
+
+    def log(self, values: dict[str, Any]) -> None:
+        """`values`: phase, step, and figures by name."""
+        self.lines.append(values)
+        figures = {
+            f"{values['phase']}/{k}": v for k, v in values.items() if isinstance(v, (int, float)) and k != "step"
+        }
+        if self._board is not None:
+            for key, value in figures.items():
+                self._board.add_scalar(key, value, values["step"])
+        if self._wandb is not None:
+            self._wandb.log({**figures, f"{values['phase']}/step": values["step"]})
+        if self._mlflow is not None:
+            self._mlflow.log_metrics({k.replace("@", "_at_"): v for k, v in figures.items()}, step=values["step"])
+
+    def flush(self) -> None:
+        storage.write_text(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self) -> None:
+        self.flush()
+        if self._board is not None:
+            self._board.close()
+            if self._board_dir != self._run:
+                for name in storage.local_files(self._board_dir):
+                    with open(os.path.join(self._board_dir, name), "rb") as stream:
+                        storage.write_bytes(storage.join(self._run, name), stream.read())
+        if self._wandb is not None:
+            self._wandb.finish()
+        if self._mlflow is not None:
+            self._mlflow.end_run()

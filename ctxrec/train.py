@@ -1,0 +1,18 @@
+"""Fine-tune a recommender: `python -m ctxrec.train --data DATA --out RUN`."""
+
+from __future__ import annotations
+
+from ctxrec import cli
+from ctxrec.training import summary, train
+
+
+def main() -> None:
+    parser = cli.parser("ctxrec.train", "Train the towers and fine-tune the encoder; resumes an unfinished run.")
+    parser.add_argument("--data", required=True, help="folder that ctxrec.prepare wrote")
+    parser.add_argument("--out", required=True, metavar="RUN", help="run folder")
+    args = parser.parse_args()
+    print(summary(train(args.data, args.out, cli.config_from(args))))
+
+
+if __name__ == "__main__":
+    cli.run(main)

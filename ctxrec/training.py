@@ -1,0 +1,157 @@
+"""Drive a training: check what is there, run Ray Train's workers, write the run's manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import os
+import subprocess
+import time
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from ctxrec import bundle, engine, runtime, storage
+from ctxrec.config import Config, load_config, to_toml
+from ctxrec.encoder import resolve_encoder
+from ctxrec.errors import UserError
+from ctxrec.prepared import PreparedData
+from ctxrec.tracking import check_trackers
+from ctxrec.worker import CHECKPOINTS, train_worker
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+CONFIG, MANIFEST = "config.toml", "manifest.json"
+_PACKAGES = ("ctxrec", "ray", "torch", "transformers", "peft", "deepspeed", "faiss-cpu", "pyarrow")
+
+
+def train(data_path: str, out: str, config: Config) -> str:
+    """Train on prepared data; goes on where an unfinished training of the same config stopped.
+
+    Returns the run's path. A run that is finished and unchanged is reused.
+
+    Raises:
+        UserError: no prepared data, another training lies at `out`, or an option does not fit.
+    """
+    data_path, out = _absolute(data_path), _absolute(out)
+    data = PreparedData.open(data_path)
+    check_trackers(config.train)
+    if data.meta["counts"]["train"] == 0:
+        raise UserError(f"{data_path} has no training event; lower split.valid and split.test in the dataset spec")
+    if _finished(out, config, data):
+        print(f"reused: {out} holds this training, finished; nothing changed")
+        return out
+    if config.encoder.name and config.model.use_text:
+        resolve_encoder(config.encoder.name, runtime.cache_dir())  # fail here, not in a worker
+    storage.write_text(storage.join(out, CONFIG), to_toml(config))
+    for note in data.meta.get("notes", []):
+        logger.info("%s", note)
+    runtime.connect()
+    begin = time.monotonic()
+    _trainer(data_path, out, config).fit()
+    storage.write_json(storage.join(out, MANIFEST), _manifest(out, data, config, time.monotonic() - begin))
+    return out
+
+
+def _absolute(path: str) -> str:
+    return path if storage.is_uri(path) else os.path.abspath(path)
+
+
+def _finished(out: str, config: Config, data: PreparedData) -> bool:
+    """Whether `out` holds this very training, finished; raises where it holds another one."""
+    saved = storage.join(out, CONFIG)
+    if not storage.exists(saved):
+        return False
+    if _training_options(load_config(saved)) != _training_options(config):
+        raise UserError(f"{out} holds a training of another configuration; give another --out, or delete it")
+    manifest = storage.join(out, MANIFEST)
+    if not storage.exists(manifest):
+        return False
+    if storage.read_json(manifest)["data_fingerprint"] != data.fingerprint:
+        raise UserError(f"{out} was trained on other data; give another --out, or delete it")
+    return True
+
+
+def _training_options(config: Config) -> dict[str, Any]:
+    """The options that a training's result depends on."""
+    options = config.to_dict()
+    del options["evaluate"], options["prepare"]
+    return options
+
+
+def _trainer(data_path: str, out: str, config: Config) -> ray.train.torch.TorchTrainer:
+    options = config.train
+    use_gpu = options.use_gpu == "yes" or (options.use_gpu == "auto" and ray.cluster_resources().get("GPU", 0) >= 1)
+    cpus = options.cpus_per_worker or max(ray.cluster_resources().get("CPU", 1) // options.workers, 0.5)
+    available = ray.cluster_resources().get("CPU", 0)
+    if cpus * options.workers > available:
+        raise UserError(
+            f"train.workers = {options.workers} with {cpus:g} CPUs each need {cpus * options.workers:g} CPUs; "
+            f"the cluster has {available:g}"
+        )
+    env = {"OMP_NUM_THREADS": str(max(int(cpus), 1)), "TOKENIZERS_PARALLELISM": "false"}
+    if not use_gpu:
+        engine.use_cpu_accelerator()
+        env |= {name: os.environ[name] for name in ("DS_ACCELERATOR", "TORCH_EXTENSIONS_DIR")}
+    env["PYTHONWARNINGS"] = "ignore::FutureWarning"
+    return ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={"config": config.to_dict(), "data": data_path, "run": out},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=options.workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus}
+        ),
+        run_config=ray.train.RunConfig(
+            name=CHECKPOINTS,
+            storage_path=out,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            failure_config=ray.train.FailureConfig(max_failures=options.max_failures),
+            worker_runtime_env={"env_vars": env},
+        ),
+    )
+
+
+def _manifest(out: str, data: PreparedData, config: Config, seconds: float) -> dict[str, Any]:
+    inside = storage.read_json(storage.join(out, "bundle", bundle.MANIFEST))
+    return {
+        "format_version": FORMAT_VERSION,
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "data_path": data.path,
+        "data_fingerprint": data.fingerprint,
+        "git_commit": _git_commit(),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "model_version": inside["model_version"],
+        "train_seconds": round(seconds, 1),
+        "files": {f"bundle/{name}": digest for name, digest in inside["files"].items()},
+    }
+
+
+def _version(package: str) -> str | None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the working folder, if it is a git checkout."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+        if done.returncode == 0:
+            return done.stdout.strip()
+    return None
+
+
+def summary(run: str) -> str:
+    """One line about a finished training."""
+    manifest = storage.read_json(storage.join(run, MANIFEST))
+    lines = [json.loads(line) for line in storage.read_text(storage.join(run, "train_log.jsonl")).splitlines()]
+    best = max((line["valid_ndcg@10"] for line in lines if "valid_ndcg@10" in line), default=float("nan"))
+    return (
+        f"trained in {manifest['train_seconds']:.0f} s; best validation NDCG@10 {best:.4f}; "
+        f"model {manifest['model_version']} in {storage.join(run, 'bundle')}"
+    )

@@ -1,0 +1,70 @@
+"""Validation inside training: NDCG@10 over the whole catalogue, divided over the workers."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from ctxrec import schema
+from ctxrec.batching import Batcher
+from ctxrec.events import Requests, concat_requests, histories_from_table, split_requests
+from ctxrec.metrics import request_metrics, top_k
+from ctxrec.model import ItemTensors, TextTable
+from ctxrec.network import Network
+from ctxrec.prepared import PreparedData
+
+METRIC_K = 10
+BATCH_SIZE = 128
+
+
+def validation_requests(data: PreparedData, limit: int) -> Requests | None:
+    """Requests of the validation split, at most `limit` (evenly taken); None where it is empty."""
+    parts, count = [], 0
+    buckets = len(data.bucket_paths)
+    for bucket in range(buckets):
+        histories = histories_from_table(data.read_bucket(bucket), data.features)
+        requests = split_requests(histories, schema.VALID, repeats=data.spec.split.repeats)
+        share = -(-limit // buckets)
+        if len(requests) > share:
+            requests = requests.take(np.linspace(0, len(requests) - 1, share).astype(np.int64))
+        if len(requests):
+            parts.append(requests)
+            count += len(requests)
+    return concat_requests(parts) if count else None
+
+
+class Validator:
+    """Ranks this worker's share of the validation requests and averages over all workers."""
+
+    def __init__(
+        self, requests: Requests, batcher: Batcher, *, repeats: bool, rank: int, world: int, device: torch.device
+    ) -> None:
+        self.batcher, self.repeats, self.device = batcher, repeats, device
+        # Every worker ranks the same number of requests; those it gets to fill up do not count.
+        share = np.arange(rank, -(-len(requests) // world) * world, world)
+        self.counts = share < len(requests)
+        self.requests = requests.take(np.minimum(share, len(requests) - 1))
+
+    @torch.no_grad()
+    def ndcg(self, network: Network, items: ItemTensors, text: TextTable | None) -> float:
+        """Mean NDCG@10 over all workers' requests; `network` is the module, under an engine or plain."""
+        network.eval()
+        item_vectors, _ = network("rank", items=items, text=text, batch=None, item_vectors=None)
+        values = []
+        for start in range(0, len(self.requests), BATCH_SIZE):
+            part = self.requests.take(np.arange(start, min(start + BATCH_SIZE, len(self.requests))))
+            batch = self.batcher.requests(part).to(self.device)
+            _, queries = network("rank", items=items, text=text, batch=batch, item_vectors=item_vectors)
+            scores = (queries.float() @ item_vectors.float().T).cpu().numpy()
+            seen = None if self.repeats else [part.history.items[part.history.row(n)] for n in range(len(part))]
+            top = top_k(scores, METRIC_K, seen)
+            assert part.target_offsets is not None and part.target_items is not None
+            found = request_metrics(top, part.target_offsets, part.target_items, [METRIC_K])
+            values.append(found[f"ndcg@{METRIC_K}"])
+        network.train()
+        sums = torch.tensor([float((np.concatenate(values) * self.counts).sum()), float(self.counts.sum())])
+        sums = sums.to(self.device)
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        return float(sums[0] / sums[1])

@@ -1,0 +1,57 @@
+"""The online service.
+
+    serve run serve.app:build_app run=RUN              # this machine; Ctrl-C stops it
+    serve deploy serve/config.yaml                     # a cluster
+
+RUN is a run of `ctxrec.train`, or the bundle in it; a path or a URI. `curl localhost:8000/docs` has the API.
+"""
+
+from __future__ import annotations
+
+import tempfile
+
+import ray.serve
+from pydantic import BaseModel, ConfigDict, Field
+from ray.serve.config import BackpressureConfig
+
+from ctxrec.bundle import check_bundle
+from ctxrec.retrieval import find_bundle
+from serve.deployment import Service
+
+
+class AppArgs(BaseModel):
+    """Arguments of the service, for `serve run ... key=value` and for `args:` in the YAML file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run: str = Field(description="run or bundle: path or URI")
+    replicas: int = Field(default=1, ge=1)
+    cpus_per_replica: float = Field(default=1, gt=0, description="also the number of computing threads")
+    gpus_per_replica: float = Field(default=0, ge=0)
+    max_batch_size: int = Field(default=32, ge=1, description="requests that go through the model together")
+    batch_wait_ms: float = Field(default=2, ge=0, description="how long the first of them waits for others")
+    max_waiting: int = Field(default=512, ge=1, description="waiting requests of a replica; more get 503")
+
+
+def build_app(args: AppArgs) -> ray.serve.Application:
+    """The Serve application.
+
+    Raises:
+        UserError: no bundle lies at `args.run`, or it is damaged.
+    """
+    bundle = find_bundle(args.run)  # absolute: replicas have another working directory than the command
+    check_bundle(bundle, scratch=tempfile.gettempdir())  # each replica checks again; here the message is in sight
+    return Service.options(
+        num_replicas=args.replicas,
+        ray_actor_options={"num_cpus": args.cpus_per_replica, "num_gpus": args.gpus_per_replica},
+        # The replica itself refuses what goes beyond max_waiting, with a JSON body; Serve's own limits lie
+        # above it, so that batches fill and health checks pass, and shed what even that cannot take.
+        max_ongoing_requests=2 * args.max_waiting,
+        max_queued_requests=args.max_waiting,
+        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
+    ).bind(
+        bundle,
+        max_batch_size=args.max_batch_size,
+        batch_wait_s=args.batch_wait_ms / 1000,
+        max_waiting=args.max_waiting,
+    )

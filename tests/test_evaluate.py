@@ -1,0 +1,269 @@
+"""Evaluation of a really trained run on a real cluster, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ctxrec import schema
+from ctxrec.config import Config, EvaluateConfig
+from ctxrec.errors import UserError
+from ctxrec.events import concat_requests, histories_from_table, split_requests
+from ctxrec.metrics import request_metrics, top_k
+from ctxrec.prepared import PreparedData
+from ctxrec.summary import RankedLists, attribute_slices, best_baseline, format_table, history_slices, summarise
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_run, tmp_path_factory) -> tuple[dict, Path]:
+    """Metrics and folder of the tiny run's test evaluation."""
+    from ctxrec.evaluation import evaluate_run
+
+    out = tmp_path_factory.mktemp("evaluation")
+    return evaluate_run(tiny_run, split="test", out=str(out), config=Config()), out
+
+
+def data_of(run: str) -> PreparedData:
+    return PreparedData.open(json.loads((Path(run) / "manifest.json").read_text())["data_path"])
+
+
+def intervals(value: object) -> list[dict]:
+    """All the {"mean", "low", "high"} below a value."""
+    if isinstance(value, dict) and "mean" in value:
+        return [value]
+    return [i for v in value.values() for i in intervals(v)] if isinstance(value, dict) else []
+
+
+def test_metrics_json_has_the_shape_of_the_contract(evaluated):
+    metrics, out = evaluated
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert metrics["split"] == "test" and metrics["requests"] > 0
+    assert metrics["ablations"] == {} and metrics["seconds"]["total"] > 0
+    wanted = {f"{name}@{k}" for name in ("hr", "recall", "mrr", "ndcg") for k in (5, 10, 20)}
+    wanted |= {"coverage@10", "gini@10", "popularity@10"}
+    names = {"popularity", "popularity_7d", "markov", "itemknn", "ease", "untuned_encoder"}
+    assert set(metrics["baselines"]) == names
+    for system in (
+        metrics["model"],
+        *metrics["baselines"].values(),
+        *([metrics["before"]] if metrics["before"] else []),
+    ):
+        assert set(system) == wanted
+    for interval in intervals(metrics):
+        assert set(interval) == {"mean", "low", "high"}
+        assert interval["low"] <= interval["mean"] + 1e-12 and interval["mean"] <= interval["high"] + 1e-12
+    assert {"cold_items", "warm_items", "history_1-5", "gender=F", "age=20"} <= set(metrics["slices"])
+
+
+def test_sharded_evaluation_equals_one_process(evaluated, tiny_run):
+    from ctxrec.recommender import load_recommender
+
+    metrics, out = evaluated
+    data, recommender = data_of(tiny_run), load_recommender(f"{tiny_run}/bundle")
+    parts = [histories_from_table(data.read_bucket(b), data.features) for b in range(len(data.bucket_paths))]
+    assert len(parts) > 1
+    requests = concat_requests([split_requests(p, schema.TEST, repeats=False) for p in parts])
+    seen = [requests.history.items[requests.history.row(n)] for n in range(len(requests))]
+    top = top_k(recommender.scores(requests), 20, seen)
+    expected = request_metrics(top, requests.target_offsets, requests.target_items, (5, 10, 20))
+    assert metrics["requests"] == len(requests)
+    for name, values in expected.items():
+        assert metrics["model"][name]["mean"] == pytest.approx(values.mean(), abs=1e-9), name
+
+    rows = {row["user_id"]: row for row in pq.read_table(out / "requests.parquet").to_pylist()}
+    for n, user in enumerate(requests.users.ids):
+        assert rows[user]["recommended"] == [recommender.item_ids[i] for i in top[n] if i >= 0]
+        assert rows[user]["targets"] == [recommender.item_ids[i] for i in requests.targets(n)]
+        assert rows[user]["ndcg@10"] == pytest.approx(expected["ndcg@10"][n])
+
+
+def test_nothing_depends_on_actors_and_batches(evaluated, tiny_run, tmp_path):
+    from ctxrec.evaluation import evaluate_run
+
+    config = Config(evaluate=EvaluateConfig(actors=1, batch_size=3))
+    again = evaluate_run(tiny_run, split="test", out=str(tmp_path), config=config)
+    # Products of other shapes round differently, which can only matter where two scores are equal to the last bit.
+    for name, interval in evaluated[0]["model"].items():
+        assert again["model"][name] == pytest.approx(interval, abs=1e-6), name
+    assert again["baselines"]["popularity"] == evaluated[0]["baselines"]["popularity"]
+
+
+def test_the_command_prints_the_table_and_takes_options(tiny_run, tmp_path):
+    result = run_command(
+        "--run", tiny_run, "--split", "valid", "--out", str(tmp_path / "out"),
+        "--set", "evaluate.bootstrap=20", "--set", "evaluate.max_baseline_items=3",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["split"] == "valid"
+    assert format_table(metrics) in result.stdout
+    assert "ItemKNN and EASE left out: 40 items are more than evaluate.max_baseline_items (3)" in result.stdout
+    assert not {"ease", "itemknn"} & set(metrics["baselines"])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "http" not in page.replace("http-equiv", ""), "opens without a network"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--run", "nowhere"], "no finished run at nowhere"),
+        (["--run", "{run}", "--data", "nowhere"], "no prepared data at nowhere"),
+        (["--run", "{run}", "--set", "evaluate.ks=[5]"], "evaluate.ks is (5,); expected a list that has 10"),
+        (["--run", "{run}", "--set", "evaluate.k=5"], "unknown key 'evaluate.k'; valid keys are ks"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_two(tiny_run, arguments, message):
+    result = run_command(*[a.replace("{run}", tiny_run) for a in arguments])
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_other_data_than_the_run_was_trained_on_is_refused(tiny_run, tmp_path):
+    from ctxrec.evaluation import evaluate_run
+
+    manifest = json.loads((Path(tiny_run) / "manifest.json").read_text())
+    manifest["data_fingerprint"] = "0" * 64
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"has fingerprint .* was trained on 000000000000"):
+        evaluate_run(str(tmp_path), split="test", config=Config())
+
+
+def test_a_split_without_events_is_said(tiny_run, tmp_path):
+    from ctxrec.evaluation import evaluate_run
+
+    data = data_of(tiny_run)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    counts = data.meta["counts"] | {"test": 0}
+    (folder / "meta.json").write_text(json.dumps(data.meta | {"counts": counts}))
+    with pytest.raises(UserError, match=r"has no test events; expected some to evaluate on\. Set split\.test above 0"):
+        evaluate_run(tiny_run, split="test", config=Config(), data=str(folder))
+    with pytest.raises(UserError, match="split is 'train'; expected one of valid, test"):
+        evaluate_run(tiny_run, split="train", config=Config())
+
+
+def test_a_damaged_bundle_is_refused(tiny_run, tmp_path):
+    import shutil
+
+    from ctxrec.evaluation import evaluate_run
+
+    shutil.copytree(tiny_run, tmp_path / "run")
+    path = tmp_path / "run" / "bundle" / "vectors.safetensors"
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"vectors\.safetensors"):
+        evaluate_run(str(tmp_path / "run"), split="test", config=Config())
+
+
+def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "ctxrec.evaluate", *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+# The rest needs no run: summaries of lists written by hand.
+
+
+def hand_made_lists() -> RankedLists:
+    # Items 0-2 are warm, 3 and 4 cold. Targets: a {0, 3}, b {4}, c {1}.
+    return RankedLists(
+        user_ids=np.array(["a", "b", "c"], object),
+        target_offsets=np.array([0, 2, 3, 4]),
+        target_items=np.array([0, 3, 4, 1]),
+        history_lengths=np.array([0, 5, 6]),
+        tops={
+            "model": np.array([[0, 1, 3], [1, 2, 0], [1, 0, 2]]),
+            "popularity": np.array([[2, 1, 0], [2, 1, 0], [2, 1, 0]]),
+        },
+        attributes={"tier": np.array(["gold", None, "gold"], object)},
+    )
+
+
+def summary_of(lists: RankedLists) -> dict:
+    return summarise(
+        lists, item_counts=np.array([1, 5, 9, 0, 0]), eligible=np.ones(5, bool), ks=(10,), resamples=50, seed=0
+    )
+
+
+def test_cold_and_warm_slices_count_only_their_targets():
+    found = summary_of(hand_made_lists())["slices"]
+    # Cold: a's item 3 at rank 3 (NDCG 1/2), b's item 4 not found. Warm: a's item 0 and c's item 1, both first.
+    assert found["cold_items"]["requests"] == 2
+    assert found["cold_items"]["model"]["ndcg@10"]["mean"] == pytest.approx(0.25)
+    assert found["cold_items"]["baselines"]["popularity"]["ndcg@10"]["mean"] == 0
+    assert found["warm_items"]["requests"] == 2
+    assert found["warm_items"]["model"]["ndcg@10"]["mean"] == 1
+    assert found["tier=gold"]["requests"] == 2 and found["tier missing"]["requests"] == 1
+    assert found["history_0"]["requests"] == found["history_1-5"]["requests"] == found["history_6-20"]["requests"] == 1
+
+
+def test_a_slice_without_requests_is_there_and_empty():
+    lists = dataclasses.replace(hand_made_lists(), target_items=np.array([0, 1, 1, 1]))
+    assert summary_of(lists)["slices"]["cold_items"] == {"requests": 0, "model": {}, "before": {}, "baselines": {}}
+
+
+def test_paired_difference_is_the_difference_of_means_with_a_narrower_interval():
+    rng = np.random.default_rng(0)
+    num = 300
+    # The baseline has the same list with one more miss in front: always a little worse, on the same users.
+    targets = rng.integers(0, 40, num)
+    top = np.argsort(rng.random((num, 40)), axis=1)[:, :10]
+    worse = np.concatenate([np.full((num, 1), 40), top[:, :9]], axis=1)
+    lists = RankedLists(
+        user_ids=np.arange(num).astype(str).astype(object),
+        target_offsets=np.arange(num + 1),
+        target_items=targets,
+        history_lengths=np.ones(num),
+        tops={"model": top, "shifted": worse},
+    )
+    found = summarise(lists, item_counts=np.ones(41, int), eligible=np.ones(41, bool), ks=(10,), resamples=500, seed=0)
+    model, shifted = found["model"]["ndcg@10"], found["baselines"]["shifted"]["ndcg@10"]
+    paired = found["paired"]["shifted"]["ndcg@10"]
+    assert paired["mean"] == pytest.approx(model["mean"] - shifted["mean"])
+    assert paired["low"] > 0
+    assert paired["high"] - paired["low"] < model["high"] - model["low"]
+    assert best_baseline(found) == "shifted"
+
+
+def test_rare_values_share_a_slice_and_numbers_are_divided_by_quantiles():
+    names = np.array([f"v{n:02}" for n in range(12) for _ in range(12 - n)], object)
+    slices = attribute_slices("job", names)
+    assert list(slices)[:2] == ["job=v00", "job=v01"] and len(slices) == 11
+    assert slices["job: other values"].sum() == 2 + 1
+    numbers = attribute_slices("age", np.arange(8.0))
+    assert {name: int(mask.sum()) for name, mask in numbers.items()} == {
+        "age=0-1": 2, "age=2-3": 2, "age=4-5": 2, "age=6-7": 2,
+    }  # fmt: skip
+    assert list(history_slices(np.array([0, 3, 500]))) == ["history_0", "history_1-5", "history_101+"]
+
+
+def test_targets_that_may_not_be_recommended_are_dropped():
+    from ctxrec.events import Context, Events, Requests, Users
+    from ctxrec.ranking import drop_targets
+
+    none = np.zeros(0, np.int64)
+    requests = Requests(
+        users=Users(ids=np.array(["a", "b", "c"], object)),
+        history=Events(offsets=np.zeros(4, np.int64), items=none, times=none, actions=none, context=Context()),
+        times=np.zeros(3, np.int64),
+        context=Context(),
+        target_offsets=np.array([0, 2, 3, 4]),
+        target_items=np.array([0, 2, 2, 1]),
+    )
+    kept = drop_targets(requests, np.array([True, True, False]))
+    assert kept.users.ids.tolist() == ["a", "c"]
+    assert [kept.targets(n).tolist() for n in range(2)] == [[0], [1]]

@@ -1,0 +1,229 @@
+"""FAISS indexes against exact numpy ranking: recall, filters of every selectivity, ties, short answers."""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+import pytest
+
+from ctxrec.config import IndexConfig
+from ctxrec.errors import UserError
+from ctxrec.index import NO_ITEM, build_index, exact_search, load_index, top_positions
+
+KINDS = ["flat", "hnsw", "ivf"]
+
+
+def config(kind: str, **more) -> IndexConfig:
+    return IndexConfig(kind=kind, use_gpu="no", **more)
+
+
+@pytest.fixture(scope="module")
+def vectors() -> np.ndarray:
+    """3,000 unit vectors around 60 centres, as item vectors are: clustered, not uniform."""
+    rng = np.random.default_rng(0)
+    made = rng.normal(size=(60, 32))[rng.integers(60, size=3000)] + 0.6 * rng.normal(size=(3000, 32))
+    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def queries(vectors) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    made = vectors[rng.integers(len(vectors), size=40)] + 0.3 * rng.normal(size=(40, 32))
+    return made.astype(np.float32)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def index(request, vectors):
+    made = build_index(vectors, config(request.param))
+    assert made.kind == request.param
+    return made
+
+
+def reference(vectors, query, k, allowed=None, excluded=()):
+    """The definition, spelled out: rank all eligible items by (-score, position)."""
+    scores = vectors.astype(np.float64) @ query.astype(np.float64)
+    eligible = [p for p in range(len(vectors)) if (allowed is None or allowed[p]) and p not in set(excluded)]
+    return sorted(eligible, key=lambda p: (-scores[p], p))[:k]
+
+
+def recall(found: np.ndarray, wanted: list[int]) -> float:
+    return len(set(found.tolist()) & set(wanted)) / max(len(wanted), 1)
+
+
+def check_row(vectors, query, ids, scores, *, num, allowed=None, excluded=()):
+    """`num` distinct eligible items, their true scores, in order."""
+    ids, scores = ids[ids != NO_ITEM], scores[ids != NO_ITEM]
+    assert len(ids) == len(set(ids.tolist())) == num
+    assert not set(ids.tolist()) & set(np.asarray(excluded).tolist())
+    assert allowed is None or allowed[ids].all()
+    np.testing.assert_allclose(scores, vectors[ids] @ query, atol=1e-5)
+    assert (np.diff(scores) <= 0).all()
+
+
+def test_recall_without_filter(index, vectors, queries):
+    ids, scores = index.search(queries, 10)
+    assert ids.shape == scores.shape == (40, 10) and ids.dtype == np.int64 and scores.dtype == np.float32
+    for n, query in enumerate(queries):
+        check_row(vectors, query, ids[n], scores[n], num=10)
+    mean = np.mean([recall(ids[n], reference(vectors, q, 10)) for n, q in enumerate(queries)])
+    assert mean == 1.0 if index.kind == "flat" else mean >= 0.95
+
+
+@pytest.mark.parametrize("share", [0.9, 0.3, 0.06, 0.01, 0.002])
+def test_filters_of_every_selectivity_give_k_results(index, vectors, queries, share):
+    rng = np.random.default_rng(2)
+    allowed = rng.random(len(vectors)) < share
+    ids, scores = index.search(queries, 10, allowed=allowed)
+    wanted = min(10, int(allowed.sum()))
+    recalls = []
+    for n, query in enumerate(queries):
+        check_row(vectors, query, ids[n], scores[n], num=wanted, allowed=allowed)
+        recalls.append(recall(ids[n], reference(vectors, query, 10, allowed)))
+    assert np.mean(recalls) == 1.0 if index.kind == "flat" else np.mean(recalls) >= 0.9
+
+
+def test_a_filter_far_from_the_query_still_gives_k_results(index, vectors, queries):
+    """The items allowed are those least like the query: graph and lists near the query hold none of them."""
+    for query in queries[:5]:
+        worst = np.argsort(vectors @ query)[:200]
+        allowed = np.zeros(len(vectors), bool)
+        allowed[worst] = True
+        ids, scores = index.search(query[None], 10, allowed=allowed)
+        check_row(vectors, query, ids[0], scores[0], num=10, allowed=allowed)
+
+
+def test_each_row_has_its_own_mask_and_exclusions(index, vectors, queries):
+    rng = np.random.default_rng(3)
+    half = rng.random(len(vectors)) < 0.5
+    masks = [None, half, rng.random(len(vectors)) < 0.2, half, None]
+    excluded = [
+        np.argsort(-(vectors @ queries[0]))[:300],  # everything near the query is seen
+        np.zeros(0, np.int64),
+        np.flatnonzero(half)[:50],
+        np.array([5, 5, 5, 9]),  # repeated, as a history with repeats has it
+        np.zeros(0, np.int64),
+    ]
+    ids, scores = index.search(queries[:5], 20, allowed=masks, excluded=excluded)
+    for n in range(5):
+        check_row(vectors, queries[n], ids[n], scores[n], num=20, allowed=masks[n], excluded=excluded[n])
+        if index.kind == "flat":
+            assert ids[n].tolist() == reference(vectors, queries[n], 20, masks[n], excluded[n])
+
+
+def test_k_of_one_and_k_beyond_the_catalogue(index, vectors, queries):
+    ids, _ = index.search(queries[:3], 1)
+    assert ids.shape == (3, 1)
+    ids, scores = index.search(queries[:3], 10_000, excluded=[np.arange(10)] * 3)
+    assert ids.shape == (3, 3000)
+    for n in range(3):
+        check_row(vectors, queries[n], ids[n], scores[n], num=2990, excluded=np.arange(10))
+        assert ids[n, -10:].tolist() == [NO_ITEM] * 10 and np.isneginf(scores[n, -10:]).all()
+
+
+def test_everything_excluded_is_empty(index, vectors, queries):
+    ids, scores = index.search(queries[:2], 5, excluded=[np.arange(3000), np.arange(2998)])
+    assert ids[0].tolist() == [NO_ITEM] * 5 and np.isneginf(scores[0]).all()
+    assert sorted(ids[1, :2].tolist()) == [2998, 2999] and ids[1, 2:].tolist() == [NO_ITEM] * 3
+    ids, _ = index.search(queries[:1], 5, allowed=np.zeros(3000, bool))
+    assert ids.tolist() == [[NO_ITEM] * 5]
+
+
+def test_no_queries(index):
+    ids, scores = index.search(np.zeros((0, 32), np.float32), 5, allowed=[], excluded=[])
+    assert ids.shape == scores.shape == (0, 5)
+
+
+@pytest.mark.parametrize("allowed_share", [None, 0.5])
+def test_flat_breaks_ties_by_position_also_at_the_border(allowed_share):
+    """Integer vectors, so equal scores are exactly equal; hundreds of items share each score."""
+    rng = np.random.default_rng(4)
+    vectors = rng.integers(0, 2, size=(2000, 4)).astype(np.float32)
+    queries = rng.integers(0, 3, size=(30, 4)).astype(np.float32)
+    allowed = None if allowed_share is None else rng.random(2000) < allowed_share
+    excluded = [rng.integers(2000, size=25) for _ in range(30)]
+    index = build_index(vectors, config("flat"))
+    ids, _ = index.search(queries, 10, allowed=allowed, excluded=excluded)
+    exact, _ = exact_search(vectors, queries, 10, allowed=allowed, excluded=excluded)
+    for n in range(30):
+        wanted = reference(vectors, queries[n], 10, allowed, excluded[n])
+        assert ids[n].tolist() == wanted
+        assert exact[n].tolist() == wanted
+
+
+def test_exact_search_splits_large_score_matrices(monkeypatch, vectors, queries):
+    whole = exact_search(vectors, queries, 7)
+    monkeypatch.setattr("ctxrec.index._SCORES_AT_ONCE", 3 * len(vectors))
+    parts = exact_search(vectors, queries, 7)
+    assert (whole[0] == parts[0]).all()
+    np.testing.assert_allclose(whole[1], parts[1], atol=1e-6)
+
+
+def test_top_positions_by_hand():
+    scores = np.array([2.0, -np.inf, 5.0, 2.0, 2.0, 1.0])
+    assert top_positions(scores, 3).tolist() == [2, 0, 3]
+    assert top_positions(scores, 99).tolist() == [2, 0, 3, 4, 5]  # -inf is not eligible
+    assert top_positions(np.zeros(0), 3).tolist() == []
+
+
+def test_save_and_load(index, vectors, queries, tmp_path):
+    path = str(tmp_path / "index.faiss")
+    index.save(path)
+    loaded = load_index(path, config(index.kind))
+    assert loaded.kind == index.kind and (loaded.num_items, loaded.dim) == (3000, 32)
+    np.testing.assert_array_equal(loaded.vectors, vectors)
+    for before, after in zip(index.search(queries, 10), loaded.search(queries, 10), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_search_options_are_those_of_the_config_at_load(vectors, queries, tmp_path):
+    path = str(tmp_path / "index.faiss")
+    build_index(vectors, config("ivf", nlist=64)).save(path)
+
+    def mean_recall(nprobe: int) -> float:
+        ids, _ = load_index(path, config("ivf", nprobe=nprobe)).search(queries, 10)
+        return float(np.mean([recall(ids[n], reference(vectors, q, 10)) for n, q in enumerate(queries)]))
+
+    assert mean_recall(1) < mean_recall(64) == 1.0
+
+
+def test_a_file_that_is_no_index_is_refused(tmp_path):
+    path = tmp_path / "index.faiss"
+    path.write_bytes(b"not an index at all")
+    with pytest.raises(UserError, match="no FAISS index"):
+        load_index(str(path), config("flat"))
+    with pytest.raises(UserError, match="nothing"):
+        load_index(str(tmp_path / "missing"), config("flat"))
+
+
+def test_ivf_on_a_tiny_catalogue_becomes_flat_and_says_so(vectors, caplog):
+    with caplog.at_level("INFO"):
+        index = build_index(vectors[:50], config("ivf"))
+    assert index.kind == "flat" and "50 items get a flat index" in caplog.text
+    assert build_index(vectors[:1], config("hnsw")).search(vectors[:1], 3)[0].tolist() == [[0]]
+    with pytest.raises(UserError, match=r"index\.nlist is 999.*50"):
+        build_index(vectors[:50], config("ivf", nlist=999))
+
+
+@pytest.mark.skipif(hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0, reason="a GPU is there")
+def test_asking_for_a_gpu_that_is_not_there_is_a_users_mistake(vectors, queries):
+    index = build_index(vectors, IndexConfig(kind="flat", use_gpu="yes"))
+    with pytest.raises(UserError, match=r"index\.use_gpu is yes"):
+        index.search(queries, 3)
+    assert build_index(vectors, IndexConfig(kind="flat", use_gpu="auto")).search(queries, 3)[0].shape == (40, 3)
+
+
+@pytest.mark.skipif(not hasattr(faiss, "StandardGpuResources"), reason="FAISS has no GPU support here")
+@pytest.mark.parametrize("kind", KINDS)
+def test_gpu_answers_as_the_cpu_does(kind, vectors, queries):
+    if faiss.get_num_gpus() == 0:
+        pytest.skip("no GPU")
+    rng = np.random.default_rng(5)
+    allowed = [None if n % 2 else rng.random(3000) < 0.3 for n in range(40)]
+    excluded = [rng.integers(3000, size=20) for _ in range(40)]
+    on_gpu = build_index(vectors, IndexConfig(kind=kind, use_gpu="yes"))
+    on_cpu = build_index(vectors, config(kind))
+    ids, scores = on_gpu.search(queries, 10, allowed=allowed, excluded=excluded)
+    cpu_ids, _ = on_cpu.search(queries, 10, allowed=allowed, excluded=excluded)
+    for n in range(40):
+        check_row(vectors, queries[n], ids[n], scores[n], num=10, allowed=allowed[n], excluded=excluded[n])
+        assert recall(ids[n], cpu_ids[n].tolist()) >= 0.8

@@ -1,0 +1,446 @@
+import datetime
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ctxrec import passes, preparing, reading, schema, shards
+from ctxrec.config import load_config
+from ctxrec.errors import UserError
+from ctxrec.prepared import PreparedData
+from ctxrec.preparing import prepare, summary
+from ctxrec.spec import load_spec
+
+START = 1_600_000_000
+
+
+@pytest.fixture(autouse=True)
+def _cluster(ray_cluster):
+    return None
+
+
+def write_spec(folder: Path, text: str) -> str:
+    (folder / "dataset.toml").write_text('name = "t"\n' + text)
+    return str(folder / "dataset.toml")
+
+
+def write_csv(folder: Path, rows, header="user_id,item_id,timestamp", name="events.csv") -> None:
+    lines = [header, *(",".join(map(str, row)) for row in rows)]
+    (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def run(folder: Path, text: str, overrides=()) -> PreparedData:
+    return prepare(load_spec(write_spec(folder, text)), str(folder / "out"), load_config(None, overrides))
+
+
+def histories(data: PreparedData) -> dict[str, dict]:
+    """All rows of all buckets by user."""
+    found = {}
+    for bucket in range(len(data.bucket_paths)):
+        table = data.read_bucket(bucket)
+        assert table.schema.equals(schema.histories_schema(data.spec))
+        ids = table.column(schema.USER_ID).to_pylist()
+        assert ids == sorted(ids)
+        found |= {row[schema.USER_ID]: row for row in table.to_pylist()}
+    return found
+
+
+def items_of(data: PreparedData, user: str) -> list[str]:
+    ids = data.items.column(schema.ITEM_ID).to_pylist()
+    return [ids[i] for i in histories(data)[user]["items"]]
+
+
+def rejected(folder: Path) -> pa.Table:
+    parts = [pq.read_table(path) for path in sorted((folder / "out" / schema.REJECTS).glob("*.parquet"))]
+    return pa.concat_tables(parts, promote_options="default")
+
+
+def only_temporary_gone(folder: Path) -> bool:
+    return not (folder / "out" / preparing.TEMPORARY).exists()
+
+
+LOG = '[events]\npath = "events.csv"\n'
+LAST = '[split]\nstrategy = "last"\n'
+
+
+def test_the_tiny_shop(tiny_data):
+    data = PreparedData.open(tiny_data)
+    counts = data.meta["counts"]
+    assert counts["events"] == counts["events_read"] == counts["train"] + counts["valid"] + counts["test"]
+    assert (counts["users"], counts["items"], counts["valid"], counts["test"]) == (60, 40, 60, 60)
+    assert data.features.actions == ["buy", "view"]
+    assert set(data.features.context_categories["device"]) == {"tv", "phone"}
+    assert data.features.item_categories["category"][0] == "all"
+    assert data.items.column("cat_category").to_pylist()[:2] == [["group0", "all"], ["group1", "all"]]
+    assert data.items.column("num_price").to_pylist()[:2] == [None, 1.0]
+    rows = histories(data)
+    train = np.zeros(40, int)
+    for row in rows.values():
+        assert row["times"] == sorted(row["times"])
+        lengths = {len(v) for v in row.values() if isinstance(v, list)}
+        assert len(lengths) == 1
+        np.add.at(train, [i for i, s in zip(row["items"], row["split"], strict=True) if s == schema.TRAIN], 1)
+    assert data.items.column(schema.ITEM_TRAIN_EVENTS).to_pylist() == train.tolist()
+    prices = np.log1p([n for n in range(40) if n % 5])
+    assert data.features.item_numbers["price"]["mean"] == pytest.approx(prices.mean())
+    assert data.features.item_numbers["price"]["std"] == pytest.approx(prices.std())
+    assert only_temporary_gone(Path(tiny_data).parent)
+    text = summary(data)
+    assert "600" in text.replace(",", "") or str(counts["events"]) in text.replace(",", "")
+
+
+def test_rejected_rows_are_counted_and_kept(tmp_path):
+    long_id = "x" * 10_240
+    rows = [
+        ("a", "i", START), ("", "i", START), ("a", "", START), (long_id, "i", START), ("a", long_id, START),
+        ("a", "i", "soon"), ("a", "i", ""), ("a", "i", -5), ("a", "i", 10**15), ("a", "i", START), ("b", "j", START + 1),
+    ]  # fmt: skip
+    write_csv(tmp_path, rows)
+    with open(tmp_path / "events.csv", "a") as log:
+        log.write("only one field\n")
+    data = run(tmp_path, LOG + LAST)
+    assert data.meta["counts"]["rejects"] == {
+        "duplicate event": 1, "item id too long": 1, "malformed row": 1, "missing item id": 1, "missing time": 1,
+        "missing user id": 1, "time out of range": 2, "unparsable time": 1, "user id too long": 1,
+    }  # fmt: skip
+    assert data.meta["counts"]["events_read"] == 12 and data.meta["counts"]["events"] == 2
+    kept = rejected(tmp_path).sort_by("source_row").to_pylist()
+    assert len(kept) == 10
+    assert [row["source_row"] for row in kept] == [2, 3, 4, 5, 6, 7, 8, 9, 10, 12]
+    assert all(row["source_file"].endswith("events.csv") for row in kept)
+    assert kept[2]["user_id"] == long_id and kept[4]["timestamp"] == "soon"
+    assert kept[8] == kept[8] | {"reason": "duplicate event", "user_id": "a", "item_id": "i", "timestamp": str(START)}
+    assert kept[9]["source_text"] == "only one field"
+    text = summary(data)
+    assert "12 rows read" in text and "rejected 2: time out of range" in text and "rejects" in text
+
+
+def test_all_rows_rejected_says_so_and_keeps_them(tmp_path):
+    write_csv(tmp_path, [("", "i", START), ("a", "i", "never")])
+    with pytest.raises(UserError, match=r"no event is left of the 2 rows read .*1 missing user id, 1 unparsable time"):
+        run(tmp_path, LOG)
+    assert len(rejected(tmp_path)) == 2
+    assert only_temporary_gone(tmp_path)
+    with pytest.raises(UserError, match="no prepared data"):
+        PreparedData.open(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("text", ["user_id,item_id,timestamp\n", ""])
+def test_an_empty_log_is_a_clear_mistake(tmp_path, text):
+    (tmp_path / "events.csv").write_text(text)
+    with pytest.raises(UserError, match="no event is left of the 0 rows read"):
+        run(tmp_path, LOG)
+
+
+def test_wrong_columns_are_found_before_anything_is_written(tmp_path):
+    write_csv(tmp_path, [("a", "i", 1)])
+    with pytest.raises(
+        UserError, match=r"\[events\] names column 'when', which is missing in .*found columns user_id, "
+    ):
+        run(tmp_path, LOG + 'time = "when"\n')
+    pq.write_table(pa.table({"item_id": ["i"]}), tmp_path / "items.parquet")
+    with pytest.raises(UserError, match=r"\[items\] names column 'title'"):
+        run(tmp_path, LOG + '[items]\npath = "items.parquet"\ntext = ["title"]\n')
+    pq.write_table(pa.table({"user_id": [["a"]], "item_id": ["i"], "timestamp": [1]}), tmp_path / "lists.parquet")
+    with pytest.raises(UserError, match=r"'user_id' of .* is list.*expected one value a row"):
+        run(tmp_path, '[events]\npath = "lists.parquet"\n')
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_found_while_reading_reaches_the_user_without_traceback(tmp_path):
+    (tmp_path / "events.csv").write_bytes("user_id,item_id,timestamp\né,i,1\n".encode("latin-1"))
+    with pytest.raises(UserError, match="Expected UTF-8 csv"):
+        run(tmp_path, LOG)
+
+
+def test_one_user_only(tmp_path):
+    write_csv(tmp_path, [("a", f"i{n}", START + n) for n in range(10)])
+    last = run(tmp_path, LOG + LAST)
+    assert [last.meta["counts"][k] for k in ("users", "train", "valid", "test")] == [1, 8, 1, 1]
+    temporal = run(tmp_path, LOG)
+    assert [temporal.meta["counts"][k] for k in ("train", "valid", "test")] == [8, 1, 1]
+    assert histories(temporal)["a"]["split"] == [0] * 8 + [1, 2]
+
+
+def test_two_events_are_a_log_too(tmp_path):
+    write_csv(tmp_path, [("a", "i", START), ("b", "j", START + 1)])
+    for split in ("", LAST):
+        data = run(tmp_path, LOG + split)
+        assert [data.meta["counts"][k] for k in ("train", "valid", "test")] == [2, 0, 0]
+        assert "the test split is empty: the log is too short for it" in data.meta["notes"]
+
+
+def test_temporal_cuts_are_exact_and_ties_go_to_the_later_part(tmp_path):
+    rng = np.random.default_rng(0)
+    times = np.sort(rng.integers(START, START + 40_000, 1000))  # eleven hours, some ties
+    order = rng.permutation(1000)
+    write_csv(tmp_path, [(f"u{n % 37}", f"i{n}", times[n]) for n in order])
+    data = run(tmp_path, LOG + "[split]\nvalid = 0.15\ntest = 0.2\n")
+    split = data.meta["split"]
+    assert split == {
+        "strategy": "temporal",
+        "valid_from_us": int(times[650]) * 10**6,
+        "test_from_us": int(times[800]) * 10**6,
+    }
+    test, valid = int((times >= times[800]).sum()), int(((times >= times[650]) & (times < times[800])).sum())
+    assert (data.meta["counts"]["test"], data.meta["counts"]["valid"]) == (test, valid)
+    for row in histories(data).values():
+        for time, part in zip(row["times"], row["split"], strict=True):
+            expected = 2 if time >= split["test_from_us"] else 1 if time >= split["valid_from_us"] else 0
+            assert part == expected
+
+
+def test_a_log_of_one_moment_has_no_temporal_split(tmp_path):
+    write_csv(tmp_path, [("a", f"i{n}", START) for n in range(20)])
+    with pytest.raises(UserError, match=r'leaves no event to train on.*strategy = "last"'):
+        run(tmp_path, LOG)
+    assert run(tmp_path, LOG + "[split]\nvalid = 0\ntest = 0\n").meta["counts"]["train"] == 20
+
+
+def test_order_is_time_then_the_files_own_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(passes, "TASK_ROWS", 2)  # many tasks, so that their order counts
+    folder = tmp_path / "log"
+    folder.mkdir()
+    write_csv(folder, [("a", "late", START + 9), ("a", "x1", START), ("a", "x2", START)], name="b.csv")
+    write_csv(folder, [("a", "x0", START), ("b", "y", START)], name="a.csv")
+    write_csv(folder, [("a", "x3", START), ("a", "early", START - 9)], name="c.csv")
+    data = run(tmp_path, '[events]\npath = "log/*.csv"\n' + LAST)
+    assert items_of(data, "a") == ["early", "x0", "x1", "x2", "x3", "late"]
+    assert data.items.column(schema.ITEM_ID).to_pylist() == ["x0", "y", "late", "x1", "x2", "x3", "early"]
+
+
+def test_all_formats_and_id_types_give_the_same_histories(tmp_path):
+    users, items, times = [7, 7, 12, 7], [101, 102, 101, 103], [START + 3, START + 1, START + 2, START + 1]
+    table = pa.table({"user_id": users, "item_id": items, "timestamp": times})
+    stamps = pa.array([t * 10**9 for t in times], pa.timestamp("ns", tz="UTC"))
+    texts = [datetime.datetime.fromtimestamp(t, datetime.UTC).isoformat() for t in times]
+    variants = {
+        "int.parquet": table,
+        "large.parquet": table.set_column(0, "user_id", table["user_id"].cast(pa.large_string())),
+        "dict.parquet": table.set_column(1, "item_id", table["item_id"].cast(pa.string()).dictionary_encode()),
+        "float.parquet": table.set_column(0, "user_id", table["user_id"].cast(pa.float64())),
+        "stamp.parquet": table.set_column(2, "timestamp", stamps),
+        "ms.parquet": table.set_column(2, "timestamp", pa.array([t * 1000 for t in times])),
+        "text.parquet": table.set_column(2, "timestamp", pa.array(texts)),
+    }
+    for name, variant in variants.items():
+        pq.write_table(variant, tmp_path / name)
+    write_csv(tmp_path, list(zip(users, items, texts, strict=True)), name="iso.csv")
+    (tmp_path / "t.tsv").write_text(
+        "item_id\tuser_id\ttimestamp\n"
+        + "".join(f"{i}\t{u}\t{t}\n" for u, i, t in zip(users, items, times, strict=True))
+    )
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    expected = None
+    for name in [*variants, "iso.csv", "t.tsv", "t.jsonl"]:
+        data = run(tmp_path, f'[events]\npath = "{name}"\n' + LAST)
+        found = {u: (items_of(data, u), row["times"], row["split"]) for u, row in histories(data).items()}
+        expected = expected or found
+        assert found == expected, name
+        wanted = {"ms.parquet": "ms", "stamp.parquet": "timestamp", "text.parquet": "iso8601", "iso.csv": "iso8601"}
+        assert data.meta["time_unit"] == wanted.get(name, "s")
+    assert expected["7"][0] == ["102", "103", "101"] and expected["12"][0] == ["101"]
+
+
+def test_future_times_nan_numbers_unicode_and_unlisted_actions_are_kept_and_noted(tmp_path):
+    soon = 4_102_444_800  # 2100
+    rows = [
+        ("🎉", "日本", START, "like", "nan", "x"),
+        ("🎉", "i", soon, "skip", "inf", ""),
+        ("ü", "i", START, "", 1, "y"),
+    ]
+    write_csv(tmp_path, rows, header="user_id,item_id,timestamp,action,basket,place")
+    text = LOG + 'action = "action"\n[events.context]\nnumeric = ["basket"]\ncategorical = ["place"]\n'
+    data = run(tmp_path, text + "[events.actions]\nlike = 1.0\n" + LAST)
+    assert "1 events lie in the future; they are kept" in data.meta["notes"]
+    assert "basket: 2 values of the log are no finite number; they count as missing" in data.meta["notes"]
+    assert any("no training targets: skip" in note for note in data.meta["notes"])
+    rows = histories(data)
+    assert items_of(data, "🎉") == ["日本", "i"]
+    assert np.isnan(rows["🎉"]["ctx_basket"]).all() and rows["ü"]["ctx_basket"] == [1.0]
+    assert data.features.actions == ["like", "skip"] and rows["🎉"]["actions"] == [1, 2] and rows["ü"]["actions"] == [0]
+    assert rows["🎉"]["ctx_place"] == [2, 0]
+    assert data.features.context_numbers["basket"] == {"mean": pytest.approx(np.log(2)), "std": 1.0}
+    json.dumps(data.meta, allow_nan=False)
+
+
+def test_actions_make_events_of_one_moment_different(tmp_path):
+    rows = [("a", "i", START, "view"), ("a", "i", START, "buy"), ("a", "i", START, "view")]
+    write_csv(tmp_path, rows, header="user_id,item_id,timestamp,action")
+    with_action = run(tmp_path, LOG + 'action = "action"\n' + LAST)
+    assert with_action.meta["counts"]["events"] == 2
+    assert run(tmp_path, LOG + LAST).meta["counts"]["events"] == 1
+
+
+def test_items_and_users_tables(tmp_path):
+    write_csv(tmp_path, [("a", "i9", START), ("z", "i2", START + 1), ("a", "i8", START + 2)])
+    items = pa.table(
+        {
+            "item_id": ["i1", "i2", None, "i2", "x" * 2000, "i3"],
+            "title": ["  A \n title ", "🎉", "no id", "again", "long", None],
+            "about": ["long  text", None, "", "", "", None],
+            "tags": [["b", None, "a"], [], ["q"], ["q"], ["q"], None],
+            "size": [3, 4, 5, 5, 5, None],
+            "price": [float("nan"), 2.0, 1.0, 1.0, 1.0, float("inf")],
+            "photo": [b"\x00\x01", None, None, None, None, b"\x02"],
+        }
+    )
+    pq.write_table(items, tmp_path / "items.parquet")
+    users = [("a", "F", 20), ("b", "M", "?"), ("a", "M", 30), ("", "M", 1), ("c", "", "")]
+    write_csv(tmp_path, users, header="uid,gender,age", name="users.csv")
+    data = run(
+        tmp_path,
+        LOG
+        + '[items]\npath = "items.parquet"\ntext = ["title", "about"]\ncategorical = ["tags", "size"]\n'
+        + 'numeric = ["price"]\nimage = "photo"\n'
+        + '[users]\npath = "users.csv"\nid = "uid"\ncategorical = ["gender"]\nnumeric = ["age"]\n'
+        + LAST,
+    )
+    table = data.items.to_pydict()
+    assert table[schema.ITEM_ID] == ["i1", "i2", "i3", "i9", "i8"]
+    assert table[schema.ITEM_TITLE] == ["A title", "🎉", "", "", ""]
+    assert table[schema.ITEM_TEXT] == ["A title. long text", "🎉", "", "", ""]
+    assert table["cat_tags"] == [["b", "a"], [], [], [], []]
+    assert table["cat_size"] == [["3"], ["4"], [], [], []]
+    assert table["num_price"] == [None, 2.0, None, None, None]
+    assert data.features.item_categories == {"tags": ["a", "b"], "size": ["3", "4"]}
+    counts = data.meta["counts"]
+    assert counts["items_only_in_log"] == 2 and counts["users"] == 4
+    assert counts["rejects"] == {
+        "item table: duplicate id": 1, "item table: id too long": 1, "item table: missing id": 1,
+        "user table: duplicate id": 1, "user table: missing id": 1,
+    }  # fmt: skip
+    assert rejected(tmp_path).num_rows == 5
+    rows = histories(data)
+    assert rows["b"]["items"] == [] and rows["b"]["user_gender"] == 3 and rows["b"]["user_age"] is None
+    assert rows["a"]["user_gender"] == 2 and rows["a"]["user_age"] == 20
+    assert rows["z"]["user_gender"] == rows["c"]["user_gender"] == schema.MISSING
+    notes = "\n".join(data.meta["notes"])
+    assert "image column 'photo': 2 rows have one; validated, not used in training" in notes
+    assert "2 items of the log are in no item table" in notes and "1 users of the log are in no user table" in notes
+    assert "price: 2 values" in notes and "age: 1 values" in notes
+
+
+def test_graph_triples_are_validated(tmp_path):
+    write_csv(tmp_path, [("a", "i", START)])
+    (tmp_path / "kg.tsv").write_text("head\trelation\ttail\ni\tis\tx\ni\t\tx\n")
+    data = run(tmp_path, LOG + '[graph]\npath = "kg.tsv"\n' + LAST)
+    assert "graph: 1 complete triples; validated, not used in training" in data.meta["notes"]
+    assert data.meta["counts"]["rejects"] == {"graph: incomplete triple": 1}
+
+
+def test_vocabularies_are_by_frequency_and_capped(tmp_path):
+    write_csv(
+        tmp_path, [("a", f"i{n}", START + n, "bbaac"[n]) for n in range(5)], header="user_id,item_id,timestamp,place"
+    )
+    text = LOG + '[events.context]\ncategorical = ["place"]\n' + LAST
+    assert run(tmp_path, text).features.context_categories["place"] == ["a", "b", "c"]
+    capped = run(tmp_path, text, ["prepare.max_category_values=1"])
+    assert capped.features.context_categories["place"] == ["a"]
+    assert histories(capped)["a"]["ctx_place"] == [schema.OTHER, schema.OTHER, 2, 2, schema.OTHER]
+
+
+def test_histories_do_not_depend_on_the_number_of_buckets(tmp_path):
+    write_csv(tmp_path, [(f"u{n % 23}", f"i{n % 7}", START + n * 7 % 400) for n in range(300)])
+    one = histories(run(tmp_path, LOG, ["prepare.buckets=1"]))
+    data = run(tmp_path, LOG, ["prepare.buckets=5"])
+    assert len(data.bucket_paths) == 5
+    five = histories(data)
+    assert five.keys() == one.keys()
+    assert all(str(five[user]) == str(one[user]) for user in one)
+
+
+def test_an_unchanged_folder_is_reused_and_a_changed_one_replaced(tmp_path, caplog):
+    write_csv(tmp_path, [("a", "i", START), ("b", "j", START + 1)])
+    first = run(tmp_path, LOG + LAST)
+    meta = (tmp_path / "out" / schema.META).stat()
+    with caplog.at_level("INFO"):
+        again = run(tmp_path, LOG + LAST)
+    assert "reused: nothing changed" in caplog.text
+    assert (tmp_path / "out" / schema.META).stat().st_mtime_ns == meta.st_mtime_ns
+    assert again.fingerprint == first.fingerprint
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("events.csv", "dataset.toml"):
+        shutil.copy(tmp_path / name, moved / name)
+    assert run(moved, LOG + LAST).fingerprint == first.fingerprint
+    write_csv(tmp_path, [("a", "i", START), ("b", "k", START + 1)])
+    changed = run(tmp_path, LOG + LAST)
+    assert changed.fingerprint != first.fingerprint
+    assert changed.items.column(schema.ITEM_ID).to_pylist() == ["i", "k"]
+    assert run(tmp_path, LOG + LAST, ["prepare.min_events=2"]).fingerprint != changed.fingerprint
+
+
+def test_other_files_in_the_output_folder_are_left_alone(tmp_path):
+    write_csv(tmp_path, [("a", "i", START)])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    run(tmp_path, LOG + LAST)
+    assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
+
+
+def test_a_large_log_is_many_shards(tmp_path, monkeypatch):
+    """Shards cut inside a file, blobs read back per bucket: the result equals numpy's on the whole log."""
+    rng = np.random.default_rng(0)
+    n = 5000
+    log = {
+        "user_id": rng.integers(0, 90, n),
+        "item_id": rng.integers(0, 40, n),
+        "timestamp": START + rng.integers(0, 999, n),
+    }
+    files = tmp_path / "log"
+    files.mkdir()
+    pq.write_table(pa.table({k: v[:3000] for k, v in log.items()}), files / "a.parquet", row_group_size=500)
+    pq.write_table(pa.table({k: v[3000:] for k, v in log.items()}), files / "b.parquet")
+    spec = load_spec(write_spec(tmp_path, '[events]\npath = "log"\n' + LAST))
+    monkeypatch.setattr(shards, "SHARD_ROWS", 700)
+    monkeypatch.setattr(reading, "_BATCH_ROWS", 250)
+    info = preparing.inspect_source(spec).events
+    job = shards.ShardJob(
+        spec=spec,
+        unit="s",
+        buckets=3,
+        max_id_bytes=99,
+        now_us=2**62,
+        shards=str(tmp_path / "s"),
+        rejects=str(tmp_path / "r"),
+    )
+    (tmp_path / "s").mkdir()
+    facts = passes.LogFacts()
+    for task, pieces in enumerate(passes._group(reading.make_pieces(info, rows=1000))):
+        for batch in shards.make_shards(pieces, task, job, pa.array([], pa.string())):
+            for part in passes._runs(batch):
+                facts.add(part)
+    assert facts.rows_read == facts.rows_kept == n and len(facts.shards) > 4
+    assert facts.new_items.to_pylist() == [str(i) for i in dict.fromkeys(log["item_id"].tolist())]
+    rows = []
+    for bucket in range(3):
+        places = [
+            (s["path"], s["offsets"][bucket], s["offsets"][bucket + 1] - s["offsets"][bucket]) for s in facts.shards
+        ]
+        table = shards.read_bucket(places, spec.events)
+        assert len(set(np.unique(table["file"].to_numpy()))) <= 2
+        rows += list(zip(*(table[c].to_pylist() for c in ("file", "row", "user", "item", "time")), strict=True))
+    expected = [
+        (int(k >= 3000), k - 3000 * (k >= 3000) + 1, str(log["user_id"][k]), str(log["item_id"][k]), int(log["timestamp"][k]) * 10**6)
+        for k in range(n)
+    ]  # fmt: skip
+    assert sorted(rows) == expected
+
+
+def test_the_command_prints_a_summary_and_one_line_for_a_mistake(tmp_path):
+    write_csv(tmp_path, [("a", "i", START), ("b", "", START)])
+    spec = write_spec(tmp_path, LOG + LAST)
+    command = [sys.executable, "-m", "ctxrec.prepare", spec, "--out", str(tmp_path / "out")]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert "2 rows read, 1 events kept" in done.stdout and "rejected 1: missing item id" in done.stdout
+    wrong = subprocess.run([*command, "--set", "prepare.bucket=3"], capture_output=True, text=True, cwd=root)
+    assert wrong.returncode == 2 and "valid keys are buckets" in wrong.stderr and "Traceback" not in wrong.stderr

@@ -1,0 +1,98 @@
+import gzip
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ctxrec import reading
+from ctxrec.errors import UserError
+
+
+def read(path, columns):
+    """All rows of a file as (row number, values), and its malformed rows."""
+    (info,) = reading.inspect(str(path), columns, section="events")
+    rows, malformed = [], []
+    for piece in reading.make_pieces([info], rows=3):
+        for batch in reading.read_piece(piece, columns, encoded=columns[:1]):
+            values = zip(*(batch.table.column(c).to_pylist() for c in columns), strict=True)
+            rows += list(zip(batch.rows.tolist(), values, strict=True))
+            malformed += batch.malformed
+    return rows, malformed
+
+
+def test_parquet_pieces_are_ranges_of_row_groups(tmp_path):
+    table = pa.table({"a": [f"x{n}" for n in range(10)], "b": range(10)})
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=2)
+    (info,) = reading.inspect(str(tmp_path), ["a"], section="events")
+    pieces = reading.make_pieces([info], rows=5)
+    assert [(p.start, p.stop, p.first_row, p.num_rows) for p in pieces] == [(0, 2, 1, 4), (2, 4, 5, 4), (4, 5, 9, 2)]
+    assert read(tmp_path / "t.parquet", ["a", "b"])[0] == [(n + 1, (f"x{n}", n)) for n in range(10)]
+
+
+def test_csv_keeps_zeros_quotes_newlines_and_malformed_rows(tmp_path):
+    text = '\ufeffa,b,c\n007,"x, y",1\nbad\n8,"two\nlines",2\n9,"",3\n1,2,3,4\n10,🎉,\n'
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+    rows, malformed = read(tmp_path / "t.csv", ["a", "b"])
+    assert rows == [(1, ("007", "x, y")), (3, ("8", "two\nlines")), (4, ("9", None)), (6, ("10", "🎉"))]
+    assert malformed == [(2, "bad"), (5, "1,2,3,4")]
+
+
+def test_malformed_last_rows_are_not_lost(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b\nbad\nworse\n")
+    assert read(tmp_path / "t.csv", ["a"]) == ([], [(1, "bad"), (2, "worse")])
+
+
+def test_tsv_and_compressed_files(tmp_path):
+    (tmp_path / "t.tsv").write_text("a\tb\n1\tx,y\n")
+    assert read(tmp_path / "t.tsv", ["b", "a"])[0] == [(1, ("x,y", "1"))]
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b"a,b\n1,2\n"))
+    assert read(tmp_path / "t.csv.gz", ["a"])[0] == [(1, ("1",))]
+
+
+def test_jsonl_of_mixed_types_and_malformed_lines(tmp_path):
+    lines = ['{"a": 1, "b": "2020-01-01"}', "", "{broken", '{"a": "two", "b": null, "c": 1}', "[3]"]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    rows, malformed = read(tmp_path / "t.jsonl", ["a", "b"])
+    assert rows == [(1, ("1", "2020-01-01")), (4, ("two", None))]
+    assert malformed == [(3, "{broken"), (5, "[3]")]
+
+
+def test_jsonl_keeps_lists_and_text_that_looks_like_a_date(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"a": "2020-01-01", "b": ["x", "y"]}\n{"a": "2020-01-02", "b": null}\n')
+    assert read(tmp_path / "t.jsonl", ["a", "b"])[0] == [(1, ("2020-01-01", ["x", "y"])), (2, ("2020-01-02", None))]
+
+
+def test_header_without_rows_and_empty_file(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b\n")
+    assert read(tmp_path / "t.csv", ["a"]) == ([], [])
+    (tmp_path / "u.csv").write_text("")
+    assert reading.inspect(str(tmp_path / "u.csv"), ["a"], section="events") == []
+
+
+def test_a_wrong_column_is_named_with_the_file_and_the_columns_found(tmp_path):
+    (tmp_path / "1.csv").write_text("user,item\n1,2\n")
+    (tmp_path / "2.csv").write_text("user,thing\n1,2\n")
+    with pytest.raises(
+        UserError, match=r"\[events\] names column 'item', which is missing in .*2.csv; found columns user, thing"
+    ):
+        reading.inspect(str(tmp_path), ["user", "item"], section="events")
+
+
+def test_a_column_that_stands_twice_is_refused(tmp_path):
+    (tmp_path / "1.csv").write_text("a,a\n1,2\n")
+    with pytest.raises(UserError, match="more than once"):
+        reading.inspect(str(tmp_path), ["a"], section="events")
+
+
+def test_unknown_type_no_file_and_damaged_files(tmp_path):
+    (tmp_path / "t.xlsx").write_text("x")
+    with pytest.raises(UserError, match=r"t.xlsx has an unknown file type; expected one of .parquet"):
+        reading.inspect(str(tmp_path), ["a"], section="events")
+    with pytest.raises(UserError, match="no file found"):
+        reading.inspect(str(tmp_path / "none"), ["a"], section="events")
+    (tmp_path / "t.parquet").write_bytes(b"not parquet at all")
+    with pytest.raises(UserError, match="is no parquet file"):
+        reading.inspect(str(tmp_path / "t.parquet"), ["a"], section="events")
+    (tmp_path / "latin.csv").write_bytes("a,b\né,1\n".encode("latin-1"))
+    with pytest.raises(UserError, match="Expected UTF-8"):
+        read(tmp_path / "latin.csv", ["a"])

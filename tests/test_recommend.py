@@ -1,0 +1,190 @@
+"""Batch scoring: the contract of R.parquet and O.parquet, on a real Ray cluster."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ctxrec import cli
+from ctxrec.config import Config, EvaluateConfig
+from ctxrec.errors import UserError
+from ctxrec.recommend import main
+from ctxrec.recommender import RawEvent, RawRequest
+from ctxrec.recommending import raw_requests, recommend
+from ctxrec.retrieval import load_retriever
+from ctxrec.spec import ContextSpec
+
+NOW = 1_700_000_000
+
+
+@pytest.fixture(scope="module")
+def retriever(tiny_run):
+    return load_retriever(tiny_run)
+
+
+def write(path, columns) -> str:
+    pq.write_table(pa.table(columns), path, row_group_size=16)
+    return str(path)
+
+
+def run(tiny_run, tmp_path, columns, *, k=5, **options):
+    requests = write(tmp_path / "R.parquet", columns)
+    out = str(tmp_path / "out" / "O.parquet")
+    config = Config(evaluate=EvaluateConfig(**options))
+    num_rows = recommend(tiny_run, requests, out, k=k, config=config)
+    answers = pq.read_table(out)
+    assert num_rows == answers.num_rows == len(next(iter(columns.values())))
+    assert answers.schema.names == ["request_id", "item_ids", "scores"]
+    assert answers.schema.field("item_ids").type == pa.list_(pa.string())
+    assert answers.schema.field("scores").type == pa.list_(pa.float32())
+    return answers
+
+
+def test_rows_keep_their_order_over_many_blocks_and_equal_the_retriever(ray_cluster, tiny_run, tmp_path, retriever):
+    rng = np.random.default_rng(0)
+    users = [f"u{n}" for n in rng.integers(70, size=150)]  # u60 to u69 are unknown
+    devices = [["tv", "phone", "fridge", None][n] for n in rng.integers(4, size=150)]
+    ids = rng.permutation(150)
+    answers = run(
+        tiny_run,
+        tmp_path,
+        {
+            "request_id": pa.array(ids, pa.int32()),
+            "user_id": users,
+            "timestamp": pa.array([NOW + n for n in range(150)], pa.int64()),
+            "device": devices,
+            "basket_value": pa.array([None if n % 3 else n / 10 for n in range(150)], pa.float32()),
+            "query": ["red shoe"] * 150,
+        },
+        batch_size=13,
+    )
+    assert answers.schema.field("request_id").type == pa.int32()
+    assert answers["request_id"].to_pylist() == ids.tolist()
+    raw = [
+        RawRequest(
+            user_id=users[n],
+            timestamp=NOW + n,
+            context={"query": "red shoe"}
+            | ({"device": devices[n]} if devices[n] else {})
+            | ({} if n % 3 else {"basket_value": float(np.float32(n / 10))}),
+        )
+        for n in range(150)
+    ]
+    requests, _ = retriever.recommender.make_requests(raw)
+    for n, (positions, scores) in enumerate(retriever.top_k(requests, 5)):
+        assert answers["item_ids"][n].as_py() == retriever.item_ids(positions)
+        np.testing.assert_allclose(answers["scores"][n].as_py(), scores, atol=1e-5)
+
+
+def test_histories_missing_values_and_unknown_ids(ray_cluster, tiny_run, tmp_path, retriever):
+    answers = run(
+        tiny_run,
+        tmp_path,
+        {
+            "request_id": ["given", "stored", "empty", "unknown item", "nobody", "\U0001f600 user"],
+            "user_id": ["u1", "u1", "u1", "u1", None, "\U0001f600"],
+            "timestamp": pa.array([NOW, NOW, NOW, NOW, float("nan"), None], pa.float64()),
+            "history": [["i3", "i7"], None, [], ["no such item", "i3"], ["i3", None], None],
+            "ignored": [1] * 6,
+        },
+        k=1000,
+    )
+    lists = dict(zip(answers["request_id"].to_pylist(), answers["item_ids"].to_pylist(), strict=True))
+    everything = set(retriever.recommender.item_ids)
+    stored, _ = retriever.recommender.make_requests([RawRequest(user_id="u1", timestamp=NOW)])
+    seen = set(retriever.item_ids(stored.history.items))
+    assert set(lists["given"]) == everything - {"i3", "i7"}
+    assert set(lists["stored"]) == everything - seen and seen
+    assert set(lists["empty"]) == set(lists["\U0001f600 user"]) == everything
+    assert set(lists["unknown item"]) == set(lists["nobody"]) == everything - {"i3"}
+    scores = answers["scores"].to_pylist()
+    assert all((np.diff(row) <= 0).all() and np.isfinite(row).all() for row in scores)
+
+
+def test_no_requests_make_an_empty_file(tiny_run, tmp_path):
+    columns = {"request_id": pa.array([], pa.string()), "user_id": pa.array([], pa.string())}
+    answers = run(tiny_run, tmp_path, columns | {"timestamp": pa.array([], pa.float64())})
+    assert answers.schema.field("request_id").type == pa.string()
+
+
+def test_several_files_are_read_in_order(ray_cluster, tiny_run, tmp_path):
+    folder = tmp_path / "R"
+    folder.mkdir()
+    for part in range(3):
+        ids = [part * 10 + n for n in range(10)]
+        columns = {"request_id": ids, "user_id": [f"u{n}" for n in ids], "timestamp": [NOW] * 10}
+        write(folder / f"part-{part}.parquet", columns)
+    out = str(tmp_path / "O.parquet")
+    assert recommend(tiny_run, str(folder), out, k=3, config=Config()) == 30
+    assert pq.read_table(out)["request_id"].to_pylist() == list(range(30))
+
+
+GOOD = {"request_id": ["a"], "user_id": ["u1"], "timestamp": [NOW]}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"user_id": ["u1"], "timestamp": [NOW]}, r"column 'request_id' is missing; found user_id, timestamp"),
+        ({"request_id": ["a"], "user_id": ["u1"]}, r"column 'timestamp' is missing"),
+        ({"request_id": ["a"], "timestamp": [NOW]}, r"neither 'user_id' nor 'history'"),
+        (GOOD | {"timestamp": ["yesterday"]}, r"column 'timestamp' is string; expected epoch seconds"),
+        (GOOD | {"timestamp": [NOW * 1000]}, r"timestamp 1\.7e\+12 is outside.*divide milliseconds by 1000"),
+        (GOOD | {"timestamp": [float("inf")]}, r"timestamp inf is outside"),
+        (GOOD | {"basket_value": ["much"]}, r"column 'basket_value' is string; expected numbers"),
+        (GOOD | {"history": ["i3"]}, r"column 'history' is string; expected a list of item ids"),
+    ],
+)
+def test_a_wrong_file_is_a_users_mistake_and_writes_nothing(tiny_run, tmp_path, columns, message):
+    requests = write(tmp_path / "R.parquet", columns)
+    with pytest.raises(UserError, match=message):
+        recommend(tiny_run, requests, str(tmp_path / "O.parquet"), k=5, config=Config())
+    assert [p.name for p in tmp_path.iterdir()] == ["R.parquet"]
+
+
+def test_timestamps_as_arrow_timestamps_and_ids_as_numbers():
+    moment = datetime.datetime(2023, 11, 14, 22, 13, 20, tzinfo=datetime.UTC)
+    table = pa.table(
+        {
+            "request_id": [1, 2],
+            "user_id": pa.array([196.0, None], pa.float64()),  # pandas makes floats of ints with gaps
+            "timestamp": pa.array([moment, None], pa.timestamp("ms", "UTC")),
+            "store_id": [7, 8],
+            "history": [None, [242, 50]],
+        }
+    )
+    first, second = raw_requests(table, ContextSpec(categorical=("store_id",)), now_s=5.0)
+    assert first == RawRequest(user_id="196", timestamp=float(NOW), context={"store_id": "7"}, history=None)
+    assert second == RawRequest(
+        user_id=None,
+        timestamp=5.0,
+        context={"store_id": "8"},
+        history=[RawEvent(item_id="242"), RawEvent(item_id="50")],
+    )
+
+
+def command(monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["recommend", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(main)
+    return stopped.value.code
+
+
+def test_the_command(ray_cluster, tiny_run, tmp_path, monkeypatch, capsys):
+    requests, out = write(tmp_path / "R.parquet", GOOD), str(tmp_path / "O.parquet")
+    given = ("--run", tiny_run, "--requests", requests, "--out", out)
+    assert command(monkeypatch, *given, "--k", "3") == 0
+    assert "1 requests answered" in capsys.readouterr().out
+    assert len(pq.read_table(out)["item_ids"][0]) == 3
+    for k in ("0", "-1"):
+        assert command(monkeypatch, *given, "--k", k) == 2
+        assert f"--k is {k}; expected at least 1" in capsys.readouterr().err
+    assert command(monkeypatch, "--run", "missing", *given[2:], "--k", "3") == 2
+    assert "found nothing at" in capsys.readouterr().err
+    assert command(monkeypatch, *given[:2], "--requests", "missing.parquet", *given[4:], "--k", "3") == 2
+    assert "no file found at missing.parquet" in capsys.readouterr().err

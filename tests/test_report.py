@@ -1,0 +1,186 @@
+"""The report: complete, well formed, escaped, and without anything to load."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from ctxrec import charts
+from ctxrec.config import Config, to_toml
+from ctxrec.errors import UserError
+from ctxrec.report import Example, Facts, parse_train_log, render_report
+from ctxrec.summary import RankedLists, format_table, summarise
+
+NASTY = 'Café 🍰 <script>alert("x")</script> & co'
+VOID = {"meta", "br"}
+
+
+class Structure(HTMLParser):
+    """Checks that tags close in order, and collects tags and texts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def parse(page: str) -> Structure:
+    structure = Structure()
+    structure.feed(page)
+    structure.close()
+    assert structure.open == []
+    return structure
+
+
+def example_metrics(*, before: bool = True, cold: bool = True) -> dict:
+    rng = np.random.default_rng(0)
+    tops = {
+        name: np.argsort(rng.random((30, 25)), axis=1)[:, :10]
+        for name in ("model", "before", "popularity", "ease")
+        if before or name != "before"
+    }
+    lists = RankedLists(
+        user_ids=np.arange(30).astype(str).astype(object),
+        target_offsets=np.arange(31),
+        target_items=rng.integers(0, 25, 30),
+        history_lengths=rng.integers(0, 30, 30),
+        tops=tops,
+        attributes={NASTY: np.array([NASTY, "b", None] * 10, object)},
+    )
+    counts = np.arange(25) // 10 if cold else np.ones(25, int)
+    metrics = summarise(lists, item_counts=counts, eligible=np.ones(25, bool), ks=(5, 10), resamples=20, seed=0)
+    return {"split": "test", "requests": 30, **metrics, "ablations": {}, "notes": [NASTY], "seconds": {"total": 1.5}}
+
+
+def page_of(metrics: dict, **changes) -> str:
+    log = [
+        {"phase": "towers", "step": 1, "epoch": 0, "loss": 3.0},
+        {"phase": "towers", "step": 2, "epoch": 0, "loss": 2.5, "valid_ndcg@10": 0.05},
+        {"phase": "encoder", "step": 3, "epoch": 1, "valid_ndcg@10": 0.06},
+        {"phase": "encoder", "step": 4, "epoch": 1, "loss": 2.0, "valid_ndcg@10": 0.07},
+    ]
+    arguments = {
+        "facts": Facts(
+            name=NASTY, counts={"events": 1000, "users": 30, "items": 25, "rejects": {"x": 1}}, split="by time",
+            encoder="tiny", fingerprint="f" * 64, evaluated_at="1 January 2026", notes=(NASTY,),
+        ),
+        "train_log": log,
+        "examples": [
+            Example(user_id=NASTY, saw=[NASTY], got=[("hit", True), ("miss", False)], took=["hit", NASTY]),
+            Example(user_id="new", saw=[], got=[], took=[f"t{n}" for n in range(12)]),
+        ],
+        "config_toml": to_toml(Config()) + f"# {NASTY}",
+    }  # fmt: skip
+    return render_report(metrics, **(arguments | changes))
+
+
+def test_page_is_complete_well_formed_and_loads_nothing():
+    page = page_of(example_metrics())
+    structure = parse(page)
+    for heading in ("Ranking quality", "Where it works", "Training", "A few users", "About this evaluation"):
+        assert heading in structure.texts
+    assert not {"script", "link", "iframe", "img"} & {tag for tag, _ in structure.tags}
+    assert not {"src", "href", "onload"} & {name for _, attributes in structure.tags for name in attributes}
+    assert "prefers-color-scheme: dark" in page and "@import" not in page and "url(" not in page
+
+
+def test_every_text_is_escaped_and_emoji_survive():
+    page = page_of(example_metrics())
+    assert "<script" not in page
+    assert page.count("Café 🍰 &lt;script&gt;") >= 7  # title, heading, user, titles, notes, attribute, options
+
+
+def test_every_chart_has_a_text_alternative_and_is_valid_xml():
+    page = page_of(example_metrics())
+    images = [attributes for tag, attributes in parse(page).tags if tag == "svg" and attributes.get("role") == "img"]
+    assert len(images) == 4
+    assert all(len(attributes["aria-label"]) > 20 for attributes in images)
+    for part in page.split("<svg ")[1:]:
+        ET.fromstring("<svg " + part.split("</svg>")[0] + "</svg>")
+
+
+def test_hits_are_marked_and_long_lists_cut():
+    page = page_of(example_metrics())
+    assert "<mark>hit ✓</mark>" in page and "<li>miss</li>" in page
+    assert "nothing yet" in page and "and 2 more" in page
+
+
+@pytest.mark.parametrize("options", [{"before": False}, {"cold": False}])
+def test_what_was_not_evaluated_is_left_out(options):
+    metrics = example_metrics(**options)
+    page = page_of(metrics, train_log=[], examples=[])
+    parse(page)
+    assert ("before encoder tuning" in page) == options.get("before", True)
+    assert "This run has no training log." in page
+    assert ("No request has cold items among its targets." in page) == (not options.get("cold", True))
+
+
+def test_all_scores_zero_still_draws():
+    metrics = example_metrics()
+    for system in (metrics["model"], metrics["before"], *metrics["baselines"].values()):
+        system["ndcg@10"] = {"mean": 0.0, "low": 0.0, "high": 0.0}
+    page = page_of(metrics)
+    parse(page)
+    assert not [a for _, a in parse(page).tags for v in a.values() if v and ("nan" in v or "inf" in v)]
+
+
+def test_phases_that_count_their_own_steps_follow_each_other():
+    log = [{"phase": p, "step": s, "epoch": 0, "loss": 1.0 / (s + 1)} for p in ("towers", "encoder") for s in range(5)]
+    page = page_of(example_metrics(), train_log=log)
+    # The second curve starts where the first ends: at step 4 of 8.
+    curves = [a["points"].split() for tag, a in parse(page).tags if tag == "polyline"]
+    assert curves[0][-1].split(",")[0] == curves[1][0].split(",")[0]
+
+
+def test_train_log_of_a_killed_training_is_read():
+    assert parse_train_log('{"phase": "towers", "step": 1}\n{"phase": "tow') == [{"phase": "towers", "step": 1}]
+    with pytest.raises(UserError, match=r"train_log\.jsonl line 1 is not valid JSON"):
+        parse_train_log('{"phase"\n{"phase": "towers"}\n')
+
+
+def test_long_curves_are_thinned():
+    log = [{"phase": "towers", "step": n, "epoch": 0, "loss": 1.0} for n in range(10_000)]
+    points = [
+        a["points"].split() for tag, a in parse(page_of(example_metrics(), train_log=log)).tags if tag == "polyline"
+    ]
+    assert len(points[0]) <= 300
+
+
+def test_table_for_the_terminal():
+    metrics = example_metrics()
+    lines = format_table(metrics).splitlines()
+    assert lines[0] == "test: 30 requests, full ranking"
+    assert lines[1].split() == ["NDCG@10", "95", "%", "interval", "HR@10", "Recall@10", "MRR@10", "Coverage@10"]
+    assert {line.split("  ")[0] for line in lines[3:7]} == {
+        "ctxrec",
+        "ctxrec before encoder tuning",
+        "popularity",
+        "EASE",
+    }
+    assert f"{metrics['model']['ndcg@10']['mean']:.4f}" in next(line for line in lines if line.startswith("ctxrec  "))
+    assert lines[-1] == f"note: {NASTY}"
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 0), (0, 1e-9), (0.2, 0.31), (3.4, 7.2), (0, 123456), (-2, 5)])
+def test_ticks_enclose_the_range(low, high):
+    found = charts.ticks(low, high)
+    assert found[0] <= low + 1e-12 and found[-1] >= high and 2 <= len(found) <= 9
+    assert found == sorted(set(found))

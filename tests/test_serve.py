@@ -1,0 +1,325 @@
+"""The HTTP service for real: Ray Serve on a free port, asked over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+
+from ctxrec.config import Config
+from ctxrec.errors import UserError
+from ctxrec.recommending import recommend
+from ctxrec.retrieval import find_bundle, load_retriever
+from serve.api import MAX_BODY_BYTES, RecommendRequest
+from serve.engine import Answer, Engine
+
+NOW = 1_700_000_000
+
+
+@pytest.fixture(scope="module")
+def retriever(tiny_run):
+    return load_retriever(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def client(ray_cluster, tiny_run):
+    """A client of the service, which shares its two CPUs with nothing but the batch job of one test."""
+    import ray.serve
+
+    from serve.app import AppArgs, build_app
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ray.serve.start(http_options={"host": "127.0.0.1", "port": port})
+    ray.serve.run(build_app(AppArgs(run=tiny_run, cpus_per_replica=0.5)), route_prefix="/")
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as made:
+        yield made
+    ray.serve.shutdown()
+
+
+def ask(client, **body) -> dict:
+    response = client.post("/v1/recommend", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def refused(client, body, *, status: int = 422) -> str:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    response = client.post("/v1/recommend", content=content, headers={"Content-Type": "application/json"})
+    assert response.status_code == status, response.text
+    assert response.json().keys() == {"detail"}
+    return response.text
+
+
+def test_probes_and_documentation(client, retriever):
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").json() == {"status": "ready", "model_version": retriever.recommender.model_version}
+    assert client.get("/docs").status_code == 200
+    paths = client.get("/openapi.json").json()["paths"]
+    assert set(paths) == {"/v1/recommend", "/v1/items/{item_id}/similar", "/healthz", "/readyz"}
+
+
+def test_the_whole_body_of_the_contract(client, retriever):
+    answer = ask(
+        client,
+        user_id="u1",
+        k=5,
+        context={"timestamp": NOW, "device": "tv", "basket_value": 3, "query": "red shoe"},
+        history=[{"item_id": "i2", "action": "view", "timestamp": NOW - 60, "context": {"device": "tv"}}],
+        exclude=["i6", "no such item"],
+        filter={"category": ["group2"]},
+        explain=False,
+    )
+    assert answer.keys() == {"items", "model_version", "fallback"}
+    assert answer["model_version"] == retriever.recommender.model_version and answer["fallback"] is False
+    ids = [item["item_id"] for item in answer["items"]]
+    assert len(ids) == len(set(ids)) == 5 and {int(i[1:]) % 4 for i in ids} == {2}
+    assert not {"i2", "i6"} & set(ids)
+    scores = [item["score"] for item in answer["items"]]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_scores_over_http_equal_those_of_recommend(client, tiny_run, tmp_path):
+    users = [f"u{n}" for n in range(20)] + ["nobody", None]
+    histories = [["i1", "i5"] if n % 5 == 4 else None for n in range(21)] + [["i3"]]
+    devices = [["tv", "phone", None][n % 3] for n in range(22)]
+    table = {
+        "request_id": list(range(22)),
+        "user_id": users,
+        "timestamp": [NOW + 3600 * n for n in range(22)],
+        "device": devices,
+        "history": pa.array(histories, pa.list_(pa.string())),
+    }
+    pq.write_table(pa.table(table), tmp_path / "R.parquet")
+    out = str(tmp_path / "O.parquet")
+    recommend(tiny_run, str(tmp_path / "R.parquet"), out, k=12, config=Config())
+    for row in pq.read_table(out).to_pylist():
+        n = row["request_id"]
+        body = {"k": 12, "context": {"timestamp": NOW + 3600 * n}}
+        body |= {} if users[n] is None else {"user_id": users[n]}
+        body |= {} if histories[n] is None else {"history": [{"item_id": i} for i in histories[n]]}
+        body["context"] |= {} if devices[n] is None else {"device": devices[n]}
+        answer = ask(client, **body)
+        assert [item["item_id"] for item in answer["items"]] == row["item_ids"]
+        np.testing.assert_allclose([item["score"] for item in answer["items"]], row["scores"], atol=1e-5)
+        assert answer["fallback"] is (users[n] == "nobody" and histories[n] is None)
+
+
+def test_the_context_counts(client):
+    tv = ask(client, user_id="u1", context={"timestamp": NOW, "device": "tv"})
+    phone = ask(client, user_id="u1", context={"timestamp": NOW, "device": "phone"})
+    assert [i["score"] for i in tv["items"]] != [i["score"] for i in phone["items"]]
+
+
+def test_an_unknown_user_gets_a_fallback_that_depends_on_the_context(client):
+    tv = ask(client, user_id="\U0001f600 новый", context={"timestamp": NOW, "device": "tv"})
+    phone = ask(client, user_id="\U0001f600 новый", context={"timestamp": NOW, "device": "phone"})
+    assert tv["fallback"] and phone["fallback"] and len(tv["items"]) == 10
+    assert [i["score"] for i in tv["items"]] != [i["score"] for i in phone["items"]]
+    clicked = ask(client, user_id="\U0001f600 новый", history=[{"item_id": "i1"}])
+    assert not clicked["fallback"] and "i1" not in [i["item_id"] for i in clicked["items"]]
+
+
+def test_k_beyond_the_catalogue_gives_all_that_is_eligible(client):
+    assert len(ask(client, user_id="nobody", k=1000)["items"]) == 40
+    assert len(ask(client, user_id="nobody", k=1000, filter={"category": ["group1"]})["items"]) == 10
+    assert ask(client, user_id="nobody", filter={"category": ["no such value"]})["items"] == []
+
+
+def test_similar_items(client, retriever):
+    answer = client.get("/v1/items/i5/similar", params={"k": 3}).json()
+    positions, scores = retriever.similar(retriever.recommender.item_position["i5"], 3)
+    assert [i["item_id"] for i in answer["items"]] == retriever.item_ids(positions)
+    np.testing.assert_allclose([i["score"] for i in answer["items"]], scores, atol=1e-5)
+    assert answer["fallback"] is False
+    assert len(client.get("/v1/items/i5/similar").json()["items"]) == 10
+    assert len(client.get("/v1/items/i5/similar?k=1000").json()["items"]) == 39
+    for item in ("nothing", "a%2Fb/c", "%F0%9F%98%80", "x" * 5000):
+        response = client.get(f"/v1/items/{item}/similar")
+        assert response.status_code == 404 and "catalogue has no item" in response.json()["detail"]
+    for k in ("0", "-1", "1001", "many", "1.5"):
+        response = client.get(f"/v1/items/i5/similar?k={k}")
+        assert response.status_code == 422 and response.json()["detail"][0]["loc"] == ["query", "k"]
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        ({}, "user_id or history is required"),
+        ({"user_id": None, "history": None}, "user_id or history is required"),
+        ({"user_id": "u1", "k": 0}, '"k"'),
+        ({"user_id": "u1", "k": -1}, '"k"'),
+        ({"user_id": "u1", "k": 1001}, '"k"'),
+        ({"user_id": "u1", "k": 2.5}, '"k"'),
+        ({"user_id": "u1", "k": True}, '"k"'),
+        ({"user_id": 196}, '"user_id"'),
+        ({"user_id": ""}, '"user_id"'),
+        ({"user_id": "x" * 10_000}, "found 10000 bytes; expected at most 1024"),
+        ({"user_id": "\U0001f600" * 257}, "found 1028 bytes; expected at most 1024"),
+        ({"user_id": "u1", "usr": 1}, '"usr"'),
+        ({"user_id": "u1", "explain": True}, "not supported yet"),
+        ({"user_id": "u1", "context": {"weather": "rain"}}, "weather"),
+        ({"user_id": "u1", "context": {"device": {"a": 1}}}, '"device"'),
+        ({"user_id": "u1", "context": {"basket_value": "much"}}, "basket_value"),
+        ({"user_id": "u1", "context": {"timestamp": "now"}}, '"timestamp"'),
+        ({"user_id": "u1", "context": {"timestamp": NOW * 1000}}, '"timestamp"'),
+        ({"user_id": "u1", "context": {"timestamp": True}}, '"timestamp"'),
+        ({"user_id": "u1", "context": {"query": "x" * 10_000}}, "expected at most 8192"),
+        ({"user_id": "u1", "filter": {"colour": ["red"]}}, "unknown column 'colour'"),
+        ({"user_id": "u1", "filter": {"category": "group1"}}, '"category"'),
+        ({"user_id": "u1", "exclude": "i1"}, '"exclude"'),
+        ({"user_id": "u1", "exclude": ["i1"] * 10_001}, '"exclude"'),
+        ({"history": [{"item": "i1"}]}, '"item_id"'),
+        ({"history": [{"item_id": "i1"}] * 1001}, '"history"'),
+        ({"history": ["i1"]}, '"history"'),
+        ([], "expected a JSON object"),
+        (b"", '"body"'),
+        (b"{", "malformed JSON at character 1"),
+        (b'{"user_id": "u1",}', "malformed JSON"),
+        (b'{"user_id": "u1", "k": NaN}', '"k"'),
+        (b'{"user_id": "u1", "context": {"timestamp": NaN}}', '"timestamp"'),
+        (b'{"user_id": "u1", "context": {"timestamp": Infinity}}', '"timestamp"'),
+        (b'{"user_id": "u1", "context": {"basket_value": NaN}}', '"basket_value"'),
+        (b'{"user_id": "u1", "context": {"basket_value": 1e999}}', '"basket_value"'),
+        (b'{"user_id": "\\ud800"}', '"user_id"'),
+        (b'{"user_id": "u1", "\\ud800": 1}', "unicode string"),
+        (b'{"user_id": "u1", "context": {"\\ud800": 1}}', '"context"'),
+    ],
+)
+def test_bad_input_is_a_422_that_names_the_field(client, body, names):
+    assert names in refused(client, body)
+
+
+@pytest.mark.parametrize("body", [b"\xff\xfe{}", b"[" * 200_000, b'{"user_id": "u1", "k": ' + b"9" * 5000 + b"}"])
+def test_bytes_that_no_json_parser_takes(client, body):
+    response = client.post("/v1/recommend", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code in (400, 422) and response.json()["detail"]
+
+
+def test_a_form_is_told_to_be_json(client):
+    response = client.post("/v1/recommend", data={"user_id": "u1"})
+    assert response.status_code == 422 and "application/json" in response.text
+
+
+def test_large_bodies_are_refused_with_and_without_a_length(client):
+    big = json.dumps({"user_id": "u1", "exclude": ["x" * 100] * 50_000}).encode()
+    assert len(big) > 5_000_000
+    assert "expected at most 1048576" in refused(client, big, status=413)
+    pieces = (big[n : n + 65_536] for n in range(0, len(big), 65_536))
+    response = client.post("/v1/recommend", content=pieces, headers={"Content-Type": "application/json"})
+    assert response.status_code == 413 and "expected at most 1048576" in response.json()["detail"]
+    padded = b'{"user_id": "u1"}'.ljust(MAX_BODY_BYTES)
+    assert client.post("/v1/recommend", content=padded, headers={"Content-Type": "application/json"}).status_code == 200
+
+
+def test_unknown_paths_and_methods(client):
+    assert client.get("/v2/recommend").status_code == 404
+    response = client.get("/v1/recommend")
+    assert response.status_code == 405 and response.json() == {"detail": "Method Not Allowed"}
+    for later in ("/v1/events", "/v1/items", "/metrics"):
+        assert client.get(later).status_code == 404
+
+
+def test_parallel_requests_get_the_answers_they_get_alone(client):
+    def body(n: int) -> dict:
+        made = {
+            "user_id": f"u{n}",
+            "k": 1 + n % 20,
+            "context": {"timestamp": NOW + n, "device": ["tv", "phone"][n % 2]},
+        }
+        if n % 4 == 0:
+            made["filter"] = {"category": [f"group{n % 3}"]}
+        if n % 5 == 0:
+            made["exclude"] = [f"i{n % 40}"]
+        return made
+
+    bodies = [body(n) for n in range(64)]
+    alone = [ask(client, **b) for b in bodies]
+    bad = [{"user_id": "u1", "context": {"weather": "rain"}}] * 6  # a bad request harms no other of its batch
+
+    async def all_at_once() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=80)
+        async with httpx.AsyncClient(base_url=client.base_url, timeout=30, limits=limits) as parallel:
+            return await asyncio.gather(*(parallel.post("/v1/recommend", json=b) for b in bodies + bad))
+
+    with ThreadPoolExecutor(1) as thread:
+        responses = thread.submit(asyncio.run, all_at_once()).result()
+    assert [r.status_code for r in responses] == [200] * 64 + [422] * 6
+    for wanted, response in zip(alone, responses, strict=False):
+        found = response.json()
+        assert [i["item_id"] for i in found["items"]] == [i["item_id"] for i in wanted["items"]]
+        np.testing.assert_allclose(
+            [i["score"] for i in found["items"]], [i["score"] for i in wanted["items"]], atol=1e-5
+        )
+
+
+def test_overload_is_a_503_with_retry_after(ray_cluster, tiny_run, client):
+    """A second application with room for one waiting request and batches that wait long for company."""
+    import ray.serve
+
+    from serve.app import AppArgs, build_app
+
+    args = AppArgs(run=tiny_run, cpus_per_replica=0.1, max_waiting=1, max_batch_size=8, batch_wait_ms=500)
+    ray.serve.run(build_app(args), name="small", route_prefix="/small")
+
+    async def burst() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=client.base_url, timeout=30) as parallel:
+            return await asyncio.gather(
+                *(parallel.post("/small/v1/recommend", json={"user_id": "u1"}) for _ in range(12))
+            )
+
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            responses = thread.submit(asyncio.run, burst()).result()
+    finally:
+        ray.serve.delete("small")
+    counts = {status: sum(r.status_code == status for r in responses) for status in (200, 503)}
+    assert counts[200] >= 1 and counts[503] >= 1 and sum(counts.values()) == 12
+    assert all(r.headers["retry-after"] == "1" for r in responses if r.status_code == 503)
+    assert any("too many requests" in r.text for r in responses if r.status_code == 503)
+
+
+def test_a_bad_request_of_a_batch_gets_its_own_error(retriever):
+    engine = Engine(retriever)
+    good = RecommendRequest.model_validate({"user_id": "u1", "k": 2})
+    bad = RecommendRequest.model_validate({"user_id": "u1", "context": {"weather": "rain"}})
+    first, error, last = engine.recommend([good, bad, good])
+    assert isinstance(error, UserError) and "weather" in str(error)
+    assert isinstance(first, Answer) and first == last and len(first.item_ids) == 2
+
+
+def test_arguments_are_checked_before_anything_starts(tiny_run, tmp_path):
+    from serve.app import AppArgs, build_app
+
+    with pytest.raises(UserError, match="found nothing at"):
+        build_app(AppArgs(run=str(tmp_path / "missing")))
+    with pytest.raises(ValidationError, match="replica_count"):
+        AppArgs(run=tiny_run, replica_count=2)
+    assert AppArgs.model_validate({"run": tiny_run, "replicas": "2"}).replicas == 2  # `serve run` gives strings
+
+
+def test_a_damaged_bundle_is_refused_with_a_clear_message(ray_cluster, tiny_run, tmp_path, client):
+    import ray.serve
+
+    from serve.app import AppArgs, build_app
+
+    copy = tmp_path / "bundle"
+    shutil.copytree(find_bundle(tiny_run), copy)
+    index = Path(copy) / "index.faiss"
+    data = bytearray(index.read_bytes())
+    data[len(data) // 2] ^= 1
+    index.write_bytes(bytes(data))
+    with pytest.raises(UserError, match=r"index\.faiss"):
+        ray.serve.run(build_app(AppArgs(run=str(copy))), name="damaged", route_prefix="/damaged")
+    assert client.get("/readyz").status_code == 200

@@ -1,0 +1,72 @@
+import pytest
+
+from ctxrec.errors import UserError
+from ctxrec.spec import DatasetSpec, SplitSpec, load_spec
+
+FULL = """
+name = "my-shop"
+[events]
+path = "events/*.parquet"
+user = "u"
+[events.context]
+categorical = ["device"]
+[events.actions]
+view = 0.2
+dislike = -1
+[items]
+path = "s3://bucket/items.parquet"
+text = ["title"]
+[users]
+path = "/abs/users.csv"
+[graph]
+path = "kg.tsv"
+[split]
+strategy = "last"
+test = 1
+"""
+
+
+def write(folder, text):
+    (folder / "dataset.toml").write_text(text)
+    return str(folder / "dataset.toml")
+
+
+def test_relative_paths_start_at_the_specs_folder(tmp_path):
+    spec = load_spec(write(tmp_path, FULL))
+    assert spec.events.path == f"{tmp_path}/events/*.parquet"
+    assert spec.items.path == "s3://bucket/items.parquet"
+    assert spec.users.path == "/abs/users.csv"
+    assert spec.graph.path == f"{tmp_path}/kg.tsv"
+    assert spec.events.actions == {"view": 0.2, "dislike": -1.0}
+    assert (spec.events.user, spec.events.item, spec.events.time) == ("u", "item_id", "timestamp")
+    assert DatasetSpec.from_dict(spec.to_dict()) == spec
+
+
+def test_the_least_spec(tmp_path):
+    spec = load_spec(write(tmp_path, 'name = "x"\n[events]\npath = "log.csv"\n'))
+    assert spec.items is None and spec.users is None and spec.graph is None
+    assert spec.split == SplitSpec(strategy="temporal", valid=0.1, test=0.1, repeats=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('name = "x"\n', "missing events"),
+        ('name = "x"\n[events]\npath = "l"\nusr = "u"\n', r"unknown key 'events.usr'; valid keys are path, user, item"),
+        ('name = "x"\n[events]\npath = 3\n', "events.path is 3; expected a string"),
+        ('name = "x"\n[events]\npath = "l"\n[items]\npath = "i"\ntext = "title"\n', r"items.text is 'title'; expected a list"),
+        ('name = "x"\n[events]\npath = "l"\n[split]\nstrategy = "random"\n', "expected one of temporal, last"),
+        ('name = "x"\n[events]\npath = "l"\n[split]\nvalid = 0.5\ntest = 0.5\n', "expected below 1"),
+        ('name = "x"\n[events]\npath = "l"\n[split]\nvalid = -0.1\n', "split.valid is -0.1"),
+        ('name = "x"\n[events]\npath = "l"\n[events.actions]\nview = "much"\n', "events.actions.view is 'much'; expected a number"),
+        ("name = \n", "is not valid TOML"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        load_spec(write(tmp_path, text))
+
+
+def test_a_missing_spec_is_named(tmp_path):
+    with pytest.raises(UserError, match="nothing at .*none.toml"):
+        load_spec(str(tmp_path / "none.toml"))
