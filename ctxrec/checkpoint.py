@@ -36,8 +36,8 @@ def full_weights(engine: Any) -> dict[str, torch.Tensor]:
 
     weights = {}
     for name, parameter in trainable(engine.module).items():
-        value = safe_get_full_fp32_param(parameter) if engine.zero_optimization_stage() else None
-        value = parameter if value is None else value
+        value = safe_get_full_fp32_param(parameter)
+        value = parameter if value is None else value  # stage 0 keeps plain parameters
         if value.numel() == 0:
             raise RuntimeError(f"weight {name} came out empty; it was not gathered from its ZeRO shards")
         weights[name] = value.detach().float().cpu().contiguous().clone()
@@ -51,12 +51,10 @@ def full_moments(engine: Any) -> dict[str, torch.Tensor]:
     moments = {}
     for name, parameter in trainable(engine.module).items():
         for key in _MOMENTS:
-            if engine.zero_optimization_stage():
-                value = safe_get_full_optimizer_state(parameter, key)
-            else:
-                value = _plain_optimizer(engine).state.get(parameter, {}).get(key)
-            if value is not None:
-                moments[f"{name}/{key}"] = value.detach().float().cpu().contiguous().clone()
+            value = safe_get_full_optimizer_state(parameter, key)
+            if value is None:
+                value = plain_optimizer(engine).state[parameter][key]
+            moments[f"{name}/{key}"] = value.detach().float().cpu().contiguous().clone()
     return moments
 
 
@@ -68,24 +66,21 @@ def restore(engine: Any, folder: str) -> dict[str, Any]:
     moments = load_file(os.path.join(folder, OPTIMIZER))
     with open(os.path.join(folder, STATE), encoding="utf-8") as stream:
         state = json.load(stream)
-    stage = engine.zero_optimization_stage()
-    _make_optimizer_state(engine)
+    sharded = engine.zero_optimization_stage() or engine.bfloat16_enabled()
     for name, parameter in trainable(engine.module).items():
         if name not in weights:
             raise UserError(f"the checkpoint in {folder} has no weight {name}; it belongs to another configuration")
-        if stage:
+        if sharded:
             safe_set_full_fp32_param(parameter, weights[name])
         else:
             with torch.no_grad():
                 parameter.copy_(weights[name])
         for key in _MOMENTS:
-            value = moments.get(f"{name}/{key}")
-            if value is None:
-                continue
-            if stage:
+            value = moments[f"{name}/{key}"]
+            if sharded:
                 safe_set_full_optimizer_state(parameter, value, key)
             else:
-                _plain_optimizer(engine).state[parameter][key].copy_(value)
+                plain_optimizer(engine).state[parameter][key].copy_(value)
     set_optimizer_step(engine, state["optimizer_step"])
     return state
 
@@ -104,8 +99,8 @@ def load_weights(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> N
     assert not missing.unexpected_keys, missing.unexpected_keys
 
 
-def _plain_optimizer(engine: Any) -> torch.optim.Optimizer:
-    """The torch optimizer inside DeepSpeed's wrappers."""
+def plain_optimizer(engine: Any) -> torch.optim.Optimizer:
+    """The optimizer inside DeepSpeed's wrappers."""
     optimizer = engine.optimizer
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
@@ -114,28 +109,31 @@ def _plain_optimizer(engine: Any) -> torch.optim.Optimizer:
 
 def optimizer_step(engine: Any) -> int:
     """Updates that AdamW counts, for its bias correction."""
-    steps = [state["step"] for state in _plain_optimizer(engine).state.values() if "step" in state]
-    return int(steps[0]) if steps else 0
+    return next((int(state["step"]) for state in plain_optimizer(engine).state.values()), 0)
 
 
 def set_optimizer_step(engine: Any, step: int) -> None:
-    for state in _plain_optimizer(engine).state.values():
-        if isinstance(state.get("step"), torch.Tensor):
+    for state in plain_optimizer(engine).state.values():
+        if isinstance(state["step"], torch.Tensor):
             state["step"].fill_(step)
-        elif "step" in state:
+        else:
             state["step"] = step
 
 
-def _make_optimizer_state(engine: Any) -> None:
-    """Stage 0 makes AdamW's state at its first step only; make it now."""
-    if engine.zero_optimization_stage():
-        return
-    optimizer = _plain_optimizer(engine)
+def make_optimizer_state(engine: Any) -> None:
+    """Give AdamW its zero moments before the first step, whatever the ZeRO stage.
+
+    DeepSpeed 0.19.8 links moments to parameters after the first parameter group's first step, when those
+    of the other groups do not exist yet, and so cannot find them later; stage 3 takes a step to make them.
+    """
+    optimizer = plain_optimizer(engine)
+    counts_in_tensor = isinstance(optimizer, torch.optim.AdamW)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if not optimizer.state[parameter]:
-                optimizer.state[parameter] = {
-                    "step": torch.tensor(0.0),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
+                optimizer.state[parameter] = {"step": torch.tensor(0.0) if counts_in_tensor else 0}
+                optimizer.state[parameter] |= {key: torch.zeros_like(parameter) for key in _MOMENTS}
+    set_optimizer_step(engine, 0)
+    link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
+    if link is not None:
+        link()

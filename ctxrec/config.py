@@ -91,8 +91,8 @@ class ModelConfig:
     backbone: Literal["transformer", "gru", "lstm"] = "transformer"
     layers: int = 2
     heads: int = 2
-    dropout: float = 0.3
-    history: int = 100
+    dropout: float = 0.2
+    history: int = 50
     id_buckets: int = 0
     id_dropout: float = 0.1
     text_dropout: float = 0.1
@@ -128,7 +128,6 @@ class TrainConfig:
     loss: full softmax up to full_softmax_items items, sampled softmax with logQ correction above
         (auto), or the named one; bce is binary cross-entropy with `negatives` uniform negatives.
     precision: auto takes bf16 on GPUs, and on CPUs where a measured product is faster in it.
-    refit: after early stopping train the best number of steps again with the validation events.
     """
 
     workers: int = 1
@@ -138,24 +137,23 @@ class TrainConfig:
     offload: bool = False
     global_batch_size: int = 64
     micro_batch_size: int = 0
-    tower_epochs: int = 40
-    encoder_epochs: int = 4
-    tower_lr: float = 2e-3
+    tower_epochs: int = 15
+    encoder_epochs: int = 3
+    tower_lr: float = 4e-3
     encoder_lr: float = 5e-4
     encoder_phase_tower_lr: float = 5e-4
     weight_decay: float = 0.01
     warmup: float = 0.05
     final_lr: float = 0.1
     clip: float = 1.0
-    fresh_items: int = 512
-    refresh_every: int = 0
+    fresh_items: int = 256
     loss: Literal["auto", "softmax", "sampled_softmax", "bce"] = "auto"
     full_softmax_items: int = 50_000
     negatives: int = 1024
     temperature: float = 0.07
     label_smoothing: float = 0.0
     eval_every: int = 0
-    patience: int = 5
+    patience: int = 4
     valid_users: int = 20_000
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0
@@ -166,7 +164,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for key in ("workers", "global_batch_size", "fresh_items", "full_softmax_items", "negatives", "patience"):
             _require(getattr(self, key) >= 1, f"train.{key}", getattr(self, key), "at least 1")
-        for key in ("tower_epochs", "encoder_epochs", "eval_every", "checkpoint_every", "refresh_every"):
+        for key in ("tower_epochs", "encoder_epochs", "eval_every", "checkpoint_every"):
             _require(getattr(self, key) >= 0, f"train.{key}", getattr(self, key), "0 or more")
         for key in ("tower_lr", "encoder_lr", "encoder_phase_tower_lr", "temperature"):
             _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "above 0")

@@ -192,7 +192,9 @@ class TextEncoder(nn.Module):
 
 def _load_backbone(path: str) -> Any:
     from transformers import AutoModel
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     try:
         backbone = AutoModel.from_pretrained(
             path, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, local_files_only=True

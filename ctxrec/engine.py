@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
+from ctxrec.checkpoint import make_optimizer_state
 from ctxrec.config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,8 @@ def parameter_groups(module: nn.Module, config: TrainConfig, *, tower_lr: float,
         if parameters:
             lr = encoder_lr if name == "encoder" else tower_lr
             decay = config.weight_decay if name == "matrices" else 0.0
-            made.append({"params": parameters, "lr": lr, "peak_lr": lr, "weight_decay": decay})
+            # The rate is 0 until the first step sets it: DeepSpeed may step once while it starts.
+            made.append({"params": parameters, "lr": 0.0, "peak_lr": lr, "weight_decay": decay})
     return made
 
 
@@ -94,6 +96,7 @@ def start_engine(module: nn.Module, groups: list[dict], config: TrainConfig, ds_
         engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=ds_config, dist_init_required=False
         )
+    make_optimizer_state(engine)
     return engine
 
 

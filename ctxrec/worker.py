@@ -108,6 +108,7 @@ def train_worker(job: dict[str, Any]) -> None:
 
 
 def _set_up(config: Config, data_path: str, run: str) -> Setup:
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # a line for every report is ours to write
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
@@ -393,6 +394,7 @@ class _PhaseRun:
         values: dict[str, Any] = {"phase": self.phase, "step": progress.step}
         values["epoch"] = progress.step / self.steps_per_epoch
         if loss is not None:
+            loss = self._average(loss)
             values["loss"] = loss
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss} at step {progress.step}; lower train.{self.phase}_lr")
@@ -417,6 +419,14 @@ class _PhaseRun:
             setup.tracker.flush()
             figures = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if k not in ("phase", "step", "lr"))
             logger.info("%s step %d/%d  %s", self.phase, progress.step, self.total_steps, figures)
+
+    def _average(self, value: float) -> float:
+        """Mean over the workers."""
+        if self.setup.world == 1:
+            return value
+        total = torch.tensor([value], dtype=torch.float64, device=self.setup.device)
+        dist.all_reduce(total)
+        return float(total) / self.setup.world
 
     def _checkpoint(self) -> None:
         """Report a checkpoint to Ray Train, which keeps the last ones; every worker takes part."""

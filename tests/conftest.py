@@ -154,3 +154,31 @@ def tiny_data(ray_cluster, tiny_spec, tmp_path_factory) -> str:
     out = str(tmp_path_factory.mktemp("data") / "tiny")
     prepare(load_spec(tiny_spec), out, Config())
     return out
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_encoder):
+    """Options of a small training on two workers."""
+    from ctxrec.config import load_config
+
+    return load_config(
+        None,
+        [
+            f"encoder.name={tiny_encoder}",
+            "model.dim=16",
+            "model.history=10",
+            "train.workers=2",
+            "train.global_batch_size=16",
+            "train.tower_epochs=3",
+            "train.encoder_epochs=2",
+            "train.max_failures=0",
+        ],
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_data, tiny_config, tmp_path_factory) -> str:
+    """A finished training on the tiny data set: two workers, ZeRO-2, LoRA."""
+    from ctxrec.training import train
+
+    return train(tiny_data, str(tmp_path_factory.mktemp("runs") / "tiny"), tiny_config)

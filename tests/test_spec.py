@@ -68,5 +68,5 @@ def test_mistakes_are_named(tmp_path, text, message):
 
 
 def test_a_missing_spec_is_named(tmp_path):
-    with pytest.raises(UserError, match="nothing at .*none.toml"):
+    with pytest.raises(UserError, match=r"nothing at .*none.toml"):
         load_spec(str(tmp_path / "none.toml"))

@@ -1,0 +1,51 @@
+# make demo   the main job on MovieLens-100K, from log to HTTP (KEEP=1 leaves the service up)
+# make test   the tests        make test-all   the slow ones too
+# make lint   ruff             make clean      remove what these made
+
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+OUT    ?= demo
+SHELL  := /bin/bash
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# A local Ray cluster is this user's own; requests to it must not go through a proxy.
+export NO_PROXY := 127.0.0.1,localhost,$(NO_PROXY)
+export no_proxy := 127.0.0.1,localhost,$(no_proxy)
+
+.PHONY: demo test test-all lint format clean setup
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# //p' $(firstword $(MAKEFILE_LIST))
+
+setup: $(VENV)/.installed
+
+# torch first: where there is no GPU its CPU build, which the other packages then keep.
+$(VENV)/.installed: pyproject.toml
+	@test -x $(BIN)/python || $$(command -v $(PYTHON) || command -v python3) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON="; exit 1; }
+	@echo "installing (a few minutes the first time) ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m ctxrec.demo --out $(OUT) $(if $(KEEP),--keep) $(if $(SOURCE),--source $(SOURCE)) $(if $(PORT),--port $(PORT))
+
+test: setup
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+test-all: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) $(OUT) .pytest_cache .ruff_cache *.egg-info

@@ -1,0 +1,233 @@
+"""Training on real Ray Train workers with real DeepSpeed: equality, adapters, resume, jobs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from ctxrec.bundle import check_bundle
+from ctxrec.config import load_config, to_toml
+from ctxrec.encoder import resolve_encoder
+from ctxrec.errors import UserError
+from ctxrec.prepared import PreparedData
+from ctxrec.recommender import load_recommender, reload_item_vectors
+from ctxrec.training import train
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def read_log(run: str) -> list[dict]:
+    return [json.loads(line) for line in (Path(run) / "train_log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def plain_config(tiny_config):
+    """Without any dropout, so that runs on other numbers of workers are comparable."""
+    model = dataclasses.replace(tiny_config.model, dropout=0.0, id_dropout=0.0, text_dropout=0.0)
+    options = dataclasses.replace(tiny_config.train, tower_epochs=1, encoder_epochs=1)
+    return dataclasses.replace(tiny_config, model=model, train=options)
+
+
+def with_workers(config, workers: int, stage: int, **options):
+    changed = dataclasses.replace(config.train, workers=workers, zero_stage=stage, **options)
+    return dataclasses.replace(config, train=changed)
+
+
+@pytest.fixture(scope="module")
+def one_process(ray_cluster, tiny_data, plain_config, tmp_path_factory) -> str:
+    return train(tiny_data, str(tmp_path_factory.mktemp("one") / "run"), with_workers(plain_config, 1, 0))
+
+
+@pytest.fixture(scope="module")
+def zero3(ray_cluster, tiny_data, plain_config, tmp_path_factory) -> str:
+    return train(tiny_data, str(tmp_path_factory.mktemp("zero3") / "run"), with_workers(plain_config, 2, 3))
+
+
+def assert_same_training(found: str, expected: str) -> None:
+    """Losses within 1e-4 relative at every evaluation, item vectors of the result within 1e-3.
+
+    Sums run in another order on two workers, and AdamW divides by the root of tiny second moments, so
+    float32 rounding grows from 1e-7 in a gradient to at most this in a weight.
+    """
+    logs = read_log(found), read_log(expected)
+    assert [(a["phase"], a["step"]) for a in logs[0]] == [(b["phase"], b["step"]) for b in logs[1]]
+    for a, b in zip(*logs, strict=True):
+        if "loss" in b:
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    vectors = [load_file(Path(run) / "bundle" / "vectors.safetensors")["items"] for run in (found, expected)]
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_two_workers_equal_one_process(tiny_data, plain_config, one_process, tmp_path, stage):
+    run = train(tiny_data, str(tmp_path / "run"), with_workers(plain_config, 2, stage))
+    assert_same_training(run, one_process)
+
+
+def test_zero3_equals_one_process(zero3, one_process):
+    assert_same_training(zero3, one_process)
+
+
+def test_micro_batches_equal_the_whole(tiny_data, plain_config, one_process, tmp_path):
+    """Gradient accumulation: with all text vectors frozen, four micro-batches are one batch."""
+    frozen = dataclasses.replace(plain_config, encoder=dataclasses.replace(plain_config.encoder, tune="freeze"))
+    whole = train(tiny_data, str(tmp_path / "whole"), with_workers(frozen, 1, 2))
+    parts = train(tiny_data, str(tmp_path / "parts"), with_workers(frozen, 1, 2, micro_batch_size=4))
+    assert_same_training(parts, whole)
+
+
+def test_zero3_adapter_is_whole_and_reloads_to_the_same_scores(zero3, tiny_data, tiny_encoder):
+    adapter = load_file(Path(zero3) / "bundle" / "adapter" / "adapter_model.safetensors")
+    assert adapter and all(value.size > 0 for value in adapter.values())
+    moved = [value for name, value in adapter.items() if "lora_B" in name]
+    assert moved and any(np.abs(value).max() > 0 for value in moved), "LoRA's B starts at zero and must have moved"
+    items = PreparedData.open(tiny_data).items
+    again = reload_item_vectors(f"{zero3}/bundle", encoder_path=tiny_encoder, data_items=items)
+    saved = load_recommender(f"{zero3}/bundle").item_vectors
+    np.testing.assert_allclose(again, saved, atol=1e-5)
+
+
+def test_run_folder_has_what_the_contract_says(tiny_run):
+    names = {path.name for path in Path(tiny_run).iterdir()}
+    assert {"config.toml", "manifest.json", "train_log.jsonl", "checkpoints", "bundle"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    manifest = json.loads((Path(tiny_run) / "manifest.json").read_text())
+    assert manifest["packages"]["ray"] and manifest["data_fingerprint"] and manifest["files"]
+    check_bundle(f"{tiny_run}/bundle", scratch="/tmp")
+    check_bundle(f"{tiny_run}/checkpoints/before", scratch="/tmp")
+    pickles = [p for p in Path(tiny_run).rglob("*") if p.suffix in (".pt", ".pth", ".bin", ".pkl")]
+    assert not pickles
+
+
+def test_finished_run_is_reused_and_another_config_is_refused(tiny_data, tiny_run, tiny_config, capsys):
+    assert train(tiny_data, tiny_run, tiny_config) == tiny_run
+    assert "reused" in capsys.readouterr().out
+    other = dataclasses.replace(tiny_config, model=dataclasses.replace(tiny_config.model, dim=32))
+    with pytest.raises(UserError, match="another configuration"):
+        train(tiny_data, tiny_run, other)
+
+
+def test_too_many_workers_is_a_clear_error(tiny_data, tiny_config, tmp_path):
+    greedy = dataclasses.replace(tiny_config.train, workers=8, cpus_per_worker=4.0)
+    with pytest.raises(UserError, match="the cluster has"):
+        train(tiny_data, str(tmp_path / "run"), dataclasses.replace(tiny_config, train=greedy))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["encoder.name="],  # no text encoder at all
+        ["train.loss=bce", "train.negatives=8", "model.backbone=gru", "encoder.tune=freeze"],
+        ["train.loss=sampled_softmax", "train.negatives=16", "encoder.tune=top", "encoder.top_layers=1"],
+    ],
+)
+def test_other_configurations_train(ray_cluster, tiny_data, tiny_encoder, tmp_path, overrides):
+    base = [f"encoder.name={tiny_encoder}", "model.dim=16", "model.history=10", "train.workers=1"]
+    base += ["train.global_batch_size=16", "train.tower_epochs=2", "train.encoder_epochs=1"]
+    run = train(tiny_data, str(tmp_path / "run"), load_config(None, [*base, *overrides]))
+    losses = [line["loss"] for line in read_log(run) if line["phase"] == "towers"]
+    assert losses[-1] < losses[0]
+    assert np.isfinite(load_recommender(f"{run}/bundle").item_vectors).all()
+
+
+def command_env() -> dict[str, str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
+    return env | {"PYTHONPATH": str(REPO), "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
+
+
+def test_killed_training_goes_on_and_ends_where_an_undisturbed_one_ends(tiny_data, tiny_config, tmp_path):
+    """SIGKILL in the middle of the towers' phase; the same command again; equal to the bit of the log's digits."""
+    longer = dataclasses.replace(tiny_config.train, tower_epochs=8, patience=100, workers=1)
+    config = dataclasses.replace(tiny_config, train=longer)
+    (tmp_path / "config.toml").write_text(to_toml(config))
+
+    def command(run: Path) -> list[str]:
+        options = ["--data", tiny_data, "--out", str(run), "--config", str(tmp_path / "config.toml")]
+        return [sys.executable, "-m", "ctxrec.train", *options]
+
+    killed = tmp_path / "killed"
+    with open(tmp_path / "first.log", "wb") as log:
+        first = subprocess.Popen(command(killed), env=command_env(), stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 180
+        while len(list((killed / "checkpoints").glob("checkpoint_*"))) < 2:
+            assert first.poll() is None and time.monotonic() < deadline, (tmp_path / "first.log").read_text()[-3000:]
+            time.sleep(0.02)
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    assert not (killed / "manifest.json").exists()
+
+    again = subprocess.run(command(killed), env=command_env(), capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
+    assert "going on from phase" in again.stdout + again.stderr
+    undisturbed = train(tiny_data, str(tmp_path / "undisturbed"), config)
+
+    assert_same_training(str(killed), undisturbed)
+    ours, theirs = (load_file(Path(run) / "bundle" / "towers.safetensors") for run in (killed, undisturbed))
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, atol=1e-5, err_msg=name)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def test_ray_job_submit(tiny_data, tiny_config, tmp_path):
+    """`ray job submit --working-dir . -- python -m ctxrec.train ...` on a cluster started by `ray start --head`."""
+    (tmp_path / "config.toml").write_text(to_toml(tiny_config))
+    gcs, dashboard, agent, client, metrics = free_ports(5)
+    env = command_env()
+    ray = str(Path(sys.executable).parent / "ray")
+    head = [ray, "start", "--head", "--block", "--num-cpus=2", f"--port={gcs}", f"--dashboard-port={dashboard}"]
+    head += [f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"]
+    head += [f"--metrics-export-port={metrics}", "--include-dashboard=true", f"--temp-dir={_short_dir()}"]
+    head += ["--node-ip-address=127.0.0.1", "--object-store-memory=200000000", "--disable-usage-stats"]
+    with open(tmp_path / "head.log", "wb") as log:
+        cluster = subprocess.Popen(head, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        address = f"http://127.0.0.1:{dashboard}"
+        deadline = time.monotonic() + 120
+        while subprocess.run([ray, "job", "list", f"--address={address}"], env=env, capture_output=True).returncode:
+            assert time.monotonic() < deadline, (tmp_path / "head.log").read_text()[-3000:]
+            time.sleep(1)
+        submit = [ray, "job", "submit", f"--address={address}", "--working-dir", str(REPO), "--"]
+        submit += ["python", "-m", "ctxrec.train", "--data", tiny_data, "--out", str(tmp_path / "run")]
+        submit += ["--config", str(tmp_path / "config.toml")]
+        done = subprocess.run(submit, env=env, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    finally:
+        os.killpg(cluster.pid, signal.SIGTERM)
+        try:
+            cluster.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(cluster.pid, signal.SIGKILL)
+    load_recommender(str(tmp_path / "run" / "bundle"))
+    assert read_log(str(tmp_path / "run"))[-1]["phase"] == "encoder"
+
+
+def _short_dir() -> str:
+    """Ray's sockets need a path below 107 bytes, which pytest's folders can exceed."""
+    import tempfile
+
+    return tempfile.mkdtemp(prefix="ctxrec-ray-")
+
+
+def test_missing_encoder_is_one_clear_line(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        resolve_encoder("/no/such/encoder", str(tmp_path))
