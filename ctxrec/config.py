@@ -138,7 +138,7 @@ class TrainConfig:
     global_batch_size: int = 64
     micro_batch_size: int = 0
     tower_epochs: int = 15
-    encoder_epochs: int = 3
+    encoder_epochs: int = 2
     tower_lr: float = 4e-3
     encoder_lr: float = 5e-4
     encoder_phase_tower_lr: float = 5e-4
@@ -146,7 +146,7 @@ class TrainConfig:
     warmup: float = 0.05
     final_lr: float = 0.1
     clip: float = 1.0
-    fresh_items: int = 256
+    fresh_items: int = 128
     loss: Literal["auto", "softmax", "sampled_softmax", "bce"] = "auto"
     full_softmax_items: int = 50_000
     negatives: int = 1024

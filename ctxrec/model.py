@@ -102,7 +102,7 @@ class ItemTower(nn.Module):
         num_numbers = 2 * len(features.item_numbers) if use else 0
         self.numbers = nn.Linear(num_numbers, config.dim) if num_numbers else None
         self.norm = nn.LayerNorm(config.dim)
-        self.bias = nn.Linear(config.dim, 1)
+        self.bias = nn.Linear(config.dim, 1, bias=False)  # a constant would change no ranking and no loss
         if self.id is not None:
             nn.init.normal_(self.id.weight, std=config.dim**-0.5)
             nn.init.zeros_(self.id_bias.weight)

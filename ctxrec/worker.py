@@ -280,6 +280,7 @@ class _PhaseRun:
         )
         self.engine = engine.start_engine(network, groups, self.config, ds_config)
         self.progress = Progress(phase)
+        self.table_is_fresh = False  # whether every text vector is the present encoder's
         self.present = np.flatnonzero(has_text(setup.catalogue.texts)) if setup.tokens is not None else None
 
     def start(self, resumed: tuple[Progress, str] | None) -> None:
@@ -344,6 +345,7 @@ class _PhaseRun:
             mean += float(loss.detach()) / len(micro)
             self.engine.backward(loss)
             self.engine.step()
+        self.table_is_fresh = False
         return mean
 
     def _lr_factor(self) -> float:
@@ -377,8 +379,9 @@ class _PhaseRun:
         return {"tokens": self.setup.tokens, "plan": plan, "rank": self.setup.rank}
 
     def _refresh(self) -> None:
-        """Encode the whole table anew with the encoder as it is."""
-        if self.phase == "encoder":
+        """Encode the whole table anew with the encoder as it is, unless it is up to date."""
+        if self.phase == "encoder" and not self.table_is_fresh:
+            self.table_is_fresh = True
             setup = self.setup
             assert setup.tokens is not None and self.text is not None
             present = has_text(setup.catalogue.texts)

@@ -4,9 +4,9 @@
     serve deploy serve/config.yaml                     # a cluster
 
 RUN is a run of `ctxrec.train`, or the bundle in it; a path or a URI. `curl localhost:8000/docs` has the API.
-"""
 
-from __future__ import annotations
+No `from __future__ import annotations` here: Serve reads the type of `build_app`'s argument as it stands.
+"""
 
 import tempfile
 
