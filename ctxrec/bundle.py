@@ -1,9 +1,9 @@
 """The bundle: all that serving needs and nothing else, every file under a sha256 in `manifest.json`.
 
-    manifest.json  config.toml  data.json     versions and hashes; options; spec, features, sizes
-    items.parquet  histories.arrow            catalogue; stored histories of known users, by user id
-    towers.safetensors  adapter/              weights; PEFT adapter (or encoder weights) of the encoder
-    vectors.safetensors  index.faiss          item vectors and the scale of text vectors; the index
+manifest.json  config.toml  data.json     versions and hashes; options; spec, features, sizes
+items.parquet  histories.arrow            catalogue; stored histories of known users, by user id
+towers.safetensors  adapter/              weights; PEFT adapter (or encoder weights) of the encoder
+vectors.safetensors  index.faiss          item vectors and the scale of text vectors; the index
 """
 
 from __future__ import annotations
@@ -148,17 +148,25 @@ def check_bundle(path: str, *, scratch: str) -> tuple[str, dict[str, Any]]:
         raise UserError(f"no bundle at {path} ({MANIFEST} is missing); train a model with python -m ctxrec.train first")
     folder = storage.fetch_dir(path, scratch=scratch)
     manifest = storage.read_json(os.path.join(folder, MANIFEST))
+    if not isinstance(manifest, dict):
+        raise UserError(f"the bundle at {path} is damaged: {MANIFEST} holds no manifest; restore it or train again")
     if manifest.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"the bundle at {path} has format version {manifest.get('format_version')}; expected {FORMAT_VERSION}. "
             "Train again with this version of ctxrec"
+        )
+    if storage.sha256_json(manifest.get("files"))[:12] != manifest.get("model_version"):
+        raise UserError(
+            f"the bundle at {path} is damaged: {MANIFEST} does not match its own hash; restore it or train again"
         )
     for name, digest in manifest["files"].items():
         file = os.path.join(folder, name)
         if not os.path.exists(file):
             raise UserError(f"the bundle at {path} is incomplete: {name} is missing; restore it or train again")
         if storage.sha256_file(file) != digest:
-            raise UserError(f"the bundle at {path} is damaged: {name} does not match its hash; restore it or train again")
+            raise UserError(
+                f"the bundle at {path} is damaged: {name} does not match its hash; restore it or train again"
+            )
     return folder, manifest
 
 

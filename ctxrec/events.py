@@ -15,6 +15,7 @@ from ctxrec import schema
 from ctxrec.prepared import FeatureMeta
 
 US = 1_000_000  # microseconds a second
+EARLIEST_S, LATEST_S = -62_135_596_800, 253_402_300_799  # epoch seconds of the years 1 to 9999
 
 
 @dataclass(frozen=True)

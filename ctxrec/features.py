@@ -92,7 +92,7 @@ def id_rows(ids: list[str], buckets: int) -> np.ndarray:
 
 
 def gap_buckets(seconds: np.ndarray) -> np.ndarray:
-    """Log2 bucket of a gap in seconds: 1 for below 1 s, 2 for below 2 s, ... ; 0 = unknown. int64."""
+    """Log2 bucket of a gap in seconds: 1 for below 1 s, 2 for below 3 s, 3 for below 7 s, ...; 0 = unknown. int64."""
     seconds = np.asarray(seconds, np.float64)
     known = np.isfinite(seconds)
     level = np.log2(np.maximum(np.where(known, seconds, 0), 0) + 1) + 1

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_SCORES = 1 << 24  # scores held at once; more positions are recomputed chunk by chunk in the backward pass
+_NO_SCORE = -1e4  # of an item that takes no part; finite, as there may be no other
 
 
 def softmax_loss(
@@ -47,9 +48,10 @@ def _cross_entropy(
     disliked = weight_P < 0
     if not disliked.any():
         return positive
-    plain_P = F.cross_entropy(logits[disliked], target_P[disliked], reduction="none")
-    # log(1 - p) from log p, kept finite where p is close to 1.
-    unlike_P = -torch.log1p(-torch.exp(-plain_P.clamp(min=1e-4)))
+    # -log(1 - p) as a difference of two log-sums: its gradient lives on where p is 1 in float32.
+    shown, target_P = logits[disliked], target_P[disliked]
+    others = shown.scatter(1, target_P[:, None], _NO_SCORE)
+    unlike_P = torch.logsumexp(shown, 1) - torch.logsumexp(others, 1)
     return positive + (unlike_P * -weight_P[disliked]).sum()
 
 

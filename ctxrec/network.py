@@ -28,7 +28,7 @@ class _GatherRanks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
-        grad = grad.contiguous()
+        grad = grad.clone(memory_format=torch.contiguous_format)  # autograd's own tensor must stay as it is
         dist.all_reduce(grad)
         size = len(grad) // dist.get_world_size()
         return grad[dist.get_rank() * size :][:size]

@@ -25,7 +25,18 @@ from ctxrec import schema, storage
 from ctxrec.batching import Batcher
 from ctxrec.config import Config, load_config
 from ctxrec.errors import UserError
-from ctxrec.events import US, Context, Events, Histories, Requests, Users, histories_from_table, time_codes
+from ctxrec.events import (
+    EARLIEST_S,
+    LATEST_S,
+    US,
+    Context,
+    Events,
+    Histories,
+    Requests,
+    Users,
+    histories_from_table,
+    time_codes,
+)
 from ctxrec.features import item_features
 from ctxrec.model import ItemTensors, ModelShape, Towers
 from ctxrec.prepared import FeatureMeta
@@ -110,8 +121,9 @@ class Recommender:
         Raises:
             UserError: a context key is unknown, or a value has the wrong type; names the key.
         """
-        now = time.time()
-        times = np.array([round((now if r.timestamp is None else r.timestamp) * US) for r in raw], np.int64)
+        now_us = round(time.time() * US)
+        asked = [r.context.get("timestamp") if r.timestamp is None else r.timestamp for r in raw]
+        times = np.array([_microseconds(at, now_us) for at in asked], np.int64)
         rows = [self.user_row.get(r.user_id, -1) if r.user_id is not None else -1 for r in raw]
         parts = [
             self._given(r.history, int(at)) if r.history is not None else self._stored(row, int(at))
@@ -121,7 +133,7 @@ class Recommender:
             users=self._users(raw, np.array(rows, np.int64)),
             history=_concat(parts, self._empty()),
             times=times,
-            context=self._context([r.context for r in raw], times),
+            context=self._context([{k: v for k, v in r.context.items() if k != "timestamp"} for r in raw], times),
         )
         return requests, requests.history.lengths == 0
 
@@ -135,9 +147,7 @@ class Recommender:
 
     def _given(self, history: Sequence[RawEvent], asked_us: int) -> Events:
         known = [event for event in history if event.item_id in self.item_position]
-        times = np.array(
-            [asked_us if e.timestamp is None else round(e.timestamp * US) for e in known], np.int64
-        ).reshape(-1)
+        times = np.array([_microseconds(e.timestamp, asked_us) for e in known], np.int64)
         return Events(
             offsets=np.array([0, len(known)]),
             items=np.array([self.item_position[e.item_id] for e in known], np.int32),
@@ -172,7 +182,7 @@ class Recommender:
                     raise UserError(f"unknown context key {key!r}; valid keys are {known}")
         cat = time_codes(times_us)
         for name, codes in self._category_codes.items():
-            cat[name] = np.array([_category(c.get(name), codes) for c in contexts], np.int32)
+            cat[name] = np.array([_category(name, c.get(name), codes) for c in contexts], np.int32)
         num = {n: np.array([_number(n, c.get(n)) for c in contexts], np.float32) for n in meta.context_numbers}
         text = {}
         for name in meta.context_texts:
@@ -191,9 +201,27 @@ class Recommender:
         )
 
 
-def _category(value: Any, codes: dict[str, int]) -> int:
-    if value is None or value == "":
+def _microseconds(seconds: Any, default: int) -> int:
+    if seconds is None:
+        return default
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float, np.number)):
+        raise UserError(f"timestamp is {seconds!r}; expected epoch seconds, UTC")
+    if not EARLIEST_S <= seconds <= LATEST_S:
+        raise UserError(f"timestamp is {seconds!r}; expected epoch seconds, UTC, within the years 1 to 9999")
+    return round(float(seconds) * US)
+
+
+def _category(name: str, value: Any, codes: dict[str, int]) -> int:
+    """Code of a value, which may come as the number or truth value that `prepare` read as a string."""
+    fraction = isinstance(value, (float, np.floating))
+    if value is None or (fraction and math.isnan(value)) or (isinstance(value, str) and not value.strip()):
         return schema.MISSING
+    if isinstance(value, (bool, np.bool_)):
+        value = str(value).lower()
+    elif fraction and float(value).is_integer():
+        value = int(value)
+    elif not isinstance(value, (str, int, float, np.number)):
+        raise UserError(f"context {name} is {value!r}; expected a single value")
     return codes.get(str(value), schema.OTHER)
 
 
@@ -226,9 +254,7 @@ def _concat(parts: list[Events], empty: Events) -> Events:
         items=np.concatenate([p.items for p in parts]),
         times=np.concatenate([p.times for p in parts]),
         actions=np.concatenate([p.actions for p in parts]),
-        context=Context(
-            cat=arrays(lambda c: c.cat), num=arrays(lambda c: c.num), text=arrays(lambda c: c.text)
-        ),
+        context=Context(cat=arrays(lambda c: c.cat), num=arrays(lambda c: c.num), text=arrays(lambda c: c.text)),
     )
 
 
@@ -264,6 +290,7 @@ def reload_item_vectors(bundle: str, *, encoder_path: str, data_items: pa.Table)
 
     Proves that what is exported is what was trained; `data_items` has the texts.
     """
+    from ctxrec.encoder import TextEncoder
     from ctxrec.texts import encode_catalogue, make_text_table
 
     folder, _ = files.check_bundle(bundle, scratch=tempfile.gettempdir())
@@ -277,7 +304,10 @@ def reload_item_vectors(bundle: str, *, encoder_path: str, data_items: pa.Table)
     text = None
     if shape.text_width:
         adapter = os.path.join(folder, files.ADAPTER)
-        encoder = files.load_encoder(config, encoder_path, adapter)
+        if os.path.exists(adapter):
+            encoder = files.load_encoder(config, encoder_path, adapter)
+        else:  # it was not tuned
+            encoder = TextEncoder(config.encoder, encoder_path, tune=False).eval()
         arrays = load_arrays(os.path.join(folder, files.VECTORS))
         vectors, present = encode_catalogue(encoder, encoder_path, catalogue.texts, config.encoder)
         text = make_text_table(vectors, present, mean=arrays["mean"], scale=arrays["scale"])

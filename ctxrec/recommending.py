@@ -24,8 +24,9 @@ from ctxrec.bundle import check_bundle
 from ctxrec.cleaning import one_array, to_text
 from ctxrec.config import Config, IndexConfig, load_config
 from ctxrec.errors import UserError
+from ctxrec.events import EARLIEST_S, LATEST_S
 from ctxrec.recommender import RawEvent, RawRequest
-from ctxrec.retrieval import EARLIEST_S, LATEST_S, find_bundle, load_retriever
+from ctxrec.retrieval import find_bundle, load_retriever
 from ctxrec.spec import ContextSpec, DatasetSpec
 
 logger = logging.getLogger(__name__)

@@ -21,8 +21,6 @@ from ctxrec.events import Requests
 from ctxrec.index import NO_ITEM, Allowed, Excluded, Index, exact_search, load_index
 from ctxrec.recommender import Recommender, load_recommender
 
-EARLIEST_S, LATEST_S = -62_135_596_800, 253_402_300_799  # request times in epoch seconds: the years 1 to 9999
-
 BUNDLE = "bundle"  # the bundle's folder in a run
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
 import os
@@ -76,30 +75,46 @@ def delete(path: str) -> None:
 def list_files(path: str, *, recursive: bool = True) -> list[str]:
     """Sorted files of a folder, of a glob's matches, or the one file `path`; hidden names are left out.
 
+    In a glob `*` stays within a folder's name and `**/` stands for any number of folders.
+
     Raises:
         UserError: nothing is there.
     """
     fs, inner = filesystem(path)
-    prefix = path[: len(path) - len(inner)] if is_uri(path) and path.endswith(inner) else ""
-    if any(c in inner for c in "*?["):
-        root = inner[: re.search(r"[*?\[]", inner).start()].rsplit("/", 1)[0] or "/"
-        pattern = re.compile(fnmatch.translate(inner).replace(".*", "[^/]*"))
-    else:
-        info = fs.get_file_info(inner)
-        if info.type == pyarrow.fs.FileType.File:
-            return [path]
-        root, pattern = inner, None
+    bare = path.rstrip("/")
+    prefix = bare[: len(bare) - len(inner)] if is_uri(path) and bare.endswith(inner) else ""
+    root, pattern = inner, None
+    kind = fs.get_file_info(inner).type
+    if kind == pyarrow.fs.FileType.File:
+        return [path]
+    wildcard = re.search(r"[*?\[]", inner)
+    if wildcard is not None and kind == pyarrow.fs.FileType.NotFound:
+        root = inner[: wildcard.start()].rsplit("/", 1)[0] or "/"
+        pattern = _glob_pattern(inner)
     selector = pyarrow.fs.FileSelector(root, recursive=recursive, allow_not_found=True)
     found = sorted(
         info.path
         for info in fs.get_file_info(selector)
         if info.type == pyarrow.fs.FileType.File
         and not any(p.startswith((".", "_")) for p in info.path[len(root) :].split("/"))
-        and (pattern is None or pattern.match(info.path))
+        and (pattern is None or pattern.fullmatch(info.path))
     )
     if not found:
         raise UserError(f"no file found at {path}; give an existing file, folder or glob")
     return [prefix + p for p in found]
+
+
+def _glob_pattern(glob: str) -> re.Pattern[str]:
+    """A glob as a regular expression (`fnmatch` lets `*` and `?` cross folders and has no `**`)."""
+    wildcards = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    translated = ""
+    for part in re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]/]+\])", glob):
+        if re.fullmatch(r"\[!?[^\]/]+\]", part):
+            part = part.replace("\\", "\\\\")
+            translated += f"[^{part[2:]}" if part.startswith("[!") else part
+        else:
+            translated += wildcards.get(part, re.escape(part))
+    return re.compile(translated, re.DOTALL)
 
 
 def read_bytes(path: str) -> bytes:

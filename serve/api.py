@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from ctxrec.errors import UserError
-from ctxrec.retrieval import EARLIEST_S, LATEST_S
+from ctxrec.events import EARLIEST_S, LATEST_S
 
 MAX_BODY_BYTES = 1 << 20
 _READ_ON_BYTES = 16 << 20

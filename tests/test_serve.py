@@ -6,6 +6,8 @@ import asyncio
 import json
 import shutil
 import socket
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -307,6 +309,23 @@ def test_arguments_are_checked_before_anything_starts(tiny_run, tmp_path):
     with pytest.raises(ValidationError, match="replica_count"):
         AppArgs(run=tiny_run, replica_count=2)
     assert AppArgs.model_validate({"run": tiny_run, "replicas": "2"}).replicas == 2  # `serve run` gives strings
+
+
+def test_the_serve_run_command_takes_key_value_arguments(ray_cluster, tiny_run, client):
+    """In a process of its own, as users type it, on the cluster of the other tests."""
+    import ray.serve
+
+    command = [
+        str(Path(sys.executable).with_name("serve")), "run", "--non-blocking", "--name", "typed",
+        "--address", ray.get_runtime_context().gcs_address, "--route-prefix", "/typed",
+        "serve.app:build_app", f"run={tiny_run}", "cpus_per_replica=0.1",
+    ]  # fmt: skip
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        assert client.get("/typed/readyz").json()["status"] == "ready"
+    finally:
+        ray.serve.delete("typed")
 
 
 def test_a_damaged_bundle_is_refused_with_a_clear_message(ray_cluster, tiny_run, tmp_path, client):
