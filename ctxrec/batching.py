@@ -96,9 +96,7 @@ class Batcher:
         asked = events.cut(windows.start, windows.stop)  # every event of a window is asked for once ...
         length = asked.lengths - 1  # ... and all but the last are read
         previous = np.where(windows.start > events.offsets[windows.row], windows.start - 1, -1)
-        first_gap = np.where(
-            previous >= 0, (events.times[windows.start] - events.times[previous]) / US, np.nan
-        )
+        first_gap = np.where(previous >= 0, (events.times[windows.start] - events.times[previous]) / US, np.nan)
         read = asked.cut(asked.offsets[:-1], asked.offsets[1:] - 1)
         position = np.arange(len(asked.items)) - np.repeat(asked.offsets[:-1], asked.lengths)
         counts = position >= np.repeat(windows.first - windows.start, asked.lengths)
@@ -195,5 +193,3 @@ def _append(read: Events, context: Context, extra: Context) -> Context:
     return Context(
         cat=each(context.cat, extra.cat), num=each(context.num, extra.num), text=each(context.text, extra.text)
     )
-
-

@@ -85,7 +85,9 @@ def restore(engine: Any, folder: str) -> dict[str, Any]:
     return state
 
 
-def save(folder: str, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+def save(
+    folder: str, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], state: dict[str, Any]
+) -> None:
     """Write a checkpoint's files into a local folder (rank 0 alone)."""
     save_file(weights, os.path.join(folder, WEIGHTS))
     save_file(moments, os.path.join(folder, OPTIMIZER))

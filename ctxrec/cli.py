@@ -34,7 +34,11 @@ def config_from(args: argparse.Namespace) -> Config:
 
 def run(main: Callable[[], None]) -> None:
     """Call a command's `main` and exit: 0 on success, 2 on a user's mistake (one line), 1 otherwise."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
+    for name in ("httpx", "faiss", "faiss.loader"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         main()
     except UserError as error:

@@ -166,11 +166,16 @@ def _ask(client: httpx.Client, run: str) -> None:
     items = pq.read_table(os.path.join(run, "bundle", "items.parquet"), columns=[schema.ITEM_ID, schema.ITEM_TITLE])
     titles = dict(zip(*(column.to_pylist() for column in items.columns), strict=True))
     client.post("/v1/recommend", json={"user_id": "1"})  # the first request pays for opening connections
-    moments = (datetime.datetime(1998, 4, 24, 21, tzinfo=datetime.UTC), datetime.datetime(1998, 12, 14, 8, tzinfo=datetime.UTC))
+    moments = (
+        datetime.datetime(1998, 4, 24, 21, tzinfo=datetime.UTC),
+        datetime.datetime(1998, 12, 14, 8, tzinfo=datetime.UTC),
+    )
     for moment in moments:
         body = {"user_id": "196", "k": 5, "context": {"timestamp": moment.timestamp()}}
         _show(client, f"user 196 on {moment:%A %d %B %Y, %H:%M}", body, titles)
-    clicks = [item for item, title in titles.items() if title.startswith(("Toy Story (", "Aladdin (", "Lion King, The ("))]
+    clicks = [
+        item for item, title in titles.items() if title.startswith(("Toy Story (", "Aladdin (", "Lion King, The ("))
+    ]
     named = ", ".join(titles[c] for c in clicks)
     body = {"k": 5, "history": [{"item_id": c} for c in clicks], "context": {"timestamp": moments[0].timestamp()}}
     _show(client, f"someone new, three clicks ({named})", body, titles)

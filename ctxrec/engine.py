@@ -93,9 +93,7 @@ def start_engine(module: nn.Module, groups: list[dict], config: TrainConfig, ds_
     else:
         optimizer = torch.optim.AdamW(groups, betas=_BETAS)
     with _quiet():
-        engine, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=ds_config, dist_init_required=False
-        )
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config, dist_init_required=False)
     make_optimizer_state(engine)
     return engine
 

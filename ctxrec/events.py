@@ -241,7 +241,9 @@ def concat_requests(parts: list[Requests]) -> Requests:
 
     def contexts(values: list[Context]) -> Context:
         return Context(
-            cat=arrays([c.cat for c in values]), num=arrays([c.num for c in values]), text=arrays([c.text for c in values])
+            cat=arrays([c.cat for c in values]),
+            num=arrays([c.num for c in values]),
+            text=arrays([c.text for c in values]),
         )
 
     return dataclasses.replace(

@@ -150,7 +150,10 @@ class ContextTower(nn.Module):
         num_numbers = 2 * len(features.context_numbers)
         self.numbers = nn.Linear(num_numbers, dim) if num_numbers else None
         self.words = nn.ModuleDict(
-            {_key(name): nn.EmbeddingBag(TEXT_BUCKETS, dim, mode="mean", padding_idx=0) for name in features.context_texts}
+            {
+                _key(name): nn.EmbeddingBag(TEXT_BUCKETS, dim, mode="mean", padding_idx=0)
+                for name in features.context_texts
+            }
         )
         for table in [*self.cat.values(), self.gap, *self.words.values()]:
             _small_init(table)

@@ -50,7 +50,9 @@ class PreparedData:
         """
         meta_path = storage.join(path, schema.META)
         if not storage.exists(meta_path):
-            raise UserError(f"no prepared data at {path} ({schema.META} is missing); run python -m ctxrec.prepare first")
+            raise UserError(
+                f"no prepared data at {path} ({schema.META} is missing); run python -m ctxrec.prepare first"
+            )
         meta = storage.read_json(meta_path)
         if meta.get("format_version") != schema.FORMAT_VERSION:
             raise UserError(

@@ -35,7 +35,8 @@ def connect() -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**options)
     else:
-        ray.init(address="local", include_dashboard=False, object_store_memory=_object_store_bytes(), **options)
+        # Ray Train's controller watches itself through the dashboard's state API; it binds to localhost.
+        ray.init(address="local", include_dashboard=True, object_store_memory=_object_store_bytes(), **options)
     _quiet_small_clusters()
     logger.info("Ray %s with %s CPUs", ray.__version__, ray.cluster_resources().get("CPU", 0))
 

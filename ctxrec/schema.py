@@ -1,9 +1,9 @@
 """Names, schemas and layout of a prepared data folder; written by `prepare`, read by all the rest.
 
-    DATA/meta.json                      counts, split, vocabularies, the spec, fingerprint; written last
-    DATA/items.parquet                  one row an item, in catalogue order: the row number is the item's index
-    DATA/histories/bucket-00000.parquet one row a user, users divided by a hash of their id
-    DATA/rejects/*.parquet              rejected rows with the reason
+DATA/meta.json                      counts, split, vocabularies, the spec, fingerprint; written last
+DATA/items.parquet                  one row an item, in catalogue order: the row number is the item's index
+DATA/histories/bucket-00000.parquet one row a user, users divided by a hash of their id
+DATA/rejects/*.parquet              rejected rows with the reason
 """
 
 from __future__ import annotations

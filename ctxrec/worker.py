@@ -132,9 +132,7 @@ def _set_up(config: Config, data_path: str, run: str) -> Setup:
     requests = validation_requests(data, config.train.valid_users)
     validator = None
     if requests is not None:
-        validator = Validator(
-            requests, batcher, repeats=data.spec.split.repeats, rank=rank, world=world, device=device
-        )
+        validator = Validator(requests, batcher, repeats=data.spec.split.repeats, rank=rank, world=world, device=device)
     return Setup(
         config=config,
         data=data,
@@ -447,7 +445,7 @@ class _PhaseRun:
     def _bar(self) -> Any:
         if self.setup.rank != 0:
             return None
-        bar = tqdm_ray.tqdm(total=self.total_steps, desc=f"train {self.phase}", unit="step")
+        bar = tqdm_ray.tqdm(total=self.total_steps, desc=f"train {self.phase}", unit="step", flush_interval_s=1.0)
         bar.update(self.progress.step)
         return bar
 
@@ -459,7 +457,9 @@ def _export(setup: Setup, towers: dict[str, torch.Tensor], best: dict[str, torch
     encoder, text = None, setup.frozen
     if best is not None:
         encoder = TextEncoder(setup.config.encoder, setup.encoder_path, tune=True)
-        checkpoint.load_weights(encoder, {n.removeprefix("encoder."): w for n, w in best.items() if n.startswith("encoder.")})
+        checkpoint.load_weights(
+            encoder, {n.removeprefix("encoder."): w for n, w in best.items() if n.startswith("encoder.")}
+        )
         assert setup.tokens is not None and text is not None
         text = TextTable(**{**vars(text), "vectors_IH": text.vectors_IH.clone()})
         network = Network(made, encoder).to(setup.device)
@@ -484,4 +484,3 @@ def _export(setup: Setup, towers: dict[str, torch.Tensor], best: dict[str, torch
             scratch=setup.scratch,
         )
     dist.barrier()
-

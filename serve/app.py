@@ -29,7 +29,6 @@ class AppArgs(BaseModel):
     cpus_per_replica: float = Field(default=1, gt=0, description="also the number of computing threads")
     gpus_per_replica: float = Field(default=0, ge=0)
     max_batch_size: int = Field(default=32, ge=1, description="requests that go through the model together")
-    batch_wait_ms: float = Field(default=2, ge=0, description="how long the first of them waits for others")
     max_waiting: int = Field(default=512, ge=1, description="waiting requests of a replica; more get 503")
 
 
@@ -45,13 +44,14 @@ def build_app(args: AppArgs) -> ray.serve.Application:
         num_replicas=args.replicas,
         ray_actor_options={"num_cpus": args.cpus_per_replica, "num_gpus": args.gpus_per_replica},
         # The replica itself refuses what goes beyond max_waiting, with a JSON body; Serve's own limits lie
-        # above it, so that batches fill and health checks pass, and shed what even that cannot take.
+        # above it, so that health checks pass, and shed what even that cannot take.
         max_ongoing_requests=2 * args.max_waiting,
         max_queued_requests=args.max_waiting,
+        # Serve writes a line for each request and sends it to the driver's terminal; the proxy's own log has them too.
+        logging_config={"enable_access_log": False},
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
     ).bind(
         bundle,
         max_batch_size=args.max_batch_size,
-        batch_wait_s=args.batch_wait_ms / 1000,
         max_waiting=args.max_waiting,
     )

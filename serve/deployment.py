@@ -23,6 +23,7 @@ from serve.api import (
     make_app,
     user_error_response,
 )
+from serve.batching import MicroBatcher
 from serve.engine import Answer, load_engine, use_threads
 
 app = make_app()
@@ -36,11 +37,10 @@ class Service:
     Args:
         run: run or bundle, path or URI.
         max_batch_size: requests that go through the model together, at most.
-        batch_wait_s: how long the first request of a batch waits for others.
         max_waiting: requests that may wait in this replica; more are refused with 503.
     """
 
-    def __init__(self, run: str, *, max_batch_size: int, batch_wait_s: float, max_waiting: int):
+    def __init__(self, run: str, *, max_batch_size: int, max_waiting: int):
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
         # All computing happens in one thread of its own: the event loop stays free for health checks, and
         # batches do not compete for cores. Thread limits hold for the thread that sets them, hence the initializer.
@@ -48,8 +48,7 @@ class Service:
         self._engine = self._thread.submit(load_engine, run, max_batch_size).result()
         self._max_waiting = max_waiting
         self._waiting = 0
-        self._batch.set_max_batch_size(max_batch_size)
-        self._batch.set_batch_wait_timeout_s(batch_wait_s)
+        self._batcher = MicroBatcher(self._engine.recommend, self._thread, max_size=max_batch_size)
 
     @app.post("/v1/recommend", response_model=ItemsResponse, summary="The best items for a user at this moment")
     async def recommend(self, body: RecommendRequest):
@@ -57,7 +56,7 @@ class Service:
             raise HTTPException(503, "too many requests are waiting; try again later", headers={"Retry-After": "1"})
         self._waiting += 1
         try:
-            answer = await self._batch(body)
+            answer = await self._batcher.submit(body)
         finally:
             self._waiting -= 1
         return user_error_response(answer) if isinstance(answer, UserError) else self._response(answer)
@@ -82,10 +81,6 @@ class Service:
     async def readyz(self) -> dict[str, str]:
         # Ray Serve routes to a replica only after __init__, which loads the model and warms it up.
         return {"status": "ready", "model_version": self._engine.model_version}
-
-    @ray.serve.batch
-    async def _batch(self, bodies: list[RecommendRequest]) -> list[Answer | UserError]:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.recommend, bodies)
 
     def _response(self, answer: Answer) -> AsciiJson:
         items = [{"item_id": i, "score": s} for i, s in zip(answer.item_ids, answer.scores, strict=True)]

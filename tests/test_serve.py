@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from ctxrec.errors import UserError
 from ctxrec.recommending import recommend
 from ctxrec.retrieval import find_bundle, load_retriever
 from serve.api import MAX_BODY_BYTES, RecommendRequest
+from serve.batching import MicroBatcher
 from serve.engine import Answer, Engine
 
 NOW = 1_700_000_000
@@ -267,29 +269,60 @@ def test_parallel_requests_get_the_answers_they_get_alone(client):
 
 
 def test_overload_is_a_503_with_retry_after(ray_cluster, tiny_run, client):
-    """A second application with room for one waiting request and batches that wait long for company."""
+    """A second application, with room for one request, and bursts of expensive ones until one is refused."""
     import ray.serve
 
     from serve.app import AppArgs, build_app
 
-    args = AppArgs(run=tiny_run, cpus_per_replica=0.1, max_waiting=1, max_batch_size=8, batch_wait_ms=500)
+    args = AppArgs(run=tiny_run, cpus_per_replica=0.1, max_waiting=1)
     ray.serve.run(build_app(args), name="small", route_prefix="/small")
+    body = {"k": 1000, "history": [{"item_id": f"i{n % 40}", "context": {"device": "tv"}} for n in range(1000)]}
 
     async def burst() -> list[httpx.Response]:
         async with httpx.AsyncClient(base_url=client.base_url, timeout=30) as parallel:
-            return await asyncio.gather(
-                *(parallel.post("/small/v1/recommend", json={"user_id": "u1"}) for _ in range(12))
-            )
+            return await asyncio.gather(*(parallel.post("/small/v1/recommend", json=body) for _ in range(24)))
 
+    responses: list[httpx.Response] = []
     try:
         with ThreadPoolExecutor(1) as thread:
-            responses = thread.submit(asyncio.run, burst()).result()
+            for _ in range(20):
+                responses += thread.submit(asyncio.run, burst()).result()
+                if any(r.status_code == 503 for r in responses):
+                    break
     finally:
         ray.serve.delete("small")
     counts = {status: sum(r.status_code == status for r in responses) for status in (200, 503)}
-    assert counts[200] >= 1 and counts[503] >= 1 and sum(counts.values()) == 12
+    assert counts[200] >= 1 and counts[503] >= 1 and sum(counts.values()) == len(responses)
     assert all(r.headers["retry-after"] == "1" for r in responses if r.status_code == 503)
-    assert any("too many requests" in r.text for r in responses if r.status_code == 503)
+
+
+def test_what_arrives_during_a_batch_makes_the_next_one():
+    batches, go = [], threading.Event()
+
+    def compute(items: list[int]) -> list[int]:
+        batches.append(items)
+        assert go.wait(30)
+        if 7 in items:
+            raise KeyError("seven")
+        return [-item for item in items]
+
+    async def ask_all() -> list:
+        with ThreadPoolExecutor(1) as thread:
+            batcher = MicroBatcher(compute, thread, max_size=4)
+            asked = [asyncio.create_task(batcher.submit(0))]
+            while not batches:  # the first batch is on its way, alone
+                await asyncio.sleep(0.001)
+            asked += [asyncio.create_task(batcher.submit(n)) for n in range(1, 10)]
+            await asyncio.sleep(0)
+            asked[3].cancel()  # a client that goes while it waits
+            go.set()
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+    results = asyncio.run(ask_all())
+    assert batches == [[0], [1, 2, 4], [5, 6, 7, 8], [9]]
+    assert isinstance(results.pop(3), asyncio.CancelledError)
+    assert results[:4] == [0, -1, -2, -4] and results[-1] == -9
+    assert all(isinstance(r, KeyError) for r in results[4:8])
 
 
 def test_a_bad_request_of_a_batch_gets_its_own_error(retriever):

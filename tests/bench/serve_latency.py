@@ -79,7 +79,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, help="run or bundle")
     parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--batch-wait-ms", type=float, default=None)
     parser.add_argument("--client", nargs=2, metavar=("PORT", "FILE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.client:
@@ -116,8 +115,7 @@ def main() -> None:
     runtime.connect()
     try:
         ray.serve.start(http_options={"host": "127.0.0.1", "port": port})
-        options = {} if args.batch_wait_ms is None else {"batch_wait_ms": args.batch_wait_ms}
-        ray.serve.run(build_app(AppArgs(run=args.run, **options)), route_prefix="/")
+        ray.serve.run(build_app(AppArgs(run=args.run)), route_prefix="/")
         with tempfile.NamedTemporaryFile() as file:
             file.write(b"\n".join(bodies))
             file.flush()

@@ -1,0 +1,61 @@
+"""Micro-batches: what arrives while one batch is computed makes the next one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+
+class MicroBatcher:
+    """Calls a function of many items for callers that have one each.
+
+    An idle service answers at once and a busy one fills its batches, without a waiting time to tune.
+    `ray.serve.batch` closes its batches by the clock, while the one before is still computing: under load
+    they stay small, and with no load everybody waits.
+
+    Args:
+        compute: items to results of the same number and order; runs in `executor`.
+        max_size: items of a batch, at most.
+    """
+
+    def __init__(self, compute: Callable[[list[Any]], Sequence[Any]], executor: Executor, *, max_size: int):
+        self._compute = compute
+        self._executor = executor
+        self._max_size = max_size
+        self._queue: deque[tuple[Any, asyncio.Future]] = deque()
+        self._worker: asyncio.Task | None = None
+
+    async def submit(self, item: Any) -> Any:
+        """The result of one item; what `compute` raises is raised for all items of its batch."""
+        future = asyncio.get_running_loop().create_future()
+        self._queue.append((item, future))
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._drain())
+        return await future
+
+    async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._queue:
+                batch = [self._queue.popleft() for _ in range(min(self._max_size, len(self._queue)))]
+                batch = [(item, future) for item, future in batch if not future.cancelled()]
+                if batch:
+                    computing = loop.run_in_executor(self._executor, self._compute, [item for item, _ in batch])
+                    await self._hand_out(computing, [future for _, future in batch])
+        finally:
+            self._worker = None
+
+    async def _hand_out(self, computing: asyncio.Future, futures: list[asyncio.Future]) -> None:
+        try:
+            results = await computing
+        except Exception as error:  # whatever went wrong is the callers' to see, and must not stop later batches
+            for future in futures:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for future, result in zip(futures, results, strict=True):
+            if not future.done():  # the client may have gone meanwhile
+                future.set_result(result)

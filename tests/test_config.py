@@ -1,0 +1,128 @@
+"""Options: defaults, files, overrides, and a clear error for everything that does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+
+import pytest
+
+from ctxrec.config import Config, EncoderConfig, load_config, to_toml
+from ctxrec.errors import UserError
+
+
+def test_no_file_gives_the_defaults():
+    assert load_config() == Config()
+
+
+def test_file_base_and_overrides_in_this_order(tmp_path):
+    base, file = tmp_path / "base.toml", tmp_path / "file.toml"
+    base.write_text("[model]\ndim = 32\nheads = 4\n[train]\nseed = 1\n")
+    file.write_text("[model]\ndim = 16\n[evaluate]\nks = [10]\n")
+    config = load_config(str(file), ["train.seed=7", "train.seed=8"], base=str(base))
+    assert (config.model.dim, config.model.heads, config.train.seed, config.evaluate.ks) == (16, 4, 8, (10,))
+    assert config.model.layers == Config().model.layers
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("train.tower_lr=1", "train", "tower_lr", 1.0),  # a whole number where a number is wanted
+        ("train.offload=true", "train", "offload", True),
+        ('train.trackers=["mlflow", "wandb"]', "train", "trackers", ("mlflow", "wandb")),
+        ("train.trackers=[]", "train", "trackers", ()),
+        ("encoder.name=org/some-model", "encoder", "name", "org/some-model"),  # no TOML: a string
+        ("encoder.name=", "encoder", "name", ""),
+        (' encoder.name = "a=b" ', "encoder", "name", "a=b"),
+    ],
+)
+def test_overrides_are_toml_or_a_string(override, section, key, value):
+    found = getattr(getattr(load_config(None, [override]), section), key)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("train.sed=1", ["train.sed", "seed"]),
+        ("trian.seed=1", ["trian", "train"]),
+        ("train.seed=1.5", ["train.seed", "1.5", "whole number"]),
+        ("train.seed=true", ["train.seed", "True", "whole number"]),
+        ("train.offload=1", ["train.offload", "true or false"]),
+        ("train.tower_lr=fast", ["train.tower_lr", "'fast'", "a number"]),
+        ("train.tower_lr=nan", ["train.tower_lr", "nan"]),
+        ("train.tower_lr=0", ["train.tower_lr", "above 0"]),
+        ("train.trackers=wandb", ["train.trackers", "a list"]),
+        ('train.trackers=["comet"]', ["train.trackers[0]", "comet", "mlflow"]),
+        ("encoder.name=7", ["encoder.name", "a string"]),
+        ("encoder.tune=all", ["encoder.tune", "lora"]),
+        ("encoder.token_budget=8", ["encoder.token_budget", "max_tokens"]),
+        ("encoder.adapter_dropout=1", ["encoder.adapter_dropout"]),
+        ("model.dim=15", ["model.dim", "heads"]),
+        ("model.dropout=1", ["model.dropout"]),
+        ("train.zero_stage=4", ["train.zero_stage", "0, 1, 2 or 3"]),
+        ("train.workers=3", ["train.global_batch_size", "train.workers"]),
+        ("train.micro_batch_size=-1", ["train.micro_batch_size"]),
+        ("train.label_smoothing=1.5", ["train.label_smoothing"]),
+        ("train.valid_users=-5", ["train.valid_users"]),
+        ("train.seed=-1", ["train.seed"]),
+        ("prepare.max_category_values=0", ["prepare.max_category_values"]),
+        ("index.kind=annoy", ["index.kind", "hnsw"]),
+        ("evaluate.ks=[5]", ["evaluate.ks", "10"]),
+        ("evaluate.ks=10", ["evaluate.ks", "a list"]),
+        ("seed=1", ["seed=1", "section.key=value"]),
+        ("train.seed", ["train.seed", "section.key=value"]),
+        ("train.seed.x=1", ["section.key=value"]),
+    ],
+)
+def test_a_wrong_override_names_key_and_expectation(override, named):
+    with pytest.raises(UserError) as caught:
+        load_config(None, [override])
+    assert all(part in str(caught.value) for part in named), str(caught.value)
+
+
+def test_no_source_for_item_vectors_is_refused():
+    with pytest.raises(UserError, match="at least one"):
+        load_config(None, ["model.use_text=false", "model.use_id=false", "model.use_features=false"])
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[train\n", "not valid TOML"),
+        ("train = 3\n", "train"),
+        ("[[train]]\nseed = 1\n", "train"),
+        ("[train]\nseed = 1\n[extra]\n", "extra"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, text, named):
+    file = tmp_path / "options.toml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=named) as caught:
+        load_config(str(file))
+    assert "options.toml" in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no\.toml"):
+        load_config(str(tmp_path / "no.toml"))
+
+
+def test_toml_round_trip_is_complete(tmp_path):
+    config = load_config(
+        None, ["train.trackers=[]", "train.tower_lr=1e-30", "evaluate.ks=[10, 1]", "train.offload=true"]
+    )
+    name = 'C:\\models\\"x"\nline'
+    config = dataclasses.replace(config, encoder=EncoderConfig(name=name))
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(config))
+    assert load_config(str(file)) == config
+    plain = tomllib.loads(to_toml(config))
+    assert {section: set(options) for section, options in plain.items()} == {
+        section: set(options) for section, options in config.to_dict().items()
+    }
+
+
+def test_plain_round_trip():
+    config = load_config(None, ["model.dim=16", "train.workers=2"])
+    assert Config.from_dict(config.to_dict()) == config

@@ -1,0 +1,245 @@
+"""The text encoder: pooling by hand, what is tuned, how passes are divided, and where models are found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from transformers import AutoModel, AutoTokenizer
+
+from ctxrec.config import EncoderConfig
+from ctxrec.encoder import TextEncoder, Tokens, encode_share, plan_encoding, resolve_encoder, tokenise
+from ctxrec.errors import UserError
+from ctxrec.network import gather_encoded
+from ctxrec.texts import encode_catalogue
+
+TEXTS = ["red shoe", "a", "small soft green coat with a large hat", "", "blue lamp", "red shoe"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["bert", "gpt2"])
+def path(request, tiny_encoder, tiny_gpt2) -> str:
+    return tiny_encoder if request.param == "bert" else tiny_gpt2
+
+
+def vectors_of(encoder: TextEncoder, tokens: Tokens, which: list[int], *, extra: int = 0) -> torch.Tensor:
+    ids, mask = tokens.padded(np.array(which), int(tokens.lengths[which].max()) + extra)
+    with torch.inference_mode():
+        return encoder(ids, mask)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_pooling_by_hand(path, pooling):
+    """Each text alone through the plain model, without any padding, is what the batch gives."""
+    config = EncoderConfig(name=path, pooling=pooling)
+    encoder = TextEncoder(config, path, tune=False).eval()
+    plain, tokenizer = AutoModel.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+    tokens = tokenise(path, TEXTS, max_tokens=16)
+    which = [0, 1, 2, 4, 5]
+    together = vectors_of(encoder, tokens, which, extra=3)
+    assert encoder.width == 32 and together.dtype == torch.float32
+    for row, text in zip(together, which, strict=True):
+        ids = tokenizer(TEXTS[text], return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            states = plain(input_ids=ids).last_hidden_state[0]
+        expected = {"mean": states.mean(0), "cls": states[0], "last": states[-1]}[pooling]
+        torch.testing.assert_close(row, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(together[0], together[4], atol=1e-6, rtol=0)
+
+
+def test_a_text_is_cut_and_an_empty_one_has_a_token(path):
+    tokens = tokenise(path, TEXTS, max_tokens=4)
+    assert tokens.lengths.max() == 4 and tokens.lengths.min() >= 1
+    assert tokens.offsets[-1] == len(tokens.ids) and len(tokens.lengths) == len(TEXTS)
+    assert tokenise(path, [], max_tokens=4).offsets.tolist() == [0]
+
+
+def test_padded_ids_by_hand():
+    tokens = Tokens(ids=np.array([5, 6, 7, 8, 9, 10], np.int32), offsets=np.array([0, 3, 4, 6]), pad_id=1)
+    ids, mask = tokens.padded(np.array([2, 0, 1]), 4)
+    assert ids.tolist() == [[9, 10, 1, 1], [5, 6, 7, 1], [8, 1, 1, 1]]
+    assert mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0]]
+
+
+def test_the_catalogue_is_the_same_in_any_division(path):
+    texts = [f"{a} {b}" for a in ("red", "large soft green", "a") for b in ("hat", "shoe lamp chair table", "")] + [" "]
+    tables = []
+    for budget in (16, 64, 4096):
+        config = EncoderConfig(name=path, max_tokens=16, token_budget=budget)
+        encoder = TextEncoder(config, path, tune=False).eval()
+        vectors, present = encode_catalogue(encoder, path, texts, config)
+        tables.append(vectors)
+    assert present.tolist() == [True] * 9 + [False] and not tables[0][9].any() and tables[0][:9].any(1).all()
+    np.testing.assert_allclose(tables[1], tables[0], atol=1e-5)
+    np.testing.assert_allclose(tables[2], tables[0], atol=1e-5)
+
+
+def test_pooling_follows_the_checkpoint_then_the_architecture(tiny_encoder, tiny_gpt2, tmp_path):
+    def auto(path: str) -> str:
+        return TextEncoder(EncoderConfig(name=path), path, tune=False).pooling
+
+    assert auto(tiny_encoder) == "mean" and auto(tiny_gpt2) == "last"
+    for mode, name in (("cls_token", "cls"), ("lasttoken", "last"), ("mean_tokens", "mean")):
+        folder = tmp_path / name
+        shutil.copytree(tiny_gpt2 if name == "mean" else tiny_encoder, folder)
+        (folder / "1_Pooling").mkdir()
+        modes = {f"pooling_mode_{m}": m == mode for m in ("cls_token", "mean_tokens", "max_tokens", "lasttoken")}
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **modes}))
+        assert auto(str(folder)) == name
+    assert TextEncoder(EncoderConfig(pooling="cls"), tiny_gpt2, tune=False).pooling == "cls"
+
+
+def trained_names(
+    path: str, tune: str, *, top_layers: int = 1, checkpointing: bool = False
+) -> tuple[TextEncoder, set[str]]:
+    config = EncoderConfig(name=path, tune=tune, rank=2, top_layers=top_layers, gradient_checkpointing=checkpointing)
+    encoder = TextEncoder(config, path, tune=True)
+    return encoder, {name for name, p in encoder.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize(("tune", "mark"), [("lora", "lora_"), ("dora", "lora_"), ("ia3", "ia3_")])
+def test_adapters_alone_are_trained_and_start_as_the_plain_encoder(path, tune, mark):
+    encoder, names = trained_names(path, tune)
+    assert names and all(mark in name for name in names)
+    assert any("magnitude" in name for name in names) == (tune == "dora")
+    assert sum(p.numel() for p in encoder.parameters() if p.requires_grad) < 0.5 * sum(
+        p.numel() for p in encoder.parameters()
+    )
+    tokens = tokenise(path, TEXTS, max_tokens=16)
+    plain = TextEncoder(EncoderConfig(name=path), path, tune=False).eval()
+    which = [0, 1, 2, 4]
+    torch.testing.assert_close(
+        vectors_of(encoder.eval(), tokens, which), vectors_of(plain, tokens, which), atol=1e-5, rtol=0
+    )
+
+
+def test_lora_reaches_every_block(path):
+    _, names = trained_names(path, "lora")
+    blocks = {part for name in names for part in (".0.", ".1.") if part in name}
+    assert blocks == {".0.", ".1."}
+
+
+def test_full_top_and_freeze(path):
+    encoder, names = trained_names(path, "full")
+    assert names == {name for name, _ in encoder.named_parameters()}
+    _, top = trained_names(path, "top")
+    assert top and all(".1." in name for name in top)
+    _, both = trained_names(path, "top", top_layers=9)
+    assert top < both and {part for n in both for part in (".0.", ".1.") if part in n} == {".0.", ".1."}
+    assert trained_names(path, "freeze")[1] == set()
+
+
+@pytest.mark.parametrize("tune", ["lora", "full", "top"])
+def test_gradient_checkpointing_gives_the_same_gradients(path, tune):
+    tokens = tokenise(path, TEXTS, max_tokens=16)
+    ids, mask = tokens.padded(np.arange(3), 12)
+    found = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        encoder, names = trained_names(path, tune, checkpointing=checkpointing)
+        encoder.train()(ids, mask).square().sum().backward()
+        gradients = {n: p.grad for n, p in encoder.named_parameters() if n in names}
+        assert not [n for n, g in gradients.items() if g is None and "wpe" not in n]
+        found.append(gradients)
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-4, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("budget", [64, 300, 100_000])
+def test_a_plan_covers_every_text_once_within_the_budget(world, budget):
+    rng = np.random.default_rng(world)
+    lengths = rng.integers(1, 65, 500)
+    which = rng.permutation(500)[:137]
+    plan = plan_encoding(which, lengths, budget=budget, world=world)
+    assert plan.num_texts == 137 and sorted(plan.order[:137].tolist()) == sorted(which.tolist())
+    assert len(plan.order) % world == 0 and len(plan.order) - 137 < world
+    assert plan.bounds[0] == 0 and plan.bounds[-1] == len(plan.order) // world and (np.diff(plan.bounds) > 0).all()
+    assert len(plan.widths) == len(plan.bounds) - 1
+    computed = useful = 0
+    for rank in range(world):
+        share = plan.share(rank)
+        assert len(share) == plan.bounds[-1], "every rank has the same passes"
+        for start, stop, width in zip(plan.bounds, plan.bounds[1:], plan.widths, strict=False):
+            assert lengths[share[start:stop]].max() <= width, "no text is cut by its pass"
+            assert (stop - start) * width <= budget or stop - start == 1
+            computed += (stop - start) * width
+            useful += lengths[share[start:stop]].sum()
+    assert plan.padding == pytest.approx(1 - useful / computed)
+
+
+def test_a_plan_by_hand():
+    lengths = np.array([3, 9, 3, 9, 2])
+    plan = plan_encoding(np.arange(5), lengths, budget=9, world=1)
+    assert plan.order.tolist() == [4, 0, 2, 1, 3]
+    assert plan.bounds.tolist() == [0, 3, 4, 5] and plan.widths.tolist() == [3, 9, 9]
+    assert plan.padding == pytest.approx(1 - 26 / 27)
+
+
+def fresh_loss(path: str, rank: int, world: int) -> dict[str, np.ndarray]:
+    """Gradients of an encoder whose vectors a rank gathers and weighs with its own share of a loss."""
+    torch.manual_seed(0)
+    encoder = TextEncoder(EncoderConfig(name=path, tune="top", top_layers=1), path, tune=True)
+    tokens = tokenise(path, TEXTS, max_tokens=16)
+    which = np.array([4, 0, 2, 1, 5])  # five texts on two ranks: one is repeated to fill up
+    plan = plan_encoding(which, tokens.lengths, budget=24, world=world)
+    vectors = gather_encoded(encode_share(encoder, tokens, plan, rank, CPU), plan)
+    assert vectors.shape == (5, 32)
+    by_text = torch.zeros(len(TEXTS), 32).index_copy(0, torch.from_numpy(plan.order[:5]), vectors)
+    factors = torch.randn(4, len(TEXTS), 32, generator=torch.Generator().manual_seed(1))[rank::world]
+    loss = (factors * by_text.square()).sum() + by_text[2].sum() * len(factors)
+    loss.backward()
+    found = {n: p.grad for n, p in encoder.named_parameters() if p.requires_grad}
+    if world > 1:
+        for gradient in found.values():
+            dist.all_reduce(gradient)
+    return {"vectors": by_text.detach().numpy()} | {n: g.numpy() for n, g in found.items()}
+
+
+def _gather_worker(rank: int, path: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    np.savez(f"{folder}/{rank}.npz", **fresh_loss(path, rank, 2))
+    dist.destroy_process_group()
+
+
+def test_gathered_vectors_have_the_gradient_of_one_process(path, tmp_path):
+    expected = fresh_loss(path, 0, 1)
+    mp.spawn(_gather_worker, (path, str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        found = np.load(tmp_path / f"{rank}.npz")
+        assert set(found.files) == set(expected)
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, atol=2e-4, rtol=1e-3, err_msg=name)
+
+
+def test_an_unknown_name_offline_is_one_clear_error(tmp_path):
+    with pytest.raises(UserError, match=r"nobody/no-such-model.*HF_HUB_OFFLINE.*local folder"):
+        resolve_encoder("nobody/no-such-model", str(tmp_path))
+    for name in ("/no/such/folder", "./no-such-folder", "~/model", "a/b/c"):
+        with pytest.raises(UserError, match="no such folder"):
+            resolve_encoder(name, str(tmp_path))
+    with pytest.raises(UserError, match="no valid Hugging Face id"):
+        resolve_encoder("not a valid id!", str(tmp_path))
+
+
+def test_folders_that_hold_no_model(tiny_encoder, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"without config\.json"):
+        resolve_encoder(str(tmp_path / "empty"), str(tmp_path))
+    half = tmp_path / "half"
+    shutil.copytree(tiny_encoder, half)
+    (half / "model.safetensors").unlink()
+    assert resolve_encoder(str(half), str(tmp_path)) == str(half)
+    with pytest.raises(UserError, match="cannot be loaded") as caught:
+        TextEncoder(EncoderConfig(name=str(half)), str(half), tune=False)
+    assert "\n" not in str(caught.value)
+    monkeypatch.chdir(Path(tiny_encoder).parent)
+    assert resolve_encoder("bert", str(tmp_path)) == tiny_encoder
+    assert resolve_encoder(f"file://{tiny_encoder}", str(tmp_path)) == tiny_encoder

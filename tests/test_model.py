@@ -1,0 +1,193 @@
+"""Towers: every source may be absent, padding changes nothing, and every weight learns."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from ctxrec.batching import Batch, make_windows
+from ctxrec.config import TrainConfig
+from ctxrec.encoder import TextEncoder, plan_encoding, tokenise
+from ctxrec.model import ItemTensors, ModelShape, TextTable, Towers, _key, _name
+from ctxrec.network import Network, choose_loss
+from ctxrec.texts import encode_catalogue, has_text, make_text_table
+
+BACKBONES = ["transformer", "gru", "lstm"]
+
+
+def text_table(num_items: int, width: int = 12, missing: tuple[int, ...] = ()) -> TextTable:
+    rng = np.random.default_rng(3)
+    present = np.ones(num_items, bool)
+    present[list(missing)] = False
+    return make_text_table(rng.normal(size=(num_items, width)).astype(np.float32), present)
+
+
+def training_batch(world, config) -> Batch:
+    offsets = world.histories.events.offsets
+    return world.batcher(config).training(
+        world.histories, make_windows(offsets[:-1], offsets[1:], config.model.history)
+    )
+
+
+def outputs(world, config, text: TextTable | None = None, batch: Batch | None = None):
+    towers, items = world.towers(config, text_width=0 if text is None else text.vectors_IH.shape[1])
+    with torch.inference_mode():
+        return towers(items, text, batch if batch is not None else training_batch(world, config))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("rich", [True, False])
+@pytest.mark.parametrize("with_text", [True, False])
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["model.use_context=false"], ["model.use_user=false", "model.use_features=false"], ["model.use_id=false"]],
+)
+def test_any_source_may_be_absent(make_world, backbone, rich, with_text, overrides):
+    if overrides == ["model.use_id=false"] and not (rich or with_text):
+        pytest.skip("no source of item vectors is left")
+    world = make_world(rich=rich)
+    config = world.config(f"model.backbone={backbone}", *overrides)
+    vectors, queries = outputs(world, config, text_table(20, missing=(0, 5)) if with_text else None)
+    assert vectors.shape == (20, 9) and queries.shape[-1] == 9
+    assert torch.isfinite(vectors).all() and torch.isfinite(queries).all()
+    lengths = vectors[:, :-1].norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones(20), atol=1e-4, rtol=0)
+    scale = queries[..., :-1].norm(dim=-1)
+    torch.testing.assert_close(scale, scale[0, 0].expand_as(scale))
+    assert (queries[..., -1] == 1).all()
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_padding_changes_nothing(make_world, backbone):
+    """Each row alone, in a wide batch, and with rubbish in its padded slots has the same queries."""
+    world = make_world()
+    config = world.config(f"model.backbone={backbone}")
+    (towers, items), batch = world.towers(config), training_batch(world, config)
+    rubbish = dataclasses.replace(batch)
+    length = batch.lengths_B[:, None]
+    slots = torch.arange(batch.targets_BS.shape[1])
+    behind, behind_event = slots > length, slots[:-1] >= length
+    rubbish.items_BL = torch.where(behind_event, 7, batch.items_BL)
+    rubbish.actions_BL = torch.where(behind_event, 2, batch.actions_BL)
+    rubbish.query_gaps_BS = torch.where(behind, 9, batch.query_gaps_BS)
+    rubbish.cat_BS = {n: torch.where(behind, 1, v) for n, v in batch.cat_BS.items()}
+    rubbish.num_BSF = torch.where(behind[..., None], 3.0, batch.num_BSF)
+    rubbish.words_BSW = {n: torch.where(behind[..., None], 11, v) for n, v in batch.words_BSW.items()}
+    with torch.inference_mode():
+        whole = towers(items, None, batch)[1]
+        dirty = towers(items, None, rubbish)[1]
+    torch.testing.assert_close(dirty[~behind], whole[~behind], atol=1e-5, rtol=0)
+    for row, events in enumerate(batch.lengths_B.tolist()):
+
+        def alone(value, keep_slots, row=row):
+            if isinstance(value, dict):
+                return {n: alone(v, keep_slots) for n, v in value.items()}
+            return value[row : row + 1] if keep_slots is None else value[row : row + 1, :keep_slots]
+
+        widths = {"items_BL": events, "actions_BL": events, "lengths_B": None}
+        widths |= {name: None for name in vars(batch) if name.startswith("user_")}
+        one = Batch(**{name: alone(v, widths.get(name, events + 1)) for name, v in vars(batch).items()})
+        with torch.inference_mode():
+            single, last = towers(items, None, one)[1], towers(items, None, one, last=True)[1]
+        torch.testing.assert_close(single[0], whole[row, : events + 1], atol=1e-4, rtol=0)
+        torch.testing.assert_close(last[0], single[0, events], atol=1e-5, rtol=0)
+
+
+def test_an_item_without_text_does_not_see_the_text_table(make_world):
+    world = make_world()
+    config, table = world.config(), text_table(20, missing=(4,))
+    other = TextTable(**{**vars(table), "vectors_IH": table.vectors_IH.clone()})
+    other.vectors_IH[4] += 5
+    other.vectors_IH[6] += 5
+    before, after = outputs(world, config, table)[0], outputs(world, config, other)[0]
+    changed = (before != after).any(1).nonzero().flatten().tolist()
+    assert changed == [6]
+
+
+def test_a_cold_item_without_id_gets_its_vector_from_text(make_world):
+    """Same text, same vector; another text, another vector; all without an ID and without features."""
+    world = make_world(rich=False)
+    config, table = world.config("model.use_id=false"), text_table(20)
+    table.vectors_IH[3] = table.vectors_IH[2]
+    vectors = outputs(world, config, table)[0]
+    torch.testing.assert_close(vectors[3], vectors[2])
+    assert (vectors[4] - vectors[2]).abs().max() > 0.01
+
+
+def test_hashed_ids_share_rows(make_world):
+    world = make_world(rich=False)
+    config = world.config("model.id_buckets=4")
+    towers, items = world.towers(config)
+    assert towers.item.id.num_embeddings == 4 and items.id_rows_I.max() < 4
+    with torch.inference_mode():
+        vectors, _ = towers(items, None)
+    assert len(torch.unique(vectors, dim=0)) == len(torch.unique(items.id_rows_I))
+
+
+def test_source_dropout_is_for_training_alone(make_world):
+    world = make_world(rich=False)
+    config = world.config("model.id_dropout=0.5", "model.text_dropout=0.5", "model.dropout=0.5")
+    towers, items = world.towers(config, text_width=12)
+    table, batch = text_table(20), training_batch(world, config)
+    with torch.inference_mode():
+        calm = [towers(items, table, batch) for _ in range(2)]
+        wild = [towers.train()(items, table, batch) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*calm, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(*wild, strict=True))
+
+
+def test_feature_names_survive_as_module_names():
+    for name in ("plain", "with.dot", "50%", "a%2Eb", "type", "forward", "Größe"):
+        assert _name(_key(name)) == name and "." not in _key(name)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "bce"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("rich", [True, False])
+def test_every_trained_weight_gets_a_gradient(make_world, tiny_encoder, rich, backbone, loss):
+    """ZeRO waits for the gradient of each weight; one that is never used would hang or lag behind."""
+    world = make_world(rich=rich)
+    config = world.config(f"model.backbone={backbone}", f"encoder.name={tiny_encoder}")
+    encoder = TextEncoder(config.encoder, tiny_encoder, tune=True)
+    frozen = TextEncoder(config.encoder, tiny_encoder, tune=False).eval()
+    text = make_text_table(*encode_catalogue(frozen, tiny_encoder, world.catalogue.texts, config.encoder))
+    torch.manual_seed(0)
+    shape = ModelShape.of(config.model, world.features, num_items=20, text_width=encoder.width)
+    towers = Towers(config.model, shape, temperature=0.07)  # at its starting weights
+    items, network = ItemTensors.of(world.catalogue, shape), Network(towers, encoder)
+    tokens = tokenise(tiny_encoder, world.catalogue.texts, max_tokens=16)
+    present = np.flatnonzero(has_text(world.catalogue.texts))
+    plan = plan_encoding(present, tokens.lengths, budget=4096, world=1)
+    old = text.vectors_IH.clone()
+    value = network(
+        "loss", items=items, text=text, batch=training_batch(world, config), config=TrainConfig(), loss=loss,
+        negatives=torch.arange(10), tokens=tokens, plan=plan, rank=0,
+    )  # fmt: skip
+    value.backward()
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    without = [name for name, p in trained.items() if p.grad is None]
+    assert not without
+    # FiLM's bias, LoRA's A and the bias vector start where B or the weight beside them is zero.
+    still = [n for n, p in trained.items() if not p.grad.any() and "lora_A" not in n]
+    assert not still, still
+    assert any("lora_B" in n for n in trained)
+    torch.testing.assert_close(text.vectors_IH, old, atol=1e-5, rtol=0)  # LoRA starts as the un-tuned encoder
+    assert not text.vectors_IH.requires_grad
+
+
+def test_choice_of_loss():
+    config = TrainConfig(full_softmax_items=10)
+    assert [choose_loss(config, n) for n in (10, 11)] == ["softmax", "sampled_softmax"]
+    assert choose_loss(TrainConfig(loss="bce"), 3) == "bce"
+
+
+def test_text_scale_is_that_of_items_with_text():
+    vectors = np.array([[1.0, 0], [3.0, 4], [100.0, 100]], np.float32)
+    table = make_text_table(vectors, np.array([True, True, False]))
+    assert table.mean_H.tolist() == [2, 2] and table.present_I.tolist() == [1, 1, 0]
+    np.testing.assert_allclose(table.scale_H, [1 * 2**0.5, 2 * 2**0.5], rtol=1e-6)
+    empty = make_text_table(vectors, np.zeros(3, bool))
+    assert torch.isfinite((empty.vectors_IH - empty.mean_H) / empty.scale_H).all()
