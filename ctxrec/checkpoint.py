@@ -60,6 +60,7 @@ def full_moments(engine: Any) -> dict[str, torch.Tensor]:
 
 def restore(engine: Any, folder: str) -> dict[str, Any]:
     """Put weights and moments of a checkpoint into an engine of any stage; returns its state."""
+    import deepspeed  # heavy, and reads DS_ACCELERATOR at import
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     weights = load_file(os.path.join(folder, WEIGHTS))
@@ -72,6 +73,9 @@ def restore(engine: Any, folder: str) -> dict[str, Any]:
             raise UserError(f"the checkpoint in {folder} has no weight {name}; it belongs to another configuration")
         if sharded:
             safe_set_full_fp32_param(parameter, weights[name])
+            # That sets the optimizer's copy; the one that the next forward pass reads is apart from it.
+            with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0), torch.no_grad():
+                parameter.data.copy_(weights[name])
         else:
             with torch.no_grad():
                 parameter.copy_(weights[name])

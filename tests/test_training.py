@@ -124,6 +124,7 @@ def test_too_many_workers_is_a_clear_error(tiny_data, tiny_config, tmp_path):
         train(tiny_data, str(tmp_path / "run"), dataclasses.replace(tiny_config, train=greedy))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -146,6 +147,7 @@ def command_env() -> dict[str, str]:
     return env | {"PYTHONPATH": str(REPO), "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
 
 
+@pytest.mark.slow
 def test_killed_training_goes_on_and_ends_where_an_undisturbed_one_ends(tiny_data, tiny_config, tmp_path):
     """SIGKILL in the middle of the towers' phase; the same command again; equal to the bit of the log's digits."""
     longer = dataclasses.replace(tiny_config.train, tower_epochs=8, patience=100, workers=1)
@@ -188,6 +190,7 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+@pytest.mark.slow
 def test_ray_job_submit(tiny_data, tiny_config, tmp_path):
     """`ray job submit --working-dir . -- python -m ctxrec.train ...` on a cluster started by `ray start --head`."""
     (tmp_path / "config.toml").write_text(to_toml(tiny_config))

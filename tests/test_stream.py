@@ -1,0 +1,184 @@
+"""The training stream: the same global batches on any number of workers, resumable, every event once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ctxrec import schema, stream
+from ctxrec.batching import Batch
+from ctxrec.prepared import PreparedData
+from ctxrec.stream import TrainStream
+
+HISTORY = 6
+
+
+def write_data(folder: Path, worlds: list, splits: list[np.ndarray]) -> PreparedData:
+    """A prepared folder with one bucket for each world."""
+    (folder / schema.HISTORIES).mkdir(parents=True)
+    for bucket, (world, split) in enumerate(zip(worlds, splits, strict=True)):
+        events = world.histories.events
+
+        def lists(values: np.ndarray, kind: pa.DataType, offsets=events.offsets) -> pa.Array:
+            return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, kind))
+
+        columns = {
+            schema.USER_ID: pa.array([f"{bucket}-{user}" for user in world.histories.users.ids]),
+            schema.EVENT_ITEMS: lists(events.items, pa.int32()),
+            schema.EVENT_TIMES: lists(events.times, pa.int64()),
+            schema.EVENT_SPLIT: lists(split, pa.int8()),
+            schema.EVENT_ACTIONS: lists(events.actions, pa.int16()),
+        }
+        for name in schema.TIME_CONTEXT:
+            columns[name] = lists(events.context.cat[name] - schema.FIRST_CODE, pa.int8())
+        pq.write_table(pa.table(columns), folder / schema.HISTORIES / f"bucket-{bucket:05d}.parquet")
+    first = worlds[0]
+    meta = {
+        "format_version": schema.FORMAT_VERSION,
+        "spec": first.spec.to_dict(),
+        "features": dataclasses.asdict(first.features),
+        "counts": {"items": len(first.catalogue)},
+    }
+    (folder / schema.META).write_text(json.dumps(meta))
+    return PreparedData.open(str(folder))
+
+
+@pytest.fixture(scope="module")
+def shop(make_world, tmp_path_factory):
+    """Three buckets, the last without training events; items tell events apart; and the training events."""
+    lengths = [(9, 1, 25, 4, 7, 2, 13), (3, 3, 17, 1), (2, 1)]
+    worlds, splits, number = [], [], 0
+    for seed, some in enumerate(lengths):
+        world = make_world(rich=False, lengths=some, num_items=200, seed=seed)
+        events = world.histories.events
+        items = np.arange(number, number + len(events.items), dtype=np.int32)
+        number += len(items)
+        split = np.zeros(len(items), np.int8)
+        if seed == 2:
+            split[:] = schema.TEST
+        for start, stop in zip(events.offsets, events.offsets[1:], strict=False):
+            if stop - start >= 3:
+                split[stop - 2], split[stop - 1] = schema.VALID, schema.TEST
+        histories = dataclasses.replace(world.histories, events=dataclasses.replace(events, items=items), split=split)
+        worlds.append(dataclasses.replace(world, histories=histories))
+        splits.append(split)
+    data = write_data(tmp_path_factory.mktemp("stream") / "data", worlds, splits)
+    all_items = np.concatenate([w.histories.events.items for w in worlds])
+    return data, worlds[0].batcher(worlds[0].config()), all_items[np.concatenate(splits) == schema.TRAIN].tolist()
+
+
+def make(
+    shop, *, rank: int = 0, world: int = 1, size: int = 8, micro: int = 0, seed: int = 0, **options
+) -> TrainStream:
+    data, batcher, _ = shop
+    return TrainStream(
+        data, batcher, global_batch_size=size, micro_batch_size=micro, seed=seed, rank=rank, world=world, **options
+    )
+
+
+def targets(batch: Batch) -> list[int]:
+    return batch.targets_BS[batch.weights_BS != 0].tolist()
+
+
+def per_step(made: TrainStream, epoch: int = 0, start: int = 0) -> list[list[int]]:
+    return [sorted(t for b in step.micro_batches for t in targets(b)) for step in made.epoch(epoch, start=start)]
+
+
+@pytest.fixture(params=["one shard", "many shards"])
+def shards(request, monkeypatch) -> str:
+    if request.param == "many shards":
+        monkeypatch.setattr(stream, "SHARD_EVENTS", 20)
+    return request.param
+
+
+@pytest.mark.parametrize("size", [1, 8, 64])
+def test_every_training_event_weighs_once_an_epoch(shop, shards, size):
+    made = make(shop, size=size)
+    assert made.num_events == len(shop[2])
+    for epoch in range(3):
+        seen, weight, steps = Counter(), 0.0, 0
+        for step in made.epoch(epoch):
+            assert (step.epoch, step.step_in_epoch) == (epoch, steps)
+            steps += 1
+            for batch in step.micro_batches:
+                seen.update(targets(batch))
+                weight += float(batch.weights_BS.sum())
+        assert seen == Counter(shop[2]) and weight == len(shop[2])
+        assert steps == made.steps_per_epoch
+
+
+def test_shards_follow_their_limit(shop, monkeypatch):
+    monkeypatch.setattr(stream, "SHARD_EVENTS", 20)
+    assert len(make(shop)._shards(0)) > 1
+    monkeypatch.setattr(stream, "SHARD_EVENTS", 10**6)
+    assert make(shop)._shards(0) == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("micro", [0, 1, 3])
+@pytest.mark.parametrize("world", [2, 4])
+def test_workers_share_the_batches_of_one(shop, shards, world, micro):
+    alone = [make(shop, micro=m) for m in (0, 2)]
+    workers = [make(shop, rank=rank, world=world, micro=micro) for rank in range(world)]
+    assert {w.steps_per_epoch for w in workers} == {alone[0].steps_per_epoch}
+    for epoch in range(2):
+        expected = per_step(alone[0], epoch)
+        assert per_step(alone[1], epoch) == expected, "micro-batches divide a step, nothing else"
+        for number, steps in enumerate(zip(*(w.epoch(epoch) for w in workers), strict=True)):
+            assert sorted(t for s in steps for b in s.micro_batches for t in targets(b)) == expected[number]
+            assert {len(s.micro_batches) for s in steps} == {workers[0].accumulation}
+            for batches in zip(*(s.micro_batches for s in steps), strict=True):
+                assert len({len(b.lengths_B) for b in batches}) == 1, "the same number of rows on every worker"
+            for several in zip(*(s.distinct_items for s in steps), strict=True):
+                assert all(np.array_equal(several[0], other) for other in several[1:])
+
+
+def test_distinct_items_cover_what_is_read_and_asked_for(shop):
+    for world in (1, 2):
+        for rank in range(world):
+            for step in make(shop, rank=rank, world=world, micro=2).epoch(0):
+                for batch, distinct in zip(step.micro_batches, step.distinct_items, strict=True):
+                    counted = (batch.weights_BS != 0).any(1)
+                    read = [batch.items_BL[n, : batch.lengths_B[n]].tolist() for n in np.flatnonzero(counted)]
+                    assert {i for row in read for i in row} | set(targets(batch)) <= set(distinct.tolist())
+
+
+def test_a_short_last_batch_is_filled_without_weight(shop):
+    made = make(shop, size=8, micro=2)
+    steps = list(made.epoch(0))
+    windows = sum(made.bucket_windows)
+    assert windows % 8, "the last batch is short"
+    counted = [sum(int((b.weights_BS != 0).any(1).sum()) for b in step.micro_batches) for step in steps]
+    assert counted == [8] * (windows // 8) + [windows % 8]
+    assert all(len(step.micro_batches) == 4 and all(len(b.lengths_B) for b in step.micro_batches) for step in steps)
+
+
+def test_start_resumes_exactly(shop, shards):
+    whole = make(shop)
+    for epoch in range(2):
+        expected = per_step(whole, epoch)
+        for start in range(len(expected) + 1):
+            assert per_step(make(shop), epoch, start) == expected[start:]
+    numbers = [step.step_in_epoch for step in make(shop).epoch(1, start=2)]
+    assert numbers == list(range(2, whole.steps_per_epoch))
+
+
+def test_order_depends_on_seed_and_epoch_alone(shop, shards):
+    first = per_step(make(shop))
+    assert per_step(make(shop)) == first
+    assert per_step(make(shop), epoch=1) != first
+    assert per_step(make(shop, seed=1)) != first
+
+
+def test_refit_on_validation_events(shop):
+    data = shop[0]
+    splits = [s for b in range(3) for row in data.read_bucket(b).column(schema.EVENT_SPLIT).to_pylist() for s in row]
+    made = make(shop, last_split=schema.VALID)
+    assert made.num_events == sum(s <= schema.VALID for s in splits) > len(shop[2])
+    assert sum(map(len, per_step(made))) == made.num_events
