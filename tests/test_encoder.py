@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from transformers import AutoModel, AutoTokenizer
 
 from ctxrec.config import EncoderConfig
@@ -202,16 +204,22 @@ def fresh_loss(path: str, rank: int, world: int) -> dict[str, np.ndarray]:
     return {"vectors": by_text.detach().numpy()} | {n: g.numpy() for n, g in found.items()}
 
 
-def _gather_worker(rank: int, path: str, folder: str) -> None:
+def gather_worker(rank: int, path: str, folder: str) -> None:
+    """One of two processes: `python test_encoder.py RANK ENCODER FOLDER`."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     np.savez(f"{folder}/{rank}.npz", **fresh_loss(path, rank, 2))
+    dist.barrier()
     dist.destroy_process_group()
 
 
 def test_gathered_vectors_have_the_gradient_of_one_process(path, tmp_path):
     expected = fresh_loss(path, 0, 1)
-    mp.spawn(_gather_worker, (path, str(tmp_path)), nprocs=2)
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    commands = [[sys.executable, __file__, str(rank), path, str(tmp_path)] for rank in range(2)]
+    ranks = [subprocess.Popen(c, env=env, stderr=subprocess.PIPE, text=True) for c in commands]
+    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
     for rank in range(2):
         found = np.load(tmp_path / f"{rank}.npz")
         assert set(found.files) == set(expected)
@@ -243,3 +251,7 @@ def test_folders_that_hold_no_model(tiny_encoder, tmp_path, monkeypatch):
     monkeypatch.chdir(Path(tiny_encoder).parent)
     assert resolve_encoder("bert", str(tmp_path)) == tiny_encoder
     assert resolve_encoder(f"file://{tiny_encoder}", str(tmp_path)) == tiny_encoder
+
+
+if __name__ == "__main__":
+    gather_worker(int(sys.argv[1]), sys.argv[2], sys.argv[3])
