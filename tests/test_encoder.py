@@ -213,10 +213,10 @@ def gather_worker(rank: int, path: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_gathered_vectors_have_the_gradient_of_one_process(path, tmp_path):
-    expected = fresh_loss(path, 0, 1)
+def test_gathered_vectors_have_the_gradient_of_one_process(tiny_encoder, tmp_path):
+    expected = fresh_loss(tiny_encoder, 0, 1)
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    commands = [[sys.executable, __file__, str(rank), path, str(tmp_path)] for rank in range(2)]
+    commands = [[sys.executable, __file__, str(rank), tiny_encoder, str(tmp_path)] for rank in range(2)]
     ranks = [subprocess.Popen(c, env=env, stderr=subprocess.PIPE, text=True) for c in commands]
     errors = [rank.communicate(timeout=120)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], errors
