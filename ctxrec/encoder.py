@@ -54,8 +54,11 @@ def resolve_encoder(name: str, cache: str) -> str:
         UserError: it is nowhere to be had; says what was tried.
     """
     if os.path.isdir(name):
-        if not os.path.exists(os.path.join(name, "config.json")):
-            raise UserError(f"encoder.name is {name!r}, a folder without config.json; give one that holds a model")
+        names = os.listdir(name)
+        for wanted in ("config.json", ".safetensors"):
+            if not any(found.endswith(wanted) for found in names):
+                found = ", ".join(sorted(names)[:8]) or "nothing"
+                raise UserError(f"encoder.name is {name!r}, a folder without {wanted}; it has {found}")
         return os.path.abspath(name)
     if storage.is_uri(name):
         return storage.fetch_dir(name, scratch=os.path.join(cache, "encoders"))

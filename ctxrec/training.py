@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import logging
@@ -40,6 +41,9 @@ def train(data_path: str, out: str, config: Config) -> str:
         UserError: no prepared data, another training lies at `out`, or an option does not fit.
     """
     data_path, out = _absolute(data_path), _absolute(out)
+    if os.path.isdir(config.encoder.name):  # workers run in a folder of their own
+        encoder = dataclasses.replace(config.encoder, name=os.path.abspath(config.encoder.name))
+        config = dataclasses.replace(config, encoder=encoder)
     data = PreparedData.open(data_path)
     check_trackers(config.train)
     if data.meta["counts"]["train"] == 0:

@@ -24,6 +24,7 @@ from ctxrec.model import ItemTensors, ModelShape, Towers
 from ctxrec.prepared import PreparedData
 from ctxrec.recommender import load_recommender, reload_item_vectors
 from ctxrec.texts import encode_catalogue, make_text_table
+from ctxrec.training import train
 
 
 @pytest.fixture
@@ -190,3 +191,13 @@ def test_an_encoder_without_trained_weights_is_not_saved(tiny_encoder, tmp_path)
     encoder = TextEncoder(EncoderConfig(name=tiny_encoder, tune="freeze"), tiny_encoder, tune=True)
     with pytest.raises(RuntimeError, match="none is trainable"):
         save_encoder(encoder, str(tmp_path / "adapter"))
+
+
+def test_a_relative_encoder_folder_is_made_absolute(
+    tiny_data, tiny_run, tiny_config, tiny_encoder, monkeypatch, capsys
+):
+    """Workers run in another folder; and the run is the one that the absolute name made."""
+    monkeypatch.chdir(Path(tiny_encoder).parent)
+    config = dataclasses.replace(tiny_config, encoder=dataclasses.replace(tiny_config.encoder, name="bert"))
+    assert train(tiny_data, tiny_run, config) == tiny_run
+    assert "reused" in capsys.readouterr().out

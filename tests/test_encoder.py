@@ -239,12 +239,13 @@ def test_an_unknown_name_offline_is_one_clear_error(tmp_path):
 
 def test_folders_that_hold_no_model(tiny_encoder, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"without config\.json"):
+    with pytest.raises(UserError, match=r"without config\.json; it has nothing"):
         resolve_encoder(str(tmp_path / "empty"), str(tmp_path))
     half = tmp_path / "half"
     shutil.copytree(tiny_encoder, half)
-    (half / "model.safetensors").unlink()
-    assert resolve_encoder(str(half), str(tmp_path)) == str(half)
+    (half / "model.safetensors").rename(half / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"without \.safetensors; it has config\.json, pytorch_model\.bin"):
+        resolve_encoder(str(half), str(tmp_path))
     with pytest.raises(UserError, match="cannot be loaded") as caught:
         TextEncoder(EncoderConfig(name=str(half)), str(half), tune=False)
     assert "\n" not in str(caught.value)
