@@ -174,7 +174,7 @@ def _ask(client: httpx.Client, run: str) -> None:
         body = {"user_id": "196", "k": 5, "context": {"timestamp": moment.timestamp()}}
         _show(client, f"user 196 on {moment:%A %d %B %Y, %H:%M}", body, titles)
     clicks = [
-        item for item, title in titles.items() if title.startswith(("Toy Story (", "Aladdin (", "Lion King, The ("))
+        item for item, title in titles.items() if title.startswith(("Toy Story (", "Aladdin (", "The Lion King ("))
     ]
     named = ", ".join(titles[c] for c in clicks)
     body = {"k": 5, "history": [{"item_id": c} for c in clicks], "context": {"timestamp": moments[0].timestamp()}}
