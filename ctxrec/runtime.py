@@ -29,6 +29,7 @@ def connect() -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")  # else each print draws finished bars again
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     env = {name: os.environ[name] for name in _WORKER_ENV if name in os.environ}
     options = {"runtime_env": {"env_vars": env}, "log_to_driver": True, "logging_level": logging.WARNING}
