@@ -3,12 +3,14 @@
 # make lint   ruff             make clean      remove what these made
 
 PYTHON ?= python3.11
-VENV   := .venv
+# Ray starts its workers by a command line that it splits at spaces, so a folder whose name has one keeps
+# its environment outside.
+VENV   := $(if $(word 2,$(CURDIR)),$(HOME)/.cache/ctxrec/venv-$(firstword $(shell pwd -P | cksum)),.venv)
 BIN    := $(VENV)/bin
 OUT    ?= demo
 SHELL  := /bin/bash
 
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PATH := $(if $(filter /%,$(BIN)),,$(CURDIR)/)$(BIN):$(PATH)
 # A local Ray cluster is this user's own; requests to it must not go through a proxy.
 export NO_PROXY := 127.0.0.1,localhost,$(NO_PROXY)
 export no_proxy := 127.0.0.1,localhost,$(no_proxy)
@@ -48,4 +50,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(OUT) .pytest_cache .ruff_cache *.egg-info
+	rm -rf '$(VENV)' '$(OUT)' .pytest_cache .ruff_cache *.egg-info
