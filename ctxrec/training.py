@@ -104,6 +104,7 @@ def _trainer(data_path: str, out: str, config: Config) -> ray.train.torch.TorchT
         engine.use_cpu_accelerator()
         env |= {name: os.environ[name] for name in ("DS_ACCELERATOR", "TORCH_EXTENSIONS_DIR")}
     env |= {"PYTHONWARNINGS": "ignore::FutureWarning", "RAY_TQDM_PATCH_PRINT": "0"}
+    env["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"  # it would print an empty line for every step of a progress bar
     return ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={"config": config.to_dict(), "data": data_path, "run": out},

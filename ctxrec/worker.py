@@ -108,7 +108,9 @@ def train_worker(job: dict[str, Any]) -> None:
 
 
 def _set_up(config: Config, data_path: str, run: str) -> Setup:
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # a line for every report is ours to write
+    # A line for every report is ours to write; Ray names that logger by its module's file.
+    reports = os.path.join(os.path.dirname(ray.train.__file__), "v2", "_internal", "execution", "context.py")
+    logging.getLogger(reports).setLevel(logging.WARNING)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
