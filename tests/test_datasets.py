@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ctxrec import datasets
+from ctxrec.datasets import movielens_100k
 from ctxrec.errors import UserError
 from ctxrec.spec import load_spec
 
@@ -39,7 +40,7 @@ def atomic(tmp_path, monkeypatch) -> Path:
     for name, text in texts.items():
         (folder / f"ml-100k.{name}").write_text(text, encoding="utf-8")
         digest = hashlib.sha256(text.encode()).hexdigest()
-        monkeypatch.setitem(datasets.ATOMIC_SHA256, f"ml-100k.{name}", digest)
+        monkeypatch.setitem(movielens_100k.ATOMIC_SHA256, f"ml-100k.{name}", digest)
     return folder
 
 
@@ -50,7 +51,7 @@ def raw(tmp_path, monkeypatch) -> Path:
     folder.mkdir(parents=True)
 
     def flags(*genres):
-        return "|".join(str(int(genre in genres)) for genre in datasets.GENRES)
+        return "|".join(str(int(genre in genres)) for genre in movielens_100k.GENRES)
 
     texts = {
         "u.data": lines(EVENTS, "\t"),
@@ -61,8 +62,8 @@ def raw(tmp_path, monkeypatch) -> Path:
     }
     for name, text in texts.items():
         (folder / name).write_bytes(text.encode("latin-1"))
-        if name in datasets.RAW_SHA256:
-            monkeypatch.setitem(datasets.RAW_SHA256, name, hashlib.sha256(text.encode("latin-1")).hexdigest())
+        if name in movielens_100k.RAW_SHA256:
+            monkeypatch.setitem(movielens_100k.RAW_SHA256, name, hashlib.sha256(text.encode("latin-1")).hexdigest())
     return folder
 
 

