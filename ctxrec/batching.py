@@ -95,8 +95,6 @@ class Batcher:
         events = histories.events
         asked = events.cut(windows.start, windows.stop)  # every event of a window is asked for once ...
         length = asked.lengths - 1  # ... and all but the last are read
-        previous = np.where(windows.start > events.offsets[windows.row], windows.start - 1, -1)
-        first_gap = np.where(previous >= 0, (events.times[windows.start] - events.times[previous]) / US, np.nan)
         read = asked.cut(asked.offsets[:-1], asked.offsets[1:] - 1)
         position = np.arange(len(asked.items)) - np.repeat(asked.offsets[:-1], asked.lengths)
         counts = position >= np.repeat(windows.first - windows.start, asked.lengths)
@@ -107,7 +105,7 @@ class Batcher:
             asked_lengths=length + 1,
             context=asked.context,
             times=asked.times,
-            first_gap=first_gap,
+            first_gap=_gap_before(events.times, windows.start, events.offsets[windows.row]),
         )
         batch.targets_BS = _pad(asked.items.astype(np.int64), length + 1)
         batch.weights_BS = _pad(weights.astype(np.float32), length + 1)
@@ -117,20 +115,13 @@ class Batcher:
         """A batch of requests; only the last query slot of each row is asked in the request's context."""
         starts = np.maximum(requests.history.offsets[:-1], requests.history.offsets[1:] - self.history)
         read = requests.history.cut(starts, requests.history.offsets[1:])
-        before = np.where(starts > requests.history.offsets[:-1], starts - 1, 0)
-        times_all = requests.history.times
-        first_read = np.minimum(starts, max(len(times_all) - 1, 0))
-        first_gap = np.full(len(requests), np.nan)
-        if len(times_all):
-            cut = starts > requests.history.offsets[:-1]
-            first_gap = np.where(cut, (times_all[first_read] - times_all[before]) / US, np.nan)
         return self._build(
             users=requests.users,
             read=read,
             asked_lengths=read.lengths + 1,
             context=_append(read, read.context, requests.context),
-            times=_insert(read.times, read.offsets[1:], requests.times),
-            first_gap=first_gap,
+            times=np.insert(read.times, read.offsets[1:], requests.times),
+            first_gap=_gap_before(requests.history.times, starts, requests.history.offsets[:-1]),
         )
 
     def _build(
@@ -179,16 +170,20 @@ def _pad(values: np.ndarray, lengths: np.ndarray, width: int | None = None) -> t
     return torch.from_numpy(padded)
 
 
-def _insert(values: np.ndarray, stops: np.ndarray, extra: np.ndarray) -> np.ndarray:
-    """Flat rows with one more value behind each row's end."""
-    return np.insert(values, stops, extra)
+def _gap_before(times: np.ndarray, starts: np.ndarray, row_starts: np.ndarray) -> np.ndarray:
+    """Seconds between the event at `starts` and the one before it in its row; NaN where it is the first."""
+    gaps = np.full(len(starts), np.nan)
+    cut = starts > row_starts
+    gaps[cut] = (times[starts[cut]] - times[starts[cut] - 1]) / US
+    return gaps
 
 
 def _append(read: Events, context: Context, extra: Context) -> Context:
+    """Flat rows of context with one more value behind each row's end."""
     stops = read.offsets[1:]
 
     def each(values: dict[str, np.ndarray], more: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {name: _insert(values[name], stops, more[name]) for name in values}
+        return {name: np.insert(values[name], stops, more[name]) for name in values}
 
     return Context(
         cat=each(context.cat, extra.cat), num=each(context.num, extra.num), text=each(context.text, extra.text)

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from safetensors.numpy import save_file as save_arrays
@@ -168,8 +167,3 @@ def check_bundle(path: str, *, scratch: str) -> tuple[str, dict[str, Any]]:
                 f"the bundle at {path} is damaged: {name} does not match its hash; restore it or train again"
             )
     return folder, manifest
-
-
-def count_events(table: pa.Table) -> int:
-    """Events of a table of histories."""
-    return pc.sum(pc.list_value_length(table.column(schema.EVENT_ITEMS))).as_py() or 0

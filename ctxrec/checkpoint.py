@@ -58,15 +58,13 @@ def full_moments(engine: Any) -> dict[str, torch.Tensor]:
     return moments
 
 
-def restore(engine: Any, folder: str) -> dict[str, Any]:
-    """Put weights and moments of a checkpoint into an engine of any stage; returns its state."""
+def restore(engine: Any, folder: str, optimizer_step: int) -> None:
+    """Put weights and moments of a checkpoint into an engine of any stage, after `optimizer_step` updates."""
     import deepspeed  # heavy, and reads DS_ACCELERATOR at import
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     weights = load_file(os.path.join(folder, WEIGHTS))
     moments = load_file(os.path.join(folder, OPTIMIZER))
-    with open(os.path.join(folder, STATE), encoding="utf-8") as stream:
-        state = json.load(stream)
     sharded = engine.zero_optimization_stage() or engine.bfloat16_enabled()
     for name, parameter in trainable(engine.module).items():
         if name not in weights:
@@ -85,8 +83,7 @@ def restore(engine: Any, folder: str) -> dict[str, Any]:
                 safe_set_full_optimizer_state(parameter, value, key)
             else:
                 plain_optimizer(engine).state[parameter][key].copy_(value)
-    set_optimizer_step(engine, state["optimizer_step"])
-    return state
+    set_optimizer_step(engine, optimizer_step)
 
 
 def save(

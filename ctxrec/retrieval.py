@@ -124,8 +124,7 @@ class Retriever:
     def _unwanted(self, requests: Requests, exclude: Excluded) -> Excluded:
         if self.recommender.spec.split.repeats:
             return exclude
-        history = requests.history
-        seen = [history.items[history.row(n)] for n in range(len(requests))]
+        seen = requests.seen()
         if exclude is None:
             return seen
         return [np.concatenate([s, e]) for s, e in zip(seen, exclude, strict=True)]

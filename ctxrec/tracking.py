@@ -13,14 +13,13 @@ from ctxrec.config import TrainConfig
 from ctxrec.errors import UserError
 
 LOG = "train_log.jsonl"
-_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 def check_trackers(config: TrainConfig) -> None:
     """Raise a `UserError` when a configured tracker's package is not installed."""
     for name in config.trackers:
-        if importlib.util.find_spec(_PACKAGES[name]) is None:
-            raise UserError(f"train.trackers has {name!r}, but it is not installed; pip install {_PACKAGES[name]}")
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"train.trackers has {name!r}, but it is not installed; pip install {name}")
 
 
 class Tracker:

@@ -57,7 +57,7 @@ class Validator:
             batch = self.batcher.requests(part).to(self.device)
             _, queries = network("rank", items=items, text=text, batch=batch, item_vectors=item_vectors)
             scores = (queries.float() @ item_vectors.float().T).cpu().numpy()
-            seen = None if self.repeats else [part.history.items[part.history.row(n)] for n in range(len(part))]
+            seen = None if self.repeats else part.seen()
             top = top_k(scores, METRIC_K, seen)
             assert part.target_offsets is not None and part.target_items is not None
             found = request_metrics(top, part.target_offsets, part.target_items, [METRIC_K])

@@ -59,6 +59,15 @@ class Progress:
         return dict(vars(self))
 
 
+@dataclass(frozen=True)
+class Resumed:
+    """A checkpoint to go on from."""
+
+    progress: Progress
+    folder: str  # local
+    optimizer_step: int
+
+
 @dataclass
 class Setup:
     """What both phases share on one worker."""
@@ -94,9 +103,11 @@ def train_worker(job: dict[str, Any]) -> None:
     towers: dict[str, torch.Tensor] = {}
     for number, phase in enumerate(phases):
         best_path = storage.join(setup.checkpoints, f"best-{phase}.safetensors")
-        later = resumed is not None and phases.index(resumed[0].phase) > number
+        later = resumed is not None and phases.index(resumed.progress.phase) > number
         if not later:
-            _run_phase(setup, phase, towers, best_path, resumed if resumed and resumed[0].phase == phase else None)
+            _run_phase(
+                setup, phase, towers, best_path, resumed if resumed and resumed.progress.phase == phase else None
+            )
         dist.barrier()
         best = load_tensors(storage.read_bytes(best_path))
         towers = {n.removeprefix("towers."): w for n, w in best.items() if n.startswith("towers.")}
@@ -209,8 +220,8 @@ def _encode_table(
     network.train(was_training)
 
 
-def _load_checkpoint(setup: Setup) -> tuple[Progress, str] | None:
-    """Progress and local folder of the checkpoint to go on from, if there is one."""
+def _load_checkpoint(setup: Setup) -> Resumed | None:
+    """The checkpoint to go on from, if there is one."""
     found = ray.train.get_checkpoint()
     if found is None:
         return None
@@ -219,7 +230,7 @@ def _load_checkpoint(setup: Setup) -> tuple[Progress, str] | None:
     progress = Progress(**state["progress"])
     if setup.rank == 0:
         logger.info("going on from phase %s, step %d", progress.phase, progress.step)
-    return progress, folder
+    return Resumed(progress=progress, folder=folder, optimizer_step=state["optimizer_step"])
 
 
 def _run_phase(
@@ -227,10 +238,10 @@ def _run_phase(
     phase: str,
     towers: dict[str, torch.Tensor],
     best_path: str,
-    resumed: tuple[Progress, str] | None,
+    resumed: Resumed | None,
 ) -> None:
     """Train one phase to its end or to early stopping; leaves the best weights at `best_path`."""
-    if resumed is not None and resumed[0].done:
+    if resumed is not None and resumed.progress.done:
         return
     config = setup.config.train
     epochs = config.tower_epochs if phase == "towers" else config.encoder_epochs
@@ -283,11 +294,11 @@ class _PhaseRun:
         self.table_is_fresh = False  # whether every text vector is the present encoder's
         self.present = np.flatnonzero(has_text(setup.catalogue.texts)) if setup.tokens is not None else None
 
-    def start(self, resumed: tuple[Progress, str] | None) -> None:
+    def start(self, resumed: Resumed | None) -> None:
         """Go on from a checkpoint, or measure where the phase begins."""
         if resumed is not None:
-            self.progress = resumed[0]
-            checkpoint.restore(self.engine, resumed[1])
+            self.progress = resumed.progress
+            checkpoint.restore(self.engine, resumed.folder, resumed.optimizer_step)
             self._refresh()
         elif self.phase == "encoder":
             self._evaluate(loss=None)  # the phase must beat what it starts from
