@@ -1,6 +1,6 @@
-"""Classical recommenders for comparison, fitted on the training events of the same split (numpy and scipy).
+"""Simple recommenders for comparison, and the facts of the training events that all baselines are fitted on.
 
-Legend: N requests, I items, E training events, H width of a text vector. Every baseline has
+Legend: N requests, I items, E training events, U users, H width of a text vector. Every baseline has
 `scores(requests)`: float [N, I], higher is better; a request without history gets defined scores too.
 """
 
@@ -11,14 +11,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import scipy.linalg.lapack
 import scipy.sparse as sp
 
-from ctxrec.events import US, Requests
-from ctxrec.metrics import top_k
+from ctxrec.events import US, Requests, ranges
 
 WEEK_US = 7 * 86_400 * US
-MARKOV, TEXT = "markov", "untuned_encoder"
 
 
 class Baseline(Protocol):
@@ -50,21 +47,23 @@ class LogStatistics:
     times: np.ndarray  # int64 [E] microseconds, sorted
     items: np.ndarray  # int32 [E] in the order of times
     transitions: sp.csr_array  # float32 [I, I] how often a user's item was followed by another
-    together: np.ndarray | None  # float64 [I, I] users who had both items; None when left out
+    users_items: sp.csr_array  # float32 [U, I] 1 where the user had the item
+    together: np.ndarray | None  # float32 [I, I] users who had both items; None when left out
 
 
 def gather_statistics(parts: Iterable[TrainingEvents], num_items: int, *, matrices: bool) -> LogStatistics:
     """Count items, transitions and, with `matrices`, pairs of items of the same user."""
     counts = np.zeros(num_items, np.int64)
     transitions = sp.csr_array((num_items, num_items), dtype=np.float32)
-    together = np.zeros((num_items, num_items)) if matrices else None
+    together = np.zeros((num_items, num_items), np.float32) if matrices else None  # whole numbers, exact to 2^24
     times, items = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
+    users = [sp.csr_array((0, num_items), dtype=np.float32)]
     for part in parts:
         counts += np.bincount(part.items, minlength=num_items)
         transitions = transitions + _transitions(part, num_items)
+        users.append(history_matrix(part.offsets, part.items, num_items))
         if together is not None:
-            users = _history_matrix(part.offsets, part.items, num_items).astype(np.float64)
-            pairs = (users.T @ users).tocoo()
+            pairs = (users[-1].T @ users[-1]).tocoo()
             together[pairs.row, pairs.col] += pairs.data
         times.append(part.times)
         items.append(part.items)
@@ -75,6 +74,7 @@ def gather_statistics(parts: Iterable[TrainingEvents], num_items: int, *, matric
         times=all_times[order],
         items=np.concatenate(items)[order],
         transitions=transitions,
+        users_items=sp.vstack(users, format="csr"),
         together=together,
     )
 
@@ -88,7 +88,7 @@ def _transitions(part: TrainingEvents, num_items: int) -> sp.csr_array:
     return sp.coo_array((ones, (before, after)), shape=(num_items, num_items)).tocsr()
 
 
-def _history_matrix(offsets: np.ndarray, items: np.ndarray, num_items: int) -> sp.csr_array:
+def history_matrix(offsets: np.ndarray, items: np.ndarray, num_items: int) -> sp.csr_array:
     """Binary users-by-items matrix, float32."""
     ones = np.ones(len(items), np.float32)
     # A copy: removing duplicates works in place and would change the caller's offsets.
@@ -99,10 +99,13 @@ def _history_matrix(offsets: np.ndarray, items: np.ndarray, num_items: int) -> s
 
 
 class Popularity:
-    """The number of training events of an item."""
+    """The number of training events of an item; its logarithm, log(1 + n), where scores are added up."""
+
+    def __init__(self, *, logarithm: bool = False) -> None:
+        self.logarithm = logarithm
 
     def fit(self, log: LogStatistics) -> Popularity:
-        self.counts = log.item_counts.astype(np.float64)
+        self.counts = np.log1p(log.item_counts) if self.logarithm else log.item_counts.astype(np.float64)
         return self
 
     def scores(self, requests: Requests) -> np.ndarray:
@@ -139,86 +142,35 @@ class RecentPopularity:
 
 
 class Markov:
-    """First-order Markov chain: how often the item followed the last item of the history.
+    """Markov chain over the last items of the history: how often the item followed each of them.
 
-    Most pairs were never seen; popularity, scaled to less than one count, orders the items of equal count.
+    The last item counts fully, one that is `age` items older `decay ** age`; with `last` = 1 this is the
+    first-order chain. Most pairs were never seen; popularity, scaled to less than the smallest of these
+    counts, orders the items of equal count.
     """
+
+    def __init__(self, *, last: int = 1, decay: float = 0.7) -> None:
+        self.last, self.decay = last, decay
 
     def fit(self, log: LogStatistics) -> Markov:
         self.transitions = log.transitions
-        self.tie_breaks = log.item_counts / (log.item_counts.max(initial=0) + 1)
+        smallest = self.decay ** (self.last - 1)
+        self.tie_breaks = smallest * log.item_counts / (log.item_counts.max(initial=0) + 1)
         return self
 
     def scores(self, requests: Requests) -> np.ndarray:
-        scores = np.tile(self.tie_breaks, (len(requests), 1))
-        known = np.flatnonzero(requests.history.lengths)
-        last = requests.history.items[requests.history.offsets[known + 1] - 1]
-        scores[known] += self.transitions[last].toarray()
-        return scores
+        lasts = last_items(requests, num=self.last, decay=self.decay, num_items=len(self.tie_breaks))
+        return (lasts @ self.transitions).toarray() + self.tie_breaks
 
 
-class ItemKNN:
-    """Item-based nearest neighbours: cosine of the users-by-items matrix (Sarwar et al., 2001).
-
-    Each item keeps its `neighbours` most similar ones; an item's score is the sum of its similarities
-    to the history.
-    """
-
-    def __init__(self, *, neighbours: int) -> None:
-        self.neighbours = neighbours
-
-    def fit(self, log: LogStatistics) -> ItemKNN:
-        assert log.together is not None
-        num_items = len(log.item_counts)
-        norms = np.sqrt(np.maximum(np.diagonal(log.together), 1))
-        rows, columns, values = [], [], []
-        for start in range(0, num_items, 1024):
-            stop = min(start + 1024, num_items)
-            block = log.together[start:stop] / norms[start:stop, None] / norms
-            block[np.arange(stop - start), np.arange(start, stop)] = 0
-            nearest = top_k(block, min(self.neighbours, num_items))
-            similarity = np.take_along_axis(block, nearest, axis=1)
-            row, place = np.nonzero(similarity)
-            rows.append(row + start)
-            columns.append(nearest[row, place])
-            values.append(similarity[row, place].astype(np.float32))
-        self.similarity = sp.coo_array(
-            (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=(num_items, num_items)
-        ).tocsr()
-        return self
-
-    def scores(self, requests: Requests) -> np.ndarray:
-        history = _history_matrix(requests.history.offsets, requests.history.items, self.similarity.shape[0])
-        return (history @ self.similarity).toarray()
-
-
-class EASE:
-    """Embarrassingly shallow autoencoder in closed form (Steck, 2019, https://arxiv.org/abs/1905.03375).
-
-    With the matrix G of items had by the same user and P = (G + weight·1)^-1, the item-to-item weights
-    are B = -P / diag(P) with a zero diagonal; scores are the history times B.
-    """
-
-    def __init__(self, *, weight: float) -> None:
-        self.weight = weight
-
-    def fit(self, log: LogStatistics) -> EASE:
-        assert log.together is not None
-        matrix = log.together + self.weight * np.eye(len(log.item_counts))
-        # Inverse by Cholesky, in place: half the time and a third of the memory of the general one.
-        factor, failed = scipy.linalg.lapack.dpotrf(matrix.T, lower=True, overwrite_a=True)
-        assert failed == 0, "G + weight·1 is positive definite"
-        inverse, failed = scipy.linalg.lapack.dpotri(factor, lower=True, overwrite_c=True)
-        assert failed == 0
-        inverse = np.tril(inverse) + np.tril(inverse, -1).T
-        weights = (-inverse / np.diagonal(inverse)).astype(np.float32)
-        np.fill_diagonal(weights, 0)
-        self.weights = weights
-        return self
-
-    def scores(self, requests: Requests) -> np.ndarray:
-        history = _history_matrix(requests.history.offsets, requests.history.items, len(self.weights))
-        return history @ self.weights
+def last_items(requests: Requests, *, num: int, decay: float, num_items: int) -> sp.csr_array:
+    """The last `num` items of each history with the weights 1, decay, decay², ...: float32 [N, I]."""
+    history = requests.history
+    starts = np.maximum(history.offsets[1:] - num, history.offsets[:-1])
+    index, offsets = ranges(starts, history.offsets[1:])
+    age = np.repeat(offsets[1:], np.diff(offsets)) - 1 - np.arange(len(index))
+    weights = (decay**age).astype(np.float32)
+    return sp.csr_array((weights, history.items[index], offsets), shape=(len(requests), num_items))
 
 
 class UntunedEncoder:
@@ -241,27 +193,10 @@ class UntunedEncoder:
         return self
 
     def scores(self, requests: Requests) -> np.ndarray:
-        history = requests.history
-        queries = np.zeros((len(requests), self.vectors.shape[1]), np.float32)
-        for age in range(self.last):
-            has = np.flatnonzero(history.lengths > age)
-            queries[has] += self.decay**age * self.vectors[history.items[history.offsets[has + 1] - 1 - age]]
-        return _normalised(queries) @ self.vectors.T
+        lasts = last_items(requests, num=self.last, decay=self.decay, num_items=len(self.vectors))
+        return _normalised(lasts @ self.vectors) @ self.vectors.T
 
 
 def _normalised(vectors: np.ndarray) -> np.ndarray:
     """Rows of length 1; a row of zeros stays."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-
-def fit_baselines(log: LogStatistics, *, neighbours: int, ease_weight: float) -> dict[str, Baseline]:
-    """Every baseline that the statistics allow; those on a matrix of items only when it was gathered."""
-    fitted: dict[str, Baseline] = {
-        "popularity": Popularity().fit(log),
-        "popularity_7d": RecentPopularity().fit(log),
-        MARKOV: Markov().fit(log),
-    }
-    if log.together is not None:
-        fitted["itemknn"] = ItemKNN(neighbours=neighbours).fit(log)
-        fitted["ease"] = EASE(weight=ease_weight).fit(log)
-    return fitted

@@ -13,7 +13,7 @@ _CHARACTER = 6.6  # width of a character of a label, about
 
 @dataclass(frozen=True)
 class Bar:
-    """A value with its interval; `kind` picks the colour: model, before, best or other."""
+    """A value with its interval; `kind` picks the colour: model, before, best, text, other or limit."""
 
     label: str
     value: float
@@ -80,9 +80,10 @@ def bar_chart(bars: Sequence[Bar], *, title: str) -> str:
 
 def dot_chart(rows: Sequence[Dots], *, title: str, description: str) -> str:
     """A dot with its interval for each system in each row; rows without dots are headings."""
-    left, right, top = max(_label_width(r.label + "  " + r.remark for r in rows if r.dots), 180), 24, 8
-    longest = max(d[2] for r in rows for d in r.dots) or 1.0
-    heights = [28 if r.dots else 30 for r in rows]
+    labels = [r.label + "  " + r.remark for r in rows if r.dots]
+    left, right, top = max(_label_width(labels or [""]), 180), 24, 8
+    longest = max((d[2] for r in rows for d in r.dots), default=0.0) or 1.0
+    heights = [30 if not r.dots else max(28, 11 * len(r.dots) + 6) for r in rows]
     height = top + sum(heights) + 28
 
     def x(value: float) -> float:
@@ -98,9 +99,8 @@ def dot_chart(rows: Sequence[Dots], *, title: str, description: str) -> str:
             continue
         label = f'{html.escape(row.label)} <tspan class="muted">{html.escape(row.remark)}</tspan>'
         parts.append(f'<text x="{left - 12}" y="{middle:.1f}" dy=".35em" text-anchor="end">{label}</text>')
-        shift = 5 if len(row.dots) > 1 else 0
         for n, (value, low, high, kind) in enumerate(row.dots):
-            at = middle + (-shift if n == 0 else shift)
+            at = middle + 10.0 * (n - (len(row.dots) - 1) / 2)
             parts.append(f'<line class="range {kind}" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{at}" y2="{at}"/>')
             parts.append(_mark(x(value), at, kind))
     return _svg(height, parts, title=title, description=description)
@@ -190,7 +190,9 @@ def _whisker(low: float, high: float, y: float) -> str:
 
 
 def _mark(x: float, y: float, kind: str) -> str:
-    """A disc for the model and a diamond for what it is compared with: shapes, not colours alone."""
+    """A disc for the model, a square for text alone and a diamond for the rest: shapes, not colours alone."""
     if kind == "model":
         return f'<circle class="dot {kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
+    if kind == "text":
+        return f'<rect class="dot {kind}" x="{x - 3.5:.1f}" y="{y - 3.5:.1f}" width="7" height="7"/>'
     return f'<path class="dot {kind}" d="M{x:.1f} {y - 4.5:.1f}l4.5 4.5l-4.5 4.5l-4.5 -4.5z"/>'

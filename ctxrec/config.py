@@ -31,18 +31,22 @@ class PrepareConfig:
     min_events: users with fewer events than this have no validation or test event under `last`.
     max_id_bytes: longer ids are rejected rows.
     max_category_values: values of a categorical column that keep a code of their own, by frequency.
+    cold_items: share of the items, by a hash of their id, that lose all training and validation events, so that
+        the test shows how items are ranked that nobody has taken yet.
     """
 
     buckets: int = 0
     min_events: int = 3
     max_id_bytes: int = 1024
     max_category_values: int = 100_000
+    cold_items: float = 0.0
 
     def __post_init__(self) -> None:
         _require(self.buckets >= 0, "prepare.buckets", self.buckets, "0 (automatic) or more")
         _require(self.min_events >= 2, "prepare.min_events", self.min_events, "at least 2")
         for key in ("max_id_bytes", "max_category_values"):
             _require(getattr(self, key) >= 1, f"prepare.{key}", getattr(self, key), "at least 1")
+        _require(0 <= self.cold_items < 1, "prepare.cold_items", self.cold_items, "a share from 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,13 +208,21 @@ class EvaluateConfig:
     """`ctxrec.evaluate`.
 
     ks: cut-offs of the metrics. bootstrap: resamples for the intervals.
-    max_baseline_items: larger catalogues leave out EASE and ItemKNN, whose item-by-item matrix would not fit.
+    ease_choices, als_choices: ridge weights of EASE and numbers of factors of ALS to choose from, by NDCG@10
+        on up to choice_requests requests of the validation split; where there is none before the evaluated
+        split, ease_lambda and als_factors.
+    max_baseline_items: larger catalogues leave out EASE, ItemKNN and the ensemble, whose item-by-item matrix
+        would not fit.
     batch_size: requests scored at once. actors: 0 takes one for each CPU of the cluster.
     """
 
     ks: tuple[int, ...] = (5, 10, 20)
     bootstrap: int = 1000
     ease_lambda: float = 500.0
+    ease_choices: tuple[float, ...] = (50.0, 200.0, 500.0)
+    als_factors: int = 64
+    als_choices: tuple[int, ...] = (64, 128)
+    choice_requests: int = 5_000
     knn_neighbours: int = 100
     max_baseline_items: int = 20_000
     batch_size: int = 256
@@ -220,8 +232,11 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         _require(bool(self.ks) and min(self.ks) >= 1, "evaluate.ks", self.ks, "one or more cut-offs of at least 1")
         _require(10 in self.ks, "evaluate.ks", self.ks, "a list that has 10, the cut-off of early stopping")
-        for key in ("bootstrap", "knn_neighbours", "batch_size"):
+        for key in ("bootstrap", "als_factors", "choice_requests", "knn_neighbours", "batch_size"):
             _require(getattr(self, key) >= 1, f"evaluate.{key}", getattr(self, key), "at least 1")
+        for key in ("ease_choices", "als_choices"):
+            values = getattr(self, key)
+            _require(bool(values) and min(values) > 0, f"evaluate.{key}", values, "one or more values above 0")
         for key in ("max_baseline_items", "actors"):
             _require(getattr(self, key) >= 0, f"evaluate.{key}", getattr(self, key), "0 or more")
         _require(self.ease_lambda > 0, "evaluate.ease_lambda", self.ease_lambda, "above 0")

@@ -1,29 +1,56 @@
-"""`python -m ctxrec.evaluate`: full-ranking evaluation of a run."""
+"""`python -m ctxrec.evaluate`: full-ranking evaluation of a run, or of the baselines alone."""
 
 from __future__ import annotations
 
 from ctxrec import cli, storage
 from ctxrec.config import load_config
+from ctxrec.errors import UserError
 
 
 def main() -> None:
     """Read the options, evaluate, print the table."""
     parser = cli.parser("ctxrec.evaluate", "Rank the whole catalogue for every request of a split, next to baselines.")
-    parser.add_argument("--run", required=True, metavar="RUN", help="run folder of ctxrec.train; path or URI")
+    parser.add_argument("--run", metavar="RUN", help="run folder of ctxrec.train; without one only baselines rank")
     parser.add_argument("--split", choices=("valid", "test"), default="test", help="which events are the targets")
     parser.add_argument("--out", metavar="DIR", help="where metrics.json and report.html go (default: RUN)")
-    parser.add_argument("--data", metavar="DATA", help="the prepared data, when it was moved after training")
+    parser.add_argument(
+        "--data", metavar="DATA", help="the prepared data; with --run, when it was moved after training"
+    )
+    parser.add_argument(
+        "--ablations",
+        metavar="NAMES",
+        default="",
+        help="text_only, id_only, no_context, sasrec (comma-separated) or all: trains each once into RUN/ablations",
+    )
+    parser.add_argument("--oracle", metavar="SIM", help="folder of a simulated log: adds the best possible ranking")
     args = parser.parse_args()
-    from ctxrec.evaluation import evaluate_run  # after the arguments: torch and ray take seconds to import
+    if args.run is None and args.data is None:
+        raise UserError("neither --run nor --data is given; expected a run to evaluate, or data to rank by baselines")
+    if args.run is None and args.ablations:
+        raise UserError("--ablations needs --run: ablations are trainings of a run with one option changed")
+    from ctxrec.ablations import parse_names  # after the arguments: torch and ray take seconds to import
+    from ctxrec.evaluation import evaluate_data, evaluate_run
     from ctxrec.summary import format_table
 
     out = args.out or args.run
     # A missing run is reported by evaluate_run, in terms of the run and not of one of its files.
-    saved = storage.join(args.run, "config.toml")
-    config = load_config(args.config, args.overrides, base=saved if storage.exists(saved) else None)
-    metrics = evaluate_run(args.run, split=args.split, out=out, config=config, data=args.data)
+    saved = storage.join(args.run, "config.toml") if args.run else None
+    config = load_config(args.config, args.overrides, base=saved if saved and storage.exists(saved) else None)
+    if args.run is None:
+        metrics = evaluate_data(args.data, split=args.split, out=out, config=config, oracle=args.oracle)
+    else:
+        metrics = evaluate_run(
+            args.run,
+            split=args.split,
+            out=out,
+            config=config,
+            data=args.data,
+            ablations=parse_names(args.ablations),
+            oracle=args.oracle,
+        )
     print(format_table(metrics))
-    print(f"report: {storage.join(out, 'report.html')}")
+    if out is not None:
+        print(f"report: {storage.join(out, 'report.html')}")
 
 
 if __name__ == "__main__":

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import safetensors.numpy
 
-from ctxrec import baselines, report, runtime, schema, storage
+from ctxrec import report, runtime, schema, storage
+from ctxrec.ablations import train_ablations
 from ctxrec.config import Config, to_toml
+from ctxrec.contenders import SPLITS, fit_contenders
 from ctxrec.errors import UserError
 from ctxrec.events import ranges
 from ctxrec.metrics import request_metrics
 from ctxrec.prepared import PreparedData
-from ctxrec.ranking import SPLITS, RankingPlan, check_bundles, rank_requests, ranked_lists
-from ctxrec.summary import MODEL, RankedLists, summarise
+from ctxrec.ranking import RankingPlan, check_bundles, rank_requests, ranked_lists, run_bundles
+from ctxrec.splits import held_out_items
+from ctxrec.summary import RankedLists, best_baseline, focus, summarise
 
 logger = logging.getLogger(__name__)
 
 
 def evaluate_run(
-    run: str, *, split: str = "test", out: str | None = None, config: Config, data: str | None = None
+    run: str,
+    *,
+    split: str = "test",
+    out: str | None = None,
+    config: Config,
+    data: str | None = None,
+    ablations: Sequence[str] = (),
+    oracle: str | None = None,
 ) -> dict[str, Any]:
     """Rank the whole catalogue for every request of a split; write metrics.json, requests.parquet, report.html.
 
@@ -35,6 +45,8 @@ def evaluate_run(
         out: folder to write to; None = the run folder.
         config: options; the `evaluate` section matters here.
         data: the prepared data, when it no longer lies where the run's manifest says.
+        ablations: trainings to compare with (see `ctxrec.ablations`); those that the run lacks are done first.
+        oracle: folder of a simulated log, whose true preferences are ranked beside the model.
 
     Returns:
         What `metrics.json` holds.
@@ -43,45 +55,103 @@ def evaluate_run(
         UserError: the run or its data is missing, the data is not what the run was trained on, or the
             split has no request.
     """
-    started = time.perf_counter()
-    seconds: dict[str, float] = {}
     prepared = open_data(run, data)
     _check_split(prepared, split)
+    bundles = run_bundles(run) | train_ablations(run, prepared.path, ablations)
+    return _evaluate(prepared, split, config, run=run, bundles=bundles, out=out or run, oracle=oracle)
+
+
+def evaluate_data(
+    data: str, *, split: str = "test", out: str | None = None, config: Config, oracle: str | None = None
+) -> dict[str, Any]:
+    """Rank with the baselines alone, on prepared data without any run; files are written where `out` is given.
+
+    The un-tuned encoder is that of `config.encoder`. The rest is as in `evaluate_run`; "model" is empty.
+    """
+    prepared = PreparedData.open(data)
+    _check_split(prepared, split)
+    return _evaluate(prepared, split, config, run=None, bundles={}, out=out, oracle=oracle)
+
+
+def _evaluate(
+    prepared: PreparedData,
+    split: str,
+    config: Config,
+    *,
+    run: str | None,
+    bundles: dict[str, str],
+    out: str | None,
+    oracle: str | None,
+) -> dict[str, Any]:
+    clock = _Clock()
     runtime.connect()
-    plan = RankingPlan.make(run, prepared, split, config)
+    plan = RankingPlan.make(bundles, prepared, split, config)
     check_bundles(plan, prepared.items.column(schema.ITEM_ID).to_pylist())
-    seconds["start"] = time.perf_counter() - started
+    clock.stop("start")
 
     logger.info("fitting baselines on the events before the %s split", split)
-    fitted, item_counts, notes = _fit_baselines(run, prepared, split, config)
-    seconds["baselines"] = time.perf_counter() - started - sum(seconds.values())
+    contenders = fit_contenders(prepared, split, config, run=run)
+    rankers = contenders.fitted | _oracles(oracle, prepared)
+    clock.stop("baselines")
 
     logger.info("ranking %s items for every %s request", f"{prepared.num_items:,}", split)
-    eligible = eligible_items(prepared, item_counts)
-    table = rank_requests(plan, eligible, fitted)
+    eligible = eligible_items(prepared, contenders.item_counts)
+    table = rank_requests(plan, eligible, eligible & (contenders.item_counts == 0), rankers)
     if table is None:
         raise UserError(
             f"no {split} request has a target that may be recommended: all of them are in their user's history. "
             "Expected new items; set split.repeats = true in the dataset spec and prepare again"
         )
-    seconds["ranking"] = time.perf_counter() - started - sum(seconds.values())
+    clock.stop("ranking")
 
     lists = ranked_lists(table)
     metrics: dict[str, Any] = {"split": split, "requests": len(lists)}
     options = config.evaluate
     metrics |= summarise(
         lists,
-        item_counts=item_counts,
+        item_counts=contenders.item_counts,
         eligible=eligible,
         ks=options.ks,
         resamples=options.bootstrap,
         seed=options.seed,
+        held_out=_held_out(prepared, config),
     )
-    seconds["intervals"] = time.perf_counter() - started - sum(seconds.values())
-    metrics |= {"ablations": {}, "notes": notes, "seconds": {k: round(v, 3) for k, v in seconds.items()}}
-    metrics["seconds"]["total"] = round(time.perf_counter() - started, 3)
-    _write(out or run, run, prepared, config, metrics, lists, table)
+    clock.stop("intervals")
+    metrics |= {"options": contenders.options, "notes": contenders.notes, "seconds": clock.seconds()}
+    if out is not None:
+        _write(out, run, prepared, config, metrics, lists, table)
     return metrics
+
+
+class _Clock:
+    """Seconds of the steps of an evaluation."""
+
+    def __init__(self) -> None:
+        self.begin = self.last = time.perf_counter()
+        self.steps: dict[str, float] = {}
+
+    def stop(self, step: str) -> None:
+        now = time.perf_counter()
+        self.steps[step], self.last = now - self.last, now
+
+    def seconds(self) -> dict[str, float]:
+        return {name: round(s, 3) for name, s in (self.steps | {"total": time.perf_counter() - self.begin}).items()}
+
+
+def _oracles(folder: str | None, prepared: PreparedData) -> dict[str, Any]:
+    """Rankers that know the true preferences of a simulated log."""
+    if folder is None:
+        return {}
+    from ctxrec.simulation import load_oracle  # the product ranks without the simulator
+
+    return load_oracle(folder, prepared.features)
+
+
+def _held_out(prepared: PreparedData, config: Config) -> np.ndarray | None:
+    """Items of the cold hold-out that the data was prepared with, or, to compare with such data, that the option
+    `prepare.cold_items` names; None without one."""
+    share = prepared.meta.get("cold_items", 0.0) or config.prepare.cold_items
+    return held_out_items(prepared.items.column(schema.ITEM_ID).to_pylist(), share) if share else None
 
 
 def open_data(run: str, data: str | None = None) -> PreparedData:
@@ -116,62 +186,25 @@ def eligible_items(prepared: PreparedData, item_counts: np.ndarray) -> np.ndarra
     return eligible
 
 
-def _fit_baselines(
-    run: str, prepared: PreparedData, split: str, config: Config
-) -> tuple[dict[str, baselines.Baseline], np.ndarray, list[str]]:
-    """The baselines, the training events of each item, and notes on what was left out and why."""
-    options, notes = config.evaluate, []
-    matrices = prepared.num_items <= options.max_baseline_items
-    if not matrices:
-        notes.append(
-            f"ItemKNN and EASE left out: {prepared.num_items:,} items are more than "
-            f"evaluate.max_baseline_items ({options.max_baseline_items:,})"
-        )
-    log = baselines.gather_statistics(_training_events(prepared, split), prepared.num_items, matrices=matrices)
-    fitted = baselines.fit_baselines(log, neighbours=options.knn_neighbours, ease_weight=options.ease_lambda)
-    text_path = storage.join(run, "checkpoints/text.safetensors")
-    if storage.exists(text_path):
-        text = safetensors.numpy.load(storage.read_bytes(text_path))
-        fitted[baselines.TEXT] = baselines.UntunedEncoder().fit(text["vectors"], text["present"])
-    else:
-        notes.append("un-tuned encoder left out: the run has no text vectors")
-    for note in notes:
-        logger.warning(note)
-    return fitted, log.item_counts, notes
-
-
-def _training_events(prepared: PreparedData, split: str) -> Iterator[baselines.TrainingEvents]:
-    """The events of earlier splits, bucket by bucket."""
-    for bucket in range(len(prepared.bucket_paths)):
-        table = prepared.read_bucket(bucket, [schema.EVENT_ITEMS, schema.EVENT_TIMES, schema.EVENT_SPLIT])
-        items, times, splits = (table.column(c).combine_chunks() for c in table.column_names)
-        lengths = items.value_lengths().to_numpy(zero_copy_only=False)
-        yield baselines.TrainingEvents.select(
-            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            items.flatten().to_numpy(),
-            times.flatten().to_numpy(),
-            splits.flatten().to_numpy() < SPLITS[split],
-        )
-
-
 def _write(
     out: str,
-    run: str,
+    run: str | None,
     prepared: PreparedData,
     config: Config,
     metrics: dict[str, Any],
     lists: RankedLists,
     table: pa.Table,
 ) -> None:
-    """The three files of an evaluation."""
-    ndcg = request_metrics(lists.tops[MODEL], lists.target_offsets, lists.target_items, [10])["ndcg@10"]
+    """The three files of an evaluation; lists and examples are those of the model, else of the best baseline."""
+    system = focus(metrics)
+    ndcg = request_metrics(lists.tops[system], lists.target_offsets, lists.target_items, [10])["ndcg@10"]
     item_ids = prepared.items.column(schema.ITEM_ID).combine_chunks()
     requests = pa.table(
         {
             schema.USER_ID: table.column(schema.USER_ID),
             "history_length": table.column("history_length"),
             "targets": _as_ids(lists.target_offsets, lists.target_items, item_ids),
-            "recommended": _padded_ids(lists.tops[MODEL], item_ids),
+            "recommended": _padded_ids(lists.tops[system], item_ids),
             "ndcg@10": pa.array(ndcg),
         }
     )
@@ -182,8 +215,10 @@ def _write(
     page = report.render_report(
         metrics,
         facts=report.Facts.of(prepared, config),
-        train_log=read_train_log(run),
-        examples=_examples(prepared, lists, ndcg, table, seed=config.evaluate.seed),
+        train_log=read_train_log(run) if run is not None else [],
+        examples=_examples(
+            prepared, lists, ndcg, table, system=system, other=best_baseline(metrics), seed=config.evaluate.seed
+        ),
         config_toml=to_toml(config),
     )
     storage.write_text(storage.join(out, "report.html"), page)
@@ -208,7 +243,14 @@ def read_train_log(run: str) -> list[dict[str, Any]]:
 
 
 def _examples(
-    prepared: PreparedData, lists: RankedLists, ndcg: np.ndarray, table: pa.Table, *, seed: int
+    prepared: PreparedData,
+    lists: RankedLists,
+    ndcg: np.ndarray,
+    table: pa.Table,
+    *,
+    system: str,
+    other: str | None,
+    seed: int,
 ) -> list[report.Example]:
     """Three users drawn among those with a hit in the first ten, and three among the others."""
     rng = np.random.default_rng(seed)
@@ -219,17 +261,39 @@ def _examples(
     def names(positions: np.ndarray) -> list[str]:
         return [titles[int(p)].as_py() or item_ids[int(p)].as_py() for p in positions]
 
-    recent = table.column("recent").combine_chunks()
+    def listed(top: np.ndarray, targets: np.ndarray) -> list[tuple[str, bool]]:
+        got = top[:10][top[:10] >= 0]
+        return list(zip(names(got), np.isin(got, targets).tolist(), strict=True))
+
+    recent, asked = table.column("recent").combine_chunks(), table.column("time")
     examples = []
     for n in np.concatenate(drawn):
-        got = lists.tops[MODEL][n][:10]
-        got = got[got >= 0]
+        top, targets = lists.tops[system][n], lists.targets(n)
+        place = {int(item): rank for rank, item in enumerate(top, 1) if item >= 0}
+        taken = [report.Taken(t, place.get(int(i))) for t, i in zip(names(targets), targets, strict=True)]
         examples.append(
             report.Example(
                 user_id=lists.user_ids[n],
+                about=[_asked_at(asked[int(n)].as_py()), *_facts_of(lists, n)],
                 saw=names(recent[int(n)].values.to_numpy()),
-                got=list(zip(names(got), np.isin(got, lists.targets(n)).tolist(), strict=True)),
-                took=names(lists.targets(n)),
+                got=listed(top, targets),
+                took=sorted(taken, key=lambda item: item.rank or len(top) + 1),
+                others=listed(lists.tops[other][n], targets) if other is not None and other != system else [],
             )
         )
     return examples
+
+
+def _asked_at(micros: int) -> str:
+    moment = datetime.datetime(1970, 1, 1) + datetime.timedelta(microseconds=micros)
+    return f"{moment:%A} {moment.day} {moment:%B %Y, %H:%M} UTC"
+
+
+def _facts_of(lists: RankedLists, n: int) -> list[str]:
+    """What is known of who asks and of the context, but for the time, which stands before it."""
+    facts = []
+    for name, values in lists.attributes.items():
+        value = values[n]
+        if name not in schema.TIME_CONTEXT and value is not None and value == value:
+            facts.append(f"{name}: {value:g}" if isinstance(value, float) else f"{name}: {value}")
+    return facts

@@ -16,17 +16,19 @@ from tqdm import tqdm
 
 from ctxrec import schema, storage
 from ctxrec.config import Config
+from ctxrec.contenders import SPLITS
 from ctxrec.errors import UserError
-from ctxrec.events import Requests, histories_from_table, split_requests
+from ctxrec.events import Requests, histories_from_table, split_requests, time_codes
 from ctxrec.metrics import top_k
 from ctxrec.prepared import PreparedData
 from ctxrec.recommender import load_recommender
-from ctxrec.summary import BEFORE, MODEL, RankedLists
+from ctxrec.slices import time_labels
+from ctxrec.summary import BEFORE, MODEL, SHUFFLED, SHUFFLED_SAME_TIME, SLICE_K, RankedLists
 
-SPLITS = {"valid": schema.VALID, "test": schema.TEST}
 _SCORES_AT_ONCE = 1 << 25  # scores in memory at a time in one actor (128 MB)
+_NOTHING = np.zeros(0, np.int64)
 _RECENT = 5  # events of the history that the report's examples show
-_TOP, _ATTRIBUTE = "top/", "attribute/"  # prefixes of columns in the actors' tables
+_TOP, _COLD, _ATTRIBUTE = "top/", "cold/", "attribute/"  # prefixes of columns in the actors' tables
 
 
 class Ranker(Protocol):
@@ -47,13 +49,10 @@ class RankingPlan:
     batch_size: int
     num_actors: int
     cpus_per_actor: int
+    seed: int
 
     @staticmethod
-    def make(run: str, prepared: PreparedData, split: str, config: Config) -> RankingPlan:
-        bundles = {MODEL: storage.join(run, "bundle")}
-        before = storage.join(run, "checkpoints/before")
-        if storage.exists(before):
-            bundles[BEFORE] = before
+    def make(bundles: dict[str, str], prepared: PreparedData, split: str, config: Config) -> RankingPlan:
         num_buckets = len(prepared.bucket_paths)
         cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
         num_actors = min(config.evaluate.actors or cpus, num_buckets, cpus)
@@ -66,7 +65,15 @@ class RankingPlan:
             batch_size=max(1, min(config.evaluate.batch_size, _SCORES_AT_ONCE // max(prepared.num_items, 1))),
             num_actors=num_actors,
             cpus_per_actor=max(1, cpus // num_actors),
+            seed=config.evaluate.seed,
         )
+
+
+def run_bundles(run: str) -> dict[str, str]:
+    """Bundles of a run: the model, and the model before its encoder was tuned where there is one."""
+    bundles = {MODEL: storage.join(run, "bundle")}
+    before = storage.join(run, "checkpoints/before")
+    return bundles | ({BEFORE: before} if storage.exists(before) else {})
 
 
 def check_bundles(plan: RankingPlan, item_ids: list[str]) -> None:
@@ -93,7 +100,7 @@ class BucketRanker:
         self.data = PreparedData.open(plan.data)
         self.rankers: dict[str, Ranker] = {}
         self.rankers |= {system: load_recommender(bundle) for system, bundle in plan.bundles.items()}
-        self.eligible, fitted = ray.get(shared)  # arrays in shared memory, not copied
+        self.eligible, self.cold, fitted = ray.get(shared)  # arrays in shared memory, not copied
         self.rankers |= fitted
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
@@ -102,34 +109,87 @@ class BucketRanker:
             histories = histories_from_table(table, self.data.features)
             requests = split_requests(histories, self.plan.split, repeats=self.data.spec.split.repeats)
             requests = drop_targets(requests, self.eligible)
+            # Context moves among all requests of the bucket, whatever is ranked at once.
+            shuffled = shuffle_context(requests, seed=self.plan.seed + int(bucket)) if MODEL in self.rankers else {}
             for start in range(0, len(requests), self.plan.batch_size):
                 rows = np.arange(start, min(start + self.plan.batch_size, len(requests)))
-                yield self._rank(int(bucket), requests.take(rows))
+                changed = {system: other.take(rows) for system, other in shuffled.items()}
+                yield self._rank(int(bucket), requests.take(rows), changed)
 
-    def _rank(self, bucket: int, requests: Requests) -> pa.Table:
+    def _rank(self, bucket: int, requests: Requests, shuffled: dict[str, Requests]) -> pa.Table:
         """One row a request: who, targets, history, attributes, and the list of every system."""
         history = requests.history
-        closed = np.flatnonzero(~self.eligible)
-        if self.data.spec.split.repeats:
-            excluded = [closed] * len(requests)
-        else:
-            excluded = [np.concatenate([history.items[history.row(n)], closed]) for n in range(len(requests))]
+        seen = [_NOTHING] * len(requests) if self.data.spec.split.repeats else requests.seen()
+        closed, not_cold = np.flatnonzero(~self.eligible), np.flatnonzero(~self.cold)
+        excluded = [np.concatenate([items, closed]) for items in seen]
         recent = history.cut(np.maximum(history.offsets[1:] - _RECENT, history.offsets[:-1]), history.offsets[1:])
         columns: dict[str, Any] = {
             schema.USER_ID: pa.array(requests.users.ids, pa.string()),
             "bucket": pa.array(np.full(len(requests), bucket)),
             "targets": _list_array(requests.target_offsets, requests.target_items),
             "history_length": pa.array(history.lengths),
+            "time": pa.array(requests.times),
             "recent": _list_array(recent.offsets, recent.items),
         }
         for name, codes in requests.users.cat.items():
             columns[_ATTRIBUTE + name] = pa.array(_labels(codes, self.data.features.user_categories[name]), pa.string())
         for name, values in requests.users.num.items():
             columns[_ATTRIBUTE + name] = pa.array(values.astype(np.float64))
+        for name, labels in self._context_labels(requests).items():
+            columns.setdefault(_ATTRIBUTE + name, labels)
+        with_cold = _requests_with_target(requests, self.cold)
         for system, ranker in self.rankers.items():
-            top = top_k(ranker.scores(requests), self.plan.k, excluded)
-            columns[_TOP + system] = pa.FixedSizeListArray.from_arrays(top.astype(np.int32).ravel(), self.plan.k)
+            scores = ranker.scores(requests)
+            columns[_TOP + system] = _top_column(top_k(scores, self.plan.k, excluded))
+            if self.cold.any():
+                cold = np.full((len(requests), SLICE_K), -1)
+                not_shown = [np.concatenate([seen[n], not_cold]) for n in with_cold]
+                cold[with_cold] = top_k(scores[with_cold], SLICE_K, not_shown)
+                columns[_COLD + system] = _top_column(cold)
+        for system, other in shuffled.items():
+            columns[_TOP + system] = _top_column(top_k(self.rankers[MODEL].scores(other), self.plan.k, excluded))
         return pa.table(columns)
+
+    def _context_labels(self, requests: Requests) -> dict[str, pa.Array]:
+        """What the slices by context are made of: names of times and categories, and numbers."""
+        context, features = requests.context, self.data.features
+        time = {name: context.cat[name] - schema.FIRST_CODE for name in schema.TIME_CONTEXT}
+        labels = {name: pa.array(values, pa.string()) for name, values in time_labels(**time).items()}
+        for name, vocabulary in features.context_categories.items():
+            labels[name] = pa.array(_labels(context.cat[name], vocabulary), pa.string())
+        for name in features.context_numbers:
+            labels[name] = pa.array(context.num[name].astype(np.float64))
+        return labels
+
+
+def shuffle_context(requests: Requests, *, seed: int) -> dict[str, Requests]:
+    """The same requests with the context of others, all of it and all but the time that has passed.
+
+    "shuffled_context" also takes the other request's time, but no earlier than the asker's last event: a
+    request before its own history does not exist. "shuffled_context_same_time" keeps the request's time, so
+    that recency stays true, and shuffles the rest: hour, weekday, month and every feature of the context.
+    """
+    order = np.random.default_rng(seed).permutation(len(requests))
+    context, history = requests.context.take(order), requests.history
+    times = requests.times[order]
+    known = np.flatnonzero(history.lengths)
+    times[known] = np.maximum(times[known], history.times[history.offsets[known + 1] - 1])
+    moved = context.cat | time_codes(times)
+    return {
+        SHUFFLED: dataclasses.replace(requests, times=times, context=dataclasses.replace(context, cat=moved)),
+        SHUFFLED_SAME_TIME: dataclasses.replace(requests, context=context),
+    }
+
+
+def _requests_with_target(requests: Requests, items: np.ndarray) -> np.ndarray:
+    """Rows of requests that have a target in `items` (bool [I])."""
+    assert requests.target_offsets is not None and requests.target_items is not None
+    kept = np.concatenate([[0], np.cumsum(items[requests.target_items])])[requests.target_offsets]
+    return np.flatnonzero(np.diff(kept))
+
+
+def _top_column(top: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(top.astype(np.int32).ravel(), top.shape[1])
 
 
 def drop_targets(requests: Requests, eligible: np.ndarray) -> Requests:
@@ -152,8 +212,17 @@ def _list_array(offsets: np.ndarray, values: np.ndarray) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values.astype(np.int32)))
 
 
-def rank_requests(plan: RankingPlan, eligible: np.ndarray, fitted: dict[str, Ranker]) -> pa.Table | None:
-    """The tables of all buckets as one, users in the order of their ids; None without any request."""
+def rank_requests(
+    plan: RankingPlan, eligible: np.ndarray, cold: np.ndarray, fitted: dict[str, Ranker]
+) -> pa.Table | None:
+    """The tables of all buckets as one, users in the order of their ids; None without any request.
+
+    Args:
+        plan: see `RankingPlan`.
+        eligible: bool [I] items that may be recommended.
+        cold: bool [I] eligible items without training event, which are also ranked among themselves.
+        fitted: rankers besides the plan's bundles.
+    """
     ranked = ray.data.from_items(
         [{"bucket": b} for b in range(plan.num_buckets)], override_num_blocks=plan.num_buckets
     ).map_batches(
@@ -161,7 +230,7 @@ def rank_requests(plan: RankingPlan, eligible: np.ndarray, fitted: dict[str, Ran
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=plan.num_actors),
         num_cpus=plan.cpus_per_actor,
-        fn_constructor_args=(plan, [ray.put(eligible), ray.put(fitted)]),
+        fn_constructor_args=(plan, [ray.put(eligible), ray.put(cold), ray.put(fitted)]),
     )
     parts = []
     with tqdm(total=plan.num_buckets, desc="evaluate", unit="bucket") as progress:
@@ -183,11 +252,13 @@ def ranked_lists(table: pa.Table) -> RankedLists:
     """The arrays of the table that `rank_requests` made."""
     targets = table.column("targets").combine_chunks()
     lengths = targets.value_lengths().to_numpy()
-    tops, attributes = {}, {}
+    tops, cold_tops, attributes = {}, {}, {}
     for name in table.column_names:
         column = table.column(name).combine_chunks()
         if name.startswith(_TOP):
             tops[name.removeprefix(_TOP)] = column.flatten().to_numpy().reshape(len(table), -1)
+        elif name.startswith(_COLD):
+            cold_tops[name.removeprefix(_COLD)] = column.flatten().to_numpy().reshape(len(table), -1)
         elif name.startswith(_ATTRIBUTE):
             attributes[name.removeprefix(_ATTRIBUTE)] = column.to_numpy(zero_copy_only=False)
     return RankedLists(
@@ -197,4 +268,5 @@ def ranked_lists(table: pa.Table) -> RankedLists:
         history_lengths=table.column("history_length").to_numpy(),
         tops=tops,
         attributes=attributes,
+        cold_tops=cold_tops,
     )

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from ctxrec.errors import UserError
 from ctxrec.events import concat_requests, histories_from_table, split_requests
 from ctxrec.metrics import request_metrics, top_k
 from ctxrec.prepared import PreparedData
-from ctxrec.summary import RankedLists, attribute_slices, best_baseline, format_table, history_slices, summarise
+from ctxrec.slices import attribute_slices, history_slices
+from ctxrec.summary import RankedLists, best_baseline, format_table, summarise
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,8 +52,8 @@ def test_metrics_json_has_the_shape_of_the_contract(evaluated):
     assert metrics["split"] == "test" and metrics["requests"] > 0
     assert metrics["ablations"] == {} and metrics["seconds"]["total"] > 0
     wanted = {f"{name}@{k}" for name in ("hr", "recall", "mrr", "ndcg") for k in (5, 10, 20)}
-    wanted |= {"coverage@10", "gini@10", "popularity@10"}
-    names = {"popularity", "popularity_7d", "markov", "itemknn", "ease", "untuned_encoder"}
+    wanted |= {"coverage@10", "gini@10", "popularity@10", "novelty@10"}
+    names = {"popularity", "popularity_7d", "markov", "itemknn", "ease", "als", "untuned_encoder", "ensemble"}
     assert set(metrics["baselines"]) == names
     for system in (
         metrics["model"],
@@ -59,10 +61,19 @@ def test_metrics_json_has_the_shape_of_the_contract(evaluated):
         *([metrics["before"]] if metrics["before"] else []),
     ):
         assert set(system) == wanted
+    for shuffled in ("shuffled_context", "shuffled_context_same_time"):
+        assert set(metrics[shuffled]) == wanted | {"drop"}
+        assert metrics[shuffled]["drop"]["mean"] == pytest.approx(
+            1 - metrics[shuffled]["ndcg@10"]["mean"] / metrics["model"]["ndcg@10"]["mean"]
+        )
     for interval in intervals(metrics):
-        assert set(interval) == {"mean", "low", "high"}
+        assert set(interval) in ({"mean", "low", "high"}, {"mean", "low", "high", "p"})
         assert interval["low"] <= interval["mean"] + 1e-12 and interval["mean"] <= interval["high"] + 1e-12
-    assert {"cold_items", "warm_items", "history_1-5", "gender=F", "age=20"} <= set(metrics["slices"])
+    expected = {"cold_items", "warm_items", "few_shot_items", "new_users", "history_1-5", "gender=F", "age=20"}
+    expected |= {"device=tv", "month=September"}
+    assert expected <= set(metrics["slices"])
+    for parts in (("gender=F", "gender=M", "gender missing"), ("device=tv", "device=phone")):
+        assert sum(metrics["slices"][name]["requests"] for name in parts) == metrics["requests"]
 
 
 def test_sharded_evaluation_equals_one_process(evaluated, tiny_run):
@@ -107,7 +118,10 @@ def test_the_command_prints_the_table_and_takes_options(tiny_run, tmp_path):
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["split"] == "valid"
     assert format_table(metrics) in result.stdout
-    assert "ItemKNN and EASE left out: 40 items are more than evaluate.max_baseline_items (3)" in result.stdout
+    assert (
+        "ItemKNN, EASE and the ensemble left out: 40 items are more than evaluate.max_baseline_items (3)"
+        in result.stdout
+    )
     assert not {"ease", "itemknn"} & set(metrics["baselines"])
     page = (tmp_path / "out" / "report.html").read_text()
     assert "http" not in page.replace("http-equiv", ""), "opens without a network"
@@ -117,6 +131,10 @@ def test_the_command_prints_the_table_and_takes_options(tiny_run, tmp_path):
     ("arguments", "message"),
     [
         (["--run", "nowhere"], "no finished run at nowhere"),
+        ([], "neither --run nor --data is given"),
+        (["--data", "nowhere"], "no prepared data at nowhere"),
+        (["--data", "nowhere", "--ablations", "all"], "--ablations needs --run"),
+        (["--run", "{run}", "--ablations", "no_text"], "unknown ablation 'no_text'; expected some of text_only"),
         (["--run", "{run}", "--data", "nowhere"], "no prepared data at nowhere"),
         (["--run", "{run}", "--set", "evaluate.ks=[5]"], "evaluate.ks is (5,); expected a list that has 10"),
         (["--run", "{run}", "--set", "evaluate.k=5"], "unknown key 'evaluate.k'; valid keys are ks"),
@@ -169,6 +187,7 @@ def test_a_damaged_bundle_is_refused(tiny_run, tmp_path):
 
 def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment.setdefault("CTXREC_CACHE", os.path.join(tempfile.gettempdir(), "ctxrec-tests"))
     return subprocess.run(
         [sys.executable, "-m", "ctxrec.evaluate", *arguments],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
@@ -208,12 +227,88 @@ def test_cold_and_warm_slices_count_only_their_targets():
     assert found["warm_items"]["requests"] == 2
     assert found["warm_items"]["model"]["ndcg@10"]["mean"] == 1
     assert found["tier=gold"]["requests"] == 2 and found["tier missing"]["requests"] == 1
-    assert found["history_0"]["requests"] == found["history_1-5"]["requests"] == found["history_6-20"]["requests"] == 1
+    assert found["new_users"]["requests"] == found["history_1-5"]["requests"] == found["history_6-20"]["requests"] == 1
+
+
+def test_few_shot_held_out_and_cold_among_cold():
+    lists = hand_made_lists()
+    lists = dataclasses.replace(
+        lists, cold_tops={"model": np.array([[4, 3], [4, 3], [-1, -1]]), "popularity": np.array([[3, 4]] * 3)}
+    )
+    held_out = np.array([False, False, False, True, False])
+    found = summarise(
+        lists, item_counts=np.array([1, 5, 9, 0, 0]), eligible=np.ones(5, bool), ks=(10,), resamples=50, seed=0,
+        held_out=held_out,
+    )["slices"]  # fmt: skip
+    # One to five events: items 0 and 1, taken by a and c, both first.
+    assert found["few_shot_items"]["requests"] == 2 and found["few_shot_items"]["model"]["hr@10"]["mean"] == 1
+    assert found["held_out_items"]["requests"] == 1
+    assert found["held_out_items"]["model"]["ndcg@10"]["mean"] == pytest.approx(0.5)
+    # Among cold items a's 3 is second for the model and first for popularity, b's 4 the other way round; c took none.
+    second = 1 / np.log2(3)
+    cold = found["cold_among_cold"]
+    assert cold["requests"] == 2
+    assert cold["model"]["ndcg@10"]["mean"] == pytest.approx((second + 1) / 2)
+    assert cold["baselines"]["popularity"]["ndcg@10"]["mean"] == pytest.approx((1 + second) / 2)
+
+
+def test_novelty_is_mean_information_of_what_is_shown():
+    found = summary_of(hand_made_lists())
+    # Shares with one event added for each of the five items: 2, 6, 10, 1 and 1 of 20.
+    bits = -np.log2(np.array([2, 6, 10, 1, 1]) / 20)
+    expected = np.mean([bits[[0, 1, 3]].mean(), bits[[1, 2, 0]].mean(), bits[[1, 0, 2]].mean()])
+    assert found["model"]["novelty@10"]["mean"] == pytest.approx(expected)
+
+
+def test_shuffled_context_moves_context_and_keeps_who_asks():
+    from ctxrec.events import US, Context, Events, Requests, Users, time_codes
+    from ctxrec.ranking import shuffle_context
+
+    num, day = 50, 86_400 * US
+    times = np.arange(100, 100 + num) * 37 * day // 24
+    requests = Requests(
+        users=Users(ids=np.arange(num).astype(str).astype(object)),
+        history=Events(
+            offsets=np.arange(num + 1), items=np.arange(num), times=times - day, actions=np.zeros(num, np.int16),
+            context=Context(),
+        ),
+        times=times,
+        context=Context(
+            cat=time_codes(times) | {"device": np.arange(num, dtype=np.int32)},
+            num={"price": np.arange(num, dtype=np.float32)},
+        ),
+    )  # fmt: skip
+    shuffled = shuffle_context(requests, seed=0)
+    for changed in shuffled.values():
+        assert changed.users is requests.users and changed.history is requests.history
+        device = changed.context.cat["device"]
+        assert sorted(device) == list(range(num)) and (device != np.arange(num)).mean() > 0.8
+        assert (device == changed.context.num["price"]).all(), "a context moves as a whole"
+    whole, same_time = shuffled["shuffled_context"], shuffled["shuffled_context_same_time"]
+    assert (same_time.times == times).all()
+    assert (same_time.context.cat["hour"] == requests.context.cat["hour"][same_time.context.cat["device"]]).all()
+    assert (whole.times >= requests.history.times).all(), "no request before its own history"
+    assert (whole.times == np.maximum(times[whole.context.cat["device"]], times - day)).all()
+    for name, codes in time_codes(whole.times).items():
+        assert (whole.context.cat[name] == codes).all()
+
+
+def test_baselines_alone_need_no_run(tiny_run, tiny_config, tmp_path):
+    result = run_command("--data", data_of(tiny_run).path, "--set", f"encoder.name={tiny_config.encoder.name}",
+                         "--out", str(tmp_path / "out"))  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["model"] == metrics["before"] == metrics["paired"] == {}
+    assert {"ensemble", "ease", "als", "untuned_encoder"} <= set(metrics["baselines"])
+    assert format_table(metrics) in result.stdout and (tmp_path / "out" / "report.html").exists()
 
 
 def test_a_slice_without_requests_is_there_and_empty():
     lists = dataclasses.replace(hand_made_lists(), target_items=np.array([0, 1, 1, 1]))
-    assert summary_of(lists)["slices"]["cold_items"] == {"requests": 0, "model": {}, "before": {}, "baselines": {}}
+    assert summary_of(lists)["slices"]["cold_items"] == {
+        "requests": 0, "model": {}, "before": {}, "shuffled_context": {}, "shuffled_context_same_time": {},
+        "ablations": {}, "baselines": {},
+    }  # fmt: skip
 
 
 def test_paired_difference_is_the_difference_of_means_with_a_narrower_interval():
@@ -248,7 +343,7 @@ def test_rare_values_share_a_slice_and_numbers_are_divided_by_quantiles():
     assert {name: int(mask.sum()) for name, mask in numbers.items()} == {
         "age=0-1": 2, "age=2-3": 2, "age=4-5": 2, "age=6-7": 2,
     }  # fmt: skip
-    assert list(history_slices(np.array([0, 3, 500]))) == ["history_0", "history_1-5", "history_101+"]
+    assert list(history_slices(np.array([0, 3, 500]))) == ["new_users", "history_1-5", "history_101+"]
 
 
 def test_targets_that_may_not_be_recommended_are_dropped():

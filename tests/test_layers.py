@@ -14,7 +14,7 @@ REPO = Path(__file__).resolve().parent.parent
 PACKAGES = ("ctxrec", "tune", "serve")
 PURE = [
     "errors", "storage", "config", "spec", "schema", "prepared", "events", "features", "batching", "backbones",
-    "model", "losses", "encoder", "texts", "metrics", "index", "baselines", "bundle", "recommender", "retrieval",
+    "model", "losses", "encoder", "texts", "metrics", "index", "baselines", "item_models", "ensemble", "slices", "summary", "bundle", "recommender", "retrieval",
     "stream", "network", "validation", "cli",
 ]  # fmt: skip
 BASE = ["errors", "storage", "config", "spec", "schema", "prepared", "events"]  # no torch either

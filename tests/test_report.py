@@ -11,7 +11,7 @@ import pytest
 from ctxrec import charts
 from ctxrec.config import Config, to_toml
 from ctxrec.errors import UserError
-from ctxrec.report import Example, Facts, parse_train_log, render_report
+from ctxrec.report import Example, Facts, Taken, parse_train_log, render_report
 from ctxrec.summary import RankedLists, format_table, summarise
 
 NASTY = 'Café 🍰 <script>alert("x")</script> & co'
@@ -50,24 +50,31 @@ def parse(page: str) -> Structure:
     return structure
 
 
-def example_metrics(*, before: bool = True, cold: bool = True) -> dict:
+SYSTEMS = (
+    "model", "before", "popularity", "ease", "untuned_encoder", "oracle", "no_context", "shuffled_context",
+    "shuffled_context_same_time",
+)  # fmt: skip
+
+
+def example_metrics(*, left_out: tuple[str, ...] = (), cold: bool = True) -> dict:
     rng = np.random.default_rng(0)
-    tops = {
-        name: np.argsort(rng.random((30, 25)), axis=1)[:, :10]
-        for name in ("model", "before", "popularity", "ease")
-        if before or name != "before"
-    }
+    tops = {name: np.argsort(rng.random((30, 25)), axis=1)[:, :10] for name in SYSTEMS}
+    tops = {name: top for name, top in tops.items() if name not in left_out}
+    counts = np.arange(25) // 10 if cold else np.ones(25, int)
     lists = RankedLists(
         user_ids=np.arange(30).astype(str).astype(object),
         target_offsets=np.arange(31),
         target_items=rng.integers(0, 25, 30),
         history_lengths=rng.integers(0, 30, 30),
         tops=tops,
-        attributes={NASTY: np.array([NASTY, "b", None] * 10, object)},
+        attributes={
+            NASTY: np.array([NASTY, "b", None] * 10, object),
+            "weekday": np.array(["Sunday", "Monday"] * 15, object),
+        },
+        cold_tops={name: top for name, top in tops.items() if not name.startswith("shuffled")} if cold else {},
     )
-    counts = np.arange(25) // 10 if cold else np.ones(25, int)
     metrics = summarise(lists, item_counts=counts, eligible=np.ones(25, bool), ks=(5, 10), resamples=20, seed=0)
-    return {"split": "test", "requests": 30, **metrics, "ablations": {}, "notes": [NASTY], "seconds": {"total": 1.5}}
+    return {"split": "test", "requests": 30, **metrics, "notes": [NASTY], "seconds": {"total": 1.5}}
 
 
 def page_of(metrics: dict, **changes) -> str:
@@ -84,8 +91,11 @@ def page_of(metrics: dict, **changes) -> str:
         ),
         "train_log": log,
         "examples": [
-            Example(user_id=NASTY, saw=[NASTY], got=[("hit", True), ("miss", False)], took=["hit", NASTY]),
-            Example(user_id="new", saw=[], got=[], took=[f"t{n}" for n in range(12)]),
+            Example(
+                user_id=NASTY, about=["Friday 24 April 1998, 21:00 UTC", NASTY], saw=[NASTY],
+                got=[("hit", True), ("miss", False)], took=[Taken("hit", 1), Taken(NASTY, None)], others=[(NASTY, False)],
+            ),
+            Example(user_id="new", about=[], saw=[], got=[], took=[Taken(f"t{n}", None) for n in range(12)]),
         ],
         "config_toml": to_toml(Config()) + f"# {NASTY}",
     }  # fmt: skip
@@ -95,7 +105,10 @@ def page_of(metrics: dict, **changes) -> str:
 def test_page_is_complete_well_formed_and_loads_nothing():
     page = page_of(example_metrics())
     structure = parse(page)
-    for heading in ("Ranking quality", "Where it works", "Training", "A few users", "About this evaluation"):
+    for heading in (
+        "Ranking quality", "What each source adds", "Does context pay?", "New items", "Where it works", "Training",
+        "A few users", "About this evaluation",
+    ):  # fmt: skip
         assert heading in structure.texts
     assert not {"script", "link", "iframe", "img"} & {tag for tag, _ in structure.tags}
     assert not {"src", "href", "onload"} & {name for _, attributes in structure.tags for name in attributes}
@@ -105,13 +118,13 @@ def test_page_is_complete_well_formed_and_loads_nothing():
 def test_every_text_is_escaped_and_emoji_survive():
     page = page_of(example_metrics())
     assert "<script" not in page
-    assert page.count("Café 🍰 &lt;script&gt;") >= 7  # title, heading, user, titles, notes, attribute, options
+    assert page.count("Café 🍰 &lt;script&gt;") >= 9  # title, heading, user, facts, titles, notes, attribute, options
 
 
 def test_every_chart_has_a_text_alternative_and_is_valid_xml():
     page = page_of(example_metrics())
     images = [attributes for tag, attributes in parse(page).tags if tag == "svg" and attributes.get("role") == "img"]
-    assert len(images) == 4
+    assert len(images) == 7
     assert all(len(attributes["aria-label"]) > 20 for attributes in images)
     for part in page.split("<svg ")[1:]:
         ET.fromstring("<svg " + part.split("</svg>")[0] + "</svg>")
@@ -121,21 +134,64 @@ def test_hits_are_marked_and_long_lists_cut():
     page = page_of(example_metrics())
     assert "<mark>hit ✓</mark>" in page and "<li>miss</li>" in page
     assert "nothing yet" in page and "and 2 more" in page
+    assert 'hit <span class="muted">place 1</span>' in page and "further down" in page
+    assert "Friday 24 April 1998, 21:00 UTC" in page
 
 
-@pytest.mark.parametrize("options", [{"before": False}, {"cold": False}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"left_out": ("before",)}, {"cold": False}, {"left_out": ("before", "no_context")},
+     {"left_out": ("shuffled_context", "shuffled_context_same_time")}],
+)  # fmt: skip
 def test_what_was_not_evaluated_is_left_out(options):
-    metrics = example_metrics(**options)
-    page = page_of(metrics, train_log=[], examples=[])
+    left_out = options.get("left_out", ())
+    page = page_of(example_metrics(**options), train_log=[], examples=[])
     parse(page)
-    assert ("before encoder tuning" in page) == options.get("before", True)
+    assert ("before encoder tuning" in page) == ("before" not in left_out)
+    assert ("What each source adds" in page) == (not {"before", "no_context"} <= set(left_out))
+    assert ("Does context pay?" in page) == ("shuffled_context" not in left_out)
     assert "This run has no training log." in page
-    assert ("No request has cold items among its targets." in page) == (not options.get("cold", True))
+    assert ("how the model ranks new items cannot be seen here" in page) == (not options.get("cold", True))
+
+
+def test_a_report_of_baselines_alone():
+    metrics = example_metrics(
+        left_out=("model", "before", "no_context", "shuffled_context", "shuffled_context_same_time")
+    )
+    assert metrics["model"] == {} and metrics["paired"] == {}
+    page = page_of(metrics, examples=[])
+    parse(page)
+    assert "Baselines alone" in page and "The best baseline is " in page
+    assert "ctxrec minus it" not in page and "Training" not in page
+    assert "ctxrec minus it" not in format_table(metrics)
+
+
+def test_an_oracle_is_no_rival():
+    metrics = example_metrics()
+    metrics["baselines"]["oracle"]["ndcg@10"] = {"mean": 1.0, "low": 1.0, "high": 1.0}
+    page = page_of(metrics)
+    assert "best possible (simulation)" in page and "Against best possible" not in page
+    assert "the best baseline: NDCG@10" in format_table(metrics)
+    assert "best possible (simulation), the best baseline" not in format_table(metrics)
+
+
+def test_sentences_say_what_the_numbers_say():
+    metrics = example_metrics()
+    best = max(("popularity", "ease", "untuned_encoder"), key=lambda s: metrics["baselines"][s]["ndcg@10"]["mean"])
+    value = metrics["baselines"][best]["ndcg@10"]["mean"]
+    metrics["paired"][best]["ndcg@10"] = {"mean": value / 4, "low": 0.001, "high": value, "p": 0.02}
+    metrics["shuffled_context"]["drop"] = {"mean": 0.125, "low": 0.05, "high": 0.2}
+    page = page_of(metrics)
+    assert "+25.0 % NDCG@10" in page and "clearly better" in page
+    assert "loses 12.5 % of its NDCG@10 (95 % interval 5.0 % to 20.0 %): it uses the moment of asking." in page
+    table = format_table(metrics)
+    assert "p = 0.020): clearly better" in table
+    assert "context shuffled among requests: NDCG@10 falls by 12.5 % (95 % interval 5.0 to 20.0 %)" in table
 
 
 def test_all_scores_zero_still_draws():
     metrics = example_metrics()
-    for system in (metrics["model"], metrics["before"], *metrics["baselines"].values()):
+    for system in (metrics["model"], metrics["before"], *metrics["ablations"].values(), *metrics["baselines"].values()):
         system["ndcg@10"] = {"mean": 0.0, "low": 0.0, "high": 0.0}
     page = page_of(metrics)
     parse(page)
@@ -168,13 +224,12 @@ def test_table_for_the_terminal():
     metrics = example_metrics()
     lines = format_table(metrics).splitlines()
     assert lines[0] == "test: 30 requests, full ranking"
-    assert lines[1].split() == ["NDCG@10", "95", "%", "interval", "HR@10", "Recall@10", "MRR@10", "Coverage@10"]
-    assert {line.split("  ")[0] for line in lines[3:7]} == {
-        "ctxrec",
-        "ctxrec before encoder tuning",
-        "popularity",
-        "EASE",
-    }
+    header = ["NDCG@10", "95", "%", "interval", "HR@10", "Recall@10", "MRR@10", "Coverage@10", "ctxrec", "minus", "it"]
+    assert lines[1].split() == header
+    assert {line.split("  ")[0] for line in lines[3:10]} == {
+        "ctxrec", "ctxrec before encoder tuning", "ctxrec, no context", "popularity", "EASE",
+        "un-tuned encoder, text only", "best possible (simulation)",
+    }  # fmt: skip
     assert f"{metrics['model']['ndcg@10']['mean']:.4f}" in next(line for line in lines if line.startswith("ctxrec  "))
     assert lines[-1] == f"note: {NASTY}"
 

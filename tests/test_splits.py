@@ -40,3 +40,13 @@ def test_last_leaves_the_last_events_of_each_user_out():
     assert valid_only.tolist() == [TRAIN, TRAIN, VALID, TRAIN, TRAIN, TRAIN, TRAIN, TRAIN, VALID]
     nothing = splits.last_split(offsets, SplitSpec(strategy="last", test=0, valid=0), min_events=3)
     assert nothing.tolist() == [TRAIN] * 9
+
+
+def test_the_cold_hold_out_is_a_stable_share_of_ids():
+    ids = [f"item{n}" for n in range(5000)]
+    held = splits.held_out_items(ids, 0.1)
+    assert 0.08 < held.mean() < 0.12
+    # A larger share keeps what a smaller one held out, and neither order nor other ids matter.
+    assert (splits.held_out_items(ids, 0.3) >= held).all()
+    assert (splits.held_out_items(ids[::-1], 0.1) == held[::-1]).all()
+    assert (splits.held_out_items(ids[:10], 0.1) == held[:10]).all()

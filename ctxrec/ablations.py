@@ -1,0 +1,105 @@
+"""Trainings that an evaluation compares the model with: the same run with one source left out, and SASRec."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from ctxrec import storage
+from ctxrec.config import Config, load_config
+from ctxrec.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+FOLDER, SASREC = "ablations", "sasrec"
+
+# What each ablation changes in the run's own options; the rest stays.
+CHANGES: dict[str, dict[str, Any]] = {
+    "text_only": {"model.use_id": False, "model.use_features": False},
+    "id_only": {"model.use_text": False, "model.use_features": False},
+    "no_context": {"model.use_context": False},
+}
+
+# SASRec (Kang and McAuley, 2018) with full cross-entropy, which lifts it above its published figures (Klenitskiy and
+# Vasilev, 2023, https://arxiv.org/abs/2309.07602): IDs alone, two pre-norm blocks of 64 with two heads. Every option
+# that its result depends on is here, so that a change of the model's defaults does not move the baseline.
+SASREC_OPTIONS: dict[str, Any] = {
+    "encoder.name": "",
+    "model.dim": 64,
+    "model.backbone": "transformer",
+    "model.layers": 2,
+    "model.heads": 2,
+    "model.dropout": 0.3,
+    "model.history": 50,
+    "model.id_buckets": 0,
+    "model.id_dropout": 0.0,
+    "model.text_dropout": 0.0,
+    "model.use_text": False,
+    "model.use_id": True,
+    "model.use_features": False,
+    "model.use_context": False,
+    "model.use_user": False,
+    "train.global_batch_size": 64,
+    "train.tower_epochs": 60,
+    "train.encoder_epochs": 0,
+    "train.tower_lr": 2e-3,
+    "train.weight_decay": 0.01,
+    "train.warmup": 0.05,
+    "train.final_lr": 0.1,
+    "train.clip": 1.0,
+    "train.loss": "auto",
+    "train.temperature": 0.07,
+    "train.label_smoothing": 0.0,
+    "train.patience": 10,
+}
+NAMES = (*CHANGES, SASREC)
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Names from a command line: "" is none, "all" is all.
+
+    >>> parse_names("id_only, sasrec"), parse_names("")
+    (('id_only', 'sasrec'), ())
+    """
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if names == ("all",):
+        return NAMES
+    for name in names:
+        if name not in NAMES:
+            raise UserError(f"unknown ablation {name!r}; expected some of {', '.join(NAMES)}, or all")
+    return names
+
+
+def ablated(config: Config, name: str) -> Config:
+    """The options of a run's ablation."""
+    return _changed(config, SASREC_OPTIONS if name == SASREC else CHANGES[name])
+
+
+def _changed(config: Config, changes: dict[str, Any]) -> Config:
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in changes.items():
+        section, _, option = key.partition(".")
+        sections.setdefault(section, {})[option] = value
+    replaced = {name: dataclasses.replace(getattr(config, name), **options) for name, options in sections.items()}
+    return dataclasses.replace(config, **replaced)
+
+
+def train_ablations(run: str, data: str, names: Sequence[str]) -> dict[str, str]:
+    """Bundles of a run's ablations by name; those that are not there yet are trained into RUN/ablations/NAME.
+
+    Args:
+        run: a finished run.
+        data: its prepared data.
+        names: some of NAMES.
+    """
+    from ctxrec.training import train  # it needs DeepSpeed, which ranking does not
+
+    bundles = {}
+    for name in names:
+        out = storage.join(run, FOLDER, name)
+        logger.info("ablation %s: %s", name, out)
+        config = ablated(load_config(storage.join(run, "config.toml")), name)
+        bundles[name] = storage.join(train(data, out, config), "bundle")
+    return bundles

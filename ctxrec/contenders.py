@@ -1,0 +1,249 @@
+"""The baselines of an evaluation: fitted on the events of earlier splits, their options chosen on the validation split."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from ctxrec import schema, storage
+from ctxrec.baselines import (
+    Baseline,
+    LogStatistics,
+    Markov,
+    Popularity,
+    RecentPopularity,
+    TrainingEvents,
+    UntunedEncoder,
+    gather_statistics,
+)
+from ctxrec.config import Config, EncoderConfig, EvaluateConfig
+from ctxrec.encoder import TextEncoder, resolve_encoder
+from ctxrec.ensemble import Ensemble, choose_weights, standardised
+from ctxrec.events import Requests, concat_requests, histories_from_table, split_requests
+from ctxrec.item_models import ALS, EASE, ItemKNN
+from ctxrec.metrics import request_metrics, top_k
+from ctxrec.prepared import PreparedData
+from ctxrec.runtime import cache_dir
+from ctxrec.texts import encode_catalogue
+
+logger = logging.getLogger(__name__)
+
+TEXT, ENSEMBLE = "untuned_encoder", "ensemble"
+SPLITS = {"valid": schema.VALID, "test": schema.TEST}
+MARKOV_LAST, MARKOV_DECAY = 10, 0.7
+CHOICE_K = 10  # options are chosen by NDCG at this cut-off
+_CELLS = 1 << 25  # scores of one component that a choice holds in memory at most (128 MB)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is chosen on the validation split: EASE's ridge weight, ALS's factors, the ensemble's weights."""
+
+    ease_lambda: float
+    als_factors: int
+    ensemble: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Contenders:
+    """Fitted baselines and what the evaluation says about them."""
+
+    fitted: dict[str, Baseline]
+    item_counts: np.ndarray  # int64 [I] events that the baselines were fitted on
+    options: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+def fit_contenders(prepared: PreparedData, split: str, config: Config, *, run: str | None) -> Contenders:
+    """Fit every baseline that the data allow for ranking `split`.
+
+    Options are chosen with models fitted on the training events alone, by NDCG@10 on the validation split;
+    then all are fitted anew on the events of all earlier splits. Where `split` is the validation split, or
+    there is none, options are the documented defaults of `EvaluateConfig`.
+
+    Args:
+        prepared: the data.
+        split: "valid" or "test".
+        config: the sections `evaluate` and `encoder` count.
+        run: a run folder with vectors of the un-tuned encoder; None encodes the catalogue here.
+    """
+    limits, notes = config.evaluate, []
+    matrices = prepared.num_items <= limits.max_baseline_items
+    if not matrices:
+        notes.append(
+            f"ItemKNN, EASE and the ensemble left out: {prepared.num_items:,} items are more than "
+            f"evaluate.max_baseline_items ({limits.max_baseline_items:,})"
+        )
+    text = _text_baseline(prepared, config, run, notes)
+    options, chosen = Options(limits.ease_lambda, limits.als_factors, dict(_DEFAULT_WEIGHTS)), False
+    requests = _choice_requests(prepared, limits) if split == "test" else None
+    if requests is not None:
+        logger.info("choosing the baselines' options on %s validation requests", f"{len(requests):,}")
+        log = gather_statistics(training_events(prepared, schema.VALID), prepared.num_items, matrices=matrices)
+        options, chosen = _choose(log, text, requests, limits, repeats=prepared.spec.split.repeats), True
+        del log
+    log = gather_statistics(training_events(prepared, SPLITS[split]), prepared.num_items, matrices=matrices)
+    fitted: dict[str, Baseline] = {
+        "popularity": Popularity().fit(log),
+        "popularity_7d": RecentPopularity().fit(log),
+        "markov": Markov().fit(log),
+        "als": ALS(factors=options.als_factors, seed=limits.seed).fit(log),
+    }
+    if matrices:
+        fitted["itemknn"] = ItemKNN(neighbours=limits.knn_neighbours).fit(log)
+        fitted["ease"] = EASE(weight=options.ease_lambda).fit(log)
+    if text is not None:
+        fitted[TEXT] = text
+    if matrices:
+        parts = _components(log, fitted["ease"], text)
+        weights = _renormalised({name: options.ensemble.get(name, 0.0) for name in parts})
+        fitted[ENSEMBLE] = Ensemble(parts, weights)
+    for note in notes:
+        logger.warning(note)
+    return Contenders(fitted, log.item_counts, _report(options, fitted, chosen=chosen), notes)
+
+
+_DEFAULT_WEIGHTS = {"ease": 0.4, "markov10": 0.3, TEXT: 0.2, "log_popularity": 0.1}
+
+
+def _renormalised(weights: dict[str, float]) -> dict[str, float]:
+    total = sum(weights.values()) or 1.0
+    return {name: weight / total for name, weight in weights.items()}
+
+
+def _report(options: Options, fitted: dict[str, Baseline], *, chosen: bool) -> dict[str, Any]:
+    """What metrics.json says of the options: only of baselines that are there."""
+    said: dict[str, Any] = {"chosen_on": "valid" if chosen else "defaults", "als_factors": options.als_factors}
+    if "ease" in fitted:
+        ensemble = fitted[ENSEMBLE]
+        assert isinstance(ensemble, Ensemble)
+        said |= {"ease_lambda": options.ease_lambda, ENSEMBLE: {k: round(w, 4) for k, w in ensemble.weights.items()}}
+    return said
+
+
+def _components(log: LogStatistics, ease: Baseline, text: Baseline | None) -> dict[str, Baseline]:
+    """What the ensemble is made of."""
+    parts = {
+        "ease": ease,
+        "markov10": Markov(last=MARKOV_LAST, decay=MARKOV_DECAY).fit(log),
+        "log_popularity": Popularity(logarithm=True).fit(log),
+    }
+    return parts if text is None else parts | {TEXT: text}
+
+
+def training_events(prepared: PreparedData, before: int) -> Iterator[TrainingEvents]:
+    """The events of the splits earlier than `before` (schema.VALID or schema.TEST), bucket by bucket."""
+    for bucket in range(len(prepared.bucket_paths)):
+        table = prepared.read_bucket(bucket, [schema.EVENT_ITEMS, schema.EVENT_TIMES, schema.EVENT_SPLIT])
+        items, times, splits = (table.column(c).combine_chunks() for c in table.column_names)
+        lengths = items.value_lengths().to_numpy(zero_copy_only=False)
+        yield TrainingEvents.select(
+            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            items.flatten().to_numpy(),
+            times.flatten().to_numpy(),
+            splits.flatten().to_numpy() < before,
+        )
+
+
+def _choice_requests(prepared: PreparedData, limits: EvaluateConfig) -> Requests | None:
+    """Validation requests to choose on, evenly taken where there are many; None without any."""
+    if not prepared.meta["counts"]["valid"]:
+        return None
+    limit = max(1, min(limits.choice_requests, _CELLS // max(prepared.num_items, 1)))
+    num_buckets, parts = len(prepared.bucket_paths), []
+    for bucket in range(num_buckets):
+        histories = histories_from_table(prepared.read_bucket(bucket), prepared.features)
+        found = split_requests(histories, schema.VALID, repeats=prepared.spec.split.repeats)
+        share = -(-limit // num_buckets)
+        if len(found) > share:
+            found = found.take(np.linspace(0, len(found) - 1, share).astype(np.int64))
+        if len(found):
+            parts.append(found)
+    return concat_requests(parts) if parts else None
+
+
+@dataclass(frozen=True)
+class _Quality:
+    """NDCG of scores on the requests of a choice."""
+
+    requests: Requests
+    repeats: bool
+
+    def __call__(self, scores_NI: np.ndarray) -> float:
+        top = top_k(scores_NI, CHOICE_K, None if self.repeats else self.requests.seen())
+        offsets, items = self.requests.target_offsets, self.requests.target_items
+        assert offsets is not None and items is not None
+        return float(request_metrics(top, offsets, items, [CHOICE_K])[f"ndcg@{CHOICE_K}"].mean())
+
+
+def _choose(
+    log: LogStatistics, text: Baseline | None, requests: Requests, limits: EvaluateConfig, *, repeats: bool
+) -> Options:
+    """The options that are best on the requests, by models fitted on the events before them."""
+    quality = _Quality(requests, repeats)
+    factors = {
+        f: quality(ALS(factors=f, seed=limits.seed).fit(log).scores(requests).astype(np.float32))
+        for f in limits.als_choices
+    }
+    best_factors = max(factors, key=lambda f: factors[f])
+    logger.info("ALS factors: %s", _listed(factors))
+    if log.together is None:
+        return Options(limits.ease_lambda, best_factors, {})
+    lambdas, mixes, others = {}, {}, None
+    for weight in limits.ease_choices:
+        ease = EASE(weight=weight).fit(log)
+        scores = ease.scores(requests)
+        lambdas[weight] = quality(scores)
+        if others is None:
+            parts = _components(log, ease, text)
+            others = {name: standardised(part.scores(requests)) for name, part in parts.items() if name != "ease"}
+        weights, found = choose_weights([standardised(scores), *others.values()], quality)
+        mixes[weight] = (found, dict(zip(["ease", *others], weights, strict=True)))
+    logger.info("EASE lambda: %s; ensemble with it: %s", _listed(lambdas), _listed({w: m[0] for w, m in mixes.items()}))
+    best_lambda = max(lambdas, key=lambda w: lambdas[w])
+    return Options(best_lambda, best_factors, mixes[best_lambda][1])
+
+
+def _listed(found: dict[Any, float]) -> str:
+    return ", ".join(f"{key:g} {value:.4f}" for key, value in found.items())
+
+
+def _text_baseline(prepared: PreparedData, config: Config, run: str | None, notes: list[str]) -> UntunedEncoder | None:
+    """Text alone, from a run's vectors of the un-tuned encoder, or from vectors made here."""
+    path = None
+    if run is not None:
+        path = storage.join(run, "checkpoints/text.safetensors")
+        if not storage.exists(path):
+            notes.append("un-tuned encoder left out: the run has no text vectors")
+            return None
+    elif not config.encoder.name:
+        notes.append("un-tuned encoder left out: encoder.name is empty")
+        return None
+    else:
+        path = text_vectors(prepared, config.encoder)
+    text = safetensors.numpy.load(storage.read_bytes(path))
+    if not text["present"].any():
+        notes.append("un-tuned encoder left out: no item has text")
+        return None
+    return UntunedEncoder().fit(text["vectors"], text["present"])
+
+
+def text_vectors(prepared: PreparedData, config: EncoderConfig) -> str:
+    """Path of the catalogue's vectors of the un-tuned encoder, kept in the cache for the next evaluation."""
+    options = {key: getattr(config, key) for key in ("name", "pooling", "max_tokens")}
+    key = storage.sha256_json({"data": prepared.fingerprint, "encoder": options})
+    path = os.path.join(cache_dir(), "text", f"{key[:24]}.safetensors")
+    if not storage.exists(path):
+        logger.info("encoding %s item texts with %s", f"{prepared.num_items:,}", config.name)
+        encoder_path = resolve_encoder(config.name, cache_dir())
+        encoder = TextEncoder(config, encoder_path, tune=False).eval()
+        texts = [text or "" for text in prepared.items.column(schema.ITEM_TEXT).to_pylist()]
+        vectors, present = encode_catalogue(encoder, encoder_path, texts, config)
+        storage.write_bytes(path, safetensors.numpy.save({"vectors": vectors, "present": present.astype(np.uint8)}))
+    return path

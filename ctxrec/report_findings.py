@@ -1,0 +1,305 @@
+"""Sections of the report about quality: ranking, what each source adds, context, new items, parts of the requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ctxrec import charts
+from ctxrec.report_html import (
+    bar,
+    chart,
+    details,
+    finding,
+    gain_cell,
+    interval_cell,
+    kind,
+    legend,
+    name,
+    paragraph,
+    percent,
+    section,
+    table,
+)
+from ctxrec.slices import COLD, COLD_AMONG_COLD, FEW, FEW_SHOT, HELD_OUT, NEW_USERS, WARM
+from ctxrec.summary import (
+    BEFORE,
+    MODEL,
+    SHUFFLED,
+    SHUFFLED_SAME_TIME,
+    Metrics,
+    best_baseline,
+    focus,
+    ranked_systems,
+    verdict,
+)
+
+MAIN = "ndcg@10"
+TEXT = "untuned_encoder"
+COLUMNS = {
+    MAIN: "NDCG@10",
+    "hr@10": "HR@10",
+    "mrr@10": "MRR@10",
+    "coverage@10": "Coverage@10",
+    "gini@10": "Gini@10",
+    "novelty@10": "Novelty@10",
+    "popularity@10": "Popularity@10",
+}
+_KINDS = (
+    ("model", "ctxrec"),
+    ("before", "ctxrec before encoder tuning"),
+    ("best", "best baseline"),
+    ("other", "others"),
+    ("limit", "best possible"),
+)
+_LOST = {  # what an ablation does without, for the sentence about it
+    "text_only": "IDs and features",
+    "id_only": "text and features",
+    "no_context": "context",
+}
+ITEM_SLICES = {
+    WARM: "items with training events",
+    FEW: f"items with 1 to {FEW_SHOT} training events",
+    COLD: "new items, among everything",
+    COLD_AMONG_COLD: "new items, among new items",
+    HELD_OUT: "held-out items",
+}
+
+
+def ranking(metrics: dict[str, Any]) -> str:
+    """Every system with its interval, and the model minus each."""
+    best, systems = best_baseline(metrics), ranked_systems(metrics)
+    bars = [bar(s, m, kind(s, best)) for s, m in systems]
+    shown = {b.kind for b in bars}
+    rows = []
+    for system, values in systems:
+        cells = [interval_cell(c, values[c]) for c in COLUMNS]
+        gain = metrics["paired"].get(system, {}).get(MAIN)
+        if metrics["paired"]:
+            cells.insert(1, "<td></td>" if gain is None else gain_cell(gain))
+        rows.append((name(system), cells, system == MODEL))
+    names = list(COLUMNS.values())
+    header = ["", names[0], *(["ctxrec minus it"] if metrics["paired"] else []), *names[1:]]
+    others = [n for n in systems[0][1] if n not in COLUMNS and n != "drop"]
+    more = [(name(s), [interval_cell(c, m[c]) for c in others], s == MODEL) for s, m in systems]
+    return section(
+        "Ranking quality",
+        finding(_ranking_finding(metrics, best)) if best is not None else "",
+        paragraph(
+            "For every request the whole catalogue is ranked, and the score is high when what the user really took next "
+            "stands near the top. Bars show the mean, whiskers its 95 % interval."
+        ),
+        legend([(k, text) for k, text in _KINDS if k in shown], squares=True),
+        chart(charts.bar_chart(bars, title="NDCG@10 of the model and the baselines")),
+        table(header, rows),
+        paragraph(
+            "Coverage: share of the catalogue that appears in any list. Gini: 0 = all items shown equally often, near 1 = "
+            "a few items get every place. Novelty: how surprising a recommended item is, in bits (10 bits = one event in "
+            "1,024 is its). Popularity: mean training events of a recommended item."
+            + (' "ctxrec minus it" is the difference in NDCG@10 on the same users.' if metrics["paired"] else ""),
+            muted=True,
+        ),
+        details("All other metrics", table(["", *map(_metric_name, others)], more)),
+        _options(metrics),
+    )
+
+
+def _ranking_finding(metrics: dict[str, Any], best: str) -> str:
+    value = metrics["baselines"][best][MAIN]["mean"]
+    if not metrics["paired"]:
+        return f"The best baseline is {name(best)} with NDCG@10 {value:.4f}."
+    gain = metrics["paired"][best][MAIN]
+    share = percent(gain["mean"] / value, signed=True) if value else "from nothing"
+    return (
+        f"ctxrec against the best baseline, {name(best)}: {share} NDCG@10. On the same users the difference is "
+        f"{gain['mean']:+.4f}, with 95 % certainty between {gain['low']:+.4f} and {gain['high']:+.4f}: {verdict(gain)}."
+    )
+
+
+def _metric_name(metric: str) -> str:
+    family, _, k = metric.partition("@")
+    return f"{ {'hr': 'HR', 'recall': 'Recall', 'mrr': 'MRR', 'ndcg': 'NDCG'}.get(family, family) }@{k}"
+
+
+def _options(metrics: dict[str, Any]) -> str:
+    """What was chosen for the baselines, and on what."""
+    options = metrics.get("options")
+    if not options:
+        return ""
+    where = "on the validation split" if options["chosen_on"] == "valid" else "by default"
+    parts = [f"ALS with {options['als_factors']} factors"]
+    if "ease_lambda" in options:
+        weights = ", ".join(f"{name(n)} {w:.2f}" for n, w in options["ensemble"].items() if w)
+        parts += [f"EASE with lambda {options['ease_lambda']:g}", f"linear ensemble of {weights}"]
+    return paragraph(f"Options of the baselines, chosen {where}: {'; '.join(parts)}.", muted=True)
+
+
+def sources(metrics: dict[str, Any]) -> str:
+    """The ablations and the model before its encoder was tuned, next to the model; nothing without any."""
+    systems = {BEFORE: metrics[BEFORE], **metrics["ablations"]}
+    shown = [(s, m) for s, m in systems.items() if m]
+    if not metrics[MODEL] or not shown:
+        return ""
+    whole = metrics[MODEL][MAIN]["mean"]
+    bars = [bar(MODEL, metrics[MODEL], "model")] + [bar(s, m, "before" if s == BEFORE else "other") for s, m in shown]
+    sentences = []
+    for system, values in shown:
+        change = values[MAIN]["mean"] / whole - 1 if whole else 0.0
+        gain = metrics["paired"][system][MAIN]
+        what = f"Without {_LOST[system]}" if system in _LOST else "Before its encoder was tuned"
+        sentences.append(f"{what}: {percent(change, signed=True)} ({_certainty(gain)}).")
+    return section(
+        "What each source adds",
+        paragraph("The same model, trained anew with one source of information taken away each time."),
+        chart(charts.bar_chart(bars, title="NDCG@10 of the model with one source left out")),
+        "<ul>" + "".join(f"<li>{sentence}</li>" for sentence in sentences) + "</ul>",
+    )
+
+
+def _certainty(gain: dict[str, float]) -> str:
+    return "no clear difference" if gain["low"] <= 0 <= gain["high"] else "a clear difference"
+
+
+def context(metrics: dict[str, Any]) -> str:
+    """The model asked with the context of other requests; nothing where it was not."""
+    shown = [s for s in (SHUFFLED, SHUFFLED_SAME_TIME) if metrics.get(s)]
+    if not shown:
+        return ""
+    bars = [bar(MODEL, metrics[MODEL], "model")] + [bar(s, metrics[s], "other") for s in shown]
+    if "no_context" in metrics["ablations"]:
+        bars.append(bar("no_context", metrics["ablations"]["no_context"], "other"))
+    drop = metrics[shown[0]]["drop"]
+    said = (
+        f"With the time and context of somebody else the same model loses {percent(drop['mean'])} of its NDCG@10 "
+        f"(95 % interval {percent(drop['low'])} to {percent(drop['high'])})"
+    )
+    if drop["low"] > 0:
+        said += ": it uses the moment of asking."
+    else:
+        said += (
+            ": on these data the moment of asking tells it little." if drop["high"] > 0 else ": context misleads it."
+        )
+    return section(
+        "Does context pay?",
+        finding(said),
+        paragraph(
+            "The same requests are ranked with the hour, weekday, month and every other feature of the context taken from "
+            'another request. "Same time" leaves the request\'s own time in place, so that only what the context says '
+            "is wrong, and not how long ago things happened."
+        ),
+        chart(charts.bar_chart(bars, title="NDCG@10 with true and with shuffled context")),
+    )
+
+
+def new_items(metrics: dict[str, Any]) -> str:
+    """Items by how much is known of them: the model, the un-tuned encoder and the best baseline."""
+    entries = {label: metrics["slices"].get(slice_name) for slice_name, label in ITEM_SLICES.items()}
+    rows, cells = [], []
+    systems = _compared(metrics, with_text=True)
+    for label, entry in entries.items():
+        if entry is None or not entry["requests"]:
+            continue
+        dots = _dots(entry, systems)
+        rows.append(charts.Dots(label, f"n = {entry['requests']:,}", dots))
+        cells.append((label, _slice_cells(entry, systems), False))
+    if not metrics["slices"][COLD]["requests"]:
+        remark = "No request has cold items among its targets, so how the model ranks new items cannot be seen here."
+    else:
+        remark = _cold_finding(metrics)
+    return section(
+        "New items",
+        finding(remark),
+        paragraph(
+            "A new item has no training event: only its content can place it. Only such items count as targets on its line; "
+            '"among everything" ranks them against the whole catalogue, "among new items" only against each other.'
+        ),
+        legend([(k, name(s)) for s, k in systems]),
+        chart(charts.dot_chart(rows, title="NDCG@10 by what is known of the item", description=f"{len(rows)} groups")),
+        details("The same as a table", table(_slice_header(systems), cells)),
+    )
+
+
+def _cold_finding(metrics: dict[str, Any]) -> str:
+    entry = metrics["slices"][COLD]
+    model, text = entry[MODEL], entry["baselines"].get(TEXT)
+    count = f"{entry['requests']:,} requests took a new item"
+    if not model:
+        return f"{count}."
+    said = f"{count}; ctxrec reaches NDCG@10 {model[MAIN]['mean']:.4f} on them among the whole catalogue"
+    if text and text[MAIN]["mean"] > 0:
+        said += f", {model[MAIN]['mean'] / text[MAIN]['mean']:.1f} times what the un-tuned encoder's text alone does"
+    return said + "."
+
+
+def where_it_works(metrics: dict[str, Any]) -> str:
+    """Slices of the requests: by history, user attribute, time and context."""
+    systems = _compared(metrics, with_text=False)
+    rows, cells = [], []
+    for group, entries in slice_groups(metrics["slices"]).items():
+        heading = charts.Dots(group[:1].upper() + group[1:])
+        lines = []
+        for label, entry in entries.items():
+            if entry["requests"]:
+                lines.append(charts.Dots(label, f"n = {entry['requests']:,}", _dots(entry, systems)))
+            cells.append((f"{group}: {label}", _slice_cells(entry, systems), False))
+        rows += [heading, *lines] if lines else []
+    description = f"{len(cells)} slices; the numbers are in the table below the chart"
+    return section(
+        "Where it works",
+        paragraph(
+            "NDCG@10 with its 95 % interval for parts of the requests. Parts differ in how hard they are: compare the two "
+            "marks of a line, not the lines."
+        ),
+        legend([(k, name(s)) for s, k in systems]),
+        chart(charts.dot_chart(rows, title="NDCG@10 by slice", description=description)),
+        details("The same as a table", table(_slice_header(systems), cells)),
+    )
+
+
+def slice_groups(slices: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Slices of requests under a heading each: history, and every attribute of user and context."""
+    groups: dict[str, dict[str, Any]] = {}
+    for slice_name, entry in slices.items():
+        if slice_name in ITEM_SLICES:
+            continue
+        if slice_name == NEW_USERS:
+            group, label = "Events in the history", "none (new users)"
+        elif slice_name.startswith("history_"):
+            group, label = "Events in the history", slice_name.removeprefix("history_")
+        elif slice_name.endswith(" missing"):
+            group, label = slice_name.removesuffix(" missing"), "not known"
+        else:
+            group, _, label = slice_name.partition("=") if "=" in slice_name else slice_name.partition(": ")
+        groups.setdefault(group, {})[label] = entry
+    return groups
+
+
+def _compared(metrics: dict[str, Any], *, with_text: bool) -> list[tuple[str, str]]:
+    """(system, kind of its mark) of what the charts of slices compare."""
+    best = best_baseline(metrics)
+    systems = [(MODEL, "model")] if focus(metrics) == MODEL else []
+    systems += [(best, "best")] if best is not None else []
+    if with_text and TEXT in metrics["baselines"] and best != TEXT:
+        systems.append((TEXT, "text"))
+    return systems
+
+
+def _of(entry: dict[str, Any], system: str) -> Metrics:
+    return entry[MODEL] if system == MODEL else entry["baselines"].get(system, {})
+
+
+def _dots(entry: dict[str, Any], systems: Sequence[tuple[str, str]]) -> tuple[tuple[float, float, float, str], ...]:
+    values = [(_of(entry, s).get(MAIN), k) for s, k in systems]
+    return tuple((v["mean"], v["low"], v["high"], k) for v, k in values if v)
+
+
+def _slice_header(systems: Sequence[tuple[str, str]]) -> list[str]:
+    return ["", "requests", *(f"{name(s)}, {label}" for s, _ in systems for label in ("NDCG@10", "HR@10"))]
+
+
+def _slice_cells(entry: dict[str, Any], systems: Sequence[tuple[str, str]]) -> list[str]:
+    cells = [f"<td>{entry['requests']:,}</td>"]
+    for system, _ in systems:
+        values = _of(entry, system)
+        cells += [interval_cell(m, values[m]) if values else "<td>–</td>" for m in (MAIN, "hr@10")]
+    return cells

@@ -1,0 +1,95 @@
+"""Small parts that the sections of `report.html` share: escaped text, tables, legends, numbers in words."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+
+from ctxrec import charts
+from ctxrec.summary import BEFORE, MODEL, NAMES, ORACLES, Interval, Metrics
+
+Row = tuple[str, Sequence[str], bool]  # name, finished cells, whether it is the one to look at
+
+
+def e(text: object) -> str:
+    """Text as HTML."""
+    return html.escape(str(text))
+
+
+def name(system: str) -> str:
+    """A system's name for people."""
+    return NAMES.get(system, system)
+
+
+def percent(share: float, *, signed: bool = False) -> str:
+    return f"{100 * share:+.1f} %" if signed else f"{100 * share:.1f} %"
+
+
+def number(metric: str, value: float) -> str:
+    if metric.startswith("popularity"):
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if metric.startswith("novelty") else f"{value:.4f}"
+
+
+def interval_cell(metric: str, value: Interval) -> str:
+    low, high = number(metric, value["low"]), number(metric, value["high"])
+    return f'<td>{number(metric, value["mean"])}<span class="interval">{low} – {high}</span></td>'
+
+
+def gain_cell(gain: Interval) -> str:
+    return f'<td>{gain["mean"]:+.4f}<span class="interval">{gain["low"]:+.4f} – {gain["high"]:+.4f}</span></td>'
+
+
+def table(header: Sequence[str], rows: Iterable[Row]) -> str:
+    """A table that scrolls inside the page where it is wide."""
+    head = "".join(f'<th scope="col">{e(h)}</th>' if h else "<td></td>" for h in header)
+    body = "".join(
+        f'<tr{" class=model" if marked else ""}><th scope="row">{e(label)}</th>{"".join(cells)}</tr>'
+        for label, cells, marked in rows
+    )
+    # Focusable, so that a wide table can be scrolled from the keyboard.
+    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def legend(entries: Sequence[tuple[str, str]], *, squares: bool = False) -> str:
+    """(kind, text) of each colour or mark."""
+    items = "".join(
+        f'<li><svg viewBox="-8 -8 16 16" aria-hidden="true">{charts.key(kind, square=squares)}</svg>{e(text)}</li>'
+        for kind, text in entries
+    )
+    return f'<ul class="legend">{items}</ul>'
+
+
+def kind(system: str, best: str | None) -> str:
+    """The colour of a system's bar."""
+    if system in (MODEL, BEFORE):
+        return system
+    if system in ORACLES:
+        return "limit"
+    return "best" if system == best else "other"
+
+
+def bar(system: str, values: Metrics, of_kind: str, metric: str = "ndcg@10") -> charts.Bar:
+    value = values[metric]
+    return charts.Bar(name(system), value["mean"], value["low"], value["high"], of_kind)
+
+
+def section(title: str, *parts: str) -> str:
+    return f"<section><h2>{e(title)}</h2>{''.join(parts)}</section>\n"
+
+
+def paragraph(text: str, *, muted: bool = False) -> str:
+    return f'<p class="muted">{e(text)}</p>' if muted else f"<p>{e(text)}</p>"
+
+
+def finding(text: str) -> str:
+    """The one sentence to take away from a section."""
+    return f'<p class="finding">{e(text)}</p>'
+
+
+def chart(svg: str) -> str:
+    return f'<div class="chart">{svg}</div>'
+
+
+def details(summary: str, inner: str) -> str:
+    return f"<details><summary>{e(summary)}</summary>{inner}</details>"

@@ -1,0 +1,98 @@
+"""The report's section about training: curves of loss and validation quality, phase by phase."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from ctxrec import charts
+from ctxrec.errors import UserError
+from ctxrec.report_html import details, e, legend, paragraph, section, table
+
+_MAX_POINTS = 300  # of a curve; longer ones are averaged in steps
+PHASES = {"towers": "towers, encoder frozen", "encoder": "towers and encoder"}
+
+
+def parse_train_log(text: str) -> list[dict[str, Any]]:
+    """Records of a train_log.jsonl; a last line that a killed training left unfinished is dropped.
+
+    Raises:
+        UserError: another line is no JSON.
+    """
+    lines = text.splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise UserError(f"train_log.jsonl line {number} is not valid JSON: {error}") from error
+    return records
+
+
+def training(train_log: Sequence[dict[str, Any]]) -> str:
+    """Curves of a training, and its evaluations as a table.
+
+    Args:
+        train_log: records of train_log.jsonl, may be empty.
+    """
+    if not train_log:
+        return section("Training", paragraph("This run has no training log."))
+    losses, valid, boundary = _curves(train_log)
+    figures = []
+    if losses:
+        chart = charts.line_chart(losses, title="Training loss", x_label="step", boundary=boundary)
+        figures.append(f"<figure><figcaption>Training loss</figcaption>{chart}</figure>")
+    if valid:
+        chart = charts.line_chart(
+            valid, title="Validation NDCG@10", x_label="step", boundary=boundary, from_zero=True, dots=True
+        )
+        figures.append(f"<figure><figcaption>Validation NDCG@10</figcaption>{chart}</figure>")
+    rows = []
+    for record in train_log:
+        if record.get("valid_ndcg@10") is not None:
+            loss = f"{record['loss']:.4f}" if record.get("loss") is not None else "–"
+            cells = [f"<td>{_epoch(record)}</td>", f"<td>{e(record.get('step', '–'))}</td>"]
+            cells += [f"<td>{loss}</td>", f"<td>{record['valid_ndcg@10']:.4f}</td>"]
+            rows.append((PHASES.get(record["phase"], record["phase"]), cells, False))
+    evaluations = table(["phase", "epoch", "step", "loss", "validation NDCG@10"], rows) if rows else ""
+    return section(
+        "Training",
+        paragraph("First the towers learn on the frozen encoder's vectors, then the encoder is tuned with them."),
+        legend([(line.kind, line.label) for line in losses or valid]),
+        f'<div class="figures">{"".join(figures)}</div>',
+        details("Evaluations during training", evaluations) if evaluations else "",
+    )
+
+
+def _epoch(record: dict[str, Any]) -> str:
+    return f"{record['epoch']:.1f}" if "epoch" in record else "–"
+
+
+def _curves(
+    train_log: Sequence[dict[str, Any]],
+) -> tuple[list[charts.Line], list[charts.Line], tuple[float, str] | None]:
+    """Loss and validation curves of each phase on one axis of steps, and where the last phase begins."""
+    losses, valid, offset, boundary = [], [], 0.0, None
+    phases = list(dict.fromkeys(record["phase"] for record in train_log))
+    for n, phase in enumerate(phases):
+        records = [r for r in train_log if r["phase"] == phase]
+        if n and min(r["step"] for r in records) < offset:  # a phase that counts its own steps
+            records = [r | {"step": r["step"] + offset} for r in records]
+        if n:
+            boundary = (offset, "encoder tuned" if phase == "encoder" else phase)
+        kind, label = ("model" if n == len(phases) - 1 else "before"), PHASES.get(phase, phase)
+        for key, lines in (("loss", losses), ("valid_ndcg@10", valid)):
+            points = tuple((float(r["step"]), float(r[key])) for r in records if r.get(key) is not None)
+            if points:
+                lines.append(charts.Line(label, _thinned(points), kind))
+        offset = max(float(r["step"]) for r in records)
+    return losses, valid, boundary
+
+
+def _thinned(points: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+    """At most _MAX_POINTS points, each the mean of its neighbours."""
+    size = -(-len(points) // _MAX_POINTS)
+    groups = [points[n : n + size] for n in range(0, len(points), size)]
+    return tuple((sum(p[0] for p in g) / len(g), sum(p[1] for p in g) / len(g)) for g in groups)
