@@ -39,7 +39,6 @@ TEXT = "untuned_encoder"
 COLUMNS = {
     MAIN: "NDCG@10",
     "hr@10": "HR@10",
-    "mrr@10": "MRR@10",
     "coverage@10": "Coverage@10",
     "gini@10": "Gini@10",
     "novelty@10": "Novelty@10",
@@ -168,26 +167,29 @@ def context(metrics: dict[str, Any]) -> str:
     bars = [bar(MODEL, metrics[MODEL], "model")] + [bar(s, metrics[s], "other") for s in shown]
     if "no_context" in metrics["ablations"]:
         bars.append(bar("no_context", metrics["ablations"]["no_context"], "other"))
-    drop = metrics[shown[0]]["drop"]
-    said = (
-        f"With the time and context of somebody else the same model loses {percent(drop['mean'])} of its NDCG@10 "
-        f"(95 % interval {percent(drop['low'])} to {percent(drop['high'])})"
-    )
-    if drop["low"] > 0:
-        said += ": it uses the moment of asking."
-    else:
-        said += (
-            ": on these data the moment of asking tells it little." if drop["high"] > 0 else ": context misleads it."
-        )
     return section(
         "Does context pay?",
-        finding(said),
+        finding(_context_finding(metrics[shown[0]]["drop"])),
         paragraph(
             "The same requests are ranked with the hour, weekday, month and every other feature of the context taken from "
             'another request. "Same time" leaves the request\'s own time in place, so that only what the context says '
             "is wrong, and not how long ago things happened."
         ),
         chart(charts.bar_chart(bars, title="NDCG@10 with true and with shuffled context")),
+    )
+
+
+def _context_finding(drop: dict[str, float]) -> str:
+    """One sentence about what the context of another request costs; `drop` is a share of NDCG."""
+    interval = f"95 % interval {percent(drop['low'])} to {percent(drop['high'])}"
+    asked = "With the time and context of somebody else the same model"
+    if drop["low"] > 0:
+        return f"{asked} loses {percent(drop['mean'])} of its NDCG@10 ({interval}): it uses the moment of asking."
+    if drop["high"] < 0:
+        return f"{asked} gains {percent(-drop['mean'])} of its NDCG@10 ({interval} lost): its context misleads it."
+    return (
+        f"{asked} loses {percent(drop['mean'])} of its NDCG@10, which may be chance ({interval}): on these data the "
+        "moment of asking tells it little."
     )
 
 

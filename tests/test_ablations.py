@@ -1,0 +1,93 @@
+"""Ablations and SASRec: one change each, trained by the same code, reused when they are there."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ctxrec.ablations import CHANGES, NAMES, SASREC_OPTIONS, ablated, parse_names
+from ctxrec.config import Config, load_config
+from ctxrec.errors import UserError
+
+
+def changed_options(before: Config, after: Config) -> set[str]:
+    return {
+        f"{section.name}.{option.name}"
+        for section in dataclasses.fields(Config)
+        for option in dataclasses.fields(getattr(before, section.name))
+        if getattr(getattr(before, section.name), option.name) != getattr(getattr(after, section.name), option.name)
+    }
+
+
+@pytest.mark.parametrize("name", list(CHANGES))
+def test_an_ablation_changes_its_sources_alone(name):
+    config = load_config(None, ["model.dim=32", "train.workers=2", "train.seed=7"])
+    assert changed_options(config, ablated(config, name)) == set(CHANGES[name])
+    assert ablated(config, name).model.dim == 32
+
+
+def test_each_ablation_leaves_a_model():
+    text_only, id_only, no_context = (ablated(Config(), name).model for name in ("text_only", "id_only", "no_context"))
+    assert (text_only.use_text, text_only.use_id, text_only.use_features) == (True, False, False)
+    assert (id_only.use_text, id_only.use_id, id_only.use_features) == (False, True, False)
+    assert no_context.use_text and no_context.use_id and not no_context.use_context
+
+
+def test_sasrec_is_the_same_whatever_the_run_was():
+    """Every option of model that its result depends on is set by the preset; workers and seed are the run's."""
+    plain = ablated(Config(), "sasrec")
+    other = load_config(
+        None,
+        [
+            "model.dim=32",
+            "model.backbone=gru",
+            "model.history=7",
+            "train.tower_lr=0.1",
+            "train.loss=bce",
+            "train.seed=3",
+        ],
+    )
+    assert ablated(other, "sasrec").model == plain.model
+    assert changed_options(plain, ablated(other, "sasrec")) == {"train.seed"}
+    assert not any((plain.model.use_text, plain.model.use_features, plain.model.use_context, plain.model.use_user))
+    model_options = {f"model.{option.name}" for option in dataclasses.fields(plain.model)}
+    assert model_options <= set(SASREC_OPTIONS), "a new option of the model must have its value for SASRec"
+
+
+def test_names_are_checked():
+    assert parse_names("all") == NAMES
+    assert parse_names("sasrec,sasrec, id_only") == ("sasrec", "id_only")
+    with pytest.raises(UserError, match="unknown ablation 'ids'; expected some of text_only, id_only"):
+        parse_names("ids")
+
+
+def test_ablations_are_trained_once_and_evaluated_beside_the_model(tiny_run, tmp_path):
+    from ctxrec.evaluation import evaluate_run
+    from ctxrec.recommender import load_recommender
+
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    config = Config()
+    metrics = evaluate_run(str(run), config=config, ablations=("id_only", "sasrec"))
+    assert set(metrics["ablations"]) == {"id_only"} and "sasrec" in metrics["baselines"]
+    entries = (metrics["ablations"]["id_only"], metrics["baselines"]["sasrec"])
+    assert all(set(entry) == set(metrics["model"]) for entry in entries)
+    assert {"id_only", "sasrec"} <= set(metrics["paired"])
+    assert metrics["ablations"]["id_only"]["ndcg@20"] != metrics["model"]["ndcg@20"]
+    page = (run / "report.html").read_text()
+    assert "ctxrec, IDs only" in page and "SASRec" in page
+
+    trained = load_recommender(str(run / "ablations" / "id_only" / "bundle"))
+    saved = load_config(str(run / "config.toml"))
+    assert changed_options(saved, trained.config) == {"model.use_text", "model.use_features"}
+    sasrec = load_recommender(str(run / "ablations" / "sasrec" / "bundle")).config
+    assert sasrec.model.dim == 64 and sasrec.train.workers == saved.train.workers
+
+    before = {p: p.stat().st_mtime_ns for p in Path(run, "ablations").rglob("*") if p.is_file()}
+    again = evaluate_run(str(run), config=config, ablations=("sasrec",))
+    assert {p: p.stat().st_mtime_ns for p in before} == before, "reused"
+    assert again["baselines"]["sasrec"] == metrics["baselines"]["sasrec"]
+    assert again["ablations"] == {}, "only what was asked for"
