@@ -1,26 +1,49 @@
-"""`python -m ctxrec.datasets NAME --out DIR`: write a public data set's tables and its dataset.toml."""
+"""`python -m ctxrec.datasets NAME --out DIR`: write a public data set, or a simulated one, with its dataset.toml."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 
 from ctxrec import cli
-from ctxrec.datasets import DATASETS, source_name
+from ctxrec.datasets import DATASETS, SIMULATE, source_name, write_simulated
 from ctxrec.errors import UserError
+from ctxrec.simulation import Simulation
 
 
 def main() -> None:
+    names = f"{', '.join(DATASETS)}, or {SIMULATE}"
     parser = argparse.ArgumentParser(
         prog="python -m ctxrec.datasets", description="Write a public data set's tables and its dataset.toml."
     )
-    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(DATASETS)}")
+    parser.add_argument("name", metavar="NAME", help=f"one of {names}")
     parser.add_argument("--out", required=True, metavar="DIR", help="local folder to write")
     parser.add_argument("--source", metavar="PATH", help="file, folder or zip that holds the data set's own files")
+    simulated = parser.add_argument_group(SIMULATE, "a log whose true preferences are known")
+    fields = {field.name: field for field in dataclasses.fields(Simulation)}
+    for name, metavar, what in (
+        ("users", "N", "users"),
+        ("items", "M", "items"),
+        ("events", "E", "events"),
+        ("context", "STRENGTH", "how much the context decides, from 0 to 1"),
+        ("cold", "SHARE", "share of items that appear only after the temporal cut"),
+        ("seed", "S", "seed"),
+    ):
+        default = fields[name].default
+        simulated.add_argument(f"--{name}", type=type(default), metavar=metavar, help=f"{what} (default: {default})")
     args = parser.parse_args()
-    if args.name not in DATASETS:
-        raise UserError(f"data set {args.name!r} is unknown; expected one of {', '.join(DATASETS)}")
-    written = DATASETS[args.name](args.out, args.source)
+    given = {name: getattr(args, name) for name in fields if getattr(args, name) is not None}
+    if args.name == SIMULATE:
+        if args.source is not None:
+            raise UserError("--source is given; expected none: a simulated log comes from no file")
+        written = write_simulated(args.out, Simulation(**given))
+    elif args.name not in DATASETS:
+        raise UserError(f"data set {args.name!r} is unknown; expected one of {names}")
+    elif given:
+        raise UserError(f"--{next(iter(given))} is given; expected it with {SIMULATE} alone")
+    else:
+        written = DATASETS[args.name](args.out, args.source)
     state = "written" if written else "reused: nothing changed"
     print(f"{args.name}: {state}; source: {source_name(args.out)}; spec: {os.path.join(args.out, 'dataset.toml')}")
 

@@ -1,0 +1,423 @@
+"""A simulated behaviour log whose true preferences are known, so that the best possible ranking is known too.
+
+The probability that user u takes item i in context c at time t is a softmax over the items launched by t:
+
+    logit(i | u, c, t) = taste_u[category_i] + liking_u[brand_i] + context_c[category_i] + log weight_i
+
+`taste` and `liking` come for the most part from the user's attributes, the rest is the person's own; `context` adds the
+effects of device, place and part of the day (UTC), scaled by the strength. Weights are long-tailed. As
+an item enters through its category and brand only, a draw is one of a (category, brand) cell and then one
+inside of it, which is exact and does not depend on the number of items.
+
+Users come in rounds: in each, everybody who has joined makes one visit of one to eight events in one context. Half
+of them are there from the start, the others join over time. All draws are independent given user, context and
+time, so that nobody's past says more than the user's taste, and the context is known from the request alone.
+With up to about 25 events a user the test part of a temporal split (10 %) has hardly more than one visit of
+each: what is ranked for the context of its first event is then what its targets were drawn from. Cold items are
+launched just after the cut of that split.
+
+Legend: N users or requests, I items, E events of a chunk, V visits, C categories, B brands,
+X context values of a feature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import safetensors.numpy
+
+from ctxrec import schema, storage
+from ctxrec.errors import UserError
+from ctxrec.events import US, Requests
+from ctxrec.prepared import FeatureMeta
+from ctxrec.vocabulary import ADJECTIVES, BRANDS, CATEGORIES
+
+TRUTH = "truth.safetensors"
+TEST_SHARE = 0.1  # of the temporal split that cold items are launched after
+
+DEVICES = {"phone": 0.5, "desktop": 0.3, "tablet": 0.15, "tv": 0.05}  # shares of visits
+PLACES = {"home": 0.45, "work": 0.2, "commute": 0.15, "outdoors": 0.12, "travel": 0.08}
+DAYPARTS = 6  # of four hours each, from midnight UTC
+HOURS = np.array([2, 1, 1, 1, 1, 2, 4, 6, 7, 6, 6, 7, 8, 7, 6, 6, 7, 8, 9, 10, 10, 9, 7, 4], float)  # busyness
+AGE_GROUPS = ("18-24", "25-34", "35-49", "50-64", "65+")
+JOBS = ("student", "teacher", "engineer", "nurse", "artist", "manager", "retired", "other")
+
+START_S, SPAN_S = 1_704_067_200, 90 * 86_400  # ninety days from 1 January 2024
+VISIT_MAX, VISIT_MEAN, VISIT_STEP_S = 8, 2.5, 20
+TASTE, LIKING, CONTEXT = 1.0, 0.7, 2.0  # standard deviations of the parts of the logit
+FROM_ATTRIBUTES = 0.75  # share of the variance of taste and liking
+POPULARITY = 0.8  # exponent of the items' weights by rank
+EVENTS_AT_ONCE = 65_536
+NEVER = np.float32(-1e30)  # log probability of an item that is not launched
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """What to simulate.
+
+    context: strength of the context's effect, from 0 (none) to 1 (twice as strong as the taste).
+    cold: share of items that are launched after the temporal cut.
+    """
+
+    users: int = 4_000
+    items: int = 1_000
+    events: int = 100_000
+    context: float = 1.0
+    cold: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("users", "items", "events"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} is {getattr(self, name)}; expected at least 1")
+        for name in ("context", "cold"):
+            if not 0 <= getattr(self, name) <= 1 or (name == "cold" and self.cold == 1):
+                raise UserError(f"--{name} is {getattr(self, name)}; expected from 0 to 1 (cold: below 1)")
+        if self.seed < 0:
+            raise UserError(f"--seed is {self.seed}; expected 0 or more")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The true parameters. Item n has the id item_id(n), user n user_id(n)."""
+
+    item_category: np.ndarray  # int64 [I]
+    item_brand: np.ndarray  # int64 [I]
+    item_weight: np.ndarray  # float64 [I]
+    item_cold: np.ndarray  # bool [I]
+    taste_NC: np.ndarray  # float32
+    liking_NB: np.ndarray  # float32
+    device_XC: np.ndarray  # float32, the strength is in it
+    place_XC: np.ndarray
+    daypart_XC: np.ndarray
+    launch_us: int  # cold items can be taken from then on
+
+    def launched(self, *, late: bool) -> np.ndarray:
+        """float64 [I] weights of the items before (after) the launch; 0 = not there."""
+        return self.item_weight if late else np.where(self.item_cold, 0.0, self.item_weight)
+
+    def cell_mass(self, *, late: bool) -> np.ndarray:
+        """float64 [C, B] sums of the weights of the items in each cell."""
+        cells = self.item_category * len(BRANDS) + self.item_brand
+        mass = np.bincount(cells, self.launched(late=late), minlength=len(CATEGORIES) * len(BRANDS))
+        return mass.reshape(len(CATEGORIES), len(BRANDS))
+
+    def cell_logits(self, users: np.ndarray, context_EC: np.ndarray, mass_CB: np.ndarray) -> np.ndarray:
+        """float32 [E, C, B] unnormalised log probabilities of the cells."""
+        with np.errstate(divide="ignore"):
+            mass = np.log(mass_CB).astype(np.float32)
+        by_category = self.taste_NC[users] + context_EC
+        return by_category[:, :, None] + self.liking_NB[users][:, None, :] + mass
+
+    def context_effect(self, device: np.ndarray, place: np.ndarray, hour: np.ndarray) -> np.ndarray:
+        """float32 [E, C]; -1 = unknown device or place, which has no effect."""
+        device_XC, place_XC = (
+            np.vstack([table, np.zeros_like(table[:1])]) for table in (self.device_XC, self.place_XC)
+        )
+        return device_XC[device] + place_XC[place] + self.daypart_XC[hour // (24 // DAYPARTS)]
+
+    def save(self, path: str) -> None:
+        arrays = {name: np.ascontiguousarray(value) for name, value in vars(self).items() if name != "launch_us"}
+        arrays["item_cold"] = arrays["item_cold"].astype(np.uint8)
+        arrays["launch_us"] = np.array([self.launch_us], np.int64)
+        storage.write_bytes(path, safetensors.numpy.save(arrays))
+
+    @staticmethod
+    def load(path: str) -> Truth:
+        if not storage.exists(path):
+            raise UserError(f"there is no {path}; expected a folder that python -m ctxrec.datasets simulate wrote")
+        arrays = safetensors.numpy.load(storage.read_bytes(path))
+        arrays["item_cold"] = arrays["item_cold"].astype(bool)
+        return Truth(**{**arrays, "launch_us": int(arrays["launch_us"][0])})
+
+
+def item_id(n: int) -> str:
+    return f"i{n}"
+
+
+def user_id(n: int) -> str:
+    return f"u{n}"
+
+
+@dataclass(frozen=True)
+class Visits:
+    """Visits in the order of their starts; small arrays, also for logs of 100 million events."""
+
+    sizes: np.ndarray  # uint8 [V]
+    launch_s: int  # when cold items are launched
+
+    @staticmethod
+    def draw(plan: Simulation, rng: np.random.Generator) -> Visits:
+        sizes = np.minimum(rng.geometric(1 / VISIT_MEAN, plan.events), VISIT_MAX).astype(np.uint8)
+        ends = np.cumsum(sizes, dtype=np.int64)
+        num = int(np.searchsorted(ends, plan.events)) + 1
+        sizes = sizes[:num].copy()
+        sizes[-1] -= int(ends[num - 1] - plan.events)
+        first_test = int(np.searchsorted(ends[:num], plan.events - int(plan.events * TEST_SHARE), side="right"))
+        # Every event before the cut belongs to a visit before `first_test`, and all of those are over by then.
+        start = visit_starts(np.array([min(first_test, num - 1)]), num)[0]
+        return Visits(sizes=sizes, launch_s=int(start) + VISIT_MAX * VISIT_STEP_S)
+
+
+def visit_starts(visits: np.ndarray, num_visits: int) -> np.ndarray:
+    """Epoch seconds, int64: even over the days, and over each day's hours by their busyness. Never decreasing."""
+    days = visits / num_visits * (SPAN_S // 86_400)
+    edges = np.concatenate([[0.0], np.cumsum(HOURS / HOURS.sum())])
+    seconds = np.interp(days % 1.0, edges, np.arange(25) * 3600.0)
+    return START_S + (np.floor(days) * 86_400 + seconds).astype(np.int64)
+
+
+def draw_truth(plan: Simulation, launch_s: int, attributes: np.ndarray, rng: np.random.Generator) -> Truth:
+    """True parameters of a catalogue and of users with the given attributes (int64 [N, 2]: age group, job)."""
+    num_categories, num_brands = len(CATEGORIES), len(BRANDS)
+    known, own = math.sqrt(FROM_ATTRIBUTES), math.sqrt(1 - FROM_ATTRIBUTES)
+
+    def normal(*shape: int, std: float) -> np.ndarray:
+        return (rng.standard_normal(shape, np.float32) * np.float32(std)).astype(np.float32)
+
+    age_XC = normal(len(AGE_GROUPS), num_categories, std=TASTE * known * math.sqrt(0.5))
+    job_XC = normal(len(JOBS), num_categories, std=TASTE * known * math.sqrt(0.5))
+    age_XB = normal(len(AGE_GROUPS), num_brands, std=LIKING * known)
+    context_std = plan.context * CONTEXT / math.sqrt(3)  # three features share it
+    weights = np.arange(1, plan.items + 1, dtype=np.float64) ** -POPULARITY
+    cold = np.zeros(plan.items, bool)
+    cold[rng.permutation(plan.items)[: round(plan.items * plan.cold)]] = True
+    return Truth(
+        item_category=rng.integers(num_categories, size=plan.items),
+        item_brand=rng.integers(num_brands, size=plan.items),
+        item_weight=rng.permutation(weights),
+        item_cold=cold,
+        taste_NC=age_XC[attributes[:, 0]]
+        + job_XC[attributes[:, 1]]
+        + normal(plan.users, num_categories, std=TASTE * own),
+        liking_NB=age_XB[attributes[:, 0]] + normal(plan.users, num_brands, std=LIKING * own),
+        device_XC=normal(len(DEVICES), num_categories, std=context_std),
+        place_XC=normal(len(PLACES), num_categories, std=context_std),
+        daypart_XC=normal(DAYPARTS, num_categories, std=context_std),
+        launch_us=launch_s * US,
+    )
+
+
+class Sampler:
+    """Draws items from the true probabilities before (late=False) or after the launch of the cold ones."""
+
+    def __init__(self, truth: Truth, *, late: bool) -> None:
+        self.truth = truth
+        self.mass_CB = truth.cell_mass(late=late)
+        cells = truth.item_category * len(BRANDS) + truth.item_brand
+        self.items = np.argsort(cells, kind="stable")
+        self.ends = np.cumsum(truth.launched(late=late)[self.items])
+        self.cell_starts = np.concatenate([[0.0], np.cumsum(self.mass_CB.ravel())])[:-1]
+
+    def draw(self, users: np.ndarray, context_EC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """int64 [E] items, one for each user in its context."""
+        logits = self.truth.cell_logits(users, context_EC, self.mass_CB).reshape(len(users), -1)
+        logits -= logits.max(axis=1, keepdims=True)
+        ends = np.cumsum(np.exp(logits, out=logits), axis=1, dtype=np.float64)
+        cell = (ends <= (rng.random(len(users)) * ends[:, -1])[:, None]).sum(axis=1)
+        place = self.cell_starts[cell] + rng.random(len(users)) * self.mass_CB.ravel()[cell]
+        return self.items[np.minimum(np.searchsorted(self.ends, place, side="right"), len(self.items) - 1)]
+
+
+@dataclass(frozen=True)
+class SimulatedLog:
+    """A log that is drawn chunk by chunk as it is read."""
+
+    plan: Simulation
+    truth: Truth
+    visits: Visits
+    attributes: np.ndarray  # int64 [N, 2]
+    joined: np.ndarray  # float64 [N] share of all visits after which a user joins
+
+    @staticmethod
+    def make(plan: Simulation) -> SimulatedLog:
+        rng = np.random.default_rng([plan.seed, 0])
+        attributes = np.stack(
+            [rng.integers(len(AGE_GROUPS), size=plan.users), rng.integers(len(JOBS), size=plan.users)], axis=1
+        )
+        joined = np.maximum(rng.uniform(-1, 1, plan.users), 0)
+        joined[0] = 0  # somebody must be there
+        visits = Visits.draw(plan, rng)
+        truth = draw_truth(plan, visits.launch_s, attributes, rng)
+        return SimulatedLog(plan, truth, visits, attributes, joined)
+
+    def chunks(self) -> Iterator[pa.Table]:
+        """Tables of about EVENTS_AT_ONCE events, visits in the order of their starts."""
+        samplers = {late: Sampler(self.truth, late=late) for late in (False, True)}
+        step = max(1, int(EVENTS_AT_ONCE / VISIT_MEAN))
+        rng = np.random.default_rng([self.plan.seed, 1])
+        start = 0
+        for users in self._visitors(step, rng):
+            yield self._draw(start, users, samplers, rng)
+            start += len(users)
+
+    def _visitors(self, step: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+        """Users of all visits, `step` visits at a time."""
+        by_joining = np.argsort(self.joined, kind="stable")
+        joined, num_visits = self.joined[by_joining], len(self.visits.sizes)
+        drawn, waiting = 0, [np.zeros(0, np.int64)]
+        for start in range(0, num_visits, step):
+            stop = min(start + step, num_visits)
+            while drawn < stop:
+                present = int(np.searchsorted(joined, drawn / num_visits, side="right"))
+                waiting.append(rng.permutation(by_joining[:present]))
+                drawn += present
+            users = np.concatenate(waiting)
+            yield users[: stop - start]
+            waiting = [users[stop - start :]]
+
+    def _draw(self, start: int, users: np.ndarray, samplers: dict[bool, Sampler], rng: np.random.Generator) -> pa.Table:
+        """The events of the visits of `users`, the first of which is visit number `start`."""
+        num, stop = len(users), start + len(users)
+        sizes = self.visits.sizes[start:stop].astype(np.int64)
+        device = rng.choice(len(DEVICES), num, p=list(DEVICES.values()))
+        place = rng.choice(len(PLACES), num, p=list(PLACES.values()))
+        starts = visit_starts(np.arange(start, stop), len(self.visits.sizes))
+        visit = np.repeat(np.arange(num), sizes)
+        order = np.arange(len(visit)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        times = starts[visit] + order * VISIT_STEP_S
+        context_EC = self.truth.context_effect(device[visit], place[visit], times // 3600 % 24)
+        late = times * US >= self.truth.launch_us
+        items = np.empty(len(visit), np.int64)
+        for part in (False, True):
+            rows = np.flatnonzero(late == part)
+            if len(rows):
+                items[rows] = samplers[part].draw(users[visit[rows]], context_EC[rows], rng)
+        return pa.table(
+            {
+                "user_id": _numbered("u", users[visit]),
+                "item_id": _numbered("i", items),
+                "timestamp": pa.array(times),
+                "device": pa.DictionaryArray.from_arrays(pa.array(device[visit], pa.int8()), list(DEVICES)),
+                "place": pa.DictionaryArray.from_arrays(pa.array(place[visit], pa.int8()), list(PLACES)),
+            }
+        )
+
+    def items_table(self) -> pa.Table:
+        """Titles whose words carry the item's category and brand."""
+        rng = np.random.default_rng([self.plan.seed, 2])
+        names = list(CATEGORIES)
+        adjectives, nouns = rng.integers(len(ADJECTIVES), size=self.plan.items), rng.random((self.plan.items, 2))
+        titles = []
+        for n, category in enumerate(self.truth.item_category):
+            words = CATEGORIES[names[category]]
+            first, second = (words[int(share * len(words))] for share in nouns[n])
+            both = first if first == second else f"{first} and {second}"
+            titles.append(f"{BRANDS[self.truth.item_brand[n]]} {ADJECTIVES[adjectives[n]]} {both}")
+        return pa.table(
+            {
+                "item_id": _numbered("i", np.arange(self.plan.items)),
+                "title": titles,
+                "category": pa.array(names).take(pa.array(self.truth.item_category)),
+                "brand": pa.array(BRANDS).take(pa.array(self.truth.item_brand)),
+            }
+        )
+
+    def users_table(self) -> pa.Table:
+        return pa.table(
+            {
+                "user_id": _numbered("u", np.arange(self.plan.users)),
+                "age_group": pa.array(AGE_GROUPS).take(pa.array(self.attributes[:, 0])),
+                "job": pa.array(JOBS).take(pa.array(self.attributes[:, 1])),
+            }
+        )
+
+
+def _numbered(letter: str, numbers: np.ndarray) -> pa.Array:
+    return pc.binary_join_element_wise(letter, pa.array(numbers).cast(pa.string()), "")
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Ranks by the true probabilities (the `Ranker` protocol of `ctxrec.ranking`).
+
+    Items are in the order of the item table, which is the catalogue's. Without context, the probabilities are
+    averaged over the distribution of device, place and part of the day.
+    """
+
+    truth: Truth
+    devices: np.ndarray  # int64: code of a request's context -> device, -1 = unknown
+    places: np.ndarray
+    use_context: bool
+
+    def scores(self, requests: Requests) -> np.ndarray:
+        """float32 [N, I] log probabilities; NEVER for items launched later."""
+        users = np.array([int(name[1:]) for name in requests.users.ids], np.int64)
+        scores = np.full((len(requests), len(self.truth.item_weight)), NEVER, np.float32)
+        late = requests.times >= self.truth.launch_us
+        for part in (False, True):
+            rows = np.flatnonzero(late == part)
+            if len(rows):
+                cells_NCB = self._cells(users[rows], requests, rows, late=part)
+                scores[rows] = self._items(cells_NCB, late=part)
+        return scores
+
+    def _items(self, cells_NCB: np.ndarray, *, late: bool) -> np.ndarray:
+        """float32 [N, I] from the log probabilities of the cells: an item has its share of its cell's."""
+        category, brand = self.truth.item_category, self.truth.item_brand
+        weights = self.truth.launched(late=late)
+        mass = np.maximum(self.truth.cell_mass(late=late)[category, brand], np.finfo(float).tiny)  # 0: nothing is there
+        with np.errstate(divide="ignore"):
+            share = np.log(weights / mass)
+        scores = cells_NCB[:, category, brand] + share
+        return np.where(weights > 0, scores, NEVER).astype(np.float32)
+
+    def _cells(self, users: np.ndarray, requests: Requests, rows: np.ndarray, *, late: bool) -> np.ndarray:
+        """float64 [N, C, B] log probabilities of the cells."""
+        mass_CB = self.truth.cell_mass(late=late)
+        if self.use_context:
+            device = self.devices[requests.context.cat["device"][rows]]
+            place = self.places[requests.context.cat["place"][rows]]
+            effect = self.truth.context_effect(device, place, requests.times[rows] // US // 3600 % 24)
+            return _log_softmax(self.truth.cell_logits(users, effect, mass_CB))
+        total = np.zeros((len(users), *mass_CB.shape))
+        for share, effect_C in context_distribution(self.truth):
+            effect = np.broadcast_to(effect_C, (len(users), len(effect_C)))
+            total += share * np.exp(_log_softmax(self.truth.cell_logits(users, effect, mass_CB)))
+        with np.errstate(divide="ignore"):
+            return np.log(total)
+
+
+def _log_softmax(logits_NCB: np.ndarray) -> np.ndarray:
+    logits = logits_NCB.astype(np.float64)
+    top = logits.max(axis=(1, 2), keepdims=True)
+    return logits - top - np.log(np.exp(logits - top).sum(axis=(1, 2), keepdims=True))
+
+
+def context_distribution(truth: Truth) -> Iterator[tuple[float, np.ndarray]]:
+    """Share and effect float32 [C] of each combination of device, place and part of the day."""
+    dayparts = HOURS.reshape(DAYPARTS, -1).sum(axis=1) / HOURS.sum()
+    for device, of_device in enumerate(DEVICES.values()):
+        for place, of_place in enumerate(PLACES.values()):
+            for daypart, of_daypart in enumerate(dayparts):
+                effect = truth.device_XC[device] + truth.place_XC[place] + truth.daypart_XC[daypart]
+                yield of_device * of_place * float(of_daypart), effect
+
+
+def load_oracle(folder: str, features: FeatureMeta) -> dict[str, Oracle]:
+    """The best possible rankers of a simulated log, with and without the request's context.
+
+    Args:
+        folder: what `simulate` wrote.
+        features: of the data prepared from it, to read the context's codes.
+
+    Raises:
+        UserError: the folder is none of a simulated log.
+    """
+    truth = Truth.load(storage.join(folder, TRUTH))
+
+    def by_code(name: str, values: dict[str, float]) -> np.ndarray:
+        known = list(values)
+        names = features.context_categories[name]
+        return np.array([-1] * schema.FIRST_CODE + [known.index(n) if n in known else -1 for n in names], np.int64)
+
+    devices, places = by_code("device", DEVICES), by_code("place", PLACES)
+    return {
+        name: Oracle(truth=truth, devices=devices, places=places, use_context=use_context)
+        for name, use_context in (("oracle", True), ("oracle_no_context", False))
+    }
