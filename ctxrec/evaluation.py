@@ -206,6 +206,7 @@ def _write(
             "targets": _as_ids(lists.target_offsets, lists.target_items, item_ids),
             "recommended": _padded_ids(lists.tops[system], item_ids),
             "ndcg@10": pa.array(ndcg),
+            **{f"ndcg@10/{name}": pa.array(values) for name, values in _ndcg(lists).items()},
         }
     )
     sink = pa.BufferOutputStream()
@@ -223,6 +224,14 @@ def _write(
     )
     storage.write_text(storage.join(out, "report.html"), page)
     storage.write_json(storage.join(out, "metrics.json"), metrics)
+
+
+def _ndcg(lists: RankedLists) -> dict[str, np.ndarray]:
+    """NDCG@10 of every request with each system, for comparisons over several runs."""
+    return {
+        system: request_metrics(top, lists.target_offsets, lists.target_items, [10])["ndcg@10"]
+        for system, top in lists.tops.items()
+    }
 
 
 def _as_ids(offsets: np.ndarray, positions: np.ndarray, item_ids: pa.Array) -> pa.Array:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from ctxrec import schema, shards
 from ctxrec.events import US, time_context
 from ctxrec.prepared import FeatureMeta, encode_categories
+from ctxrec.schema import TEST
 from ctxrec.spec import DatasetSpec
 from ctxrec.splits import Cuts, last_split, temporal_split
 
@@ -43,16 +44,23 @@ class Bucket:
     split: np.ndarray  # int8 [E]
     order: np.ndarray  # int64 [E] position of each event in the table it came from
     duplicates: np.ndarray  # positions of the rejected duplicates
+    held_out: int  # events of held-out items that were dropped
 
 
-def sort_bucket(table: pa.Table, item_ids: pa.Array, user_ids: pa.Array, job: BucketJob) -> Bucket:
+def sort_bucket(
+    table: pa.Table, item_ids: pa.Array, user_ids: pa.Array, job: BucketJob, held_out: np.ndarray | None = None
+) -> Bucket:
     """Sort a bucket's rows by user and time, stably on the log's order, and drop later duplicates.
+
+    Items of a cold hold-out lose every event but those of the test split, which keep the place that the whole
+    log gives them.
 
     Args:
         table: rows of the bucket in the log's order (see `shards.shard_columns`).
         item_ids: the catalogue.
         user_ids: users of the bucket that the user table names; they get a history even when it is empty.
         job: see `BucketJob`.
+        held_out: bool [I] items of a cold hold-out; None without one.
     """
     codes, log_users = _codes(table.column(shards.USER))
     users = pa.concat_arrays([log_users, user_ids]).unique()
@@ -79,7 +87,18 @@ def sort_bucket(table: pa.Table, item_ids: pa.Array, user_ids: pa.Array, job: Bu
         split = last_split(offsets, job.spec.split, min_events=job.min_events)
     else:
         split = temporal_split(times, job.cuts)
-    return Bucket(users, offsets, items, times, split, order, np.sort(duplicates))
+    stays = np.ones(len(items), bool) if held_out is None else ~held_out[items] | (split == TEST)
+    offsets = np.concatenate([[0], np.cumsum(stays)])[offsets].astype(np.int64)
+    return Bucket(
+        users=users,
+        offsets=offsets,
+        items=items[stays],
+        times=times[stays],
+        split=split[stays],
+        order=order[stays],
+        duplicates=np.sort(duplicates),
+        held_out=int((~stays).sum()),
+    )
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:

@@ -212,6 +212,7 @@ class Totals:
     users_only_in_log: int = 0
     events: int = 0
     duplicates: int = 0
+    held_out: int = 0  # events of held-out items that were dropped
 
 
 def write_histories(
@@ -222,6 +223,7 @@ def write_histories(
     attributes: tuple[pa.Table, np.ndarray],
     files: list[str],
     out: str,
+    held_out: np.ndarray | None = None,
 ) -> Totals:
     """Pass 2: write every bucket's histories.
 
@@ -233,12 +235,14 @@ def write_histories(
         attributes: user attributes sorted by bucket, and where each bucket begins.
         files: the log's files, for rejected rows.
         out: the data folder.
+        held_out: bool [items] items of a cold hold-out; None without one.
     """
     shared = ray.put(
         {
             "paths": [place["path"] for place in log.shards],
             "offsets": np.array([place["offsets"] for place in log.shards], np.int64).reshape(-1, job.buckets + 1),
             "item_ids": item_ids,
+            "held_out": held_out,
             "users": attributes,
             "files": files,
         }
@@ -253,9 +257,9 @@ def write_histories(
                 totals.train_events[train] += facts.column("train_counts").combine_chunks().flatten().to_numpy()
                 counts = facts.drop_columns(["train_items", "train_counts"]).to_pylist()[0]
                 totals.split = [have + counts[f"split{part}"] for part, have in enumerate(totals.split)]
-                for name in ("users", "users_only_in_log", "events", "duplicates"):
+                for name in ("users", "users_only_in_log", "events", "duplicates", "held_out"):
                     setattr(totals, name, getattr(totals, name) + counts[name])
-                bar.update(counts["events"] + counts["duplicates"])
+                bar.update(counts["events"] + counts["duplicates"] + counts["held_out"])
     return totals
 
 
@@ -271,7 +275,7 @@ def bucket_task(
         table = shards.read_bucket(places, job.spec.events)
         users = user_table.slice(bounds[number], bounds[number + 1] - bounds[number])
         user_ids = users.column(schema.USER_ID).combine_chunks()
-        bucket = histories.sort_bucket(table, world["item_ids"], user_ids, bucket_job)
+        bucket = histories.sort_bucket(table, world["item_ids"], user_ids, bucket_job, world["held_out"])
         _write_bucket(
             bucket, table, users, bucket_job, storage.join(out, schema.HISTORIES, f"bucket-{number:05d}.parquet")
         )
@@ -302,6 +306,7 @@ def _bucket_facts(bucket: histories.Bucket, user_ids: pa.Array) -> pa.Table:
             "users_only_in_log": [len(bucket.users) - known],
             "events": [len(bucket.items)],
             "duplicates": [len(bucket.duplicates)],
+            "held_out": [bucket.held_out],
             **{f"split{part}": [int(n)] for part, n in enumerate(counts)},
             "train_items": pa.array([items], pa.list_(pa.int32())),
             "train_counts": pa.array([train[items]], pa.list_(pa.int64())),

@@ -170,8 +170,9 @@ def _run(source: Source, out: str, config: Config) -> dict[str, Any]:
     item_ids = pa.concat_arrays([items.ids, log.new_items])
     attributes = catalogue.user_attributes(users, spec.users, features.user_categories, buckets=job.buckets)
     bucket_job = histories.BucketJob(spec=spec, features=features, cuts=cuts, min_events=options.min_events)
+    held_out = splits.held_out_items(item_ids.to_pylist(), options.cold_items) if options.cold_items else None
     totals = passes.write_histories(
-        log, job, bucket_job, item_ids, attributes, [info.path for info in source.events], out
+        log, job, bucket_job, item_ids, attributes, [info.path for info in source.events], out, held_out
     )
     table = catalogue.items_table(spec, items, log.new_items, totals.train_events)
     fs, inner = storage.filesystem(storage.join(out, schema.ITEMS))
@@ -193,8 +194,10 @@ def _run(source: Source, out: str, config: Config) -> dict[str, Any]:
             "train": totals.split[schema.TRAIN],
             "valid": totals.split[schema.VALID],
             "test": totals.split[schema.TEST],
+            **({} if held_out is None else {"held_out_items": int(held_out.sum()), "held_out_events": totals.held_out}),
             "rejects": {reason: n for reason, n in sorted(rejected.items()) if n},
         },
+        "cold_items": options.cold_items,
         "split": {"strategy": spec.split.strategy, **(_cut_times(cuts) if temporal else {})},
         "time_unit": job.unit,
         "notes": notes,
@@ -307,6 +310,11 @@ def summary(data: PreparedData) -> str:
         f"test {counts['test']:,}",
         f"  times are {meta['time_unit']}",
     ]
+    if "held_out_items" in counts:
+        lines.append(
+            f"  cold items: {counts['held_out_items']:,} are held out; {counts['held_out_events']:,} of their events "
+            "before the test split are dropped"
+        )
     lines += [f"  rejected {n:,}: {reason}" for reason, n in counts["rejects"].items()]
     if counts["rejects"]:
         lines.append(f"  rejected rows are kept in {storage.join(data.path, schema.REJECTS)}")

@@ -104,6 +104,21 @@ def test_histories_of_a_bucket_worked_by_hand():
     assert c["items"] == [] and c["ctx_query"] == []
 
 
+def test_held_out_items_keep_their_test_events_alone():
+    """Item i1 is held out: a loses the one at 50 s and keeps the test event at 60 s, b loses its validation event."""
+    table = table_of(ROWS)
+    held_out = np.array([True, False, False])
+    bucket = histories.sort_bucket(table, CATALOGUE, USERS.column(0).combine_chunks(), job(), held_out)
+    made = pa.concat_tables(histories.bucket_tables(bucket, table, USERS, job()))
+    a, b, c = made.to_pylist()
+    assert bucket.held_out == 2 and bucket.duplicates.tolist() == [4]
+    assert a["items"] == [2, 0] and a["split"] == [TRAIN, TEST] and a["times"] == [10 * US, 60 * US]
+    assert b["items"] == [2, 1, 1] and b["split"] == [TRAIN, TRAIN, TEST]
+    assert a["gap_s"][1:] == [50], "the gap is to the event that is left"
+    assert a["ctx_query"] == ["hat", ""] and b["ctx_query"] == ["", "red", "other action"]
+    assert b["actions"] == [2, 2, 1] and c["items"] == []
+
+
 def test_slices_of_a_bucket_join_to_the_same_table(monkeypatch):
     _, whole = build()
     monkeypatch.setattr(histories, "ROWS_PER_GROUP", 1)

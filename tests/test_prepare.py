@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ctxrec import passes, preparing, reading, schema, shards
+from ctxrec import passes, preparing, reading, schema, shards, splits
 from ctxrec.config import load_config
 from ctxrec.errors import UserError
 from ctxrec.prepared import PreparedData
@@ -354,6 +354,38 @@ def test_histories_do_not_depend_on_the_number_of_buckets(tmp_path):
     five = histories(data)
     assert five.keys() == one.keys()
     assert all(str(five[user]) == str(one[user]) for user in one)
+
+
+def test_a_cold_hold_out_leaves_test_events_only(tmp_path):
+    rows = [(f"u{n}", f"i{(n * 7 + k * k) % 40}", START + 60 * k) for n in range(30) for k in range(8)]
+    write_csv(tmp_path, rows)
+    whole = run(tmp_path, LOG + LAST)
+    before = histories(whole)
+    data = run(tmp_path, LOG + LAST, ["prepare.cold_items=0.3"])
+    assert data.fingerprint != whole.fingerprint, "the option makes other data"
+    ids = data.items.column(schema.ITEM_ID).to_pylist()
+    held = splits.held_out_items(ids, 0.3)
+    assert 0 < held.sum() < 40 and data.meta["cold_items"] == 0.3 and whole.meta["cold_items"] == 0
+    dropped = 0
+    for user, row in histories(data).items():
+        old = before[user]
+        kept = [
+            n
+            for n, (i, s) in enumerate(zip(old["items"], old["split"], strict=True))
+            if not held[i] or s == schema.TEST
+        ]
+        dropped += len(old["items"]) - len(kept)
+        for name in ("items", "times", "split", "hour"):
+            assert row[name] == [old[name][n] for n in kept]
+    counts = data.meta["counts"]
+    assert (counts["held_out_items"], counts["held_out_events"]) == (held.sum(), dropped) and dropped > 0
+    assert (
+        counts["test"] == whole.meta["counts"]["test"] and counts["events"] == whole.meta["counts"]["events"] - dropped
+    )
+    train = np.array(data.items.column(schema.ITEM_TRAIN_EVENTS).to_pylist())
+    assert (train[held] == 0).all() and train.sum() == counts["train"]
+    assert f"cold items: {held.sum()} are held out; {dropped} of their events" in summary(data)
+    assert "cold items" not in summary(whole) and "held_out_items" not in whole.meta["counts"]
 
 
 def test_an_unchanged_folder_is_reused_and_a_changed_one_replaced(tmp_path, caplog):
