@@ -1,0 +1,92 @@
+"""`report.html` of a benchmark: one page for all data sets, without script or network."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from ctxrec import benchmark_results as results_of
+from ctxrec import charts
+from ctxrec.report_html import chart, e, finding, legend, name, paragraph, section, table
+from ctxrec.report_style import STYLE
+from ctxrec.summary import verdict
+
+
+def render(results: dict[str, Any]) -> str:
+    """The page for what `results.json` holds."""
+    made = [row for row in results["datasets"] if row.get("model")]
+    sections = [_header(results), _gains(made), _levels(made), _table(results), _failures(results)]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="color-scheme" content="light dark"><title>ctxrec benchmark</title><style>{STYLE}</style></head>\n'
+        f"<body><main>\n{''.join(sections)}</main></body></html>\n"
+    )
+
+
+def _header(results: dict[str, Any]) -> str:
+    rows = results["datasets"]
+    gains = [row["gain"] for row in rows if row.get("gain")]
+    ahead, behind = sum(g["low"] > 0 for g in gains), sum(g["high"] < 0 for g in gains)
+    tiles = [
+        ("Data sets", f"{len(rows)}", f"{len(results['seeds'])} seeds each"),
+        ("Clearly ahead", f"{ahead}", "of the best single baseline: the 95 % interval of the gain is above 0"),
+        ("No clear difference", f"{len(gains) - ahead - behind}", "the interval holds 0"),
+        ("Clearly behind", f"{behind}", "the interval is below 0"),
+    ]
+    cards = "".join(
+        f'<div class="tile"><div class="tile-name">{e(title)}</div><div class="tile-value">{e(value)}</div>{e(text)}</div>'
+        for title, value, text in tiles
+    )
+    today = datetime.datetime.now(datetime.UTC).strftime("%d %B %Y, %H:%M UTC")
+    return f'<header><p class="kicker">ctxrec</p><h1>Benchmark</h1><p class="lead">{e(today)}</p></header><div class="tiles">{cards}</div>\n'
+
+
+def _gains(made: list[dict[str, Any]]) -> str:
+    """The gain over the best single baseline, in per cent of it."""
+    rows = []
+    for row in made:
+        gain, best = row.get("gain"), row.get("best_baseline")
+        level = row["systems"].get(best)
+        if gain and level:
+            scaled = [100 * gain[key] / level for key in ("mean", "low", "high")]
+            rows.append(charts.Dots(row["label"], f"against {name(best)}", ((*scaled, "model"),)))
+    if not rows:
+        return ""
+    best_row = max((row for row in made if row.get("gain")), key=lambda row: row["gain"]["share"] or 0)
+    said = f"{best_row['label']}: {verdict(best_row['gain'])} than {name(best_row['best_baseline'])}, the largest gain here."
+    title = "Gain over the best single baseline, per cent of its NDCG@10"
+    drawing = charts.dot_chart(rows, title=title, description="One row a data set, with 95 % intervals")
+    return section("Against the best single baseline", finding(said), chart(drawing))
+
+
+def _levels(made: list[dict[str, Any]]) -> str:
+    """NDCG@10 of the model and of the best single baseline."""
+    rows = []
+    for row in made:
+        model, best = row["model"], row.get("best_baseline")
+        dots = [(model["mean"], model["low"], model["high"], "model")]
+        if best:
+            level = row["systems"][best]
+            dots.append((level, level, level, "best"))
+        rows.append(charts.Dots(row["label"], f"{row['requests']:,} requests", tuple(dots)))
+    if not rows:
+        return ""
+    drawing = charts.dot_chart(rows, title="NDCG@10", description="ctxrec and the best single baseline")
+    signs = legend([("model", "ctxrec"), ("best", "best single baseline")])
+    return section("NDCG@10 on each data set", signs, chart(drawing))
+
+
+def _table(results: dict[str, Any]) -> str:
+    header, rows = results_of.table(results)
+    finished = [(cells[0], [f"<td>{e(cell)}</td>" for cell in cells[1:]], False) for cells in rows]
+    return section("All figures", paragraph(results_of.about(results)), table(["", *header[1:]], finished))
+
+
+def _failures(results: dict[str, Any]) -> str:
+    lines = [
+        paragraph(f"{row['label']}, {results_of.failed_step(failure)}: {failure['message']}")
+        for row in results["datasets"]
+        for failure in row["failures"]
+    ]
+    return section("What failed", *lines) if lines else ""
