@@ -17,7 +17,7 @@ FOLDER, SASREC = "ablations", "sasrec"
 
 # What each ablation changes in the run's own options; the rest stays.
 CHANGES: dict[str, dict[str, Any]] = {
-    "text_only": {"model.use_id": False, "model.use_features": False},
+    "text_only": {"model.use_id": False, "model.use_features": False, "model.use_memory": False},
     "id_only": {"model.use_text": False, "model.use_features": False},
     "no_context": {"model.use_context": False},
 }
@@ -28,6 +28,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 SASREC_OPTIONS: dict[str, Any] = {
     "encoder.name": "",
     "model.dim": 64,
+    "model.content_dim": 0,
     "model.backbone": "transformer",
     "model.layers": 2,
     "model.heads": 2,
@@ -41,6 +42,7 @@ SASREC_OPTIONS: dict[str, Any] = {
     "model.use_features": False,
     "model.use_context": False,
     "model.use_user": False,
+    "model.use_memory": False,
     "train.global_batch_size": 64,
     "train.tower_epochs": 60,
     "train.encoder_epochs": 0,

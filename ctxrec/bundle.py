@@ -4,6 +4,7 @@ manifest.json  config.toml  data.json     versions and hashes; options; spec, fe
 items.parquet  histories.arrow            catalogue; stored histories of known users, by user id
 towers.safetensors  adapter/              weights; PEFT adapter (or encoder weights) of the encoder
 vectors.safetensors  index.faiss          item vectors and the scale of text vectors; the index
+blend.safetensors                         item memory and the weights of all sources, where there are any
 """
 
 from __future__ import annotations
@@ -17,21 +18,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
 from ctxrec import schema, storage
+from ctxrec.blend import Blend
 from ctxrec.config import Config, to_toml
 from ctxrec.encoder import TextEncoder
 from ctxrec.errors import UserError
 from ctxrec.index import build_index
+from ctxrec.memory import from_arrays, to_arrays
 from ctxrec.model import ModelShape
 from ctxrec.prepared import PreparedData
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST, CONFIG, DATA = "manifest.json", "config.toml", "data.json"
 ITEMS, HISTORIES = "items.parquet", "histories.arrow"
 TOWERS, VECTORS, ADAPTER, INDEX = "towers.safetensors", "vectors.safetensors", "adapter", "index.faiss"
+BLEND = "blend.safetensors"
 
 
 def write_bundle(
@@ -45,12 +50,16 @@ def write_bundle(
     text_scale: dict[str, np.ndarray],
     encoder: TextEncoder | None,
     scratch: str,
+    trained: np.ndarray | None = None,
+    blend: Blend | None = None,
 ) -> str:
     """Write a complete bundle at `path` (a path or URI); returns its model version.
 
     Args:
         towers: weights by name.
-        item_vectors: float32 [I, D + 1].
+        item_vectors: float32 [I, W] of the towers.
+        trained: bool [I], items whose ID has been trained; None = all.
+        blend: None ranks by the towers alone.
         text_scale: "mean" and "scale" of text vectors, float32 [H] each; empty without encoder.
         encoder: the fine-tuned encoder, or None where it was not tuned.
     """
@@ -67,10 +76,15 @@ def write_bundle(
         pq.write_table(data.items.select(kept), os.path.join(folder, ITEMS))
         _write_histories(os.path.join(folder, HISTORIES), data)
         save_file(towers, os.path.join(folder, TOWERS))
-        save_arrays({"items": item_vectors, **text_scale}, os.path.join(folder, VECTORS))
+        known = np.ones(len(item_vectors), bool) if trained is None else trained
+        vectors = {"items": item_vectors, "trained": known.astype(np.uint8), **text_scale}
+        save_arrays(vectors, os.path.join(folder, VECTORS))
+        if blend is not None:
+            save_arrays(_blend_arrays(blend), os.path.join(folder, BLEND))
         if encoder is not None:
             save_encoder(encoder, os.path.join(folder, ADAPTER))
-        build_index(item_vectors, config.index).save(os.path.join(folder, INDEX))
+        searched = item_vectors if blend is None else blend.vectors(item_vectors)
+        build_index(searched, config.index).save(os.path.join(folder, INDEX))
         files = {name: storage.sha256_file(os.path.join(folder, name)) for name in storage.local_files(folder)}
         manifest = {
             "format_version": FORMAT_VERSION,
@@ -83,6 +97,23 @@ def write_bundle(
 
     storage.write_dir(path, fill, scratch=scratch)
     return storage.read_json(storage.join(path, MANIFEST))["model_version"]
+
+
+def _blend_arrays(blend: Blend) -> dict[str, np.ndarray]:
+    arrays = {"weights": blend.weights_2K.astype(np.float32), "widths": np.array(blend.widths, np.int64)}
+    arrays |= {f"covariance.{h}": matrix for h, matrix in enumerate(blend.covariances)}
+    return arrays | to_arrays(blend.memory)
+
+
+def load_blend(folder: str) -> Blend | None:
+    """The blend of a checked local bundle, if it has one."""
+    path = os.path.join(folder, BLEND)
+    if not os.path.exists(path):
+        return None
+    arrays = load_arrays(path)
+    widths = tuple(arrays["widths"].tolist())
+    covariances = tuple(arrays[f"covariance.{h}"] for h in range(len(widths)))
+    return Blend(from_arrays(arrays), widths, covariances, arrays["weights"])
 
 
 def save_encoder(encoder: TextEncoder, folder: str) -> None:

@@ -84,6 +84,9 @@ class ModelConfig:
     """The towers on top of the encoder.
 
     dim: width of item vectors and of the history backbone.
+    content_dim: width of the content head, which compares the text of an item with that of the latest
+        items of the history; 0 = without.
+    use_memory: blend in what the log says of pairs of items and of popularity (`ctxrec.memory`).
     history: events of the history that the model reads, the latest ones.
     id_buckets: rows of the hashed ID embedding; 0 takes one row per item up to 1 million.
     id_dropout, text_dropout: share of items whose ID (text) is hidden in a training step, so that
@@ -92,6 +95,7 @@ class ModelConfig:
     """
 
     dim: int = 64
+    content_dim: int = 128
     backbone: Literal["transformer", "gru", "lstm"] = "transformer"
     layers: int = 2
     heads: int = 2
@@ -105,6 +109,7 @@ class ModelConfig:
     use_features: bool = True
     use_context: bool = True
     use_user: bool = True
+    use_memory: bool = True
 
     def __post_init__(self) -> None:
         for key in ("dim", "layers", "heads", "history"):
@@ -112,6 +117,7 @@ class ModelConfig:
         _require(self.dim % self.heads == 0, "model.dim", self.dim, f"a multiple of model.heads ({self.heads})")
         for key in ("dropout", "id_dropout", "text_dropout"):
             _require(0 <= getattr(self, key) < 1, f"model.{key}", getattr(self, key), "from 0 to below 1")
+        _require(self.content_dim >= 0, "model.content_dim", self.content_dim, "0 (no content head) or more")
         _require(
             self.use_text or self.use_id or self.use_features,
             "model.use_text, use_id and use_features",
@@ -131,6 +137,7 @@ class TrainConfig:
     fresh_items: distinct items of a step that the encoder encodes with gradient, at most.
     loss: full softmax up to full_softmax_items items, sampled softmax with logQ correction above
         (auto), or the named one; bce is binary cross-entropy with `negatives` uniform negatives.
+    refit: after options and weights are chosen on the validation events, train the towers again on these too.
     precision: auto takes bf16 on GPUs, and on CPUs where a measured product is faster in it.
     """
 
@@ -159,6 +166,7 @@ class TrainConfig:
     eval_every: int = 0
     patience: int = 4
     valid_users: int = 20_000
+    refit: bool = True
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0
     max_failures: int = 3

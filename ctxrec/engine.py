@@ -17,6 +17,7 @@ from ctxrec.config import TrainConfig
 logger = logging.getLogger(__name__)
 
 _BETAS = (0.9, 0.98)
+CONTENT_LR = 0.25  # of the towers' rate: the content head starts from a good place
 
 
 def choose_precision(config: TrainConfig, device: torch.device) -> torch.dtype:
@@ -64,18 +65,20 @@ def deepspeed_config(
 
 def parameter_groups(module: nn.Module, config: TrainConfig, *, tower_lr: float, encoder_lr: float) -> list[dict]:
     """Trainable parameters in groups with a peak learning rate each; vectors and adapters do not decay."""
-    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "encoder": []}
+    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "content": [], "encoder": []}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         if name.startswith("encoder."):
             groups["encoder"].append(parameter)
+        elif name.startswith("towers.content."):
+            groups["content"].append(parameter)
         else:
             groups["vectors" if parameter.dim() < 2 else "matrices"].append(parameter)
     made = []
     for name, parameters in groups.items():
         if parameters:
-            lr = encoder_lr if name == "encoder" else tower_lr
+            lr = {"encoder": encoder_lr, "content": tower_lr * CONTENT_LR}.get(name, tower_lr)
             decay = config.weight_decay if name == "matrices" else 0.0
             # The rate is 0 until the first step sets it: DeepSpeed may step once while it starts.
             made.append({"params": parameters, "lr": 0.0, "peak_lr": lr, "weight_decay": decay})

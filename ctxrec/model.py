@@ -2,7 +2,8 @@
 
 Legend: I items, B rows, L event slots, S = L + 1 query slots, D width, H encoder width,
 P positions with a target, F numeric features, M values of a category, n fresh items of a step.
-Vectors that meet in the product have D + 1 numbers: the last is the item's own score (1 for a query).
+Vectors that meet in the product are those of two heads end to end: the sequence head's D + 1 numbers (the last
+is the item's own score, 1 for a query), then the content head's C + 1, alike. Their products add up.
 Parameters are read in the forward of the module that owns them, as ZeRO-3 gathers them there.
 """
 
@@ -24,6 +25,8 @@ from ctxrec.features import NUM_GAP_BUCKETS, TEXT_BUCKETS, ItemFeatures, id_rows
 from ctxrec.prepared import FeatureMeta
 
 MAX_ID_ROWS = 1_000_000  # rows of the ID embedding that an automatic size takes at most
+# Where the content head starts: a step back weighs so much, down to the oldest step that counts; its temperature.
+_AGE_DECAY, _OLDEST, _CONTENT_SCALE = 0.6, 12, 10.0
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,28 @@ class ItemTensors:
     """The catalogue's features on the device; text vectors come apart, as they change in training."""
 
     id_rows_I: torch.Tensor  # int64
+    trained_I: torch.Tensor  # float32, 0 where an item has no training event, so that its ID says nothing
     cat_IM: dict[str, torch.Tensor]  # int64
     num_IF: torch.Tensor  # float32, values and presence side by side
+    pool: torch.Tensor | None  # int64, the trained items, which alone compete in a loss; None = all
+    place_I: torch.Tensor  # int64, an item's place in the pool
 
     @staticmethod
-    def of(features: ItemFeatures, shape: ModelShape, device: torch.device | str = "cpu") -> ItemTensors:
+    def of(
+        features: ItemFeatures,
+        shape: ModelShape,
+        device: torch.device | str = "cpu",
+        *,
+        trained: np.ndarray | None = None,
+    ) -> ItemTensors:
+        """`trained`: bool [I], which items have training events; None = all."""
         num = np.concatenate([features.num, features.num_present], 1)
+        known = np.ones(len(features), bool) if trained is None or not trained.any() else trained
+        pool = None if known.all() else torch.from_numpy(np.flatnonzero(known)).to(device)
         return ItemTensors(
+            trained_I=torch.from_numpy(known.astype(np.float32)).to(device),
+            pool=pool,
+            place_I=torch.from_numpy(np.maximum(np.cumsum(known) - 1, 0)).to(device),
             id_rows_I=torch.from_numpy(id_rows(features.ids, shape.id_buckets)).to(device),
             cat_IM={n: torch.from_numpy(v.astype(np.int64)).to(device) for n, v in features.cat.items()},
             num_IF=torch.from_numpy(num).to(device),
@@ -112,7 +130,7 @@ class ItemTower(nn.Module):
         """Vectors [I, D] of unit length and biases [I]."""
         num_items = len(items.id_rows_I)
         total = torch.zeros(num_items, self.config.dim, dtype=self.norm.weight.dtype, device=items.id_rows_I.device)
-        id_kept = self._kept(num_items, self.config.id_dropout, total)
+        id_kept = self._kept(num_items, self.config.id_dropout, total) * items.trained_I.to(total.dtype)
         if self.text is not None and text is not None:
             vectors = (text.vectors_IH - text.mean_H) / text.scale_H
             kept = text.present_I * self._kept(num_items, self.config.text_dropout, total)
@@ -220,14 +238,76 @@ class UserTower(nn.Module):
         return self.query(F.dropout(state, self.config.dropout, self.training))
 
 
+class ContentHead(nn.Module):
+    """Likeness of an item's text to the texts of the latest history, in a space learnt from the log.
+
+    The query is a sum of the history's vectors whose weights depend on the age and the action of an event.
+    """
+
+    def __init__(self, config: ModelConfig, shape: ModelShape) -> None:
+        super().__init__()
+        self.project = nn.Linear(shape.text_width, min(config.content_dim, shape.text_width), bias=False)
+        ages = torch.arange(config.history, dtype=torch.float32).clamp(max=_OLDEST)
+        self.log_age = nn.Parameter(ages * float(np.log(_AGE_DECAY)))
+        self.log_action = nn.Embedding(len(shape.features.actions) + 1, 1)
+        self.log_scale = nn.Parameter(torch.tensor([np.log(_CONTENT_SCALE)], dtype=torch.float32))
+        self.id_bias = nn.Embedding(shape.id_buckets, 1) if config.use_id else None
+        nn.init.zeros_(self.log_action.weight)
+        if self.id_bias is not None:
+            nn.init.zeros_(self.id_bias.weight)
+
+    @torch.no_grad()
+    def start_from(self, text: TextTable) -> None:
+        """Start as the principal components of the un-tuned text vectors, which keep their likeness."""
+        shown = text.vectors_IH[text.present_I > 0] - text.mean_H
+        _, axes = torch.linalg.eigh((shown.T @ shown).double())
+        self.project.weight.copy_(axes[:, -self.project.out_features :].flip(1).T)
+
+    def forward(
+        self, items: ItemTensors, text: TextTable | None, batch: Batch | None, vectors_IC: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Item vectors [I, C + 1] (or those given), and queries [B, S, C + 1] where there is a batch."""
+        if vectors_IC is None:
+            assert text is not None
+            content = F.normalize(self.project((text.vectors_IH - text.mean_H).to(self.project.weight.dtype)), dim=-1)
+            vectors_IC = torch.cat([content * text.present_I[:, None].to(content.dtype), self._bias(items)[:, None]], 1)
+        if batch is None:
+            return vectors_IC, None
+        shown = vectors_IC[:, :-1][batch.items_BL]
+        num_slots = shown.shape[1]
+        slots = torch.arange(num_slots, device=shown.device)
+        real = slots[None] < batch.lengths_B[:, None]
+        shown = shown * (self.log_action(batch.actions_BL).squeeze(-1).exp() * real)[..., None].to(shown.dtype)
+        age = slots[:, None] - slots[None]
+        weights = self.log_age[age.clamp(min=0)].exp() * (age >= 0)
+        mean = torch.einsum("qj,bjc->bqc", weights.to(shown.dtype), shown)
+        mean = F.pad(mean, (0, 0, 1, 0)).float()  # nothing is read before the first event
+        query = mean / (mean.norm(dim=-1, keepdim=True) + 1e-6) * self.log_scale.exp()
+        return vectors_IC, torch.cat([query, torch.ones_like(query[..., :1])], -1)
+
+    def _bias(self, items: ItemTensors) -> torch.Tensor:
+        """An item's own score; untrained items take the mean of the others. [I]"""
+        if self.id_bias is None:
+            return self.log_scale.new_zeros(len(items.id_rows_I))
+        bias = self.id_bias(items.id_rows_I).squeeze(-1)
+        known = items.trained_I.to(bias.dtype)
+        mean = (bias * known).sum() / known.sum().clamp(min=1)
+        return bias * known + mean * (1 - known)
+
+
 class Towers(nn.Module):
-    """Item and user tower with the temperature of their product; everything trained but the encoder."""
+    """Both heads with the temperature of their products; everything trained but the encoder."""
 
     def __init__(self, config: ModelConfig, shape: ModelShape, *, temperature: float) -> None:
         super().__init__()
         self.item = ItemTower(config, shape)
         self.user = UserTower(config, shape.features)
         self.log_scale = nn.Parameter(torch.tensor([-np.log(temperature)], dtype=torch.float32))
+        has_content = config.use_text and shape.text_width and config.content_dim
+        self.content = ContentHead(config, shape) if has_content else None
+        self.widths = (config.dim + 1,)  # of the heads, in the order in which their vectors lie
+        if self.content is not None:
+            self.widths += (min(config.content_dim, shape.text_width) + 1,)
 
     def forward(
         self,
@@ -238,21 +318,31 @@ class Towers(nn.Module):
         item_vectors: torch.Tensor | None = None,
         last: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Item vectors [I, D + 1] (unit vector, then bias) and queries (unit state over the temperature,
-        then 1): [B, S, D + 1], or with `last` the query of each row's own request, [B, D + 1].
+        """Item vectors [I, W] and queries: [B, S, W], or with `last` the query of each row's own request, [B, W].
 
         `item_vectors` saves computing them again; without `batch` there are no queries.
         """
-        if item_vectors is None:
+        given = [None, None] if item_vectors is None else torch.split(item_vectors, self.widths, dim=1)
+        sequence_ID = given[0]
+        if sequence_ID is None:
             vectors, bias = self.item(items, text)
-            item_vectors = torch.cat([vectors, bias[:, None]], 1)
+            sequence_ID = torch.cat([vectors, bias[:, None]], 1)
+        parts, queries = [sequence_ID], []
+        if batch is not None:
+            state = F.normalize(self.user(batch, sequence_ID[:, :-1]).float(), dim=-1) * self.log_scale.exp()
+            queries.append(torch.cat([state, torch.ones_like(state[..., :1])], -1))
+        if self.content is not None:
+            content_IC, content_query = self.content(items, text, batch, given[1])
+            parts.append(content_IC.to(sequence_ID.dtype))
+            queries += [] if content_query is None else [content_query]
+        if item_vectors is None:
+            item_vectors = torch.cat(parts, 1)
         if batch is None:
             return item_vectors, None
-        state = self.user(batch, item_vectors[:, :-1])
+        query = torch.cat(queries, -1)
         if last:
-            state = state[torch.arange(len(state), device=state.device), batch.lengths_B]
-        state = F.normalize(state.float(), dim=-1) * self.log_scale.exp()
-        return item_vectors, torch.cat([state, torch.ones_like(state[..., :1])], -1)
+            query = query[torch.arange(len(query), device=query.device), batch.lengths_B]
+        return item_vectors, query
 
 
 def _small_init(table: Any) -> None:

@@ -11,10 +11,13 @@ import torch.distributed as dist
 import torch.nn as nn
 
 from ctxrec.batching import Batch
+from ctxrec.blend import head_slices
 from ctxrec.config import TrainConfig
 from ctxrec.encoder import EncodePlan, TextEncoder, Tokens, encode_share
 from ctxrec.losses import bce_loss, sampled_softmax_loss, softmax_loss
 from ctxrec.model import ItemTensors, TextTable, Towers
+
+CONTENT_POSITIONS = 512  # of a micro-batch that train the content head
 
 
 class _GatherRanks(torch.autograd.Function):
@@ -88,17 +91,45 @@ class Network(nn.Module):
             mixed_IH = text.vectors_IH.index_copy(0, which, fresh_nH.to(text.vectors_IH.dtype))
             text.vectors_IH = mixed_IH.detach()
             text = TextTable(mixed_IH, text.present_I, text.mean_H, text.scale_H)
-        vectors_ID, queries = self.towers(items, text, batch)
-        asked = batch.weights_BS != 0
-        q_PD, target_P, weight_P = queries[asked], batch.targets_BS[asked], batch.weights_BS[asked]
-        if loss == "softmax":
-            return softmax_loss(q_PD, vectors_ID, target_P, weight_P, smoothing=config.label_smoothing)
-        assert negatives is not None
-        if loss == "bce":
-            return bce_loss(q_PD, vectors_ID, target_P, weight_P, negatives)
-        # Uniform draws with replacement: every item is expected N / I times.
-        log_expected = torch.full((), np.log(len(negatives) / len(vectors_ID)), device=q_PD.device)
-        return sampled_softmax_loss(q_PD, vectors_ID, target_P, weight_P, negatives, log_expected)
+        vectors_IW, queries = self.towers(items, text, batch)
+        if items.pool is not None:
+            vectors_IW = vectors_IW[items.pool]
+        asked = torch.nonzero(batch.weights_BS != 0, as_tuple=True)
+        total = vectors_IW.new_zeros((), dtype=torch.float32)
+        # Each head learns alone: trained as a sum, the sequence head memorises what the content head explains.
+        for number, part in enumerate(head_slices(self.towers.widths)):
+            where = asked if number == 0 else _thinned(asked)
+            target_P, weight_P = items.place_I[batch.targets_BS[where]], batch.weights_BS[where]
+            share = batch.weights_BS.abs().sum() / weight_P.abs().sum().clamp(min=1e-9)
+            total = total + share * _head_loss(
+                queries[..., part][where], vectors_IW[:, part], target_P, weight_P, config, loss, negatives
+            )
+        return total
+
+
+def _thinned(asked: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """At most CONTENT_POSITIONS of the positions, evenly taken: the content head has few weights to learn."""
+    stride = -(-len(asked[0]) // CONTENT_POSITIONS)
+    return tuple(index[:: max(stride, 1)] for index in asked)
+
+
+def _head_loss(
+    q_PD: torch.Tensor,
+    v_ID: torch.Tensor,
+    target_P: torch.Tensor,
+    weight_P: torch.Tensor,
+    config: TrainConfig,
+    loss: str,
+    negatives: torch.Tensor | None,
+) -> torch.Tensor:
+    if loss == "softmax":
+        return softmax_loss(q_PD, v_ID, target_P, weight_P, smoothing=config.label_smoothing)
+    assert negatives is not None
+    if loss == "bce":
+        return bce_loss(q_PD, v_ID, target_P, weight_P, negatives)
+    # Uniform draws with replacement: every item is expected N / I times.
+    log_expected = torch.full((), np.log(len(negatives) / len(v_ID)), device=q_PD.device)
+    return sampled_softmax_loss(q_PD, v_ID, target_P, weight_P, negatives, log_expected)
 
 
 def choose_loss(config: TrainConfig, num_items: int) -> str:

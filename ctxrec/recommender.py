@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import scipy.sparse as sp
 import torch
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
@@ -24,6 +25,7 @@ from safetensors.torch import load_file
 from ctxrec import bundle as files
 from ctxrec import schema, storage
 from ctxrec.batching import Batcher
+from ctxrec.blend import Blend
 from ctxrec.config import Config, load_config
 from ctxrec.errors import UserError
 from ctxrec.events import (
@@ -82,6 +84,7 @@ class Recommender:
         item_vectors: np.ndarray,
         histories: Histories,
         model_version: str,
+        blend: Blend | None = None,
     ) -> None:
         self.config, self.spec, self.features = config, spec, features
         self.items, self.item_vectors, self.model_version = items, item_vectors, model_version
@@ -89,8 +92,13 @@ class Recommender:
         self.item_position = {item: n for n, item in enumerate(self.item_ids)}
         self.histories = histories
         self.user_row = {user: n for n, user in enumerate(histories.users.ids)}
-        self._towers = towers
-        self._tensors = ItemTensors(id_rows_I=torch.zeros(0, dtype=torch.int64), cat_IM={}, num_IF=torch.zeros(0, 0))
+        self._towers, self.widths = towers, towers.widths
+        self.blend = blend
+        self.vectors = item_vectors if blend is None else blend.vectors(item_vectors)  # what queries are for
+        none = torch.zeros(0, dtype=torch.int64)
+        self._tensors = ItemTensors(
+            id_rows_I=none, trained_I=torch.zeros(0), cat_IM={}, num_IF=torch.zeros(0, 0), pool=None, place_I=none
+        )
         self._vectors = torch.from_numpy(item_vectors)
         self._batcher = Batcher(features, history=config.model.history, action_weights=spec.events.actions)
         self._action_codes = {action: code for code, action in enumerate(features.actions, 1)}
@@ -100,7 +108,7 @@ class Recommender:
         }
 
     def queries(self, requests: Requests) -> np.ndarray:
-        """Query vectors of requests: float32 [N, D]."""
+        """Query vectors of requests, for `vectors`: float32 [N, D]."""
         parts = []
         for start in range(0, len(requests), BATCH_SIZE):
             stop = min(start + BATCH_SIZE, len(requests))
@@ -109,11 +117,24 @@ class Recommender:
                 batch = self._batcher.requests(part)
                 _, queries = self._towers(self._tensors, None, batch, item_vectors=self._vectors, last=True)
             parts.append(queries.numpy())
-        return np.concatenate(parts) if parts else np.zeros((0, self.item_vectors.shape[1]), np.float32)
+        found = np.concatenate(parts) if parts else np.zeros((0, self.item_vectors.shape[1]), np.float32)
+        return found if self.blend is None else self.blend.queries(found, requests.history.lengths)
+
+    def remembered(self, requests: Requests) -> sp.csr_array | None:
+        """What the item memory adds to the products of queries and vectors: 0 or more, float32 [N, I]."""
+        return None if self.blend is None else self.blend.remembered(requests.history)
 
     def scores(self, requests: Requests) -> np.ndarray:
         """Scores of all items: float32 [N, I]."""
-        return self.queries(requests) @ self.item_vectors.T
+        scores = self.queries(requests) @ self.vectors.T
+        remembered = self.remembered(requests)
+        return scores if remembered is None else scores + remembered.toarray()
+
+    def likeness_vectors(self) -> np.ndarray:
+        """What items are like, without how popular they are: float32 [I, W], the items' own scores 0."""
+        vectors = self.item_vectors.copy()
+        vectors[:, np.cumsum(self.widths) - 1] = 0
+        return vectors
 
     def make_requests(self, raw: Sequence[RawRequest]) -> tuple[Requests, np.ndarray]:
         """Requests as arrays, and which of them have no history to go by (bool [N], "fallback").
@@ -264,6 +285,7 @@ def load_recommender(bundle: str) -> Recommender:
         item_vectors=load_arrays(os.path.join(folder, files.VECTORS))["items"],
         histories=histories,
         model_version=manifest["model_version"],
+        blend=files.load_blend(folder),
     )
 
 
@@ -288,16 +310,15 @@ def reload_item_vectors(bundle: str, *, encoder_path: str, data_items: pa.Table)
     folder, _ = files.check_bundle(bundle, scratch=tempfile.gettempdir())
     config, _, shape, towers = _load_towers(folder)
     catalogue = item_features(data_items, shape.features)
-    text = None
+    text, arrays = None, load_arrays(os.path.join(folder, files.VECTORS))
     if shape.text_width:
         adapter = os.path.join(folder, files.ADAPTER)
         if os.path.exists(adapter):
             encoder = files.load_encoder(config, encoder_path, adapter)
         else:  # it was not tuned
             encoder = TextEncoder(config.encoder, encoder_path, tune=False).eval()
-        arrays = load_arrays(os.path.join(folder, files.VECTORS))
         vectors, present = encode_catalogue(encoder, encoder_path, catalogue.texts, config.encoder)
         text = make_text_table(vectors, present, mean=arrays["mean"], scale=arrays["scale"])
     with torch.inference_mode():
-        vectors, _ = towers(ItemTensors.of(catalogue, shape), text)
+        vectors, _ = towers(ItemTensors.of(catalogue, shape, trained=arrays["trained"] > 0), text)
     return vectors.numpy()

@@ -12,13 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
+import scipy.sparse as sp
 
 from ctxrec import bundle as files
 from ctxrec import schema, storage
 from ctxrec.config import IndexConfig
 from ctxrec.errors import UserError
 from ctxrec.events import Requests
-from ctxrec.index import NO_ITEM, Allowed, Excluded, Index, exact_search, load_index
+from ctxrec.index import NO_ITEM, Allowed, Excluded, Index, exact_search, load_index, top_positions
 from ctxrec.recommender import Recommender, load_recommender
 
 BUNDLE = "bundle"  # the bundle's folder in a run
@@ -29,11 +30,11 @@ class Retriever:
 
     Args:
         recommender: the model, its catalogue and the stored histories.
-        index: an index of `recommender.item_vectors`; None ranks the whole catalogue exactly.
+        index: an index of `recommender.vectors`; None ranks the whole catalogue exactly.
     """
 
     def __init__(self, recommender: Recommender, index: Index | None = None):
-        expected = recommender.item_vectors.shape
+        expected = recommender.vectors.shape
         if index is not None and (index.num_items, index.dim) != expected:
             raise UserError(
                 f"the index holds {index.num_items} vectors of width {index.dim}; expected {expected[0]} of width "
@@ -60,13 +61,30 @@ class Retriever:
         if len(requests) == 0:
             return []
         queries = self.recommender.queries(requests)
-        return self._search(queries, k, exclude=self._unwanted(requests, exclude), allowed=allowed)
+        unwanted = self._unwanted(requests, exclude)
+        found = self._search(queries, k, exclude=unwanted, allowed=allowed)
+        remembered = self.recommender.remembered(requests)
+        if remembered is None:
+            return found
+        return [
+            self._with_memory(
+                found[n][0], queries[n], remembered[[n]], k, _of_request(unwanted, n), _of_request(allowed, n)
+            )
+            for n in range(len(requests))
+        ]
 
     def similar(self, item: int, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k items most like `item` by the cosine of their vectors, itself left out."""
-        query = self.recommender.item_vectors[item : item + 1].copy()
-        query[:, -1] = 0  # the last coordinate is an item's bias: how popular it is, not what it is like
-        return self._search(query, k, exclude=[np.array([item])], allowed=None)[0]
+        likeness = self._likeness
+        scores = likeness @ likeness[item]
+        scores[item] = -np.inf
+        best = top_positions(scores, k)
+        return best, scores[best]
+
+    @cached_property
+    def _likeness(self) -> np.ndarray:
+        """Vectors whose product is the mean cosine of both heads: float32 [I, W]."""
+        return self.recommender.likeness_vectors() / np.float32(np.sqrt(len(self.recommender.widths)))
 
     def positions(self, item_ids: Iterable[str]) -> np.ndarray:
         """Positions of those ids that the catalogue has; the others are left out."""
@@ -129,16 +147,49 @@ class Retriever:
             return seen
         return [np.concatenate([s, e]) for s, e in zip(seen, exclude, strict=True)]
 
+    def _with_memory(
+        self,
+        found: np.ndarray,
+        query: np.ndarray,
+        remembered: sp.csr_array,
+        k: int,
+        unwanted: np.ndarray | None,
+        allowed: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The best k among the index's best and all remembered items.
+
+        As the memory takes nothing off a score, no other item can be among the best: exact where the index is.
+        """
+        extra = remembered.indices.astype(np.int64)
+        if allowed is not None:
+            extra = extra[allowed[extra]]
+        if unwanted is not None and len(unwanted):
+            extra = extra[~np.isin(extra, unwanted)]
+        candidates = np.union1d(found, extra)
+        added = np.zeros(len(candidates), np.float32)
+        place = np.searchsorted(candidates, remembered.indices)
+        inside = place < len(candidates)
+        inside[inside] = candidates[place[inside]] == remembered.indices[inside]
+        added[place[inside]] = remembered.data[inside]
+        scores = self.recommender.vectors[candidates] @ query + added
+        best = top_positions(scores, k)
+        return candidates[best], scores[best]
+
     def _search(
         self, queries: np.ndarray, k: int, *, exclude: Excluded, allowed: Allowed
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         if self.index is not None:
             ids, scores = self.index.search(queries, k, allowed=allowed, excluded=exclude)
         else:
-            vectors = self.recommender.item_vectors
+            vectors = self.recommender.vectors
             ids, scores = exact_search(vectors, queries, k, allowed=allowed, excluded=exclude)
         found = (ids != NO_ITEM).sum(1)
         return [(row[:n], row_scores[:n]) for row, row_scores, n in zip(ids, scores, found, strict=True)]
+
+
+def _of_request(given: Excluded | Allowed, n: int) -> np.ndarray | None:
+    """Request n's share of what is given for all requests (an array) or for each of them (a list)."""
+    return given if given is None or isinstance(given, np.ndarray) else given[n]
 
 
 def find_bundle(run: str) -> str:

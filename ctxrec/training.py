@@ -21,9 +21,10 @@ from ctxrec import bundle, engine, runtime, storage
 from ctxrec.config import Config, load_config, to_toml
 from ctxrec.encoder import resolve_encoder
 from ctxrec.errors import UserError
+from ctxrec.job import CHECKPOINTS
 from ctxrec.prepared import PreparedData
 from ctxrec.tracking import check_trackers
-from ctxrec.worker import CHECKPOINTS, train_worker
+from ctxrec.worker import train_worker
 
 logger = logging.getLogger(__name__)
 

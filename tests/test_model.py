@@ -51,8 +51,15 @@ def test_any_source_may_be_absent(make_world, backbone, rich, with_text, overrid
     world = make_world(rich=rich)
     config = world.config(f"model.backbone={backbone}", *overrides)
     vectors, queries = outputs(world, config, text_table(20, missing=(0, 5)) if with_text else None)
-    assert vectors.shape == (20, 9) and queries.shape[-1] == 9
+    width = 9 + (13 if with_text and "model.use_text=false" not in overrides else 0)  # sequence and content head
+    assert vectors.shape == (20, width) and queries.shape[-1] == width
     assert torch.isfinite(vectors).all() and torch.isfinite(queries).all()
+    if width > 9:
+        content = vectors[:, 9:-1].norm(dim=1)
+        torch.testing.assert_close(content[[1, 2]], torch.ones(2), atol=1e-4, rtol=0)
+        assert (content[[0, 5]] == 0).all()  # those without text
+        assert (queries[..., -1] == 1).all()
+    vectors, queries = vectors[:, :9], queries[..., :9]
     lengths = vectors[:, :-1].norm(dim=1)
     torch.testing.assert_close(lengths, torch.ones(20), atol=1e-4, rtol=0)
     scale = queries[..., :-1].norm(dim=-1)

@@ -46,7 +46,7 @@ def test_top_k_ranks_all_eligible_items(retriever, requests, kind):
     recommender = retriever.recommender
     if kind != "bundle":
         config = IndexConfig(kind=kind, use_gpu="no") if kind != "exact" else None
-        index = None if config is None else build_index(recommender.item_vectors, config)
+        index = None if config is None else build_index(recommender.vectors, config)
         retriever = Retriever(recommender, index)
     for n, (positions, scores) in enumerate(retriever.top_k(requests, 10)):
         wanted, all_scores = expected(retriever, requests, n, 10)
@@ -98,8 +98,9 @@ def test_filters(retriever):
 
 
 def test_similar_items_leave_the_item_itself_out(retriever):
-    vectors = retriever.recommender.item_vectors[:, :-1]  # without the bias
-    cosines = vectors @ vectors[5]
+    vectors = retriever.recommender.item_vectors  # 16 numbers and a bias, of both heads
+    heads = [vectors[:, :16], vectors[:, 17:-1]]
+    cosines = sum(head @ head[5] for head in heads) / 2
     positions, scores = retriever.similar(5, 7)
     assert positions.tolist() == [p for p in np.argsort(-cosines, kind="stable").tolist() if p != 5][:7]
     np.testing.assert_allclose(scores, cosines[positions], atol=1e-5)
@@ -111,7 +112,7 @@ def test_no_requests(retriever):
 
 
 def test_an_index_of_other_vectors_is_refused(retriever):
-    other = build_index(retriever.recommender.item_vectors[:-1], IndexConfig())
+    other = build_index(retriever.recommender.vectors[:-1], IndexConfig())
     with pytest.raises(UserError, match=r"expected 40 of width"):
         Retriever(retriever.recommender, other)
 

@@ -1,0 +1,164 @@
+"""What the phases of a training share on one worker: data, features, text vectors of the un-tuned encoder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from dataclasses import dataclass, field
+
+import numpy as np
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from ctxrec import engine, schema, storage
+from ctxrec.batching import Batcher
+from ctxrec.config import Config
+from ctxrec.encoder import TextEncoder, Tokens, plan_encoding, resolve_encoder, tokenise
+from ctxrec.events import Requests
+from ctxrec.features import ItemFeatures, item_features
+from ctxrec.memory import ItemMemory
+from ctxrec.model import ItemTensors, ModelShape, TextTable
+from ctxrec.network import Network
+from ctxrec.prepared import PreparedData
+from ctxrec.runtime import cache_dir
+from ctxrec.stream import trained_items
+from ctxrec.texts import has_text, make_text_table
+from ctxrec.tracking import Tracker
+from ctxrec.validation import Validator, validation_requests
+
+CHECKPOINTS, BEFORE, TEXT = "checkpoints", "before", "text.safetensors"
+
+
+@dataclass
+class Setup:
+    """What both phases share on one worker."""
+
+    config: Config
+    data: PreparedData
+    run: str
+    rank: int
+    world: int
+    device: torch.device
+    dtype: torch.dtype
+    catalogue: ItemFeatures
+    shape: ModelShape
+    items: ItemTensors  # with what the training events say of them
+    refit_items: ItemTensors  # with the validation events too
+    batcher: Batcher
+    valid: Requests | None
+    validator: Validator | None
+    encoder_path: str  # empty without text encoder
+    tokens: Tokens | None
+    frozen: TextTable | None  # vectors of the un-tuned encoder
+    tracker: Tracker | None = None  # rank 0 alone
+    memories: dict[int, ItemMemory] = field(default_factory=dict)  # by the last split of their events
+    scratch: str = field(default_factory=lambda: tempfile.mkdtemp(prefix="ctxrec-worker-"))
+
+    @property
+    def checkpoints(self) -> str:
+        return storage.join(self.run, CHECKPOINTS)
+
+
+def set_up(config: Config, data_path: str, run: str) -> Setup:
+    # A line for every report is ours to write; Ray names that logger by its module's file.
+    reports = os.path.join(os.path.dirname(ray.train.__file__), "v2", "_internal", "execution", "context.py")
+    logging.getLogger(reports).setLevel(logging.WARNING)
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        engine.use_cpu_accelerator()
+    torch.set_num_threads(max(int(os.environ.get("OMP_NUM_THREADS", "1")), 1))
+    data = PreparedData.open(data_path)
+    catalogue = item_features(data.items, data.features)
+    encoder_path, tokens, frozen = "", None, None
+    if config.encoder.name and config.model.use_text and has_text(catalogue.texts).any():
+        encoder_path = resolve_encoder(config.encoder.name, cache_dir())
+        tokens = tokenise(encoder_path, catalogue.texts, max_tokens=config.encoder.max_tokens)
+        frozen = _frozen_table(config, run, encoder_path, tokens, catalogue, rank, world, device)
+    shape = ModelShape.of(
+        config.model,
+        data.features,
+        num_items=len(catalogue),
+        text_width=frozen.vectors_IH.shape[1] if frozen is not None else 0,
+    )
+    batcher = Batcher(data.features, history=config.model.history, action_weights=data.spec.events.actions)
+    requests = validation_requests(data, config.train.valid_users)
+    validator = None
+    if requests is not None:
+        validator = Validator(requests, batcher, repeats=data.spec.split.repeats, rank=rank, world=world, device=device)
+    return Setup(
+        config=config,
+        data=data,
+        run=run,
+        rank=rank,
+        world=world,
+        device=device,
+        dtype=engine.choose_precision(config.train, device),
+        catalogue=catalogue,
+        shape=shape,
+        items=ItemTensors.of(catalogue, shape, device, trained=trained_items(data, schema.TRAIN)),
+        refit_items=ItemTensors.of(catalogue, shape, device, trained=trained_items(data, schema.VALID)),
+        batcher=batcher,
+        valid=requests,
+        validator=validator,
+        encoder_path=encoder_path,
+        tokens=tokens,
+        frozen=frozen,
+        tracker=Tracker(run, config.to_dict(), config.train.trackers) if rank == 0 else None,
+    )
+
+
+def _frozen_table(
+    config: Config,
+    run: str,
+    encoder_path: str,
+    tokens: Tokens,
+    catalogue: ItemFeatures,
+    rank: int,
+    world: int,
+    device: torch.device,
+) -> TextTable:
+    """Vectors of the un-tuned encoder, encoded once by all workers together and kept in the run."""
+    path = storage.join(run, CHECKPOINTS, TEXT)
+    present = has_text(catalogue.texts)
+    if not storage.exists(path):
+        encoder = TextEncoder(config.encoder, encoder_path, tune=False).to(device).eval()
+        table = torch.zeros(len(present), encoder.width)
+        network = Network(torch.nn.Identity(), encoder)  # type: ignore[arg-type]
+        encode_table(network, tokens, present, config, table, rank, world, device)
+        if rank == 0:
+            tensors = {"vectors": table, "present": torch.from_numpy(present.astype(np.uint8))}
+            storage.write_bytes(path, save_tensors(tensors))
+        dist.barrier()
+    vectors = load_tensors(storage.read_bytes(path))["vectors"].numpy()
+    return _to(make_text_table(vectors, present), device)
+
+
+def _to(table: TextTable, device: torch.device) -> TextTable:
+    return TextTable(*(value.to(device) for value in vars(table).values()))
+
+
+@torch.no_grad()
+def encode_table(
+    network: torch.nn.Module,
+    tokens: Tokens,
+    present: np.ndarray,
+    config: Config,
+    table_IH: torch.Tensor,
+    rank: int,
+    world: int,
+    device: torch.device,
+) -> None:
+    """Fill the rows of `table_IH` that have a text, each worker encoding its share."""
+    was_training = network.training
+    network.eval()
+    plan = plan_encoding(np.flatnonzero(present), tokens.lengths, budget=config.encoder.token_budget, world=world)
+    vectors = network("encode", tokens=tokens, plan=plan, rank=rank, device=device)
+    table_IH[torch.from_numpy(plan.order[: plan.num_texts]).to(table_IH.device)] = vectors.to(table_IH)
+    network.train(was_training)

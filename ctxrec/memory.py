@@ -1,0 +1,175 @@
+"""What the log says of pairs of items: which go together, which follow each other, which are wanted now.
+
+Linear models on co-occurrence win where histories are short or baskets large, sequence models where order
+carries the signal; the model therefore keeps both and `ctxrec.blend` weighs them for every request.
+
+Legend: N requests, I items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+
+from ctxrec.baselines import TrainingEvents, gather_statistics
+from ctxrec.events import Events
+from ctxrec.item_models import EASE
+
+MAX_ITEMS = 20_000  # larger catalogues have no "together": its matrix in full would not fit
+NEIGHBOURS = 256  # of an item that are kept
+RIDGE = 500.0  # weight of EASE's ridge penalty
+RECENT_SHARE = 20  # one in so many events, the latest, tells what is wanted now
+
+_TOGETHER_DECAY, _NEXT_DECAY, _OWN_DECAY = 0.97, 0.7, 0.98  # a step back in the history
+_NEXT_LAST = 10
+PAIRS = ("together", "together_recent", "next")
+OWN = ("own", "own_recent")
+
+
+@dataclass(frozen=True)
+class ItemMemory:
+    """Item-to-item weights, all of them 0 or more, and popularity.
+
+    together_II: positive weights of EASE (Steck, 2019), the NEIGHBOURS largest of each item; None: left out.
+    next_II: how often an item followed another one, the NEIGHBOURS most frequent ones of each item.
+    popularity_I, recent_I: log(1 + events) of all and of the latest events, standardised; 0 for an item
+        without event, of which nothing is known.
+    own: whether the user's own items may come again, so that they are a source.
+    """
+
+    together_II: sp.csr_array | None
+    next_II: sp.csr_array
+    popularity_I: np.ndarray  # float32
+    recent_I: np.ndarray  # float32
+    own: bool
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the sources that depend on the history."""
+        pairs = PAIRS if self.together_II is not None else PAIRS[2:]
+        return pairs + (OWN if self.own else ())
+
+    def of_histories(self, history: Events) -> list[sp.csr_array]:
+        """Scores of every source, each scaled to a standard deviation of 1 over the catalogue: [N, I] each."""
+        return [_scaled(self._source(name, history)) for name in self.sources]
+
+    def _source(self, name: str, history: Events) -> sp.csr_array:
+        num_items = len(self.popularity_I)
+        if name == "next":
+            return history_weights(history, num_items, decay=_NEXT_DECAY, last=_NEXT_LAST) @ self.next_II
+        if name in OWN:
+            own = history_weights(history, num_items, decay=1.0 if name == "own" else _OWN_DECAY)
+            if name == "own":
+                own.data = np.log1p(own.data)
+            return own
+        assert self.together_II is not None
+        if name == "together_recent":
+            return history_weights(history, num_items, decay=_TOGETHER_DECAY) @ self.together_II
+        items = history_weights(history, num_items, decay=1.0)
+        items.data[:] = 1
+        return items @ self.together_II
+
+
+def history_weights(history: Events, num_items: int, *, decay: float, last: int | None = None) -> sp.csr_array:
+    """Each history as weights of items, decay ** age summed over an item's events, age 0 the latest: float32 [N, I]."""
+    age = np.repeat(history.offsets[1:], history.lengths) - 1 - np.arange(len(history.items))
+    weights = (decay**age).astype(np.float32)
+    if last is not None:
+        weights[age >= last] = 0
+    shape = (len(history.lengths), num_items)
+    matrix = sp.csr_array((weights, history.items, history.offsets), shape=shape, copy=True)
+    matrix.sum_duplicates()
+    return matrix
+
+
+def _scaled(scores_NI: sp.csr_array) -> sp.csr_array:
+    """Rows over their standard deviation; a row of zeros stays."""
+    rows, num_items = scores_NI.shape
+    scores_NI = scores_NI.tocsr()
+    lengths = np.diff(scores_NI.indptr)
+    of_row = np.repeat(np.arange(rows), lengths)
+    values = scores_NI.data.astype(np.float64)
+    mean = np.bincount(of_row, values, minlength=rows) / num_items
+    spread = np.sqrt(np.maximum(np.bincount(of_row, values**2, minlength=rows) / num_items - mean**2, 0))
+    factor = np.divide(1.0, spread, out=np.zeros(rows), where=spread > 1e-9)
+    data = (values * factor[of_row]).astype(np.float32)
+    return sp.csr_array((data, scores_NI.indices, scores_NI.indptr), shape=scores_NI.shape)
+
+
+def fit_memory(parts: Iterable[TrainingEvents], num_items: int, *, repeats: bool) -> ItemMemory:
+    """Gather a memory from the events of users, part by part (`TrainingEvents`)."""
+    log = gather_statistics(parts, num_items, matrices=num_items <= MAX_ITEMS)
+    latest = log.items[-max(len(log.items) // RECENT_SHARE, 1) :]
+    together = None
+    if log.together is not None:
+        together = _nearest(sp.csr_array(np.maximum(EASE(weight=RIDGE).fit(log).weights, 0)))
+    return ItemMemory(
+        together_II=together,
+        next_II=_nearest(log.transitions),
+        popularity_I=_standardised(log.item_counts, log.item_counts > 0),
+        recent_I=_standardised(np.bincount(latest, minlength=num_items), log.item_counts > 0),
+        own=repeats,
+    )
+
+
+def _nearest(matrix_II: sp.csr_array) -> sp.csr_array:
+    """The NEIGHBOURS largest values of each row."""
+    matrix_II = sp.csr_array(matrix_II, dtype=np.float32)
+    rows, columns, values = [], [], []
+    for row in range(matrix_II.shape[0]):
+        span = slice(matrix_II.indptr[row], matrix_II.indptr[row + 1])
+        found, weights = matrix_II.indices[span], matrix_II.data[span]
+        if len(found) > NEIGHBOURS:
+            kept = np.argpartition(-weights, NEIGHBOURS)[:NEIGHBOURS]
+            found, weights = found[kept], weights[kept]
+        rows.append(np.full(len(found), row))
+        columns.append(found)
+        values.append(weights)
+    where = (np.concatenate(rows), np.concatenate(columns)) if rows else ([], [])
+    data = np.concatenate(values) if values else np.zeros(0, np.float32)
+    return sp.coo_array((data, where), shape=matrix_II.shape).tocsr()
+
+
+def _standardised(counts: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """log(1 + counts) with mean 0 and standard deviation 1 over the known items, 0 for the others. float32"""
+    values = np.log1p(counts.astype(np.float64))
+    if not known.any():
+        return np.zeros(len(counts), np.float32)
+    spread = values[known].std()
+    scaled = (values - values[known].mean()) / (spread if spread > 1e-9 else 1.0)
+    return np.where(known, scaled, 0).astype(np.float32)
+
+
+def to_arrays(memory: ItemMemory) -> dict[str, np.ndarray]:
+    """The memory as plain arrays, which safetensors can hold."""
+    arrays = {"popularity": memory.popularity_I, "recent": memory.recent_I, "own": np.array([memory.own], np.uint8)}
+    for name, matrix in (("together", memory.together_II), ("next", memory.next_II)):
+        if matrix is not None:
+            arrays[f"{name}.weights"] = matrix.data.astype(np.float32)
+            arrays[f"{name}.items"] = matrix.indices.astype(np.int32)
+            arrays[f"{name}.offsets"] = matrix.indptr.astype(np.int64)
+    return arrays
+
+
+def from_arrays(arrays: dict[str, np.ndarray]) -> ItemMemory:
+    """The inverse of `to_arrays`."""
+    num_items = len(arrays["popularity"])
+
+    def matrix(name: str) -> sp.csr_array | None:
+        if f"{name}.weights" not in arrays:
+            return None
+        parts = arrays[f"{name}.weights"], arrays[f"{name}.items"], arrays[f"{name}.offsets"]
+        return sp.csr_array(parts, shape=(num_items, num_items))
+
+    following = matrix("next")
+    assert following is not None
+    return ItemMemory(
+        together_II=matrix("together"),
+        next_II=following,
+        popularity_I=arrays["popularity"],
+        recent_I=arrays["recent"],
+        own=bool(arrays["own"][0]),
+    )
