@@ -91,7 +91,9 @@ def test_zero3_adapter_is_whole_and_reloads_to_the_same_scores(zero3, tiny_data,
     adapter = load_file(Path(zero3) / "bundle" / "adapter" / "adapter_model.safetensors")
     assert adapter and all(value.size > 0 for value in adapter.values())
     moved = [value for name, value in adapter.items() if "lora_B" in name]
-    assert moved and any(np.abs(value).max() > 0 for value in moved), "LoRA's B starts at zero and must have moved"
+    # LoRA's B starts at zero; it may stay there only if no later weights validated better than the first.
+    tuned = [entry["valid_ndcg@10"] for entry in read_log(zero3) if entry["phase"] == "encoder"]
+    assert moved and any(np.abs(value).max() > 0 for value in moved) == (max(tuned) > tuned[0])
     items = PreparedData.open(tiny_data).items
     again = reload_item_vectors(f"{zero3}/bundle", encoder_path=tiny_encoder, data_items=items)
     saved = load_recommender(f"{zero3}/bundle").item_vectors
