@@ -13,6 +13,7 @@ from ctxrec.config import TrainConfig
 from ctxrec.errors import UserError
 
 LOG = "train_log.jsonl"
+PHASES = ("towers", "encoder", "refit")  # in their order
 
 
 def check_trackers(config: TrainConfig) -> None:
@@ -58,7 +59,7 @@ class Tracker:
         self.lines = [
             line
             for line in self.lines
-            if (line["phase"] == phase and line["step"] <= step) or (phase == "encoder" and line["phase"] == "towers")
+            if (line["phase"] == phase and line["step"] <= step) or PHASES.index(line["phase"]) < PHASES.index(phase)
         ]
 
     def log(self, values: dict[str, Any]) -> None:
