@@ -6,14 +6,16 @@ Legend: N requests, I items, E training events, U users, H width of a text vecto
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import scipy.sparse as sp
 
+from ctxrec import schema
 from ctxrec.events import US, Requests, ranges
+from ctxrec.prepared import PreparedData
 
 WEEK_US = 7 * 86_400 * US
 
@@ -37,6 +39,20 @@ class TrainingEvents:
         """The events where `keep` (bool [E]) is true."""
         kept = np.concatenate([[0], np.cumsum(keep)])
         return TrainingEvents(offsets=kept[offsets].astype(np.int64), items=items[keep], times=times[keep])
+
+
+def training_events(prepared: PreparedData, before: int) -> Iterator[TrainingEvents]:
+    """The events of the splits earlier than `before` (schema.VALID or schema.TEST), bucket by bucket."""
+    for bucket in range(len(prepared.bucket_paths)):
+        table = prepared.read_bucket(bucket, [schema.EVENT_ITEMS, schema.EVENT_TIMES, schema.EVENT_SPLIT])
+        items, times, splits = (table.column(c).combine_chunks() for c in table.column_names)
+        lengths = items.value_lengths().to_numpy(zero_copy_only=False)
+        yield TrainingEvents.select(
+            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            items.flatten().to_numpy(),
+            times.flatten().to_numpy(),
+            splits.flatten().to_numpy() < before,
+        )
 
 
 @dataclass(frozen=True)

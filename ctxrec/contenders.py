@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,19 +17,20 @@ from ctxrec.baselines import (
     Markov,
     Popularity,
     RecentPopularity,
-    TrainingEvents,
     UntunedEncoder,
     gather_statistics,
+    training_events,
 )
 from ctxrec.config import Config, EncoderConfig, EvaluateConfig
 from ctxrec.encoder import TextEncoder, resolve_encoder
 from ctxrec.ensemble import Ensemble, choose_weights, standardised
-from ctxrec.events import Requests, concat_requests, histories_from_table, split_requests
+from ctxrec.events import Requests
 from ctxrec.item_models import ALS, EASE, ItemKNN
 from ctxrec.metrics import request_metrics, top_k
 from ctxrec.prepared import PreparedData
 from ctxrec.runtime import cache_dir
 from ctxrec.texts import encode_catalogue
+from ctxrec.validation import validation_requests
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,10 @@ def fit_contenders(prepared: PreparedData, split: str, config: Config, *, run: s
         )
     text = _text_baseline(prepared, config, run, notes)
     options, chosen = Options(limits.ease_lambda, limits.als_factors, dict(_DEFAULT_WEIGHTS)), False
-    requests = _choice_requests(prepared, limits) if split == "test" else None
+    requests = None
+    if split == "test":
+        limit = min(limits.choice_requests, _CELLS // max(prepared.num_items, 1))
+        requests = validation_requests(prepared, max(1, limit))
     if requests is not None:
         logger.info("choosing the baselines' options on %s validation requests", f"{len(requests):,}")
         log = gather_statistics(training_events(prepared, schema.VALID), prepared.num_items, matrices=matrices)
@@ -135,37 +138,6 @@ def _components(log: LogStatistics, ease: Baseline, text: Baseline | None) -> di
         "log_popularity": Popularity(logarithm=True).fit(log),
     }
     return parts if text is None else parts | {TEXT: text}
-
-
-def training_events(prepared: PreparedData, before: int) -> Iterator[TrainingEvents]:
-    """The events of the splits earlier than `before` (schema.VALID or schema.TEST), bucket by bucket."""
-    for bucket in range(len(prepared.bucket_paths)):
-        table = prepared.read_bucket(bucket, [schema.EVENT_ITEMS, schema.EVENT_TIMES, schema.EVENT_SPLIT])
-        items, times, splits = (table.column(c).combine_chunks() for c in table.column_names)
-        lengths = items.value_lengths().to_numpy(zero_copy_only=False)
-        yield TrainingEvents.select(
-            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            items.flatten().to_numpy(),
-            times.flatten().to_numpy(),
-            splits.flatten().to_numpy() < before,
-        )
-
-
-def _choice_requests(prepared: PreparedData, limits: EvaluateConfig) -> Requests | None:
-    """Validation requests to choose on, evenly taken where there are many; None without any."""
-    if not prepared.meta["counts"]["valid"]:
-        return None
-    limit = max(1, min(limits.choice_requests, _CELLS // max(prepared.num_items, 1)))
-    num_buckets, parts = len(prepared.bucket_paths), []
-    for bucket in range(num_buckets):
-        histories = histories_from_table(prepared.read_bucket(bucket), prepared.features)
-        found = split_requests(histories, schema.VALID, repeats=prepared.spec.split.repeats)
-        share = -(-limit // num_buckets)
-        if len(found) > share:
-            found = found.take(np.linspace(0, len(found) - 1, share).astype(np.int64))
-        if len(found):
-            parts.append(found)
-    return concat_requests(parts) if parts else None
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,14 @@ import torch
 import torch.distributed as dist
 
 from ctxrec import checkpoint, schema
-from ctxrec.baselines import TrainingEvents
+from ctxrec.baselines import training_events
 from ctxrec.blend import Blend, fit_blend, head_covariances
 from ctxrec.bundle import write_bundle
 from ctxrec.encoder import TextEncoder
-from ctxrec.events import Requests, histories_from_table
 from ctxrec.job import Setup, encode_table
 from ctxrec.memory import ItemMemory, fit_memory
 from ctxrec.model import ItemTensors, TextTable, Towers
 from ctxrec.network import Network
-from ctxrec.texts import has_text
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +45,9 @@ def tuned_text(setup: Setup, best: dict[str, torch.Tensor]) -> tuple[TextEncoder
     checkpoint.load_weights(encoder, weights)
     text = TextTable(**{**vars(setup.frozen), "vectors_IH": setup.frozen.vectors_IH.clone()})
     network = Network(torch.nn.Identity(), encoder).to(setup.device)  # type: ignore[arg-type]
-    present = has_text(setup.catalogue.texts)
-    encode_table(network, setup.tokens, present, setup.config, text.vectors_IH, setup.rank, setup.world, setup.device)
+    encode_table(
+        network, setup.tokens, setup.present, setup.config, text.vectors_IH, setup.rank, setup.world, setup.device
+    )
     return encoder, text
 
 
@@ -57,11 +56,12 @@ def calibrate(setup: Setup, towers: dict[str, torch.Tensor], text: TextTable | N
     if setup.rank != 0 or not setup.config.model.use_memory or setup.valid is None:
         return None
     made = _made(setup, towers)
-    vectors, queries = _apply(made, setup, setup.items, text, setup.valid)
-    memory = _memory(setup, schema.TRAIN)
+    vectors = _vectors(made, setup.items, text)
+    queries = _queries(made, setup, text, vectors)
+    memory = _memory(setup, schema.VALID)
     repeats = setup.data.spec.split.repeats
     weights = fit_blend(
-        memory, vectors, queries, setup.valid, made.widths, repeats=repeats, seed=setup.config.train.seed
+        memory, vectors.cpu().numpy(), queries, setup.valid, made.widths, repeats=repeats, seed=setup.config.train.seed
     )
     names = [*("sequence", "content")[: len(made.widths)], "popularity", "recent popularity", *memory.sources]
     typical = np.logaddexp(0, weights[0])
@@ -82,10 +82,10 @@ def export(
     if setup.rank == 0:
         made = _made(setup, towers)
         items = setup.refit_items if refitted else setup.items
-        vectors, _ = _apply(made, setup, items, chosen.text, None)
+        vectors = _vectors(made, items, chosen.text).cpu().numpy()
         blend = None
         if weights is not None:
-            blend = Blend(_memory(setup, schema.VALID), made.widths, head_covariances(vectors, made.widths), weights)
+            blend = Blend(_memory(setup, schema.TEST), made.widths, head_covariances(vectors, made.widths), weights)
         text = chosen.text
         scale = {} if text is None else {"mean": text.mean_H.cpu().numpy(), "scale": text.scale_H.cpu().numpy()}
         write_bundle(
@@ -110,33 +110,28 @@ def _made(setup: Setup, towers: dict[str, torch.Tensor]) -> Towers:
     return made.to(setup.device).eval()
 
 
-def _apply(
-    made: Towers, setup: Setup, items: ItemTensors, text: TextTable | None, requests: Requests | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Item vectors [I, W] and the requests' queries [N, W]."""
+@torch.inference_mode()
+def _vectors(made: Towers, items: ItemTensors, text: TextTable | None) -> torch.Tensor:
+    """Item vectors: float32 [I, W]."""
+    return made(items, text)[0].float()
+
+
+@torch.inference_mode()
+def _queries(made: Towers, setup: Setup, text: TextTable | None, vectors_IW: torch.Tensor) -> np.ndarray:
+    """Queries of the validation requests: float32 [N, W]."""
+    assert setup.valid is not None
     queries = []
-    with torch.inference_mode():
-        vectors, _ = made(items, text)
-        for start in range(0, 0 if requests is None else len(requests), _BATCH):
-            assert requests is not None
-            part = requests.take(np.arange(start, min(start + _BATCH, len(requests))))
-            batch = setup.batcher.requests(part).to(setup.device)
-            _, query = made(items, text, batch, item_vectors=vectors, last=True)
-            queries.append(query.float().cpu().numpy())
-    found = np.concatenate(queries) if queries else np.zeros((0, vectors.shape[1]), np.float32)
-    return vectors.float().cpu().numpy(), found
+    for start in range(0, len(setup.valid), _BATCH):
+        part = setup.valid.take(np.arange(start, min(start + _BATCH, len(setup.valid))))
+        batch = setup.batcher.requests(part).to(setup.device)
+        _, query = made(setup.items, text, batch, item_vectors=vectors_IW, last=True)
+        queries.append(query.float().cpu().numpy())
+    return np.concatenate(queries)
 
 
-def _memory(setup: Setup, last_split: int) -> ItemMemory:
-    """The memory of all events of splits up to `last_split`."""
-
-    def parts():
-        for bucket in range(len(setup.data.bucket_paths)):
-            histories = histories_from_table(setup.data.read_bucket(bucket), setup.data.features)
-            events = histories.events
-            yield TrainingEvents.select(events.offsets, events.items, events.times, histories.split <= last_split)
-
-    if last_split not in setup.memories:
-        repeats = setup.data.spec.split.repeats
-        setup.memories[last_split] = fit_memory(parts(), setup.shape.num_items, repeats=repeats)
-    return setup.memories[last_split]
+def _memory(setup: Setup, before: int) -> ItemMemory:
+    """The memory of the events of earlier splits than `before`, gathered once."""
+    if before not in setup.memories:
+        parts, repeats = training_events(setup.data, before), setup.data.spec.split.repeats
+        setup.memories[before] = fit_memory(parts, setup.shape.num_items, repeats=repeats)
+    return setup.memories[before]

@@ -36,7 +36,7 @@ CHECKPOINTS, BEFORE, TEXT = "checkpoints", "before", "text.safetensors"
 
 @dataclass
 class Setup:
-    """What both phases share on one worker."""
+    """What all phases share on one worker."""
 
     config: Config
     data: PreparedData
@@ -54,9 +54,10 @@ class Setup:
     validator: Validator | None
     encoder_path: str  # empty without text encoder
     tokens: Tokens | None
+    present: np.ndarray  # bool [I], which items have a text
     frozen: TextTable | None  # vectors of the un-tuned encoder
     tracker: Tracker | None = None  # rank 0 alone
-    memories: dict[int, ItemMemory] = field(default_factory=dict)  # by the last split of their events
+    memories: dict[int, ItemMemory] = field(default_factory=dict)  # by the split that comes after their events
     scratch: str = field(default_factory=lambda: tempfile.mkdtemp(prefix="ctxrec-worker-"))
 
     @property
@@ -77,10 +78,11 @@ def set_up(config: Config, data_path: str, run: str) -> Setup:
     data = PreparedData.open(data_path)
     catalogue = item_features(data.items, data.features)
     encoder_path, tokens, frozen = "", None, None
-    if config.encoder.name and config.model.use_text and has_text(catalogue.texts).any():
+    present = has_text(catalogue.texts)
+    if config.encoder.name and config.model.use_text and present.any():
         encoder_path = resolve_encoder(config.encoder.name, cache_dir())
         tokens = tokenise(encoder_path, catalogue.texts, max_tokens=config.encoder.max_tokens)
-        frozen = _frozen_table(config, run, encoder_path, tokens, catalogue, rank, world, device)
+        frozen = _frozen_table(config, run, encoder_path, tokens, present, rank, world, device)
     shape = ModelShape.of(
         config.model,
         data.features,
@@ -109,6 +111,7 @@ def set_up(config: Config, data_path: str, run: str) -> Setup:
         validator=validator,
         encoder_path=encoder_path,
         tokens=tokens,
+        present=present,
         frozen=frozen,
         tracker=Tracker(run, config.to_dict(), config.train.trackers) if rank == 0 else None,
     )
@@ -119,14 +122,13 @@ def _frozen_table(
     run: str,
     encoder_path: str,
     tokens: Tokens,
-    catalogue: ItemFeatures,
+    present: np.ndarray,
     rank: int,
     world: int,
     device: torch.device,
 ) -> TextTable:
     """Vectors of the un-tuned encoder, encoded once by all workers together and kept in the run."""
     path = storage.join(run, CHECKPOINTS, TEXT)
-    present = has_text(catalogue.texts)
     if not storage.exists(path):
         encoder = TextEncoder(config.encoder, encoder_path, tune=False).to(device).eval()
         table = torch.zeros(len(present), encoder.width)

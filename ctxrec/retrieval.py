@@ -8,7 +8,7 @@ Legend: I items, N requests.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -68,9 +68,9 @@ class Retriever:
             return found
         return [
             self._with_memory(
-                found[n][0], queries[n], remembered[[n]], k, _of_request(unwanted, n), _of_request(allowed, n)
+                found[n][0], queries[n], row, values, k, _of_request(unwanted, n), _of_request(allowed, n)
             )
-            for n in range(len(requests))
+            for n, (row, values) in enumerate(_rows(remembered))
         ]
 
     def similar(self, item: int, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -151,27 +151,26 @@ class Retriever:
         self,
         found: np.ndarray,
         query: np.ndarray,
-        remembered: sp.csr_array,
+        remembered: np.ndarray,
+        added: np.ndarray,
         k: int,
         unwanted: np.ndarray | None,
         allowed: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The best k among the index's best and all remembered items.
+        """The best k among the index's best and all remembered items, of which `added` are the memory's scores.
 
         As the memory takes nothing off a score, no other item can be among the best: exact where the index is.
         """
-        extra = remembered.indices.astype(np.int64)
+        extra = remembered
         if allowed is not None:
             extra = extra[allowed[extra]]
         if unwanted is not None and len(unwanted):
             extra = extra[~np.isin(extra, unwanted)]
         candidates = np.union1d(found, extra)
-        added = np.zeros(len(candidates), np.float32)
-        place = np.searchsorted(candidates, remembered.indices)
-        inside = place < len(candidates)
-        inside[inside] = candidates[place[inside]] == remembered.indices[inside]
-        added[place[inside]] = remembered.data[inside]
-        scores = self.recommender.vectors[candidates] @ query + added
+        scores = self.recommender.vectors[candidates] @ query
+        place = np.minimum(np.searchsorted(candidates, remembered), len(candidates) - 1)
+        inside = candidates[place] == remembered if len(candidates) else np.zeros(len(remembered), bool)
+        scores[place[inside]] += added[inside]
         best = top_positions(scores, k)
         return candidates[best], scores[best]
 
@@ -185,6 +184,12 @@ class Retriever:
             ids, scores = exact_search(vectors, queries, k, allowed=allowed, excluded=exclude)
         found = (ids != NO_ITEM).sum(1)
         return [(row[:n], row_scores[:n]) for row, row_scores, n in zip(ids, scores, found, strict=True)]
+
+
+def _rows(matrix: sp.csr_array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Columns (int64) and values of each row."""
+    for start, stop in zip(matrix.indptr[:-1], matrix.indptr[1:], strict=True):
+        yield matrix.indices[start:stop].astype(np.int64), matrix.data[start:stop]
 
 
 def _of_request(given: Excluded | Allowed, n: int) -> np.ndarray | None:

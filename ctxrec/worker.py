@@ -1,4 +1,5 @@
-"""What each Ray Train worker runs: towers on frozen text vectors first, then the encoder's adapters.
+"""What each Ray Train worker runs: towers on frozen text vectors first, then the encoder's adapters, then
+the towers once more on training and validation events.
 
 The state that outlives a process is one checkpoint (weights, optimizer, place in the stream) and the best
 weights of each phase; a worker that finds them goes on from there, on any number of workers.
@@ -31,7 +32,6 @@ from ctxrec.job import BEFORE, Setup, encode_table, set_up
 from ctxrec.model import TextTable, Towers
 from ctxrec.network import Network, choose_loss
 from ctxrec.stream import Step, TrainStream
-from ctxrec.texts import has_text
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +83,7 @@ def train_worker(job: dict[str, Any]) -> None:
             chosen = dataclasses.replace(chosen, share=float(best[SHARE]))
             blend = calibrate(setup, done["towers"], setup.frozen)
             if len(phases) > 1:
-                before = storage.join(setup.checkpoints, BEFORE)
-                export(setup, done["towers"], Chosen(setup.frozen, None, 1.0), blend, before, refitted=False)
+                export(setup, done["towers"], chosen, blend, storage.join(setup.checkpoints, BEFORE), refitted=False)
         elif phase == "encoder":
             encoder, text = tuned_text(setup, best)
             chosen = dataclasses.replace(chosen, text=text, encoder=encoder)
@@ -192,7 +191,7 @@ class _PhaseRun:
         self.engine = engine.start_engine(network, groups, self.config, ds_config)
         self.progress = Progress(phase)
         self.table_is_fresh = False  # whether every text vector is the present encoder's
-        self.present = np.flatnonzero(has_text(setup.catalogue.texts)) if setup.tokens is not None else None
+        self.present = np.flatnonzero(setup.present) if setup.tokens is not None else None
 
     def start(self, resumed: Resumed | None) -> None:
         """Go on from a checkpoint, or measure where the phase begins."""
@@ -295,9 +294,8 @@ class _PhaseRun:
             self.table_is_fresh = True
             setup = self.setup
             assert setup.tokens is not None and self.text is not None
-            present = has_text(setup.catalogue.texts)
             encode_table(
-                self.engine.module, setup.tokens, present, setup.config, self.text.vectors_IH,
+                self.engine.module, setup.tokens, setup.present, setup.config, self.text.vectors_IH,
                 setup.rank, setup.world, setup.device,
             )  # fmt: skip
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from ctxrec import schema
-from ctxrec.baselines import Baseline, gather_statistics
+from ctxrec.baselines import Baseline, gather_statistics, training_events
 from ctxrec.config import Config, EvaluateConfig, load_config
-from ctxrec.contenders import ENSEMBLE, TEXT, Contenders, fit_contenders, training_events
+from ctxrec.contenders import ENSEMBLE, TEXT, Contenders, fit_contenders
 from ctxrec.errors import UserError
 from ctxrec.events import concat_requests, histories_from_table, split_requests
 from ctxrec.item_models import ALS, EASE
