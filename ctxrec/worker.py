@@ -310,7 +310,7 @@ class _PhaseRun:
             values["loss"] = loss
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss} at step {progress.step}; lower train.{self.phase}_lr")
-        better = True  # without validation events the last weights are the best ones
+        better = progress.step == self.last_step  # without validation events the last weights are the best ones
         if self.validator is not None:
             metric = self.validator.ndcg(self.engine.module, self.items, self.text)
             values["valid_ndcg@10"] = metric

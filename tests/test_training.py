@@ -223,7 +223,7 @@ def test_ray_job_submit(tiny_data, tiny_config, tmp_path):
         except subprocess.TimeoutExpired:
             os.killpg(cluster.pid, signal.SIGKILL)
     load_recommender(str(tmp_path / "run" / "bundle"))
-    assert read_log(str(tmp_path / "run"))[-1]["phase"] == "encoder"
+    assert read_log(str(tmp_path / "run"))[-1]["phase"] == "refit"
 
 
 def _short_dir() -> str:
