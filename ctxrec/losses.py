@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_SCORES = 1 << 24  # scores held at once; more positions are recomputed chunk by chunk in the backward pass
+CHUNK_SCORES = 1 << 18  # scores held at once, so that they stay in the cache of a core (1 MB)
+GPU_CHUNK_SCORES = 1 << 26
 _NO_SCORE = -1e4  # of an item that takes no part; finite, as there may be no other
 
 
@@ -21,38 +23,85 @@ def softmax_loss(
     A negative weight is negative feedback: it adds |w|·−log(1 − p(target)) ("unlikelihood",
     Welleck et al. 2020), which pushes the item down.
     """
-    rows = max(CHUNK_SCORES // max(v_ID.shape[0], 1), 1)
-    if q_PD.shape[0] <= rows:
-        return _softmax_chunk(q_PD, v_ID, target_P, weight_P, smoothing)
-    total = q_PD.new_zeros((), dtype=torch.float32)
-    for start in range(0, q_PD.shape[0], rows):
-        part = slice(start, start + rows)
-        total = total + checkpoint(
-            _softmax_chunk, q_PD[part], v_ID, target_P[part], weight_P[part], smoothing, use_reentrant=False
-        )
+    liked = weight_P >= 0
+    if liked.all():
+        return _SoftmaxLoss.apply(q_PD, v_ID, target_P, weight_P, smoothing)
+    total = _SoftmaxLoss.apply(q_PD[liked], v_ID, target_P[liked], weight_P[liked], smoothing)
+    disliked = torch.nonzero(~liked).squeeze(1)
+    for part in disliked.split(_chunk_rows(v_ID)):
+        total = total + checkpoint(_unlikelihood, q_PD[part], v_ID, target_P[part], weight_P[part], use_reentrant=False)
     return total
 
 
-def _softmax_chunk(
-    q_PD: torch.Tensor, v_ID: torch.Tensor, target_P: torch.Tensor, weight_P: torch.Tensor, smoothing: float
-) -> torch.Tensor:
-    logits_PI = (q_PD @ v_ID.T).float()
-    return _cross_entropy(logits_PI, target_P, weight_P, smoothing)
+class _SoftmaxLoss(torch.autograd.Function):
+    """Cross-entropy over all items whose gradient is made in the forward pass, while a chunk's scores lie in the cache.
+
+    The scores, positions times items, are by far the largest numbers of a step; they are never held at once.
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        q_PD: torch.Tensor,
+        v_ID: torch.Tensor,
+        target_P: torch.Tensor,
+        weight_P: torch.Tensor,
+        smoothing: float,
+    ) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=q_PD.device)
+        grad_q, grad_v = torch.empty_like(q_PD), torch.zeros_like(v_ID)
+        rows = _chunk_rows(v_ID)
+        for start in range(0, len(q_PD), rows):
+            part = slice(start, start + rows)
+            target_p1, weight_p1 = target_P[part, None], weight_P[part, None].float()
+            scores = (q_PD[part] @ v_ID.T).float()
+            scores -= scores.amax(1, keepdim=True)
+            wanted = scores.gather(1, target_p1)
+            if smoothing:
+                wanted = (1 - smoothing) * wanted + smoothing * scores.mean(1, keepdim=True)
+            odds = scores.exp_()
+            normaliser = odds.sum(1, keepdim=True)
+            total += ((normaliser.log() - wanted) * weight_p1).sum()
+            grad = odds.mul_(weight_p1 / normaliser)  # p, minus what was wanted, is the gradient of the scores
+            grad.scatter_add_(1, target_p1, -(1 - smoothing) * weight_p1)
+            if smoothing:
+                grad -= smoothing / len(v_ID) * weight_p1
+            grad = grad.to(q_PD.dtype)
+            grad_q[part] = grad @ v_ID
+            grad_v.addmm_(grad.T, q_PD[part])
+        ctx.save_for_backward(grad_q, grad_v)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: torch.Tensor):
+        grad_q, grad_v = ctx.saved_tensors
+        return grad * grad_q, grad * grad_v, None, None, None
 
 
-def _cross_entropy(
-    logits: torch.Tensor, target_P: torch.Tensor, weight_P: torch.Tensor, smoothing: float
+def _chunk_rows(v_ID: torch.Tensor) -> int:
+    return max((CHUNK_SCORES if v_ID.device.type == "cpu" else GPU_CHUNK_SCORES) // max(len(v_ID), 1), 1)
+
+
+def _unlikelihood(
+    q_PD: torch.Tensor, v_ID: torch.Tensor, target_P: torch.Tensor, weight_P: torch.Tensor
 ) -> torch.Tensor:
-    nll_P = F.cross_entropy(logits, target_P, reduction="none", label_smoothing=smoothing)
+    return _unlike((q_PD @ v_ID.T).float(), target_P, -weight_P)
+
+
+def _unlike(logits: torch.Tensor, target_P: torch.Tensor, weight_P: torch.Tensor) -> torch.Tensor:
+    """Sum of w·-log(1 - p), as a difference of two log-sums: its gradient lives on where p is 1 in float32."""
+    others = logits.scatter(1, target_P[:, None], _NO_SCORE)
+    return ((torch.logsumexp(logits, 1) - torch.logsumexp(others, 1)) * weight_P).sum()
+
+
+def _cross_entropy(logits: torch.Tensor, target_P: torch.Tensor, weight_P: torch.Tensor) -> torch.Tensor:
+    nll_P = F.cross_entropy(logits, target_P, reduction="none")
     positive = (nll_P * weight_P.clamp(min=0)).sum()
     disliked = weight_P < 0
     if not disliked.any():
         return positive
-    # -log(1 - p) as a difference of two log-sums: its gradient lives on where p is 1 in float32.
-    shown, target_P = logits[disliked], target_P[disliked]
-    others = shown.scatter(1, target_P[:, None], _NO_SCORE)
-    unlike_P = torch.logsumexp(shown, 1) - torch.logsumexp(others, 1)
-    return positive + (unlike_P * -weight_P[disliked]).sum()
+    return positive + _unlike(logits[disliked], target_P[disliked], -weight_P[disliked])
 
 
 def sampled_softmax_loss(
@@ -73,7 +122,7 @@ def sampled_softmax_loss(
     logits_PN = (q_PD @ v_ID[negatives_N].T).float() - log_expected_N
     logits_PN = logits_PN.masked_fill(negatives_N[None, :] == target_P[:, None], float("-inf"))
     logits = torch.cat([own_P, logits_PN], 1)
-    return _cross_entropy(logits, torch.zeros_like(target_P), weight_P, 0.0)
+    return _cross_entropy(logits, torch.zeros_like(target_P), weight_P)
 
 
 def bce_loss(
