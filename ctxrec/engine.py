@@ -123,7 +123,7 @@ def _quiet():
 
 def use_cpu_accelerator() -> None:
     """Tell DeepSpeed that there is no GPU, and where its compiled CPU extension is kept; before its import."""
-    from ctxrec.runtime import cache_dir
+    from ctxrec.storage import cache_dir
 
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(cache_dir(), "torch_extensions"))

@@ -25,7 +25,6 @@ from ctxrec.memory import ItemMemory
 from ctxrec.model import ItemTensors, ModelShape, TextTable
 from ctxrec.network import Network
 from ctxrec.prepared import PreparedData
-from ctxrec.runtime import cache_dir
 from ctxrec.stream import trained_items
 from ctxrec.texts import has_text, make_text_table
 from ctxrec.tracking import Tracker
@@ -80,7 +79,7 @@ def set_up(config: Config, data_path: str, run: str) -> Setup:
     encoder_path, tokens, frozen = "", None, None
     present = has_text(catalogue.texts)
     if config.encoder.name and config.model.use_text and present.any():
-        encoder_path = resolve_encoder(config.encoder.name, cache_dir())
+        encoder_path = resolve_encoder(config.encoder.name, storage.cache_dir())
         tokens = tokenise(encoder_path, catalogue.texts, max_tokens=config.encoder.max_tokens)
         frozen = _frozen_table(config, run, encoder_path, tokens, present, rank, world, device)
     shape = ModelShape.of(

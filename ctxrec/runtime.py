@@ -16,11 +16,6 @@ logger = logging.getLogger(__name__)
 _WORKER_ENV = ("DS_ACCELERATOR", "TORCH_EXTENSIONS_DIR", "HF_HUB_OFFLINE", "CTXREC_CACHE", "PYTHONPATH")
 
 
-def cache_dir() -> str:
-    """Folder for downloads and built extensions: $CTXREC_CACHE or ~/.cache/ctxrec."""
-    return os.environ.get("CTXREC_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "ctxrec")
-
-
 def connect() -> None:
     """Connect to the cluster named by RAY_ADDRESS (a submitted job has it), else start a local one.
 

@@ -194,6 +194,11 @@ def write_dir(path: str, fill: Callable[[str], None], *, scratch: str) -> None:
         shutil.rmtree(local, ignore_errors=True)
 
 
+def cache_dir() -> str:
+    """Folder for downloads and built extensions: $CTXREC_CACHE or ~/.cache/ctxrec."""
+    return os.environ.get("CTXREC_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "ctxrec")
+
+
 def fetch_dir(path: str, *, scratch: str) -> str:
     """A local folder with what lies at `path`: the folder itself when local, else a copy under `scratch`."""
     fs, inner = filesystem(path)

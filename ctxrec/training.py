@@ -53,7 +53,7 @@ def train(data_path: str, out: str, config: Config) -> str:
         print(f"reused: {out} holds this training, finished; nothing changed")
         return out
     if config.encoder.name and config.model.use_text:
-        resolve_encoder(config.encoder.name, runtime.cache_dir())  # fail here, not in a worker
+        resolve_encoder(config.encoder.name, storage.cache_dir())  # fail here, not in a worker
     storage.write_text(storage.join(out, CONFIG), to_toml(config))
     for note in data.meta.get("notes", []):
         logger.info("%s", note)

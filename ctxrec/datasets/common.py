@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ctxrec import runtime, storage
+from ctxrec import storage
 from ctxrec.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def download(url: str, name: str, *, what: str, md5: str | None = None) -> str:
     Raises:
         UserError: it cannot be had, or differs from the published sum.
     """
-    folder = os.path.join(runtime.cache_dir(), "downloads")
+    folder = os.path.join(storage.cache_dir(), "downloads")
     path = os.path.join(folder, name)
     if os.path.exists(path):
         return path

