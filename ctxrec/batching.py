@@ -26,6 +26,7 @@ class Batch:
     actions_BL: torch.Tensor  # int64, 0 = none
     lengths_B: torch.Tensor  # int64 events a row
     query_gaps_BS: torch.Tensor  # int64 buckets
+    times_BS: torch.Tensor  # int64 epoch seconds at which a slot is asked
     cat_BS: dict[str, torch.Tensor]  # int64 codes
     num_BSF: torch.Tensor  # float32
     num_present_BSF: torch.Tensor  # float32
@@ -150,6 +151,7 @@ class Batcher:
             actions_BL=_pad(read.actions.astype(np.int64), lengths, width - 1),
             lengths_B=torch.from_numpy(lengths.astype(np.int64)),
             query_gaps_BS=_pad(buckets, asked_lengths),
+            times_BS=_pad(times // US, asked_lengths),
             cat_BS={n: _pad(v.astype(np.int64), asked_lengths) for n, v in context.cat.items()},
             num_BSF=_pad(flat_num, asked_lengths),
             num_present_BSF=_pad(flat_present, asked_lengths),

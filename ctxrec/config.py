@@ -96,7 +96,7 @@ class ModelConfig:
 
     dim: int = 64
     content_dim: int = 128
-    backbone: Literal["transformer", "gru", "lstm"] = "transformer"
+    backbone: Literal["transformer", "gru", "lstm", "hstu"] = "transformer"
     layers: int = 2
     heads: int = 2
     dropout: float = 0.2

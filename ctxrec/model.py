@@ -231,7 +231,7 @@ class UserTower(nn.Module):
         if context is not None:  # slot j asks in the context of event j + 1, so event j's own is at j - 1
             events = events + self.event_context(context[:, :-1])
         slots = F.dropout(self.norm_in(torch.cat([prefix[:, None], events], 1)), self.config.dropout, self.training)
-        state = self.norm_out(self.backbone(slots))
+        state = self.norm_out(self.backbone(slots, batch.times_BS))
         if context is not None:
             scale, shift = self.film(context).chunk(2, -1)
             state = state * (1 + scale) + shift

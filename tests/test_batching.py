@@ -104,7 +104,7 @@ def queries(world, towers, items, batch, *, last: bool) -> np.ndarray:
         return towers(items, None, batch, last=last)[1].numpy()
 
 
-@pytest.mark.parametrize("backbone", ["transformer", "gru", "lstm"])
+@pytest.mark.parametrize("backbone", ["transformer", "gru", "lstm", "hstu"])
 @pytest.mark.parametrize("rich", [True, False])
 def test_training_and_serving_ask_the_same_query(make_world, backbone, rich):
     """Each slot of each window, with histories below, at and above `model.history`, against its request."""

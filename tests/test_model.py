@@ -15,7 +15,7 @@ from ctxrec.model import ItemTensors, ModelShape, TextTable, Towers, _key, _name
 from ctxrec.network import Network, choose_loss
 from ctxrec.texts import encode_catalogue, has_text, make_text_table
 
-BACKBONES = ["transformer", "gru", "lstm"]
+BACKBONES = ["transformer", "gru", "lstm", "hstu"]
 
 
 def text_table(num_items: int, width: int = 12, missing: tuple[int, ...] = ()) -> TextTable:
@@ -80,6 +80,7 @@ def test_padding_changes_nothing(make_world, backbone):
     rubbish.items_BL = torch.where(behind_event, 7, batch.items_BL)
     rubbish.actions_BL = torch.where(behind_event, 2, batch.actions_BL)
     rubbish.query_gaps_BS = torch.where(behind, 9, batch.query_gaps_BS)
+    rubbish.times_BS = torch.where(behind, 5, batch.times_BS)
     rubbish.cat_BS = {n: torch.where(behind, 1, v) for n, v in batch.cat_BS.items()}
     rubbish.num_BSF = torch.where(behind[..., None], 3.0, batch.num_BSF)
     rubbish.words_BSW = {n: torch.where(behind[..., None], 11, v) for n, v in batch.words_BSW.items()}

@@ -1,4 +1,4 @@
-"""Sequence backbones over event slots: Transformer, GRU, LSTM; all causal, padding at the end.
+"""A gated Transformer over event slots.
 
 Legend: B rows, S slots, D width, N heads, H head width.
 """
@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from ctxrec.backbones.base import Backbone
 from ctxrec.config import ModelConfig
 
 
@@ -51,31 +52,14 @@ class Block(nn.Module):
         return F.dropout(x, self.dropout, self.training)
 
 
-class Transformer(nn.Module):
+class Transformer(Backbone):
     """Pre-norm Transformer with relative slot distances; reads any length up to `history` + 1 slots."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
 
-    def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
             x_BSD = block(x_BSD)
         return x_BSD
-
-
-class Recurrent(nn.Module):
-    """GRU or LSTM layers with a residual connection."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        kind = nn.GRU if config.backbone == "gru" else nn.LSTM
-        dropout = config.dropout if config.layers > 1 else 0.0
-        self.cells = kind(config.dim, config.dim, config.layers, batch_first=True, dropout=dropout)
-
-    def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
-        return x_BSD + self.cells(x_BSD)[0]
-
-
-def make_backbone(config: ModelConfig) -> nn.Module:
-    return Transformer(config) if config.backbone == "transformer" else Recurrent(config)

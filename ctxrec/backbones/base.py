@@ -1,0 +1,27 @@
+"""What every history backbone is.
+
+Legend: B rows, S slots, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+
+
+class Backbone(nn.Module):
+    """Reads the slots of histories, each from itself and those before it; padding is at the end.
+
+    Causality alone keeps padding out, so a backbone needs no mask. It reads its parameters in the forward of
+    the modules that own them, where ZeRO-3 gathers them.
+    """
+
+    def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor) -> torch.Tensor:
+        """States [B, S, D] after each slot.
+
+        Args:
+            x_BSD: what the slots hold: who asks (slot 0), then the events.
+            times_BS: int64, when each slot is asked, in epoch seconds: event j took place when slot j - 1 was
+                asked. What lies behind a row's end says nothing.
+        """
+        raise NotImplementedError

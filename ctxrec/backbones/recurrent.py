@@ -1,0 +1,25 @@
+"""GRU and LSTM over event slots.
+
+Legend: B rows, S slots, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+
+from ctxrec.backbones.base import Backbone
+from ctxrec.config import ModelConfig
+
+
+class Recurrent(Backbone):
+    """GRU or LSTM layers with a residual connection."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        kind = nn.GRU if config.backbone == "gru" else nn.LSTM
+        dropout = config.dropout if config.layers > 1 else 0.0
+        self.cells = kind(config.dim, config.dim, config.layers, batch_first=True, dropout=dropout)
+
+    def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor) -> torch.Tensor:
+        return x_BSD + self.cells(x_BSD)[0]
