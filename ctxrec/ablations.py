@@ -20,6 +20,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "text_only": {"model.use_id": False, "model.use_features": False, "model.use_memory": False},
     "id_only": {"model.use_text": False, "model.use_features": False},
     "no_context": {"model.use_context": False},
+    "frozen_encoder": {"encoder.tune": "freeze"},
 }
 
 # SASRec (Kang and McAuley, 2018) with full cross-entropy, which lifts it above its published figures (Klenitskiy and

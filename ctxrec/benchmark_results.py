@@ -14,12 +14,11 @@ import pyarrow.parquet as pq
 
 from ctxrec import schema, storage
 from ctxrec.metrics import bootstrap_means, percentile_interval
-from ctxrec.summary import BEFORE, MODEL, NAMES, ORACLES, SHUFFLED, Interval
+from ctxrec.summary import ABLATIONS, BEFORE, MODEL, NAMES, ORACLES, SHUFFLED, Interval
 
 METRIC = "ndcg@10"
 RESAMPLES = 2000
 SLICES = ("cold_items", "held_out_items", "cold_among_cold", "new_users")
-ABLATIONS = ("text_only", "id_only", "no_context")
 
 
 class FailureLike(Protocol):
@@ -128,7 +127,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table for people; a column that is empty everywhere is left out."""
     header = ["data set", "requests", "ctxrec", "best single baseline", "gain over it", "linear ensemble", "SASRec"]
-    header += ["before tuning", "text only", "IDs only", "no context", "shuffled context", "cold items (un-tuned text)"]
+    header += ["before tuning", "text only", "IDs only", "no context", "encoder frozen", "shuffled context", "cold items (un-tuned text)"]
     header += ["new users (popularity 7 d)", "best possible (without context)", "minutes to train"]
     rows = [_cells(made) for made in results["datasets"]]
     kept = [c for c in range(len(header)) if c < 5 or any(cells[c] for cells in rows)]

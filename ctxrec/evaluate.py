@@ -20,7 +20,7 @@ def main() -> None:
         "--ablations",
         metavar="NAMES",
         default="",
-        help="text_only, id_only, no_context, sasrec (comma-separated) or all: trains each once into RUN/ablations",
+        help="text_only, id_only, no_context, frozen_encoder, sasrec (comma-separated) or all: trains each once into RUN/ablations",
     )
     parser.add_argument("--oracle", metavar="SIM", help="folder of a simulated log: adds the best possible ranking")
     args = parser.parse_args()

@@ -55,6 +55,7 @@ _LOST = {  # what an ablation does without, for the sentence about it
     "text_only": "IDs and features",
     "id_only": "text and features",
     "no_context": "context",
+    "frozen_encoder": "the tuning of its encoder",
 }
 ITEM_SLICES = {
     WARM: "items with training events",

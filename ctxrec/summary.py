@@ -17,7 +17,7 @@ from ctxrec.metrics import bootstrap_means, list_metrics, list_popularity, perce
 from ctxrec.slices import COLD_AMONG_COLD, attribute_slices, history_slices, item_slices
 
 MODEL, BEFORE = "model", "before"
-ABLATIONS = ("text_only", "id_only", "no_context")
+ABLATIONS = ("text_only", "id_only", "no_context", "frozen_encoder")
 SHUFFLED, SHUFFLED_SAME_TIME = "shuffled_context", "shuffled_context_same_time"
 ORACLES = ("oracle", "oracle_no_context")  # know the true preferences of a simulated log: limits, not rivals
 SLICE_K = 10  # slices are reported at this cut-off
@@ -209,6 +209,7 @@ NAMES = {
     "text_only": "ctxrec, text only",
     "id_only": "ctxrec, IDs only",
     "no_context": "ctxrec, no context",
+    "frozen_encoder": "ctxrec, encoder not tuned",
     "popularity": "popularity",
     "popularity_7d": "popularity, last 7 days",
     "markov": "Markov chain",

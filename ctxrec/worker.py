@@ -82,7 +82,7 @@ def train_worker(job: dict[str, Any]) -> None:
         if phase == "towers":
             chosen = dataclasses.replace(chosen, share=float(best[SHARE]))
             blend = calibrate(setup, done["towers"], setup.frozen)
-            if len(phases) > 1:
+            if "encoder" in phases:  # the model as it was before its encoder was tuned, to compare with
                 export(setup, done["towers"], chosen, blend, storage.join(setup.checkpoints, BEFORE), refitted=False)
         elif phase == "encoder":
             encoder, text = tuned_text(setup, best)
