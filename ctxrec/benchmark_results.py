@@ -127,7 +127,15 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table for people; a column that is empty everywhere is left out."""
     header = ["data set", "requests", "ctxrec", "best single baseline", "gain over it", "linear ensemble", "SASRec"]
-    header += ["before tuning", "text only", "IDs only", "no context", "encoder frozen", "shuffled context", "cold items (un-tuned text)"]
+    header += [
+        "before tuning",
+        "text only",
+        "IDs only",
+        "no context",
+        "encoder frozen",
+        "shuffled context",
+        "cold items (un-tuned text)",
+    ]
     header += ["new users (popularity 7 d)", "best possible (without context)", "minutes to train"]
     rows = [_cells(made) for made in results["datasets"]]
     kept = [c for c in range(len(header)) if c < 5 or any(cells[c] for cells in rows)]

@@ -18,45 +18,77 @@ import torch
 import torch.nn.functional as F
 
 from ctxrec.events import Events, Requests
+from ctxrec.likeness import history_queries
 from ctxrec.memory import ItemMemory
 
 _CELLS = 1 << 25  # scores of all sources that the fit holds at once (128 MB)
 _POOL = 20_000  # items that the fit ranks at most: the targets and others drawn at random
 _TYPICAL = 2.0  # log(1 + events) of a typical history, where the second weight has no say
 _PENALTY = 1e-3
+_START = -1.0  # of the weights, before softplus
 _ITERATIONS = 60
 STATIC = 2  # popularity and recent popularity: columns behind the towers' vectors
 
 
 @dataclass(frozen=True)
 class Blend:
-    """Weights of the sources: each head of the towers, popularity, recent popularity, then the memory's.
+    """Weights of the sources: each head (the towers' and, behind them, that of the text), popularity, recent
+    popularity, then the memory's.
 
-    weights_2K: before softplus, for a typical history, and what a longer one adds.
+    text_IC: text vectors of unit length (`ctxrec.likeness`); None: no such head.
+    widths: of the towers' heads in their vectors.
     covariances: of the item vectors of each head, which give the spread of a query's scores.
+    weights_2K: before softplus, for a typical history, and what a longer one adds.
     """
 
     memory: ItemMemory
-    widths: tuple[int, ...]  # of the heads in the towers' vectors
+    text_IC: np.ndarray | None
+    widths: tuple[int, ...]
     covariances: tuple[np.ndarray, ...]
     weights_2K: np.ndarray
 
-    def vectors(self, item_vectors_IW: np.ndarray) -> np.ndarray:
-        """What an index holds: the towers' vectors, then popularity. float32 [I, W + STATIC]"""
-        static = np.stack([self.memory.popularity_I, self.memory.recent_I], 1)
-        return np.concatenate([item_vectors_IW, static], 1)
+    @staticmethod
+    def of(memory: ItemMemory, text_IC: np.ndarray | None, item_vectors_IW: np.ndarray, widths: Sequence[int]) -> Blend:
+        """A blend of equal weights."""
+        heads = [item_vectors_IW[:, part] for part in head_slices(widths)] + ([] if text_IC is None else [text_IC])
+        covariances = [np.atleast_2d(np.cov(head, rowvar=False, bias=True)).astype(np.float32) for head in heads]
+        weights = np.zeros((2, len(heads) + STATIC + len(memory.sources)), np.float32)
+        weights[0] = _START
+        return Blend(memory, text_IC, tuple(widths), tuple(covariances), weights)
 
-    def queries(self, queries_NW: np.ndarray, lengths_N: np.ndarray) -> np.ndarray:
-        """Queries for `vectors`, the weights in them. float32 [N, W + STATIC]"""
-        weights_NK = source_weights(self.weights_2K, lengths_N)
-        heads = scale_heads(queries_NW, self.widths, self.covariances)
-        static = weights_NK[:, len(self.widths) : len(self.widths) + STATIC]
+    @property
+    def sources(self) -> list[str]:
+        heads = list(("sequence", "content")[: len(self.widths)]) + ([] if self.text_IC is None else ["text"])
+        return [*heads, "popularity", "recent popularity", *self.memory.sources]
+
+    @property
+    def _num_heads(self) -> int:
+        return len(self.covariances)
+
+    def vectors(self, item_vectors_IW: np.ndarray) -> np.ndarray:
+        """What an index holds: the towers' vectors, the texts', then popularity. float32 [I, W + C + STATIC]"""
+        static = np.stack([self.memory.popularity_I, self.memory.recent_I], 1)
+        text = [] if self.text_IC is None else [self.text_IC]
+        return np.concatenate([item_vectors_IW, *text, static], 1)
+
+    def queries(self, queries_NW: np.ndarray, history: Events) -> np.ndarray:
+        """Queries for `vectors`, the weights in them. float32 [N, W + C + STATIC]"""
+        weights_NK = source_weights(self.weights_2K, history.lengths)
+        static = weights_NK[:, self._num_heads : self._num_heads + STATIC]
+        heads = self.head_queries(queries_NW, history)
         weighted = [head * weights_NK[:, h : h + 1] for h, head in enumerate(heads)]
         return np.concatenate([*weighted, static], 1).astype(np.float32)
 
+    def head_queries(self, queries_NW: np.ndarray, history: Events) -> list[np.ndarray]:
+        """Each head's queries, scaled so that their scores have standard deviation 1 over the catalogue."""
+        heads = [queries_NW[:, part] for part in head_slices(self.widths)]
+        if self.text_IC is not None:
+            heads.append(history_queries(history, self.text_IC))
+        return [_scaled(head, covariance) for head, covariance in zip(heads, self.covariances, strict=True)]
+
     def remembered(self, history: Events) -> sp.csr_array:
         """What the memory adds: sparse, 0 or more. float32 [N, I]"""
-        weights_NK = source_weights(self.weights_2K, history.lengths)[:, len(self.widths) + STATIC :]
+        weights_NK = source_weights(self.weights_2K, history.lengths)[:, self._num_heads + STATIC :]
         total = sp.csr_array((len(history.lengths), len(self.memory.popularity_I)), dtype=np.float32)
         for k, scores in enumerate(self.memory.of_histories(history)):
             total = total + sp.diags_array(weights_NK[:, k]) @ scores
@@ -77,55 +109,36 @@ def head_slices(widths: Sequence[int]) -> list[slice]:
     return [slice(int(end - width), int(end)) for width, end in zip(widths, ends, strict=True)]
 
 
-def head_covariances(item_vectors_IW: np.ndarray, widths: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """Covariance of each head's item vectors over the catalogue: float32 [w, w]."""
-    return tuple(
-        np.atleast_2d(np.cov(item_vectors_IW[:, part], rowvar=False, bias=True)).astype(np.float32)
-        for part in head_slices(widths)
-    )
-
-
-def scale_heads(queries_NW: np.ndarray, widths: Sequence[int], covariances: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Each head's queries, scaled so that their scores have standard deviation 1 over the catalogue."""
-    scaled = []
-    for part, covariance in zip(head_slices(widths), covariances, strict=True):
-        head = queries_NW[:, part]
-        spread = np.sqrt(np.maximum(((head @ covariance) * head).sum(1, keepdims=True), 0))
-        scaled.append(head / np.maximum(spread, 1e-6))
-    return scaled
+def _scaled(queries: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    spread = np.sqrt(np.maximum(((queries @ covariance) * queries).sum(1, keepdims=True), 0))
+    return queries / np.maximum(spread, 1e-6)
 
 
 def fit_blend(
-    memory: ItemMemory,
-    item_vectors_IW: np.ndarray,
-    queries_NW: np.ndarray,
-    requests: Requests,
-    widths: Sequence[int],
-    *,
-    repeats: bool,
-    seed: int,
+    blend: Blend, item_vectors_IW: np.ndarray, queries_NW: np.ndarray, requests: Requests, *, repeats: bool, seed: int
 ) -> np.ndarray:
     """Weights [2, K] that maximise the likelihood of the requests' targets under a softmax over the catalogue.
 
     Args:
-        memory: fitted on the events before the requests, as the towers are.
+        blend: its memory fitted on the events before the requests, as the towers are.
         queries_NW: the towers' queries of the requests.
         requests: with targets.
         repeats: whether the items of a history compete; otherwise they are left out.
     """
     rng = np.random.default_rng(seed)
-    num_sources = len(widths) + STATIC + len(memory.sources)
     num_items = len(item_vectors_IW)
     assert requests.target_items is not None
     pool = np.arange(num_items)
     if num_items > _POOL:
         pool = np.union1d(rng.choice(num_items, _POOL, replace=False), requests.target_items[: _POOL // 2])
-    limit = max(_CELLS // (len(pool) * num_sources), 16)
+    limit = max(_CELLS // (len(pool) * len(blend.sources)), 16)
     if len(requests) > limit:
         rows = np.sort(rng.choice(len(requests), limit, replace=False))
         requests, queries_NW = requests.take(rows), queries_NW[rows]
-    heads = scale_heads(queries_NW, widths, head_covariances(item_vectors_IW, widths))
-    parts = [head @ item_vectors_IW[pool, part].T for head, part in zip(heads, head_slices(widths), strict=True)]
+    vectors = [item_vectors_IW[pool, part] for part in head_slices(blend.widths)]
+    vectors += [] if blend.text_IC is None else [blend.text_IC[pool]]
+    memory, heads = blend.memory, blend.head_queries(queries_NW, requests.history)
+    parts = [head @ items.T for head, items in zip(heads, vectors, strict=True)]
     parts += [np.broadcast_to(v[pool], (len(requests), len(pool))) for v in (memory.popularity_I, memory.recent_I)]
     parts += [scores[:, pool].toarray() for scores in memory.of_histories(requests.history)]
     return _most_likely(np.stack(parts, -1), requests, pool, repeats=repeats)
@@ -149,7 +162,7 @@ def _most_likely(scores_NIK: np.ndarray, requests: Requests, pool: np.ndarray, *
     gate = torch.from_numpy(_gate(requests.history.lengths).astype(np.float32))
     scores = torch.from_numpy(np.ascontiguousarray(scores_NIK, np.float32))
     weights = torch.zeros(2, scores.shape[-1])
-    weights[0] = -1.0
+    weights[0] = _START
     weights.requires_grad_()
     optimizer = torch.optim.LBFGS([weights], lr=1, max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 

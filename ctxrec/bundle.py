@@ -4,6 +4,7 @@ manifest.json  config.toml  data.json     versions and hashes; options; spec, fe
 items.parquet  histories.arrow            catalogue; stored histories of known users, by user id
 towers.safetensors  adapter/              weights; PEFT adapter (or encoder weights) of the encoder
 vectors.safetensors  index.faiss          item vectors and the scale of text vectors; the index
+backbone/                                 a language model that reads histories, where `model.backbone` names one
 blend.safetensors                         item memory and the weights of all sources, where there are any
 """
 
@@ -23,8 +24,9 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
 from ctxrec import schema, storage
+from ctxrec.backbones import store_pretrained
 from ctxrec.blend import Blend
-from ctxrec.config import Config, to_toml
+from ctxrec.config import Config, ModelConfig, to_toml
 from ctxrec.encoder import TextEncoder
 from ctxrec.errors import UserError
 from ctxrec.index import build_index
@@ -32,11 +34,11 @@ from ctxrec.memory import from_arrays, to_arrays
 from ctxrec.model import ModelShape
 from ctxrec.prepared import PreparedData
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST, CONFIG, DATA = "manifest.json", "config.toml", "data.json"
 ITEMS, HISTORIES = "items.parquet", "histories.arrow"
 TOWERS, VECTORS, ADAPTER, INDEX = "towers.safetensors", "vectors.safetensors", "adapter", "index.faiss"
-BLEND = "blend.safetensors"
+BLEND, BACKBONE = "blend.safetensors", "backbone"
 
 
 def write_bundle(
@@ -76,6 +78,7 @@ def write_bundle(
         pq.write_table(data.items.select(kept), os.path.join(folder, ITEMS))
         _write_histories(os.path.join(folder, HISTORIES), data)
         save_file(towers, os.path.join(folder, TOWERS))
+        store_pretrained(config.model, os.path.join(folder, BACKBONE))
         known = np.ones(len(item_vectors), bool) if trained is None else trained
         vectors = {"items": item_vectors, "trained": known.astype(np.uint8), **text_scale}
         save_arrays(vectors, os.path.join(folder, VECTORS))
@@ -102,7 +105,14 @@ def write_bundle(
 def _blend_arrays(blend: Blend) -> dict[str, np.ndarray]:
     arrays = {"weights": blend.weights_2K.astype(np.float32), "widths": np.array(blend.widths, np.int64)}
     arrays |= {f"covariance.{h}": matrix for h, matrix in enumerate(blend.covariances)}
+    arrays |= {} if blend.text_IC is None else {"text": blend.text_IC}
     return arrays | to_arrays(blend.memory)
+
+
+def bundled_model(config: ModelConfig, folder: str) -> ModelConfig:
+    """`config` with the language model that lies in a local bundle, if it has one, as its backbone."""
+    path = os.path.join(folder, BACKBONE)
+    return dataclasses.replace(config, backbone=path) if os.path.isdir(path) else config
 
 
 def load_blend(folder: str) -> Blend | None:
@@ -112,8 +122,9 @@ def load_blend(folder: str) -> Blend | None:
         return None
     arrays = load_arrays(path)
     widths = tuple(arrays["widths"].tolist())
-    covariances = tuple(arrays[f"covariance.{h}"] for h in range(len(widths)))
-    return Blend(from_arrays(arrays), widths, covariances, arrays["weights"])
+    text = arrays.get("text")
+    covariances = tuple(arrays[f"covariance.{h}"] for h in range(len(widths) + (text is not None)))
+    return Blend(from_arrays(arrays), text, widths, covariances, arrays["weights"])
 
 
 def save_encoder(encoder: TextEncoder, folder: str) -> None:

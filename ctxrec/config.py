@@ -7,6 +7,7 @@ the wrong type or out of range is a `UserError` that names the key and what was 
 from __future__ import annotations
 
 import dataclasses
+import os
 import tomllib
 import types
 import typing
@@ -16,6 +17,8 @@ from typing import Any, Literal
 
 from ctxrec import storage
 from ctxrec.errors import UserError
+
+BACKBONES = ("transformer", "gru", "lstm", "hstu")  # of our own; any other name is a language model's
 
 
 def _require(condition: bool, key: str, found: Any, expected: str) -> None:
@@ -87,6 +90,9 @@ class ModelConfig:
     content_dim: width of the content head, which compares the text of an item with that of the latest
         items of the history; 0 = without.
     use_memory: blend in what the log says of pairs of items and of popularity (`ctxrec.memory`).
+    backbone: what reads the history: transformer, gru, lstm, hstu, or a pretrained causal language model,
+        named by a folder or a Hugging Face id ("owner/name"). `layers`, `heads` and `dropout` are for ours.
+    backbone_rank: rank of a language model's LoRA adapter, which learns at train.encoder_lr; 0 = frozen.
     history: events of the history that the model reads, the latest ones.
     id_buckets: rows of the hashed ID embedding; 0 takes one row per item up to 1 million.
     id_dropout, text_dropout: share of items whose ID (text) is hidden in a training step, so that
@@ -96,7 +102,8 @@ class ModelConfig:
 
     dim: int = 64
     content_dim: int = 128
-    backbone: Literal["transformer", "gru", "lstm", "hstu"] = "transformer"
+    backbone: str = "transformer"
+    backbone_rank: int = 8
     layers: int = 2
     heads: int = 2
     dropout: float = 0.2
@@ -114,6 +121,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for key in ("dim", "layers", "heads", "history"):
             _require(getattr(self, key) >= 1, f"model.{key}", getattr(self, key), "at least 1")
+        language_model = "/" in self.backbone or os.path.isdir(self.backbone)
+        expected = f"{', '.join(BACKBONES)}, or the folder or id (owner/name) of a causal language model"
+        _require(self.backbone in BACKBONES or language_model, "model.backbone", self.backbone, expected)
+        _require(self.backbone_rank >= 0, "model.backbone_rank", self.backbone_rank, "0 (frozen) or more")
         _require(self.dim % self.heads == 0, "model.dim", self.dim, f"a multiple of model.heads ({self.heads})")
         for key in ("dropout", "id_dropout", "text_dropout"):
             _require(0 <= getattr(self, key) < 1, f"model.{key}", getattr(self, key), "from 0 to below 1")

@@ -232,21 +232,34 @@ def _pooling(config: EncoderConfig, path: str) -> str:
     return "mean" if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "last"
 
 
+def lora_config(backbone: Any, *, rank: int, alpha: float, dropout: float = 0.0, dora: bool = False) -> Any:
+    """Options of a LoRA or DoRA adapter on all linear layers of a Hugging Face model."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules="all-linear",
+        use_dora=dora,
+        fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in backbone.modules()),
+    )
+
+
 def attach(backbone: Any, config: EncoderConfig) -> Any:
     """Make trainable what `config.tune` names, attaching PEFT adapters where it names one."""
     if config.tune in ("lora", "dora", "ia3"):
-        from peft import IA3Config, LoraConfig, get_peft_model
+        from peft import IA3Config, get_peft_model
 
         if config.tune == "ia3":
             adapter = IA3Config()
         else:
-            adapter = LoraConfig(
-                r=config.rank,
-                lora_alpha=config.alpha,
-                lora_dropout=config.adapter_dropout,
-                target_modules="all-linear",
-                use_dora=config.tune == "dora",
-                fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in backbone.modules()),
+            adapter = lora_config(
+                backbone,
+                rank=config.rank,
+                alpha=config.alpha,
+                dropout=config.adapter_dropout,
+                dora=config.tune == "dora",
             )
         try:
             return get_peft_model(backbone, adapter)

@@ -69,7 +69,7 @@ def parameter_groups(module: nn.Module, config: TrainConfig, *, tower_lr: float,
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        if name.startswith("encoder."):
+        if name.startswith("encoder.") or ".lora_" in name:  # a language model as backbone has an adapter too
             groups["encoder"].append(parameter)
         elif name.startswith("towers.content."):
             groups["content"].append(parameter)

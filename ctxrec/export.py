@@ -5,6 +5,7 @@ Legend: I items, H encoder width.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 
@@ -14,11 +15,12 @@ import torch.distributed as dist
 
 from ctxrec import checkpoint, schema
 from ctxrec.baselines import training_events
-from ctxrec.blend import Blend, fit_blend, head_covariances
+from ctxrec.blend import Blend, fit_blend
 from ctxrec.bundle import write_bundle
 from ctxrec.encoder import TextEncoder
 from ctxrec.job import Setup, encode_table
-from ctxrec.memory import ItemMemory, fit_memory
+from ctxrec.likeness import reduced
+from ctxrec.memory import fit_memory
 from ctxrec.model import ItemTensors, TextTable, Towers
 from ctxrec.network import Network
 
@@ -58,14 +60,11 @@ def calibrate(setup: Setup, towers: dict[str, torch.Tensor], text: TextTable | N
     made = _made(setup, towers)
     vectors = _vectors(made, setup.items, text)
     queries = _queries(made, setup, text, vectors)
-    memory = _memory(setup, schema.VALID)
+    blend, item_vectors = _blend(setup, schema.VALID, vectors, made, text), vectors.cpu().numpy()
     repeats = setup.data.spec.split.repeats
-    weights = fit_blend(
-        memory, vectors.cpu().numpy(), queries, setup.valid, made.widths, repeats=repeats, seed=setup.config.train.seed
-    )
-    names = [*("sequence", "content")[: len(made.widths)], "popularity", "recent popularity", *memory.sources]
+    weights = fit_blend(blend, item_vectors, queries, setup.valid, repeats=repeats, seed=setup.config.train.seed)
     typical = np.logaddexp(0, weights[0])
-    logger.info("blend  %s", "  ".join(f"{n} {w:.3f}" for n, w in zip(names, typical, strict=True)))
+    logger.info("blend  %s", "  ".join(f"{n} {w:.3f}" for n, w in zip(blend.sources, typical, strict=True)))
     return weights
 
 
@@ -82,11 +81,11 @@ def export(
     if setup.rank == 0:
         made = _made(setup, towers)
         items = setup.refit_items if refitted else setup.items
-        vectors = _vectors(made, items, chosen.text).cpu().numpy()
+        text = chosen.text
+        vectors = _vectors(made, items, text)
         blend = None
         if weights is not None:
-            blend = Blend(_memory(setup, schema.TEST), made.widths, head_covariances(vectors, made.widths), weights)
-        text = chosen.text
+            blend = dataclasses.replace(_blend(setup, schema.TEST, vectors, made, text), weights_2K=weights)
         scale = {} if text is None else {"mean": text.mean_H.cpu().numpy(), "scale": text.scale_H.cpu().numpy()}
         write_bundle(
             path,
@@ -94,7 +93,7 @@ def export(
             data=setup.data,
             shape=setup.shape,
             towers={n: w.contiguous() for n, w in towers.items()},
-            item_vectors=np.ascontiguousarray(vectors),
+            item_vectors=np.ascontiguousarray(vectors.cpu().numpy()),
             trained=items.trained_I.cpu().numpy() > 0,
             text_scale=scale,
             encoder=chosen.encoder.cpu() if chosen.encoder is not None else None,
@@ -129,9 +128,12 @@ def _queries(made: Towers, setup: Setup, text: TextTable | None, vectors_IW: tor
     return np.concatenate(queries)
 
 
-def _memory(setup: Setup, before: int) -> ItemMemory:
-    """The memory of the events of earlier splits than `before`, gathered once."""
-    if before not in setup.memories:
-        parts, repeats = training_events(setup.data, before), setup.data.spec.split.repeats
-        setup.memories[before] = fit_memory(parts, setup.shape.num_items, repeats=repeats)
-    return setup.memories[before]
+def _blend(setup: Setup, before: int, vectors_IW: torch.Tensor, made: Towers, text: TextTable | None) -> Blend:
+    """Memory and text of a blend of equal weights; the memory holds the events of earlier splits than `before`."""
+    text_IC = None
+    if text is not None and setup.config.model.content_dim:
+        vectors, present = text.vectors_IH.cpu().numpy(), text.present_I.cpu().numpy()
+        text_IC = reduced(vectors, present, setup.config.model.content_dim)
+    parts, repeats = training_events(setup.data, before), setup.data.spec.split.repeats
+    memory = fit_memory(parts, setup.shape.num_items, repeats=repeats, text_IC=text_IC)
+    return Blend.of(memory, text_IC, vectors_IW.cpu().numpy(), made.widths)

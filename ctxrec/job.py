@@ -21,7 +21,6 @@ from ctxrec.config import Config
 from ctxrec.encoder import TextEncoder, Tokens, plan_encoding, resolve_encoder, tokenise
 from ctxrec.events import Requests
 from ctxrec.features import ItemFeatures, item_features
-from ctxrec.memory import ItemMemory
 from ctxrec.model import ItemTensors, ModelShape, TextTable
 from ctxrec.network import Network
 from ctxrec.prepared import PreparedData
@@ -56,7 +55,6 @@ class Setup:
     present: np.ndarray  # bool [I], which items have a text
     frozen: TextTable | None  # vectors of the un-tuned encoder
     tracker: Tracker | None = None  # rank 0 alone
-    memories: dict[int, ItemMemory] = field(default_factory=dict)  # by the split that comes after their events
     scratch: str = field(default_factory=lambda: tempfile.mkdtemp(prefix="ctxrec-worker-"))
 
     @property

@@ -8,6 +8,7 @@ Legend: N requests, I items.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ import scipy.sparse as sp
 from ctxrec.baselines import TrainingEvents, gather_statistics
 from ctxrec.events import Events
 from ctxrec.item_models import EASE
+from ctxrec.likeness import history_weights, stand_ins
 
 MAX_ITEMS = 20_000  # larger catalogues have no "together": its matrix in full would not fit
 NEIGHBOURS = 256  # of an item that are kept
@@ -35,8 +37,9 @@ class ItemMemory:
 
     together_II: positive weights of EASE (Steck, 2019), the NEIGHBOURS largest of each item; None: left out.
     next_II: how often an item followed another one, the NEIGHBOURS most frequent ones of each item.
-    popularity_I, recent_I: log(1 + events) of all and of the latest events, standardised; 0 for an item
-        without event, of which nothing is known.
+    popularity_I, recent_I: log(1 + events) of all and of the latest events, standardised.
+    An item without event has what its stand-ins have, the items of nearest text; without text it has nothing,
+    and mean popularity.
     own: whether the user's own items may come again, so that they are a source.
     """
 
@@ -73,18 +76,6 @@ class ItemMemory:
         return items @ self.together_II
 
 
-def history_weights(history: Events, num_items: int, *, decay: float, last: int | None = None) -> sp.csr_array:
-    """Each history as weights of items, decay ** age summed over an item's events, age 0 the latest: float32 [N, I]."""
-    age = np.repeat(history.offsets[1:], history.lengths) - 1 - np.arange(len(history.items))
-    weights = (decay**age).astype(np.float32)
-    if last is not None:
-        weights[age >= last] = 0
-    shape = (len(history.lengths), num_items)
-    matrix = sp.csr_array((weights, history.items, history.offsets), shape=shape, copy=True)
-    matrix.sum_duplicates()
-    return matrix
-
-
 def _scaled(scores_NI: sp.csr_array) -> sp.csr_array:
     """Rows over their standard deviation; a row of zeros stays."""
     rows, num_items = scores_NI.shape
@@ -99,19 +90,41 @@ def _scaled(scores_NI: sp.csr_array) -> sp.csr_array:
     return sp.csr_array((data, scores_NI.indices, scores_NI.indptr), shape=scores_NI.shape)
 
 
-def fit_memory(parts: Iterable[TrainingEvents], num_items: int, *, repeats: bool) -> ItemMemory:
-    """Gather a memory from the events of users, part by part (`TrainingEvents`)."""
+def fit_memory(
+    parts: Iterable[TrainingEvents], num_items: int, *, repeats: bool, text_IC: np.ndarray | None = None
+) -> ItemMemory:
+    """Gather a memory from the events of users, part by part (`TrainingEvents`).
+
+    `text_IC` (`ctxrec.likeness.reduced`) finds stand-ins for items without event; None: they have none.
+    """
     log = gather_statistics(parts, num_items, matrices=num_items <= MAX_ITEMS)
     latest = log.items[-max(len(log.items) // RECENT_SHARE, 1) :]
     together = None
     if log.together is not None:
         together = _nearest(sp.csr_array(np.maximum(EASE(weight=RIDGE).fit(log).weights, 0)))
-    return ItemMemory(
+    known = log.item_counts > 0
+    memory = ItemMemory(
         together_II=together,
         next_II=_nearest(log.transitions),
-        popularity_I=_standardised(log.item_counts, log.item_counts > 0),
-        recent_I=_standardised(np.bincount(latest, minlength=num_items), log.item_counts > 0),
+        popularity_I=_standardised(log.item_counts, known),
+        recent_I=_standardised(np.bincount(latest, minlength=num_items), known),
         own=repeats,
+    )
+    return memory if text_IC is None or known.all() else _with_stand_ins(memory, stand_ins(text_IC, known))
+
+
+def _with_stand_ins(memory: ItemMemory, spoken_for_II: sp.csr_array) -> ItemMemory:
+    """What is known of items, and for the others the mean of what is known of their stand-ins."""
+
+    def pairs(matrix_II: sp.csr_array) -> sp.csr_array:
+        return _nearest(spoken_for_II @ matrix_II @ spoken_for_II.T)
+
+    return dataclasses.replace(
+        memory,
+        together_II=None if memory.together_II is None else pairs(memory.together_II),
+        next_II=pairs(memory.next_II),
+        popularity_I=spoken_for_II @ memory.popularity_I,
+        recent_I=spoken_for_II @ memory.recent_I,
     )
 
 

@@ -22,6 +22,7 @@ from ctxrec.backbones import make_backbone
 from ctxrec.batching import Batch
 from ctxrec.config import ModelConfig
 from ctxrec.features import NUM_GAP_BUCKETS, TEXT_BUCKETS, ItemFeatures, id_rows
+from ctxrec.likeness import principal_axes
 from ctxrec.prepared import FeatureMeta
 
 MAX_ID_ROWS = 1_000_000  # rows of the ID embedding that an automatic size takes at most
@@ -260,8 +261,8 @@ class ContentHead(nn.Module):
     def start_from(self, text: TextTable) -> None:
         """Start as the principal components of the un-tuned text vectors, which keep their likeness."""
         shown = text.vectors_IH[text.present_I > 0] - text.mean_H
-        _, axes = torch.linalg.eigh((shown.T @ shown).double())
-        self.project.weight.copy_(axes[:, -self.project.out_features :].flip(1).T)
+        axes_HC = principal_axes(shown.cpu().numpy(), self.project.out_features)
+        self.project.weight.copy_(torch.from_numpy(axes_HC.T))
 
     def forward(
         self, items: ItemTensors, text: TextTable | None, batch: Batch | None, vectors_IC: torch.Tensor | None

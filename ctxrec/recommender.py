@@ -62,12 +62,13 @@ class RawEvent:
 @dataclass(frozen=True)
 class RawRequest:
     """A request as users write it. `timestamp`: epoch seconds, UTC, None = now; a `history` replaces
-    the stored one."""
+    the stored one; `recent` are events that a store holds besides, all before the request, oldest first."""
 
     user_id: str | None = None
     timestamp: float | None = None
     context: dict[str, Any] = field(default_factory=dict)
     history: Sequence[RawEvent] | None = None
+    recent: Sequence[RawEvent] = ()
 
 
 class Recommender:
@@ -118,7 +119,7 @@ class Recommender:
                 _, queries = self._towers(self._tensors, None, batch, item_vectors=self._vectors, last=True)
             parts.append(queries.numpy())
         found = np.concatenate(parts) if parts else np.zeros((0, self.item_vectors.shape[1]), np.float32)
-        return found if self.blend is None else self.blend.queries(found, requests.history.lengths)
+        return found if self.blend is None else self.blend.queries(found, requests.history)
 
     def remembered(self, requests: Requests) -> sp.csr_array | None:
         """What the item memory adds to the products of queries and vectors: 0 or more, float32 [N, I]."""
@@ -149,7 +150,7 @@ class Recommender:
         times = np.array([_microseconds(at, now_us) for at in asked], np.int64)
         rows = [self.user_row.get(r.user_id, -1) if r.user_id is not None else -1 for r in raw]
         parts = [
-            self._given(r.history, int(at)) if r.history is not None else self._stored(row, int(at))
+            self._given(r.history, int(at)) if r.history is not None else self._known(row, int(at), r.recent)
             for r, row, at in zip(raw, rows, times, strict=True)
         ]
         requests = Requests(
@@ -159,6 +160,48 @@ class Recommender:
             context=self._context([{k: v for k, v in r.context.items() if k != "timestamp"} for r in raw], times),
         )
         return requests, requests.history.lengths == 0
+
+    def check_context(self, contexts: Sequence[dict[str, Any]]) -> None:
+        """Raise a `UserError` that names a context key that is unknown or whose value has the wrong type."""
+        self._context(contexts, np.zeros(len(contexts), np.int64))
+
+    def usable_context(self, context: dict[str, Any]) -> dict[str, Any]:
+        """What this model can read of a context that another version of it has accepted."""
+        try:
+            self.check_context([context])
+        except UserError:
+            return {key: value for key, value in context.items() if self._is_usable(key, value)}
+        return context
+
+    def _is_usable(self, key: str, value: Any) -> bool:
+        try:
+            self.check_context([{key: value}])
+        except UserError:
+            return False
+        return True
+
+    def _known(self, row: int, before_us: int, recent: Sequence[RawEvent]) -> Events:
+        """The bundle's history of a user and what happened since, each event once, in the order of time."""
+        stored = self._stored(row, before_us)
+        if not recent:
+            return stored
+        since = self._given(recent, before_us)
+        both = concat_events([stored, since])
+        ends = int(stored.times[-1]) if len(stored.times) else -1
+        if len(since.times) == 0 or ends < since.times[0]:
+            order = np.arange(len(both.items))
+        else:  # a bundle trained on the store's own events holds some of them already
+            keys = zip(both.times.tolist(), both.items.tolist(), both.actions.tolist(), strict=True)
+            first = np.array(list({key: n for n, key in reversed(list(enumerate(keys)))}.values()), np.int64)
+            first.sort()
+            order = first[np.argsort(both.times[first], kind="stable")]
+        return Events(
+            offsets=np.array([0, len(order)]),
+            items=both.items[order],
+            times=both.times[order],
+            actions=both.actions[order],
+            context=both.context.take(order),
+        )
 
     def _stored(self, row: int, before_us: int) -> Events:
         if row < 0:
@@ -294,7 +337,7 @@ def _load_towers(folder: str) -> tuple[Config, DatasetSpec, ModelShape, Towers]:
     config = load_config(os.path.join(folder, files.CONFIG))
     about = storage.read_json(os.path.join(folder, files.DATA))
     shape = ModelShape(features=FeatureMeta(**about["features"]), **about["shape"])
-    towers = Towers(config.model, shape, temperature=config.train.temperature)
+    towers = Towers(files.bundled_model(config.model, folder), shape, temperature=config.train.temperature)
     towers.load_state_dict(load_file(os.path.join(folder, files.TOWERS)))
     return config, DatasetSpec.from_dict(about["spec"]), shape, towers.eval()
 

@@ -18,7 +18,8 @@ import ray.train.torch
 import torch
 
 from ctxrec import bundle, engine, runtime, storage
-from ctxrec.config import Config, load_config, to_toml
+from ctxrec.backbones import check_backbone
+from ctxrec.config import BACKBONES, Config, load_config, to_toml
 from ctxrec.encoder import resolve_encoder
 from ctxrec.errors import UserError
 from ctxrec.job import CHECKPOINTS
@@ -42,9 +43,7 @@ def train(data_path: str, out: str, config: Config) -> str:
         UserError: no prepared data, another training lies at `out`, or an option does not fit.
     """
     data_path, out = _absolute(data_path), _absolute(out)
-    if os.path.isdir(config.encoder.name):  # workers run in a folder of their own
-        encoder = dataclasses.replace(config.encoder, name=os.path.abspath(config.encoder.name))
-        config = dataclasses.replace(config, encoder=encoder)
+    config = _with_absolute_paths(config)
     data = PreparedData.open(data_path)
     check_trackers(config.train)
     if data.meta["counts"]["train"] == 0:
@@ -54,6 +53,7 @@ def train(data_path: str, out: str, config: Config) -> str:
         return out
     if config.encoder.name and config.model.use_text:
         resolve_encoder(config.encoder.name, storage.cache_dir())  # fail here, not in a worker
+    check_backbone(config.model)
     storage.write_text(storage.join(out, CONFIG), to_toml(config))
     for note in data.meta.get("notes", []):
         logger.info("%s", note)
@@ -62,6 +62,16 @@ def train(data_path: str, out: str, config: Config) -> str:
     _trainer(data_path, out, config).fit()
     storage.write_json(storage.join(out, MANIFEST), _manifest(out, data, config, time.monotonic() - begin))
     return out
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """Pretrained models in local folders by their absolute paths: workers run in a folder of their own."""
+    encoder, model = config.encoder, config.model
+    if os.path.isdir(encoder.name):
+        encoder = dataclasses.replace(encoder, name=os.path.abspath(encoder.name))
+    if model.backbone not in BACKBONES and os.path.isdir(model.backbone):
+        model = dataclasses.replace(model, backbone=os.path.abspath(model.backbone))
+    return dataclasses.replace(config, encoder=encoder, model=model)
 
 
 def _absolute(path: str) -> str:

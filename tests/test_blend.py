@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from ctxrec.baselines import TrainingEvents
-from ctxrec.blend import Blend, fit_blend, head_covariances, scale_heads, source_weights
+from ctxrec.blend import Blend, fit_blend, source_weights
 from ctxrec.events import Context, Events, Requests, Users
-from ctxrec.memory import fit_memory, from_arrays, history_weights, to_arrays
+from ctxrec.likeness import history_queries, history_weights, reduced, stand_ins
+from ctxrec.memory import fit_memory, from_arrays, to_arrays
 
 
 def events(rows: list[list[int]]) -> Events:
@@ -58,24 +61,49 @@ def test_history_weights_count_steps_back_from_the_latest():
     np.testing.assert_allclose(history_weights(events([[0, 1, 0]]), 3, decay=0.5, last=2).toarray(), [[1, 0.5, 0]])
 
 
-def test_heads_are_scaled_to_spread_one():
+def test_items_without_events_have_what_their_stand_ins_have():
+    text = reduced(
+        np.array([[1, 0, 0], [0, 1, 0], [1, 0.1, 0], [0, 1, 0.1], [0, 0, 0]], np.float32), np.arange(5) < 4, 3
+    )
+    known = np.array([True, True, False, False, False])
+    memory = fit_memory([training([[0, 1], [0, 1], [1]])], 5, repeats=True, text_IC=text)
+    speak = stand_ins(text, known).toarray()
+    assert speak[0, 0] == 1 and speak[2].argmax() == 0 and speak[3].argmax() == 1
+    np.testing.assert_allclose(speak.sum(1), [1, 1, 1, 1, 0], atol=1e-6)
+    assert memory.popularity_I[3] > memory.popularity_I[2] and memory.popularity_I[4] == 0
+    following, together = memory.next_II.toarray(), memory.together_II.toarray()
+    assert following[0, 3] > following[0, 2] > 0 and following[2, 1] > 0  # they follow, and are followed
+    assert (following[:, 4] == 0).all() and together[0, 3] > 0
+    plain = fit_memory([training([[0, 1], [0, 1], [1]])], 5, repeats=True)
+    np.testing.assert_array_equal(following[:2, :2], plain.next_II.toarray()[:2, :2])
+
+
+def test_text_vectors_keep_their_likeness():
     rng = np.random.default_rng(0)
-    items, queries = rng.normal(size=(50, 5)).astype(np.float32), rng.normal(size=(4, 5)).astype(np.float32)
-    heads = scale_heads(queries, (2, 3), head_covariances(items, (2, 3)))
-    for head, part in zip(heads, (slice(0, 2), slice(2, 5)), strict=True):
-        np.testing.assert_allclose((head @ items[:, part].T).std(1), 1, rtol=1e-4)
+    vectors, present = rng.normal(size=(20, 6)) + 5, np.arange(20) < 18
+    text = reduced(vectors, present, 6)
+    centred = vectors[:18] - vectors[:18].mean(0)
+    centred /= np.linalg.norm(centred, axis=1, keepdims=True)
+    np.testing.assert_allclose(text[:18] @ text[:18].T, centred @ centred.T, atol=1e-5)
+    assert not text[18:].any() and reduced(vectors, present, 4).shape == (20, 4)
+    asked = history_queries(events([[3], [], [3, 4]]), text)
+    np.testing.assert_allclose(asked[0], text[3], atol=1e-5)
+    assert not asked[1].any()
+    expected = text[4] + 0.7 * text[3]
+    np.testing.assert_allclose(asked[2], expected / np.linalg.norm(expected), atol=1e-5)
 
 
-def test_blend_is_the_sum_of_its_sources_and_finds_the_one_that_helps():
+@pytest.fixture
+def planted():
+    """Requests whose targets the first of two heads knows: memory, vectors, queries, requests."""
     rng = np.random.default_rng(0)
     num, num_items, dim = 200, 30, 8
     vectors = rng.normal(size=(num_items, 2 * dim)).astype(np.float32)
     queries = rng.normal(size=(num, 2 * dim)).astype(np.float32)
-    target = (queries[:, :dim] @ vectors[:, :dim].T).argmax(1).astype(np.int32)  # the first head knows, the second not
-    history = events([[int(i)] for i in rng.integers(0, num_items, num)])
+    target = (queries[:, :dim] @ vectors[:, :dim].T).argmax(1).astype(np.int32)
     requests = Requests(
         users=Users(ids=np.array([str(n) for n in range(num)], object)),
-        history=history,
+        history=events([[int(i)] for i in rng.integers(0, num_items, num)]),
         times=np.zeros(num, np.int64),
         context=Context(),
         target_offsets=np.arange(num + 1),
@@ -84,23 +112,26 @@ def test_blend_is_the_sum_of_its_sources_and_finds_the_one_that_helps():
     memory = fit_memory(
         [training([[int(i) for i in rng.integers(0, num_items, 5)] for _ in range(40)])], num_items, repeats=True
     )
-    weights = fit_blend(memory, vectors, queries, requests, (dim, dim), repeats=True, seed=0)
+    return memory, vectors, queries, requests
+
+
+@pytest.mark.parametrize("with_text", [False, True])
+def test_blend_is_the_sum_of_its_sources_and_finds_the_one_that_helps(planted, with_text):
+    memory, vectors, queries, requests = planted
+    history, dim = requests.history, vectors.shape[1] // 2
+    text = reduced(np.random.default_rng(1).normal(size=(len(vectors), 6)), np.ones(len(vectors)), 4)
+    blend = Blend.of(memory, text if with_text else None, vectors, (dim, dim))
+    weights = fit_blend(blend, vectors, queries, requests, repeats=True, seed=0)
     typical = np.logaddexp(0, weights[0])
-    assert typical[0] > 1 and typical[0] > 5 * typical[1:].max()
-    blend = Blend(memory, (dim, dim), head_covariances(vectors, (dim, dim)), weights)
-    scores = blend.queries(queries, history.lengths) @ blend.vectors(vectors).T + blend.remembered(history).toarray()
-    assert (scores.argmax(1) == target).mean() > 0.9
-    by_hand = np.zeros_like(scores)
-    of_length = source_weights(weights, history.lengths)
-    parts = [
-        h @ vectors[:, s].T
-        for h, s in zip(
-            scale_heads(queries, (dim, dim), blend.covariances), (slice(0, dim), slice(dim, None)), strict=True
-        )
-    ]
-    parts += [np.tile(memory.popularity_I, (num, 1)), np.tile(memory.recent_I, (num, 1))]
+    assert len(typical) == len(blend.sources) and typical[0] > 1 and typical[0] > 5 * typical[1:].max()
+    blend = dataclasses.replace(blend, weights_2K=weights)
+    scores = blend.queries(queries, history) @ blend.vectors(vectors).T + blend.remembered(history).toarray()
+    assert (scores.argmax(1) == requests.target_items).mean() > 0.9
+    heads = [queries[:, :dim] @ vectors[:, :dim].T, queries[:, dim:] @ vectors[:, dim:].T]
+    heads += [history_queries(history, text) @ text.T] if with_text else []
+    parts = [head / head.std(1, keepdims=True) for head in heads]
+    parts += [np.tile(memory.popularity_I, (len(queries), 1)), np.tile(memory.recent_I, (len(queries), 1))]
     parts += [found.toarray() for found in memory.of_histories(history)]
-    for k, part in enumerate(parts):
-        by_hand += of_length[:, k : k + 1] * part
-    np.testing.assert_allclose(scores, by_hand, atol=1e-4)
+    by_hand = sum(w[:, None] * part for w, part in zip(source_weights(weights, history.lengths).T, parts, strict=True))
+    np.testing.assert_allclose(scores, by_hand, atol=2e-4)
     assert blend.remembered(history).data.min() >= 0

@@ -15,7 +15,7 @@ PACKAGES = ("ctxrec", "tune", "serve")
 PURE = [
     "errors", "storage", "config", "spec", "schema", "prepared", "events", "features", "batching", "backbones",
     "model", "losses", "encoder", "texts", "metrics", "index", "baselines", "item_models", "ensemble", "slices", "summary", "bundle", "recommender", "retrieval",
-    "memory", "blend", "simulation", "stream", "network", "validation", "cli",
+    "likeness", "memory", "blend", "simulation", "stream", "network", "validation", "cli",
 ]  # fmt: skip
 BASE = ["errors", "storage", "config", "spec", "schema", "prepared", "events"]  # no torch either
 ENTRIES = ["ctxrec/prepare.py", "ctxrec/train.py", "ctxrec/evaluate.py", "ctxrec/recommend.py", "ctxrec/benchmark.py"]
