@@ -8,6 +8,7 @@ Legend: B rows, S slots, D width, H width of word vectors.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -27,8 +28,7 @@ class LanguageModel(Backbone):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        check_language_model(config)
-        model = _load(config.backbone, torch.float32).eval()
+        model = _load(check_language_model(config), torch.float32).eval()
         words = model.get_input_embeddings()
         width, spread = words.embedding_dim, float(words.weight.detach().std(correction=0))
         _drop_words(model)
@@ -56,7 +56,7 @@ def check_language_model(config: ModelConfig) -> str:
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
-    path = resolve_encoder(config.backbone, storage.cache_dir(), option=OPTION)
+    path = _folder(config.backbone)
     try:
         found = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -75,17 +75,26 @@ def check_language_model(config: ModelConfig) -> str:
 
 def store_language_model(name: str, folder: str) -> None:
     """Write what loading needs of a language model, without its table of words, in its own precision."""
-    model = _load(name, "auto")
+    model = _load(_folder(name), "auto")
     _drop_words(model)
     model.save_pretrained(folder)
 
 
-def _load(name: str, dtype: torch.dtype | str) -> Any:
+def _folder(name: str) -> str:
+    return _fetched(name) if storage.is_uri(name) else resolve_encoder(name, storage.cache_dir(), option=OPTION)
+
+
+@functools.cache
+def _fetched(uri: str) -> str:
+    """The local copy of a folder elsewhere, made once a process."""
+    return resolve_encoder(uri, storage.cache_dir(), option=OPTION)
+
+
+def _load(path: str, dtype: torch.dtype | str) -> Any:
     from transformers import AutoModel
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    path = resolve_encoder(name, storage.cache_dir(), option=OPTION)
     try:
         return AutoModel.from_pretrained(
             path, use_safetensors=True, trust_remote_code=False, dtype=dtype, local_files_only=True
