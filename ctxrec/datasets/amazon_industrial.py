@@ -19,6 +19,8 @@ from ctxrec.errors import UserError
 
 NAME = "amazon-industrial"
 WRITER_VERSION = 1
+EVENTS: dict[str, common.Kind] = {"user_id": "text", "item_id": "text", "timestamp": "whole"}
+ITEMS: dict[str, common.Kind] = {"item_id": "text", "title": "text", "brand": "text", "description": "text"}
 
 SPEC = """\
 # Amazon reviews 2018, Industrial and Scientific: research use. J. Ni, J. Li and J. McAuley, 2019, Justifying
@@ -61,8 +63,8 @@ def _make(source: str | None) -> common.Made:
         )
     wanted = ["events.parquet|events.csv", "items.parquet|items.csv"]
     (events_name, events), (items_name, items) = common.find_files(source, wanted, what=NAME).items()
-    log = common.read_frame(events_name, events, ["user_id", "item_id", "timestamp"])
-    catalogue = common.read_frame(items_name, items, ["item_id", "title", "brand", "description"])
+    log = common.read_frame(events_name, events, EVENTS)
+    catalogue = common.read_frame(items_name, items, ITEMS)
     return common.Made(
         tables={"events": _events(log), "items": _items(catalogue)},
         spec=SPEC,
@@ -73,8 +75,8 @@ def _make(source: str | None) -> common.Made:
 def _events(log: pd.DataFrame) -> pa.Table:
     return pa.table(
         {
-            "user_id": pa.array(log["user_id"].astype(str), pa.string()),
-            "item_id": pa.array(log["item_id"].astype(str), pa.string()),
+            "user_id": pa.array(log["user_id"], pa.string()),
+            "item_id": pa.array(log["item_id"], pa.string()),
             "timestamp": pa.array(log["timestamp"], pa.int64()),
         }
     )
@@ -83,7 +85,7 @@ def _events(log: pd.DataFrame) -> pa.Table:
 def _items(catalogue: pd.DataFrame) -> pa.Table:
     return pa.table(
         {
-            "item_id": pa.array(catalogue["item_id"].astype(str), pa.string()),
+            "item_id": pa.array(catalogue["item_id"], pa.string()),
             "title": [_text(value) for value in catalogue["title"]],
             "brand": [_text(value) or None for value in catalogue["brand"]],
             "description": [plain_description(_text(value)) or None for value in catalogue["description"]],

@@ -9,10 +9,13 @@ import logging
 import os
 import urllib.error
 import urllib.request
+import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 5.0
 MANIFEST = "source.json"
+Kind = Literal["text", "number", "whole", "time"]
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,15 @@ def write_dataset(out: str, source: str | None, *, writer: str, make: Callable[[
         source: what the user gave with --source, if anything.
         writer: data set and version of the code that makes its tables; another one writes them again.
         make: called when something must be written.
+
+    Raises:
+        UserError: what was made has no event.
     """
     if _unchanged(out, source, writer):
         return False
     made = make()
+    if not made.tables["events"].num_rows:
+        raise UserError(f"found no event in {made.source}; expected the data set's own log")
     os.makedirs(out, exist_ok=True)
     for name, table in made.tables.items():
         pq.write_table(table, os.path.join(out, f"{name}.parquet"))
@@ -129,7 +138,10 @@ def find_files(path: str, wanted: Sequence[str], *, what: str) -> dict[str, byte
     if zipfile.is_zipfile(path) and not path.endswith(".xlsx"):  # a workbook is a zip too
         with zipfile.ZipFile(path) as archive:
             inside = {name.rsplit("/", 1)[-1]: name for name in archive.namelist()}
-            return _pick(inside, wanted, archive.read, path=path, what=what)
+            try:
+                return _pick(inside, wanted, archive.read, path=path, what=what)
+            except zipfile.BadZipFile as error:
+                raise UserError(f"{path} is damaged ({error}); take an unchanged copy of {what}") from error
     return _pick({os.path.basename(path): path}, wanted, storage.read_bytes, path=path, what=what)
 
 
@@ -155,23 +167,66 @@ def _listed(wanted: Sequence[str]) -> str:
     return " and ".join(patterns.replace("|", " or ") for patterns in wanted)
 
 
-def read_frame(name: str, data: bytes, columns: Sequence[str]) -> pd.DataFrame:
+def read_frame(name: str, data: bytes, columns: Mapping[str, Kind]) -> pd.DataFrame:
     """A table file (parquet, csv or xlsx by its ending) with at least `columns`, which alone are returned.
 
+    Every column has the type of its kind whatever the file's own is; what is missing (in a text: empty) is NA.
+
+    Args:
+        name: the file's name.
+        data: its content.
+        columns: kind of each wanted column: "text" (also for ids), "number" (float64), "whole" (Int64), "time".
+
     Raises:
-        UserError: a column is missing.
+        UserError: the file cannot be read, a column is missing, or a value is not of its column's kind.
     """
-    ending = name.rsplit(".", 1)[-1].lower()
-    if ending == "parquet":
-        frame = pq.read_table(io.BytesIO(data)).to_pandas()
-    elif ending == "xlsx":
-        frame = pd.read_excel(io.BytesIO(data))
-    else:
-        frame = pd.read_csv(io.BytesIO(data), low_memory=False)
+    try:
+        frame = _read_table(name, data)
+    except (pa.ArrowInvalid, ValueError, zipfile.BadZipFile, KeyError) as error:
+        raise UserError(
+            f"{name} cannot be read ({error}); take an unchanged copy of the data set's own file"
+        ) from error
     missing = [column for column in columns if column not in frame.columns]
     if missing:
         raise UserError(
-            f"{name} has the columns {', '.join(map(str, frame.columns[:12]))}; expected also {', '.join(missing)}. "
-            "Take the data set's own file"
+            f"{name} has the columns {', '.join(map(str, frame.columns[:12])) or 'none'}; expected also "
+            f"{', '.join(missing)}. Take the data set's own file"
         )
-    return frame[list(columns)]
+    return pd.DataFrame({column: typed(frame[column], kind, where=name) for column, kind in columns.items()})
+
+
+def _read_table(name: str, data: bytes) -> pd.DataFrame:
+    ending = name.rsplit(".", 1)[-1].lower()
+    if ending == "parquet":
+        return pq.read_table(io.BytesIO(data)).to_pandas()
+    # By the cells or the csv rules alone: an id may be "007", and a film may be called "NA" or "None".
+    if ending == "xlsx":
+        return pd.read_excel(io.BytesIO(data), dtype=object, keep_default_na=False)
+    return pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False)
+
+
+def typed(values: pd.Series, kind: Kind, *, where: str) -> pd.Series:
+    """Values as one kind of column; see `read_frame`.
+
+    Raises:
+        UserError: a value is not of the kind.
+    """
+    if kind == "text":
+        return values.map(str, na_action="ignore").astype("str").replace("", None)
+    given = values.mask(values == "") if values.dtype == object or pd.api.types.is_string_dtype(values) else values
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # of a format that cannot be inferred; wrong values are named below
+        parsed = pd.to_datetime(given, errors="coerce") if kind == "time" else pd.to_numeric(given, errors="coerce")
+    wrong = parsed.isna() & given.notna()
+    if kind == "whole":
+        wrong |= parsed.notna() & (parsed % 1 != 0)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        asked = {"number": "a number", "whole": "a whole number", "time": "a time"}[kind]
+        raise UserError(
+            f"{where} has {given.iloc[row]!r} as {values.name} in row {row + 1}; expected {asked}. "
+            "Take an unchanged copy of the data set's own file"
+        )
+    return parsed if kind == "time" else parsed.astype("Int64" if kind == "whole" else "float64")

@@ -1,12 +1,11 @@
 """MovieLens latest-small: GroupLens's small development set, 1996 to 2018.
 
-The archive's free-text tags are events of the log, each with its time. They are left out of the item
-texts: a text with all tags would tell a request what people wrote only after it.
+The archive's free-text tags are left out: an item's text with all of them would tell a request what people
+wrote only after it.
 """
 
 from __future__ import annotations
 
-import io
 import os
 
 import pandas as pd
@@ -19,6 +18,8 @@ NAME = "ml-latest-small"
 WRITER_VERSION = 1
 ARCHIVE_URL = "https://files.grouplens.org/datasets/movielens/ml-latest-small.zip"
 NO_GENRE = "(no genres listed)"
+RATINGS: dict[str, common.Kind] = {"userId": "text", "movieId": "text", "rating": "number", "timestamp": "whole"}
+MOVIES: dict[str, common.Kind] = {"movieId": "text", "title": "text", "genres": "text"}
 
 SPEC = """\
 # MovieLens latest-small (GroupLens): research use, no commercial use. F. M. Harper and J. A. Konstan, 2015, The
@@ -56,9 +57,8 @@ def write_movielens_small(out: str, source: str | None = None) -> bool:
 def _make(source: str | None) -> common.Made:
     path = source or _download()
     files = common.find_files(path, ["ratings.csv", "movies.csv"], what="MovieLens latest-small")
-    ratings = common.read_frame("ratings.csv", files["ratings.csv"], ["userId", "movieId", "rating", "timestamp"])
-    # Read by csv rules alone: a film may be called "NA" or "None".
-    movies = pd.read_csv(io.BytesIO(files["movies.csv"]), dtype=str, keep_default_na=False)
+    ratings = common.read_frame("ratings.csv", files["ratings.csv"], RATINGS)
+    movies = common.read_frame("movies.csv", files["movies.csv"], MOVIES)
     return common.Made(
         tables={"events": _events(ratings), "items": _items(movies)},
         spec=SPEC,
@@ -80,8 +80,8 @@ def _events(ratings: pd.DataFrame) -> pa.Table:
     """Ratings in the file's own order."""
     return pa.table(
         {
-            "user_id": pa.array(ratings["userId"].astype(str), pa.string()),
-            "item_id": pa.array(ratings["movieId"].astype(str), pa.string()),
+            "user_id": pa.array(ratings["userId"], pa.string()),
+            "item_id": pa.array(ratings["movieId"], pa.string()),
             "rating": pa.array(ratings["rating"], pa.float32()),
             "timestamp": pa.array(ratings["timestamp"], pa.int64()),
         }
@@ -89,9 +89,9 @@ def _events(ratings: pd.DataFrame) -> pa.Table:
 
 
 def _items(movies: pd.DataFrame) -> pa.Table:
-    names = [title.strip() for title in movies["title"]]
+    names = movies["title"].fillna("").str.strip()
     years = [titles.YEAR.match(name) for name in names]
-    genres = [[] if text == NO_GENRE else text.split("|") for text in movies["genres"]]
+    genres = [[] if text == NO_GENRE else text.split("|") for text in movies["genres"].fillna(NO_GENRE)]
     return pa.table(
         {
             "item_id": pa.array(movies["movieId"], pa.string()),

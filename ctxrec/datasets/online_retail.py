@@ -21,7 +21,15 @@ from ctxrec.errors import UserError
 NAME, NAME_REPEATS = "online-retail", "online-retail-repeats"
 WRITER_VERSION = 1
 ARCHIVE_URL = "https://archive.ics.uci.edu/static/public/352/online+retail.zip"
-COLUMNS = ["StockCode", "Description", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID", "Country"]
+COLUMNS: dict[str, common.Kind] = {
+    "StockCode": "text",
+    "Description": "text",
+    "Quantity": "number",
+    "InvoiceDate": "time",
+    "UnitPrice": "number",
+    "CustomerID": "whole",
+    "Country": "text",
+}
 
 SPEC = """\
 # Online Retail (UCI Machine Learning Repository 352): CC BY 4.0. D. Chen, S. L. Sain and K. Guo, 2012, Data mining
@@ -92,13 +100,10 @@ def _download() -> str:
 
 def clean(lines: pd.DataFrame) -> pd.DataFrame:
     """The lines that are purchases of products by known customers, in the file's own order."""
-    lines = lines.assign(
-        StockCode=lines["StockCode"].astype(str).str.strip(),
-        InvoiceDate=pd.to_datetime(lines["InvoiceDate"]),
-    )
+    lines = lines.assign(StockCode=lines["StockCode"].str.strip())
     bought = (lines["Quantity"] > 0) & (lines["UnitPrice"] > 0) & lines["CustomerID"].notna()
-    lines = lines[bought & lines["StockCode"].str.match(r"\d{5}")]
-    lines = lines.assign(CustomerID=lines["CustomerID"].astype("int64").astype(str))
+    lines = lines[bought & lines["StockCode"].str.match(r"\d{5}", na=False)]
+    lines = lines.assign(CustomerID=lines["CustomerID"].astype(str))
     return lines.drop_duplicates(["CustomerID", "StockCode", "InvoiceDate"], keep="first")
 
 

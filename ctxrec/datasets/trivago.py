@@ -42,8 +42,9 @@ WEIGHTS = {
     "interaction item rating": 0.2,
 }
 FILTERS_LOGGED = (CLICKOUT, "filter selection", "search for destination", "search for poi")
-COLUMNS = ["session_id", "timestamp", "step", "action_type", "reference", "platform", "city", "device"]
-COLUMNS += ["current_filters", "impressions", "prices"]
+_TEXTS = ("session_id", "action_type", "reference", "platform", "city", "device")
+_LISTS = ("current_filters", "impressions", "prices")
+COLUMNS: dict[str, common.Kind] = {**dict.fromkeys((*_TEXTS, *_LISTS), "text"), "timestamp": "whole", "step": "whole"}
 
 SPEC = """\
 # trivago, RecSys Challenge 2019: research use. A user here is a session, and its last event is its last clickout.
@@ -107,7 +108,7 @@ def session_events(log: pd.DataFrame) -> pd.DataFrame:
     """The events on hotels, each with the filters known then, up to the last clickout of each session."""
     logged = log["action_type"].isin(FILTERS_LOGGED)
     filters = log["current_filters"].fillna("").where(logged).groupby(log["session_id"]).ffill()
-    refers = log["action_type"].isin(list(WEIGHTS)) & log["reference"].astype(str).str.fullmatch(r"\d+")
+    refers = log["action_type"].isin(list(WEIGHTS)) & log["reference"].str.fullmatch(r"\d+", na=False)
     events = log.assign(filters=filters)[refers]
     events = events.drop_duplicates(["session_id", "timestamp", "action_type", "reference"])
     clickouts = events[events["action_type"] == CLICKOUT]
@@ -120,7 +121,7 @@ def _table(events: pd.DataFrame) -> pa.Table:
     return pa.table(
         {
             "user_id": pa.array(events["session_id"], pa.string()),
-            "item_id": pa.array(events["reference"].astype(str), pa.string()),
+            "item_id": pa.array(events["reference"], pa.string()),
             "timestamp": pa.array(events["timestamp"], pa.int64()),
             "action": pa.array(events["action_type"], pa.string()),
             "device": pa.array(events["device"], pa.string()),
@@ -134,13 +135,20 @@ def _table(events: pd.DataFrame) -> pa.Table:
 def _items(log: pd.DataFrame, events: pd.DataFrame) -> pa.Table:
     """One row a hotel of the events, in the order of first appearance: its city and its price."""
     lists = log.loc[log["impressions"].notna(), ["impressions", "prices", "city"]]
-    lists = lists.assign(hotel=lists["impressions"].str.split("|"), price=lists["prices"].str.split("|"))
+    lists = lists.assign(hotel=lists["impressions"].str.split("|"), price=lists["prices"].fillna("").str.split("|"))
+    uneven = lists["hotel"].str.len() != lists["price"].str.len()
+    if uneven.any():
+        row = lists[uneven].iloc[0]
+        raise UserError(
+            f"the log lists {len(row['hotel'])} impressions with {len(row['price'])} prices ({row['impressions'][:60]!r}); "
+            "expected a price for each hotel shown. Take an unchanged copy of the challenge's file"
+        )
     shown = lists[["hotel", "price", "city"]].explode(["hotel", "price"])
-    prices = shown["price"].astype(float).groupby(shown["hotel"]).median()
+    prices = common.typed(shown["price"], "number", where="the lists of prices").groupby(shown["hotel"]).median()
     looked = events[["reference", "city"]].rename(columns={"reference": "hotel"})
     places = pd.concat([shown[["hotel", "city"]], looked]).groupby(["hotel", "city"], sort=False).size()
     best = places.sort_values(ascending=False, kind="stable").reset_index().drop_duplicates("hotel")
-    hotels = events["reference"].astype(str).drop_duplicates()
+    hotels = events["reference"].drop_duplicates()
     return pa.table(
         {
             "item_id": pa.array(hotels, pa.string()),
