@@ -104,7 +104,7 @@ def _evaluate(
         )
     clock.stop("ranking")
 
-    lists = ranked_lists(table)
+    lists = ranked_lists(table, prepared.features.actions)
     metrics: dict[str, Any] = {"split": split, "requests": len(lists)}
     options = config.evaluate
     metrics |= summarise(

@@ -14,6 +14,7 @@ from ctxrec import schema
 from ctxrec.prepared import FeatureMeta
 
 US = 1_000_000  # microseconds a second
+ACTION_BITS = 63
 EARLIEST_S, LATEST_S = -62_135_596_800, 253_402_300_799  # epoch seconds of the years 1 to 9999
 
 
@@ -103,6 +104,7 @@ class Requests:
     context: Context  # [N]
     target_offsets: np.ndarray | None = None  # int64 [N + 1]
     target_items: np.ndarray | None = None  # int32
+    target_actions: np.ndarray | None = None  # int64, like target_items: see `action_sets`
 
     def __len__(self) -> int:
         return len(self.times)
@@ -121,6 +123,8 @@ class Requests:
         if self.target_offsets is not None and self.target_items is not None:
             positions, offsets = ranges(self.target_offsets[index], self.target_offsets[index + 1])
             targets = {"target_offsets": offsets, "target_items": self.target_items[positions]}
+            if self.target_actions is not None:
+                targets["target_actions"] = self.target_actions[positions]
         return Requests(
             users=self.users.take(index),
             history=self.history.cut(starts, stops),
@@ -128,6 +132,15 @@ class Requests:
             context=self.context.take(index),
             **targets,
         )
+
+
+def action_sets(codes: np.ndarray) -> np.ndarray:
+    """Action codes as sets of one, int64: bit c stands for code c, the last bit for all codes that have none.
+
+    >>> action_sets(np.array([0, 2])).tolist()
+    [1, 4]
+    """
+    return np.int64(1) << np.minimum(codes.astype(np.int64), ACTION_BITS - 1)
 
 
 def ranges(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -202,7 +215,8 @@ def split_requests(histories: Histories, split: int, *, repeats: bool) -> Reques
 
     The history is every event before the user's first one in the split; the request is made with the
     time and context of that first event. Targets are the distinct items of the split's events, without
-    those of the history when `repeats` is False; a user left without target makes no request.
+    those of the history when `repeats` is False, each with all actions that the split's events have for it; a user
+    left without target makes no request.
     """
     events = histories.events
     of_row = np.repeat(np.arange(len(histories)), events.lengths)
@@ -215,10 +229,13 @@ def split_requests(histories: Histories, split: int, *, repeats: bool) -> Reques
     new_row[rows] = np.arange(len(rows))
     span = int(events.items.max(initial=0)) + 1
     pair = new_row[of_row[inside]] * span + events.items[inside]
-    pair = np.unique(pair)
+    pair, place = np.unique(pair, return_inverse=True)
+    actions = np.zeros(len(pair), np.int64)
+    np.bitwise_or.at(actions, place, action_sets(events.actions[inside]))
     if not repeats:
         seen = np.repeat(np.arange(len(rows)), history.lengths) * span + history.items
-        pair = np.setdiff1d(pair, seen, assume_unique=False)
+        new = ~np.isin(pair, seen)
+        pair, actions = pair[new], actions[new]
     counts = np.bincount(pair // span, minlength=len(rows)) if len(pair) else np.zeros(len(rows), np.int64)
     kept = np.flatnonzero(counts)
     requests = Requests(
@@ -228,6 +245,7 @@ def split_requests(histories: Histories, split: int, *, repeats: bool) -> Reques
         context=events.context.take(first),
         target_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         target_items=(pair % span).astype(np.int32),
+        target_actions=actions,
     )
     return requests.take(kept)
 
@@ -258,11 +276,17 @@ def concat_requests(parts: list[Requests]) -> Requests:
         context=_concat_contexts([p.context for p in parts]),
         target_offsets=_concat_offsets([p.target_offsets for p in parts if p.target_offsets is not None]),
         target_items=np.concatenate([p.target_items for p in parts if p.target_items is not None]),
+        target_actions=_concat_known([p.target_actions for p in parts]),
     )
 
 
 def _concat_offsets(parts: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(np.concatenate([np.diff(offsets) for offsets in parts]))]).astype(np.int64)
+
+
+def _concat_known(parts: list[np.ndarray | None]) -> np.ndarray | None:
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if len(known) == len(parts) else None
 
 
 def _concat_arrays(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -127,6 +127,7 @@ class BucketRanker:
             schema.USER_ID: pa.array(requests.users.ids, pa.string()),
             "bucket": pa.array(np.full(len(requests), bucket)),
             "targets": _list_array(requests.target_offsets, requests.target_items),
+            "target_actions": _list_array(requests.target_offsets, requests.target_actions, np.int64),
             "history_length": pa.array(history.lengths),
             "time": pa.array(requests.times),
             "recent": _list_array(recent.offsets, recent.items),
@@ -199,7 +200,12 @@ def drop_targets(requests: Requests, eligible: np.ndarray) -> Requests:
     if keep.all():
         return requests
     offsets = np.concatenate([[0], np.cumsum(keep)])[requests.target_offsets].astype(np.int64)
-    kept = dataclasses.replace(requests, target_offsets=offsets, target_items=requests.target_items[keep])
+    kept = dataclasses.replace(
+        requests,
+        target_offsets=offsets,
+        target_items=requests.target_items[keep],
+        target_actions=None if requests.target_actions is None else requests.target_actions[keep],
+    )
     return kept.take(np.flatnonzero(np.diff(offsets)))
 
 
@@ -208,8 +214,8 @@ def _labels(codes: np.ndarray, vocabulary: list[str]) -> list[str | None]:
     return names[codes].tolist()
 
 
-def _list_array(offsets: np.ndarray, values: np.ndarray) -> pa.Array:
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values.astype(np.int32)))
+def _list_array(offsets: np.ndarray, values: np.ndarray, dtype: type = np.int32) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values.astype(dtype)))
 
 
 def rank_requests(
@@ -248,8 +254,8 @@ def rank_requests(
     return pa.concat_tables(parts).sort_by(schema.USER_ID).combine_chunks()
 
 
-def ranked_lists(table: pa.Table) -> RankedLists:
-    """The arrays of the table that `rank_requests` made."""
+def ranked_lists(table: pa.Table, actions: Sequence[str] = ()) -> RankedLists:
+    """The arrays of the table that `rank_requests` made; `actions`: names of the log's action codes from 1 on."""
     targets = table.column("targets").combine_chunks()
     lengths = targets.value_lengths().to_numpy()
     tops, cold_tops, attributes = {}, {}, {}
@@ -265,6 +271,8 @@ def ranked_lists(table: pa.Table) -> RankedLists:
         user_ids=table.column(schema.USER_ID).to_numpy(),
         target_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         target_items=targets.flatten().to_numpy(),
+        target_actions=table.column("target_actions").combine_chunks().flatten().to_numpy(),
+        actions=tuple(actions),
         history_lengths=table.column("history_length").to_numpy(),
         tops=tops,
         attributes=attributes,

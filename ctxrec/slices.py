@@ -5,7 +5,11 @@ Legend: N requests, I items.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from ctxrec.events import ACTION_BITS
 
 HISTORY_BINS = ((1, 5), (6, 20), (21, 100), (101, None))
 FEW_SHOT = 5  # items with at most so many training events, and at least one
@@ -27,6 +31,21 @@ def item_slices(item_counts: np.ndarray, held_out: np.ndarray | None = None) -> 
         WARM: item_counts > 0,
     }
     return slices if held_out is None else slices | {HELD_OUT: held_out}
+
+
+def action_slices(sets: np.ndarray, actions: Sequence[str]) -> dict[str, np.ndarray]:
+    """Masks over targets by how they were taken, the most frequent actions first; none for a log of one action.
+
+    Args:
+        sets: int64, the actions of each target (see `ctxrec.events.action_sets`).
+        actions: names of the codes from 1 on.
+    """
+    if len(actions) < 2:
+        return {}
+    named = enumerate(actions[: ACTION_BITS - 2], 1)  # the last bit is no single action's
+    masks = {f"action={name}": (sets >> code) & 1 > 0 for code, name in named}
+    frequent = sorted((name for name in masks if masks[name].any()), key=lambda name: -masks[name].sum())
+    return {name: masks[name] for name in frequent[:MAX_VALUES]}
 
 
 def history_slices(lengths: np.ndarray) -> dict[str, np.ndarray]:

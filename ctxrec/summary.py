@@ -14,7 +14,7 @@ import numpy as np
 
 from ctxrec.events import ranges
 from ctxrec.metrics import bootstrap_means, list_metrics, list_popularity, percentile_interval, request_metrics
-from ctxrec.slices import COLD_AMONG_COLD, attribute_slices, history_slices, item_slices
+from ctxrec.slices import COLD_AMONG_COLD, action_slices, attribute_slices, history_slices, item_slices
 
 MODEL, BEFORE = "model", "before"
 ABLATIONS = ("text_only", "id_only", "no_context", "frozen_encoder")
@@ -38,6 +38,8 @@ class RankedLists:
     history_lengths: np.ndarray  # int64 [N]
     tops: dict[str, np.ndarray]  # int [N, K] of each system
     attributes: dict[str, np.ndarray] = field(default_factory=dict)  # object [N] labels or float [N], None/NaN missing
+    target_actions: np.ndarray | None = None  # int64, like target_items: the actions by which each was taken
+    actions: tuple[str, ...] = ()  # names of the action codes from 1 on
     cold_tops: dict[str, np.ndarray] = field(default_factory=dict)  # int [N, SLICE_K] with cold items alone eligible
 
     def __len__(self) -> int:
@@ -161,9 +163,13 @@ def _slices(
         systems = _intervals(values, resamples=resamples, seed=seed)[0] if num else {}
         return {"requests": num, **_by_role(systems)}
 
-    slices = {name: entry(_on_targets(lists, lists.tops, of_items)) for name, of_items in items.items()}
+    targets = lists.target_items
+    slices = {name: entry(_on_targets(lists, lists.tops, of_items[targets])) for name, of_items in items.items()}
     if lists.cold_tops:
-        slices[COLD_AMONG_COLD] = entry(_on_targets(lists, lists.cold_tops, items["cold_items"]))
+        slices[COLD_AMONG_COLD] = entry(_on_targets(lists, lists.cold_tops, items["cold_items"][targets]))
+    if lists.target_actions is not None:
+        for name, taken in action_slices(lists.target_actions, lists.actions).items():
+            slices[name] = entry(_on_targets(lists, lists.tops, taken))
     masks = history_slices(lists.history_lengths)
     for name, values in lists.attributes.items():
         masks |= attribute_slices(name, values)
@@ -172,9 +178,8 @@ def _slices(
     return slices
 
 
-def _on_targets(lists: RankedLists, tops: dict[str, np.ndarray], of_items: np.ndarray) -> PerRequest:
-    """Metrics at SLICE_K when only the targets in `of_items` (bool [I]) count; requests without one are left out."""
-    keep = of_items[lists.target_items]
+def _on_targets(lists: RankedLists, tops: dict[str, np.ndarray], keep: np.ndarray) -> PerRequest:
+    """Metrics at SLICE_K when only the targets of the mask `keep` count; requests without one are left out."""
     kept = np.concatenate([[0], np.cumsum(keep)])[lists.target_offsets]
     rows = np.flatnonzero(np.diff(kept))
     index, offsets = ranges(kept[rows], kept[rows + 1])

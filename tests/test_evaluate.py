@@ -20,7 +20,7 @@ from ctxrec.errors import UserError
 from ctxrec.events import concat_requests, histories_from_table, split_requests
 from ctxrec.metrics import request_metrics, top_k
 from ctxrec.prepared import PreparedData
-from ctxrec.slices import attribute_slices, history_slices
+from ctxrec.slices import action_slices, attribute_slices, history_slices
 from ctxrec.summary import RankedLists, best_baseline, format_table, summarise
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,7 +70,7 @@ def test_metrics_json_has_the_shape_of_the_contract(evaluated):
         assert set(interval) in ({"mean", "low", "high"}, {"mean", "low", "high", "p"})
         assert interval["low"] <= interval["mean"] + 1e-12 and interval["mean"] <= interval["high"] + 1e-12
     expected = {"cold_items", "warm_items", "few_shot_items", "new_users", "history_1-5", "gender=F", "age=20"}
-    expected |= {"device=tv", "month=September"}
+    expected |= {"device=tv", "month=September", "action=view", "action=buy"}
     assert expected <= set(metrics["slices"])
     for parts in (("gender=F", "gender=M", "gender missing"), ("device=tv", "device=phone")):
         assert sum(metrics["slices"][name]["requests"] for name in parts) == metrics["requests"]
@@ -230,6 +230,29 @@ def test_cold_and_warm_slices_count_only_their_targets():
     assert found["new_users"]["requests"] == found["history_1-5"]["requests"] == found["history_6-20"]["requests"] == 1
 
 
+def test_action_slices_count_only_the_targets_taken_so():
+    lists = dataclasses.replace(
+        hand_made_lists(), actions=("buy", "look"), target_actions=np.array([0b10, 0b100, 0b110, 0b1])
+    )
+    found = summary_of(lists)["slices"]
+    # Bought: a's item 0 (first) and b's 4 (not found). Looked at: a's 3 (third) and b's 4. How c took 1 is not known.
+    assert found["action=buy"]["requests"] == found["action=look"]["requests"] == 2
+    assert found["action=buy"]["model"]["ndcg@10"]["mean"] == pytest.approx(0.5)
+    assert found["action=look"]["model"]["ndcg@10"]["mean"] == pytest.approx(0.25)
+    for few in ((), ("buy",)):  # a log of one action has no such slices
+        alone = summary_of(dataclasses.replace(lists, actions=few))["slices"]
+        assert not any(name.startswith("action=") for name in alone)
+
+
+def test_the_most_frequent_actions_have_slices():
+    names = [f"kind{n}" for n in range(70)]
+    sets = np.array([1 << code for code in range(1, 63) for _ in range(70 - code)])
+    found = action_slices(sets, names)
+    assert list(found) == [f"action=kind{n}" for n in range(10)]
+    assert [int(mask.sum()) for mask in found.values()] == [69 - n for n in range(10)]
+    assert action_slices(np.array([1 << 62]), names) == {}  # the shared bit is no single action
+
+
 def test_few_shot_held_out_and_cold_among_cold():
     lists = hand_made_lists()
     lists = dataclasses.replace(
@@ -358,7 +381,9 @@ def test_targets_that_may_not_be_recommended_are_dropped():
         context=Context(),
         target_offsets=np.array([0, 2, 3, 4]),
         target_items=np.array([0, 2, 2, 1]),
+        target_actions=np.array([2, 4, 2, 8]),
     )
     kept = drop_targets(requests, np.array([True, True, False]))
     assert kept.users.ids.tolist() == ["a", "c"]
     assert [kept.targets(n).tolist() for n in range(2)] == [[0], [1]]
+    assert kept.target_actions.tolist() == [2, 8]

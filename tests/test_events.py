@@ -80,6 +80,23 @@ def test_valid_requests_see_only_what_was_before():
     assert made.history.items.tolist() == [1, 2, 5]
 
 
+def test_a_target_has_every_action_it_was_taken_by():
+    """User a looks at item 7 twice and buys it; 8 has no action; 9 was seen before; codes beyond the bits share one."""
+    offsets, codes = np.array([0, 5, 6]), np.array([1, 1, 2, 0, 1, 500], np.int16)
+    items = np.array([9, 7, 7, 8, 9, 7], np.int32)
+    some = Histories(
+        users=Users(ids=np.array(["a", "b"], object)),
+        events=Events(offsets=offsets, items=items, times=np.arange(6), actions=codes, context=Context()),
+        split=np.array([TRAIN, TEST, TEST, TEST, TEST, TEST], np.int8),
+    )
+    made = events.split_requests(some, TEST, repeats=False)
+    assert made.target_items.tolist() == [7, 8, 7]
+    assert made.target_actions.tolist() == [0b110, 0b1, 1 << 62]
+    assert events.split_requests(some, TEST, repeats=True).target_actions.tolist() == [0b110, 0b1, 0b10, 1 << 62]
+    both = events.concat_requests([made.take(np.array([1])), made])
+    assert both.target_actions.tolist() == [1 << 62, 0b110, 0b1, 1 << 62]
+
+
 def test_a_split_without_events_makes_no_request():
     some = histories()
     empty = Histories(users=some.users, events=some.events, split=np.zeros(8, np.int8))
