@@ -239,7 +239,9 @@ def where_it_works(metrics: dict[str, Any]) -> str:
     systems = _compared(metrics, with_text=False)
     rows, cells = [], []
     for group, entries in slice_groups(metrics["slices"]).items():
-        heading = charts.Dots(group[:1].upper() + group[1:])
+        if len(entries) == 1 and next(iter(entries.values()))["requests"] == metrics["requests"]:
+            continue  # one value for all requests tells nothing new
+        heading = charts.Dots((group[:1].upper() + group[1:]).replace("_", " "))
         lines = []
         for label, entry in entries.items():
             if entry["requests"]:
@@ -250,8 +252,8 @@ def where_it_works(metrics: dict[str, Any]) -> str:
     return section(
         "Where it works",
         paragraph(
-            "NDCG@10 with its 95 % interval for parts of the requests. Parts differ in how hard they are: compare the two "
-            "marks of a line, not the lines."
+            "NDCG@10 with its 95 % interval for parts of the requests (by action: only what was taken so counts). Parts "
+            "differ in how hard they are: compare the two marks of a line, not the lines."
         ),
         legend([(k, name(s)) for s, k in systems]),
         chart(charts.dot_chart(rows, title="NDCG@10 by slice", description=description)),
@@ -271,6 +273,8 @@ def slice_groups(slices: dict[str, Any]) -> dict[str, dict[str, Any]]:
             group, label = "Events in the history", slice_name.removeprefix("history_")
         elif slice_name.endswith(" missing"):
             group, label = slice_name.removesuffix(" missing"), "not known"
+        elif slice_name.startswith("action="):
+            group, label = "Taken by action", slice_name.removeprefix("action=")
         else:
             group, _, label = slice_name.partition("=") if "=" in slice_name else slice_name.partition(": ")
         groups.setdefault(group, {})[label] = entry

@@ -22,7 +22,13 @@ def name(system: str) -> str:
 
 
 def percent(share: float, *, signed: bool = False) -> str:
-    return f"{100 * share:+.1f} %" if signed else f"{100 * share:.1f} %"
+    """A share in per cent; what rounds to nothing has no sign.
+
+    >>> percent(0.125, signed=True), percent(-0.0001)
+    ('+12.5 %', '0.0 %')
+    """
+    value = round(100 * share, 1) or 0.0
+    return f"{value:+.1f} %" if signed and value else f"{value:.1f} %"
 
 
 def number(metric: str, value: float) -> str:

@@ -11,7 +11,7 @@ from ctxrec.errors import UserError
 from ctxrec.report_html import details, e, legend, paragraph, section, table
 
 _MAX_POINTS = 300  # of a curve; longer ones are averaged in steps
-PHASES = {"towers": "towers, encoder frozen", "encoder": "towers and encoder"}
+PHASES = {"towers": "towers", "encoder": "towers and encoder", "refit": "refit"}
 
 
 def parse_train_log(text: str) -> list[dict[str, Any]]:
@@ -59,11 +59,23 @@ def training(train_log: Sequence[dict[str, Any]]) -> str:
     evaluations = table(["phase", "epoch", "step", "loss", "validation NDCG@10"], rows) if rows else ""
     return section(
         "Training",
-        paragraph("First the towers learn on the frozen encoder's vectors, then the encoder is tuned with them."),
+        paragraph(_story({record["phase"] for record in train_log})),
         legend([(line.kind, line.label) for line in losses or valid]),
         f'<div class="figures">{"".join(figures)}</div>',
         details("Evaluations during training", evaluations) if evaluations else "",
     )
+
+
+def _story(phases: set[str]) -> str:
+    """What the phases of a training were."""
+    told = "The towers learn from the training events."
+    if "encoder" in phases:
+        told = "First the towers learn on the frozen encoder's vectors, then the encoder is tuned with them."
+    if "refit" in phases:
+        told += (
+            " Last (refit), the towers are trained anew on training and validation events, as long as was best before."
+        )
+    return told
 
 
 def _epoch(record: dict[str, Any]) -> str:
@@ -78,7 +90,7 @@ def _curves(
     phases = list(dict.fromkeys(record["phase"] for record in train_log))
     for n, phase in enumerate(phases):
         records = [r for r in train_log if r["phase"] == phase]
-        if n and min(r["step"] for r in records) < offset:  # a phase that counts its own steps
+        if n and min(r["step"] for r in records) <= offset:  # a phase that counts its own steps
             records = [r | {"step": r["step"] + offset} for r in records]
         if n:
             boundary = (offset, "encoder tuned" if phase == "encoder" else phase)

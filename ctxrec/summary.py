@@ -276,10 +276,14 @@ def _remarks(metrics: dict[str, Any]) -> list[str]:
         if metrics.get(system):
             drop = metrics[system]["drop"]
             lines.append(
-                f"context shuffled among requests{words}: NDCG@10 falls by {100 * drop['mean']:.1f} % "
-                f"(95 % interval {100 * drop['low']:.1f} to {100 * drop['high']:.1f} %)"
+                f"context shuffled among requests{words}: NDCG@10 falls by {_percent(drop['mean'])} % "
+                f"(95 % interval {_percent(drop['low'])} to {_percent(drop['high'])} %)"
             )
     return lines + [f"note: {note}" for note in metrics["notes"]]
+
+
+def _percent(share: float) -> str:
+    return f"{round(100 * share, 1) or 0.0:.1f}"  # without the sign of what rounds to nothing
 
 
 def _p(p: float) -> str:

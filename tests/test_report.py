@@ -12,6 +12,7 @@ from ctxrec import charts
 from ctxrec.config import Config, to_toml
 from ctxrec.errors import UserError
 from ctxrec.report import Example, Facts, Taken, parse_train_log, render_report
+from ctxrec.report_training import _curves
 from ctxrec.summary import RankedLists, format_table, summarise
 
 NASTY = 'Café 🍰 <script>alert("x")</script> & co'
@@ -204,6 +205,24 @@ def test_phases_that_count_their_own_steps_follow_each_other():
     # The second curve starts where the first ends: at step 4 of 8.
     curves = [a["points"].split() for tag, a in parse(page).tags if tag == "polyline"]
     assert curves[0][-1].split(",")[0] == curves[1][0].split(",")[0]
+
+
+def test_a_short_phase_follows_the_one_before():
+    """Each phase has one record, at the same step of its own; the refit is told, the encoder is not."""
+    log = [{"phase": phase, "step": 5, "epoch": 1.0, "loss": 2.0} for phase in ("towers", "refit")]
+    page = page_of(example_metrics(), train_log=log)
+    assert "trained anew on training and validation events" in page and "encoder is tuned with them" not in page
+    losses, _, boundary = _curves(log)
+    assert [line.points for line in losses] == [((5.0, 2.0),), ((10.0, 2.0),)] and boundary == (5.0, "refit")
+
+
+def test_slices_have_readable_headings_and_say_something():
+    metrics = example_metrics()
+    entry = metrics["slices"]["weekday=Sunday"]
+    whole = entry | {"requests": metrics["requests"]}
+    metrics["slices"] |= {"age_group=18-24": entry, "month=March": whole, "action=buy": entry, "action=look": entry}
+    page = page_of(metrics)
+    assert "Age group" in page and "Taken by action" in page and "March" not in page
 
 
 def test_train_log_of_a_killed_training_is_read():
