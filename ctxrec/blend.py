@@ -1,7 +1,7 @@
 """How much the heads of the model and its item memory count for a request.
 
 Every source is scaled to a standard deviation of 1 over the catalogue and takes a weight of 0 or more that
-depends on the length of the history; the weights are those that make the validation events most likely.
+depends on the length of the history; the weights are those that rank the validation events best.
 Sources that are inner products stay one (their weights go into the query), so an index still finds the best.
 
 Legend: N requests, I items, K sources, W width of the towers' vectors.
@@ -9,7 +9,7 @@ Legend: N requests, I items, K sources, W width of the towers' vectors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,10 @@ from ctxrec.memory import ItemMemory
 _CELLS = 1 << 25  # scores of all sources that the fit holds at once (128 MB)
 _POOL = 20_000  # items that the fit ranks at most: the targets and others drawn at random
 _TYPICAL = 2.0  # log(1 + events) of a typical history, where the second weight has no say
-_PENALTY = 1e-3
+_PENALTY, _RANKING_PENALTY = 1e-3, 1e-4
+_STEP = 0.1  # of a score, in which a rank changes smoothly
+_TARGETS = 5  # of a request that count in the fit
+_NO_SCORE = -1e9
 _START = -1.0  # of the weights, before softplus
 _ITERATIONS = 60
 STATIC = 2  # popularity and recent popularity: columns behind the towers' vectors
@@ -117,7 +120,7 @@ def _scaled(queries: np.ndarray, covariance: np.ndarray) -> np.ndarray:
 def fit_blend(
     blend: Blend, item_vectors_IW: np.ndarray, queries_NW: np.ndarray, requests: Requests, *, repeats: bool, seed: int
 ) -> np.ndarray:
-    """Weights [2, K] that maximise the likelihood of the requests' targets under a softmax over the catalogue.
+    """Weights [2, K] that rank the requests' targets best: first by their likelihood, then by a smooth NDCG.
 
     Args:
         blend: its memory fitted on the events before the requests, as the towers are.
@@ -141,37 +144,80 @@ def fit_blend(
     parts = [head @ items.T for head, items in zip(heads, vectors, strict=True)]
     parts += [np.broadcast_to(v[pool], (len(requests), len(pool))) for v in (memory.popularity_I, memory.recent_I)]
     parts += [scores[:, pool].toarray() for scores in memory.of_histories(requests.history)]
-    return _most_likely(np.stack(parts, -1), requests, pool, repeats=repeats)
+    fit = _Fit.of(np.stack(parts, -1), requests, pool, repeats=repeats)
+    likely = _descend(fit.surprise, torch.from_numpy(blend.weights_2K), penalty=_PENALTY)
+    # Likelihood cares for targets that no list will show; the ranking at the top decides the rest.
+    return _descend(fit.smooth_regret, likely, penalty=_RANKING_PENALTY).numpy()
 
 
-def _most_likely(scores_NIK: np.ndarray, requests: Requests, pool: np.ndarray, *, repeats: bool) -> np.ndarray:
-    """Newton-like ascent (L-BFGS) with a small ridge penalty, from equal weights."""
-    num = len(requests)
-    place = np.full(int(max(pool.max(), requests.history.items.max(initial=0), requests.target_items.max())) + 1, -1)
-    place[pool] = np.arange(len(pool))
-    out = torch.zeros(num, len(pool), dtype=torch.bool)
-    if not repeats:
-        seen = place[requests.history.items]
-        row = np.repeat(np.arange(num), requests.history.lengths)
-        out[row[seen >= 0], seen[seen >= 0]] = True
-    counts = np.diff(requests.target_offsets)
-    target, row = place[requests.target_items], np.repeat(np.arange(num), counts)
-    kept = target >= 0
-    share = torch.from_numpy((1.0 / counts[row[kept]]).astype(np.float32))
-    row, target = torch.from_numpy(row[kept]), torch.from_numpy(target[kept])
-    gate = torch.from_numpy(_gate(requests.history.lengths).astype(np.float32))
-    scores = torch.from_numpy(np.ascontiguousarray(scores_NIK, np.float32))
-    weights = torch.zeros(2, scores.shape[-1])
-    weights[0] = _START
-    weights.requires_grad_()
+@dataclass(frozen=True)
+class _Fit:
+    """What the weights are fitted to: scores of all sources for the requests' targets and what competes with them."""
+
+    scores_NIK: torch.Tensor
+    gate_N2: torch.Tensor
+    out_NI: torch.Tensor  # bool, what may not be recommended
+    row_T: torch.Tensor  # the request of each target
+    target_T: torch.Tensor
+    share_T: torch.Tensor  # 1 over the number of targets of the request
+
+    @staticmethod
+    def of(scores_NIK: np.ndarray, requests: Requests, pool: np.ndarray, *, repeats: bool) -> _Fit:
+        num = len(requests)
+        assert requests.target_items is not None and requests.target_offsets is not None
+        place = np.full(
+            int(max(pool.max(), requests.history.items.max(initial=0), requests.target_items.max())) + 1, -1
+        )
+        place[pool] = np.arange(len(pool))
+        out = np.zeros((num, len(pool)), bool)
+        if not repeats:
+            seen, row = place[requests.history.items], np.repeat(np.arange(num), requests.history.lengths)
+            out[row[seen >= 0], seen[seen >= 0]] = True
+        counts = np.diff(requests.target_offsets)
+        row = np.repeat(np.arange(num), counts)
+        target, number = (
+            place[requests.target_items],
+            np.arange(len(row)) - np.repeat(requests.target_offsets[:-1], counts),
+        )
+        kept = (target >= 0) & (number < _TARGETS)
+        row, target = row[kept], target[kept]
+        share = 1.0 / np.bincount(row, minlength=num)[row]
+        return _Fit(
+            scores_NIK=torch.from_numpy(np.ascontiguousarray(scores_NIK, np.float32)),
+            gate_N2=torch.from_numpy(_gate(requests.history.lengths).astype(np.float32)),
+            out_NI=torch.from_numpy(out),
+            row_T=torch.from_numpy(row),
+            target_T=torch.from_numpy(target),
+            share_T=torch.from_numpy(share.astype(np.float32)),
+        )
+
+    def _mixed(self, weights_2K: torch.Tensor) -> torch.Tensor:
+        weights_NK = F.softplus(self.gate_N2 @ weights_2K)
+        return torch.bmm(self.scores_NIK, weights_NK[..., None]).squeeze(-1).masked_fill(self.out_NI, _NO_SCORE)
+
+    def surprise(self, weights_2K: torch.Tensor) -> torch.Tensor:
+        """Mean of -log p(target) under a softmax over what competes."""
+        log_p = torch.log_softmax(self._mixed(weights_2K), 1)[self.row_T, self.target_T]
+        return -(log_p * self.share_T).sum() / len(self.gate_N2)
+
+    def smooth_regret(self, weights_2K: torch.Tensor) -> torch.Tensor:
+        """Minus the mean NDCG, with a rank in which a step is a sigmoid (ApproxNDCG; Qin, Liu and Li, 2010)."""
+        mixed = self._mixed(weights_2K)
+        ahead = (mixed[self.row_T] - mixed[self.row_T, self.target_T][:, None]) / _STEP
+        rank = torch.sigmoid(ahead).sum(1) + 0.5  # the target itself counts a half
+        return -(self.share_T / torch.log2(1 + rank)).sum() / len(self.gate_N2)
+
+
+def _descend(loss: Callable[[torch.Tensor], torch.Tensor], start_2K: torch.Tensor, *, penalty: float) -> torch.Tensor:
+    """The weights of least loss, by L-BFGS; `penalty` times their squared distance from the start is added."""
+    weights = start_2K.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([weights], lr=1, max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 
-    def loss() -> torch.Tensor:
+    def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        mixed = torch.bmm(scores, F.softplus(gate @ weights)[..., None]).squeeze(-1).masked_fill(out, -1e9)
-        value = -(torch.log_softmax(mixed, 1)[row, target] * share).sum() / num + _PENALTY * weights.square().sum()
+        value = loss(weights) + penalty * (weights - start_2K).square().sum()
         value.backward()
         return value
 
-    optimizer.step(loss)
-    return weights.detach().numpy()
+    optimizer.step(closure)
+    return weights.detach()
