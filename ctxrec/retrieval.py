@@ -15,12 +15,14 @@ import numpy as np
 import scipy.sparse as sp
 
 from ctxrec import bundle as files
-from ctxrec import schema, storage
+from ctxrec import storage
 from ctxrec.config import IndexConfig
 from ctxrec.errors import UserError
 from ctxrec.events import Requests
+from ctxrec.filters import ColumnRule, ItemFilter
 from ctxrec.index import NO_ITEM, Allowed, Excluded, Index, exact_search, load_index, top_positions
 from ctxrec.recommender import Recommender, load_recommender
+from ctxrec.timing import Stopwatch
 
 BUNDLE = "bundle"  # the bundle's folder in a run
 
@@ -44,7 +46,13 @@ class Retriever:
         self.index = index
 
     def top_k(
-        self, requests: Requests, k: int, *, exclude: Excluded = None, allowed: Allowed = None
+        self,
+        requests: Requests,
+        k: int,
+        *,
+        exclude: Excluded = None,
+        allowed: Allowed = None,
+        watch: Stopwatch | None = None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """The best k items of each request: always k unless fewer are eligible.
 
@@ -54,24 +62,28 @@ class Retriever:
             exclude: item positions that a request must not get, besides the items of its history (those
                 are left out unless the spec says `split.repeats`).
             allowed: bool [I] for all requests or one such mask for each (`compile_filter`); None: all items.
+            watch: takes the times of the stages "tower" and "search".
 
         Returns:
             For each request item positions (int64) and scores (float32, non-increasing, ties by position).
         """
         if len(requests) == 0:
             return []
+        watch = watch or Stopwatch()
         queries = self.recommender.queries(requests)
+        remembered = self.recommender.remembered(requests)
+        watch.lap("tower")
         unwanted = self._unwanted(requests, exclude)
         found = self._search(queries, k, exclude=unwanted, allowed=allowed)
-        remembered = self.recommender.remembered(requests)
-        if remembered is None:
-            return found
-        return [
-            self._with_memory(
-                found[n][0], queries[n], row, values, k, _of_request(unwanted, n), _of_request(allowed, n)
-            )
-            for n, (row, values) in enumerate(_rows(remembered))
-        ]
+        if remembered is not None:
+            found = [
+                self._with_memory(
+                    found[n][0], queries[n], row, values, k, _of_request(unwanted, n), _of_request(allowed, n)
+                )
+                for n, (row, values) in enumerate(_rows(remembered))
+            ]
+        watch.lap("search")
+        return found
 
     def similar(self, item: int, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k items most like `item` by the cosine of their vectors, itself left out."""
@@ -95,49 +107,35 @@ class Retriever:
         ids = self.recommender.item_ids
         return [ids[p] for p in positions.tolist()]
 
-    def compile_filter(self, wanted: Mapping[str, Sequence[str]] | None) -> np.ndarray | None:
-        """The items that have, in every named column, any of the values given for it.
+    def compile_filter(
+        self, wanted: Mapping[str, ColumnRule | Sequence[str]] | None, *, allow: Iterable[str] | None = None
+    ) -> np.ndarray | None:
+        """The items that pass the rule of every named column, and are among those of `allow` where it is given.
 
         Args:
-            wanted: values for each categorical item column, as `{"category": ["Comedy", "Drama"]}`. A value
-                that no item has matches nothing; it is not an error.
+            wanted: rules by item column; a list of values stands for any of them, as
+                `{"category": ["Comedy", "Drama"]}`. A value that no item has matches nothing; it is not an error.
+            allow: item ids; those that the catalogue lacks match nothing.
 
         Returns:
-            bool [I], or None when there is no filter.
+            bool [I], not to be changed, or None when there is no filter.
 
         Raises:
-            UserError: a column is no categorical item feature; names it and the valid ones.
+            UserError: a column is unknown or a rule does not fit it; names it and what is valid.
         """
-        if not wanted:
-            return None
-        mask = np.ones(len(self.recommender.item_ids), bool)
-        for column, values in wanted.items():
-            if column not in self._items_by_value:
-                valid = ", ".join(self._items_by_value) or "none: the catalogue has no categorical column"
-                raise UserError(f"filter: unknown column {column!r}; valid columns are {valid}")
-            matches = np.zeros_like(mask)
-            for value in values:
-                matches[self._items_by_value[column].get(value, [])] = True
-            mask &= matches
+        mask = None
+        if wanted:
+            rules = {c: r if isinstance(r, ColumnRule) else ColumnRule(any=r) for c, r in wanted.items()}
+            mask = self._filter.mask(rules)
+        if allow is not None:
+            listed = np.zeros(len(self.recommender.item_ids), bool)
+            listed[self.positions(allow)] = True
+            mask = listed if mask is None else mask & listed
         return mask
 
     @cached_property
-    def _items_by_value(self) -> dict[str, dict[str, np.ndarray]]:
-        """For each categorical column the positions of the items that have a value."""
-        spec = self.recommender.spec.items
-        return {name: self._positions_by_value(name) for name in (spec.categorical if spec is not None else ())}
-
-    def _positions_by_value(self, name: str) -> dict[str, np.ndarray]:
-        column = self.recommender.items.column(schema.category_column(name)).combine_chunks()
-        values = column.flatten().dictionary_encode()
-        codes = values.indices.fill_null(len(values.dictionary)).to_numpy()
-        owners = column.value_parent_indices().to_numpy()
-        order = np.argsort(codes, kind="stable")
-        stops = np.searchsorted(codes[order], np.arange(len(values.dictionary) + 1))
-        return {
-            value: owners[order[start:stop]]
-            for value, start, stop in zip(values.dictionary.to_pylist(), stops[:-1], stops[1:], strict=True)
-        }
+    def _filter(self) -> ItemFilter:
+        return ItemFilter(self.recommender.items, self.recommender.spec.items)
 
     def _unwanted(self, requests: Requests, exclude: Excluded) -> Excluded:
         if self.recommender.spec.split.repeats:

@@ -1,29 +1,25 @@
-"""The HTTP API's bodies and its errors: what a request may hold, and the one shape of every refusal."""
+"""The HTTP API's bodies and answers: what a request may hold, with its limits."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
-from starlette.exceptions import HTTPException
-from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
 
-from ctxrec.errors import UserError
-from ctxrec.events import EARLIEST_S, LATEST_S
+from ctxrec.cleaning import MAX_TIME_US
+from ctxrec.events import EARLIEST_S, LATEST_S, US
 
 MAX_BODY_BYTES = 1 << 20
-_READ_ON_BYTES = 16 << 20
 MAX_ID_BYTES = 1024
 MAX_TEXT_BYTES = 8192
 MAX_K = 1000
 MAX_HISTORY = 1000
 MAX_EXCLUDE = 10_000
+MAX_ALLOW = 10_000
 MAX_FILTER_VALUES = 1000
+MAX_REQUESTS = 256
+MAX_EVENTS = 1000
 
 
 def _at_most(num_bytes: int) -> Callable[[str], str]:
@@ -37,6 +33,7 @@ def _at_most(num_bytes: int) -> Callable[[str], str]:
 
 Id = Annotated[str, Field(min_length=1), AfterValidator(_at_most(MAX_ID_BYTES))]
 Text = Annotated[str, AfterValidator(_at_most(MAX_TEXT_BYTES))]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Timestamp = Annotated[
     float,
     Field(
@@ -47,8 +44,27 @@ Timestamp = Annotated[
         description="Epoch seconds, UTC; without it, the moment of the request.",
     ),
 ]
-ContextValue = Text | bool | int | Annotated[float, Field(allow_inf_nan=False)] | None
+LogTime = Annotated[
+    float,
+    Field(
+        strict=True,
+        ge=0,
+        lt=MAX_TIME_US // US,  # what `ctxrec.prepare` takes for a time of a log
+        allow_inf_nan=False,
+        description="Epoch seconds, UTC, from 1970 to 2199; without it, the moment of the request.",
+    ),
+]
+ContextValue = Text | bool | int | Finite | None
 NumItems = Annotated[int, Field(ge=1, le=MAX_K, description="How many items to return.")]
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("found blanks alone; expected an id")
+    return text
+
+
+EventId = Annotated[Id, AfterValidator(_not_blank)]
 
 
 class _Body(BaseModel):
@@ -76,6 +92,24 @@ class HistoryEvent(_Body):
     context: dict[str, ContextValue] = Field(default_factory=dict)
 
 
+class ColumnRule(_Body):
+    """What a column of the catalogue must hold: one of these values, none of those, a number in a range."""
+
+    any: Annotated[list[str], Field(max_length=MAX_FILTER_VALUES)] | None = None
+    none: Annotated[list[str], Field(max_length=MAX_FILTER_VALUES)] | None = None
+    min: Finite | None = Field(default=None, description="The least number that passes.")
+    max: Finite | None = Field(default=None, description="The greatest number that passes.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list_is_any(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            return {"any": value}
+        if isinstance(value, dict) and not value:
+            raise ValueError("found an empty rule; expected any, none, min or max")
+        return value
+
+
 class RecommendRequest(_Body):
     """Who asks for what; all but `user_id` or `history` is optional."""
 
@@ -96,9 +130,16 @@ class RecommendRequest(_Body):
         default=None, description="Events, oldest first; replaces the stored history of the user."
     )
     exclude: list[Id] = Field(default_factory=list, max_length=MAX_EXCLUDE, description="Items not to return.")
-    filter: dict[str, Annotated[list[str], Field(max_length=MAX_FILTER_VALUES)]] = Field(
+    allow: list[Id] | None = Field(
+        default=None,
+        max_length=MAX_ALLOW,
+        description="Only these items may be returned; ids that nobody has match none.",
+    )
+    filter: dict[str, ColumnRule] = Field(
         default_factory=dict,
-        description="Values of categorical item columns: any of the values of a column, and every column.",
+        description="Rules by item column; every one must hold. A list is short for `any`: any of the values of a "
+        "categorical column. `min` and `max` are for numeric columns; an item without the number does not pass.",
+        examples=[{"category": ["Comedy"]}, {"category": {"none": ["Horror"]}, "price": {"min": 5, "max": 20}}],
     )
     explain: bool = False
 
@@ -116,6 +157,42 @@ class RecommendRequest(_Body):
         return value
 
 
+class RecommendBatch(_Body):
+    """Many requests in one call, answered by one version of the model."""
+
+    requests: Annotated[list[RecommendRequest], Field(min_length=1, max_length=MAX_REQUESTS)]
+
+
+class NewEvent(_Body):
+    """One thing a user did, to be remembered."""
+
+    user_id: EventId
+    item_id: EventId
+    action: Text | None = None
+    timestamp: LogTime | None = None
+    value: Finite | None = None
+    context: dict[str, ContextValue] = Field(default_factory=dict)
+
+
+class EventsRequest(_Body):
+    """Events of any users; all are accepted or none."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"events": [{"user_id": "196", "item_id": "242", "action": "view", "timestamp": 893286638}]}]
+        },
+    )
+
+    events: Annotated[list[NewEvent], Field(min_length=1, max_length=MAX_EVENTS)]
+
+
+class EventsResponse(BaseModel):
+    """How many events are on disk now."""
+
+    accepted: int
+
+
 class ScoredItem(BaseModel):
     """An item and its score; higher is better, and scores of one answer compare with each other only."""
 
@@ -124,101 +201,24 @@ class ScoredItem(BaseModel):
 
 
 class ItemsResponse(BaseModel):
-    """Items, best first; `fallback` says that nothing was known about who asked."""
+    """Items, best first; `fallback` says that nothing was known about who asked.
+
+    `degraded` is there when something is not as it should be: what the answer had to do without.
+    """
 
     items: list[ScoredItem]
     model_version: str
     fallback: bool
+    degraded: str | None = None
+
+
+class BatchResponse(BaseModel):
+    """One answer for each request, in their order."""
+
+    responses: list[ItemsResponse]
 
 
 class ErrorResponse(BaseModel):
     """What every refusal looks like: a sentence, or a list of fields with what is wrong with each."""
 
     detail: str | list[dict[str, Any]]
-
-
-class AsciiJson(Response):
-    """JSON in plain ASCII, so that a lone surrogate sent by a client cannot break the answer to it."""
-
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
-
-
-def user_error_response(error: UserError) -> AsciiJson:
-    """422 for what only the model knows to be wrong, such as an unknown context key."""
-    return AsciiJson({"detail": [{"loc": ["body"], "msg": str(error), "type": "value_error"}]}, status_code=422)
-
-
-def make_app() -> FastAPI:
-    """The FastAPI app without its routes: title, body limit, and errors as `{"detail": ...}`."""
-    app = FastAPI(
-        title="ctxrec",
-        description="Context-aware recommendations.",
-        responses={422: {"model": ErrorResponse}, 413: {"model": ErrorResponse}, 503: {"model": ErrorResponse}},
-    )
-    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        # Without the rejected input itself: it may be large, private, or not valid in JSON (NaN).
-        detail = [{"loc": list(e["loc"]), "msg": _message(e), "type": e["type"]} for e in error.errors()]
-        return AsciiJson({"detail": detail}, status_code=422)
-
-    @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> Response:
-        return AsciiJson({"detail": error.detail}, status_code=error.status_code, headers=error.headers)
-
-    return app
-
-
-def _message(error: dict[str, Any]) -> str:
-    if error["type"] == "json_invalid":
-        return f"malformed JSON at character {error['loc'][-1]}: {error.get('ctx', {}).get('error', '')}"
-    if error["type"] in ("model_attributes_type", "model_type", "dict_type") and error["loc"] == ("body",):
-        return "expected a JSON object with Content-Type: application/json"
-    return error["msg"].removeprefix("Value error, ")
-
-
-class BodyLimit:
-    """ASGI middleware that answers 413 to bodies over `max_bytes`, with or without a Content-Length."""
-
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], max_bytes: int):
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
-            await self._app(scope, receive, send)
-            return
-        # Read on for a while past the limit: a client that is still sending may never see an early answer.
-        parts, size, more = [], 0, True
-        while more and size <= _READ_ON_BYTES:
-            message = await receive()
-            if message["type"] != "http.request":  # the client has gone
-                return
-            more = message.get("more_body", False)
-            size += len(message.get("body", b""))
-            if size <= self._max_bytes:
-                parts.append(message.get("body", b""))
-            else:
-                parts.clear()
-        if size > self._max_bytes:
-            detail = f"the body has {size} bytes{' or more' if more else ''}; expected at most {self._max_bytes}"
-            await AsciiJson({"detail": detail}, status_code=413)(scope, receive, send)
-            return
-        await self._app(scope, _replay(b"".join(parts), receive), send)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    sent = False
-
-    async def replay() -> Message:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replay

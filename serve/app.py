@@ -11,25 +11,12 @@ No `from __future__ import annotations` here: Serve reads the type of `build_app
 import tempfile
 
 import ray.serve
-from pydantic import BaseModel, ConfigDict, Field
 from ray.serve.config import BackpressureConfig
 
 from ctxrec.bundle import check_bundle
 from ctxrec.retrieval import find_bundle
 from serve.deployment import Service
-
-
-class AppArgs(BaseModel):
-    """Arguments of the service, for `serve run ... key=value` and for `args:` in the YAML file."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    run: str = Field(description="run or bundle: path or URI")
-    replicas: int = Field(default=1, ge=1)
-    cpus_per_replica: float = Field(default=1, gt=0, description="also the number of computing threads")
-    gpus_per_replica: float = Field(default=0, ge=0)
-    max_batch_size: int = Field(default=32, ge=1, description="requests that go through the model together")
-    max_waiting: int = Field(default=512, ge=1, description="waiting requests of a replica; more get 503")
+from serve.options import AppArgs
 
 
 def build_app(args: AppArgs) -> ray.serve.Application:
@@ -40,6 +27,7 @@ def build_app(args: AppArgs) -> ray.serve.Application:
     """
     bundle = find_bundle(args.run)  # absolute: replicas have another working directory than the command
     check_bundle(bundle, scratch=tempfile.gettempdir())  # each replica checks again; here the message is in sight
+    args = args.resolved().model_copy(update={"run": bundle})
     return Service.options(
         num_replicas=args.replicas,
         ray_actor_options={"num_cpus": args.cpus_per_replica, "num_gpus": args.gpus_per_replica},
@@ -47,11 +35,8 @@ def build_app(args: AppArgs) -> ray.serve.Application:
         # above it, so that health checks pass, and shed what even that cannot take.
         max_ongoing_requests=2 * args.max_waiting,
         max_queued_requests=args.max_waiting,
+        health_check_period_s=2,  # how soon the loss of a replica is noticed
         # Serve writes a line for each request and sends it to the driver's terminal; the proxy's own log has them too.
         logging_config={"enable_access_log": False},
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
-    ).bind(
-        bundle,
-        max_batch_size=args.max_batch_size,
-        max_waiting=args.max_waiting,
-    )
+    ).bind(args)

@@ -18,13 +18,22 @@ class MicroBatcher:
 
     Args:
         compute: items to results of the same number and order; runs in `executor`.
-        max_size: items of a batch, at most.
+        max_size: size of a batch, at most; an item that is larger makes one alone.
+        size: of an item.
     """
 
-    def __init__(self, compute: Callable[[list[Any]], Sequence[Any]], executor: Executor, *, max_size: int):
+    def __init__(
+        self,
+        compute: Callable[[list[Any]], Sequence[Any]],
+        executor: Executor,
+        *,
+        max_size: int,
+        size: Callable[[Any], int] = lambda item: 1,
+    ):
         self._compute = compute
         self._executor = executor
         self._max_size = max_size
+        self._size = size
         self._queue: deque[tuple[Any, asyncio.Future]] = deque()
         self._worker: asyncio.Task | None = None
 
@@ -40,13 +49,22 @@ class MicroBatcher:
         loop = asyncio.get_running_loop()
         try:
             while self._queue:
-                batch = [self._queue.popleft() for _ in range(min(self._max_size, len(self._queue)))]
-                batch = [(item, future) for item, future in batch if not future.cancelled()]
+                batch = self._next_batch()
                 if batch:
                     computing = loop.run_in_executor(self._executor, self._compute, [item for item, _ in batch])
                     await self._hand_out(computing, [future for _, future in batch])
         finally:
             self._worker = None
+
+    def _next_batch(self) -> list[tuple[Any, asyncio.Future]]:
+        batch: list[tuple[Any, asyncio.Future]] = []
+        room = self._max_size
+        while self._queue and (not batch or self._size(self._queue[0][0]) <= room):
+            item, future = self._queue.popleft()
+            if not future.cancelled():  # else the client has gone
+                batch.append((item, future))
+                room -= self._size(item)
+        return batch
 
     async def _hand_out(self, computing: asyncio.Future, futures: list[asyncio.Future]) -> None:
         try:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import faiss
 import torch
 
 from ctxrec.errors import UserError
+from ctxrec.events import US
+from ctxrec.filters import ColumnRule
+from ctxrec.history_store import HistoryStore, LoggedEvent, StoreError
 from ctxrec.recommender import RawEvent, RawRequest
 from ctxrec.retrieval import Retriever, load_retriever
+from ctxrec.timing import Stopwatch
 from serve.api import RecommendRequest
+
+logger = logging.getLogger(__name__)
+
+_SKEW_S = 300  # a client's clock may be so far ahead; its events count at once all the same
+_PAUSE_S = 1.0  # a store that did not answer is left alone for so long
 
 
 @dataclass(frozen=True)
@@ -20,41 +31,130 @@ class Answer:
 
     item_ids: list[str]
     scores: list[float]
+    model_version: str
     fallback: bool = False
+    degraded: str | None = None
+
+
+def answer_json(answer: Answer) -> dict:
+    """The answer as the API gives it."""
+    items = [{"item_id": i, "score": s} for i, s in zip(answer.item_ids, answer.scores, strict=True)]
+    made = {"items": items, "model_version": answer.model_version, "fallback": answer.fallback}
+    return made if answer.degraded is None else {**made, "degraded": answer.degraded}
+
+
+@dataclass
+class Reply:
+    """Answers of one call, and how long the stages of its batch took."""
+
+    answers: list[Answer | UserError]
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Engine:
-    """Answers batches of requests with one pass through the model and the index."""
+    """Answers batches of calls with one pass through store, model and index.
 
-    def __init__(self, retriever: Retriever):
+    Args:
+        retriever: model, catalogue and index, as one.
+        store: what users did since the bundle was made; None: only the bundle's histories.
+    """
+
+    def __init__(self, retriever: Retriever, store: HistoryStore | None = None):
         self._retriever = retriever
+        self._store = store
+        self._pause_until = 0.0
 
     @property
     def model_version(self) -> str:
         return self._retriever.recommender.model_version
 
-    def recommend(self, bodies: Sequence[RecommendRequest]) -> list[Answer | UserError]:
-        """One answer for each body; a body the model refuses gets its own error and harms no other."""
+    @property
+    def retriever(self) -> Retriever:
+        return self._retriever
+
+    def check_contexts(self, contexts: Sequence[dict]) -> None:
+        """Raise a `UserError` that names what this model cannot read."""
+        self._retriever.recommender.check_context(contexts)
+
+    def recommend(self, calls: Sequence[Sequence[RecommendRequest]]) -> list[Reply]:
+        """One reply for each call; a request the model refuses gets its own error and harms no other."""
+        watch = Stopwatch()
+        answers = self._answers([body for call in calls for body in call], watch)
+        replies, start = [], 0
+        for call in calls:
+            replies.append(Reply(answers[start : start + len(call)], watch.seconds))
+            start += len(call)
+        return replies
+
+    def _answers(self, bodies: Sequence[RecommendRequest], watch: Stopwatch) -> list[Answer | UserError]:
         try:
-            return list(self._recommend(bodies))
+            return list(self._answer_all(bodies, watch))
         except UserError as error:
             if len(bodies) == 1:
                 return [error]
-        return [self.recommend([body])[0] for body in bodies]
+        return [self._answers([body], watch)[0] for body in bodies]
 
-    def _recommend(self, bodies: Sequence[RecommendRequest]) -> list[Answer]:
+    def _answer_all(self, bodies: Sequence[RecommendRequest], watch: Stopwatch) -> list[Answer]:
         retriever = self._retriever
-        requests, fallback = retriever.recommender.make_requests([_raw_request(body) for body in bodies])
-        found = retriever.top_k(
-            requests,
-            max(body.k for body in bodies),
-            exclude=[retriever.positions(body.exclude) for body in bodies],
-            allowed=[retriever.compile_filter(body.filter) for body in bodies],
-        )
-        return [
-            Answer(retriever.item_ids(positions[: body.k]), scores[: body.k].tolist(), bool(is_fallback))
+        raw, degraded = self._raw_requests(bodies)
+        requests, fallback = retriever.recommender.make_requests(raw)
+        watch.lap("history")
+        exclude = [retriever.positions(body.exclude) for body in bodies]
+        allowed = [retriever.compile_filter(_rules(body), allow=body.allow) for body in bodies]
+        watch.lap("filter")
+        found = retriever.top_k(requests, max(body.k for body in bodies), exclude=exclude, allowed=allowed, watch=watch)
+        answers = [
+            Answer(
+                retriever.item_ids(positions[: body.k]),
+                scores[: body.k].tolist(),
+                self.model_version,
+                bool(is_fallback),
+                degraded if body.history is None else None,
+            )
             for body, (positions, scores), is_fallback in zip(bodies, found, fallback, strict=True)
         ]
+        watch.lap("search")
+        return answers
+
+    def _raw_requests(self, bodies: Sequence[RecommendRequest]) -> tuple[list[RawRequest], str | None]:
+        """The bodies with what the store knows of their users; and what is missing when it does not answer."""
+        now = time.time()
+        asked = [now if body.context.timestamp is None else body.context.timestamp for body in bodies]
+        recent, degraded = self._recent(bodies, asked)
+        return [
+            RawRequest(
+                user_id=body.user_id,
+                timestamp=at,
+                context=body.context.features(),
+                history=None if body.history is None else [_raw_event(event) for event in body.history],
+                recent=events,
+            )
+            for body, at, events in zip(bodies, asked, recent, strict=True)
+        ], degraded
+
+    def _recent(
+        self, bodies: Sequence[RecommendRequest], asked: Sequence[float]
+    ) -> tuple[list[Sequence[RawEvent]], str | None]:
+        recent: list[Sequence[RawEvent]] = [()] * len(bodies)
+        which = [n for n, body in enumerate(bodies) if body.user_id is not None and body.history is None]
+        if self._store is None or not which:
+            return recent, None
+        if time.monotonic() < self._pause_until:
+            return recent, "history"
+        until = [asked[n] + (_SKEW_S if bodies[n].context.timestamp is None else 0) for n in which]
+        try:
+            found = self._store.latest([bodies[n].user_id or "" for n in which], [round(at * US) for at in until])
+        except StoreError as error:
+            logger.warning("answering without posted events: %s", error)
+            self._pause_until = time.monotonic() + _PAUSE_S
+            return recent, "history"
+        for n, events in zip(which, found, strict=True):
+            recent[n] = [self._logged(event) for event in events]
+        return recent, None
+
+    def _logged(self, event: LoggedEvent) -> RawEvent:
+        context = self._retriever.recommender.usable_context(event.context) if event.context else event.context
+        return RawEvent(event.item_id, action=event.action, timestamp=event.time_us / US, context=context)
 
     def similar(self, item_id: str, k: int) -> Answer | None:
         """The items most like one; None when the catalogue does not have it."""
@@ -62,33 +162,32 @@ class Engine:
         if position is None:
             return None
         positions, scores = self._retriever.similar(position, k)
-        return Answer(self._retriever.item_ids(positions), scores.tolist())
+        return Answer(self._retriever.item_ids(positions), scores.tolist(), self.model_version)
 
     def warm_up(self, batch_size: int) -> None:
         """Run the whole path once alone and once with a full batch, so that no user waits for first-time work."""
         some_item = self._retriever.recommender.item_ids[0]
         body = RecommendRequest.model_validate({"history": [{"item_id": some_item}]})
         for size in (1, batch_size):
-            for answer in self.recommend([body] * size):
+            for answer in self.recommend([[body] * size])[0].answers:
                 if isinstance(answer, UserError):
                     raise answer
 
 
-def _raw_request(body: RecommendRequest) -> RawRequest:
-    history = None
-    if body.history is not None:
-        history = [
-            RawEvent(item_id=event.item_id, action=event.action, timestamp=event.timestamp, context=event.context)
-            for event in body.history
-        ]
-    return RawRequest(
-        user_id=body.user_id, timestamp=body.context.timestamp, context=body.context.features(), history=history
-    )
+def _raw_event(event) -> RawEvent:
+    return RawEvent(item_id=event.item_id, action=event.action, timestamp=event.timestamp, context=event.context)
 
 
-def load_engine(run: str, batch_size: int) -> Engine:
+def _rules(body: RecommendRequest) -> dict[str, ColumnRule]:
+    return {
+        column: ColumnRule(any=rule.any, none=rule.none, min=rule.min, max=rule.max)
+        for column, rule in body.filter.items()
+    }
+
+
+def load_engine(run: str, batch_size: int, store: HistoryStore | None = None) -> Engine:
     """The engine of a run or bundle, warmed up for batches of `batch_size`."""
-    engine = Engine(load_retriever(run))
+    engine = Engine(load_retriever(run), store)
     engine.warm_up(batch_size)
     return engine
 

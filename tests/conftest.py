@@ -5,7 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import shutil
+import signal
+import socket
 import string
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -342,3 +347,50 @@ def make_world():
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory) -> str:
     return make_encoder(tmp_path_factory.mktemp("encoder") / "gpt2", "gpt2")
+
+
+class RedisServer:
+    """A Redis server of the tests' own, which syncs before it answers unless told otherwise."""
+
+    def __init__(self, folder: Path, *, appendfsync: str = "always"):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self._folder, self._sync = folder, appendfsync
+        folder.mkdir(parents=True, exist_ok=True)
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
+        command += ["--appendonly", "yes", "--appendfsync", self._sync, "--save", ""]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        for _ in range(200):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.05)
+        raise AssertionError("redis-server does not listen")
+
+    def kill(self) -> None:
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+
+@pytest.fixture
+def redis_server(tmp_path):
+    """Starts Redis servers, which end with the test."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed (apt-get install redis-server)")
+    servers: list[RedisServer] = []
+
+    def start(**options: str) -> RedisServer:
+        servers.append(RedisServer(tmp_path / f"redis{len(servers)}", **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.kill()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +25,8 @@ from pydantic import ValidationError
 
 from ctxrec.config import Config
 from ctxrec.errors import UserError
+from ctxrec.history_store import LoggedEvent, open_store
+from ctxrec.prepared import PreparedData
 from ctxrec.recommending import recommend
 from ctxrec.retrieval import find_bundle, load_retriever
 from serve.api import MAX_BODY_BYTES, RecommendRequest
@@ -36,7 +42,13 @@ def retriever(tiny_run):
 
 
 @pytest.fixture(scope="module")
-def client(ray_cluster, tiny_run):
+def live(tmp_path_factory) -> Path:
+    """The folder of the service's store."""
+    return tmp_path_factory.mktemp("live")
+
+
+@pytest.fixture(scope="module")
+def client(ray_cluster, tiny_run, live):
     """A client of the service, which shares its two CPUs with nothing but the batch job of one test."""
     import ray.serve
 
@@ -46,7 +58,8 @@ def client(ray_cluster, tiny_run):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ray.serve.start(http_options={"host": "127.0.0.1", "port": port})
-    ray.serve.run(build_app(AppArgs(run=tiny_run, cpus_per_replica=0.5)), route_prefix="/")
+    args = AppArgs(run=tiny_run, cpus_per_replica=0.5, store=str(live), event_files_every_s=0.5)
+    ray.serve.run(build_app(args), route_prefix="/")
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as made:
         yield made
     ray.serve.shutdown()
@@ -71,7 +84,11 @@ def test_probes_and_documentation(client, retriever):
     assert client.get("/readyz").json() == {"status": "ready", "model_version": retriever.recommender.model_version}
     assert client.get("/docs").status_code == 200
     paths = client.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/v1/recommend", "/v1/items/{item_id}/similar", "/healthz", "/readyz"}
+    assert set(paths) == {"/v1/recommend", "/v1/items/{item_id}/similar", "/v1/events", "/healthz", "/readyz"}
+    document = client.get("/openapi.json").json()
+    bodies = paths["/v1/recommend"]["post"]["requestBody"]["content"]["application/json"]["schema"]["anyOf"]
+    for name in ["ColumnRule", "EventsRequest", *(body["$ref"].rsplit("/", 1)[1] for body in bodies)]:
+        assert document["components"]["schemas"][name]["properties"]
 
 
 def test_the_whole_body_of_the_contract(client, retriever):
@@ -141,6 +158,148 @@ def test_k_beyond_the_catalogue_gives_all_that_is_eligible(client):
     assert ask(client, user_id="nobody", filter={"category": ["no such value"]})["items"] == []
 
 
+def test_rules_and_an_allow_list_choose_among_the_items(client, retriever):
+    items = retriever.recommender.items
+    price = dict(zip(retriever.recommender.item_ids, items.column("num_price").to_pylist(), strict=True))
+
+    def found(**body) -> set[str]:
+        return {i["item_id"] for i in ask(client, user_id="nobody", k=1000, **body)["items"]}
+
+    assert found(filter={"category": {"none": ["group1", "group2"]}}) == {i for i in price if int(i[1:]) % 4 in (0, 3)}
+    cheap = {i for i, p in price.items() if p is not None and 3 <= p <= 17}
+    assert found(filter={"price": {"min": 3, "max": 17}}) == cheap
+    both = {"price": {"min": 3, "max": 17}, "category": {"any": ["group1"]}}
+    assert found(filter=both) == {i for i in cheap if int(i[1:]) % 4 == 1}
+    assert found(allow=["i3", "i4", "i4", "no such item"]) == {"i3", "i4"}
+    assert found(allow=["i3", "i4", "i5"], exclude=["i4"], filter={"category": ["group1", "group0"]}) == {"i5"}
+    assert found(allow=[]) == set()
+    for k in (1, len(cheap)):  # always k where k are eligible
+        assert len(ask(client, user_id="u1", k=k, filter={"price": {"min": 3}})["items"]) == k
+
+
+def test_a_list_of_requests_gets_the_answers_that_each_gets_alone(client):
+    bodies = [
+        {
+            "user_id": f"u{n}",
+            "k": 1 + n % 7,
+            "context": {"timestamp": NOW + n},
+            **({"exclude": ["i1"]} if n % 2 else {}),
+        }
+        for n in range(100)
+    ]
+    response = client.post("/v1/recommend", json={"requests": bodies})
+    assert response.status_code == 200 and response.json().keys() == {"responses"}
+    answers = response.json()["responses"]
+    assert len(answers) == 100 and [len(a["items"]) for a in answers] == [b["k"] for b in bodies]
+    for body, answer in list(zip(bodies, answers, strict=True))[::9]:
+        alone = ask(client, **body)
+        assert [i["item_id"] for i in alone["items"]] == [i["item_id"] for i in answer["items"]]
+        np.testing.assert_allclose(
+            [i["score"] for i in alone["items"]], [i["score"] for i in answer["items"]], atol=1e-5
+        )
+        assert answer["model_version"] == alone["model_version"] and answer["fallback"] is alone["fallback"]
+    assert ask(client, user_id="requests")["fallback"], "a value of that name makes no list"
+
+
+def post_events(client, *events) -> httpx.Response:
+    return client.post("/v1/events", json={"events": list(events)})
+
+
+def test_events_are_known_to_the_next_recommendation(client):
+    new = {"user_id": "новый 1"}
+    assert ask(client, **new)["fallback"]
+    clicks = [{**new, "item_id": f"i{n}", "action": "view", "context": {"device": "tv"}} for n in (1, 5, 9)]
+    assert post_events(client, *clicks).json() == {"accepted": 3}
+    answer = ask(client, **new, k=1000)
+    assert not answer["fallback"] and len(answer["items"]) == 37
+    assert not {"i1", "i5", "i9"} & {i["item_id"] for i in answer["items"]}
+    given = ask(
+        client, history=[{"item_id": f"i{n}", "action": "view", "context": {"device": "tv"}} for n in (1, 5, 9)]
+    )
+    assert [i["item_id"] for i in answer["items"]][:3] == [i["item_id"] for i in given["items"]][:3]
+    assert ask(client, **new, history=[])["fallback"], "a given history replaces the stored one"
+    assert ask(client, **new, context={"timestamp": NOW})["fallback"], "at that time there was none of them"
+
+
+def test_posted_events_join_the_history_of_the_bundle_at_their_time(client, retriever):
+    recommender = retriever.recommender
+    events = recommender.histories.events
+    row = events.row(recommender.user_row["u40"])
+    seen = [recommender.item_ids[n] for n in events.items[row]]
+    times = events.times[row] / 1e6
+    unseen = next(i for i in recommender.item_ids if i not in seen)
+    middle = float(times[0] + times[1]) / 2
+    old = {"user_id": "u40", "item_id": seen[0], "timestamp": float(times[0]), "action": "view"}
+    old["action"] = recommender.features.actions[int(events.actions[row][0]) - 1]
+    assert post_events(client, {"user_id": "u40", "item_id": unseen, "timestamp": middle}, old).json() == {
+        "accepted": 2
+    }
+    history = [{"item_id": seen[0], "timestamp": float(times[0]), "action": old["action"]}]
+    stamps = {n: recommender.features.actions[int(a) - 1] for n, a in enumerate(events.actions[row])}
+    contexts = [
+        {
+            "device": recommender.features.context_categories["device"][int(events.context.cat["device"][n]) - 2],
+            "basket_value": float(events.context.num["basket_value"][n]),
+            "query": events.context.text["query"][n],
+        }
+        for n in range(row.start, row.stop)
+    ]
+    history = [
+        {"item_id": seen[n], "timestamp": float(times[n]), "action": stamps[n], "context": contexts[n]}
+        for n in range(len(seen))
+    ]
+    history.insert(1, {"item_id": unseen, "timestamp": middle})
+    for at in (float(times[0]) + 1, middle + 1, NOW):
+        stored = ask(client, user_id="u40", k=20, context={"timestamp": at})
+        known = [event for event in history if event["timestamp"] < at]
+        given = ask(client, user_id="u40", k=20, context={"timestamp": at}, history=known)
+        assert [i["item_id"] for i in stored["items"]] == [i["item_id"] for i in given["items"]]
+        np.testing.assert_allclose(
+            [i["score"] for i in stored["items"]], [i["score"] for i in given["items"]], atol=1e-4
+        )
+
+
+def test_an_event_from_a_clock_that_is_ahead_counts_at_once(client):
+    event = {"user_id": "ahead", "item_id": "i3", "timestamp": time.time() + 60}
+    assert post_events(client, event).json() == {"accepted": 1}
+    assert not ask(client, user_id="ahead")["fallback"]
+
+
+@pytest.mark.parametrize(
+    ("events", "names"),
+    [
+        ([], '["body","events"]'),
+        ([{"item_id": "i1"}], '["body","events",0,"user_id"]'),
+        ([{"user_id": "x", "item_id": "i1"}, {"user_id": "x", "item_id": " "}], '["body","events",1,"item_id"]'),
+        ([{"user_id": "x", "item_id": "i1", "timestamp": -1}], '"timestamp"'),
+        ([{"user_id": "x", "item_id": "i1", "timestamp": 7_258_118_400}], '"timestamp"'),
+        ([{"user_id": "x", "item_id": "i1", "context": {"device": "tv"}}] * 2
+         + [{"user_id": "x", "item_id": "i1", "context": {"weather": "rain"}}], '["body","events",2,"context"]'),
+        ([{"user_id": "x", "item_id": "i1", "context": {"basket_value": "much"}}], "expected a number"),
+        ([{"user_id": "x", "item_id": "i1", "weight": 3}], '"weight"'),
+        ([{"user_id": "x", "item_id": "i1"}] * 1001, '["body","events"]'),
+    ],
+)  # fmt: skip
+def test_bad_events_are_a_422_that_names_the_field_and_none_is_taken(client, events, names):
+    response = post_events(client, *events)
+    assert response.status_code == 422 and names in response.text, response.text
+    assert ask(client, user_id="x")["fallback"]
+
+
+def test_events_of_many_senders_at_once(client):
+    async def all_at_once() -> list[int]:
+        async with httpx.AsyncClient(base_url=client.base_url, timeout=30) as parallel:
+            posts = [
+                parallel.post("/v1/events", json={"events": [{"user_id": f"crowd{n}", "item_id": f"i{n % 40}"}]})
+                for n in range(60)
+            ]
+            return [r.status_code for r in await asyncio.gather(*posts)]
+
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(asyncio.run, all_at_once()).result() == [200] * 60
+    assert not any(ask(client, user_id=f"crowd{n}")["fallback"] for n in range(0, 60, 7))
+
+
 def test_similar_items(client, retriever):
     answer = client.get("/v1/items/i5/similar", params={"k": 3}).json()
     positions, scores = retriever.similar(retriever.recommender.item_position["i5"], 3)
@@ -188,17 +347,28 @@ def test_similar_items(client, retriever):
         ({"history": [{"item_id": "i1"}] * 1001}, '"history"'),
         ({"history": ["i1"]}, '"history"'),
         ([], "expected a JSON object"),
-        (b"", '"body"'),
-        (b"{", "malformed JSON at character 1"),
+        (b"", "malformed JSON"),
+        (b"{", "malformed JSON: EOF while parsing an object at line 1 column 1"),
         (b'{"user_id": "u1",}', "malformed JSON"),
         (b'{"user_id": "u1", "k": NaN}', '"k"'),
         (b'{"user_id": "u1", "context": {"timestamp": NaN}}', '"timestamp"'),
         (b'{"user_id": "u1", "context": {"timestamp": Infinity}}', '"timestamp"'),
         (b'{"user_id": "u1", "context": {"basket_value": NaN}}', '"basket_value"'),
         (b'{"user_id": "u1", "context": {"basket_value": 1e999}}', '"basket_value"'),
-        (b'{"user_id": "\\ud800"}', '"user_id"'),
-        (b'{"user_id": "u1", "\\ud800": 1}', "unicode string"),
-        (b'{"user_id": "u1", "context": {"\\ud800": 1}}', '"context"'),
+        (b'{"user_id": "\\ud800"}', "malformed JSON: unexpected end of hex escape"),
+        (b'{"user_id": "u1", "\\ud800": 1}', "malformed JSON"),
+        (b'{"user_id": "u1", "context": {"\\ud800": 1}}', "malformed JSON"),
+        ({"user_id": "u1", "filter": {"category": {}}}, "expected any, none, min or max"),
+        ({"user_id": "u1", "filter": {"category": {"min": 1}}}, "expected any or none, not min or max"),
+        ({"user_id": "u1", "filter": {"price": ["1"]}}, "expected min or max, not values"),
+        ({"user_id": "u1", "filter": {"price": {"min": "1e"}}}, '"min"'),
+        ({"user_id": "u1", "filter": {"category": {"all": ["x"]}}}, '"all"'),
+        ({"user_id": "u1", "allow": "i1"}, '"allow"'),
+        ({"requests": []}, '"requests"'),
+        ({"requests": [{"user_id": "u1"}] * 257}, '"requests"'),
+        ({"requests": [{"user_id": "u1"}, {"k": 1}]}, '["body","requests",1]'),
+        ({"requests": [{"user_id": "u1"}, {"user_id": "u1", "context": {"weather": 1}}]}, '["body","requests",1]'),
+        ({"requests": [{"user_id": "u1"}], "user_id": "u1"}, '"user_id"'),
     ],
 )
 def test_bad_input_is_a_422_that_names_the_field(client, body, names):
@@ -231,8 +401,9 @@ def test_unknown_paths_and_methods(client):
     assert client.get("/v2/recommend").status_code == 404
     response = client.get("/v1/recommend")
     assert response.status_code == 405 and response.json() == {"detail": "Method Not Allowed"}
-    for later in ("/v1/events", "/v1/items", "/metrics"):
+    for later in ("/v1/items", "/metrics"):
         assert client.get(later).status_code == 404
+    assert client.get("/v1/events").status_code == 405
 
 
 def test_parallel_requests_get_the_answers_they_get_alone(client):
@@ -319,19 +490,42 @@ def test_what_arrives_during_a_batch_makes_the_next_one():
             return await asyncio.gather(*asked, return_exceptions=True)
 
     results = asyncio.run(ask_all())
-    assert batches == [[0], [1, 2, 4], [5, 6, 7, 8], [9]]
+    assert batches == [[0], [1, 2, 4, 5], [6, 7, 8, 9]]
     assert isinstance(results.pop(3), asyncio.CancelledError)
-    assert results[:4] == [0, -1, -2, -4] and results[-1] == -9
-    assert all(isinstance(r, KeyError) for r in results[4:8])
+    assert results[:5] == [0, -1, -2, -4, -5]
+    assert all(isinstance(r, KeyError) for r in results[5:])
 
 
 def test_a_bad_request_of_a_batch_gets_its_own_error(retriever):
     engine = Engine(retriever)
     good = RecommendRequest.model_validate({"user_id": "u1", "k": 2})
     bad = RecommendRequest.model_validate({"user_id": "u1", "context": {"weather": "rain"}})
-    first, error, last = engine.recommend([good, bad, good])
+    replies = engine.recommend([[good, bad], [good]])
+    (first, error), (last,) = (reply.answers for reply in replies)
+    assert {"history", "filter", "tower", "search"} <= replies[0].seconds.keys()
     assert isinstance(error, UserError) and "weather" in str(error)
     assert isinstance(first, Answer) and first == last and len(first.item_ids) == 2
+
+
+def test_without_its_store_the_service_answers_from_the_bundle_and_says_so(retriever, redis_server):
+    server = redis_server()
+    store = open_store(server.url)
+    store.append([LoggedEvent("somebody", "i3", NOW * 1_000_000), LoggedEvent("u1", "i3", NOW * 1_000_000)])
+    engine = Engine(retriever, store)
+    bodies = [{"user_id": "somebody"}, {"user_id": "u1"}, {"history": [{"item_id": "i3"}]}]
+    call = [RecommendRequest.model_validate(body) for body in bodies]
+    whole = engine.recommend([call])[0].answers
+    assert [a.degraded for a in whole] == [None] * 3 and [a.fallback for a in whole] == [False] * 3
+    server.kill()
+    for _ in range(2):  # the second without asking the store again
+        lacking = engine.recommend([call])[0].answers
+        assert [a.degraded for a in lacking] == ["history", "history", None]
+        assert [a.fallback for a in lacking] == [True, False, False]
+    assert Engine(retriever).recommend([call])[0].answers[1].item_ids == lacking[1].item_ids
+    server.start()
+    time.sleep(1.1)
+    again = engine.recommend([call])[0].answers
+    assert [a.item_ids for a in again] == [a.item_ids for a in whole]
 
 
 def test_arguments_are_checked_before_anything_starts(tiny_run, tmp_path):
@@ -375,3 +569,87 @@ def test_a_damaged_bundle_is_refused_with_a_clear_message(ray_cluster, tiny_run,
     with pytest.raises(UserError, match=r"index\.faiss"):
         ray.serve.run(build_app(AppArgs(run=str(copy))), name="damaged", route_prefix="/damaged")
     assert client.get("/readyz").status_code == 200
+
+
+def test_posted_events_become_files_that_prepare_reads_with_the_log(client, live, tiny_spec, tmp_path):
+    """The log's own file (times in seconds, shuffled) and the service's files in one folder."""
+    from ctxrec.preparing import prepare
+    from ctxrec.spec import load_spec
+
+    event = {"user_id": "for training", "item_id": "i7", "action": "buy", "timestamp": 1_650_000_000.25}
+    event["context"] = {"device": "phone", "basket_value": 0.5, "query": "hat"}
+    event2 = {"user_id": "for training", "item_id": "brand new", "timestamp": 1_650_000_001, "action": "view"}
+    event3 = {"user_id": "for training", "item_id": "i8", "timestamp": 1_650_000_002, "action": "view"}
+    assert post_events(client, event, event2, event3).json() == {"accepted": 3}
+    wait_for(lambda: "for training" in users_of(live / "events"))
+    shop = Path(tiny_spec).parent
+    folder = tmp_path / "log"
+    shutil.copytree(live / "events", folder)
+    shutil.copy(shop / "events.parquet", folder)
+    spec = load_spec(tiny_spec)
+    spec = dataclasses.replace(spec, events=dataclasses.replace(spec.events, path=str(folder)))
+    prepare(spec, str(tmp_path / "data"), Config())
+    data = PreparedData.open(str(tmp_path / "data"))
+    assert not data.meta["counts"]["rejects"] or set(data.meta["counts"]["rejects"]) == {"duplicate event"}
+    rows = [row for n in range(len(data.bucket_paths)) for row in data.read_bucket(n).to_pylist()]
+    (row,) = [row for row in rows if row["user_id"] == "for training"]
+    ids = data.items.column("item_id").to_pylist()
+    assert [ids[n] for n in row["items"]] == ["i7", "brand new", "i8"]
+    assert row["times"] == [1_650_000_000_250_000, 1_650_000_001_000_000, 1_650_000_002_000_000]
+    device = data.features.context_categories["device"]
+    assert [device[c - 2] if c > 1 else None for c in row["ctx_device"]] == ["phone", None, None]
+    assert row["ctx_query"] == ["hat", None, None]
+
+
+def users_of(folder: Path) -> set[str]:
+    return {u for file in folder.glob("*.parquet") for u in pq.read_table(file).column("user_id").to_pylist()}
+
+
+def wait_for(condition, seconds: float = 40) -> None:
+    stop_at = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < stop_at, "waited in vain"
+        time.sleep(0.1)
+
+
+def test_kill_9_of_the_replica_loses_no_acknowledged_event(client):
+    """Events are posted until the replica is dead; what was acknowledged is there when its successor answers."""
+    pid = replica_pid()
+    acknowledged = []
+    killer = threading.Timer(0.3, os.kill, (pid, signal.SIGKILL))
+    killer.start()
+    for n in range(5000):
+        try:
+            event = {"user_id": f"survivor{n}", "item_id": f"i{n % 40}", "timestamp": NOW + n}
+            response = client.post("/v1/events", json={"events": [event]}, timeout=5)
+        except httpx.TransportError:
+            break
+        if response.status_code != 200:
+            break
+        acknowledged.append(n)
+    killer.join()
+    assert acknowledged
+
+    def back() -> bool:
+        try:
+            return client.get("/readyz").status_code == 200 and replica_pid() != pid
+        except (httpx.TransportError, LookupError):
+            return False
+
+    wait_for(back, seconds=120)
+    for start in range(0, len(acknowledged), 200):
+        part = [{"user_id": f"survivor{n}", "k": 1} for n in acknowledged[start : start + 200]]
+        answers = client.post("/v1/recommend", json={"requests": part}).json()["responses"]
+        assert not any(answer["fallback"] for answer in answers)
+
+
+def replica_pid() -> int:
+    import ray
+    from ray.util.state import list_actors
+
+    address = ray.get_runtime_context().gcs_address
+    actors = list_actors(address=address, filters=[("state", "=", "ALIVE")], detail=True)
+    found = [a.pid for a in actors if a.class_name == "ServeReplica:default:Service"]
+    if not found:
+        raise LookupError(str([a.class_name for a in actors]))
+    return found[0]

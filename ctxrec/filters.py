@@ -1,0 +1,110 @@
+"""Rules on item columns as masks of the catalogue: values wanted or not, ranges of numbers.
+
+Legend: I items.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from ctxrec import schema
+from ctxrec.errors import UserError
+from ctxrec.spec import ItemsSpec
+
+_CACHED_BYTES = 64 << 20  # of masks that are kept for the next request with the same rules
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnRule:
+    """What an item must have in a column; what is None is not asked for.
+
+    any: at least one of these values. none: not one of these. min, max: a number within these, both included.
+    """
+
+    any: Sequence[str] | None = None
+    none: Sequence[str] | None = None
+    min: float | None = None
+    max: float | None = None
+
+    def key(self) -> tuple:
+        """The same for rules that let the same items pass."""
+        values = (None if names is None else tuple(sorted(set(names))) for names in (self.any, self.none))
+        return (*values, self.min, self.max)
+
+
+class ItemFilter:
+    """Answers which items pass rules; keeps the masks of rules that come again."""
+
+    def __init__(self, items: pa.Table, spec: ItemsSpec | None):
+        self._num_items = items.num_rows
+        categorical, numeric = (spec.categorical, spec.numeric) if spec is not None else ((), ())
+        self._values = {name: _positions_by_value(items, name) for name in categorical}
+        self._numbers = {name: items.column(schema.numeric_column(name)).to_numpy() for name in numeric}
+        self._masks: OrderedDict[tuple, np.ndarray] = OrderedDict()
+
+    def mask(self, rules: Mapping[str, ColumnRule]) -> np.ndarray:
+        """The items that pass every rule: bool [I]; not to be changed.
+
+        A value that no item has is no error; an item without a number is in no range.
+
+        Raises:
+            UserError: a column is unknown, or a rule does not fit its kind; names it and what is valid.
+        """
+        key = tuple(sorted((column, rule.key()) for column, rule in rules.items()))
+        found = self._masks.pop(key, None)
+        if found is None:
+            found = np.ones(self._num_items, bool)
+            for column, rule in rules.items():
+                self._apply(found, column, rule)
+            found.flags.writeable = False
+        self._masks[key] = found
+        if len(self._masks) * self._num_items > _CACHED_BYTES and len(self._masks) > 1:
+            self._masks.popitem(last=False)
+        return found
+
+    def _apply(self, mask: np.ndarray, column: str, rule: ColumnRule) -> None:
+        ranged = rule.min is not None or rule.max is not None
+        if column in self._values:
+            if ranged:
+                raise UserError(f"filter: column {column!r} is categorical; expected any or none, not min or max")
+            if rule.any is not None:
+                mask &= self._having(column, rule.any)
+            if rule.none is not None:
+                mask &= ~self._having(column, rule.none)
+        elif column in self._numbers:
+            if rule.any is not None or rule.none is not None:
+                raise UserError(f"filter: column {column!r} is numeric; expected min or max, not values")
+            # In the precision of the column, so that a bound equal to an item's number includes the item.
+            with np.errstate(invalid="ignore", over="ignore"):
+                if rule.min is not None:
+                    mask &= self._numbers[column] >= np.float32(rule.min)
+                if rule.max is not None:
+                    mask &= self._numbers[column] <= np.float32(rule.max)
+        else:
+            valid = ", ".join([*self._values, *self._numbers]) or "none: the catalogue has no such column"
+            raise UserError(f"filter: unknown column {column!r}; valid columns are {valid}")
+
+    def _having(self, column: str, values: Sequence[str]) -> np.ndarray:
+        mask = np.zeros(self._num_items, bool)
+        for value in values:
+            mask[self._values[column].get(value, [])] = True
+        return mask
+
+
+def _positions_by_value(items: pa.Table, name: str) -> dict[str, np.ndarray]:
+    """For each value of a categorical column the positions of the items that have it."""
+    column = items.column(schema.category_column(name)).combine_chunks()
+    values = column.flatten().dictionary_encode()
+    codes = values.indices.fill_null(len(values.dictionary)).to_numpy()
+    owners = column.value_parent_indices().to_numpy()
+    order = np.argsort(codes, kind="stable")
+    stops = np.searchsorted(codes[order], np.arange(len(values.dictionary) + 1))
+    return {
+        value: owners[order[start:stop]]
+        for value, start, stop in zip(values.dictionary.to_pylist(), stops[:-1], stops[1:], strict=True)
+    }

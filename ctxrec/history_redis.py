@@ -1,0 +1,139 @@
+"""The history store in Redis, for replicas on several machines.
+
+Each user has a sorted set by time, and a hash that tells which events it holds; a stream keeps what no file has
+yet. One script changes all three, so that they agree whatever happens.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+
+from ctxrec.errors import UserError
+from ctxrec.history_store import KEPT_EVENTS, LoggedEvent, StoreError, Unwritten
+
+try:
+    import redis
+except ImportError as error:
+    raise UserError("a Redis store needs the package redis; install it with pip install 'ctxrec[redis]'") from error
+
+_PREFIX = "ctxrec:"
+_TIMEOUT_S = 1.0
+_LEASE_S = 120  # a writer of files that is silent for so long has died
+# KEYS: sequence, stream. ARGV: prefix, how many events to keep, then for each event user, time, key, payload.
+# A member of the set is its number and its payload: equal times stay in the order they came.
+_APPEND = """
+for n = 3, #ARGV, 4 do
+  local user, time, key, payload = ARGV[n], ARGV[n + 1], ARGV[n + 2], ARGV[n + 3]
+  local set, hash = ARGV[1] .. 'h:' .. user, ARGV[1] .. 'k:' .. user
+  local number = string.format('%016d', redis.call('INCR', KEYS[1]))
+  if redis.call('HSETNX', hash, key, number) == 1 then
+    redis.call('ZADD', set, time, number .. payload)
+    redis.call('XADD', KEYS[2], '*', 'u', user, 'e', payload)
+    local old = redis.call('ZRANGE', set, 0, -ARGV[2] - 1)
+    for _, member in ipairs(old) do
+      local event = cjson.decode(string.sub(member, 17))
+      local action = event[3] ~= cjson.null and event[3] or ''
+      redis.call('HDEL', hash, string.format('%d|%d|', event[2], #event[1]) .. event[1] .. '|' .. action)
+      redis.call('ZREM', set, member)
+    end
+  end
+end
+"""
+# Delete a lock only where it is still ours.
+_UNLOCK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+
+class RedisStore:
+    """A `HistoryStore` on a Redis server."""
+
+    def __init__(self, url: str, *, durable: bool = True, prefix: str = _PREFIX):
+        self._prefix = prefix
+        self._me = uuid.uuid4().hex
+        try:
+            self._redis = redis.Redis.from_url(
+                url, decode_responses=True, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S
+            )
+            self._redis.ping()
+            if durable:
+                self._check_durable()
+            self._redis.set(prefix + "id", uuid.uuid4().hex[:8], nx=True)
+            self.id = self._redis.get(prefix + "id")
+        except (redis.RedisError, ValueError) as error:
+            raise UserError(f"the Redis store does not answer ({error}); check its address") from error
+        self._append = self._redis.register_script(_APPEND)
+        self._unlock = self._redis.register_script(_UNLOCK)
+
+    def _check_durable(self) -> None:
+        """Acknowledged means on disk: the server must sync its log before it answers."""
+        try:
+            found = self._redis.config_get("append*")
+        except redis.ResponseError as error:
+            raise UserError(
+                f"the Redis server does not tell whether it syncs before it answers ({error}); set durable=false to "
+                "take it as it is"
+            ) from error
+        if found.get("appendonly") != "yes" or found.get("appendfsync") != "always":
+            raise UserError(
+                f"the Redis server has appendonly {found.get('appendonly')} and appendfsync {found.get('appendfsync')}; "
+                "expected yes and always, so that no acknowledged event is lost. Set these, or durable=false"
+            )
+
+    def append(self, events: Sequence[LoggedEvent]) -> None:
+        args: list = [self._prefix, KEPT_EVENTS]
+        for e in events:
+            key = f"{e.time_us}|{len(e.item_id.encode())}|{e.item_id}|{e.action or ''}"
+            args += [e.user_id, e.time_us, key, e.payload()]
+        try:
+            self._append(keys=[self._prefix + "number", self._prefix + "log"], args=args)
+        except redis.RedisError as error:
+            raise StoreError(f"Redis: {error}") from error
+
+    def latest(self, users: Sequence[str], before_us: Sequence[int]) -> list[list[LoggedEvent]]:
+        try:
+            with self._redis.pipeline(transaction=False) as pipe:
+                for user, before in zip(users, before_us, strict=True):
+                    pipe.zrange(
+                        f"{self._prefix}h:{user}",
+                        f"({before}",
+                        "-inf",
+                        desc=True,
+                        byscore=True,
+                        offset=0,
+                        num=KEPT_EVENTS,
+                    )
+                found = pipe.execute()
+        except redis.RedisError as error:
+            raise StoreError(f"Redis: {error}") from error
+        return [
+            [LoggedEvent.of_payload(user, member[16:]) for member in reversed(members)]
+            for user, members in zip(users, found, strict=True)
+        ]
+
+    def take_unwritten(self, limit: int) -> Unwritten | None:
+        lock, taken, stream = (self._prefix + name for name in ("writing", "taken", "log"))
+        if not self._redis.set(lock, self._me, nx=True, ex=_LEASE_S):
+            return None
+        last = self._redis.get(taken) or "+"  # left by a writer that died: the same file again
+        rows = self._redis.xrange(stream, max=last, count=None if last != "+" else limit)
+        if not rows:
+            self._redis.delete(taken)
+            self.release()
+            return None
+        self._redis.set(taken, rows[-1][0])
+        name = f"live-{self.id}-{rows[0][0]}-{rows[-1][0]}.parquet"
+        return Unwritten(name, rows[-1][0], [LoggedEvent.of_payload(row["u"], row["e"]) for _, row in rows])
+
+    def written(self, taken: Unwritten) -> None:
+        time_ms, number = taken.last.split("-")
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.xtrim(self._prefix + "log", minid=f"{time_ms}-{int(number) + 1}", approximate=False)
+            pipe.delete(self._prefix + "taken")
+            pipe.execute()
+        self.release()
+
+    def release(self) -> None:
+        self._unlock(keys=[self._prefix + "writing"], args=[self._me])
+
+    def close(self) -> None:
+        self._redis.close()

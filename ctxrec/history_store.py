@@ -1,0 +1,105 @@
+"""What users did since the bundle was made: a store that all replicas share, written before it is acknowledged.
+
+`open_store` gives the embedded one (SQLite, one machine) or Redis (several machines). Both keep, beside the
+histories, a log of what has not been written to event files yet (`ctxrec.event_files`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ctxrec import storage
+from ctxrec.errors import UserError
+
+KEPT_EVENTS = 1000  # of a user, the latest ones, that a request reads
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEvent:
+    """One event as it was posted; times are microseconds since 1970, UTC."""
+
+    user_id: str
+    item_id: str
+    time_us: int
+    action: str | None = None
+    value: float | None = None
+    context: dict[str, Any] = field(default_factory=dict)
+
+    def payload(self) -> str:
+        """All but the user as JSON."""
+        row = [self.item_id, self.time_us, self.action, self.value, self.context]
+        return json.dumps(row, separators=(",", ":"), allow_nan=False)
+
+    @staticmethod
+    def of_payload(user_id: str, text: str) -> LoggedEvent:
+        return LoggedEvent(user_id, *json.loads(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Unwritten:
+    """Events that wait to be written to a file of this name; after a crash the same ones come again."""
+
+    name: str
+    last: Any  # the store's own mark of the last event
+    events: list[LoggedEvent]
+
+
+class StoreError(Exception):
+    """The store does not answer, or not in time; nothing was acknowledged."""
+
+
+class HistoryStore(Protocol):
+    """Events by user. Safe to use from several threads and several processes."""
+
+    def append(self, events: Sequence[LoggedEvent]) -> None:
+        """Add events, all or none; they are on disk when this returns.
+
+        An event that is there already (same user, item, time and action) is left as it is.
+
+        Raises:
+            StoreError: they may not be there.
+        """
+
+    def latest(self, users: Sequence[str], before_us: Sequence[int]) -> list[list[LoggedEvent]]:
+        """The latest KEPT_EVENTS events of each user strictly before a time, oldest first, ties as they came.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+
+    def take_unwritten(self, limit: int) -> Unwritten | None:
+        """Up to `limit` events that no file has yet, oldest first; None when there are none, or when another
+        process is writing them. `written` or `release` must follow."""
+
+    def written(self, taken: Unwritten) -> None:
+        """The file of `taken` is complete."""
+
+    def release(self) -> None:
+        """Let others write what was taken and not written."""
+
+    def close(self) -> None: ...
+
+
+def open_store(where: str, *, durable: bool = True) -> HistoryStore:
+    """The store at a local folder (SQLite) or a Redis URL.
+
+    Args:
+        where: a folder, or redis://, rediss:// or unix://.
+        durable: refuse a Redis server that may lose what it has acknowledged.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    if where.startswith(("redis://", "rediss://", "unix://")):
+        from ctxrec.history_redis import RedisStore  # an optional dependency
+
+        return RedisStore(where, durable=durable)
+    if storage.is_uri(where):
+        raise UserError(f"store is {where!r}; expected a local folder, or a URL with redis://, rediss:// or unix://")
+    from ctxrec.history_sqlite import SqliteStore  # as above: each store loads only what it needs
+
+    return SqliteStore(os.path.abspath(where))

@@ -1,0 +1,93 @@
+"""What a replica does with posted events: to the store in groups, each on disk before its sender hears of it,
+and from there to Parquet files, by a thread in the background."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+from ctxrec.errors import UserError
+from ctxrec.event_files import write_event_files
+from ctxrec.history_store import HistoryStore, LoggedEvent, StoreError
+from ctxrec.spec import EventsSpec
+
+logger = logging.getLogger(__name__)
+
+CheckContexts = Callable[[Sequence[dict]], None]
+
+
+class Refused(UserError):
+    """A posted event that the model cannot read; `place` is its number in the call."""
+
+    def __init__(self, message: str, place: int):
+        super().__init__(message)
+        self.place = place
+
+
+class Journal:
+    """Takes posted events.
+
+    Args:
+        store: where they go.
+        check: raises a `UserError` for contexts that the model does not know.
+    """
+
+    def __init__(self, store: HistoryStore, check: CheckContexts):
+        self._store = store
+        self._check = check
+
+    def append(self, posts: Sequence[Sequence[LoggedEvent]]) -> list[int | Refused | StoreError]:
+        """How many events of each post are on disk now: one write, and one wait for the disk, for all of them.
+
+        A post with an event that is refused is refused whole and harms no other.
+        """
+        results: list[int | Refused | StoreError] = [self._judge(post) for post in posts]
+        good = [post for post, result in zip(posts, results, strict=True) if not isinstance(result, Refused)]
+        try:
+            if good:
+                self._store.append([event for post in good for event in post])
+        except StoreError as error:
+            logger.warning("posted events were not stored: %s", error)
+            return [result if isinstance(result, Refused) else error for result in results]
+        return results
+
+    def _judge(self, post: Sequence[LoggedEvent]) -> int | Refused:
+        try:
+            self._check([event.context for event in post])
+            return len(post)
+        except UserError:
+            for place, event in enumerate(post):
+                try:
+                    self._check([event.context])
+                except UserError as error:
+                    return Refused(str(error), place)
+            raise
+
+
+class FileWriter:
+    """Writes posted events to Parquet files every so many seconds, and once more when it is stopped."""
+
+    def __init__(self, store: HistoryStore, folder: str, spec: EventsSpec, *, every_s: float):
+        self._store, self._folder, self._spec, self._every_s = store, folder, spec, every_s
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="event files", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        if not self._stopped.is_set():
+            self._stopped.set()
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._every_s):
+            self._write()
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            num = write_event_files(self._store, self._folder, self._spec)
+            if num:
+                logger.info("%d events written to %s", num, self._folder)
+        except Exception:  # whatever it is, the events are in the store, and the next round tries again
+            logger.exception("event files could not be written; they will be tried again")

@@ -1,0 +1,56 @@
+"""Arguments of the service, with their defaults: `serve run ... key=value`, and `args:` in the YAML file."""
+
+import hashlib
+import os
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ctxrec import storage
+from ctxrec.retrieval import BUNDLE
+
+LIVE = "live"  # the folder of what happens after training: posted events and items
+
+
+class AppArgs(BaseModel):
+    """Arguments of the service, for `serve run ... key=value` and for `args:` in the YAML file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run: str = Field(description="run or bundle: path or URI")
+    replicas: int = Field(default=1, ge=1)
+    cpus_per_replica: float = Field(default=1, gt=0, description="also the number of computing threads")
+    gpus_per_replica: float = Field(default=0, ge=0)
+    max_batch_size: int = Field(default=32, ge=1, description="requests that go through the model together")
+    max_waiting: int = Field(default=512, ge=1, description="waiting requests of a replica; more get 503")
+    store: str = Field(
+        default="",
+        description="where posted events live: a local folder, or redis://...; empty: live/ beside the bundle",
+    )
+    store_durable: bool = Field(
+        default=True, description="refuse a Redis server that may lose what it has acknowledged"
+    )
+    event_files: str = Field(
+        default="",
+        description="folder (path or URI) for the Parquet files of posted events; empty: events/ in the store's folder",
+    )
+    event_files_every_s: float = Field(default=60, gt=0, description="how often posted events are written to files")
+
+    def live_folder(self) -> str:
+        """The local folder beside the bundle; in the cache where that lies at a URI."""
+        run = self.run.rstrip("/")
+        if storage.is_uri(run):
+            return os.path.join(storage.cache_dir(), LIVE, hashlib.sha256(run.encode()).hexdigest()[:16])
+        run = os.path.abspath(run)
+        has_bundle = os.path.isdir(os.path.join(run, BUNDLE))
+        return os.path.join(run if has_bundle else os.path.dirname(run), LIVE)
+
+    def resolved(self) -> "AppArgs":
+        """With absolute places for everything that has a default place: replicas have other working folders."""
+
+        def absolute(path: str) -> str:
+            return path if storage.is_uri(path) else os.path.abspath(path)
+
+        store = absolute(self.store) if self.store else self.live_folder()
+        beside = self.live_folder() if storage.is_uri(store) else store
+        files = absolute(self.event_files) if self.event_files else os.path.join(beside, "events")
+        return self.model_copy(update={"store": store, "event_files": files})

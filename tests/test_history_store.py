@@ -1,0 +1,182 @@
+"""The stores of posted events: a SQLite folder and a real Redis server, killed and opened again."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ctxrec.errors import UserError
+from ctxrec.event_files import events_table, write_event_files
+from ctxrec.history_store import KEPT_EVENTS, LoggedEvent, StoreError, open_store
+from ctxrec.spec import ContextSpec, EventsSpec
+
+T = 1_700_000_000_000_000
+SPEC = EventsSpec(
+    path="events", user="who", time="at", action="what", value="stars",
+    context=ContextSpec(categorical=("device",), numeric=("basket",), text=("query",)),
+)  # fmt: skip
+WRITER = """
+import sys
+from ctxrec.history_store import LoggedEvent, open_store
+store = open_store(sys.argv[1])
+n = 0
+while True:
+    store.append([LoggedEvent("u", f"i{n}-{k}", n + 1) for k in range(3)])
+    print(n, flush=True)
+    n += 1
+"""
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def where(request, tmp_path) -> str:
+    """Where a fresh store lies."""
+    if request.param == "sqlite":
+        return str(tmp_path / "store")
+    return request.getfixturevalue("redis_server")().url
+
+
+def test_events_come_back_oldest_first_before_a_time_and_once(where):
+    store = open_store(where)
+    first = [
+        LoggedEvent("a", "x", T + 2),
+        LoggedEvent("a", "y", T, "buy", 2.5, {"device": "tv", "basket": 3, "query": "ü"}),
+    ]
+    store.append(first)
+    store.append([LoggedEvent("a", "z", T + 2), LoggedEvent("b|1", "x", T), LoggedEvent("a", "x", T + 2)])
+    store.append([LoggedEvent("a", "x", T + 2, "buy")])  # another action: another event
+    found = store.latest(["b|1", "a", "nobody"], [T + 9, T + 9, T + 9])
+    assert found[0] == [LoggedEvent("b|1", "x", T)] and found[2] == []
+    assert found[1] == [first[1], first[0], LoggedEvent("a", "z", T + 2), LoggedEvent("a", "x", T + 2, "buy")]
+    assert store.latest(["a", "a"], [T + 2, T]) == [[first[1]], []]
+    assert store.latest([], []) == []
+    again = open_store(where)
+    assert again.latest(["a"], [T + 9]) == [found[1]]
+    store.close()
+    again.close()
+
+
+def test_a_long_history_gives_its_latest_events(where):
+    store = open_store(where)
+    num = KEPT_EVENTS + 30
+    store.append([LoggedEvent("a", f"i{n}", T + n, "v") for n in reversed(range(num))])
+    (found,) = store.latest(["a"], [T + num])
+    assert [e.item_id for e in found] == [f"i{n}" for n in range(30, num)]
+    store.close()
+
+
+def test_threads_share_a_store(where):
+    store, failed = open_store(where), []
+
+    def work(thread: int) -> None:
+        try:
+            for n in range(20):
+                store.append([LoggedEvent(f"u{thread}", f"i{n}", T + n)])
+                assert len(store.latest([f"u{thread}"], [T + 99])[0]) == n + 1
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    store.close()
+
+
+def test_kill_9_of_the_writer_loses_no_acknowledged_event(where):
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, where], stdout=subprocess.PIPE, text=True)
+    for _ in range(40):
+        writer.stdout.readline()
+    writer.send_signal(signal.SIGKILL)
+    acknowledged = 39 + len(writer.stdout.read().splitlines())
+    writer.wait()
+    store = open_store(where)
+    (found,) = store.latest(["u"], [T])
+    counts = Counter(e.time_us for e in found)
+    newest = max(counts)
+    assert newest >= acknowledged + 1, "event n + 1 came with the acknowledgement of n"
+    oldest = min(counts)  # cut by the limit
+    assert sorted(counts) == list(range(oldest, newest + 1))
+    assert all(num == 3 for time_us, num in counts.items() if time_us > oldest), "all of a call or none"
+    store.close()
+
+
+def test_kill_9_of_redis_loses_no_acknowledged_event_and_an_error_says_that_it_is_away(redis_server):
+    server = redis_server()
+    store = open_store(server.url)
+    store.append([LoggedEvent("a", f"i{n}", T + n) for n in range(10)])
+    server.kill()
+    for call in (lambda: store.append([LoggedEvent("a", "x", T)]), lambda: store.latest(["a"], [T])):
+        with pytest.raises(StoreError, match="Redis"):
+            call()
+    server.start()
+    assert [e.item_id for e in store.latest(["a"], [T + 10])[0]] == [f"i{n}" for n in range(10)]
+
+
+def test_a_redis_that_may_forget_is_refused(redis_server):
+    server = redis_server(appendfsync="everysec")
+    with pytest.raises(UserError, match=r"appendfsync everysec; expected yes and always.*durable=false"):
+        open_store(server.url)
+    open_store(server.url, durable=False).close()
+    server.kill()
+    with pytest.raises(UserError, match="does not answer"):
+        open_store(server.url)
+
+
+def test_a_store_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be opened.*writable folder"):
+        open_store(str(tmp_path / "file" / "store"))
+    with pytest.raises(UserError, match="expected a local folder, or a URL"):
+        open_store("s3://bucket/store")
+
+
+def test_files_hold_every_event_once_whatever_dies_between(where, tmp_path):
+    out = tmp_path / "files"
+    store = open_store(where)
+    assert write_event_files(store, str(out), SPEC) == 0 and not out.exists()
+    store.append([LoggedEvent("u", f"i{n}", T + n) for n in range(25)])
+    assert write_event_files(store, str(out), SPEC, rows=10) == 25
+    assert len(list(out.iterdir())) == 3
+
+    store.append([LoggedEvent("v", "x", T), LoggedEvent("v", "y", T)])
+    taken = store.take_unwritten(100)  # its writer dies before, or after, the file is there
+    other = open_store(where)
+    assert other.take_unwritten(100) is None, "one process at a time"
+    store.append([LoggedEvent("v", "z", T)])
+    store.release()
+    again = other.take_unwritten(100)
+    assert (again.name, again.events) == (taken.name, taken.events), "the same file, without what came later"
+    other.written(again)
+    assert write_event_files(store, str(out), SPEC) == 1
+    assert write_event_files(other, str(out), SPEC) == 0
+    rows = pa.concat_tables([pq.read_table(file) for file in sorted(out.iterdir())]).to_pylist()
+    assert sorted((r["who"], r["item_id"]) for r in rows) == sorted([("u", f"i{n}") for n in range(25)] + [("v", "z")])
+    store.close()
+    other.close()
+
+
+def test_columns_are_those_of_the_log():
+    events = [
+        LoggedEvent("u", "i", T + 7, "buy", 4.0, {"device": True, "basket": 2, "query": "red"}),
+        LoggedEvent("u", "i", T, context={"device": 3.0, "basket": None}),
+        LoggedEvent("u", "i", T, context={"device": 2.5, "other": 1}),
+    ]
+    table = events_table(events, SPEC)
+    assert table.column_names == ["who", "item_id", "at", "what", "stars", "device", "query", "basket"]
+    assert table.column("at").cast(pa.int64()).to_pylist() == [T + 7, T, T]
+    assert table.column("what").to_pylist() == ["buy", None, None]
+    assert table.column("stars").to_pylist() == [4.0, None, None]
+    assert table.column("device").to_pylist() == ["true", "3", "2.5"]
+    assert table.column("basket").to_pylist() == [2.0, None, None]
+    assert table.column("query").to_pylist() == ["red", None, None]
+    plain = EventsSpec(path="events")
+    assert events_table(events, plain).column_names == ["user_id", "item_id", "timestamp"]
