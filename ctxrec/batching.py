@@ -1,6 +1,6 @@
 """Turn ragged events into padded tensors: training windows and requests alike.
 
-Legend: B rows, L event slots, S = L + 1 query slots, F numeric features, W words.
+Legend: B rows, L event slots, S = L + 1 query slots, F numeric features, W words, A actions.
 Slot 0 is the prefix (who asks); slot j is the j-th event. The query at slot j asks, in the context of
 event j + 1, what comes after event j; the last one of a request asks in the request's own context.
 Rows are padded at the end, so a causal mask alone keeps padding out of every real query.
@@ -36,6 +36,8 @@ class Batch:
     user_num_present_BF: torch.Tensor  # float32
     targets_BS: torch.Tensor  # int64, 0 where there is none
     weights_BS: torch.Tensor  # float32, 0 where there is no target
+    asked_BS: torch.Tensor  # int64 code of the action that a slot asks for, its target's; 0 = none
+    asked_mix_BA: torch.Tensor  # float32, shares of the actions that a request asks for; 0 in training
 
     def to(self, device: torch.device) -> Batch:
         def move(value: object) -> object:
@@ -90,6 +92,8 @@ class Batcher:
         self.history = history
         weights = [action_weights.get(action, 0.0) if action_weights else 1.0 for action in features.actions]
         self.action_weights = np.array([1.0, *weights], np.float32)
+        liked = np.maximum(self.action_weights[1:], 0)
+        self.action_mix = liked / max(liked.sum(), 1e-9)
 
     def training(self, histories: Histories, windows: Windows) -> Batch:
         """A batch of training windows."""
@@ -110,13 +114,17 @@ class Batcher:
         )
         batch.targets_BS = _pad(asked.items.astype(np.int64), length + 1)
         batch.weights_BS = _pad(weights.astype(np.float32), length + 1)
+        batch.asked_BS = _pad(asked.actions.astype(np.int64), length + 1)
         return batch
 
     def requests(self, requests: Requests) -> Batch:
-        """A batch of requests; only the last query slot of each row is asked in the request's context."""
+        """A batch of requests; only the last query slot of each row is asked in the request's context.
+
+        A request asks for all actions, each as much as its weight as a target; negative ones not at all.
+        """
         starts = np.maximum(requests.history.offsets[:-1], requests.history.offsets[1:] - self.history)
         read = requests.history.cut(starts, requests.history.offsets[1:])
-        return self._build(
+        batch = self._build(
             users=requests.users,
             read=read,
             asked_lengths=read.lengths + 1,
@@ -124,6 +132,8 @@ class Batcher:
             times=np.insert(read.times, read.offsets[1:], requests.times),
             first_gap=_gap_before(requests.history.times, starts, requests.history.offsets[:-1]),
         )
+        batch.asked_mix_BA = torch.from_numpy(np.tile(self.action_mix, (len(requests), 1)))
+        return batch
 
     def _build(
         self,
@@ -161,6 +171,8 @@ class Batcher:
             user_num_present_BF=torch.from_numpy(np.stack([p for _, p in user_num], 1) if user_num else zeros),
             targets_BS=torch.zeros((len(lengths), width), dtype=torch.int64),
             weights_BS=torch.zeros((len(lengths), width)),
+            asked_BS=torch.zeros((len(lengths), width), dtype=torch.int64),
+            asked_mix_BA=torch.zeros((len(lengths), len(self.action_mix))),
         )
 
 

@@ -94,6 +94,8 @@ class ModelConfig:
         named by a folder or a Hugging Face id ("owner/name"). `layers`, `heads` and `dropout` are for ours.
     backbone_rank: rank of a language model's LoRA adapter, which learns at train.encoder_lr; 0 = frozen.
     history: events of the history that the model reads, the latest ones.
+    action_heads: a query for each action where the log has several; training asks each target by its own action,
+        a request asks for all of them by their weights in the spec's [events.actions].
     id_buckets: rows of the hashed ID embedding; 0 takes one row per item up to 1 million.
     id_dropout, text_dropout: share of items whose ID (text) is hidden in a training step, so that
         items without history (without text) are scored well too.
@@ -108,6 +110,7 @@ class ModelConfig:
     heads: int = 2
     dropout: float = 0.2
     history: int = 50
+    action_heads: bool = False
     id_buckets: int = 0
     id_dropout: float = 0.1
     text_dropout: float = 0.1

@@ -1,7 +1,7 @@
 """The recommender: item vectors from content and ID, a user state from history, and their product.
 
 Legend: I items, B rows, L event slots, S = L + 1 query slots, D width, H encoder width,
-P positions with a target, F numeric features, M values of a category, n fresh items of a step.
+P positions with a target, F numeric features, M values of a category, n fresh items of a step, A actions.
 Vectors that meet in the product are those of two heads end to end: the sequence head's D + 1 numbers (the last
 is the item's own score, 1 for a query), then the content head's C + 1, alike. Their products add up.
 Parameters are read in the forward of the module that owns them, as ZeRO-3 gathers them there.
@@ -239,6 +239,26 @@ class UserTower(nn.Module):
         return self.query(F.dropout(state, self.config.dropout, self.training))
 
 
+class ActionHeads(nn.Module):
+    """A query for each action: the shared one and a projection of it of the action's own, which starts as nothing.
+
+    What a request asks for is a mix of actions, and the same mix of their queries, so that products stay products.
+    """
+
+    def __init__(self, dim: int, num_actions: int) -> None:
+        super().__init__()
+        self.own_ADD = nn.Parameter(torch.zeros(num_actions, dim, dim))
+
+    def forward(self, query_BSD: torch.Tensor, batch: Batch) -> torch.Tensor:
+        own_ADD = self.own_ADD.to(query_BSD.dtype)
+        mixed_BDD = torch.einsum("ba,ade->bde", batch.asked_mix_BA.to(query_BSD.dtype), own_ADD)
+        total_BSD = query_BSD + query_BSD @ mixed_BDD
+        for code, own_DD in enumerate(own_ADD, 1):
+            where = torch.nonzero(batch.asked_BS == code, as_tuple=True)
+            total_BSD = total_BSD.index_put(where, query_BSD[where] @ own_DD, accumulate=True)
+        return total_BSD
+
+
 class ContentHead(nn.Module):
     """Likeness of an item's text to the texts of the latest history, in a space learnt from the log.
 
@@ -304,6 +324,8 @@ class Towers(nn.Module):
         self.item = ItemTower(config, shape)
         self.user = UserTower(config, shape.features)
         self.log_scale = nn.Parameter(torch.tensor([-np.log(temperature)], dtype=torch.float32))
+        num_actions = len(shape.features.actions)
+        self.actions = ActionHeads(config.dim, num_actions) if config.action_heads and num_actions > 1 else None
         has_content = config.use_text and shape.text_width and config.content_dim
         self.content = ContentHead(config, shape) if has_content else None
         self.widths = (config.dim + 1,)  # of the heads, in the order in which their vectors lie
@@ -331,6 +353,7 @@ class Towers(nn.Module):
         parts, queries = [sequence_ID], []
         if batch is not None:
             state = F.normalize(self.user(batch, sequence_ID[:, :-1]).float(), dim=-1) * self.log_scale.exp()
+            state = state if self.actions is None else self.actions(state, batch)
             queries.append(torch.cat([state, torch.ones_like(state[..., :1])], -1))
         if self.content is not None:
             content_IC, content_query = self.content(items, text, batch, given[1])

@@ -96,7 +96,7 @@ def test_padding_changes_nothing(make_world, backbone):
             return value[row : row + 1] if keep_slots is None else value[row : row + 1, :keep_slots]
 
         widths = {"items_BL": events, "actions_BL": events, "lengths_B": None}
-        widths |= {name: None for name in vars(batch) if name.startswith("user_")}
+        widths |= {name: None for name in vars(batch) if name.startswith("user_") or name == "asked_mix_BA"}
         one = Batch(**{name: alone(v, widths.get(name, events + 1)) for name, v in vars(batch).items()})
         with torch.inference_mode():
             single, last = towers(items, None, one)[1], towers(items, None, one, last=True)[1]
