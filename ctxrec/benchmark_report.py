@@ -7,7 +7,7 @@ from typing import Any
 
 from ctxrec import benchmark_results as results_of
 from ctxrec import charts
-from ctxrec.report_html import chart, e, finding, legend, name, paragraph, section, table
+from ctxrec.report_html import chart, e, finding, legend, name, paragraph, percent, section, table
 from ctxrec.report_style import STYLE
 from ctxrec.summary import verdict
 
@@ -43,21 +43,24 @@ def _header(results: dict[str, Any]) -> str:
 
 
 def _gains(made: list[dict[str, Any]]) -> str:
-    """The gain over the best single baseline, in per cent of it."""
+    """The gains over the best single baseline and over the linear ensemble, in per cent of each."""
     rows = []
     for row in made:
-        gain, best = row.get("gain"), row.get("best_baseline")
-        level = row["systems"].get(best)
-        if gain and level:
-            scaled = [100 * gain[key] / level for key in ("mean", "low", "high")]
-            rows.append(charts.Dots(row["label"], f"against {name(best)}", ((*scaled, "model"),)))
+        lines = []
+        for gain, system in ((row.get("gain"), row.get("best_baseline")), (row.get("ensemble_gain"), "ensemble")):
+            level = row["systems"].get(system)
+            if gain and level:
+                scaled = [100 * gain[key] / level for key in ("mean", "low", "high")]
+                lines.append(charts.Dots(f"against {name(system)}", "", ((*scaled, "model"),)))
+        rows += [charts.Dots(row["label"]), *lines] if lines else []
     if not rows:
         return ""
-    best_row = max((row for row in made if row.get("gain")), key=lambda row: row["gain"]["share"] or 0)
-    said = f"{best_row['label']}: {verdict(best_row['gain'])} than {name(best_row['best_baseline'])}, the largest gain here."
-    title = "Gain over the best single baseline, per cent of its NDCG@10"
-    drawing = charts.dot_chart(rows, title=title, description="One row a data set, with 95 % intervals")
-    return section("Against the best single baseline", finding(said), chart(drawing))
+    best = max((row for row in made if row.get("gain")), key=lambda row: row["gain"]["share"] or 0)
+    share = percent(best["gain"]["share"] or 0, signed=True)
+    said = f"Largest gain: {best['label']}, {share} against {name(best['best_baseline'])}: {verdict(best['gain'])}."
+    title = "Gain in NDCG@10, per cent of the baseline's"
+    drawing = charts.dot_chart(rows, title=title, description="The lines of each data set, with 95 % intervals")
+    return section("Against the strongest baselines", finding(said), paragraph(f"{title}."), chart(drawing))
 
 
 def _levels(made: list[dict[str, Any]]) -> str:
@@ -79,8 +82,14 @@ def _levels(made: list[dict[str, Any]]) -> str:
 
 def _table(results: dict[str, Any]) -> str:
     header, rows = results_of.table(results)
-    finished = [(cells[0], [f"<td>{e(cell)}</td>" for cell in cells[1:]], False) for cells in rows]
+    finished = [(cells[0], [_cell(text) for text in cells[1:]], False) for cells in rows]
     return section("All figures", paragraph(results_of.about(results)), table(["", *header[1:]], finished))
+
+
+def _cell(text: str) -> str:
+    """A cell with what stands in brackets on a line of its own."""
+    value, _, rest = text.partition(" (")
+    return f"<td>{e(value)}" + (f'<span class="interval">({e(rest)}</span></td>' if rest else "</td>")
 
 
 def _failures(results: dict[str, Any]) -> str:

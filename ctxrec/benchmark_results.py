@@ -150,7 +150,7 @@ def _cells(made: dict[str, Any]) -> list[str]:
     cells += [f"{NAMES.get(best, best)} {_number(systems.get(best))}" if best else "", _gain(made.get("gain"))]
     cells += [_number(systems.get(name)) for name in ("ensemble", "sasrec", BEFORE, *ABLATIONS)]
     drop = made.get("context_drop")
-    cells.append("" if drop is None else f"{-100 * drop:+.1f} %")
+    cells.append("" if drop is None else f"{round(-100 * drop, 1) or 0.0:+.1f} %")
     cells.append(_pair(slices.get("cold_items"), MODEL, "untuned_encoder"))
     cells.append(_pair(slices.get("new_users"), MODEL, "popularity_7d"))
     cells.append(_pair({"systems": systems}, *ORACLES))

@@ -79,17 +79,22 @@ def bar_chart(bars: Sequence[Bar], *, title: str) -> str:
 
 
 def dot_chart(rows: Sequence[Dots], *, title: str, description: str) -> str:
-    """A dot with its interval for each system in each row; rows without dots are headings."""
+    """A dot with its interval for each system in each row; rows without dots are headings. The axis holds 0."""
     labels = [r.label + "  " + r.remark for r in rows if r.dots]
     left, right, top = max(_label_width(labels or [""]), 180), 24, 8
-    longest = max((d[2] for r in rows for d in r.dots), default=0.0) or 1.0
+    shortest = min((d[1] for r in rows for d in r.dots), default=0.0)
+    shortest, longest = min(shortest, 0.0), max((d[2] for r in rows for d in r.dots), default=0.0)
+    span = longest - shortest if longest > shortest else 1.0
     heights = [30 if not r.dots else max(28, 11 * len(r.dots) + 6) for r in rows]
     height = top + sum(heights) + 28
 
     def x(value: float) -> float:
-        return left + (WIDTH - left - right) * value / longest
+        return left + (WIDTH - left - right) * (value - shortest) / span
 
-    parts = _grid([m for m in ticks(0, longest) if m <= longest], x, top=top, bottom=height - 24)
+    marks = [m for m in ticks(shortest, shortest + span) if shortest <= m <= shortest + span]
+    parts = _grid(marks, x, top=top, bottom=height - 24)
+    if shortest < 0:
+        parts.append(f'<line class="boundary" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="{top}" y2="{height - 24}"/>')
     y = float(top)
     for row, size in zip(rows, heights, strict=True):
         middle = y + size / 2

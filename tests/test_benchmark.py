@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -158,7 +159,23 @@ def test_what_is_missing_is_an_empty_cell():
     assert "- nothing: train of seed 1 failed: error: a | b" in text and text.count("\n| nothing | ") == 1
     page = benchmark_report.render(results)
     assert "What failed" in page and "some" in page and "<script" not in page
-    assert "Clearly ahead" in page and "clearly better than EASE" in page
+    assert "Clearly ahead" in page and "Largest gain: some, +100.0 % against EASE: clearly better." in page
+    assert '0.2000<span class="interval">(0.1000 to 0.3000)</span>' in page
+
+
+def test_a_gain_below_zero_stays_on_the_chart():
+    row = {"label": "some", "seeds": [0], "failures": [], "requests": 5, "model": {"mean": 0.2, "low": 0.1, "high": 0.3},
+           "systems": {"model": 0.2, "ease": 0.2, "ensemble": 0.4}, "best_baseline": "ease", "slices": {},
+           "gain": {"mean": 0.0, "low": -0.1, "high": 0.1, "share": 0.0},
+           "ensemble_gain": {"mean": -0.2, "low": -0.3, "high": -0.1, "share": -0.5}}  # fmt: skip
+    page = benchmark_report.render({"seeds": [0], "ablations": [], "datasets": [row]})
+    assert "against EASE" in page and "against linear ensemble" in page
+    ranges = re.findall(r'class="range model" x1="([-\d.]+)" x2="([-\d.]+)"', page)
+    (zero,) = re.findall(r'class="boundary" x1="([\d.]+)"', page)
+    (low, high), (worse_low, worse_high), _ = [(float(a), float(b)) for a, b in ranges]
+    # In per cent: from -50 to 50 against EASE, from -75 to -25 against the ensemble; the axis begins at -75.
+    assert 180 <= worse_low < low < worse_high < float(zero) < high <= 760
+    assert float(zero) - low == pytest.approx(high - float(zero), abs=0.2)
 
 
 def test_the_page_escapes_what_it_shows():
