@@ -86,6 +86,10 @@ def run_from(
         if unknown:
             raise UserError(f"--only {unknown[0]} is no data set of {suite_path}; expected one of {', '.join(labels)}")
         suite = dataclasses.replace(suite, dataset=tuple(e for e in suite.dataset if e.title in only))
+    if sources and not os.path.isdir(sources):
+        raise UserError(
+            f"--sources {sources} is no folder; expected one with a sub-folder of own files for each data set"
+        )
     options = Options(
         out=os.path.abspath(out),
         suite_folder=os.path.dirname(os.path.abspath(suite_path)),

@@ -196,6 +196,7 @@ def test_mistakes_are_one_line(tmp_path):
     for more, message in (
         (["--only", "x"], "--only x is no data set of"),
         (["--set", "train.x=1"], "unknown key 'train.x'"),
+        (["--sources", "nowhere"], "--sources nowhere is no folder"),
     ):
         done = run(path, tmp_path / "out", *more)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr
