@@ -62,7 +62,8 @@ def write_bundle(
         item_vectors: float32 [I, W] of the towers.
         trained: bool [I], items whose ID has been trained; None = all.
         blend: None ranks by the towers alone.
-        text_scale: "mean" and "scale" of text vectors, float32 [H] each; empty without encoder.
+        text_scale: "mean" and "scale" of text vectors, float32 [H] each, and where the blend has a text head its
+            "centre" [H] and "axes" [H, C] (`ctxrec.likeness`); empty without encoder.
         encoder: the fine-tuned encoder, or None where it was not tuned.
     """
 

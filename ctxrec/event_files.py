@@ -58,13 +58,13 @@ def events_table(events: Sequence[LoggedEvent], spec: EventsSpec) -> pa.Table:
         columns[spec.value] = pa.array([e.value for e in events], pa.float64())
     context = spec.context
     for name in context.categorical + context.text:
-        columns[name] = pa.array([_as_text(e.context.get(name)) for e in events], pa.string())
+        columns[name] = pa.array([as_text(e.context.get(name)) for e in events], pa.string())
     for name in context.numeric:
         columns[name] = pa.array([_as_number(e.context.get(name)) for e in events], pa.float64())
     return pa.table(columns)
 
 
-def _as_text(value: object) -> str | None:
+def as_text(value: object) -> str | None:
     """A context value as `prepare` reads it from a column of its own type."""
     if value is None or isinstance(value, str):
         return value

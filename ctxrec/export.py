@@ -19,7 +19,7 @@ from ctxrec.blend import Blend, fit_blend
 from ctxrec.bundle import write_bundle
 from ctxrec.encoder import TextEncoder
 from ctxrec.job import Setup, encode_table
-from ctxrec.likeness import reduced
+from ctxrec.likeness import reduced, text_axes
 from ctxrec.memory import fit_memory
 from ctxrec.model import ItemTensors, TextTable, Towers
 from ctxrec.network import Network
@@ -87,6 +87,9 @@ def export(
         if weights is not None:
             blend = dataclasses.replace(_blend(setup, schema.TEST, vectors, made, text), weights_2K=weights)
         scale = {} if text is None else {"mean": text.mean_H.cpu().numpy(), "scale": text.scale_H.cpu().numpy()}
+        if blend is not None and blend.text_IC is not None:
+            vectors_IH, present_I = text.vectors_IH.cpu().numpy(), text.present_I.cpu().numpy()
+            scale["centre"], scale["axes"] = text_axes(vectors_IH, present_I, setup.config.model.content_dim)
         write_bundle(
             path,
             config=setup.config,

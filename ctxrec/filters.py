@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,11 +42,21 @@ class ItemFilter:
     """Answers which items pass rules; keeps the masks of rules that come again."""
 
     def __init__(self, items: pa.Table, spec: ItemsSpec | None):
-        self._num_items = items.num_rows
+        self._num_items = self._num_bundled = items.num_rows
         categorical, numeric = (spec.categorical, spec.numeric) if spec is not None else ((), ())
         self._values = {name: _positions_by_value(items, name) for name in categorical}
         self._numbers = {name: items.column(schema.numeric_column(name)).to_numpy() for name in numeric}
         self._masks: OrderedDict[tuple, np.ndarray] = OrderedDict()
+        self._rows: dict[int, dict[str, Any]] = {}  # of items that came or changed later
+
+    def put(self, places: np.ndarray, items: pa.Table) -> None:
+        """Take over rows of items at these positions, which may lie behind the last one."""
+        columns = {name: schema.category_column(name) for name in self._values}
+        columns |= {name: schema.numeric_column(name) for name in self._numbers}
+        rows = items.select(list(columns.values())).rename_columns(list(columns)).to_pylist()
+        self._rows |= dict(zip(places.tolist(), rows or [{}] * len(places), strict=True))
+        self._num_items = max(self._num_items, int(places.max(initial=-1)) + 1)
+        self._masks.clear()
 
     def mask(self, rules: Mapping[str, ColumnRule]) -> np.ndarray:
         """The items that pass every rule: bool [I]; not to be changed.
@@ -60,7 +71,9 @@ class ItemFilter:
         if found is None:
             found = np.ones(self._num_items, bool)
             for column, rule in rules.items():
-                self._apply(found, column, rule)
+                self._apply(found[: self._num_bundled], column, rule)
+            for place, row in self._rows.items():
+                found[place] = all(_passes(row[column], rule) for column, rule in rules.items())
             found.flags.writeable = False
         self._masks[key] = found
         if len(self._masks) * self._num_items > _CACHED_BYTES and len(self._masks) > 1:
@@ -90,10 +103,27 @@ class ItemFilter:
             raise UserError(f"filter: unknown column {column!r}; valid columns are {valid}")
 
     def _having(self, column: str, values: Sequence[str]) -> np.ndarray:
-        mask = np.zeros(self._num_items, bool)
+        mask = np.zeros(self._num_bundled, bool)
         for value in values:
             mask[self._values[column].get(value, [])] = True
         return mask
+
+
+def _passes(value: Any, rule: ColumnRule) -> bool:
+    """`ItemFilter.mask` for one item."""
+    values = value if isinstance(value, list) else []
+    if rule.any is not None and not set(values) & set(rule.any):
+        return False
+    if rule.none is not None and set(values) & set(rule.none):
+        return False
+    if rule.min is None and rule.max is None:
+        return True
+    if value is None:
+        return False
+    with np.errstate(over="ignore"):
+        low = -np.inf if rule.min is None else np.float32(rule.min)
+        high = np.inf if rule.max is None else np.float32(rule.max)
+        return bool(low <= np.float32(value) <= high)
 
 
 def _positions_by_value(items: pa.Table, name: str) -> dict[str, np.ndarray]:

@@ -6,11 +6,13 @@ yet. One script changes all three, so that they agree whatever happens.
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ctxrec.errors import UserError
-from ctxrec.history_store import KEPT_EVENTS, LoggedEvent, StoreError, Unwritten
+from ctxrec.history_store import KEPT_EVENTS, ItemChange, LoggedEvent, StoreError, Unwritten
 
 try:
     import redis
@@ -40,6 +42,22 @@ for n = 3, #ARGV, 4 do
   end
 end
 """
+# KEYS: sequence, sorted set of changes, hash of rows. ARGV: for each item id, row ("" for one that is taken out).
+_CHANGE = """
+local number = 0
+for n = 1, #ARGV, 2 do
+  number = redis.call('INCR', KEYS[1])
+  redis.call('ZADD', KEYS[2], number, ARGV[n])
+  redis.call('HSET', KEYS[3], ARGV[n], ARGV[n + 1])
+end
+return number
+"""
+# Changes and their rows at one moment. KEYS: sorted set, hash. ARGV: number of the last change that is known.
+_CHANGES = """
+local found = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[1], '+inf', 'WITHSCORES')
+for n = 1, #found, 2 do found[#found + 1] = redis.call('HGET', KEYS[2], found[n]) end
+return found
+"""
 # Delete a lock only where it is still ours.
 _UNLOCK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
@@ -62,6 +80,8 @@ class RedisStore:
         except (redis.RedisError, ValueError) as error:
             raise UserError(f"the Redis store does not answer ({error}); check its address") from error
         self._append = self._redis.register_script(_APPEND)
+        self._change = self._redis.register_script(_CHANGE)
+        self._changes = self._redis.register_script(_CHANGES)
         self._unlock = self._redis.register_script(_UNLOCK)
 
     def _check_durable(self) -> None:
@@ -134,6 +154,26 @@ class RedisStore:
 
     def release(self) -> None:
         self._unlock(keys=[self._prefix + "writing"], args=[self._me])
+
+    def change_items(self, rows: Mapping[str, dict[str, Any] | None]) -> int:
+        args = [text for item, row in rows.items() for text in (item, "" if row is None else json.dumps(row))]
+        keys = [self._prefix + name for name in ("item number", "item changes", "items")]
+        try:
+            return int(self._change(keys=keys, args=args))
+        except redis.RedisError as error:
+            raise StoreError(f"Redis: {error}") from error
+
+    def item_changes(self, since: int) -> list[ItemChange]:
+        keys = [self._prefix + name for name in ("item changes", "items")]
+        try:
+            found = self._changes(keys=keys, args=[since])
+        except redis.RedisError as error:
+            raise StoreError(f"Redis: {error}") from error
+        num = len(found) // 3
+        return [
+            ItemChange(int(number), item, json.loads(row) if row else None)
+            for item, number, row in zip(found[: 2 * num : 2], found[1 : 2 * num : 2], found[2 * num :], strict=True)
+        ]
 
     def close(self) -> None:
         self._redis.close()

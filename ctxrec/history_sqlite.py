@@ -13,10 +13,11 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ctxrec.errors import UserError
-from ctxrec.history_store import KEPT_EVENTS, LoggedEvent, StoreError, Unwritten
+from ctxrec.history_store import KEPT_EVENTS, ItemChange, LoggedEvent, StoreError, Unwritten
 
 DATABASE, LOCK = "live.sqlite", "writing.lock"
 _BUSY_S = 5.0  # how long a write waits for another process's
@@ -26,6 +27,7 @@ CREATE TABLE IF NOT EXISTS events (
     action TEXT NOT NULL, value REAL, context TEXT NOT NULL
 );
 CREATE UNIQUE INDEX IF NOT EXISTS events_by_user ON events (user, time_us, item, action);
+CREATE TABLE IF NOT EXISTS items (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, row TEXT);
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 INSERT OR IGNORE INTO facts VALUES ('written', 0), ('taken', 0), ('id', '{id}');
 """
@@ -101,6 +103,24 @@ class SqliteStore:
         if self._lock_file is not None:
             os.close(self._lock_file)  # and with it the lock
             self._lock_file = None
+
+    def change_items(self, rows: Mapping[str, dict[str, Any] | None]) -> int:
+        values = [(item, None if row is None else json.dumps(row)) for item, row in rows.items()]
+        try:
+            with self._connection() as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.executemany("INSERT OR REPLACE INTO items (id, row) VALUES (?, ?)", values)
+                return connection.execute("SELECT max(number) FROM items").fetchone()[0] or 0
+        except sqlite3.Error as error:
+            raise StoreError(f"SQLite: {error}") from error
+
+    def item_changes(self, since: int) -> list[ItemChange]:
+        query = "SELECT number, id, row FROM items WHERE number > ? ORDER BY number"
+        try:
+            rows = self._connection().execute(query, (since,)).fetchall()
+        except sqlite3.Error as error:
+            raise StoreError(f"SQLite: {error}") from error
+        return [ItemChange(number, item, None if row is None else json.loads(row)) for number, item, row in rows]
 
     def close(self) -> None:
         self.release()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -48,6 +48,15 @@ class Unwritten:
     events: list[LoggedEvent]
 
 
+@dataclass(frozen=True, slots=True)
+class ItemChange:
+    """An item that was put into the catalogue or, where `row` is None, taken out of it."""
+
+    number: int  # of the change, rising
+    item_id: str
+    row: dict[str, Any] | None
+
+
 class StoreError(Exception):
     """The store does not answer, or not in time; nothing was acknowledged."""
 
@@ -80,6 +89,21 @@ class HistoryStore(Protocol):
 
     def release(self) -> None:
         """Let others write what was taken and not written."""
+
+    def change_items(self, rows: Mapping[str, dict[str, Any] | None]) -> int:
+        """Put rows in the place of those of the same ids (None: the item is taken out); returns the number of the
+        last change. On disk when this returns.
+
+        Raises:
+            StoreError: they may not be there.
+        """
+
+    def item_changes(self, since: int) -> list[ItemChange]:
+        """The latest change of each item that was changed after the change of this number, in their order.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
 
     def close(self) -> None: ...
 

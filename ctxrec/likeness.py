@@ -23,14 +23,27 @@ def principal_axes(centred_NH: np.ndarray, width: int) -> np.ndarray:
     return np.ascontiguousarray(axes[:, ::-1][:, :width], dtype=np.float32)
 
 
-def reduced(vectors_IH: np.ndarray, present_I: np.ndarray, width: int) -> np.ndarray:
-    """Centred text vectors on their principal axes, of unit length; 0 where there is no text. float32 [I, C]"""
+def text_axes(vectors_IH: np.ndarray, present_I: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Centre [H] and principal axes [H, C] of the vectors of items that have a text; 0 where none has."""
+    shown = vectors_IH[present_I.astype(bool)]
+    num_axes = min(width, vectors_IH.shape[1])
+    if not len(shown):
+        return np.zeros(vectors_IH.shape[1], np.float32), np.zeros((vectors_IH.shape[1], num_axes), np.float32)
+    centre_H = shown.mean(0)
+    return centre_H, principal_axes(shown - centre_H, width)
+
+
+def on_axes(vectors_IH: np.ndarray, present_I: np.ndarray, centre_H: np.ndarray, axes_HC: np.ndarray) -> np.ndarray:
+    """Text vectors on axes (`text_axes`), of unit length; 0 where there is no text. float32 [I, C]"""
     has_text = present_I.astype(bool)
-    made = np.zeros((len(vectors_IH), min(width, vectors_IH.shape[1])), np.float32)
-    if has_text.any():
-        centred = vectors_IH[has_text] - vectors_IH[has_text].mean(0)
-        made[has_text] = normalised(centred @ principal_axes(centred, width))
+    made = np.zeros((len(vectors_IH), axes_HC.shape[1]), np.float32)
+    made[has_text] = normalised((vectors_IH[has_text] - centre_H) @ axes_HC)
     return made
+
+
+def reduced(vectors_IH: np.ndarray, present_I: np.ndarray, width: int) -> np.ndarray:
+    """Text vectors on their own principal axes (`on_axes`). float32 [I, C]"""
+    return on_axes(vectors_IH, present_I, *text_axes(vectors_IH, present_I, width))
 
 
 def normalised(rows: np.ndarray) -> np.ndarray:
@@ -68,15 +81,21 @@ def stand_ins(text_IC: np.ndarray, known_I: np.ndarray) -> sp.csr_array:
     num = min(STAND_INS, len(answers))
     if not num or len(asked) * len(answers) > _MOST_PAIRS:
         return own
+    nearest, weights = nearest_texts(text_IC[asked], text_IC[answers], num)
+    where = (np.repeat(asked, num), answers[nearest].ravel())
+    others = sp.coo_array((weights.ravel(), where), shape=(num_items, num_items)).tocsr()
+    return sp.csr_array(own + others, dtype=np.float32)
+
+
+def nearest_texts(asked_NC: np.ndarray, answers_MC: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `num` rows of nearest text for each asked one (int64 [N, num]), and their weights, which sum to 1."""
     found, weights = [np.zeros((0, num), np.int64)], [np.zeros((0, num), np.float32)]
-    rows = max(_CELLS // len(answers), 1)
-    for start in range(0, len(asked), rows):
-        cosine = text_IC[asked[start : start + rows]] @ text_IC[answers].T
+    rows = max(_CELLS // len(answers_MC), 1)
+    for start in range(0, len(asked_NC), rows):
+        cosine = asked_NC[start : start + rows] @ answers_MC.T
         nearest = np.argpartition(-cosine, num - 1, axis=1)[:, :num]
         near = np.take_along_axis(cosine, nearest, axis=1)
         odds = np.exp(_SHARPNESS * (near - near.max(1, keepdims=True)))
-        found.append(answers[nearest])
+        found.append(nearest)
         weights.append(odds / odds.sum(1, keepdims=True))
-    where = (np.repeat(asked, num), np.concatenate(found).ravel())
-    others = sp.coo_array((np.concatenate(weights).ravel(), where), shape=(num_items, num_items)).tocsr()
-    return sp.csr_array(own + others, dtype=np.float32)
+    return np.concatenate(found), np.concatenate(weights)

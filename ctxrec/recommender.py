@@ -42,7 +42,7 @@ from ctxrec.events import (
     time_codes,
 )
 from ctxrec.features import item_features
-from ctxrec.model import ItemTensors, ModelShape, Towers
+from ctxrec.model import ItemTensors, ModelShape, TextTable, Towers
 from ctxrec.prepared import FeatureMeta
 from ctxrec.spec import DatasetSpec
 
@@ -96,6 +96,7 @@ class Recommender:
         self._towers, self.widths = towers, towers.widths
         self.blend = blend
         self.vectors = item_vectors if blend is None else blend.vectors(item_vectors)  # what queries are for
+        self._spoken_for: sp.csr_array | None = None
         none = torch.zeros(0, dtype=torch.int64)
         self._tensors = ItemTensors(
             id_rows_I=none, trained_I=torch.zeros(0), cat_IM={}, num_IF=torch.zeros(0, 0), pool=None, place_I=none
@@ -123,19 +124,41 @@ class Recommender:
 
     def remembered(self, requests: Requests) -> sp.csr_array | None:
         """What the item memory adds to the products of queries and vectors: 0 or more, float32 [N, I]."""
-        return None if self.blend is None else self.blend.remembered(requests.history)
+        if self.blend is None:
+            return None
+        if self._spoken_for is None:
+            return self.blend.remembered(requests.history)
+        history = _without_items_from(requests.history, self._spoken_for.shape[1])
+        remembered = pairs = self.blend.remembered(history)
+        if self.blend.memory.own:  # what the user had says nothing of items with a like text
+            pairs = dataclasses.replace(self.blend, memory=dataclasses.replace(self.blend.memory, own=False))
+            pairs = pairs.remembered(history)
+        return sp.csr_array(sp.hstack([remembered, pairs @ self._spoken_for.T]))
+
+    def grow(self, vectors: np.ndarray, spoken_for: sp.csr_array) -> None:
+        """Take over a catalogue with items behind those of the bundle (`ctxrec.live_items`).
+
+        Args:
+            vectors: float32 [I + J, D], as `vectors`.
+            spoken_for: float32 [J, I], what the memory holds of the bundle's items that speak for the new ones.
+        """
+        width = self.item_vectors.shape[1]
+        self.vectors, self.item_vectors = vectors, vectors[:, :width]
+        self._vectors, self._spoken_for = torch.from_numpy(vectors)[:, :width], spoken_for
+        if self.blend is not None and self.blend.text_IC is not None:
+            text = vectors[:, width : width + self.blend.text_IC.shape[1]]
+            self.blend = dataclasses.replace(self.blend, text_IC=text)
+
+    def encode_items(self, items: ItemTensors, text: TextTable | None) -> np.ndarray:
+        """The towers' vectors of items: float32 [n, W]."""
+        with torch.inference_mode():
+            return self._towers(items, text)[0].numpy()
 
     def scores(self, requests: Requests) -> np.ndarray:
         """Scores of all items: float32 [N, I]."""
         scores = self.queries(requests) @ self.vectors.T
         remembered = self.remembered(requests)
         return scores if remembered is None else scores + remembered.toarray()
-
-    def likeness_vectors(self) -> np.ndarray:
-        """What items are like, without how popular they are: float32 [I, W], the items' own scores 0."""
-        vectors = self.item_vectors.copy()
-        vectors[:, np.cumsum(self.widths) - 1] = 0
-        return vectors
 
     def make_requests(self, raw: Sequence[RawRequest]) -> tuple[Requests, np.ndarray]:
         """Requests as arrays, and which of them have no history to go by (bool [N], "fallback").
@@ -269,6 +292,22 @@ class Recommender:
             actions=none.astype(np.int16),
             context=self._context([], none),
         )
+
+
+def _without_items_from(history: Events, first: int) -> Events:
+    """The events of items before `first`."""
+    kept = history.items < first
+    if kept.all():
+        return history
+    offsets = np.concatenate([[0], np.cumsum(kept)])[history.offsets].astype(np.int64)
+    index = np.flatnonzero(kept)
+    return Events(
+        offsets=offsets,
+        items=history.items[index],
+        times=history.times[index],
+        actions=history.actions[index],
+        context=history.context.take(index),
+    )
 
 
 def _microseconds(seconds: Any, default: int) -> int:

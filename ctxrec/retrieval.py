@@ -21,6 +21,8 @@ from ctxrec.errors import UserError
 from ctxrec.events import Requests
 from ctxrec.filters import ColumnRule, ItemFilter
 from ctxrec.index import NO_ITEM, Allowed, Excluded, Index, exact_search, load_index, top_positions
+from ctxrec.live_items import EncodedItems
+from ctxrec.live_vectors import LiveVectors
 from ctxrec.recommender import Recommender, load_recommender
 from ctxrec.timing import Stopwatch
 
@@ -44,6 +46,7 @@ class Retriever:
             )
         self.recommender = recommender
         self.index = index
+        self._live: LiveVectors | None = None
 
     def top_k(
         self,
@@ -86,17 +89,33 @@ class Retriever:
         return found
 
     def similar(self, item: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k items most like `item` by the cosine of their vectors, itself left out."""
-        likeness = self._likeness
-        scores = likeness @ likeness[item]
-        scores[item] = -np.inf
-        best = top_positions(scores, k)
-        return best, scores[best]
+        """The k items most like `item` by the mean cosine of the towers' vectors, itself left out."""
+        widths = self.recommender.widths
+        query = np.zeros((1, self.recommender.vectors.shape[1]), np.float32)
+        query[0, : sum(widths)] = self.recommender.item_vectors[item] / len(widths)
+        query[0, np.cumsum(widths) - 1] = 0  # the items' own scores say nothing of likeness
+        return self._search(query, k, exclude=[np.array([item])], allowed=None)[0]
 
-    @cached_property
-    def _likeness(self) -> np.ndarray:
-        """Vectors whose product is the mean cosine of both heads: float32 [I, W]."""
-        return self.recommender.likeness_vectors() / np.float32(np.sqrt(len(self.recommender.widths)))
+    def update(self, changed: EncodedItems | None, removed: Iterable[str] = ()) -> None:
+        """Put items into the catalogue, or in the place of those of the same id, and take items out of it.
+
+        They are searched exactly, beside the index. Not to be called while another thread searches.
+        """
+        self._live = self._live or LiveVectors(self.recommender)
+        if changed is not None:
+            places = self._live.put(changed)
+            self._filter.put(places, changed.table)
+        self._live.remove(self.positions(removed))
+
+    @property
+    def num_live_items(self) -> int:
+        """Items that are searched beside the index."""
+        return 0 if self._live is None else len(self._live.fresh)
+
+    def has_item(self, item_id: str) -> bool:
+        """Whether the catalogue has the item, so that it can be recommended."""
+        place = self.recommender.item_position.get(item_id)
+        return place is not None and (self._live is None or bool(self._live.alive[place]))
 
     def positions(self, item_ids: Iterable[str]) -> np.ndarray:
         """Positions of those ids that the catalogue has; the others are left out."""
@@ -162,6 +181,8 @@ class Retriever:
         extra = remembered
         if allowed is not None:
             extra = extra[allowed[extra]]
+        if self._live is not None:
+            extra = extra[self._live.alive[extra]]
         if unwanted is not None and len(unwanted):
             extra = extra[~np.isin(extra, unwanted)]
         candidates = np.union1d(found, extra)
@@ -175,13 +196,21 @@ class Retriever:
     def _search(
         self, queries: np.ndarray, k: int, *, exclude: Excluded, allowed: Allowed
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        if self.index is not None:
-            ids, scores = self.index.search(queries, k, allowed=allowed, excluded=exclude)
-        else:
-            vectors = self.recommender.vectors
+        vectors, live = self.recommender.vectors, self._live
+        if self.index is None:
+            if live is not None:
+                allowed = live.among_alive(allowed, len(queries))
             ids, scores = exact_search(vectors, queries, k, allowed=allowed, excluded=exclude)
-        found = (ids != NO_ITEM).sum(1)
-        return [(row[:n], row_scores[:n]) for row, row_scores, n in zip(ids, scores, found, strict=True)]
+            return _without_gaps(ids, scores)
+        if live is None:
+            return _without_gaps(*self.index.search(queries, k, allowed=allowed, excluded=exclude))
+        return live.search(self.index, queries, k, exclude=exclude, allowed=allowed)
+
+
+def _without_gaps(ids: np.ndarray, scores: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows of a search without what pads them."""
+    found = (ids != NO_ITEM).sum(1)
+    return [(row[:n], row_scores[:n]) for row, row_scores, n in zip(ids, scores, found, strict=True)]
 
 
 def _rows(matrix: sp.csr_array) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -164,6 +164,26 @@ def test_files_hold_every_event_once_whatever_dies_between(where, tmp_path):
     other.close()
 
 
+def test_items_change_and_every_reader_learns_of_it(where):
+    store, other = open_store(where), open_store(where)
+    assert other.item_changes(0) == []
+    last = store.change_items({"a": {"title": "ü", "price": 1.5}, "b": {"kinds": ["x", "y"]}})
+    first, second = other.item_changes(0)
+    assert (first.item_id, first.row) == ("a", {"title": "ü", "price": 1.5}) and second.number == last
+    assert other.item_changes(first.number) == [second] and other.item_changes(last) == []
+    after = other.change_items({"a": None, "b": {}})
+    assert [(c.item_id, c.row) for c in store.item_changes(last)] == [("a", None), ("b", {})]
+    store.close()
+    again = open_store(where)
+    assert [(c.item_id, c.row, c.number <= after) for c in again.item_changes(0)] == [
+        ("a", None, True),
+        ("b", {}, True),
+    ]
+    assert again.change_items({"a": {}}) > after
+    for each in (again, other):
+        each.close()
+
+
 def test_columns_are_those_of_the_log():
     events = [
         LoggedEvent("u", "i", T + 7, "buy", 4.0, {"device": True, "basket": 2, "query": "red"}),

@@ -17,6 +17,7 @@ PURE = [
     "model", "losses", "encoder", "texts", "metrics", "index", "baselines", "item_models", "ensemble", "slices", "summary", "bundle", "recommender", "retrieval",
     "likeness", "memory", "blend", "simulation", "stream", "network", "validation", "cli",
     "history_store", "history_sqlite", "history_redis", "event_files", "filters", "timing",
+    "live_items", "live_vectors",
 ]  # fmt: skip
 BASE = ["errors", "storage", "config", "spec", "schema", "prepared", "events", "history_sqlite", "event_files"]  # no torch either
 ENTRIES = ["ctxrec/prepare.py", "ctxrec/train.py", "ctxrec/evaluate.py", "ctxrec/recommend.py", "ctxrec/benchmark.py"]
