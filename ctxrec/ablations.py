@@ -31,6 +31,8 @@ SASREC_OPTIONS: dict[str, Any] = {
     "model.dim": 64,
     "model.content_dim": 0,
     "model.backbone": "transformer",
+    "model.backbone_rank": 8,
+    "model.action_heads": False,
     "model.layers": 2,
     "model.heads": 2,
     "model.dropout": 0.3,
