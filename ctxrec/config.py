@@ -265,6 +265,48 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RerankConfig:
+    """`ctxrec.rerank`: the optional second stage, a cross-encoder over the retriever's best candidates.
+
+    use: evaluate, recommend and retrieve with the second stage of the run.
+    candidates: the best of the retriever that are put in a new order.
+    encoder: a local folder or a Hugging Face id; empty takes encoder.name. It gets a LoRA adapter of rank `rank`.
+    history_items: latest items of the history whose titles are read.
+    max_tokens, item_tokens: of a pair of request and candidate, and of the candidate alone.
+    epochs, lr, head_lr, batch_size: of the training, lr for the adapter; `batch_size` requests a step.
+    negatives: candidates that were not taken, drawn for each one that was.
+    requests: validation requests that are used at most.
+    """
+
+    use: bool = False
+    candidates: int = 50
+    encoder: str = ""
+    rank: int = 8
+    history_items: int = 6
+    max_tokens: int = 64
+    item_tokens: int = 24
+    epochs: int = 3
+    lr: float = 5e-4
+    head_lr: float = 5e-3
+    batch_size: int = 16
+    negatives: int = 7
+    requests: int = 4_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("rank", "item_tokens", "epochs", "batch_size", "negatives"):
+            _require(getattr(self, key) >= 1, f"rerank.{key}", getattr(self, key), "at least 1")
+        for key in ("history_items", "seed"):
+            _require(getattr(self, key) >= 0, f"rerank.{key}", getattr(self, key), "0 or more")
+        for key in ("lr", "head_lr"):
+            _require(getattr(self, key) > 0, f"rerank.{key}", getattr(self, key), "above 0")
+        _require(self.candidates >= 2, "rerank.candidates", self.candidates, "at least 2, so that there is an order")
+        _require(self.requests >= 10, "rerank.requests", self.requests, "at least 10, a part of which is kept apart")
+        enough = self.max_tokens >= self.item_tokens + 8
+        _require(enough, "rerank.max_tokens", self.max_tokens, "at least item_tokens + 8, so that the request has room")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
     """All options; saved whole as `config.toml` in the run."""
 
@@ -274,6 +316,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    rerank: RerankConfig = field(default_factory=RerankConfig)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

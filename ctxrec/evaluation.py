@@ -21,8 +21,9 @@ from ctxrec.events import ranges
 from ctxrec.metrics import request_metrics
 from ctxrec.prepared import PreparedData
 from ctxrec.ranking import RankingPlan, check_bundles, rank_requests, ranked_lists, run_bundles
+from ctxrec.rerank_facts import RERANK, in_words, second_stage
 from ctxrec.splits import held_out_items
-from ctxrec.summary import RankedLists, best_baseline, focus, summarise
+from ctxrec.summary import RERANKED, RankedLists, best_baseline, focus, summarise
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,12 @@ def _evaluate(
         held_out=_held_out(prepared, config),
     )
     clock.stop("intervals")
-    metrics |= {"options": contenders.options, "notes": contenders.notes, "seconds": clock.seconds()}
+    metrics |= {"options": contenders.options, "notes": contenders.notes}
+    if plan.reranker is not None:
+        metrics[RERANK] = second_stage(plan, prepared, metrics["paired"][RERANKED])
+        metrics["notes"] = [*metrics["notes"], in_words(metrics[RERANK])]
+        clock.stop(RERANK)
+    metrics["seconds"] = clock.seconds()
     if out is not None:
         _write(out, run, prepared, config, metrics, lists, table)
     return metrics

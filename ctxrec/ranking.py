@@ -22,8 +22,10 @@ from ctxrec.events import Requests, histories_from_table, split_requests, time_c
 from ctxrec.metrics import top_k
 from ctxrec.prepared import PreparedData
 from ctxrec.recommender import load_recommender
+from ctxrec.reranker import RerankedRecommender, check_reranker, load_reranker
+from ctxrec.retrieval import find_reranker
 from ctxrec.slices import time_labels
-from ctxrec.summary import BEFORE, MODEL, SHUFFLED, SHUFFLED_SAME_TIME, SLICE_K, RankedLists
+from ctxrec.summary import BEFORE, MODEL, RERANKED, SHUFFLED, SHUFFLED_SAME_TIME, SLICE_K, RankedLists
 
 _SCORES_AT_ONCE = 1 << 25  # scores in memory at a time in one actor (128 MB)
 _NOTHING = np.zeros(0, np.int64)
@@ -50,6 +52,7 @@ class RankingPlan:
     num_actors: int
     cpus_per_actor: int
     seed: int
+    reranker: str | None = None  # the model's second stage, ranked beside it
 
     @staticmethod
     def make(bundles: dict[str, str], prepared: PreparedData, split: str, config: Config) -> RankingPlan:
@@ -66,6 +69,7 @@ class RankingPlan:
             num_actors=num_actors,
             cpus_per_actor=max(1, cpus // num_actors),
             seed=config.evaluate.seed,
+            reranker=find_reranker(bundles[MODEL]) if config.rerank.use and MODEL in bundles else None,
         )
 
 
@@ -77,13 +81,16 @@ def run_bundles(run: str) -> dict[str, str]:
 
 
 def check_bundles(plan: RankingPlan, item_ids: list[str]) -> None:
-    """Load every bundle once, here, where a damaged one is one clear line and not an actor that dies.
+    """Load every bundle and the second stage once, here, where damage is one clear line and not an actor that dies.
 
     Raises:
         UserError: a bundle is missing or damaged, or has another catalogue than the data.
     """
-    for bundle in plan.bundles.values():
-        found = load_recommender(bundle).item_ids
+    for system, bundle in plan.bundles.items():
+        recommender = load_recommender(bundle)
+        if system == MODEL and plan.reranker is not None:
+            check_reranker(plan.reranker, recommender.model_version)
+        found = recommender.item_ids
         if list(found) != item_ids:
             raise UserError(
                 f"the catalogue of {bundle} has {len(found):,} items and is not the one of {plan.data} "
@@ -100,6 +107,10 @@ class BucketRanker:
         self.data = PreparedData.open(plan.data)
         self.rankers: dict[str, Ranker] = {}
         self.rankers |= {system: load_recommender(bundle) for system, bundle in plan.bundles.items()}
+        if plan.reranker is not None:
+            model: Any = self.rankers[MODEL]
+            second = load_reranker(plan.reranker, model_version=model.model_version)
+            self.rankers[RERANKED] = RerankedRecommender(model, second)
         self.eligible, self.cold, fitted = ray.get(shared)  # arrays in shared memory, not copied
         self.rankers |= fitted
 

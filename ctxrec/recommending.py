@@ -26,7 +26,8 @@ from ctxrec.config import Config, IndexConfig, load_config
 from ctxrec.errors import UserError
 from ctxrec.events import EARLIEST_S, LATEST_S
 from ctxrec.recommender import RawEvent, RawRequest
-from ctxrec.retrieval import find_bundle, load_retriever
+from ctxrec.reranker import check_reranker
+from ctxrec.retrieval import find_bundle, find_reranker, load_retriever
 from ctxrec.spec import ContextSpec, DatasetSpec
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
         requests: Parquet file, folder, glob or URI.
         out: Parquet file, path or URI; replaced when it exists.
         k: items a request.
-        config: `evaluate.batch_size`, `evaluate.actors` and the search options of `index`; None: the bundle's.
+        config: `evaluate.batch_size`, `evaluate.actors`, the search options of `index`, and `rerank.use`; None: the
+            bundle's.
 
     Returns:
         The number of requests.
@@ -58,8 +60,10 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     if k < 1:
         raise UserError(f"--k is {k}; expected at least 1")
     bundle = find_bundle(run)
-    folder, _ = check_bundle(bundle, scratch=tempfile.gettempdir())
+    folder, manifest = check_bundle(bundle, scratch=tempfile.gettempdir())
     config = config or load_config(storage.join(folder, files.CONFIG))
+    if config.rerank.use:
+        check_reranker(find_reranker(bundle), manifest["model_version"])
     context = DatasetSpec.from_dict(storage.read_json(storage.join(folder, files.DATA))["spec"]).events.context
     inputs = storage.list_files(requests)
     columns, num_rows = _check_requests(inputs, context)
@@ -78,7 +82,8 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
         .map_batches(
             Scorer,
             fn_constructor_kwargs={
-                "bundle": bundle, "index": config.index, "context": context, "k": k, "now_s": now_s
+                "bundle": bundle, "index": config.index, "context": context, "k": k, "now_s": now_s,
+                "rerank": config.rerank.use,
             },
             batch_size=config.evaluate.batch_size,
             batch_format="pyarrow",
@@ -93,8 +98,10 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
 class Scorer:
     """A Ray Data actor: the model and the index, and a table of requests to a table of answers."""
 
-    def __init__(self, *, bundle: str, index: IndexConfig, context: ContextSpec, k: int, now_s: float):
-        self._retriever = load_retriever(bundle, index)
+    def __init__(
+        self, *, bundle: str, index: IndexConfig, context: ContextSpec, k: int, now_s: float, rerank: bool = False
+    ):
+        self._retriever = load_retriever(bundle, index, rerank=rerank)
         self._k = k
         self._context = context
         self._now_s = now_s

@@ -24,6 +24,7 @@ from ctxrec.index import NO_ITEM, Allowed, Excluded, Index, exact_search, load_i
 from ctxrec.live_items import EncodedItems
 from ctxrec.live_vectors import LiveVectors
 from ctxrec.recommender import Recommender, load_recommender
+from ctxrec.reranker import FOLDER, Reranker, load_reranker, titles_of
 from ctxrec.timing import Stopwatch
 
 BUNDLE = "bundle"  # the bundle's folder in a run
@@ -35,9 +36,10 @@ class Retriever:
     Args:
         recommender: the model, its catalogue and the stored histories.
         index: an index of `recommender.vectors`; None ranks the whole catalogue exactly.
+        reranker: an optional second stage, which puts the best candidates of a request in a new order.
     """
 
-    def __init__(self, recommender: Recommender, index: Index | None = None):
+    def __init__(self, recommender: Recommender, index: Index | None = None, reranker: Reranker | None = None):
         expected = recommender.vectors.shape
         if index is not None and (index.num_items, index.dim) != expected:
             raise UserError(
@@ -46,6 +48,7 @@ class Retriever:
             )
         self.recommender = recommender
         self.index = index
+        self.reranker = reranker
         self._live: LiveVectors | None = None
 
     def top_k(
@@ -65,7 +68,7 @@ class Retriever:
             exclude: item positions that a request must not get, besides the items of its history (those
                 are left out unless the spec says `split.repeats`).
             allowed: bool [I] for all requests or one such mask for each (`compile_filter`); None: all items.
-            watch: takes the times of the stages "tower" and "search".
+            watch: takes the times of the stages "tower", "search" and, where there is a second stage, "rerank".
 
         Returns:
             For each request item positions (int64) and scores (float32, non-increasing, ties by position).
@@ -73,6 +76,7 @@ class Retriever:
         if len(requests) == 0:
             return []
         watch = watch or Stopwatch()
+        wanted, k = k, k if self.reranker is None else max(k, self.reranker.candidates)
         queries = self.recommender.queries(requests)
         remembered = self.recommender.remembered(requests)
         watch.lap("tower")
@@ -86,6 +90,10 @@ class Retriever:
                 for n, (row, values) in enumerate(_rows(remembered))
             ]
         watch.lap("search")
+        if self.reranker is not None:
+            features = self.recommender.features
+            found = self.reranker.rerank(requests, found, wanted, features=features, titles=self._titles)
+            watch.lap("rerank")
         return found
 
     def similar(self, item: int, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -151,6 +159,10 @@ class Retriever:
             listed[self.positions(allow)] = True
             mask = listed if mask is None else mask & listed
         return mask
+
+    @cached_property
+    def _titles(self) -> list[str | None]:
+        return titles_of(self.recommender)
 
     @cached_property
     def _filter(self) -> ItemFilter:
@@ -238,16 +250,27 @@ def find_bundle(run: str) -> str:
     raise UserError(f"found {found} at {run}; expected a run that python -m ctxrec.train finished, or its bundle")
 
 
-def load_retriever(run: str, index: IndexConfig | None = None) -> Retriever:
+def find_reranker(bundle: str) -> str:
+    """Where the second stage of a run lies: beside its bundle."""
+    return storage.join(storage.parent(bundle), FOLDER)
+
+
+def load_retriever(run: str, index: IndexConfig | None = None, *, rerank: bool = False) -> Retriever:
     """The recommender and the index of a run or bundle, after the check of all its hashes.
 
     Args:
         run: path or URI.
         index: search options; None takes those of the bundle.
+        rerank: with the run's second stage (`ctxrec.rerank`), unless that was found to add nothing.
 
     Raises:
         UserError: it is missing or damaged.
     """
     bundle = find_bundle(run)
     recommender = load_recommender(bundle)
-    return Retriever(recommender, load_index(storage.join(bundle, files.INDEX), index or recommender.config.index))
+    second = None
+    if rerank:
+        second = load_reranker(find_reranker(bundle), model_version=recommender.model_version)
+        second = second if second.weight > 0 else None
+    found = load_index(storage.join(bundle, files.INDEX), index or recommender.config.index)
+    return Retriever(recommender, found, second)

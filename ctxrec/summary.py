@@ -16,7 +16,7 @@ from ctxrec.events import ranges
 from ctxrec.metrics import bootstrap_means, list_metrics, list_popularity, percentile_interval, request_metrics
 from ctxrec.slices import COLD_AMONG_COLD, action_slices, attribute_slices, history_slices, item_slices
 
-MODEL, BEFORE = "model", "before"
+MODEL, BEFORE, RERANKED = "model", "before", "reranked"
 ABLATIONS = ("text_only", "id_only", "no_context", "frozen_encoder")
 SHUFFLED, SHUFFLED_SAME_TIME = "shuffled_context", "shuffled_context_same_time"
 ORACLES = ("oracle", "oracle_no_context")  # know the true preferences of a simulated log: limits, not rivals
@@ -139,9 +139,10 @@ def bootstrap_p(differences: np.ndarray) -> float:
 
 def _by_role(systems: dict[str, Metrics]) -> dict[str, Any]:
     """{"model": ..., "before": ..., "ablations": {...}, "baselines": {...}, ...}; what was not evaluated is empty."""
-    rest = {name: metrics for name, metrics in systems.items() if name not in _ROLES}
+    rest = {name: metrics for name, metrics in systems.items() if name not in (*_ROLES, RERANKED)}
     return {
         **{role: systems.get(role, {}) for role in _ROLES},
+        **({RERANKED: systems[RERANKED]} if RERANKED in systems else {}),  # a second stage is an option
         "ablations": {name: metrics for name, metrics in rest.items() if name in ABLATIONS},
         "baselines": {name: metrics for name, metrics in rest.items() if name not in ABLATIONS},
     }
@@ -209,6 +210,7 @@ _COLUMNS = ("ndcg@10", "hr@10", "recall@10", "mrr@10", "coverage@10")
 NAMES = {
     MODEL: "ctxrec",
     BEFORE: "ctxrec before encoder tuning",
+    RERANKED: "ctxrec, re-ranked",
     SHUFFLED: "ctxrec, shuffled context",
     SHUFFLED_SAME_TIME: "ctxrec, shuffled context, same time",
     "text_only": "ctxrec, text only",
@@ -231,7 +233,8 @@ NAMES = {
 
 def ranked_systems(metrics: dict[str, Any], metric: str = "ndcg@10") -> list[tuple[str, Metrics]]:
     """(system, its metrics) of everything evaluated on the requests as they are, best first."""
-    systems = {MODEL: metrics[MODEL], BEFORE: metrics[BEFORE], **metrics["ablations"], **metrics["baselines"]}
+    alone = {name: metrics.get(name, {}) for name in (MODEL, BEFORE, RERANKED)}
+    systems = {**alone, **metrics["ablations"], **metrics["baselines"]}
     return sorted(((s, m) for s, m in systems.items() if m), key=lambda pair: -pair[1][metric]["mean"])
 
 

@@ -96,7 +96,7 @@ def _finished(out: str, config: Config, data: PreparedData) -> bool:
 def _training_options(config: Config) -> dict[str, Any]:
     """The options that a training's result depends on."""
     options = config.to_dict()
-    del options["evaluate"], options["prepare"]
+    del options["evaluate"], options["prepare"], options["rerank"]
     return options
 
 

@@ -15,12 +15,22 @@ PACKAGES = ("ctxrec", "tune", "serve")
 PURE = [
     "errors", "storage", "config", "spec", "schema", "prepared", "events", "features", "batching", "backbones",
     "model", "losses", "encoder", "texts", "metrics", "index", "baselines", "item_models", "ensemble", "slices", "summary", "bundle", "recommender", "retrieval",
-    "likeness", "memory", "blend", "simulation", "stream", "network", "validation", "cli",
+    "likeness", "memory", "blend", "reranker", "rerank_candidates", "rerank_training", "simulation", "stream", "network", "validation", "cli",
     "history_store", "history_sqlite", "history_redis", "event_files", "filters", "timing",
     "live_items", "live_vectors",
 ]  # fmt: skip
-BASE = ["errors", "storage", "config", "spec", "schema", "prepared", "events", "history_sqlite", "event_files"]  # no torch either
-ENTRIES = ["ctxrec/prepare.py", "ctxrec/train.py", "ctxrec/evaluate.py", "ctxrec/recommend.py", "ctxrec/benchmark.py"]
+BASE = [
+    "errors",
+    "storage",
+    "config",
+    "spec",
+    "schema",
+    "prepared",
+    "events",
+    "history_sqlite",
+    "event_files",
+]  # no torch either
+ENTRIES = [f"ctxrec/{name}.py" for name in ("prepare", "train", "evaluate", "recommend", "rerank", "benchmark")]
 
 REFUSE = """
 import importlib, importlib.abc, sys

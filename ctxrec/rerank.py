@@ -1,0 +1,25 @@
+"""`python -m ctxrec.rerank`: train the optional second stage of a finished run."""
+
+from __future__ import annotations
+
+from ctxrec import cli, storage
+from ctxrec.config import load_config
+
+
+def main() -> None:
+    """Read the options, train, say what is gained."""
+    parser = cli.parser("ctxrec.rerank", "Train a cross-encoder that puts a run's best candidates in a new order.")
+    parser.add_argument("--run", required=True, metavar="RUN", help="a run that ctxrec.train finished")
+    parser.add_argument("--out", metavar="DIR", help="where it is written (default: RUN/reranker, where it is used)")
+    parser.add_argument("--data", metavar="DATA", help="the prepared data, when it was moved after training")
+    args = parser.parse_args()
+    from ctxrec.evaluation import open_data  # after the arguments: torch and ray take seconds to import
+    from ctxrec.rerank_training import summary, train_reranker
+
+    data = open_data(args.run, args.data)
+    config = load_config(args.config, args.overrides, base=storage.join(args.run, "config.toml"))
+    print(summary(train_reranker(args.run, data, config, out=args.out)))
+
+
+if __name__ == "__main__":
+    cli.run(main)

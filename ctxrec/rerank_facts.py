@@ -1,0 +1,76 @@
+"""What an evaluation says of the second stage: what it adds to the retriever's ranking, and the time it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ctxrec.events import histories_from_table, split_requests
+from ctxrec.prepared import PreparedData
+from ctxrec.ranking import RankingPlan
+from ctxrec.reranker import load_reranker
+from ctxrec.retrieval import Retriever, load_retriever
+from ctxrec.summary import MODEL, SLICE_K, Metrics, verdict
+from ctxrec.timing import Stopwatch
+
+RERANK = "rerank"  # its key in metrics.json
+_TIMED, _WARM_UP = 20, 3  # requests, asked one by one
+
+
+def second_stage(plan: RankingPlan, prepared: PreparedData, paired: Metrics) -> dict[str, Any]:
+    """Gain and time of a plan's second stage.
+
+    Args:
+        plan: one with a reranker.
+        prepared: the data of the plan.
+        paired: the model minus the re-ranked model, by metric.
+
+    Returns:
+        "weight" and "candidates" of the second stage, its "validation" gain, the "gain" in NDCG@10 on the evaluated
+        requests with its interval, and "latency_ms" of a request alone: of the "retriever", and of the second stage.
+    """
+    assert plan.reranker is not None
+    retriever = load_retriever(plan.bundles[MODEL])
+    second = load_reranker(plan.reranker, model_version=retriever.recommender.model_version)
+    retriever.reranker = second
+    less = paired[f"ndcg@{SLICE_K}"]
+    return {
+        "weight": second.weight,
+        "candidates": second.candidates,
+        "validation": second.gain,
+        "gain": {"mean": -less["mean"], "low": -less["high"], "high": -less["low"], "p": less["p"]},
+        "latency_ms": _latency_ms(retriever, plan, prepared),
+    }
+
+
+def _latency_ms(retriever: Retriever, plan: RankingPlan, prepared: PreparedData) -> dict[str, dict[str, float]]:
+    """Milliseconds of the two stages for one request at a time, in this process: median and 95th percentile."""
+    watches: list[dict[str, float]] = []
+    for bucket in range(plan.num_buckets):
+        histories = histories_from_table(prepared.read_bucket(bucket), prepared.features)
+        requests = split_requests(histories, plan.split, repeats=prepared.spec.split.repeats)
+        for n in range(min(len(requests), _WARM_UP + _TIMED - len(watches))):
+            watch = Stopwatch()
+            retriever.top_k(requests.take(np.array([n])), SLICE_K, watch=watch)
+            watches.append(watch.seconds)
+    timed = watches[_WARM_UP:] or watches
+    first = np.array([w["tower"] + w["search"] for w in timed]) * 1000
+    second = np.array([w["rerank"] for w in timed]) * 1000
+    return {
+        name: {"median": round(float(np.median(ms)), 2), "p95": round(float(np.percentile(ms, 95)), 2)}
+        for name, ms in (("retriever", first), (RERANK, second))
+    }
+
+
+def in_words(facts: dict[str, Any]) -> str:
+    """One line for people."""
+    gain, took = facts["gain"], facts["latency_ms"]
+    if facts["weight"] == 0:
+        return "the second stage added nothing on validation requests: it has weight 0 and leaves the order as it is"
+    return (
+        f"the second stage adds NDCG@{SLICE_K} {gain['mean']:+.4f} to the model (95 % interval {gain['low']:+.4f} to "
+        f"{gain['high']:+.4f}, same users): {verdict(gain)}; one request alone takes it {took[RERANK]['median']:.0f} ms "
+        f"for {facts['candidates']} candidates (95 % of requests: {took[RERANK]['p95']:.0f} ms or less) on top of the "
+        f"retriever's {took['retriever']['median']:.0f} ms"
+    )

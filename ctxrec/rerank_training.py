@@ -1,0 +1,299 @@
+"""Train the second stage of a finished run, on its validation requests (`ctxrec.rerank_candidates`).
+
+Requests are divided at random. The largest part trains; by the second the epoch and the weight beside the retriever's
+score are chosen; the third measures what is gained, and decides whether the second stage is used at all.
+
+A request trains when one of its targets is among the retriever's best candidates (deeper ones than are put in a new
+order later, for more to learn from): these alone can be put in another place, and a target that was not retrieved
+would teach that bad scores are good.
+
+Legend: N requests, P pairs of a request and a candidate.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from ctxrec import storage
+from ctxrec.config import Config, EncoderConfig
+from ctxrec.encoder import TextEncoder, resolve_encoder
+from ctxrec.errors import UserError
+from ctxrec.features import item_features
+from ctxrec.metrics import bootstrap_means, percentile_interval, request_metrics
+from ctxrec.prepared import FeatureMeta, PreparedData
+from ctxrec.rerank_candidates import Examples, find_candidates, recommender_before_validation
+from ctxrec.reranker import (
+    FOLDER,
+    CrossEncoder,
+    Found,
+    PairReader,
+    Reranker,
+    merge_adapter,
+    new_order,
+    request_texts,
+    retrieved_features,
+    save_reranker,
+    titles_of,
+)
+from ctxrec.texts import has_text
+from ctxrec.validation import validation_requests
+
+logger = logging.getLogger(__name__)
+
+_DEEPER = 4  # times as many candidates to learn from as are put in a new order
+_CHOICE, _CHECK = 0.2, 0.2  # shares of the requests that choose, and that measure
+_WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0, 16.0)
+_BATCH = 64  # requests ranked at once
+_TARGETS = 5  # of a request that a step learns from
+_RESAMPLES = 1000
+_METRIC, _K = "ndcg@10", 10
+_WARMUP, _CLIP = 0.1, 1.0
+
+
+def train_reranker(run: str, data: PreparedData, config: Config, *, out: str | None = None) -> dict[str, Any]:
+    """Train the second stage of a finished run and write it to RUN/reranker, or to `out`.
+
+    Args:
+        run: path or URI.
+        data: the prepared data of the run.
+        config: options of the run; `rerank` matters here.
+
+    Returns:
+        What the third part of the requests says: "requests", "ndcg@10" of the "retriever" and "reranked", and the
+        paired "gain" with its interval; "weight" 0 where the second stage adds nothing and the retriever's order stays.
+
+    Raises:
+        UserError: there is no encoder, no text, no validation request, or the run lacks its checkpoints.
+    """
+    encoder_path = _encoder_path(config)
+    catalogue = item_features(data.items, data.features)
+    if not has_text(catalogue.texts).any():
+        raise UserError(f"the items of {data.path} have no text; expected some, which the second stage reads")
+    requests = validation_requests(data, config.rerank.requests)
+    if requests is None:
+        raise UserError(
+            f"the data at {data.path} has no validation request to learn from; set split.valid above 0 in the dataset "
+            "spec, prepare and train again"
+        )
+    recommender = recommender_before_validation(run, data, catalogue, config)
+    logger.info("the retriever ranks %d validation requests", len(requests))
+    examples = find_candidates(recommender, requests, config.rerank.candidates * _DEEPER)
+    torch.manual_seed(config.rerank.seed)
+    reranker = make_reranker(encoder_path, catalogue.texts, config, model_version=recommender.model_version)
+    trainer = Trainer(reranker, config, recommender.features, titles_of(recommender))
+    gain = trainer.fit(examples)
+    save_reranker(out or storage.join(run, FOLDER), reranker)
+    return gain
+
+
+def _encoder_path(config: Config) -> str:
+    name = config.rerank.encoder or config.encoder.name
+    if not name:
+        raise UserError("neither rerank.encoder nor encoder.name is set; expected an encoder that reads the texts")
+    option = "rerank.encoder" if config.rerank.encoder else "encoder.name"
+    return resolve_encoder(name, storage.cache_dir(), option=option)
+
+
+def make_reranker(encoder_path: str, texts: list[str], config: Config, *, model_version: str) -> Reranker:
+    """A second stage that gives the retriever's order, with an adapter to train."""
+    options = config.rerank
+    encoder_config = EncoderConfig(
+        name=encoder_path,
+        rank=options.rank,
+        alpha=2.0 * options.rank,
+        max_tokens=options.max_tokens,
+        token_budget=max(config.encoder.token_budget, options.max_tokens),
+    )
+    encoder = TextEncoder(encoder_config, encoder_path, tune=True)
+    reader = PairReader(encoder_path, max_tokens=options.max_tokens)
+    return Reranker(
+        network=CrossEncoder(encoder, token_budget=encoder_config.token_budget),
+        reader=reader,
+        items=reader.plain(texts, options.item_tokens),
+        weight=1.0,
+        candidates=options.candidates,
+        history_items=options.history_items,
+        model_version=model_version,
+        gain={},
+    )
+
+
+class Trainer:
+    """Trains a fresh `Reranker` in place."""
+
+    def __init__(self, reranker: Reranker, config: Config, features: FeatureMeta, titles: list[str | None]):
+        self.reranker, self.options = reranker, config.rerank
+        self.features, self.titles = features, titles
+        self.rng = np.random.default_rng(config.rerank.seed)
+        reranker.network.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def fit(self, examples: Examples) -> dict[str, Any]:
+        """Train, choose, measure; leaves the best weights in the reranker, its adapter merged. Returns the gain."""
+        train, choice, check = self._divide(examples)
+        rows = train.with_hit()
+        logger.info(
+            "%d of %d requests have a target among the best %d; %d and %d others choose and measure",
+            len(rows), len(train), self.options.candidates * _DEEPER, len(choice), len(check),
+        )  # fmt: skip
+        weight, state = self._train(train.take(rows), choice) if len(rows) else (0.0, self._state())
+        self.reranker.network.load_state_dict(state, strict=False)
+        merge_adapter(self.reranker.network)
+        self.reranker.weight = weight
+        gain = self._measure(check)
+        if weight == 0 or gain["gain"]["mean"] <= 0:
+            self.reranker.weight = 0.0
+        gain["weight"] = self.reranker.weight
+        self.reranker.gain = gain
+        self.reranker.network.cpu()
+        return gain
+
+    def _divide(self, examples: Examples) -> list[Examples]:
+        """The parts that train, choose and measure."""
+        order = self.rng.permutation(len(examples))
+        num_choice, num_check = round(_CHOICE * len(order)), round(_CHECK * len(order))
+        parts = np.split(order, [len(order) - num_choice - num_check, len(order) - num_check])
+        return [examples.take(part) for part in parts]
+
+    def _train(self, train: Examples, choice: Examples) -> tuple[float, dict[str, torch.Tensor]]:
+        """The weight beside the retriever's score and the network's weights that gain most on the choosing part."""
+        optimizer, schedule = self._optimizer(len(train))
+        texts = request_texts(train.requests, self.features, self.titles, history_items=self.options.history_items)
+        asked = self.reranker.reader.plain(texts, self.options.max_tokens)
+        best, weight, state, begin = 0.0, 0.0, self._state(), time.monotonic()
+        for epoch in range(self.options.epochs):
+            losses, order = [], self.rng.permutation(len(train))
+            starts = range(0, len(order), self.options.batch_size)
+            for start in tqdm(starts, desc=f"rerank epoch {epoch + 1}", unit="step", mininterval=1.0):
+                self.reranker.network.train()
+                loss = self._loss(train, asked, order[start : start + self.options.batch_size])
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(self.reranker.network.parameters(), _CLIP)
+                optimizer.step()
+                schedule.step()
+                losses.append(float(loss.detach()))
+            gains = self._gains(choice)
+            found = max(gains, key=lambda w: gains[w])
+            logger.info(
+                "epoch %d: loss %.4f, best weight %g, NDCG@10 %+.4f on the choosing part, %.0f s",
+                epoch + 1, np.mean(losses), found, gains[found], time.monotonic() - begin,
+            )  # fmt: skip
+            if gains[found] > best:
+                best, weight, state = gains[found], found, self._state()
+        return weight, state
+
+    def _optimizer(self, num_train: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        network, options = self.reranker.network, self.options
+        adapter = [p for p in network.encoder.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            [{"params": adapter, "lr": options.lr}, {"params": network.head.parameters(), "lr": options.head_lr}]
+        )
+        steps = options.epochs * -(-num_train // options.batch_size)
+        warm = max(_WARMUP * steps, 1)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min((step + 1) / warm, max(steps - step, 1) / max(steps - warm, 1), 1.0)
+        )
+
+    def _loss(self, train: Examples, asked: Any, rows: np.ndarray) -> torch.Tensor:
+        """Binary cross-entropy over targets and candidates drawn beside them."""
+        row_P, item_P, features_P, taken_P = [], [], [], []
+        for row in rows.tolist():
+            items, scores = train.found[row]
+            picked = self._draw(train.hits[row])
+            row_P.append(np.full(len(picked), row))
+            item_P.append(items[picked])
+            features_P.append(retrieved_features(scores, self.options.candidates)[picked])
+            taken_P.append(train.hits[row][picked])
+        reader = self.reranker.reader
+        pairs = reader.pairs(asked, self.reranker.items, np.concatenate(row_P), np.concatenate(item_P))
+        logits_P = self.reranker.network(pairs, np.concatenate(features_P))
+        taken = torch.from_numpy(np.concatenate(taken_P).astype(np.float32)).to(logits_P.device)
+        return F.binary_cross_entropy_with_logits(logits_P, taken)
+
+    def _draw(self, hits: np.ndarray) -> np.ndarray:
+        """Places of the targets among a request's candidates, and of others drawn at random."""
+        taken, others = np.flatnonzero(hits), np.flatnonzero(~hits)
+        taken = self.rng.permutation(taken)[:_TARGETS]
+        num = min(len(others), self.options.negatives * len(taken))
+        return np.concatenate([taken, self.rng.choice(others, num, replace=False)])
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        """What is trained."""
+        network = self.reranker.network
+        return {n: copy.deepcopy(p.detach()) for n, p in network.named_parameters() if p.requires_grad}
+
+    def _gains(self, part: Examples) -> dict[float, float]:
+        """What each weight adds to the retriever's NDCG@10 on a part of the requests."""
+        retrieved = self._ndcg(part, None, 0.0)
+        logits = self._logits(part)
+        return {w: float((self._ndcg(part, logits, w) - retrieved).mean()) if len(part) else 0.0 for w in _WEIGHTS}
+
+    def _measure(self, part: Examples) -> dict[str, Any]:
+        """NDCG@10 with and without the second stage, the paired difference with its interval, and the time it takes."""
+        retrieved, begin = self._ndcg(part, None, 0.0), time.perf_counter()
+        logits = self._logits(part)
+        seconds = time.perf_counter() - begin
+        reranked = self._ndcg(part, logits, self.reranker.weight)
+        if not len(part):
+            nothing = {"mean": 0.0, "low": 0.0, "high": 0.0}
+            return {"requests": 0, "retriever": 0.0, "reranked": 0.0, "gain": nothing}
+        differences = reranked - retrieved
+        resampled = bootstrap_means(differences[:, None], num=_RESAMPLES, seed=self.options.seed)[:, 0]
+        num = max(len(part.with_hit()), 1)
+        logger.info("%.0f ms a request for %d candidates", 1e3 * seconds / num, self.options.candidates)
+        return {
+            "requests": len(part),
+            "retriever": float(retrieved.mean()),
+            "reranked": float(reranked.mean()),
+            "gain": percentile_interval(float(differences.mean()), resampled),
+        }
+
+    def _candidates(self, part: Examples) -> Found:
+        num = self.options.candidates
+        return [(items[:num], scores[:num]) for items, scores in part.found]
+
+    def _logits(self, part: Examples) -> list[np.ndarray]:
+        """Logits of the candidates of each request; zeros where no target is among them and no order helps."""
+        found = self._candidates(part)
+        logits = [np.zeros(len(items), np.float32) for items, _ in found]
+        useful = [n for n in range(len(part)) if part.hits[n][: self.options.candidates].any()]
+        for start in range(0, len(useful), _BATCH):
+            rows = np.array(useful[start : start + _BATCH])
+            made = self.reranker.logits(
+                part.requests.take(rows), [found[n] for n in rows], features=self.features, titles=self.titles
+            )
+            for n, row in zip(rows, made, strict=True):
+                logits[n] = row
+        return logits
+
+    def _ndcg(self, part: Examples, logits: list[np.ndarray] | None, weight: float) -> np.ndarray:
+        """NDCG@10 of each request, by the retriever's order or (with logits) by the second stage's: float64 [N]."""
+        top = np.full((len(part), _K), -1, np.int64)
+        for n, (items, scores) in enumerate(self._candidates(part)):
+            if logits is not None:
+                items = items[new_order(scores, logits[n], weight, self.options.candidates)]
+            top[n, : len(items)] = items[:_K]
+        requests = part.requests
+        assert requests.target_offsets is not None and requests.target_items is not None
+        return request_metrics(top, requests.target_offsets, requests.target_items, [_K])[_METRIC]
+
+
+def summary(gain: dict[str, Any]) -> str:
+    """What a training gave, in one line or two."""
+    interval = gain["gain"]
+    line = (
+        f"{gain['requests']} validation requests kept apart: NDCG@10 {gain['retriever']:.4f} of the retriever, "
+        f"{gain['reranked']:.4f} re-ranked, {interval['mean']:+.4f} "
+        f"(95 % interval {interval['low']:+.4f} to {interval['high']:+.4f})"
+    )
+    if gain["weight"] == 0:
+        return f"{line}\nnothing gained: the second stage has weight 0, and the retriever's order stays"
+    return f"{line}\nuse it with --set rerank.use=true"
