@@ -1,0 +1,223 @@
+"""A client of the online service, for programs: `Client`, and `AsyncClient` whose methods are awaited.
+
+    with Client("http://localhost:8000", key="...") as client:
+        client.add_events([{"user_id": "196", "item_id": "242", "action": "view"}])
+        for item in client.recommend("196", k=5, context={"device": "tv"}).items:
+            print(item.item_id, item.score)
+
+A call that finds no connection, or a service that is busy, is repeated with growing waits (and those that the
+service asks for). That is safe: every call has the same effect once or many times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+_BUSY = (429, 502, 503, 504)
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
+
+
+class ApiError(Exception):
+    """The service refused a call, for good or after the last retry. `detail` is its own word for it."""
+
+    def __init__(self, status: int, detail: Any):
+        super().__init__(f"{status}: {detail}")
+        self.status, self.detail = status, detail
+
+
+@dataclass(frozen=True)
+class ScoredItem:
+    """An item and its score; scores of one answer compare with each other only."""
+
+    item_id: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """Items, best first. `fallback`: nothing was known of the user. `degraded`: what the answer had to do without."""
+
+    items: tuple[ScoredItem, ...]
+    model_version: str
+    fallback: bool
+    degraded: str | None = None
+
+    @staticmethod
+    def of(answer: Mapping[str, Any]) -> Recommendations:
+        items = tuple(ScoredItem(item["item_id"], item["score"]) for item in answer["items"])
+        return Recommendations(items, answer["model_version"], answer["fallback"], answer.get("degraded"))
+
+
+@dataclass(frozen=True)
+class _Call:
+    method: str
+    path: str
+    read: Callable[[Any], Any]
+    body: Any = None
+    missing: Callable[[int], Any] | None = None  # what a 404 means, by the number of tries
+
+
+def request(
+    user_id: str | None = None,
+    *,
+    k: int = 10,
+    context: Mapping[str, Any] | None = None,
+    history: Sequence[Mapping[str, Any]] | None = None,
+    exclude: Sequence[str] = (),
+    allow: Sequence[str] | None = None,
+    filter: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The body of one request, as `recommend_many` takes a list of; see the README's "Ask it" for the fields."""
+    body: dict[str, Any] = {"k": k}
+    given = {"user_id": user_id, "context": context, "history": history, "allow": allow, "filter": filter}
+    body |= {name: value for name, value in given.items() if value is not None}
+    return {**body, "exclude": list(exclude)} if exclude else body
+
+
+class _Methods:
+    """The calls of the API; `_send` makes of each a result or an awaitable of it."""
+
+    def _send(self, call: _Call) -> Any:
+        raise NotImplementedError
+
+    def recommend(self, user_id: str | None = None, **fields: Any) -> Any:
+        """`Recommendations` for a user, or for a `history`; fields as of `request`."""
+        return self._send(_Call("POST", "/v1/recommend", Recommendations.of, request(user_id, **fields)))
+
+    def recommend_many(self, requests: Sequence[Mapping[str, Any]]) -> Any:
+        """A list of `Recommendations`, one for each request (`request`), by one version of the model."""
+
+        def read(answer: Any) -> list[Recommendations]:
+            return [Recommendations.of(response) for response in answer["responses"]]
+
+        return self._send(_Call("POST", "/v1/recommend", read, {"requests": list(requests)}))
+
+    def similar(self, item_id: str, k: int = 10) -> Any:
+        """`Recommendations` of the items most like one."""
+        return self._send(_Call("GET", f"/v1/items/{quote(item_id, safe='')}/similar?k={k}", Recommendations.of))
+
+    def add_events(self, events: Sequence[Mapping[str, Any]]) -> Any:
+        """How many events were taken: they are on disk. One without timestamp happens now."""
+        now = time.time()  # set here, so that a repeated call says the same
+        events = [
+            {**event, "timestamp": now if event.get("timestamp") is None else event["timestamp"]} for event in events
+        ]
+        return self._send(_Call("POST", "/v1/events", lambda answer: answer["accepted"], {"events": events}))
+
+    def put_items(self, items: Sequence[Mapping[str, Any]]) -> Any:
+        """How many items were put into the catalogue: they can be found."""
+        return self._send(_Call("POST", "/v1/items", lambda answer: answer["accepted"], {"items": list(items)}))
+
+    def remove_item(self, item_id: str) -> Any:
+        """Whether the item was there to be taken out of the catalogue."""
+        # Gone at a later try: an earlier one may have done it, and its answer was lost.
+        path = f"/v1/items/{quote(item_id, safe='')}"
+        return self._send(_Call("DELETE", path, lambda answer: True, missing=lambda tries: tries > 1))
+
+    def model_version(self) -> Any:
+        """The version of the model that is served."""
+        return self._send(_Call("GET", "/readyz", lambda answer: answer["model_version"]))
+
+
+class Client(_Methods):
+    """Calls the service and waits for its answer. Safe to share between threads.
+
+    Args:
+        url: where the service is, as `http://localhost:8000`.
+        key: API key.
+        timeout_s: of one try.
+        retries: tries after the first one.
+    """
+
+    def __init__(self, url: str, *, key: str | None = None, timeout_s: float = 10.0, retries: int = 4):
+        self._http = httpx.Client(**_options(url, key, timeout_s))
+        self._retries = retries
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _send(self, call: _Call) -> Any:
+        for tries in range(1, self._retries + 2):
+            try:
+                response = self._http.request(call.method, call.path, json=call.body)
+            except httpx.TransportError:
+                if tries > self._retries:
+                    raise
+                wait_s = _wait_s(tries)
+            else:
+                if response.status_code not in _BUSY or tries > self._retries:
+                    return _read(call, response, tries)
+                wait_s = _wait_s(tries, response)
+            time.sleep(wait_s)
+        raise AssertionError("the last try returns or raises")
+
+
+class AsyncClient(_Methods):
+    """`Client` for asyncio: the same methods, awaited."""
+
+    def __init__(self, url: str, *, key: str | None = None, timeout_s: float = 10.0, retries: int = 4):
+        self._http = httpx.AsyncClient(**_options(url, key, timeout_s))
+        self._retries = retries
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def _send(self, call: _Call) -> Any:
+        for tries in range(1, self._retries + 2):
+            try:
+                response = await self._http.request(call.method, call.path, json=call.body)
+            except httpx.TransportError:
+                if tries > self._retries:
+                    raise
+                wait_s = _wait_s(tries)
+            else:
+                if response.status_code not in _BUSY or tries > self._retries:
+                    return _read(call, response, tries)
+                wait_s = _wait_s(tries, response)
+            await asyncio.sleep(wait_s)
+        raise AssertionError("the last try returns or raises")
+
+
+def _options(url: str, key: str | None, timeout_s: float) -> dict[str, Any]:
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    return {"base_url": url.rstrip("/"), "timeout": timeout_s, "headers": headers}
+
+
+def _wait_s(tries: int, response: httpx.Response | None = None) -> float:
+    """Doubled at each try, with a random part so that clients do not come back together; what the service asks
+    for where that is more, within reason."""
+    wait_s = min(_FIRST_WAIT_S * 2 ** (tries - 1), _LONGEST_WAIT_S) * random.uniform(0.5, 1.5)
+    asked = "" if response is None else response.headers.get("retry-after", "")
+    return max(wait_s, min(float(asked), _LONGEST_WAIT_S)) if asked.isdigit() else wait_s
+
+
+def _read(call: _Call, response: httpx.Response, tries: int) -> Any:
+    if response.status_code == 404 and call.missing is not None:
+        return call.missing(tries)
+    try:
+        answer = response.json()
+    except ValueError:
+        answer = {"detail": response.text[:200]}
+    if not response.is_success:
+        raise ApiError(response.status_code, answer.get("detail") if isinstance(answer, dict) else answer)
+    return call.read(answer)

@@ -1,0 +1,135 @@
+"""The client against a server on a real socket that fails as it is told; `test_serve.py` has it against the service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
+import pytest
+
+from ctxrec import client as module
+from ctxrec.client import ApiError, AsyncClient, Client, Recommendations, ScoredItem, request
+
+ANSWER = {"items": [{"item_id": "a/b", "score": 1.5}], "model_version": "v", "fallback": False}
+
+
+class Flaky:
+    """A server that gives the prepared answers one after the other, and keeps what it was asked."""
+
+    def __init__(self):
+        self.answers: list[tuple[int | None, object, dict]] = []
+        self.asked: list[tuple[str, str, object, dict]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                outer.asked.append((self.command, self.path, json.loads(body) if body else None, dict(self.headers)))
+                status, answer, headers = outer.answers.pop(0)
+                if status is None:  # the connection breaks
+                    self.close_connection = True
+                    return
+                data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(data)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = do_DELETE = answer
+
+            def log_message(self, *args) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def flaky(monkeypatch):
+    monkeypatch.setattr(module, "_FIRST_WAIT_S", 0.01)
+    server = Flaky()
+    yield server
+    server.stop()
+
+
+def call(kind: str, url: str, method: str, *args, **fields):
+    """A method of either client, with its last word."""
+    options = {"key": "secret", "retries": 3}
+    if kind == "sync":
+        with Client(url, **options) as client:
+            return getattr(client, method)(*args, **fields)
+
+    async def run():
+        async with AsyncClient(url, **options) as client:
+            return await getattr(client, method)(*args, **fields)
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_what_fails_for_a_while_is_repeated(flaky, kind):
+    flaky.answers = [(503, {}, {"Retry-After": "1"}), (None, None, {}), (429, b"busy", {}), (200, ANSWER, {})]
+    start = time.monotonic()
+    found = call(kind, flaky.url, "recommend", "u", k=3, context={"device": "tv"}, exclude=("x",), filter={"c": ["y"]})
+    assert found == Recommendations((ScoredItem("a/b", 1.5),), "v", False)
+    assert time.monotonic() - start >= 1, "as long as the service asked for"
+    body = {"user_id": "u", "k": 3, "context": {"device": "tv"}, "exclude": ["x"], "filter": {"c": ["y"]}}
+    assert [asked[:3] for asked in flaky.asked] == [("POST", "/v1/recommend", body)] * 4
+    assert flaky.asked[0][3]["Authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_what_fails_for_good_is_not(flaky, kind):
+    flaky.answers = [(422, {"detail": [{"loc": ["body", "k"]}]}, {})]
+    with pytest.raises(ApiError) as caught:
+        call(kind, flaky.url, "recommend", "u")
+    assert caught.value.status == 422 and caught.value.detail == [{"loc": ["body", "k"]}]
+    flaky.answers = [(503, {"detail": "busy"}, {})] * 4
+    with pytest.raises(ApiError, match="503: busy"):
+        call(kind, flaky.url, "model_version")
+    flaky.answers = [(500, b"<html>", {})]
+    with pytest.raises(ApiError, match="500: <html>"):
+        call(kind, flaky.url, "model_version")
+    assert len(flaky.asked) == 6
+    flaky.stop()
+    with pytest.raises(httpx.TransportError):
+        call(kind, flaky.url, "model_version")
+
+
+def test_repeated_events_say_the_same(flaky):
+    flaky.answers = [(None, None, {}), (200, {"accepted": 2}, {})]
+    assert (
+        call(
+            "sync",
+            flaky.url,
+            "add_events",
+            [{"user_id": "u", "item_id": "i"}, {"user_id": "u", "item_id": "j", "timestamp": 5}],
+        )
+        == 2
+    )
+    first, second = (asked[2]["events"] for asked in flaky.asked)
+    assert first == second and abs(first[0]["timestamp"] - time.time()) < 60 and first[1]["timestamp"] == 5
+
+
+def test_an_item_gone_at_the_second_try_was_removed_by_the_first(flaky):
+    flaky.answers = [(None, None, {}), (404, {"detail": "no item"}, {}), (404, {"detail": "no item"}, {})]
+    assert call("sync", flaky.url, "remove_item", "a/b") is True
+    assert call("sync", flaky.url, "remove_item", "a/b") is False
+    assert [asked[:2] for asked in flaky.asked] == [("DELETE", "/v1/items/a%2Fb")] * 3
+
+
+def test_a_request_holds_what_was_given():
+    assert request("u") == {"user_id": "u", "k": 10}
+    assert request(history=[], allow=[]) == {"history": [], "allow": [], "k": 10}
