@@ -23,6 +23,7 @@ from ctxrec.filters import ColumnRule, ItemFilter
 from ctxrec.index import NO_ITEM, Allowed, Excluded, Index, exact_search, load_index, top_positions
 from ctxrec.live_items import EncodedItems
 from ctxrec.live_vectors import LiveVectors
+from ctxrec.published import is_models, read_published, version_folder
 from ctxrec.recommender import Recommender, load_recommender
 from ctxrec.reranker import FOLDER, Reranker, load_reranker, titles_of
 from ctxrec.timing import Stopwatch
@@ -237,12 +238,15 @@ def _of_request(given: Excluded | Allowed, n: int) -> np.ndarray | None:
 
 
 def find_bundle(run: str) -> str:
-    """The bundle of a run folder, or `run` itself when that is a bundle; absolute for a local path.
+    """The bundle of a run folder, the served one of published models, or `run` itself when that is a bundle;
+    absolute for a local path.
 
     Raises:
-        UserError: neither is there.
+        UserError: none of these is there.
     """
     run = run if storage.is_uri(run) else os.path.abspath(run)
+    if is_models(run):
+        return version_folder(run, read_published(run).version)
     for folder in (storage.join(run, BUNDLE), run):
         if storage.exists(storage.join(folder, files.DATA)):
             return folder

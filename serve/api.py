@@ -20,6 +20,8 @@ MAX_ALLOW = 10_000
 MAX_FILTER_VALUES = 1000
 MAX_REQUESTS = 256
 MAX_EVENTS = 1000
+MAX_ITEMS = 256
+MAX_VALUES = 100  # of a column of an item
 
 
 def _at_most(num_bytes: int) -> Callable[[str], str]:
@@ -187,8 +189,34 @@ class EventsRequest(_Body):
     events: Annotated[list[NewEvent], Field(min_length=1, max_length=MAX_EVENTS)]
 
 
-class EventsResponse(BaseModel):
-    """How many events are on disk now."""
+ItemValue = Text | bool | int | Finite | None
+
+
+class NewItem(BaseModel):
+    """A row of the item file: `item_id`, and the file's columns by their names; what is left out is missing."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, ItemValue | Annotated[list[ItemValue], Field(max_length=MAX_VALUES)]]
+
+    item_id: EventId
+
+    def row(self) -> dict[str, Any]:
+        return {"item_id": self.item_id, **self.__pydantic_extra__}
+
+
+class NewItems(_Body):
+    """Items to be put into the catalogue, or in the place of those of the same ids; all are accepted or none."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"items": [{"item_id": "new", "title": "Red shoe", "category": ["shoes"]}]}]},
+    )
+
+    items: Annotated[list[NewItem], Field(min_length=1, max_length=MAX_ITEMS)]
+
+
+class AcceptedResponse(BaseModel):
+    """How many events or items are on disk now."""
 
     accepted: int
 

@@ -3,19 +3,23 @@
     serve run serve.app:build_app run=RUN              # this machine; Ctrl-C stops it
     serve deploy serve/config.yaml                     # a cluster
 
-RUN is a run of `ctxrec.train`, or the bundle in it; a path or a URI. `curl localhost:8000/docs` has the API.
+RUN is a run of `ctxrec.train`, the bundle in it, or a folder of `ctxrec.publish`; a path or a URI. `curl localhost:8000/docs` has the API.
 
 No `from __future__ import annotations` here: Serve reads the type of `build_app`'s argument as it stands.
 """
 
+import os
 import tempfile
+import uuid
 
 import ray.serve
 from ray.serve.config import BackpressureConfig
 
 from ctxrec.bundle import check_bundle
+from ctxrec.published import is_models
 from ctxrec.retrieval import find_bundle
 from serve.deployment import Service
+from serve.keys import keys_from_environment
 from serve.options import AppArgs
 
 
@@ -27,7 +31,9 @@ def build_app(args: AppArgs) -> ray.serve.Application:
     """
     bundle = find_bundle(args.run)  # absolute: replicas have another working directory than the command
     check_bundle(bundle, scratch=tempfile.gettempdir())  # each replica checks again; here the message is in sight
-    args = args.resolved().model_copy(update={"run": bundle})
+    args = args.resolved()
+    if not is_models(args.run):  # of which replicas follow what is served
+        args = args.model_copy(update={"run": bundle})
     return Service.options(
         num_replicas=args.replicas,
         ray_actor_options={"num_cpus": args.cpus_per_replica, "num_gpus": args.gpus_per_replica},
@@ -39,4 +45,4 @@ def build_app(args: AppArgs) -> ray.serve.Application:
         # Serve writes a line for each request and sends it to the driver's terminal; the proxy's own log has them too.
         logging_config={"enable_access_log": False},
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
-    ).bind(args)
+    ).bind(args, keys_from_environment(), os.path.join(tempfile.gettempdir(), f"ctxrec-metrics-{uuid.uuid4().hex[:8]}"))

@@ -158,9 +158,9 @@ class Engine:
 
     def similar(self, item_id: str, k: int) -> Answer | None:
         """The items most like one; None when the catalogue does not have it."""
-        position = self._retriever.recommender.item_position.get(item_id)
-        if position is None:
+        if not self._retriever.has_item(item_id):
             return None
+        position = self._retriever.recommender.item_position[item_id]
         positions, scores = self._retriever.similar(position, k)
         return Answer(self._retriever.item_ids(positions), scores.tolist(), self.model_version)
 

@@ -17,6 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ctxrec.errors import UserError
 from serve.api import MAX_BODY_BYTES, ErrorResponse
+from serve.metrics import Measured
 
 _READ_ON_BYTES = 16 << 20
 Body = TypeVar("Body", bound=BaseModel)
@@ -51,7 +52,13 @@ class App(FastAPI):
             made = super().openapi()
             template = "#/components/schemas/{model}"
             _, schemas = models_json_schema([(m, "validation") for m in self._bodies], ref_template=template)
-            made.setdefault("components", {}).setdefault("schemas", {}).update(schemas.get("$defs", {}))
+            components = made.setdefault("components", {})
+            components.setdefault("schemas", {}).update(schemas.get("$defs", {}))
+            components["securitySchemes"] = {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            }
+            made["security"] = [{}, {"bearer": []}, {"key": []}]  # none is asked for where no keys are set
         assert self.openapi_schema is not None
         return self.openapi_schema
 
@@ -61,6 +68,7 @@ def make_app() -> App:
     refusals = {status: {"model": ErrorResponse} for status in (401, 403, 413, 422, 503)}
     app = App(title="ctxrec", description="Context-aware recommendations.", responses=refusals)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(Measured)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from ctxrec.errors import UserError
 from ctxrec.event_files import write_event_files
+from ctxrec.events import US
 from ctxrec.history_store import HistoryStore, LoggedEvent, StoreError
 from ctxrec.spec import EventsSpec
+from serve.api import EventsRequest
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +26,22 @@ class Refused(UserError):
     def __init__(self, message: str, place: int):
         super().__init__(message)
         self.place = place
+
+
+def logged_events(body: EventsRequest) -> list[LoggedEvent]:
+    """The posted events; those without a time happen now."""
+    now = time.time()
+    return [
+        LoggedEvent(
+            user_id=event.user_id,
+            item_id=event.item_id,
+            time_us=round((now if event.timestamp is None else event.timestamp) * US),
+            action=event.action or None,
+            value=event.value,
+            context={key: value for key, value in event.context.items() if value is not None},
+        )
+        for event in body.events
+    ]
 
 
 class Journal:

@@ -6,6 +6,7 @@ import os
 from pydantic import BaseModel, ConfigDict, Field
 
 from ctxrec import storage
+from ctxrec.published import is_models
 from ctxrec.retrieval import BUNDLE
 
 LIVE = "live"  # the folder of what happens after training: posted events and items
@@ -16,7 +17,8 @@ class AppArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    run: str = Field(description="run or bundle: path or URI")
+    run: str = Field(description="run, bundle, or folder of published models (ctxrec.publish): path or URI")
+    models_every_s: float = Field(default=2, gt=0, description="how often published models are looked at")
     replicas: int = Field(default=1, ge=1)
     cpus_per_replica: float = Field(default=1, gt=0, description="also the number of computing threads")
     gpus_per_replica: float = Field(default=0, ge=0)
@@ -35,14 +37,19 @@ class AppArgs(BaseModel):
     )
     event_files_every_s: float = Field(default=60, gt=0, description="how often posted events are written to files")
 
+    load_encoder: bool = Field(
+        default=True, description="load the text encoder at start, so that the first new item need not wait for it"
+    )
+    items_every_s: float = Field(default=0.5, gt=0, description="how often a replica looks for others' new items")
+
     def live_folder(self) -> str:
         """The local folder beside the bundle; in the cache where that lies at a URI."""
         run = self.run.rstrip("/")
         if storage.is_uri(run):
             return os.path.join(storage.cache_dir(), LIVE, hashlib.sha256(run.encode()).hexdigest()[:16])
         run = os.path.abspath(run)
-        has_bundle = os.path.isdir(os.path.join(run, BUNDLE))
-        return os.path.join(run if has_bundle else os.path.dirname(run), LIVE)
+        is_bundle = not os.path.isdir(os.path.join(run, BUNDLE)) and not is_models(run)
+        return os.path.join(os.path.dirname(run) if is_bundle else run, LIVE)
 
     def resolved(self) -> "AppArgs":
         """With absolute places for everything that has a default place: replicas have other working folders."""
@@ -53,4 +60,4 @@ class AppArgs(BaseModel):
         store = absolute(self.store) if self.store else self.live_folder()
         beside = self.live_folder() if storage.is_uri(store) else store
         files = absolute(self.event_files) if self.event_files else os.path.join(beside, "events")
-        return self.model_copy(update={"store": store, "event_files": files})
+        return self.model_copy(update={"run": absolute(self.run), "store": store, "event_files": files})

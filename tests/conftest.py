@@ -18,6 +18,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -394,3 +395,28 @@ def redis_server(tmp_path):
     yield start
     for server in servers:
         server.kill()
+
+
+@pytest.fixture(scope="session")
+def make_variant():
+    """Writes another version of a bundle: the same items and vectors, other weights, and so other scores."""
+
+    def make(bundle: str, out: Path, *, by: float = 1.0) -> str:
+        """Returns the new model version."""
+        from safetensors.numpy import load_file, save_file
+
+        from ctxrec import storage
+        from ctxrec.bundle import BLEND, MANIFEST
+
+        shutil.copytree(bundle, out)
+        arrays = load_file(out / BLEND)
+        change = np.linspace(0.2 * by, by, arrays["weights"].size, dtype=np.float32)
+        arrays["weights"] = arrays["weights"] + change.reshape(arrays["weights"].shape)
+        save_file(arrays, out / BLEND)
+        manifest = storage.read_json(str(out / MANIFEST))
+        manifest["files"][BLEND] = storage.sha256_file(str(out / BLEND))
+        manifest["model_version"] = storage.sha256_json(manifest["files"])[:12]
+        storage.write_json(str(out / MANIFEST), manifest)
+        return manifest["model_version"]
+
+    return make

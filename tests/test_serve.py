@@ -23,10 +23,13 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from ctxrec import storage
+from ctxrec.client import ApiError, AsyncClient, Client
 from ctxrec.config import Config
 from ctxrec.errors import UserError
 from ctxrec.history_store import LoggedEvent, open_store
 from ctxrec.prepared import PreparedData
+from ctxrec.published import publish, roll_back
 from ctxrec.recommending import recommend
 from ctxrec.retrieval import find_bundle, load_retriever
 from serve.api import MAX_BODY_BYTES, RecommendRequest
@@ -48,7 +51,15 @@ def live(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(ray_cluster, tiny_run, live):
+def models(tiny_run, tmp_path_factory) -> str:
+    """Published models: one version, that of the tiny run."""
+    folder = str(tmp_path_factory.mktemp("models"))
+    publish(find_bundle(tiny_run), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(ray_cluster, models, live):
     """A client of the service, which shares its two CPUs with nothing but the batch job of one test."""
     import ray.serve
 
@@ -58,7 +69,7 @@ def client(ray_cluster, tiny_run, live):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ray.serve.start(http_options={"host": "127.0.0.1", "port": port})
-    args = AppArgs(run=tiny_run, cpus_per_replica=0.5, store=str(live), event_files_every_s=0.5)
+    args = AppArgs(run=models, cpus_per_replica=0.5, store=str(live), event_files_every_s=0.5, models_every_s=0.5)
     ray.serve.run(build_app(args), route_prefix="/")
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as made:
         yield made
@@ -84,7 +95,8 @@ def test_probes_and_documentation(client, retriever):
     assert client.get("/readyz").json() == {"status": "ready", "model_version": retriever.recommender.model_version}
     assert client.get("/docs").status_code == 200
     paths = client.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/v1/recommend", "/v1/items/{item_id}/similar", "/v1/events", "/healthz", "/readyz"}
+    items = {"/v1/items", "/v1/items/{item_id}", "/v1/items/{item_id}/similar"}
+    assert set(paths) == items | {"/v1/recommend", "/v1/events", "/healthz", "/readyz", "/metrics"}
     document = client.get("/openapi.json").json()
     bodies = paths["/v1/recommend"]["post"]["requestBody"]["content"]["application/json"]["schema"]["anyOf"]
     for name in ["ColumnRule", "EventsRequest", *(body["$ref"].rsplit("/", 1)[1] for body in bodies)]:
@@ -265,6 +277,95 @@ def test_an_event_from_a_clock_that_is_ahead_counts_at_once(client):
     assert not ask(client, user_id="ahead")["fallback"]
 
 
+def test_a_new_item_is_searchable_at_once_until_it_is_removed(client):
+    item = {"item_id": "brand/new", "title": "red shoe a", "category": ["novelty", "all"], "price": 77.5}
+    bare = {"item_id": "bare"}
+    assert client.post("/v1/items", json={"items": [bare]}, timeout=120).json() == {"accepted": 1}, "encoder loaded"
+    start = time.monotonic()
+    assert client.post("/v1/items", json={"items": [item, bare]}).json() == {"accepted": 2}
+    found = ask(client, user_id="u1", k=3, filter={"category": ["novelty"]})["items"]
+    assert time.monotonic() - start < 10  # 2 s are the aim, on a machine that does nothing else
+    assert [i["item_id"] for i in found] == ["brand/new"]
+    everything = {i["item_id"] for i in ask(client, user_id="nobody", k=1000)["items"]}
+    assert {"brand/new", "bare"} <= everything and len(everything) == 42
+    similar = client.get("/v1/items/brand%2Fnew/similar?k=5").json()["items"]
+    assert len(similar) == 5 and "brand/new" not in [i["item_id"] for i in similar]
+    assert not ask(client, history=[{"item_id": "brand/new"}])["fallback"], "a click on it is a history"
+    assert post_events(client, {"user_id": "early", "item_id": "brand/new"}).status_code == 200
+    assert "brand/new" not in [i["item_id"] for i in ask(client, user_id="early", k=1000)["items"]]
+    assert client.post("/v1/items", json={"items": [{**item, "price": 10}]}).json() == {"accepted": 1}
+    assert ask(client, user_id="u1", filter={"price": {"min": 70}})["items"] == []
+    for item_id in ("brand%2Fnew", "bare"):
+        assert client.delete(f"/v1/items/{item_id}").json() == {"accepted": 1}
+        response = client.delete(f"/v1/items/{item_id}")
+        assert response.status_code == 404 and "catalogue has no item" in response.json()["detail"]
+        assert client.get(f"/v1/items/{item_id}/similar").status_code == 404
+    assert len(ask(client, user_id="nobody", k=1000)["items"]) == 40
+
+
+@pytest.mark.parametrize(
+    ("items", "names"),
+    [
+        ([{"item_id": "a"}, {"item_id": "b", "colour": "red"}], ["items", 1, "colour"]),
+        ([{"item_id": "a", "price": "3"}], ["items", 0, "price"]),
+        ([{"title": "x"}], ["items", 0, "item_id"]),
+        ([{"item_id": "a", "category": [["x"]]}], ["items", 0, "category"]),
+        ([], ["items"]),
+    ],
+)
+def test_a_bad_item_is_a_422_that_names_the_column(client, items, names):
+    response = client.post("/v1/items", json={"items": items})
+    assert response.status_code == 422
+    assert any(error["loc"][: len(names) + 1] == ["body", *names] for error in response.json()["detail"]), response.text
+    assert client.get("/v1/items/a/similar").status_code == 404
+
+
+def test_the_python_clients_do_all_of_it(client):
+    with Client(str(client.base_url)) as sync:
+        assert sync.add_events([{"user_id": "pythonist", "item_id": "i3"}]) == 1
+        found = sync.recommend("pythonist", k=4, exclude=["i4"], filter={"category": {"any": ["group0"]}})
+        assert len(found.items) == 4 and not found.fallback and found.model_version == sync.model_version()
+        assert sync.put_items([{"item_id": "a/b c", "title": "hat"}]) == 1
+        assert len(sync.similar("a/b c", k=3).items) == 3
+        assert sync.remove_item("a/b c") and not sync.remove_item("a/b c")
+        with pytest.raises(ApiError) as caught:
+            sync.recommend("pythonist", context={"weather": "rain"})
+        assert caught.value.status == 422
+
+    async def together() -> list:
+        async with AsyncClient(str(client.base_url)) as others:
+            return await asyncio.gather(*(others.recommend_many([{"user_id": f"u{n}"}] * 2) for n in range(5)))
+
+    with ThreadPoolExecutor(1) as thread:
+        answers = thread.submit(asyncio.run, together()).result()
+    assert [[len(answer.items) for answer in pair] for pair in answers] == [[10, 10]] * 5
+
+
+def test_metrics_tell_counts_and_where_the_time_goes(client):
+    def read() -> dict[str, float]:
+        lines = [line for line in client.get("/metrics").text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+    before = read()
+    for _ in range(3):
+        ask(client, user_id="nobody at all")
+    refused(client, {"user_id": "u1", "k": 0})
+    after = read()
+
+    def grown(name: str) -> float:
+        return after[name] - before.get(name, 0)
+
+    assert grown('ctxrec_requests_total{route="/v1/recommend",status="200"}') == 3
+    assert grown('ctxrec_requests_total{route="/v1/recommend",status="422"}') == 1
+    assert grown("ctxrec_fallbacks_total") == 3
+    stages = ("parse", "wait", "history", "filter", "tower", "search", "serialise")
+    assert [grown(f'ctxrec_stage_seconds_count{{stage="{stage}"}}') for stage in stages] == [3] * len(stages)
+    spent = sum(grown(f'ctxrec_stage_seconds_sum{{stage="{stage}"}}') for stage in stages)
+    assert 0 < spent < grown('ctxrec_request_seconds_sum{route="/v1/recommend"}')
+    assert after["ctxrec_events_total"] >= 1 and after["ctxrec_waiting"] == 0
+    assert [value for name, value in after.items() if name.startswith("ctxrec_model_info")] == [1]
+
+
 @pytest.mark.parametrize(
     ("events", "names"),
     [
@@ -401,9 +502,7 @@ def test_unknown_paths_and_methods(client):
     assert client.get("/v2/recommend").status_code == 404
     response = client.get("/v1/recommend")
     assert response.status_code == 405 and response.json() == {"detail": "Method Not Allowed"}
-    for later in ("/v1/items", "/metrics"):
-        assert client.get(later).status_code == 404
-    assert client.get("/v1/events").status_code == 405
+    assert client.get("/v1/events").status_code == client.get("/v1/items").status_code == 405
 
 
 def test_parallel_requests_get_the_answers_they_get_alone(client):
@@ -439,22 +538,25 @@ def test_parallel_requests_get_the_answers_they_get_alone(client):
         )
 
 
-def test_overload_is_a_503_with_retry_after(ray_cluster, tiny_run, client):
+def test_keys_are_asked_for_and_overload_is_a_503_with_retry_after(tiny_run, client, tmp_path, monkeypatch):
     """A second application, with room for one request, and bursts of expensive ones until one is refused."""
     import ray.serve
 
     from serve.app import AppArgs, build_app
 
-    args = AppArgs(run=tiny_run, cpus_per_replica=0.1, max_waiting=1)
+    args = AppArgs(run=tiny_run, cpus_per_replica=0.1, max_waiting=1, store=str(tmp_path), load_encoder=False)
+    monkeypatch.setenv("CTXREC_API_KEYS", "first read@second")
     ray.serve.run(build_app(args), name="small", route_prefix="/small")
     body = {"k": 1000, "history": [{"item_id": f"i{n % 40}", "context": {"device": "tv"}} for n in range(1000)]}
 
     async def burst() -> list[httpx.Response]:
-        async with httpx.AsyncClient(base_url=client.base_url, timeout=30) as parallel:
+        headers = {"Authorization": "Bearer second"}
+        async with httpx.AsyncClient(base_url=client.base_url, timeout=30, headers=headers) as parallel:
             return await asyncio.gather(*(parallel.post("/small/v1/recommend", json=body) for _ in range(24)))
 
     responses: list[httpx.Response] = []
     try:
+        check_keys(client)
         with ThreadPoolExecutor(1) as thread:
             for _ in range(20):
                 responses += thread.submit(asyncio.run, burst()).result()
@@ -465,6 +567,24 @@ def test_overload_is_a_503_with_retry_after(ray_cluster, tiny_run, client):
     counts = {status: sum(r.status_code == status for r in responses) for status in (200, 503)}
     assert counts[200] >= 1 and counts[503] >= 1 and sum(counts.values()) == len(responses)
     assert all(r.headers["retry-after"] == "1" for r in responses if r.status_code == 503)
+
+
+def check_keys(client) -> None:
+    """The routes of the application at /small know who may do what."""
+    open_to_all = ("healthz", "readyz", "openapi.json", "docs")
+    assert [client.get(f"/small/{path}").status_code for path in open_to_all] == [200] * 4
+    calls = [
+        ("GET", "/metrics", None), ("GET", "/v1/items/i1/similar", None),
+        ("POST", "/v1/recommend", {"user_id": "u1"}), ("POST", "/v1/events", {"events": [{"user_id": "a", "item_id": "i1"}]}),
+        ("POST", "/v1/items", {"items": [{"item_id": "x"}]}), ("DELETE", "/v1/items/x", None),
+    ]  # fmt: skip
+    for key, wanted in ((None, [401] * 6), ("third", [401] * 6), ("second", [200, 200, 200, 403, 403, 403])):
+        headers = {} if key is None else {"X-API-Key": key}
+        found = [client.request(m, f"/small{p}", json=body, headers=headers).status_code for m, p, body in calls]
+        assert found == wanted, key
+    assert (
+        client.request("POST", "/small/v1/events", json=calls[3][2], headers={"X-API-Key": "first"}).status_code == 200
+    )
 
 
 def test_what_arrives_during_a_batch_makes_the_next_one():
@@ -545,7 +665,7 @@ def test_the_serve_run_command_takes_key_value_arguments(ray_cluster, tiny_run, 
     command = [
         str(Path(sys.executable).with_name("serve")), "run", "--non-blocking", "--name", "typed",
         "--address", ray.get_runtime_context().gcs_address, "--route-prefix", "/typed",
-        "serve.app:build_app", f"run={tiny_run}", "cpus_per_replica=0.1",
+        "serve.app:build_app", f"run={tiny_run}", "cpus_per_replica=0.1", "load_encoder=false",
     ]  # fmt: skip
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -612,8 +732,94 @@ def wait_for(condition, seconds: float = 40) -> None:
         time.sleep(0.1)
 
 
-def test_kill_9_of_the_replica_loses_no_acknowledged_event(client):
+def test_a_version_published_under_load_fails_no_request_and_mixes_no_versions(
+    client, models, tiny_run, make_variant, tmp_path
+):
+    first = client.get("/readyz").json()["model_version"]
+    second = make_variant(find_bundle(tiny_run), tmp_path / "second")
+    wanted = {}
+    for version, bundle in ((first, find_bundle(tiny_run)), (second, str(tmp_path / "second"))):
+        body = RecommendRequest.model_validate(SWAP_BODY)
+        (answer,) = Engine(load_retriever(bundle)).recommend([[body]])[0].answers
+        wanted[version] = dict(zip(answer.item_ids, answer.scores, strict=True))
+    assert wanted[first].keys() != wanted[second].keys() or wanted[first] != wanted[second]
+    item = {"item_id": "before the swap", "title": "red shoe a", "category": ["kept"]}
+    assert client.post("/v1/items", json={"items": [item]}).status_code == 200
+
+    stop, seen, failed = threading.Event(), [], []
+
+    def ask_on() -> None:
+        with httpx.Client(base_url=client.base_url, timeout=30) as own:
+            while not stop.is_set():
+                response = own.post("/v1/recommend", json={"requests": [SWAP_BODY, SWAP_BODY]})
+                if response.status_code != 200:
+                    failed.append(response.text)
+                    continue
+                answers = response.json()["responses"]
+                versions = {answer["model_version"] for answer in answers}
+                seen.append(versions.pop())
+                for answer in answers:
+                    found = {i["item_id"]: i["score"] for i in answer["items"]}
+                    if versions or found.keys() != wanted[seen[-1]].keys() or not all(
+                        abs(found[i] - wanted[seen[-1]][i]) < 1e-3 for i in found
+                    ):  # fmt: skip
+                        failed.append(f"{seen[-1]}: {answer}")
+
+    def serving() -> str:
+        return client.get("/readyz").json()["model_version"]
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask_on) for _ in range(4)]
+        try:
+            wait_for(lambda: len(seen) > 20)
+            publish(str(tmp_path / "second"), models)
+            wait_for(lambda: serving() == second, 90)
+            wait_for(lambda: seen[-20:] == [second] * 20)
+            roll_back(models)
+            wait_for(lambda: serving() == first, 90)
+            wait_for(lambda: seen[-20:] == [first] * 20)
+        finally:
+            stop.set()
+        for each in asking:
+            each.result()
+    assert not failed, failed[:3]
+    assert set(seen) == {first, second}
+    found = ask(client, user_id="u1", filter={"category": ["kept"]})["items"]
+    assert [i["item_id"] for i in found] == ["before the swap"]
+    assert client.delete("/v1/items/before the swap").status_code == 200
+
+
+SWAP_BODY = {
+    "k": 12,
+    "context": {"timestamp": NOW, "device": "tv"},
+    "history": [{"item_id": "i3", "action": "buy"}, {"item_id": "i7", "action": "view"}],
+    "exclude": ["before the swap"],
+}
+
+
+def test_a_damaged_version_is_refused_and_the_old_one_stays(client, models, tiny_run, make_variant, tmp_path):
+    first = client.get("/readyz").json()["model_version"]
+    broken = make_variant(find_bundle(tiny_run), tmp_path / "broken", by=2)
+    damaged = Path(models) / "versions" / broken
+    shutil.copytree(tmp_path / "broken", damaged)
+    data = bytearray((damaged / "towers.safetensors").read_bytes())
+    data[-1] ^= 1
+    (damaged / "towers.safetensors").write_bytes(bytes(data))
+    with pytest.raises(UserError, match=r"towers\.safetensors"):
+        publish(str(tmp_path / "broken"), models)  # what lies there under its name is not it
+    now = json.loads((Path(models) / "current.json").read_text())
+    storage.write_json(f"{models}/current.json", {**now, "version": broken, "previous": [first]})
+    wait_for(lambda: 'ctxrec_model_swaps_total{result="refused"} 1.0' in client.get("/metrics").text)
+    assert client.get("/readyz").json()["model_version"] == first
+    assert ask(client, user_id="u1")["model_version"] == first
+    storage.write_json(f"{models}/current.json", now)
+
+
+def test_kill_9_of_the_replica_loses_no_acknowledged_event_and_no_item(client):
     """Events are posted until the replica is dead; what was acknowledged is there when its successor answers."""
+    item = {"item_id": "survivor", "title": "green hat", "category": "survivors"}
+    assert client.post("/v1/items", json={"items": [item]}).status_code == 200
+    assert client.delete("/v1/items/i39").status_code == 200
     pid = replica_pid()
     acknowledged = []
     killer = threading.Timer(0.3, os.kill, (pid, signal.SIGKILL))
@@ -641,6 +847,8 @@ def test_kill_9_of_the_replica_loses_no_acknowledged_event(client):
         part = [{"user_id": f"survivor{n}", "k": 1} for n in acknowledged[start : start + 200]]
         answers = client.post("/v1/recommend", json={"requests": part}).json()["responses"]
         assert not any(answer["fallback"] for answer in answers)
+    found = [i["item_id"] for i in ask(client, user_id="nobody", k=1000)["items"]]
+    assert "survivor" in found and "i39" not in found and len(found) == 40
 
 
 def replica_pid() -> int:

@@ -1,0 +1,106 @@
+"""Published versions of a model side by side, and which of them is served.
+
+MODELS/versions/VERSION/   a bundle
+MODELS/current.json        which version is served, and which were before; replaced whole
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from ctxrec import storage
+from ctxrec.bundle import MANIFEST, check_bundle
+from ctxrec.errors import UserError
+
+CURRENT, VERSIONS = "current.json", "versions"
+_REMEMBERED = 20  # earlier versions that can be gone back to
+
+
+@dataclass(frozen=True)
+class Published:
+    """What `current.json` says: the served version, and those before it, the latest last."""
+
+    version: str
+    previous: tuple[str, ...] = ()
+
+
+def is_models(folder: str) -> bool:
+    """Whether versions are published at this path or URI."""
+    return storage.exists(storage.join(folder, CURRENT))
+
+
+def read_published(models: str) -> Published:
+    """What is served from a folder of published models.
+
+    Raises:
+        UserError: nothing is published there, or `current.json` is damaged.
+    """
+    path = storage.join(models, CURRENT)
+    if not storage.exists(path):
+        raise UserError(f"nothing is published at {models} ({CURRENT} is missing); run python -m ctxrec.publish first")
+    raw = storage.read_json(path)
+    named = isinstance(raw, dict) and isinstance(raw.get("version"), str) and isinstance(raw.get("previous"), list)
+    if not named:
+        raise UserError(f"{path} is damaged: it names no version; publish again")
+    return Published(raw["version"], tuple(map(str, raw["previous"])))
+
+
+def version_folder(models: str, version: str) -> str:
+    return storage.join(models, VERSIONS, version)
+
+
+def publish(bundle: str, models: str) -> Published:
+    """Put a checked bundle beside the versions that are there, whole, and then make it the served one.
+
+    Args:
+        bundle: path or URI.
+        models: folder of published models, path or URI; made if it is not there.
+
+    Raises:
+        UserError: the bundle is damaged, incomplete or of another format; what is served stays.
+    """
+    folder, manifest = check_bundle(bundle, scratch=tempfile.gettempdir())
+    version = manifest["model_version"]
+    target = version_folder(models, version)
+    if not storage.exists(storage.join(target, MANIFEST)):
+        with tempfile.TemporaryDirectory() as scratch:
+            storage.write_dir(target, lambda out: _copy(folder, out), scratch=scratch)
+    check_bundle(target, scratch=tempfile.gettempdir())
+    before = read_published(models) if is_models(models) else None
+    if before is not None and before.version == version:
+        return before
+    previous = () if before is None else tuple(v for v in (*before.previous, before.version) if v != version)
+    return _write(models, Published(version, previous[-_REMEMBERED:]))
+
+
+def roll_back(models: str, version: str | None = None) -> Published:
+    """Serve the version before the present one, or the named one, again.
+
+    Raises:
+        UserError: there is none, or it is damaged; what is served stays.
+    """
+    now = read_published(models)
+    if not now.previous:
+        raise UserError(f"{models} has no version before {now.version} to go back to")
+    wanted = version or now.previous[-1]
+    if wanted != now.version and wanted not in now.previous:
+        raise UserError(f"version {wanted!r} was never served from {models}; found {', '.join(now.previous)}")
+    check_bundle(version_folder(models, wanted), scratch=tempfile.gettempdir())
+    if wanted == now.version:
+        return now
+    left = tuple(v for v in now.previous if v != wanted)
+    return _write(models, Published(wanted, (*left, now.version) if version else left))
+
+
+def _write(models: str, now: Published) -> Published:
+    content: dict[str, Any] = {"version": now.version, "previous": list(now.previous), "since": round(time.time(), 3)}
+    storage.write_json(storage.join(models, CURRENT), content)
+    return now
+
+
+def _copy(folder: str, out: str) -> None:
+    shutil.copytree(folder, out, dirs_exist_ok=True)

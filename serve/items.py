@@ -1,0 +1,104 @@
+"""The catalogue of a replica, kept at what the store says: new, changed and removed items."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ctxrec.errors import UserError
+from ctxrec.history_store import HistoryStore, ItemChange, StoreError
+from ctxrec.live_items import ItemEncoder, fitting, rows_to_table
+from ctxrec.retrieval import Retriever
+
+logger = logging.getLogger(__name__)
+
+_AT_ONCE = 256  # items that are encoded together
+Run = Callable[[Callable[[], None]], None]
+
+
+class ItemSync:
+    """Brings a retriever to what the store says; to be used by one thread.
+
+    Args:
+        retriever: of one version of the model.
+        encoder: of the same.
+
+    Methods that change the retriever take `run`, which calls a function where nothing searches meanwhile, and
+    waits for it.
+    """
+
+    def __init__(self, retriever: Retriever, encoder: ItemEncoder, store: HistoryStore):
+        self._retriever, self._encoder, self._store = retriever, encoder, store
+        self._number = 0  # of the last change that was taken over
+
+    def load_encoder(self) -> None:
+        """Load the text encoder now, so that the first new item need not wait for it."""
+        self._encoder.load()
+
+    def put(self, rows: Sequence[Mapping[str, Any]], run: Run) -> int:
+        """Store rows and make them searchable here; other replicas follow.
+
+        Raises:
+            BadRow: a row does not fit the item file.
+            NoEncoder: texts cannot be encoded here.
+            StoreError: they may not be stored.
+        """
+        rows_to_table(rows, self._retriever.recommender.spec)
+        self._encoder.load()
+        self._store.change_items({row["item_id"]: {k: v for k, v in row.items() if k != "item_id"} for row in rows})
+        self.catch_up(run)
+        return len(rows)
+
+    def remove(self, item_id: str, run: Run) -> bool:
+        """Take an item out of the catalogue; False when it is not there."""
+        self.catch_up(run)
+        if not self._retriever.has_item(item_id):
+            return False
+        self._store.change_items({item_id: None})
+        self.catch_up(run)
+        return True
+
+    def catch_up(self, run: Run | None = None) -> None:
+        """Take over what the store has and the retriever lacks; without `run` while nobody searches it yet."""
+        changes = self._store.item_changes(self._number)
+        for start in range(0, len(changes), _AT_ONCE):
+            part = changes[start : start + _AT_ONCE]
+            self._take(part, run or (lambda change: change()))
+            self._number = part[-1].number
+
+    def _take(self, changes: Sequence[ItemChange], run: Run) -> None:
+        recommender = self._retriever.recommender
+        rows = [{**c.row, "item_id": c.item_id} for c in changes if c.row is not None]
+        rows = [fitting(row, recommender.spec) for row in rows]  # another version's item file may have had more
+        encoded = self._encoder.encode(rows_to_table(rows, recommender.spec)) if rows else None
+        removed = [c.item_id for c in changes if c.row is None]
+        run(lambda: self._retriever.update(encoded, removed))
+
+
+class Every:
+    """Calls a function every so many seconds in a thread of its own; what it raises is logged and tried again."""
+
+    def __init__(self, seconds: float, call: Callable[[], None], name: str):
+        self._seconds, self._call = seconds, call
+        self._stopped = threading.Event()
+        self._failing = False
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while not self._stopped.wait(self._seconds):
+            try:
+                self._call()
+                self._failing = False
+            except (UserError, StoreError) as error:
+                if not self._failing:  # once, not every time
+                    logger.warning("%s: %s", self._thread.name, error)
+                self._failing = True
+            except Exception:
+                logger.exception("%s failed; it will be tried again", self._thread.name)

@@ -1,0 +1,106 @@
+"""What a replica counts and measures, for Prometheus: one answer for all replicas of a machine.
+
+The replicas write their numbers to files of one folder, and whichever is asked adds up what is there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess, values
+from starlette.types import Message, Receive, Scope, Send
+
+CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
+_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+_REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_current: Metrics | None = None
+
+
+class Metrics:
+    """The metrics of this process; make it once."""
+
+    def __init__(self, folder: str):
+        global _current
+        os.makedirs(folder, exist_ok=True)
+        os.environ[_FOLDER] = folder
+        values.ValueClass = values.get_value_class()  # Ray may have loaded the client before the folder was known
+        self._folder = folder
+        own = {"registry": CollectorRegistry()}
+        self.requests = Counter("ctxrec_requests", "HTTP requests", ["route", "status"], **own)
+        self.request_seconds = Histogram(
+            "ctxrec_request_seconds",
+            "From the first byte read to the last one written",
+            ["route"],
+            buckets=_SECONDS,
+            **own,
+        )
+        self.stage_seconds = Histogram(
+            "ctxrec_stage_seconds",
+            "Parts of a recommendation's time: parse, wait for the batch before, history, filter, tower, search, serialise",
+            ["stage"],
+            buckets=_SECONDS,
+            **own,
+        )
+        self.call_requests = Histogram("ctxrec_call_requests", "Requests of a call", buckets=_REQUESTS, **own)
+        self.fallbacks = Counter("ctxrec_fallbacks", "Answers to users of whom nothing was known", **own)
+        self.degraded = Counter("ctxrec_degraded", "Answers without what the history store holds", **own)
+        self.events = Counter("ctxrec_events", "Events that were accepted", **own)
+        self.items = Counter("ctxrec_item_changes", "Items that were put in or taken out", **own)
+        self.swaps = Counter("ctxrec_model_swaps", "Changes of the model while serving", ["result"], **own)
+        self.waiting = Gauge("ctxrec_waiting", "Calls that wait or are computed", multiprocess_mode="livesum", **own)
+        self.live_items = Gauge(
+            "ctxrec_live_items", "Items searched beside the index", multiprocess_mode="livemax", **own
+        )
+        self.model = Gauge("ctxrec_model_info", "Replicas by model", ["version"], multiprocess_mode="livesum", **own)
+        self._forget_the_dead()
+        _current = self
+
+    def stages(self, seconds: Mapping[str, float]) -> None:
+        for stage, value in seconds.items():
+            self.stage_seconds.labels(stage).observe(value)
+
+    def render(self) -> bytes:
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry, path=self._folder)
+        return prometheus_client.generate_latest(registry)
+
+    def close(self) -> None:
+        multiprocess.mark_process_dead(os.getpid(), path=self._folder)
+
+    def _forget_the_dead(self) -> None:
+        """What stood at this moment in processes that were killed is no longer so; their counts stay."""
+        for name in os.listdir(self._folder):
+            found = re.fullmatch(r"gauge_live\w*_(\d+)\.db", name)
+            if found and not os.path.exists(f"/proc/{found[1]}"):
+                multiprocess.mark_process_dead(int(found[1]), path=self._folder)
+
+
+class Measured:
+    """ASGI middleware that counts and times requests by route and status."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or _current is None:
+            await self._app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), 500
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            _current.requests.labels(route, str(status)).inc()
+            _current.request_seconds.labels(route).observe(time.perf_counter() - start)

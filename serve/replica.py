@@ -1,0 +1,200 @@
+"""What a replica is made of, without HTTP: model, store, batches, and the threads that each has to itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+from ctxrec.errors import UserError
+from ctxrec.history_store import LoggedEvent, StoreError, open_store
+from ctxrec.live_items import ItemEncoder, NoEncoder
+from ctxrec.published import Published, is_models, read_published, version_folder
+from ctxrec.retrieval import find_bundle
+from serve.api import RecommendRequest
+from serve.batching import MicroBatcher
+from serve.engine import Answer, Engine, Reply, load_engine, use_threads
+from serve.items import Every, ItemSync
+from serve.journal import FileWriter, Journal, Refused
+from serve.metrics import Metrics
+from serve.options import AppArgs
+
+logger = logging.getLogger(__name__)
+
+_EVENTS_AT_ONCE = 4096  # that go to the store in one write
+
+
+class Replica:
+    """Answers and takes what the routes hand on.
+
+    All computing happens in one thread of its own: the event loop stays free for health checks, batches do not
+    compete for cores, and the catalogue changes between batches. New items are encoded in another, and events
+    go to the store in a third.
+    """
+
+    def __init__(self, args: AppArgs, metrics: Metrics, *, num_threads: int):
+        self._args, self._metrics = args, metrics
+        # Thread limits hold for the thread that sets them, hence the initializer.
+        self._computing = ThreadPoolExecutor(1, "compute", initializer=use_threads, initargs=(num_threads,))
+        self._encoding = ThreadPoolExecutor(1, "items", initializer=use_threads, initargs=(1,))
+        self._writing = ThreadPoolExecutor(1, "store")
+        self._store = open_store(args.store, durable=args.store_durable)
+        self._loading = ThreadPoolExecutor(1, "load", initializer=use_threads, initargs=(1,))
+        self._engine, self._items = self._first_version()
+        self._journal = Journal(self._store, lambda contexts: self._engine.check_contexts(contexts))
+        self._batches = MicroBatcher(self._recommend_all, self._computing, max_size=args.max_batch_size, size=len)
+        self._events = MicroBatcher(self._journal.append, self._writing, max_size=_EVENTS_AT_ONCE, size=len)
+        self._num_waiting = 0
+        spec = self._engine.retriever.recommender.spec
+        self._files = FileWriter(self._store, args.event_files, spec.events, every_s=args.event_files_every_s)
+        self._others = Every(args.items_every_s, self._catch_up, "items of other replicas")
+        self._refused = ""  # a published version that cannot be served
+        self._published = Every(args.models_every_s, self._follow, "published models") if is_models(args.run) else None
+        if args.load_encoder:
+            self._encoding.submit(self._load_encoder)
+        metrics.model.labels(self.model_version).set(1)
+
+    @property
+    def model_version(self) -> str:
+        return self._engine.model_version
+
+    def close(self) -> None:
+        """Stop the threads and write what is left to be written."""
+        if self._published is not None:
+            self._published.stop()
+        self._others.stop()
+        for pool in (self._loading, self._encoding, self._computing, self._writing):
+            pool.shutdown()
+        self._files.stop()
+        self._store.close()
+
+    async def recommend(self, requests: Sequence[RecommendRequest]) -> Reply:
+        with self._admitted():
+            return await self._batches.submit(requests)
+
+    async def similar(self, item_id: str, k: int) -> Answer | None:
+        with self._admitted():
+            return await self._in(self._computing, lambda: self._engine.similar(item_id, k))
+
+    async def append(self, events: Sequence[LoggedEvent]) -> int | Refused | StoreError:
+        """How many events are on disk now, or why they are not."""
+        with self._admitted():
+            result = await self._events.submit(events)
+        if isinstance(result, int):
+            self._metrics.events.inc(result)
+        return result
+
+    async def put_items(self, rows: Sequence[Mapping[str, Any]]) -> int:
+        with self._admitted():
+            accepted = await self._in(self._encoding, lambda: self._items.put(rows, self._between_batches))
+        self._metrics.items.inc(accepted)
+        return accepted
+
+    async def remove_item(self, item_id: str) -> bool:
+        with self._admitted():
+            removed = await self._in(self._encoding, lambda: self._items.remove(item_id, self._between_batches))
+        self._metrics.items.inc(removed)
+        return removed
+
+    def count(self, reply: Reply, seconds: Mapping[str, float]) -> None:
+        """Take note of an answered call, whose own stages took `seconds`."""
+        self._metrics.stages(reply.seconds)
+        self._metrics.stages(seconds)
+        self._metrics.call_requests.observe(len(reply.answers))
+        answers = [answer for answer in reply.answers if isinstance(answer, Answer)]
+        self._metrics.fallbacks.inc(sum(answer.fallback for answer in answers))
+        self._metrics.degraded.inc(sum(answer.degraded is not None for answer in answers))
+
+    def _first_version(self) -> tuple[Engine, ItemSync]:
+        """What is served, or where that is damaged the latest version before it that is not."""
+        if not is_models(self._args.run):
+            return self._load(self._args.run)
+        now = read_published(self._args.run)
+        for version in reversed(now.previous[-2:]):
+            try:
+                return self._load(version_folder(self._args.run, now.version))
+            except UserError as error:
+                logger.error("the published version is refused; starting with an earlier one: %s", error)
+                now = Published(version)
+        return self._load(version_folder(self._args.run, now.version))
+
+    def _load(self, bundle: str) -> tuple[Engine, ItemSync]:
+        """A version of the model with all items that the store knows, warmed up; the old one serves meanwhile."""
+        engine = self._loading.submit(load_engine, bundle, self._args.max_batch_size, self._store).result()
+        encoder = ItemEncoder(find_bundle(bundle), engine.retriever.recommender)
+        items = ItemSync(engine.retriever, encoder, self._store)
+        try:
+            self._loading.submit(items.catch_up).result()
+        except (NoEncoder, StoreError) as error:
+            logger.warning("going on without the items that came after training: %s", error)
+        return engine, items
+
+    def _follow(self) -> None:
+        """Take over the published version, if it is another one."""
+        now = read_published(self._args.run)
+        if now.version in (self.model_version, self._refused):
+            return
+        try:
+            engine, items = self._load(version_folder(self._args.run, now.version))
+        except UserError as error:
+            logger.error("the published version %s is refused, %s stays: %s", now.version, self.model_version, error)
+            self._refused = now.version  # until another one is published
+            self._metrics.swaps.labels("refused").inc()
+            return
+        self._refused = ""
+        old = self.model_version
+        # From the thread of the items: what it takes over meanwhile would reach only the old version.
+        self._encoding.submit(self._switch, engine, items).result()
+        self._metrics.swaps.labels("done").inc()
+        self._metrics.model.labels(old).set(0)
+        self._metrics.model.labels(self.model_version).set(1)
+        logger.info("serving %s, before %s", self.model_version, old)
+
+    def _switch(self, engine: Engine, items: ItemSync) -> None:
+        """Model, catalogue and index change as one, between two batches."""
+        try:
+            items.catch_up()
+        except (NoEncoder, StoreError) as error:
+            logger.warning("some items may be missing for a moment: %s", error)
+
+        def change() -> None:
+            self._engine, self._items = engine, items
+
+        self._between_batches(change)
+
+    def _load_encoder(self) -> None:
+        try:
+            self._items.load_encoder()
+        except NoEncoder as error:
+            logger.warning("no new item can be taken: %s", error)
+
+    def _catch_up(self) -> None:
+        self._encoding.submit(lambda: self._items.catch_up(self._between_batches)).result()
+        self._metrics.live_items.set(self._engine.retriever.num_live_items)
+
+    def _between_batches(self, change: Callable[[], None]) -> None:
+        self._computing.submit(change).result()
+
+    def _recommend_all(self, calls: Sequence[Sequence[RecommendRequest]]) -> list[Reply]:
+        return self._engine.recommend(calls)
+
+    async def _in(self, pool: ThreadPoolExecutor, call: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(pool, call)
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        """A place among the waiting calls, while there are any."""
+        if self._num_waiting >= self._args.max_waiting:
+            raise HTTPException(503, "too many requests are waiting; try again later", headers={"Retry-After": "1"})
+        self._num_waiting += 1
+        self._metrics.waiting.set(self._num_waiting)
+        try:
+            yield
+        finally:
+            self._num_waiting -= 1
+            self._metrics.waiting.set(self._num_waiting)

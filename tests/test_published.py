@@ -1,0 +1,93 @@
+"""Published versions: one is served, others wait; nothing damaged gets there; going back."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ctxrec.errors import UserError
+from ctxrec.published import Published, publish, read_published, roll_back
+from ctxrec.retrieval import find_bundle, load_retriever
+
+
+@pytest.fixture
+def bundles(tiny_run, make_variant, tmp_path) -> dict[str, str]:
+    """Three versions, in order."""
+    first = find_bundle(tiny_run)
+    second = make_variant(first, tmp_path / "second")
+    third = make_variant(str(tmp_path / "second"), tmp_path / "third")
+    version = load_retriever(tiny_run).recommender.model_version
+    return {version: first, second: str(tmp_path / "second"), third: str(tmp_path / "third")}
+
+
+def test_versions_follow_each_other_and_come_back(bundles, tmp_path):
+    models = str(tmp_path / "models")
+    a, b, c = bundles
+    assert publish(bundles[a], models) == Published(a)
+    assert publish(bundles[b], models) == Published(b, (a,))
+    assert publish(bundles[b], models) == Published(b, (a,)), "once more changes nothing"
+    assert publish(bundles[c], models) == Published(c, (a, b))
+    assert find_bundle(models) == str(tmp_path / "models" / "versions" / c)
+    assert load_retriever(models).recommender.model_version == c
+    assert roll_back(models) == read_published(models) == Published(b, (a,))
+    assert publish(bundles[c], models) == Published(c, (a, b)), "it still lies there"
+    assert roll_back(models, a) == Published(a, (b, c))
+    assert roll_back(models, a) == Published(a, (b, c))
+    assert publish(bundles[b], models) == Published(b, (c, a))
+    assert sorted(p.name for p in (tmp_path / "models" / "versions").iterdir()) == sorted(bundles)
+
+
+def test_what_is_damaged_is_never_served(bundles, tmp_path):
+    models = str(tmp_path / "models")
+    a, b, _ = bundles
+    publish(bundles[a], models)
+    publish(bundles[b], models)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(bundles[b], damaged)
+    (damaged / "items.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"items\.parquet does not match"):
+        publish(str(damaged), models)
+    (tmp_path / "models" / "versions" / a / "index.faiss").unlink()
+    with pytest.raises(UserError, match=r"index\.faiss is missing"):
+        roll_back(models)
+    assert read_published(models) == Published(b, (a,))
+    (tmp_path / "models" / "current.json").write_text("[]")
+    with pytest.raises(UserError, match="names no version; publish again"):
+        find_bundle(models)
+
+
+def test_there_must_be_something_to_go_back_to(bundles, tmp_path):
+    models = str(tmp_path / "models")
+    with pytest.raises(UserError, match=r"current\.json is missing.*ctxrec\.publish first"):
+        roll_back(models)
+    a = next(iter(bundles))
+    publish(bundles[a], models)
+    with pytest.raises(UserError, match="no version before"):
+        roll_back(models)
+    publish(list(bundles.values())[1], models)
+    with pytest.raises(UserError, match=f"'nonsense' was never served.*{a}"):
+        roll_back(models, "nonsense")
+
+
+def command(*args: str) -> subprocess.CompletedProcess:
+    run = [sys.executable, "-m", "ctxrec.publish", *args]
+    repo = Path(__file__).resolve().parent.parent
+    return subprocess.run(run, capture_output=True, text=True, cwd=repo, timeout=120, check=False)
+
+
+def test_the_command(bundles, tmp_path):
+    models, (a, b, _) = str(tmp_path / "models"), bundles
+    assert command("--run", bundles[a], "--to", models).stdout == f"{models} serves {a}\n"
+    assert command("--run", bundles[b], "--to", models).stdout == f"{models} serves {b}; before: {a}\n"
+    assert command("--to", models, "--rollback").stdout == f"{models} serves {a}\n"
+    for args, says in (
+        (["--to", models], "expected one of --run RUN"),
+        (["--to", models, "--rollback"], "no version before"),
+        (["--run", str(tmp_path), "--to", models], "expected a run"),
+    ):
+        done = command(*args)
+        assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
