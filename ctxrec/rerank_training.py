@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ctxrec import storage
 from ctxrec.config import Config, EncoderConfig
-from ctxrec.encoder import TextEncoder, resolve_encoder
+from ctxrec.encoder import TextEncoder, Tokens, resolve_encoder
 from ctxrec.errors import UserError
 from ctxrec.features import item_features
 from ctxrec.metrics import bootstrap_means, percentile_interval, request_metrics
@@ -52,7 +52,7 @@ _DEEPER = 4  # times as many candidates to learn from as are put in a new order
 _CHOICE, _CHECK = 0.2, 0.2  # shares of the requests that choose, and that measure
 _WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0, 16.0)
 _BATCH = 64  # requests ranked at once
-_TARGETS = 5  # of a request that a step learns from
+_TARGETS = 3  # of a request that a step learns from
 _RESAMPLES = 1000
 _METRIC, _K = "ndcg@10", 10
 _WARMUP, _CLIP = 0.1, 1.0
@@ -173,13 +173,11 @@ class Trainer:
             starts = range(0, len(order), self.options.batch_size)
             for start in tqdm(starts, desc=f"rerank epoch {epoch + 1}", unit="step", mininterval=1.0):
                 self.reranker.network.train()
-                loss = self._loss(train, asked, order[start : start + self.options.batch_size])
                 optimizer.zero_grad()
-                loss.backward()
+                losses.append(self._backward(train, asked, order[start : start + self.options.batch_size]))
                 torch.nn.utils.clip_grad_norm_(self.reranker.network.parameters(), _CLIP)
                 optimizer.step()
                 schedule.step()
-                losses.append(float(loss.detach()))
             gains = self._gains(choice)
             found = max(gains, key=lambda w: gains[w])
             logger.info(
@@ -202,8 +200,11 @@ class Trainer:
             optimizer, lambda step: min((step + 1) / warm, max(steps - step, 1) / max(steps - warm, 1), 1.0)
         )
 
-    def _loss(self, train: Examples, asked: Any, rows: np.ndarray) -> torch.Tensor:
-        """Binary cross-entropy over targets and candidates drawn beside them."""
+    def _backward(self, train: Examples, asked: Tokens, rows: np.ndarray) -> float:
+        """Mean binary cross-entropy over targets and candidates drawn beside them, and its gradients.
+
+        A few pairs at a time, as many as one pass of the encoder takes, so that memory does not grow with the step.
+        """
         row_P, item_P, features_P, taken_P = [], [], [], []
         for row in rows.tolist():
             items, scores = train.found[row]
@@ -212,11 +213,17 @@ class Trainer:
             item_P.append(items[picked])
             features_P.append(retrieved_features(scores, self.options.candidates)[picked])
             taken_P.append(train.hits[row][picked])
-        reader = self.reranker.reader
-        pairs = reader.pairs(asked, self.reranker.items, np.concatenate(row_P), np.concatenate(item_P))
-        logits_P = self.reranker.network(pairs, np.concatenate(features_P))
-        taken = torch.from_numpy(np.concatenate(taken_P).astype(np.float32)).to(logits_P.device)
-        return F.binary_cross_entropy_with_logits(logits_P, taken)
+        network, reader, total = self.reranker.network, self.reranker.reader, 0.0
+        row, item, features, taken = map(np.concatenate, (row_P, item_P, features_P, taken_P))
+        at_once = max(network.token_budget // reader.max_tokens, 1)
+        for start in range(0, len(row), at_once):
+            part = slice(start, start + at_once)
+            logits = network(reader.pairs(asked, self.reranker.items, row[part], item[part]), features[part])
+            wanted = torch.from_numpy(taken[part].astype(np.float32)).to(logits.device)
+            loss = F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / len(row)
+            loss.backward()
+            total += float(loss.detach())
+        return total
 
     def _draw(self, hits: np.ndarray) -> np.ndarray:
         """Places of the targets among a request's candidates, and of others drawn at random."""
