@@ -112,7 +112,7 @@ class ModelConfig:
     history: int = 50
     action_heads: bool = False
     id_buckets: int = 0
-    id_dropout: float = 0.1
+    id_dropout: float = 0.3
     text_dropout: float = 0.1
     use_text: bool = True
     use_id: bool = True

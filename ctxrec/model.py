@@ -26,6 +26,7 @@ from ctxrec.likeness import principal_axes
 from ctxrec.prepared import FeatureMeta
 
 MAX_ID_ROWS = 1_000_000  # rows of the ID embedding that an automatic size takes at most
+_ID_START = 0.1  # length of an ID vector before training
 # Where the content head starts: a step back weighs so much, down to the oldest step that counts; its temperature.
 _AGE_DECAY, _OLDEST, _CONTENT_SCALE = 0.6, 12, 10.0
 
@@ -123,7 +124,8 @@ class ItemTower(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
         self.bias = nn.Linear(config.dim, 1, bias=False)  # a constant would change no ranking and no loss
         if self.id is not None:
-            nn.init.normal_(self.id.weight, std=config.dim**-0.5)
+            # Far shorter than the text's part, so that the noise of an item with few events does not drown its text.
+            nn.init.normal_(self.id.weight, std=_ID_START * config.dim**-0.5)
             nn.init.zeros_(self.id_bias.weight)
         nn.init.zeros_(self.bias.weight)
 
