@@ -9,10 +9,11 @@ Legend: N requests, P pairs of a request and a candidate, H encoder width.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -328,7 +329,8 @@ def load_reranker(path: str, *, model_version: str) -> Reranker:
     folder = check_reranker(path, model_version)
     about = storage.read_json(_in(folder, ABOUT))
     inside = _in(folder, ENCODER)
-    encoder = TextEncoder(EncoderConfig(name=inside, pooling=about["pooling"]), inside, tune=False)
+    with _quiet():
+        encoder = TextEncoder(EncoderConfig(name=inside, pooling=about["pooling"]), inside, tune=False)
     network = CrossEncoder(encoder, token_budget=about["token_budget"]).eval()
     network.head.load_state_dict(load_file(_in(folder, HEAD)))
     arrays = load_arrays(_in(folder, ITEMS))
@@ -339,6 +341,19 @@ def load_reranker(path: str, *, model_version: str) -> Reranker:
         model_version=model_version,
         **{key: about[key] for key in ("weight", "candidates", "history_items", "gain")},
     )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a warning that the encoder has no pooling layer, which `TextEncoder` takes off."""
+    from transformers.utils import logging as transformers_logging
+
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def check_reranker(path: str, model_version: str) -> str:
