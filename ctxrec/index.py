@@ -16,6 +16,7 @@ from functools import cached_property
 
 import faiss
 import numpy as np
+import scipy.sparse as sp
 
 from ctxrec import storage
 from ctxrec.config import IndexConfig
@@ -33,6 +34,8 @@ _WIDEN = 4  # factor on the search effort when filters leave a row short of k
 _EXACT_SHARE = 0.05  # filters that leave less than this share of items are ranked exactly
 _POINTS_PER_LIST = 39  # FAISS's minimum of training points for each list of an IVF index
 _GPU_MAX_K = 2048
+_GATHERED_SHARE = 0.2  # of the items: fewer are ranked by themselves, more among all
+_BLOCK = 64  # columns of a row that are looked at by their maximum first
 _SCORES_AT_ONCE = 1 << 24  # floats of a score matrix held at a time (64 MiB)
 
 
@@ -153,7 +156,7 @@ class Index:
             # Few items pass: a graph search wanders among those that do not, and ranking all that pass is cheap.
             return exact_search(self.vectors, queries, width, allowed=mask, excluded=excluded)
         wanted = [min(width, num_allowed - len(d if mask is None else d[mask[d]])) for d in excluded]
-        if self._on_gpu or self.kind == "flat":
+        if self.on_gpu or self.kind == "flat":
             ids, scores, unsure = self._over_fetch(queries, width, mask, excluded)
         else:
             ids, scores, unsure = self._select(queries, width, mask, excluded, np.array(wanted))
@@ -173,7 +176,7 @@ class Index:
         The third result marks rows whose border may cut through equal scores.
         """
         num = min(self.num_items, width + _SLACK + max(map(len, excluded)))
-        if self._on_gpu:
+        if self.on_gpu:
             found_scores, found_ids = self._search_gpu(queries, min(num, _GPU_MAX_K))
             if mask is not None:  # GPU indexes know no selectors
                 found_ids = np.where(mask[found_ids], found_ids, NO_ITEM)
@@ -216,7 +219,8 @@ class Index:
         return faiss.SearchParametersHNSW(efSearch=max(self._config.ef_search * effort, num), **more)
 
     @property
-    def _on_gpu(self) -> bool:
+    def on_gpu(self) -> bool:
+        """Whether searches run on a GPU."""
         return self._gpu_index is not None
 
     @cached_property
@@ -242,25 +246,108 @@ class Index:
 
 
 def exact_search(
-    vectors: np.ndarray, queries: np.ndarray, k: int, *, allowed: Allowed = None, excluded: Excluded = None
+    vectors: np.ndarray,
+    queries: np.ndarray,
+    k: int,
+    *,
+    allowed: Allowed = None,
+    excluded: Excluded = None,
+    added: sp.csr_array | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`Index.search` by ranking every item, without an index; the same arguments and results."""
+    """`Index.search` by ranking every item, without an index; the same arguments and results.
+
+    `added` (sparse [N, I], no entry twice) is what comes on top of the inner products.
+    """
     assert k >= 1, f"k is {k}"
     width = min(k, len(vectors))
-    excluded = _unique(excluded, len(queries))
     ids, scores = _blank(len(queries), width)
     for rows, mask in _by_mask(allowed, len(queries)):
-        positions = np.arange(len(vectors)) if mask is None else np.flatnonzero(mask)
-        candidates = vectors if mask is None else vectors[positions]
-        rows_at_once = max(1, _SCORES_AT_ONCE // max(len(positions), 1))
+        few = mask is not None and mask.sum() < _GATHERED_SHARE * len(mask)
+        positions = np.flatnonzero(mask) if few else None
+        candidates = vectors[positions] if few else vectors
+        rows_at_once = max(1, _SCORES_AT_ONCE // max(len(candidates), 1))
         for part in np.split(rows, range(rows_at_once, len(rows), rows_at_once)):
             part_scores = queries[part] @ candidates.T
-            for n, row_scores in zip(part, part_scores, strict=True):
-                row_scores[_places(positions, excluded[n])] = -np.inf
-                best = top_positions(row_scores, width)
-                ids[n, : len(best)] = positions[best]
-                scores[n, : len(best)] = row_scores[best]
+            if added is not None:
+                _add(part_scores, added, part, positions)
+            if mask is not None and not few:
+                part_scores[:, ~mask] = -np.inf
+            if excluded is not None:
+                _drop(part_scores, [excluded[n] for n in part], positions)
+            best, best_scores = best_columns(part_scores, min(width, len(candidates)))
+            num = best.shape[1]
+            ids[part, :num] = best if positions is None else np.where(best < 0, best, positions[best])
+            scores[part, :num] = best_scores
     return ids, scores
+
+
+def best_columns(scores: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `width` highest scores above -inf of each row: columns int64 and scores, both [N, width], best first,
+    equal scores by column; `NO_ITEM` and -inf where a row has fewer.
+
+    The best `width` of a row lie in the `width` blocks of the highest maxima, so only those are sorted.
+    """
+    num_rows, num_columns = scores.shape
+    ids, found = _blank(num_rows, width)
+    if not num_rows or not width:
+        return ids, found
+    if num_columns > 2 * _BLOCK * width:
+        columns = _in_best_blocks(scores, width)
+        values = np.take_along_axis(scores, np.minimum(columns, num_columns - 1), 1)
+        values[columns >= num_columns] = -np.inf
+    else:
+        columns, values = np.broadcast_to(np.arange(num_columns), scores.shape), scores
+    if width < columns.shape[1]:
+        top = np.argpartition(values, columns.shape[1] - width, axis=1)[:, columns.shape[1] - width :]
+        columns, values = np.take_along_axis(columns, top, 1), np.take_along_axis(values, top, 1)
+    order = np.lexsort((columns, -values), axis=-1)
+    ids[:], found[:] = np.take_along_axis(columns, order, 1), np.take_along_axis(values, order, 1)
+    # Equal scores at the border, or too few above -inf: the plain way.
+    for n in np.flatnonzero((scores >= found[:, -1:]).sum(1) > width):
+        best = top_positions(scores[n], width)
+        ids[n], found[n] = NO_ITEM, -np.inf
+        ids[n, : len(best)], found[n, : len(best)] = best, scores[n, best]
+    ids[found == -np.inf] = NO_ITEM
+    return ids, found
+
+
+def _in_best_blocks(scores: np.ndarray, width: int) -> np.ndarray:
+    """Columns of the `width` blocks of each row that have the highest maxima; some may lie behind the last one."""
+    num_rows, num_columns = scores.shape
+    whole = num_columns // _BLOCK
+    maxima = scores[:, : whole * _BLOCK].reshape(num_rows, whole, _BLOCK).max(2)
+    if whole * _BLOCK < num_columns:
+        maxima = np.concatenate([maxima, scores[:, whole * _BLOCK :].max(1, keepdims=True)], 1)
+    blocks = np.argpartition(maxima, maxima.shape[1] - width, axis=1)[:, maxima.shape[1] - width :]
+    return (blocks[:, :, None] * _BLOCK + np.arange(_BLOCK)).reshape(num_rows, -1)
+
+
+def _add(scores: np.ndarray, added: sp.csr_array, rows: np.ndarray, positions: np.ndarray | None) -> None:
+    """Add rows of a sparse matrix to dense ones whose columns are `positions` (None: all)."""
+    part = added if len(rows) == added.shape[0] else added[rows]
+    owner, columns, values = np.repeat(np.arange(len(rows)), np.diff(part.indptr)), part.indices, part.data
+    if positions is not None:
+        columns, inside = _columns_of(positions, columns)
+        owner, columns, values = owner[inside], columns[inside], values[inside]
+    scores[owner, columns] += values
+
+
+def _drop(scores: np.ndarray, excluded: Sequence[np.ndarray], positions: np.ndarray | None) -> None:
+    """-inf for the excluded items of each row."""
+    owner = np.repeat(np.arange(len(excluded)), [len(e) for e in excluded])
+    columns = np.concatenate([*excluded, np.zeros(0, np.int64)]).astype(np.int64)
+    if positions is not None:
+        columns, inside = _columns_of(positions, columns)
+        owner, columns = owner[inside], columns[inside]
+    scores[owner, columns] = -np.inf
+
+
+def _columns_of(positions: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the sorted array `positions` has those of `wanted` that it holds, and which these are."""
+    if not len(positions):
+        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), bool)
+    places = np.minimum(np.searchsorted(positions, wanted), len(positions) - 1)
+    return places, positions[places] == wanted
 
 
 def top_positions(scores: np.ndarray, k: int) -> np.ndarray:
@@ -301,13 +388,6 @@ def _by_mask(allowed: Allowed, num_rows: int) -> Iterator[tuple[np.ndarray, np.n
     for key in np.unique(keys):
         rows = np.flatnonzero(keys == key)
         yield rows, allowed[rows[0]]
-
-
-def _places(positions: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Where the sorted array `positions` holds those of `wanted` that it has."""
-    places = np.searchsorted(positions, wanted)
-    places, wanted = places[places < len(positions)], wanted[places < len(positions)]
-    return places[positions[places] == wanted]
 
 
 def _bitmap(mask: np.ndarray) -> faiss.IDSelector:

@@ -32,6 +32,7 @@ class LiveVectors:
         self._changed = np.zeros(self._num_bundled, bool)
         self._spoken_for = sp.csr_array((0, self._num_bundled), dtype=np.float32)
         self.alive = np.ones(self._num_bundled, bool)
+        self._all_alive = True
         self.fresh = self.stale = np.zeros(0, np.int64)
 
     def put(self, items: EncodedItems) -> np.ndarray:
@@ -59,8 +60,10 @@ class LiveVectors:
         self.alive[places] = False
         self._sort()
 
-    def among_alive(self, allowed: Allowed, num_rows: int) -> Allowed:
+    def among_alive(self, allowed: Allowed) -> Allowed:
         """Masks for a search of all vectors."""
+        if self._all_alive:
+            return allowed
         if allowed is None or isinstance(allowed, np.ndarray):
             return self.alive if allowed is None else allowed & self.alive
         made = {id(mask): self.alive if mask is None else mask & self.alive for mask in allowed}
@@ -131,6 +134,7 @@ class LiveVectors:
         fresh = self.alive.copy()
         fresh[:size] &= self._changed
         self.fresh = np.flatnonzero(fresh)
+        self._all_alive = bool(self.alive.all())
 
 
 def _each(allowed: Allowed, change) -> Allowed:

@@ -82,14 +82,17 @@ class Retriever:
         remembered = self.recommender.remembered(requests)
         watch.lap("tower")
         unwanted = self._unwanted(requests, exclude)
-        found = self._search(queries, k, exclude=unwanted, allowed=allowed)
-        if remembered is not None:
-            found = [
-                self._with_memory(
-                    found[n][0], queries[n], row, values, k, _of_request(unwanted, n), _of_request(allowed, n)
-                )
-                for n, (row, values) in enumerate(_rows(remembered))
-            ]
+        if self._is_exact:
+            found = self._rank_all(queries, k, exclude=unwanted, allowed=allowed, added=remembered)
+        else:
+            found = self._search(queries, k, exclude=unwanted, allowed=allowed)
+            if remembered is not None:
+                found = [
+                    self._with_memory(
+                        found[n][0], queries[n], row, values, k, _of_request(unwanted, n), _of_request(allowed, n)
+                    )
+                    for n, (row, values) in enumerate(_rows(remembered))
+                ]
         watch.lap("search")
         if self.reranker is not None:
             features = self.recommender.features
@@ -209,15 +212,25 @@ class Retriever:
     def _search(
         self, queries: np.ndarray, k: int, *, exclude: Excluded, allowed: Allowed
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        vectors, live = self.recommender.vectors, self._live
-        if self.index is None:
-            if live is not None:
-                allowed = live.among_alive(allowed, len(queries))
-            ids, scores = exact_search(vectors, queries, k, allowed=allowed, excluded=exclude)
-            return _without_gaps(ids, scores)
-        if live is None:
+        if self._is_exact:
+            return self._rank_all(queries, k, exclude=exclude, allowed=allowed)
+        assert self.index is not None
+        if self._live is None:
             return _without_gaps(*self.index.search(queries, k, allowed=allowed, excluded=exclude))
-        return live.search(self.index, queries, k, exclude=exclude, allowed=allowed)
+        return self._live.search(self.index, queries, k, exclude=exclude, allowed=allowed)
+
+    @property
+    def _is_exact(self) -> bool:
+        """Whether all items are ranked: products in one call, the memory added, and no candidates to join."""
+        return self.index is None or (self.index.kind == "flat" and not self.index.on_gpu)
+
+    def _rank_all(
+        self, queries: np.ndarray, k: int, *, exclude: Excluded, allowed: Allowed, added: sp.csr_array | None = None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        if self._live is not None:
+            allowed = self._live.among_alive(allowed)
+        vectors = self.recommender.vectors
+        return _without_gaps(*exact_search(vectors, queries, k, allowed=allowed, excluded=exclude, added=added))
 
 
 def _without_gaps(ids: np.ndarray, scores: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

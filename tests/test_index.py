@@ -5,10 +5,11 @@ from __future__ import annotations
 import faiss
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from ctxrec.config import IndexConfig
 from ctxrec.errors import UserError
-from ctxrec.index import NO_ITEM, build_index, exact_search, load_index, top_positions
+from ctxrec.index import NO_ITEM, best_columns, build_index, exact_search, load_index, top_positions
 
 KINDS = ["flat", "hnsw", "ivf"]
 
@@ -227,3 +228,42 @@ def test_gpu_answers_as_the_cpu_does(kind, vectors, queries):
     for n in range(40):
         check_row(vectors, queries[n], ids[n], scores[n], num=10, allowed=allowed[n], excluded=excluded[n])
         assert recall(ids[n], cpu_ids[n].tolist()) >= 0.8
+
+
+@pytest.mark.parametrize("num_columns", [1, 5, 64, 1000, 1291])
+@pytest.mark.parametrize("width", [1, 3, 10])
+def test_best_columns_by_blocks_equal_those_of_a_full_sort(num_columns, width):
+    """With distinct scores, many equal ones, and rows that have fewer scores than are asked for."""
+    rng = np.random.default_rng(num_columns + width)
+    width = min(width, num_columns)
+    scores = rng.normal(size=(9, num_columns)).astype(np.float32)
+    scores[3:6] = rng.integers(0, 4, (3, num_columns))
+    scores[6] = 1.5
+    scores[7, width // 2 :] = -np.inf
+    scores[8] = -np.inf
+    ids, found = best_columns(scores, width)
+    for n in range(9):
+        wanted = [c for c in np.lexsort((np.arange(num_columns), -scores[n])) if scores[n, c] > -np.inf][:width]
+        padding = width - len(wanted)
+        assert ids[n].tolist() == [*wanted, *[NO_ITEM] * padding]
+        assert found[n].tolist() == [*scores[n, wanted].tolist(), *[-np.inf] * padding]
+
+
+def test_what_is_added_counts_with_masks_and_exclusions():
+    rng = np.random.default_rng(0)
+    vectors, queries = rng.normal(size=(300, 8)).astype(np.float32), rng.normal(size=(6, 8)).astype(np.float32)
+    added = sp.random_array((6, 300), density=0.1, format="csr", dtype=np.float32, rng=rng) * 5
+    few, many = np.zeros(300, bool), np.ones(300, bool)
+    few[rng.choice(300, 20, replace=False)] = True
+    many[rng.choice(300, 20, replace=False)] = False
+    masks = [None, few, many, few, None, np.zeros(300, bool)]
+    excluded = [rng.integers(0, 300, 30) for _ in range(6)]
+    ids, scores = exact_search(vectors, queries, 12, allowed=masks, excluded=excluded, added=added)
+    whole = queries @ vectors.T + added.toarray()
+    for n, mask in enumerate(masks):
+        whole[n, excluded[n]] = -np.inf
+        if mask is not None:
+            whole[n, ~mask] = -np.inf
+        wanted = [p for p in np.argsort(-whole[n], kind="stable") if whole[n, p] > -np.inf][:12]
+        assert ids[n].tolist() == [*wanted, *[NO_ITEM] * (12 - len(wanted))]
+        np.testing.assert_allclose(scores[n, : len(wanted)], whole[n, wanted], atol=1e-5)
