@@ -172,17 +172,32 @@ class Recommender:
         asked = [r.context.get("timestamp") if r.timestamp is None else r.timestamp for r in raw]
         times = np.array([_microseconds(at, now_us) for at in asked], np.int64)
         rows = [self.user_row.get(r.user_id, -1) if r.user_id is not None else -1 for r in raw]
-        parts = [
-            self._given(r.history, int(at)) if r.history is not None else self._known(row, int(at), r.recent)
-            for r, row, at in zip(raw, rows, times, strict=True)
-        ]
         requests = Requests(
             users=self._users(raw, np.array(rows, np.int64)),
-            history=concat_events(parts or [self._no_rows()]),
+            history=self._histories(raw, rows, times),
             times=times,
             context=self._context([{k: v for k, v in r.context.items() if k != "timestamp"} for r in raw], times),
         )
         return requests, requests.history.lengths == 0
+
+    def _histories(self, raw: Sequence[RawRequest], rows: Sequence[int], times: np.ndarray) -> Events:
+        """What each request goes by: histories of the bundle all at once, others one by one."""
+        own = {n for n, r in enumerate(raw) if r.history is not None or r.recent}
+        spans = [(0, 0) if n in own else self._span(row, int(times[n])) for n, row in enumerate(rows)]
+        starts, stops = np.array(spans, np.int64).reshape(-1, 2).T
+        stored = self.histories.events.cut(starts, stops)
+        if not own:
+            return stored
+        pool = concat_events([stored, *(self._own_history(raw[n], rows[n], times[n]) for n in sorted(own))])
+        places = np.arange(len(raw))
+        places[sorted(own)] = len(raw) + np.arange(len(own))
+        return pool.cut(pool.offsets[places], pool.offsets[places + 1])
+
+    def _own_history(self, request: RawRequest, row: int, asked_us: int) -> Events:
+        """The history that a request brings along, or the stored one with what happened since."""
+        if request.history is not None:
+            return self._given(request.history, int(asked_us))
+        return self._known(row, int(asked_us), request.recent)
 
     def check_context(self, contexts: Sequence[dict[str, Any]]) -> None:
         """Raise a `UserError` that names a context key that is unknown or whose value has the wrong type."""
@@ -229,10 +244,16 @@ class Recommender:
     def _stored(self, row: int, before_us: int) -> Events:
         if row < 0:
             return self._empty()
+        start, stop = self._span(row, before_us)
+        return self.histories.events.cut(np.array([start]), np.array([stop]))
+
+    def _span(self, row: int, before_us: int) -> tuple[int, int]:
+        """Where the events of a user before a time lie among those of the bundle; nowhere for row -1."""
+        if row < 0:
+            return 0, 0
         events = self.histories.events
         span = events.row(row)
-        stop = span.start + int(np.searchsorted(events.times[span], before_us, side="left"))
-        return events.cut(np.array([span.start]), np.array([stop]))
+        return span.start, span.start + int(np.searchsorted(events.times[span], before_us, side="left"))
 
     def _given(self, history: Sequence[RawEvent], asked_us: int) -> Events:
         known = [event for event in history if event.item_id in self.item_position]

@@ -69,7 +69,7 @@ class Retriever:
             exclude: item positions that a request must not get, besides the items of its history (those
                 are left out unless the spec says `split.repeats`).
             allowed: bool [I] for all requests or one such mask for each (`compile_filter`); None: all items.
-            watch: takes the times of the stages "tower", "search" and, where there is a second stage, "rerank".
+            watch: takes the times of the stages "tower", "memory", "search" and, where there is a second stage, "rerank".
 
         Returns:
             For each request item positions (int64) and scores (float32, non-increasing, ties by position).
@@ -79,8 +79,9 @@ class Retriever:
         watch = watch or Stopwatch()
         wanted, k = k, k if self.reranker is None else max(k, self.reranker.candidates)
         queries = self.recommender.queries(requests)
-        remembered = self.recommender.remembered(requests)
         watch.lap("tower")
+        remembered = self.recommender.remembered(requests)
+        watch.lap("memory")
         unwanted = self._unwanted(requests, exclude)
         if self._is_exact:
             found = self._rank_all(queries, k, exclude=unwanted, allowed=allowed, added=remembered)

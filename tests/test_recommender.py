@@ -193,3 +193,51 @@ def test_only_the_latest_events_are_read(recommender, world):
     batch = world.batcher(world.config()).requests(requests)
     assert batch.lengths_B.tolist() == [6, 6, 6]
     assert batch.query_gaps_BS[:, 0].tolist() == [*gap_buckets(np.array([10.0, 10.0])).tolist(), 0]
+
+
+def test_histories_of_all_kinds_in_one_batch_are_those_they_are_alone(recommender, world):
+    times = world.histories.events.times / US
+    recent = (RawEvent("i2", timestamp=float(times[3]) + 1), RawEvent("i5", timestamp=LATER - 5))
+    raw = [
+        RawRequest(user_id="u0", timestamp=LATER),
+        RawRequest(user_id="nobody", timestamp=LATER),
+        RawRequest(user_id="u0", timestamp=LATER, history=[RawEvent("i1")]),
+        RawRequest(user_id="u0", timestamp=LATER, recent=recent),
+        RawRequest(user_id="u2", timestamp=LATER),
+        RawRequest(user_id="nobody", timestamp=LATER, recent=recent),
+        RawRequest(user_id="u0", timestamp=float(times[2])),
+        RawRequest(history=[], timestamp=LATER),
+    ]
+    together, fallback = recommender.make_requests(raw)
+    for n, request in enumerate(raw):
+        alone, _ = recommender.make_requests([request])
+        row = together.history.row(n)
+        for name in ("items", "times", "actions"):
+            np.testing.assert_array_equal(getattr(together.history, name)[row], getattr(alone.history, name))
+        np.testing.assert_array_equal(together.history.context.cat["device"][row], alone.history.context.cat["device"])
+    stored = world.histories.events.items[:9].tolist()
+    assert items(together, 3) == [*stored[:4], 2, *stored[4:], 5], "each event at its time"
+    assert items(together, 5) == [2, 5] and items(together, 6) == stored[:2]
+    assert fallback.tolist() == [False, True, False, False, False, False, False, True]
+    nothing, _ = recommender.make_requests([])
+    assert len(nothing) == 0 and len(nothing.history.items) == 0
+
+
+def test_an_event_that_the_bundle_has_already_counts_once(recommender, world):
+    events = world.histories.events
+    actions = [None, *recommender.features.actions]
+    recent = [
+        RawEvent(f"i{events.items[n]}", action=actions[events.actions[n]], timestamp=events.times[n] / US)
+        for n in range(6, 9)
+    ]
+    requests, _ = recommender.make_requests(
+        [RawRequest(user_id="u0", timestamp=LATER, recent=[*recent, RawEvent("i1")])]
+    )
+    assert items(requests, 0) == [*events.items[:9].tolist(), 1]
+
+
+def test_contexts_that_another_version_took_are_read_as_far_as_possible(recommender):
+    context = {"device": "tv", "weather": "rain", "basket": "much", "query": "hat"}
+    assert recommender.usable_context(context) == {"device": "tv", "query": "hat"}
+    with pytest.raises(UserError, match="weather"):
+        recommender.check_context([{"device": "tv"}, context])

@@ -28,13 +28,15 @@ from ctxrec.client import ApiError, AsyncClient, Client
 from ctxrec.config import Config
 from ctxrec.errors import UserError
 from ctxrec.history_store import LoggedEvent, open_store
+from ctxrec.live_items import ItemEncoder
 from ctxrec.prepared import PreparedData
 from ctxrec.published import publish, roll_back
 from ctxrec.recommending import recommend
-from ctxrec.retrieval import find_bundle, load_retriever
+from ctxrec.retrieval import Retriever, find_bundle, load_retriever
 from serve.api import MAX_BODY_BYTES, RecommendRequest
 from serve.batching import MicroBatcher
 from serve.engine import Answer, Engine
+from serve.items import ItemSync
 
 NOW = 1_700_000_000
 
@@ -358,7 +360,7 @@ def test_metrics_tell_counts_and_where_the_time_goes(client):
     assert grown('ctxrec_requests_total{route="/v1/recommend",status="200"}') == 3
     assert grown('ctxrec_requests_total{route="/v1/recommend",status="422"}') == 1
     assert grown("ctxrec_fallbacks_total") == 3
-    stages = ("parse", "wait", "history", "filter", "tower", "search", "serialise")
+    stages = ("parse", "wait", "history", "filter", "tower", "memory", "search", "serialise")
     assert [grown(f'ctxrec_stage_seconds_count{{stage="{stage}"}}') for stage in stages] == [3] * len(stages)
     spent = sum(grown(f'ctxrec_stage_seconds_sum{{stage="{stage}"}}') for stage in stages)
     assert 0 < spent < grown('ctxrec_request_seconds_sum{route="/v1/recommend"}')
@@ -622,7 +624,7 @@ def test_a_bad_request_of_a_batch_gets_its_own_error(retriever):
     bad = RecommendRequest.model_validate({"user_id": "u1", "context": {"weather": "rain"}})
     replies = engine.recommend([[good, bad], [good]])
     (first, error), (last,) = (reply.answers for reply in replies)
-    assert {"history", "filter", "tower", "search"} <= replies[0].seconds.keys()
+    assert {"history", "filter", "tower", "memory", "search"} <= replies[0].seconds.keys()
     assert isinstance(error, UserError) and "weather" in str(error)
     assert isinstance(first, Answer) and first == last and len(first.item_ids) == 2
 
@@ -646,6 +648,31 @@ def test_without_its_store_the_service_answers_from_the_bundle_and_says_so(retri
     time.sleep(1.1)
     again = engine.recommend([call])[0].answers
     assert [a.item_ids for a in again] == [a.item_ids for a in whole]
+
+
+def test_items_reach_other_replicas_and_later_ones_through_the_store(tiny_run, redis_server):
+    store = open_store(redis_server().url)
+
+    def replica() -> tuple[Retriever, ItemSync]:
+        made = load_retriever(tiny_run)
+        return made, ItemSync(made, ItemEncoder(find_bundle(tiny_run), made.recommender), store)
+
+    def now(change) -> None:
+        change()
+
+    (a, sync_a), (b, sync_b) = replica(), replica()
+    assert sync_a.put([{"item_id": "new", "title": "red hat"}, {"item_id": "other"}], now) == 2
+    assert a.has_item("new") and not b.has_item("new")
+    sync_b.catch_up(now)
+    place = b.recommender.item_position["new"]
+    np.testing.assert_array_equal(b.recommender.vectors[place], a.recommender.vectors[place])
+    assert sync_b.remove("other", now) and not sync_b.remove("other", now) and not sync_b.remove("?", now)
+    store.change_items({"odd": {"title": "hat", "column of another version": 1}})
+    later, sync_later = replica()
+    sync_later.catch_up()
+    sync_a.catch_up(now)
+    for each in (a, later):
+        assert [each.has_item(i) for i in ("new", "other", "odd")] == [True, False, True]
 
 
 def test_arguments_are_checked_before_anything_starts(tiny_run, tmp_path):
@@ -838,7 +865,7 @@ def test_kill_9_of_the_replica_loses_no_acknowledged_event_and_no_item(client):
 
     def back() -> bool:
         try:
-            return client.get("/readyz").status_code == 200 and replica_pid() != pid
+            return client.get("/readyz", timeout=2).status_code == 200 and replica_pid() != pid
         except (httpx.TransportError, LookupError):
             return False
 

@@ -1,4 +1,4 @@
-"""Latency and throughput of the service, next to the same requests computed in this process.
+"""Latency and throughput of the service, next to the same requests computed in this process, and where the time goes.
 
     python tests/bench/serve_latency.py --run RUN
 
@@ -12,10 +12,13 @@ import argparse
 import asyncio
 import json
 import random
+import re
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +43,21 @@ def summary(name: str, seconds: list[float], wall_s: float) -> str:
     ordered = sorted(seconds)
     p50, p99 = (1000 * ordered[min(len(ordered) - 1, int(q * len(ordered)))] for q in (0.5, 0.99))
     return f"{name:<28} {len(seconds):>6} requests   p50 {p50:7.2f} ms   p99 {p99:7.2f} ms   {len(seconds) / wall_s:8.0f}/s"
+
+
+def breakdown(stages: dict[str, float], num: int) -> str:
+    """Mean time of each stage; of a batch in process, and of a request over HTTP."""
+    parts = "   ".join(f"{stage} {1000 * seconds / max(num, 1):.2f}" for stage, seconds in stages.items())
+    return f"{'':<28} ms: {parts}"
+
+
+def stages_of_metrics(port: int) -> tuple[dict[str, float], float]:
+    """Seconds of each stage since the service began, and how many calls they are of."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        text = answer.read().decode()
+    sums = dict(re.findall(r'ctxrec_stage_seconds_sum\{stage="(\w+)"\} (\S+)', text))
+    count = re.search(r'ctxrec_stage_seconds_count\{stage="parse"\} (\S+)', text)
+    return {stage: float(value) for stage, value in sums.items()}, float(count[1]) if count else 0.0
 
 
 async def measure(port: int, bodies: list[bytes], concurrency: int) -> tuple[list[float], float]:
@@ -72,7 +90,11 @@ def client(port: int, path: str) -> None:
     bodies = Path(path).read_bytes().split(b"\n")
     asyncio.run(measure(port, bodies[:200], 8))  # warm up connections and caches
     for concurrency in (1, 32):
-        print(summary(f"HTTP, {concurrency} at a time", *asyncio.run(measure(port, bodies, concurrency))), flush=True)
+        before, calls_before = stages_of_metrics(port)
+        print(summary(f"HTTP, {concurrency} at a time", *asyncio.run(measure(port, bodies, concurrency))))
+        after, calls = stages_of_metrics(port)
+        spent = {stage: seconds - before.get(stage, 0) for stage, seconds in after.items()}
+        print(breakdown(spent, calls - calls_before), flush=True)
 
 
 def main() -> None:
@@ -91,6 +113,7 @@ def main() -> None:
     import ray.serve
 
     from ctxrec import runtime
+    from ctxrec.history_store import open_store
     from ctxrec.retrieval import load_retriever
     from serve.api import RecommendRequest
     from serve.app import AppArgs, build_app
@@ -99,15 +122,19 @@ def main() -> None:
     retriever = load_retriever(args.run)
     bodies = make_bodies(list(retriever.recommender.user_row), args.requests)
     use_threads(1)  # as the replica, which has one CPU
-    engine = Engine(retriever)
+    scratch = tempfile.mkdtemp()
+    engine = Engine(retriever, open_store(scratch))
     engine.warm_up(32)
     for size in (1, 32):
-        seconds, start = [], time.perf_counter()
+        seconds, stages, start = [], Counter(), time.perf_counter()
         for first in range(0, len(bodies), size):
             began = time.perf_counter()
-            engine.recommend([RecommendRequest.model_validate_json(body) for body in bodies[first : first + size]])
-            seconds += [time.perf_counter() - began] * len(bodies[first : first + size])
-        print(summary(f"in process, batches of {size}", seconds, time.perf_counter() - start), flush=True)
+            calls = [[RecommendRequest.model_validate_json(body)] for body in bodies[first : first + size]]
+            stages["parse"] += time.perf_counter() - began
+            stages.update(engine.recommend(calls)[0].seconds)
+            seconds += [time.perf_counter() - began] * len(calls)
+        print(summary(f"in process, batches of {size}", seconds, time.perf_counter() - start))
+        print(breakdown(stages, -(-len(bodies) // size)), flush=True)
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -115,7 +142,7 @@ def main() -> None:
     runtime.connect()
     try:
         ray.serve.start(http_options={"host": "127.0.0.1", "port": port})
-        ray.serve.run(build_app(AppArgs(run=args.run)), route_prefix="/")
+        ray.serve.run(build_app(AppArgs(run=args.run, store=scratch, load_encoder=False)), route_prefix="/")
         with tempfile.NamedTemporaryFile() as file:
             file.write(b"\n".join(bodies))
             file.flush()
