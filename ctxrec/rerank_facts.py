@@ -55,7 +55,7 @@ def _latency_ms(retriever: Retriever, plan: RankingPlan, prepared: PreparedData)
             retriever.top_k(requests.take(np.array([n])), SLICE_K, watch=watch)
             watches.append(watch.seconds)
     timed = watches[_WARM_UP:] or watches
-    first = np.array([w["tower"] + w["search"] for w in timed]) * 1000
+    first = np.array([w["tower"] + w["memory"] + w["search"] for w in timed]) * 1000
     second = np.array([w["rerank"] for w in timed]) * 1000
     return {
         name: {"median": round(float(np.median(ms)), 2), "p95": round(float(np.percentile(ms, 95)), 2)}
