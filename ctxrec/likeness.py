@@ -65,7 +65,12 @@ def history_weights(history: Events, num_items: int, *, decay: float, last: int 
 
 def history_queries(history: Events, text_IC: np.ndarray) -> np.ndarray:
     """Directions of the latest texts of each history: float32 [N, C], of unit length or 0."""
-    return normalised(history_weights(history, len(text_IC), decay=DECAY, last=LAST) @ text_IC)
+    age = np.repeat(history.offsets[1:], history.lengths) - 1 - np.arange(len(history.items))
+    near = np.flatnonzero(age < LAST)
+    ends = np.concatenate([[0], np.cumsum(np.minimum(history.lengths, LAST))])
+    parts = ((DECAY ** age[near]).astype(np.float32), np.arange(len(near)), ends)
+    weights = sp.csr_array(parts, shape=(len(history.lengths), len(near)))
+    return normalised(weights @ text_IC[history.items[near]])  # of these rows alone: the table may be a large view
 
 
 def stand_ins(text_IC: np.ndarray, known_I: np.ndarray) -> sp.csr_array:
