@@ -117,11 +117,24 @@ class Replica:
         now = read_published(self._args.run)
         for version in reversed(now.previous[-2:]):
             try:
-                return self._load(version_folder(self._args.run, now.version))
+                return self._load_version(now.version)
             except UserError as error:
                 logger.error("the published version is refused; starting with an earlier one: %s", error)
                 now = Published(version)
-        return self._load(version_folder(self._args.run, now.version))
+        return self._load_version(now.version)
+
+    def _load_version(self, version: str) -> tuple[Engine, ItemSync]:
+        """A published version.
+
+        Raises:
+            UserError: it is damaged, or not one that this code can load.
+        """
+        try:
+            return self._load(version_folder(self._args.run, version))
+        except (UserError, OSError):  # files that cannot be read may be readable the next time
+            raise
+        except Exception as error:
+            raise UserError(f"version {version} does not load: {' '.join(str(error).split())[:500]}") from error
 
     def _load(self, bundle: str) -> tuple[Engine, ItemSync]:
         """A version of the model with all items that the store knows, warmed up; the old one serves meanwhile."""
@@ -140,7 +153,7 @@ class Replica:
         if now.version in (self.model_version, self._refused):
             return
         try:
-            engine, items = self._load(version_folder(self._args.run, now.version))
+            engine, items = self._load_version(now.version)
         except UserError as error:
             logger.error("the published version %s is refused, %s stays: %s", now.version, self.model_version, error)
             self._refused = now.version  # until another one is published

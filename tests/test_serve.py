@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
+from safetensors.numpy import load_file, save_file
 
 from ctxrec import storage
 from ctxrec.client import ApiError, AsyncClient, Client
@@ -840,6 +841,20 @@ def test_a_damaged_version_is_refused_and_the_old_one_stays(client, models, tiny
     assert client.get("/readyz").json()["model_version"] == first
     assert ask(client, user_id="u1")["model_version"] == first
     storage.write_json(f"{models}/current.json", now)
+    # Whole, with every hash right, but made by other code: a weight of the towers is missing.
+    other = tmp_path / "other"
+    make_variant(find_bundle(tiny_run), other, by=3)
+    weights = load_file(other / "towers.safetensors")
+    weights.pop("user.start.weight")
+    save_file(weights, other / "towers.safetensors")
+    manifest = storage.read_json(f"{other}/manifest.json")
+    manifest["files"]["towers.safetensors"] = storage.sha256_file(f"{other}/towers.safetensors")
+    manifest["model_version"] = storage.sha256_json(manifest["files"])[:12]
+    storage.write_json(f"{other}/manifest.json", manifest)
+    publish(str(other), models)
+    wait_for(lambda: 'ctxrec_model_swaps_total{result="refused"} 2.0' in client.get("/metrics").text)
+    assert ask(client, user_id="u1")["model_version"] == first
+    assert roll_back(models).version == first
 
 
 def test_kill_9_of_the_replica_loses_no_acknowledged_event_and_no_item(client):
