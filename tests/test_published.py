@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ctxrec.errors import UserError
+from ctxrec.publish import main
 from ctxrec.published import Published, publish, read_published, roll_back
 from ctxrec.retrieval import find_bundle, load_retriever
 
@@ -79,15 +80,23 @@ def command(*args: str) -> subprocess.CompletedProcess:
     return subprocess.run(run, capture_output=True, text=True, cwd=repo, timeout=120, check=False)
 
 
-def test_the_command(bundles, tmp_path):
+def test_the_command(bundles, tmp_path, monkeypatch, capsys):
+    """As people type it, once well and once badly; the rest in this process, which has loaded all it needs."""
     models, (a, b, _) = str(tmp_path / "models"), bundles
     assert command("--run", bundles[a], "--to", models).stdout == f"{models} serves {a}\n"
-    assert command("--run", bundles[b], "--to", models).stdout == f"{models} serves {b}; before: {a}\n"
-    assert command("--to", models, "--rollback").stdout == f"{models} serves {a}\n"
+    done = command("--to", models, "--rollback")
+    assert done.returncode == 2 and "no version before" in done.stderr and "Traceback" not in done.stderr
+
+    def typed(*args: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["publish", *args])
+        main()
+        return capsys.readouterr().out
+
+    assert typed("--run", bundles[b], "--to", models) == f"{models} serves {b}; before: {a}\n"
+    assert typed("--to", models, "--rollback", a) == f"{models} serves {a}; before: {b}\n"
     for args, says in (
         (["--to", models], "expected one of --run RUN"),
-        (["--to", models, "--rollback"], "no version before"),
-        (["--run", str(tmp_path), "--to", models], "expected a run"),
+        (["--run", str(tmp_path), "--to", models], "a run"),
     ):
-        done = command(*args)
-        assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+        with pytest.raises(UserError, match=says):
+            typed(*args)
