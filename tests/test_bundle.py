@@ -163,7 +163,8 @@ def test_the_bundle_holds_items_histories_and_index(tiny_run, tiny_data):
     assert recommender.item_ids == data.items.column(schema.ITEM_ID).to_pylist()
     assert recommender.item_vectors.dtype == np.float32
     assert recommender.item_vectors.shape == (data.num_items, sum(recommender.widths))
-    assert set(load_file(folder / "vectors.safetensors")) == {"items", "trained", "mean", "scale"}
+    found = set(load_file(folder / "vectors.safetensors"))
+    assert found == {"items", "trained", "mean", "scale", "centre", "axes"}
 
 
 @pytest.mark.parametrize("tune", ["lora", "dora", "ia3", "top", "full"])

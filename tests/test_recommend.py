@@ -78,7 +78,7 @@ def test_rows_keep_their_order_over_many_blocks_and_equal_the_retriever(ray_clus
     requests, _ = retriever.recommender.make_requests(raw)
     for n, (positions, scores) in enumerate(retriever.top_k(requests, 5)):
         assert answers["item_ids"][n].as_py() == retriever.item_ids(positions)
-        np.testing.assert_allclose(answers["scores"][n].as_py(), scores, atol=1e-5)
+        np.testing.assert_allclose(answers["scores"][n].as_py(), scores, rtol=1e-5, atol=1e-5)
 
 
 def test_histories_missing_values_and_unknown_ids(ray_cluster, tiny_run, tmp_path, retriever):

@@ -51,7 +51,7 @@ def test_top_k_ranks_all_eligible_items(retriever, requests, kind):
     for n, (positions, scores) in enumerate(retriever.top_k(requests, 10)):
         wanted, all_scores = expected(retriever, requests, n, 10)
         assert positions.tolist() == wanted
-        np.testing.assert_allclose(scores, all_scores[wanted], atol=1e-5)
+        np.testing.assert_allclose(scores, all_scores[wanted], rtol=1e-5, atol=1e-5)
         assert scores.dtype == np.float32 and (np.diff(scores) <= 0).all()
 
 
@@ -103,7 +103,7 @@ def test_similar_items_leave_the_item_itself_out(retriever):
     cosines = sum(head @ head[5] for head in heads) / 2
     positions, scores = retriever.similar(5, 7)
     assert positions.tolist() == [p for p in np.argsort(-cosines, kind="stable").tolist() if p != 5][:7]
-    np.testing.assert_allclose(scores, cosines[positions], atol=1e-5)
+    np.testing.assert_allclose(scores, cosines[positions], rtol=1e-5, atol=1e-5)
 
 
 def test_no_requests(retriever):

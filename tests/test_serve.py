@@ -148,7 +148,7 @@ def test_scores_over_http_equal_those_of_recommend(client, tiny_run, tmp_path):
         body["context"] |= {} if devices[n] is None else {"device": devices[n]}
         answer = ask(client, **body)
         assert [item["item_id"] for item in answer["items"]] == row["item_ids"]
-        np.testing.assert_allclose([item["score"] for item in answer["items"]], row["scores"], atol=1e-5)
+        np.testing.assert_allclose([item["score"] for item in answer["items"]], row["scores"], rtol=1e-5, atol=1e-5)
         assert answer["fallback"] is (users[n] == "nobody" and histories[n] is None)
 
 
@@ -210,7 +210,7 @@ def test_a_list_of_requests_gets_the_answers_that_each_gets_alone(client):
         alone = ask(client, **body)
         assert [i["item_id"] for i in alone["items"]] == [i["item_id"] for i in answer["items"]]
         np.testing.assert_allclose(
-            [i["score"] for i in alone["items"]], [i["score"] for i in answer["items"]], atol=1e-5
+            [i["score"] for i in alone["items"]], [i["score"] for i in answer["items"]], rtol=1e-5, atol=1e-5
         )
         assert answer["model_version"] == alone["model_version"] and answer["fallback"] is alone["fallback"]
     assert ask(client, user_id="requests")["fallback"], "a value of that name makes no list"
@@ -408,7 +408,7 @@ def test_similar_items(client, retriever):
     answer = client.get("/v1/items/i5/similar", params={"k": 3}).json()
     positions, scores = retriever.similar(retriever.recommender.item_position["i5"], 3)
     assert [i["item_id"] for i in answer["items"]] == retriever.item_ids(positions)
-    np.testing.assert_allclose([i["score"] for i in answer["items"]], scores, atol=1e-5)
+    np.testing.assert_allclose([i["score"] for i in answer["items"]], scores, rtol=1e-5, atol=1e-5)
     assert answer["fallback"] is False
     assert len(client.get("/v1/items/i5/similar").json()["items"]) == 10
     assert len(client.get("/v1/items/i5/similar?k=1000").json()["items"]) == 39
@@ -537,7 +537,7 @@ def test_parallel_requests_get_the_answers_they_get_alone(client):
         found = response.json()
         assert [i["item_id"] for i in found["items"]] == [i["item_id"] for i in wanted["items"]]
         np.testing.assert_allclose(
-            [i["score"] for i in found["items"]], [i["score"] for i in wanted["items"]], atol=1e-5
+            [i["score"] for i in found["items"]], [i["score"] for i in wanted["items"]], rtol=1e-5, atol=1e-5
         )
 
 
