@@ -230,7 +230,7 @@ def test_language_model_trains_and_its_weights_are_enough(make_world, language_m
     groups = parameter_groups(network, config.train, tower_lr=4e-3, encoder_lr=4e-3)
     optimizer = torch.optim.AdamW([{**group, "lr": group["peak_lr"]} for group in groups])
     losses = []
-    for _ in range(8):
+    for _ in range(12):
         loss = network(
             "loss", items=items, text=None, batch=batch, config=TrainConfig(), loss="softmax", negatives=None
         )
