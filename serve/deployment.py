@@ -18,6 +18,7 @@ from starlette.responses import Response
 from ctxrec.errors import UserError
 from ctxrec.history_store import StoreError
 from ctxrec.live_items import BadRow, NoEncoder
+from serve import edge
 from serve.api import (
     AcceptedResponse,
     BatchResponse,
@@ -55,6 +56,7 @@ class Service:
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
         self._keys = Keys(keys)
         self._metrics = Metrics(metrics)
+        self._edge = edge.install(args, self._keys, self._metrics)
         self._replica = Replica(args, self._metrics, num_threads=max(1, int(cpus)))
 
     def __del__(self):
@@ -62,6 +64,7 @@ class Service:
         if hasattr(self, "_replica"):
             self._replica.close()
             self._metrics.close()
+            self._edge.close()
 
     @app.post(
         "/v1/recommend",
@@ -74,6 +77,8 @@ class Service:
         start = time.perf_counter()
         many = await is_batch(request)
         body = await parse(request, RecommendBatch if many else RecommendRequest)
+        if many:
+            edge.charge(request.scope, len(body.requests))
         parsed = time.perf_counter()
         reply = await self._replica.recommend(body.requests if many else [body])
         answered = time.perf_counter()

@@ -17,7 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ctxrec.errors import UserError
 from serve.api import MAX_BODY_BYTES, ErrorResponse
-from serve.metrics import Measured
+from serve.edge import Edge
 
 _READ_ON_BYTES = 16 << 20
 Body = TypeVar("Body", bound=BaseModel)
@@ -65,10 +65,10 @@ class App(FastAPI):
 
 def make_app() -> App:
     """The app without its routes: title, body limit, and errors as `{"detail": ...}`."""
-    refusals = {status: {"model": ErrorResponse} for status in (401, 403, 413, 422, 503)}
+    refusals = {status: {"model": ErrorResponse} for status in (401, 403, 413, 422, 429, 503)}
     app = App(title="ctxrec", description="Context-aware recommendations.", responses=refusals)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
-    app.add_middleware(Measured)
+    app.add_middleware(Edge)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -1,4 +1,4 @@
-"""API keys: who may read and who may write. Only their hashes are kept."""
+"""API keys: who may read, who may write, and who may see what users did. Only their hashes are kept."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from starlette.exceptions import HTTPException
 
 from ctxrec.errors import UserError
 
-ENVIRONMENT = "CTXREC_API_KEYS"
-READ, WRITE = "read", "write"
+ENVIRONMENT, FILE = "CTXREC_API_KEYS", "CTXREC_API_KEYS_FILE"
+READ, WRITE, ADMIN = "read", "write", "admin"
+_SCOPES = {READ: frozenset([READ]), WRITE: frozenset([WRITE]), ADMIN: frozenset([READ, WRITE, ADMIN])}
 _HASHED = re.compile(r"sha256:([0-9a-f]{64})")
 
 
@@ -26,48 +27,76 @@ class Keys:
     def __init__(self, scopes: Mapping[str, frozenset[str]]):
         self._scopes = dict(scopes)
 
+    @property
+    def are_asked_for(self) -> bool:
+        return bool(self._scopes)
+
+    def valid(self, headers: Mapping[str, str]) -> str | None:
+        """The sha256 of the key that was sent, in hex, where it is one of those that are taken."""
+        kind, _, key = headers.get("authorization", "").partition(" ")
+        key = key.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
+        # Looked up by its hash, so that the time of an answer says nothing of how near a guess was.
+        digest = _sha256(key)
+        return digest if digest in self._scopes else None
+
     def check(self, headers: Mapping[str, str], scope: str) -> None:
         """Raise 401 where no valid key was sent, 403 where the key may not do this."""
         if not self._scopes:
             return
-        kind, _, key = headers.get("authorization", "").partition(" ")
-        key = key.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
-        # Looked up by its hash, so that the time of an answer says nothing of how near a guess was.
-        found = self._scopes.get(_sha256(key))
-        if found is None:
+        digest = self.valid(headers)
+        if digest is None:
             detail = "a valid API key is required: Authorization: Bearer KEY, or X-API-Key: KEY"
             raise HTTPException(401, detail, headers={"WWW-Authenticate": "Bearer"})
+        found = self._scopes[digest]
         if scope not in found:
             raise HTTPException(403, f"this API key may not {scope}; it may {' and '.join(sorted(found))}")
 
 
-def parse_keys(text: str) -> dict[str, frozenset[str]]:
+def parse_keys(text: str, source: str = ENVIRONMENT) -> dict[str, frozenset[str]]:
     """Keys as CTXREC_API_KEYS has them: separated by commas or blanks, each `KEY` or `SCOPE@KEY`.
 
-    A key without scope may read and write. `sha256:HEX` stands for the key that has this hash.
+    A key of scope `admin`, or without scope, may do everything. `sha256:HEX` stands for the key that has this hash.
 
     Raises:
         UserError: an entry has another form; its text is not shown.
     """
-    keys = {}
+    keys: dict[str, frozenset[str]] = {}
     for number, entry in enumerate(re.split(r"[\s,]+", text.strip()), 1):
         if not entry:
             continue
         scope, at, key = entry.partition("@")
         if not at:
-            scope, key = "", entry
-        if not key or scope not in ("", READ, WRITE):
-            raise UserError(f"entry {number} of {ENVIRONMENT} is no key; expected KEY, {READ}@KEY or {WRITE}@KEY")
+            scope, key = ADMIN, entry
+        if not key or scope not in _SCOPES:
+            names = ", ".join(f"{name}@KEY" for name in _SCOPES)
+            raise UserError(f"entry {number} of {source} is no key; expected KEY or one of {names}")
         hashed = _HASHED.fullmatch(key)
         if key.startswith("sha256:") and hashed is None:
-            raise UserError(f"entry {number} of {ENVIRONMENT} is no sha256; expected sha256: and 64 hex digits")
+            raise UserError(f"entry {number} of {source} is no sha256; expected sha256: and 64 hex digits")
         digest = hashed[1] if hashed else _sha256(key)
-        keys[digest] = keys.get(digest, frozenset()) | frozenset([scope] if scope else [READ, WRITE])
+        keys[digest] = keys.get(digest, frozenset()) | _SCOPES[scope]
     return keys
 
 
 def keys_from_environment() -> dict[str, frozenset[str]]:
-    return parse_keys(os.environ.get(ENVIRONMENT, ""))
+    """The keys of CTXREC_API_KEYS and of the file that CTXREC_API_KEYS_FILE names (# begins a comment).
+
+    Raises:
+        UserError: an entry is no key, or the file cannot be read or has no key, which would let everybody in.
+    """
+    keys = parse_keys(os.environ.get(ENVIRONMENT, ""))
+    path = os.environ.get(FILE)
+    if not path:
+        return keys
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [line.partition("#")[0] for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the file {path} of {FILE} cannot be read: {error}") from error
+    found = parse_keys("\n".join(lines), path)
+    if not found:
+        raise UserError(f"the file {path} of {FILE} has no key; expected one a line")
+    return {digest: keys.get(digest, frozenset()) | found.get(digest, frozenset()) for digest in keys | found}
 
 
 def _sha256(key: str) -> str:

@@ -7,25 +7,21 @@ from __future__ import annotations
 
 import os
 import re
-import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess, values
-from starlette.types import Message, Receive, Scope, Send
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 _REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-_current: Metrics | None = None
 
 
 class Metrics:
     """The metrics of this process; make it once."""
 
     def __init__(self, folder: str):
-        global _current
         os.makedirs(folder, exist_ok=True)
         os.environ[_FOLDER] = folder
         values.ValueClass = values.get_value_class()  # Ray may have loaded the client before the folder was known
@@ -58,7 +54,6 @@ class Metrics:
         )
         self.model = Gauge("ctxrec_model_info", "Replicas by model", ["version"], multiprocess_mode="livesum", **own)
         self._forget_the_dead()
-        _current = self
 
     def stages(self, seconds: Mapping[str, float]) -> None:
         for stage, value in seconds.items():
@@ -78,29 +73,3 @@ class Metrics:
             found = re.fullmatch(r"gauge_live\w*_(\d+)\.db", name)
             if found and not os.path.exists(f"/proc/{found[1]}"):
                 multiprocess.mark_process_dead(int(found[1]), path=self._folder)
-
-
-class Measured:
-    """ASGI middleware that counts and times requests by route and status."""
-
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]):
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _current is None:
-            await self._app(scope, receive, send)
-            return
-        start, status = time.perf_counter(), 500
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watched)
-        finally:
-            route = getattr(scope.get("route"), "path", "other")
-            _current.requests.labels(route, str(status)).inc()
-            _current.request_seconds.labels(route).observe(time.perf_counter() - start)

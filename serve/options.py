@@ -42,6 +42,14 @@ class AppArgs(BaseModel):
     )
     items_every_s: float = Field(default=0.5, gt=0, description="how often a replica looks for others' new items")
 
+    rate_limit: float = Field(default=0, ge=0, description="requests a second of one key or address; 0: no limit")
+    rate_burst: float = Field(default=100, ge=1, description="requests that one may make at once after a silence")
+    trusted_proxies: int = Field(
+        default=0, ge=0, description="proxies in front that write X-Forwarded-For, from which addresses are then taken"
+    )
+    access_log: str = Field(default="", description="file for a JSON line a request; -: standard output; empty: none")
+    cors_origins: str = Field(default="", description="origins of pages that may ask, with commas between, or *")
+
     def live_folder(self) -> str:
         """The local folder beside the bundle; in the cache where that lies at a URI."""
         run = self.run.rstrip("/")

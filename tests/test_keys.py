@@ -41,7 +41,7 @@ def test_without_keys_everybody_is_let_in(monkeypatch):
 def test_only_hashes_are_kept_and_errors_show_no_key(monkeypatch):
     monkeypatch.setenv("CTXREC_API_KEYS", "top-secret")
     assert "top-secret" not in repr(keys_from_environment())
-    for text in ("admin@top-secret", "read@", "sha256:top-secret"):
+    for text in ("root@top-secret", "read@", "sha256:top-secret"):
         with pytest.raises(UserError, match="entry 1 of CTXREC_API_KEYS is no") as caught:
             parse_keys(text)
         assert "top-secret" not in str(caught.value)

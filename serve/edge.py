@@ -1,0 +1,169 @@
+"""What every request passes on its way in and out: rate limits, CORS, headers of caution, counts, the access log."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Message, Receive, Scope, Send
+
+from serve.access_log import AccessLog, request_id
+from serve.keys import Keys
+from serve.limits import RateLimiter, address_of
+from serve.metrics import Metrics
+from serve.options import AppArgs
+
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_UNLIMITED = ("/healthz", "/readyz", "/metrics")  # a probe must not fail because of others
+_CAUTION = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+_PRIVATE = [*_CAUTION, (b"cache-control", b"no-store"), (b"content-security-policy", b"default-src 'none'")]
+_OPEN = [header for header in _PRIVATE if header[0] != b"cross-origin-resource-policy"]
+
+_current: EdgeState | None = None
+
+
+class EdgeState:
+    """What the middleware of this process goes by; make it once, with `install`."""
+
+    def __init__(self, args: AppArgs, keys: Keys, metrics: Metrics):
+        self.metrics = metrics
+        self.log = AccessLog(args.access_log) if args.access_log else None
+        share = args.rate_limit / args.replicas  # requests are spread evenly over the replicas
+        burst = max(args.rate_burst / args.replicas, 1)
+        self.limiter = RateLimiter(share, burst) if args.rate_limit else None
+        self.origins = [origin.strip() for origin in args.cors_origins.split(",") if origin.strip()]
+        self._keys, self._proxies = keys, args.trusted_proxies
+
+    def caller(self, scope: Scope) -> str:
+        """Who asks, for the limit: a valid key, else an address."""
+        return self.key(scope) or address_of(scope, self._proxies)
+
+    def key(self, scope: Scope) -> str | None:
+        """The start of the hash of the valid key that was sent."""
+        if not self._keys.are_asked_for:
+            return None
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        digest = self._keys.valid(headers)
+        return None if digest is None else f"key:{digest[:8]}"
+
+    def close(self) -> None:
+        if self.log is not None:
+            self.log.close()
+
+
+def install(args: AppArgs, keys: Keys, metrics: Metrics) -> EdgeState:
+    """Make the state that `Edge` of this process goes by: Serve copies the app, but not its modules."""
+    global _current
+    _current = EdgeState(args, keys, metrics)
+    return _current
+
+
+def charge(scope: Scope, requests: int) -> None:
+    """Count a call as so many requests against its caller's limit."""
+    if _current is not None and _current.limiter is not None and requests > 1:
+        _current.limiter.charge(_current.caller(scope), requests - 1)
+
+
+class Edge:
+    """The outermost ASGI middleware."""
+
+    def __init__(self, app: App):
+        self._app = app
+        self._limited: App | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state = _current
+        if scope["type"] != "http" or state is None:
+            await self._app(scope, receive, send)
+            return
+        if self._limited is None:
+            self._limited = _with_cors(_Limited(self._app), state.origins)
+        extra = _OPEN if state.origins else _PRIVATE
+        start, status, size = time.perf_counter(), 500, 0
+        is_api = _path(scope).startswith("/v1/")
+
+        async def watched(message: Message) -> None:
+            nonlocal status, size
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *(extra if is_api else _CAUTION)]
+            else:
+                size += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._limited(scope, receive, watched)
+        finally:
+            seconds = time.perf_counter() - start
+            route = getattr(scope.get("route"), "path", "other")
+            state.metrics.requests.labels(route, str(status)).inc()
+            state.metrics.request_seconds.labels(route).observe(seconds)
+            if state.log is not None:
+                state.log.add(_line(scope, state, route, status, seconds, size))
+
+
+class _Limited:
+    """Answers 429 to callers that ask faster than they may."""
+
+    def __init__(self, app: App):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state = _current
+        if state is None or state.limiter is None or _path(scope) in _UNLIMITED:
+            await self._app(scope, receive, send)
+            return
+        wait_s = state.limiter.take(state.caller(scope))
+        if not wait_s:
+            await self._app(scope, receive, send)
+            return
+        body = json.dumps({"detail": "too many requests from this caller; see Retry-After"}).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"retry-after", str(max(math.ceil(wait_s), 1)).encode()),
+        ]
+        await send({"type": "http.response.start", "status": 429, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+def _path(scope: Scope) -> str:
+    """The path within the application."""
+    return scope["path"].removeprefix(scope.get("root_path", ""))
+
+
+def _with_cors(app: App, origins: list[str]) -> App:
+    """Lets pages of these origins ask; keys travel in headers, so no cookies are let through."""
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
+        expose_headers=["Retry-After", "X-Request-ID"],
+        max_age=600,
+    )
+
+
+def _line(scope: Scope, state: EdgeState, route: str, status: int, seconds: float, size: int) -> dict[str, Any]:
+    return {
+        "time": time.time(),
+        "request_id": request_id(scope),
+        "method": scope["method"],
+        "route": route,
+        "status": status,
+        "ms": round(1000 * seconds, 2),
+        "bytes": size,
+        "key": state.key(scope),
+    }
