@@ -144,7 +144,8 @@ class ModelConfig:
 class TrainConfig:
     """`ctxrec.train`: towers first on frozen text vectors, then the encoder's adapters with them.
 
-    workers: Ray Train workers. cpus_per_worker: 0 divides the cluster's CPUs among them.
+    workers: Ray Train workers. cpus_per_worker: 0 divides the cluster's CPUs among them. gpus_per_worker: of one
+        that trains on GPUs; below 1 it shares its GPU with other trainings.
     global_batch_size: history windows a step over all workers, so that results do not depend on
         the number of workers; micro_batch_size windows go through the model at once on a worker.
     encoder_epochs, encoder_lr, ...: the second phase, in which the step's items get fresh vectors.
@@ -157,6 +158,7 @@ class TrainConfig:
 
     workers: int = 1
     cpus_per_worker: float = 0.0
+    gpus_per_worker: float = 1.0
     use_gpu: Literal["auto", "yes", "no"] = "auto"
     zero_stage: int = 2
     offload: bool = False
@@ -193,7 +195,7 @@ class TrainConfig:
         counts = ("tower_epochs", "encoder_epochs", "eval_every", "checkpoint_every", "micro_batch_size")
         for key in (*counts, "cpus_per_worker", "valid_users", "max_failures", "weight_decay", "final_lr", "seed"):
             _require(getattr(self, key) >= 0, f"train.{key}", getattr(self, key), "0 or more")
-        for key in ("tower_lr", "encoder_lr", "encoder_phase_tower_lr", "temperature"):
+        for key in ("tower_lr", "encoder_lr", "encoder_phase_tower_lr", "temperature", "gpus_per_worker"):
             _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "above 0")
         _require(self.zero_stage in (0, 1, 2, 3), "train.zero_stage", self.zero_stage, "0, 1, 2 or 3")
         for key in ("warmup", "label_smoothing"):

@@ -16,10 +16,10 @@ logger = logging.getLogger(__name__)
 _WORKER_ENV = ("DS_ACCELERATOR", "TORCH_EXTENSIONS_DIR", "HF_HUB_OFFLINE", "CTXREC_CACHE", "PYTHONPATH")
 
 
-def connect() -> None:
+def connect(*, log_to_driver: bool = True) -> None:
     """Connect to the cluster named by RAY_ADDRESS (a submitted job has it), else start a local one.
 
-    Calling it again in one process does nothing.
+    Calling it again in one process does nothing. With `log_to_driver` this terminal shows what all processes print.
     """
     if ray.is_initialized():
         return
@@ -27,7 +27,7 @@ def connect() -> None:
     os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")  # else each print draws finished bars again
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     env = {name: os.environ[name] for name in _WORKER_ENV if name in os.environ}
-    options = {"runtime_env": {"env_vars": env}, "log_to_driver": True, "logging_level": logging.WARNING}
+    options = {"runtime_env": {"env_vars": env}, "log_to_driver": log_to_driver, "logging_level": logging.WARNING}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**options)
     else:

@@ -10,12 +10,14 @@ import logging
 import os
 import subprocess
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.train import UserCallback
 
 from ctxrec import bundle, engine, runtime, storage
 from ctxrec.backbones import check_backbone
@@ -34,10 +36,18 @@ CONFIG, MANIFEST = "config.toml", "manifest.json"
 _PACKAGES = ("ctxrec", "ray", "torch", "transformers", "peft", "deepspeed", "faiss-cpu", "pyarrow")
 
 
-def train(data_path: str, out: str, config: Config) -> str:
+def train(data_path: str, out: str, config: Config, *, callbacks: Sequence[UserCallback] = (), start: str = "") -> str:
     """Train on prepared data; goes on where an unfinished training of the same config stopped.
 
     Returns the run's path. A run that is finished and unchanged is reused.
+
+    Args:
+        data_path: folder that `prepare` wrote.
+        out: the run.
+        config: all options.
+        callbacks: Ray Train's callbacks; they see each evaluation's figures and checkpoint.
+        start: folder of a checkpoint of another run that a new run goes on from; the best weights of the phases
+            before lie in the new run's `checkpoints` already.
 
     Raises:
         UserError: no prepared data, another training lies at `out`, or an option does not fit.
@@ -59,7 +69,7 @@ def train(data_path: str, out: str, config: Config) -> str:
         logger.info("%s", note)
     runtime.connect()
     begin = time.monotonic()
-    _trainer(data_path, out, config).fit()
+    _trainer(data_path, out, config, callbacks, start).fit()
     storage.write_json(storage.join(out, MANIFEST), _manifest(out, data, config, time.monotonic() - begin))
     return out
 
@@ -100,7 +110,9 @@ def _training_options(config: Config) -> dict[str, Any]:
     return options
 
 
-def _trainer(data_path: str, out: str, config: Config) -> ray.train.torch.TorchTrainer:
+def _trainer(
+    data_path: str, out: str, config: Config, callbacks: Sequence[UserCallback], start: str
+) -> ray.train.torch.TorchTrainer:
     options = config.train
     use_gpu = options.use_gpu == "yes" or (options.use_gpu == "auto" and ray.cluster_resources().get("GPU", 0) >= 1)
     cpus = options.cpus_per_worker or max(ray.cluster_resources().get("CPU", 1) // options.workers, 0.5)
@@ -110,6 +122,7 @@ def _trainer(data_path: str, out: str, config: Config) -> ray.train.torch.TorchT
             f"train.workers = {options.workers} with {cpus:g} CPUs each need {cpus * options.workers:g} CPUs; "
             f"the cluster has {available:g}"
         )
+    resources = {"CPU": cpus} | ({"GPU": options.gpus_per_worker} if use_gpu else {})
     env = {"OMP_NUM_THREADS": str(max(int(cpus), 1)), "TOKENIZERS_PARALLELISM": "false"}
     if not use_gpu:
         engine.use_cpu_accelerator()
@@ -118,15 +131,16 @@ def _trainer(data_path: str, out: str, config: Config) -> ray.train.torch.TorchT
     env["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"  # it would print an empty line for every step of a progress bar
     return ray.train.torch.TorchTrainer(
         train_worker,
-        train_loop_config={"config": config.to_dict(), "data": data_path, "run": out},
+        train_loop_config={"config": config.to_dict(), "data": data_path, "run": out, "start": start},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=options.workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus}
+            num_workers=options.workers, use_gpu=use_gpu, resources_per_worker=resources
         ),
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS,
             storage_path=out,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             failure_config=ray.train.FailureConfig(max_failures=options.max_failures),
+            callbacks=list(callbacks),
             worker_runtime_env={"env_vars": env},
         ),
     )

@@ -63,10 +63,10 @@ class Resumed:
 
 
 def train_worker(job: dict[str, Any]) -> None:
-    """Train on this worker. `job`: config (plain), data and run (paths or URIs)."""
+    """Train on this worker. `job`: config (plain), data and run (paths or URIs), start (see `training.train`)."""
     setup = set_up(Config.from_dict(job["config"]), job["data"], job["run"])
     phases = ["towers"] + ["encoder"] * _tunes_encoder(setup) + ["refit"] * _refits(setup)
-    resumed = _load_checkpoint(setup)
+    resumed = _load_checkpoint(setup, job["start"])
     done: dict[str, dict[str, torch.Tensor]] = {}
     chosen = Chosen(setup.frozen, None, 1.0)
     for number, phase in enumerate(phases):
@@ -102,12 +102,15 @@ def _tunes_encoder(setup: Setup) -> bool:
     return setup.frozen is not None and setup.config.encoder.tune != "freeze" and setup.config.train.encoder_epochs > 0
 
 
-def _load_checkpoint(setup: Setup) -> Resumed | None:
-    """The checkpoint to go on from, if there is one."""
+def _load_checkpoint(setup: Setup, start: str) -> Resumed | None:
+    """The checkpoint to go on from, if there is one: the run's own latest, else the one at `start`."""
     found = ray.train.get_checkpoint()
-    if found is None:
+    if found is not None:
+        folder = found.to_directory(os.path.join(setup.scratch, "resume"))
+    elif start:
+        folder = storage.fetch_dir(start, scratch=setup.scratch)
+    else:
         return None
-    folder = found.to_directory(os.path.join(setup.scratch, "resume"))
     state = storage.read_json(os.path.join(folder, checkpoint.STATE))
     progress = Progress(**state["progress"])
     if setup.rank == 0:
@@ -345,7 +348,9 @@ class _PhaseRun:
         self._refresh()  # so that a resumed run, which must encode anew, sees the same table
         weights, moments = checkpoint.full_weights(self.engine), checkpoint.full_moments(self.engine)
         state = {"progress": self.progress.to_dict(), "optimizer_step": checkpoint.optimizer_step(self.engine)}
-        metrics = {"phase": self.phase, "step": self.progress.step, "valid_ndcg@10": self.progress.best}
+        progress = self.progress
+        metrics = {"phase": self.phase, "step": progress.step, "valid_ndcg@10": progress.best}
+        metrics |= {"epoch": progress.step / self.steps_per_epoch, "seconds": progress.seconds}
         if self.setup.rank != 0:
             ray.train.report(metrics)
             return
