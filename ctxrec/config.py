@@ -338,6 +338,11 @@ def load_config(path: str | None = None, overrides: Sequence[str] = (), *, base:
     for section, options in (_read_toml(path) if path is not None else {}).items():
         both = isinstance(options, dict) and isinstance(raw.get(section), dict)
         raw[section] = raw[section] | options if both else options
+    return config_with(raw, overrides, source=path or "--set")
+
+
+def config_with(raw: dict[str, Any], overrides: Sequence[str], *, source: str) -> Config:
+    """A config from the content of a file and `section.key=value` overrides on it."""
     for override in overrides:
         key, separator, text = override.partition("=")
         parts = key.strip().split(".")
@@ -346,8 +351,8 @@ def load_config(path: str | None = None, overrides: Sequence[str] = (), *, base:
         section = raw.setdefault(parts[0], {})
         if not isinstance(section, dict):
             raise UserError(f"{parts[0]} is {section!r}; expected a section of options")
-        section[parts[1]] = _parse_value(text.strip())
-    return Config.from_dict(raw, source=path or "--set")
+        section[parts[1]] = parse_value(text.strip())
+    return Config.from_dict(raw, source=source)
 
 
 def _read_toml(path: str) -> dict[str, Any]:
@@ -357,7 +362,8 @@ def _read_toml(path: str) -> dict[str, Any]:
         raise UserError(f"{path} is not valid TOML: {error}") from error
 
 
-def _parse_value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """The value of an override."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
