@@ -65,6 +65,17 @@ class Events:
             context=self.context.take(index),
         )
 
+    def keep(self, kept: np.ndarray) -> Events:
+        """The same rows with some of their events alone (bool [E])."""
+        index = np.flatnonzero(kept)
+        return Events(
+            offsets=np.concatenate([[0], np.cumsum(kept)])[self.offsets].astype(np.int64),
+            items=self.items[index],
+            times=self.times[index],
+            actions=self.actions[index],
+            context=self.context.take(index),
+        )
+
 
 @dataclass(frozen=True)
 class Users:

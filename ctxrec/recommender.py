@@ -318,17 +318,7 @@ class Recommender:
 def _without_items_from(history: Events, first: int) -> Events:
     """The events of items before `first`."""
     kept = history.items < first
-    if kept.all():
-        return history
-    offsets = np.concatenate([[0], np.cumsum(kept)])[history.offsets].astype(np.int64)
-    index = np.flatnonzero(kept)
-    return Events(
-        offsets=offsets,
-        items=history.items[index],
-        times=history.times[index],
-        actions=history.actions[index],
-        context=history.context.take(index),
-    )
+    return history if kept.all() else history.keep(kept)
 
 
 def _microseconds(seconds: Any, default: int) -> int:

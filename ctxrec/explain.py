@@ -1,0 +1,135 @@
+"""Why an item has its score: what the score would lack without each part of the request.
+
+The effect of a history item is the score minus the score of the same request without any event of that item; that
+of a context feature, minus the score of the same request with the feature missing; that of hour, weekday or month,
+minus the mean score over all hours, weekdays or months. Effects are differences of real scores, all computed in one
+batch, and need not add up to the score. What adds up to it are the shares of its sources (`ctxrec.blend`).
+
+Legend: V variants of a request, P items.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ctxrec import schema
+from ctxrec.events import Requests
+from ctxrec.recommender import Recommender
+
+HISTORY_ITEMS = 10  # distinct items of the history, the latest, whose effects are told
+MEMORY = "memory"
+_TIMES = {"hour": np.arange(24), "weekday": np.arange(7), "month": np.arange(1, 13)}
+
+
+@dataclass(frozen=True)
+class Why:
+    """What an item's score is made of.
+
+    history: effect of each of the latest items of the history, by id; the largest effect first, whatever its sign.
+    context: effect of each context feature that the request has, and of the time; likewise.
+    sources: share of the score of each source; they sum to the score.
+    """
+
+    history: dict[str, float]
+    context: dict[str, float]
+    sources: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """A request that lacks something: an item of the history, or what a context feature says."""
+
+    item: int | None = None
+    feature: str = ""
+    code: int = schema.MISSING  # of a categorical feature, in place of its own
+
+
+def explain(recommender: Recommender, request: Requests, positions: np.ndarray) -> list[Why]:
+    """Why each of these items has its score.
+
+    Args:
+        recommender: the model.
+        request: one request of `recommender.make_requests`.
+        positions: int64 [P] items.
+    """
+    assert len(request) == 1
+    variants = [_Variant(), *_variants(request)]
+    scores_VP = _scores(recommender, _requests(request, variants), positions)
+    own_P = scores_VP[0]
+    effects: dict[str, dict[str | int, np.ndarray]] = {"history": {}, "context": {}}
+    for variant, scores_P in zip(variants[1:], scores_VP[1:], strict=True):
+        kind, key = ("context", variant.feature) if variant.item is None else ("history", variant.item)
+        share = 1 / len(_TIMES.get(variant.feature, (0,)))
+        effects[kind][key] = effects[kind].get(key, own_P) - share * scores_P
+    sources = _sources(recommender, request, positions)
+    ids = recommender.item_ids
+    history = {ids[item]: values for item, values in effects["history"].items()}
+    return [
+        Why(
+            history=_largest_first({item: float(values[p]) for item, values in history.items()}),
+            context=_largest_first({str(name): float(values[p]) for name, values in effects["context"].items()}),
+            sources={name: float(values[p]) for name, values in sources.items()},
+        )
+        for p in range(len(positions))
+    ]
+
+
+def _variants(request: Requests) -> Iterator[_Variant]:
+    latest = dict.fromkeys(request.history.items[::-1].tolist())
+    for item in list(latest)[:HISTORY_ITEMS]:
+        yield _Variant(item=item)
+    for name, times in _TIMES.items():
+        for value in times:
+            yield _Variant(feature=name, code=int(value) + schema.FIRST_CODE)
+    context = request.context
+    for name, codes in context.cat.items():
+        if name not in _TIMES and codes[0] != schema.MISSING:
+            yield _Variant(feature=name)
+    yield from (_Variant(feature=name) for name, values in context.num.items() if not np.isnan(values[0]))
+    yield from (_Variant(feature=name) for name, values in context.text.items() if values[0])
+
+
+def _requests(request: Requests, variants: list[_Variant]) -> Requests:
+    """The variants as requests."""
+    made = request.take(np.zeros(len(variants), np.int64))
+    kept = np.ones(len(made.history.items), bool)
+    for row, variant in enumerate(variants):
+        span = made.history.row(row)
+        if variant.item is not None:
+            kept[span] = made.history.items[span] != variant.item
+        elif variant.feature in made.context.cat:
+            made.context.cat[variant.feature][row] = variant.code
+        elif variant.feature in made.context.num:
+            made.context.num[variant.feature][row] = np.nan
+        elif variant.feature:
+            made.context.text[variant.feature][row] = None
+    return dataclasses.replace(made, history=made.history.keep(kept))
+
+
+def _scores(recommender: Recommender, requests: Requests, positions: np.ndarray) -> np.ndarray:
+    """Scores of some items alone: float32 [V, P]."""
+    scores = recommender.queries(requests) @ recommender.vectors[positions].T
+    remembered = recommender.remembered(requests)
+    return scores if remembered is None else scores + remembered[:, positions].toarray()
+
+
+def _sources(recommender: Recommender, request: Requests, positions: np.ndarray) -> dict[str, np.ndarray]:
+    """The part of each source in the scores: [P] each."""
+    products = recommender.vectors[positions] * recommender.queries(request)
+    blend = recommender.blend
+    names, widths = list(("sequence", "content")[: len(recommender.widths)]), list(recommender.widths)
+    if blend is not None:
+        names = blend.sources[: len(blend.sources) - len(blend.memory.sources)]
+        widths += ([] if blend.text_IC is None else [blend.text_IC.shape[1]]) + [1, 1]  # popularity, recent popularity
+    ends = np.cumsum(widths)
+    made = {name: products[:, end - width : end].sum(1) for name, width, end in zip(names, widths, ends, strict=True)}
+    remembered = recommender.remembered(request)
+    return made if remembered is None else made | {MEMORY: remembered[:, positions].toarray()[0]}
+
+
+def _largest_first(effects: dict[str, float]) -> dict[str, float]:
+    return dict(sorted(effects.items(), key=lambda pair: -abs(pair[1])))
