@@ -7,6 +7,7 @@ yet. One script changes all three, so that they agree whatever happens.
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ try:
 except ImportError as error:
     raise UserError("a Redis store needs the package redis; install it with pip install 'ctxrec[redis]'") from error
 
+PASSWORD = "CTXREC_REDIS_PASSWORD"  # variable with the server's password, for a URL that has none
 _PREFIX = "ctxrec:"
 _TIMEOUT_S = 1.0
 _LEASE_S = 120  # a writer of files that is silent for so long has died
@@ -70,7 +72,11 @@ class RedisStore:
         self._me = uuid.uuid4().hex
         try:
             self._redis = redis.Redis.from_url(
-                url, decode_responses=True, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S
+                url,
+                password=os.environ.get(PASSWORD) or None,  # one in the URL goes before it
+                decode_responses=True,
+                socket_timeout=_TIMEOUT_S,
+                socket_connect_timeout=_TIMEOUT_S,
             )
             self._redis.ping()
             if durable:
