@@ -21,6 +21,7 @@ from ctxrec.errors import UserError
 from ctxrec.events import Requests
 from ctxrec.filters import ColumnRule, ItemFilter
 from ctxrec.index import NO_ITEM, Allowed, Excluded, Index, exact_search, load_index, top_positions
+from ctxrec.item_cards import ItemCards
 from ctxrec.live_items import EncodedItems
 from ctxrec.live_vectors import LiveVectors
 from ctxrec.published import is_models, read_published, version_folder
@@ -50,6 +51,7 @@ class Retriever:
         self.recommender = recommender
         self.index = index
         self.reranker = reranker
+        self.cards = ItemCards(recommender.items, recommender.spec.items)
         self._live: LiveVectors | None = None
 
     def top_k(
@@ -118,12 +120,18 @@ class Retriever:
         if changed is not None:
             places = self._live.put(changed)
             self._filter.put(places, changed.table)
+            self.cards.put(places, changed.table)
         self._live.remove(self.positions(removed))
 
     @property
     def num_live_items(self) -> int:
         """Items that are searched beside the index."""
         return 0 if self._live is None else len(self._live.fresh)
+
+    @property
+    def num_items(self) -> int:
+        """Items that may be found."""
+        return len(self.recommender.item_ids) if self._live is None else int(self._live.alive.sum())
 
     def has_item(self, item_id: str) -> bool:
         """Whether the catalogue has the item, so that it can be recommended."""

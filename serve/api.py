@@ -143,7 +143,9 @@ class RecommendRequest(_Body):
         "categorical column. `min` and `max` are for numeric columns; an item without the number does not pass.",
         examples=[{"category": ["Comedy"]}, {"category": {"none": ["Horror"]}, "price": {"min": 5, "max": 20}}],
     )
-    explain: bool = False
+    explain: bool = Field(
+        default=False, description="Say of each item why it is there; for a request alone, not in a list."
+    )
 
     @model_validator(mode="after")
     def _somebody_asks(self) -> RecommendRequest:
@@ -151,18 +153,19 @@ class RecommendRequest(_Body):
             raise ValueError("user_id or history is required")
         return self
 
-    @field_validator("explain")
-    @classmethod
-    def _no_explanations(cls, value: bool) -> bool:
-        if value:
-            raise ValueError("explanations are not supported yet; leave explain out or set it to false")
-        return value
-
 
 class RecommendBatch(_Body):
     """Many requests in one call, answered by one version of the model."""
 
     requests: Annotated[list[RecommendRequest], Field(min_length=1, max_length=MAX_REQUESTS)]
+
+    @field_validator("requests")
+    @classmethod
+    def _explained_alone(cls, requests: list[RecommendRequest]) -> list[RecommendRequest]:
+        for place, request in enumerate(requests):
+            if request.explain:
+                raise ValueError(f"request {place} has explain; expected it in a request alone, not in a list")
+        return requests
 
 
 class NewEvent(_Body):
@@ -221,11 +224,25 @@ class AcceptedResponse(BaseModel):
     accepted: int
 
 
+class Reasons(BaseModel):
+    """What an item's score is made of.
+
+    `history` and `context`: what the score lacks without each of the latest items of the history and without each
+    context feature (for hour, weekday and month, against their mean), the largest effect first.
+    `sources`: parts of the model; these sum to the score.
+    """
+
+    history: dict[str, float]
+    context: dict[str, float]
+    sources: dict[str, float]
+
+
 class ScoredItem(BaseModel):
     """An item and its score; higher is better, and scores of one answer compare with each other only."""
 
     item_id: str
     score: float
+    why: Reasons | None = Field(default=None, description="Only with `explain`.")
 
 
 class ItemsResponse(BaseModel):
@@ -244,6 +261,73 @@ class BatchResponse(BaseModel):
     """One answer for each request, in their order."""
 
     responses: list[ItemsResponse]
+
+
+class ItemColumns(BaseModel):
+    """Columns of the item file: values of the categorical ones by frequency, the range of the numeric ones."""
+
+    categorical: dict[str, list[str]]
+    numeric: dict[str, dict[str, float | None]]
+
+
+class ContextFeatures(BaseModel):
+    """What a request's context may hold besides its time."""
+
+    categorical: dict[str, list[str]]
+    numeric: list[str]
+    text: list[str]
+
+
+class CatalogueResponse(BaseModel):
+    """What is served. `latest_event`: time of the last event of the log, epoch seconds."""
+
+    name: str
+    model_version: str
+    num_items: int
+    num_users: int
+    latest_event: float | None
+    repeats: bool
+    actions: list[str]
+    item_columns: ItemColumns
+    context: ContextFeatures
+
+
+class ItemRows(BaseModel):
+    """Items with `item_id`, `title` and the columns of the item file."""
+
+    items: list[dict[str, Any]]
+
+
+class UserRow(BaseModel):
+    """A user of the log, and how many events it has of them."""
+
+    user_id: str
+    events: int
+
+
+class UsersResponse(BaseModel):
+    """Users in the order of their ids."""
+
+    users: list[UserRow]
+
+
+class ToldEvent(BaseModel):
+    """One thing a user did."""
+
+    item_id: str
+    title: str
+    action: str | None
+    timestamp: float
+    context: dict[str, Any]
+
+
+class HistoryResponse(BaseModel):
+    """The latest events first; `known` is whether there are any."""
+
+    user_id: str
+    known: bool
+    events: list[ToldEvent]
+    degraded: str | None = None
 
 
 class ErrorResponse(BaseModel):

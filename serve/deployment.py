@@ -18,7 +18,7 @@ from starlette.responses import Response
 from ctxrec.errors import UserError
 from ctxrec.history_store import StoreError
 from ctxrec.live_items import BadRow, NoEncoder
-from serve import edge
+from serve import browse, edge
 from serve.api import (
     AcceptedResponse,
     BatchResponse,
@@ -39,6 +39,7 @@ from serve.options import AppArgs
 from serve.replica import Replica
 
 app = make_app()
+app.include_router(browse.router)
 
 
 @ray.serve.deployment
@@ -58,6 +59,7 @@ class Service:
         self._metrics = Metrics(metrics)
         self._edge = edge.install(args, self._keys, self._metrics)
         self._replica = Replica(args, self._metrics, num_threads=max(1, int(cpus)))
+        browse.install(self._replica, self._keys, page=args.page)
 
     def __del__(self):
         """Serve calls this when it stops a replica, after the last request."""

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import faiss
+import numpy as np
 import torch
 
 from ctxrec.errors import UserError
-from ctxrec.events import US
+from ctxrec.events import US, Events
+from ctxrec.explain import Why, explain
 from ctxrec.filters import ColumnRule
 from ctxrec.history_store import HistoryStore, LoggedEvent, StoreError
 from ctxrec.recommender import RawEvent, RawRequest
 from ctxrec.retrieval import Retriever, load_retriever
 from ctxrec.timing import Stopwatch
-from serve.api import RecommendRequest
+from serve.api import Context, RecommendRequest
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +38,14 @@ class Answer:
     model_version: str
     fallback: bool = False
     degraded: str | None = None
+    why: list[Why] | None = None  # of each item, where it was asked for
 
 
 def answer_json(answer: Answer) -> dict:
     """The answer as the API gives it."""
     items = [{"item_id": i, "score": s} for i, s in zip(answer.item_ids, answer.scores, strict=True)]
+    if answer.why is not None:
+        items = [{**item, "why": dataclasses.asdict(why)} for item, why in zip(items, answer.why, strict=True)]
     made = {"items": items, "model_version": answer.model_version, "fallback": answer.fallback}
     return made if answer.degraded is None else {**made, "degraded": answer.degraded}
 
@@ -114,6 +121,11 @@ class Engine:
             for body, (positions, scores), is_fallback in zip(bodies, found, fallback, strict=True)
         ]
         watch.lap("search")
+        for n, body in enumerate(bodies):
+            if body.explain:
+                why = explain(retriever.recommender, requests.take(np.array([n])), found[n][0][: body.k])
+                answers[n] = dataclasses.replace(answers[n], why=why)
+                watch.lap("explain")
         return answers
 
     def _raw_requests(self, bodies: Sequence[RecommendRequest]) -> tuple[list[RawRequest], str | None]:
@@ -155,6 +167,17 @@ class Engine:
     def _logged(self, event: LoggedEvent) -> RawEvent:
         context = self._retriever.recommender.usable_context(event.context) if event.context else event.context
         return RawEvent(event.item_id, action=event.action, timestamp=event.time_us / US, context=context)
+
+    @cached_property
+    def user_names(self) -> list[str]:
+        """Ids of the bundle's users, sorted."""
+        return sorted(self._retriever.recommender.user_row)
+
+    def history(self, user_id: str, before: float | None) -> tuple[Events, str | None]:
+        """What a user did before a time (epoch seconds; None: now), and what is missing of it, if anything."""
+        body = RecommendRequest(user_id=user_id, context=Context(timestamp=before))
+        raw, degraded = self._raw_requests([body])
+        return self._retriever.recommender.make_requests(raw)[0].history, degraded
 
     def similar(self, item_id: str, k: int) -> Answer | None:
         """The items most like one; None when the catalogue does not have it."""

@@ -48,6 +48,7 @@ class AppArgs(BaseModel):
         default=0, ge=0, description="proxies in front that write X-Forwarded-For, from which addresses are then taken"
     )
     access_log: str = Field(default="", description="file for a JSON line a request; -: standard output; empty: none")
+    page: bool = Field(default=True, description="a page to look at what is served, at /")
     cors_origins: str = Field(default="", description="origins of pages that may ask, with commas between, or *")
 
     def live_folder(self) -> str:

@@ -81,6 +81,11 @@ class Replica:
         with self._admitted():
             return await self._in(self._computing, lambda: self._engine.similar(item_id, k))
 
+    async def look(self, call: Callable[[Engine], Any]) -> Any:
+        """What a function says of the present version, between two batches."""
+        with self._admitted():
+            return await self._in(self._computing, lambda: call(self._engine))
+
     async def append(self, events: Sequence[LoggedEvent]) -> int | Refused | StoreError:
         """How many events are on disk now, or why they are not."""
         with self._admitted():

@@ -1,0 +1,184 @@
+"""What people look at: rows of the catalogue, users and their histories, and the page that shows them.
+
+These are plain functions, not methods of the deployment: what they ask lies in this module, which Serve imports in
+each replica, while it copies the app.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow.compute as pc
+from fastapi import APIRouter, Query, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from ctxrec import schema
+from ctxrec.events import EARLIEST_S, LATEST_S, US, Events
+from ctxrec.recommender import Recommender
+from serve.api import MAX_ITEMS, CatalogueResponse, HistoryResponse, Id, ItemRows, UsersResponse
+from serve.engine import Engine
+from serve.http import AsciiJson
+from serve.keys import ADMIN, READ, Keys
+from serve.replica import Replica
+
+router = APIRouter()
+
+_PAGE = Path(__file__).parent / "page"
+_KINDS = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+}
+_FILES = {path.name: path for path in _PAGE.glob("*.*")}
+_POLICY = "; ".join(
+    ["default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self'", "img-src 'self' data:"]
+    + ["base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"]
+)  # fmt: skip
+_VALUES = 300  # of a categorical column or feature that are listed, by frequency
+
+_state: tuple[Replica, Keys, bool] | None = None
+
+
+def install(replica: Replica, keys: Keys, *, page: bool) -> None:
+    """Let this process answer; without `page`, only what programs ask."""
+    global _state
+    _state = replica, keys, page
+
+
+def _replica(request: Request, scope: str) -> Replica:
+    assert _state is not None, "a replica installs itself before it takes requests"
+    replica, keys, _ = _state
+    keys.check(request.headers, scope)
+    return replica
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> Response:
+    return _file("index.html")
+
+
+@router.get("/page/{name}", include_in_schema=False)
+async def page_file(name: str) -> Response:
+    return _file(name)
+
+
+def _file(name: str) -> Response:
+    if _state is None or not _state[2] or name not in _FILES:
+        raise HTTPException(404)
+    path = _FILES[name]
+    headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
+    return Response(path.read_bytes(), headers=headers, media_type=_KINDS[path.suffix])
+
+
+@router.get(
+    "/v1/catalogue", response_model=CatalogueResponse, summary="What can be asked for: columns, context, actions"
+)
+async def catalogue(request: Request) -> Response:
+    return AsciiJson(await _replica(request, READ).look(about))
+
+
+@router.get("/v1/items", response_model=ItemRows, summary="Rows of the catalogue; ids that it lacks are left out")
+async def items(request: Request, id: Annotated[list[Id], Query(min_length=1, max_length=MAX_ITEMS)]) -> Response:
+    return AsciiJson({"items": await _replica(request, READ).look(lambda engine: item_rows(engine, id))})
+
+
+@router.get("/v1/users", response_model=UsersResponse, summary="Users of the log whose ids begin so")
+async def users(
+    request: Request,
+    prefix: Annotated[str, Query(max_length=1024)] = "",
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> Response:
+    return AsciiJson({"users": await _replica(request, ADMIN).look(lambda engine: find_users(engine, prefix, limit))})
+
+
+@router.get(
+    "/v1/users/{user_id:path}/history", response_model=HistoryResponse, summary="What a user did, the latest first"
+)
+async def history(
+    request: Request,
+    user_id: Id,
+    before: Annotated[float | None, Query(ge=EARLIEST_S, le=LATEST_S, description="Epoch seconds, UTC")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+) -> Response:
+    return AsciiJson(await _replica(request, ADMIN).look(lambda engine: user_history(engine, user_id, before, limit)))
+
+
+def about(engine: Engine) -> dict[str, Any]:
+    """Name, size, columns and values of what is served."""
+    retriever, recommender = engine.retriever, engine.retriever.recommender
+    features, spec, times = recommender.features, recommender.spec, recommender.histories.events.times
+    numbers = {name: recommender.items.column(schema.numeric_column(name)) for name in features.item_numbers}
+    return {
+        "name": spec.name,
+        "model_version": recommender.model_version,
+        "num_items": retriever.num_items,
+        "num_users": len(recommender.user_row),
+        "latest_event": int(times.max()) / US if len(times) else None,
+        "repeats": spec.split.repeats,
+        "actions": features.actions,
+        "item_columns": {
+            "categorical": {name: values[:_VALUES] for name, values in features.item_categories.items()},
+            "numeric": {name: pc.min_max(column).as_py() for name, column in numbers.items()},
+        },
+        "context": {
+            "categorical": {name: values[:_VALUES] for name, values in features.context_categories.items()},
+            "numeric": list(features.context_numbers),
+            "text": list(features.context_texts),
+        },
+    }
+
+
+def item_rows(engine: Engine, ids: Sequence[str]) -> list[dict[str, Any]]:
+    retriever = engine.retriever
+    known = [retriever.recommender.item_position[item] for item in ids if retriever.has_item(item)]
+    return retriever.cards.cards(known)
+
+
+def find_users(engine: Engine, prefix: str, limit: int) -> list[dict[str, Any]]:
+    """The first users in the order of their ids that begin with the prefix."""
+    recommender = engine.retriever.recommender
+    names = engine.user_names
+    start = bisect.bisect_left(names, prefix)
+    found = [name for name in names[start : start + limit] if name.startswith(prefix)]
+    lengths = recommender.histories.events.lengths
+    return [{"user_id": name, "events": int(lengths[recommender.user_row[name]])} for name in found]
+
+
+def user_history(engine: Engine, user_id: str, before: float | None, limit: int) -> dict[str, Any]:
+    """The latest events of a user before a time, of the bundle and of the store."""
+    recommender = engine.retriever.recommender
+    events, degraded = engine.history(user_id, before)
+    told = {"user_id": user_id, "known": len(events.items) > 0, "events": _told(recommender, events, limit)}
+    titles = engine.retriever.cards.cards([recommender.item_position[event["item_id"]] for event in told["events"]])
+    for event, card in zip(told["events"], titles, strict=True):
+        event["title"] = card["title"]
+    return told if degraded is None else {**told, "degraded": degraded}
+
+
+def _told(recommender: Recommender, events: Events, limit: int) -> list[dict[str, Any]]:
+    """The latest events in words, the latest first."""
+    features, made = recommender.features, []
+    for n in range(len(events.items) - 1, max(len(events.items) - 1 - limit, -1), -1):
+        context: dict[str, Any] = {
+            name: values[code - schema.FIRST_CODE]
+            for name, values in features.context_categories.items()
+            if (code := int(events.context.cat[name][n])) >= schema.FIRST_CODE
+        }
+        numbers = {name: float(events.context.num[name][n]) for name in features.context_numbers}
+        context |= {name: round(value, 6) for name, value in numbers.items() if not np.isnan(value)}
+        context |= {name: text for name in features.context_texts if (text := events.context.text[name][n])}
+        action = int(events.actions[n])
+        made.append(
+            {
+                "item_id": recommender.item_ids[int(events.items[n])],
+                "action": features.actions[action - 1] if action else None,
+                "timestamp": int(events.times[n]) / US,
+                "context": context,
+            }
+        )
+    return made

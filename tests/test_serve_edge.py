@@ -1,0 +1,103 @@
+"""Limits, access log and keys of files, without a service."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ctxrec.errors import UserError
+from serve.access_log import AccessLog, request_id
+from serve.keys import ADMIN, READ, WRITE, Keys, keys_from_environment
+from serve.limits import RateLimiter, address_of
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_bucket_fills_at_its_rate_up_to_its_burst():
+    clock = Clock()
+    limiter = RateLimiter(2, 3, clock=clock)
+    assert [limiter.take("a") for _ in range(3)] == [0, 0, 0]
+    assert limiter.take("a") == pytest.approx(0.5) and limiter.take("a") == pytest.approx(0.5), (
+        "a refusal costs nothing"
+    )
+    assert limiter.take("b") == 0, "each caller has a bucket"
+    clock.now += 0.5
+    assert limiter.take("a") == 0 and limiter.take("a") == pytest.approx(0.5)
+    clock.now += 1000
+    assert [bool(limiter.take("a")) for _ in range(4)] == [False, False, False, True]
+
+
+def test_what_a_list_costs_is_waited_for_afterwards():
+    clock = Clock()
+    limiter = RateLimiter(10, 5, clock=clock)
+    assert limiter.take("a") == 0
+    limiter.charge("a", 104)  # 105 in all, of which 5 were there
+    assert limiter.take("a") == pytest.approx(10.1)
+    clock.now += 10.1
+    assert limiter.take("a") == 0
+
+
+def test_a_crowd_of_callers_takes_bounded_memory():
+    clock = Clock()
+    limiter = RateLimiter(1, 1, clock=clock)
+    limiter.charge("greedy", 10_000)
+    for n in range(120_000):
+        limiter.take(f"address {n}")
+        clock.now += 1e-6
+    assert len(limiter._full_at) <= 50_001
+    assert limiter.take("greedy") > 9000, "those that have asked most are remembered"
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "proxies", "wanted"),
+    [
+        ([], 0, "10.0.0.1"), ([], 1, "10.0.0.1"), ([b"1.1.1.1"], 0, "10.0.0.1"),
+        ([b"1.1.1.1, 2.2.2.2"], 1, "2.2.2.2"), ([b"1.1.1.1, 2.2.2.2"], 2, "1.1.1.1"),
+        ([b"1.1.1.1", b"2.2.2.2"], 1, "2.2.2.2"), ([b"1.1.1.1"], 3, "1.1.1.1"), ([b" , "], 1, "10.0.0.1"),
+    ],
+)  # fmt: skip
+def test_addresses_behind_proxies(forwarded, proxies, wanted):
+    scope = {"client": ("10.0.0.1", 5), "headers": [(b"x-forwarded-for", value) for value in forwarded]}
+    assert address_of(scope, proxies) == wanted
+
+
+def test_log_lines_are_whole_and_ids_are_fit_to_print(tmp_path):
+    path = tmp_path / "deep" / "access.jsonl"
+    for part in range(2):
+        log = AccessLog(str(path))
+        for n in range(100):
+            log.add({"time": 1_700_000_000.25, "n": 100 * part + n})
+        log.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["n"] for line in lines] == list(range(200))
+    assert lines[0]["time"] == "2023-11-14T22:13:20.250+00:00"
+    for sent, wanted in ((b"a-b_c:1", "a-b_c:1"), (b'x"y', None), (b"x" * 129, None), (b"\xff", None), (b"a b", None)):
+        assert request_id({"headers": [(b"x-request-id", sent)]}) == wanted
+    assert request_id({"headers": []}) is None
+
+
+def test_keys_from_a_file(tmp_path, monkeypatch):
+    path = tmp_path / "keys"
+    path.write_text("# of the shop\nread@one   # the web site\nadmin@two\n")
+    monkeypatch.setenv("CTXREC_API_KEYS_FILE", str(path))
+    monkeypatch.setenv("CTXREC_API_KEYS", "write@one")
+    scopes = keys_from_environment()
+    keys = Keys(scopes)
+    assert keys.are_asked_for and sorted(map(sorted, scopes.values())) == [[ADMIN, READ, WRITE], [READ, WRITE]]
+    assert keys.valid({"x-api-key": "two"}) and not keys.valid({"x-api-key": "web"}) and not keys.valid({})
+    path.write_text("# nothing yet\n")
+    with pytest.raises(UserError, match="has no key"):
+        keys_from_environment()
+    path.write_text("reed@secret")
+    with pytest.raises(UserError, match=r"entry 1 of .*keys is no key") as caught:
+        keys_from_environment()
+    assert "secret" not in str(caught.value)
+    monkeypatch.setenv("CTXREC_API_KEYS_FILE", str(tmp_path / "missing"))
+    with pytest.raises(UserError, match="cannot be read"):
+        keys_from_environment()
