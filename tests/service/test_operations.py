@@ -72,7 +72,9 @@ def test_keys_are_asked_for_and_overload_is_a_503_with_retry_after(tiny_run, cli
 
     from serve.app import AppArgs, build_app
 
-    args = AppArgs(run=tiny_run, cpus_per_replica=0.1, max_waiting=1, store=str(tmp_path), load_encoder=False)
+    args = AppArgs(
+        run=tiny_run, cpus_per_replica=0.1, max_waiting=1, store=str(tmp_path), load_encoder=False, page=False
+    )
     monkeypatch.setenv("CTXREC_API_KEYS", "first read@second")
     ray.serve.run(build_app(args), name="small", route_prefix="/small")
     body = {"k": 1000, "history": [{"item_id": f"i{n % 40}", "context": {"device": "tv"}} for n in range(1000)]}
@@ -105,8 +107,15 @@ def check_keys(client) -> None:
         ("GET", "/metrics", None), ("GET", "/v1/items/i1/similar", None),
         ("POST", "/v1/recommend", {"user_id": "u1"}), ("POST", "/v1/events", {"events": [{"user_id": "a", "item_id": "i1"}]}),
         ("POST", "/v1/items", {"items": [{"item_id": "x"}]}), ("DELETE", "/v1/items/x", None),
+        ("GET", "/v1/catalogue", None), ("GET", "/v1/items?id=i1", None),
+        ("GET", "/v1/users", None), ("GET", "/v1/users/u1/history", None),
     ]  # fmt: skip
-    for key, wanted in ((None, [401] * 6), ("third", [401] * 6), ("second", [200, 200, 200, 403, 403, 403])):
+    assert client.get("/small/").status_code == client.get("/small/page/main.js").status_code == 404, "page=false"
+    for key, wanted in (
+        (None, [401] * 10),
+        ("third", [401] * 10),
+        ("second", [200] * 3 + [403] * 3 + [200] * 2 + [403] * 2),
+    ):
         headers = {} if key is None else {"X-API-Key": key}
         found = [client.request(m, f"/small{p}", json=body, headers=headers).status_code for m, p, body in calls]
         assert found == wanted, key

@@ -1,0 +1,252 @@
+// The page: what is asked is read from the form, at each change of it.
+
+import { call, findUsers, history, itemRows, key, similar, stages } from "./api.js";
+import { byId, choice, event, field, make, plainList, reasons, recommendation, stageRows } from "./view.js";
+
+const DAY = 86400;
+const state = { about: null, context: [], filters: [], shown: new Map(), times: [], number: 0, why: null };
+
+start();
+
+async function start() {
+  byId("asked").addEventListener("input", changed);
+  byId("asked").addEventListener("submit", (submitted) => submitted.preventDefault());
+  byId("asked").addEventListener("reset", () => setTimeout(startOver));
+  byId("key").addEventListener("change", () => {
+    key.set(byId("key").value);
+    load();
+  });
+  byId("list").addEventListener("click", (clicked) => {
+    const button = clicked.target.closest("button");
+    if (button) toggle(button);
+  });
+  await load();
+  setInterval(health, 10000);
+}
+
+async function load() {
+  health();
+  try {
+    state.about = (await call("v1/catalogue")).answer;
+  } catch (error) {
+    return fail(error);
+  }
+  const about = state.about;
+  byId("key-section").hidden = !key.get();
+  byId("data-name").textContent = about.name;
+  byId("num-items").textContent = about.num_items.toLocaleString("en");
+  document.title = `ctxrec \u2013 ${about.name}`;
+  makeFields(about);
+  await startOver();
+}
+
+function makeFields(about) {
+  const made = [];
+  const add = (name, control) => made.push({ name, control, parts: field(`context-${made.length}`, name, control) });
+  for (const [name, values] of Object.entries(about.context.categorical)) add(name, choice(values, "not said"));
+  for (const name of about.context.numeric) add(name, make("input", { type: "number", step: "any" }));
+  for (const name of about.context.text) add(name, make("input", { type: "text" }));
+  state.context = made;
+  byId("context").replaceChildren(...made.flatMap(({ parts }) => parts));
+  byId("context-section").hidden = made.length === 0;
+  const columns = Object.entries(about.item_columns.categorical);
+  state.filters = columns.map(([name, values], n) => {
+    const control = choice(values, "any");
+    return { name, control, parts: field(`filter-${n}`, `Only ${name}`, control) };
+  });
+  byId("filters").replaceChildren(...state.filters.flatMap(({ parts }) => parts));
+}
+
+async function startOver() {
+  const latest = state.about?.latest_event ?? 0;
+  const now = Date.now() / 1000;
+  setMoment(now - latest < 30 * DAY ? now : latest + 60); // an old log is asked at its end
+  await someUsers();
+  if (!byId("user").value) byId("user").value = byId("some-users").firstElementChild?.textContent ?? "";
+  await showUser();
+}
+
+// The moment, and the hour and weekday that it has: one changes with the other. Epoch seconds, UTC.
+function moment() {
+  const text = byId("moment").value;
+  return text ? Date.parse(`${text}Z`) / 1000 : Math.floor(Date.now() / 1000);
+}
+
+function setMoment(seconds) {
+  const date = new Date(seconds * 1000);
+  byId("moment").value = date.toISOString().slice(0, 16);
+  byId("hour").value = date.getUTCHours();
+  byId("hour-text").textContent = `${String(date.getUTCHours()).padStart(2, "0")}:00`;
+  byId("weekday").value = (date.getUTCDay() + 6) % 7;
+}
+
+let waiting;
+function changed({ target }) {
+  if (target.id === "key") return;
+  if (target.id === "moment" && byId("moment").value) setMoment(moment());
+  if (target.id === "hour") setMoment(moment() + 3600 * (target.value - new Date(moment() * 1000).getUTCHours()));
+  if (target.id === "weekday") setMoment(moment() + DAY * (target.value - ((new Date(moment() * 1000).getUTCDay() + 6) % 7)));
+  clearTimeout(waiting);
+  if (target.id === "user") suggest();
+  waiting = setTimeout(target.id === "user" || target.id === "moment" ? showUser : ask, 150);
+}
+
+async function suggest() {
+  const found = await quietly(() => findUsers(byId("user").value, 20));
+  if (found) byId("users").replaceChildren(...found.answer.users.map((u) => make("option", { value: u.user_id })));
+}
+
+async function someUsers() {
+  const found = await quietly(() => findUsers("", 100));
+  const users = (found?.answer.users ?? []).filter((user) => user.events >= 3).slice(0, 8);
+  const buttons = users.map(({ user_id, events }) =>
+    make("button", { type: "button", textContent: user_id, title: `${events} events`, onclick: () => choose(user_id) }),
+  );
+  byId("some-users").replaceChildren(...buttons);
+}
+
+function choose(user) {
+  byId("user").value = user;
+  showUser();
+}
+
+async function showUser() {
+  const user = byId("user").value.trim();
+  for (const button of byId("some-users").children) button.setAttribute("aria-pressed", String(button.textContent === user));
+  await Promise.all([ask(), showHistory(user)]);
+}
+
+async function showHistory(user) {
+  let hint = user ? "" : "Nobody is named: the list goes by the moment alone.";
+  let events = [];
+  if (user) {
+    try {
+      const { answer } = await history(user, moment());
+      events = answer.events;
+      hint = answer.known ? `${events.length === 100 ? "The latest 100" : events.length} events, the latest first.` : "Nothing is known of this user before that moment.";
+    } catch (error) {
+      hint = error.status === 401 ? "" : error.message;
+    }
+  }
+  if (user !== byId("user").value.trim()) return; // another one was named meanwhile
+  byId("history-hint").textContent = hint;
+  byId("history").replaceChildren(...events.map(event));
+}
+
+function body() {
+  const context = { timestamp: moment() };
+  for (const { name, control } of state.context) {
+    if (control.value !== "") context[name] = control.type === "number" ? Number(control.value) : control.value;
+  }
+  const filter = {};
+  for (const { name, control } of state.filters) if (control.value !== "") filter[name] = [control.value];
+  const user = byId("user").value.trim();
+  const count = Math.min(50, Math.max(1, Math.round(Number(byId("count").value)) || 12));
+  return { ...(user ? { user_id: user } : { history: [] }), k: count, context, filter };
+}
+
+async function ask() {
+  const number = ++state.number;
+  try {
+    const asked = body();
+    const { ms, answer } = await call("v1/recommend", asked);
+    const rows = await itemRows(answer.items.map((item) => item.item_id));
+    if (number !== state.number) return; // a later question is on its way
+    state.why = null;
+    state.asked = asked;
+    show(answer, rows, ms);
+  } catch (error) {
+    if (number === state.number) fail(error);
+  }
+}
+
+function show(answer, rows, ms) {
+  const before = state.shown;
+  const top = answer.items[0]?.score || 1;
+  state.shown = new Map(answer.items.map((item, n) => [item.item_id, n + 1]));
+  byId("list").replaceChildren(
+    ...answer.items.map((item, n) =>
+      recommendation(item, rows.get(item.item_id), n + 1, Math.max(top, 1e-9), before.get(item.item_id), before.size > 0),
+    ),
+  );
+  const says = [`${answer.items.length} items`];
+  if (answer.fallback) says.push("nothing is known of who asks, so these go by the moment");
+  if (answer.degraded) says.push(`without ${answer.degraded}, which could not be read`);
+  status(says.join("; "), "");
+  byId("version").textContent = answer.arm ? `${answer.model_version} (${answer.arm})` : answer.model_version;
+  state.times = [...state.times, ms].slice(-50);
+  const sorted = [...state.times].sort((a, b) => a - b);
+  byId("latency").textContent = `${ms.toFixed(0)} ms`;
+  byId("median").textContent = `${sorted[Math.floor(sorted.length / 2)].toFixed(0)} ms`;
+  showStages();
+}
+
+// Opens or closes what a button of an item shows; only one of the two at a time.
+async function toggle(button) {
+  const item = button.closest("li");
+  const detail = item.querySelector(".detail");
+  const opens = button.getAttribute("aria-expanded") === "false";
+  for (const other of item.querySelectorAll("button")) other.setAttribute("aria-expanded", "false");
+  detail.hidden = true;
+  if (!opens) return;
+  button.setAttribute("aria-expanded", "true");
+  try {
+    const parts = button.classList.contains("why") ? await whyOf(item.dataset.item) : await similarTo(item.dataset.item);
+    detail.replaceChildren(...parts);
+  } catch (error) {
+    detail.replaceChildren(make("p", { className: "hint", textContent: error.message }));
+  }
+  detail.hidden = button.getAttribute("aria-expanded") === "false";
+}
+
+async function whyOf(id) {
+  state.why ??= call("v1/recommend", { ...state.asked, explain: true }); // once for all items of the list
+  const { answer } = await state.why;
+  const item = answer.items.find((other) => other.item_id === id);
+  if (!item) return [make("p", { className: "hint", textContent: "The list has changed meanwhile." })];
+  return reasons(item.why, await itemRows(Object.keys(item.why.history)));
+}
+
+async function similarTo(id) {
+  const { answer } = await similar(id, 8);
+  return [make("h3", { textContent: "Most like it" }), plainList(answer.items, await itemRows(answer.items.map((i) => i.item_id)))];
+}
+
+async function health() {
+  try {
+    const { answer } = await call("readyz");
+    byId("health").textContent = answer.status;
+    byId("health").dataset.state = "ready";
+    byId("version").textContent = answer.model_version;
+  } catch {
+    byId("health").textContent = "does not answer";
+    byId("health").dataset.state = "down";
+  }
+}
+
+async function showStages() {
+  const found = await quietly(stages);
+  if (found) byId("stages").tBodies[0].replaceChildren(...stageRows(found));
+}
+
+async function quietly(call_) {
+  try {
+    return await call_();
+  } catch {
+    return null; // what it would have shown stays empty; the list tells what is wrong
+  }
+}
+
+function fail(error) {
+  if (error.status === 401) {
+    byId("key-section").hidden = false;
+    byId("key-hint").textContent = key.get() ? "This key is not taken." : "Kept in this tab only.";
+    byId("key").focus();
+  }
+  status(error.message, "error");
+}
+
+function status(text, kind) {
+  byId("status").textContent = text;
+  byId("status").dataset.kind = kind;
+}
