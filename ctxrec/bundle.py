@@ -155,7 +155,13 @@ def load_encoder(config: Config, encoder_path: str, adapter: str) -> TextEncoder
 
     encoder = TextEncoder(config.encoder, encoder_path, tune=True)
     if config.encoder.tune in ("lora", "dora", "ia3"):
-        set_peft_model_state_dict(encoder.backbone, load_peft_weights(adapter, device="cpu"))
+        found = set_peft_model_state_dict(encoder.backbone, load_peft_weights(adapter, device="cpu"))
+        lost = [n for n, p in encoder.backbone.named_parameters() if p.requires_grad and n in found.missing_keys]
+        if lost or found.unexpected_keys:
+            raise UserError(
+                f"the adapter in {adapter} is of other layers than encoder.top_layers = {config.encoder.top_layers} "
+                f"names ({(lost or found.unexpected_keys)[0]}); train again with this version of ctxrec"
+            )
     else:
         encoder.load_state_dict(load_file(os.path.join(adapter, "weights.safetensors")), strict=False)
     return encoder.eval()

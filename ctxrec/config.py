@@ -59,7 +59,9 @@ class EncoderConfig:
     name: a local folder or a Hugging Face id. Empty: no text encoder (ID and feature model).
     pooling: how token states become one vector; auto takes the checkpoint's own choice, else mean
         for BERT-like and last for GPT-like models.
-    tune: what is trained: LoRA, DoRA or IA3 adapters, the top `top_layers` layers, all, or nothing.
+    tune: what is trained: LoRA, DoRA or IA3 adapters in the top `top_layers` layers (0: in all), these layers
+        themselves, the whole encoder, or nothing. What the layers below the trained ones make of the catalogue is
+        computed once and kept on the machine's disk, where it takes at most `cache_gb`.
     max_tokens: item texts are cut to this length.
     token_budget: padded tokens that one forward pass of the encoder holds at most.
     """
@@ -73,11 +75,14 @@ class EncoderConfig:
     top_layers: int = 2
     max_tokens: int = 64
     token_budget: int = 4096
+    cache_gb: float = 20.0
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for key in ("rank", "top_layers", "max_tokens", "token_budget"):
+        for key in ("rank", "max_tokens", "token_budget"):
             _require(getattr(self, key) >= 1, f"encoder.{key}", getattr(self, key), "at least 1")
+        for key in ("top_layers", "cache_gb"):
+            _require(getattr(self, key) >= 0, f"encoder.{key}", getattr(self, key), "0 or more")
         _require(0 <= self.adapter_dropout < 1, "encoder.adapter_dropout", self.adapter_dropout, "from 0 to below 1")
         _require(self.token_budget >= self.max_tokens, "encoder.token_budget", self.token_budget, "at least max_tokens")
 

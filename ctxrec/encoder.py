@@ -23,6 +23,8 @@ import torch.nn as nn
 from ctxrec import storage
 from ctxrec.config import EncoderConfig
 from ctxrec.errors import UserError
+from ctxrec.item_states import ItemStates
+from ctxrec.lower_layers import cut_below, first_trained, layer_list, outside_top
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +143,7 @@ class Tokens:
     ids: np.ndarray  # int32
     offsets: np.ndarray  # int64 [I + 1]
     pad_id: int
+    states: ItemStates | None = None  # of the layers below the trained ones, for a cut encoder
 
     @property
     def lengths(self) -> np.ndarray:
@@ -172,22 +175,35 @@ def tokenise(path: str, texts: list[str], *, max_tokens: int) -> Tokens:
 class TextEncoder(nn.Module):
     """A Hugging Face encoder with pooling; adapters attached as the config says."""
 
-    def __init__(self, config: EncoderConfig, path: str, *, tune: bool) -> None:
-        """Load from a local folder; with `tune` attach what is trained, else freeze everything."""
+    def __init__(self, config: EncoderConfig, path: str, *, tune: bool, cut: bool = False) -> None:
+        """Load from a local folder; with `tune` attach what is trained, else freeze everything.
+
+        With `cut` the layers below the trained ones are left out, and `forward` is given their states.
+        """
         super().__init__()
         self.config = config
         self.pooling = _pooling(config, path)
-        backbone = _load_backbone(path)
+        backbone = load_backbone(path)
         self.width: int = backbone.config.hidden_size
         for parameter in backbone.parameters():
             parameter.requires_grad_(False)
+        self._lower = cut_below(backbone, trained_from(backbone, config)) if cut else None
         if config.gradient_checkpointing and tune:
             backbone.gradient_checkpointing_enable({"use_reentrant": False})
             backbone.enable_input_require_grads()
         self.backbone = attach(backbone, config) if tune else backbone
 
-    def forward(self, ids_nT: torch.Tensor, mask_nT: torch.Tensor) -> torch.Tensor:
-        """Pooled vectors [n, H], float32."""
+    @property
+    def is_cut(self) -> bool:
+        return self._lower is not None
+
+    def forward(
+        self, ids_nT: torch.Tensor, mask_nT: torch.Tensor, lower_nTH: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Pooled vectors [n, H], float32; a cut encoder needs `lower_nTH`, what its lowest layer reads."""
+        assert (lower_nTH is None) == (self._lower is None)
+        if self._lower is not None:
+            self._lower.states_nTH = lower_nTH.to(next(self.parameters()).dtype)
         states_nTH = self.backbone(input_ids=ids_nT, attention_mask=mask_nT).last_hidden_state
         if self.pooling == "cls":
             return states_nTH[:, 0].float()
@@ -198,7 +214,7 @@ class TextEncoder(nn.Module):
         return (states_nTH.float() * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
-def _load_backbone(path: str) -> Any:
+def load_backbone(path: str) -> Any:
     from transformers import AutoModel
     from transformers.utils import logging as transformers_logging
 
@@ -232,8 +248,15 @@ def _pooling(config: EncoderConfig, path: str) -> str:
     return "mean" if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "last"
 
 
-def lora_config(backbone: Any, *, rank: int, alpha: float, dropout: float = 0.0, dora: bool = False) -> Any:
-    """Options of a LoRA or DoRA adapter on all linear layers of a Hugging Face model."""
+def trained_from(backbone: Any, config: EncoderConfig) -> int:
+    """Number of the lowest layer that `config` trains; 0 where something below the layers is trained too."""
+    return 0 if config.tune == "full" else first_trained(backbone, config.top_layers)
+
+
+def lora_config(
+    backbone: Any, *, rank: int, alpha: float, dropout: float = 0.0, dora: bool = False, exclude: str | None = None
+) -> Any:
+    """Options of a LoRA or DoRA adapter on all linear layers of a Hugging Face model but those of names `exclude`."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -241,6 +264,7 @@ def lora_config(backbone: Any, *, rank: int, alpha: float, dropout: float = 0.0,
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules="all-linear",
+        exclude_modules=exclude,
         use_dora=dora,
         fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in backbone.modules()),
     )
@@ -251,8 +275,9 @@ def attach(backbone: Any, config: EncoderConfig) -> Any:
     if config.tune in ("lora", "dora", "ia3"):
         from peft import IA3Config, get_peft_model
 
+        exclude = outside_top(backbone, config.top_layers)
         if config.tune == "ia3":
-            adapter = IA3Config()
+            adapter = IA3Config(exclude_modules=exclude)
         else:
             adapter = lora_config(
                 backbone,
@@ -260,6 +285,7 @@ def attach(backbone: Any, config: EncoderConfig) -> Any:
                 alpha=config.alpha,
                 dropout=config.adapter_dropout,
                 dora=config.tune == "dora",
+                exclude=exclude,
             )
         try:
             return get_peft_model(backbone, adapter)
@@ -269,8 +295,7 @@ def attach(backbone: Any, config: EncoderConfig) -> Any:
         for parameter in backbone.parameters():
             parameter.requires_grad_(True)
     elif config.tune == "top":
-        layers = max((m for m in backbone.modules() if isinstance(m, nn.ModuleList)), key=len)
-        for layer in list(layers)[-config.top_layers :]:
+        for layer in list(layer_list(backbone)[1])[first_trained(backbone, config.top_layers) :]:
             for parameter in layer.parameters():
                 parameter.requires_grad_(True)
     return backbone
@@ -322,11 +347,14 @@ def plan_encoding(which: np.ndarray, lengths: np.ndarray, *, budget: int, world:
     )
 
 
-def encode_share(encoder: nn.Module, tokens: Tokens, plan: EncodePlan, rank: int, device: torch.device) -> torch.Tensor:
+def encode_share(
+    encoder: TextEncoder, tokens: Tokens, plan: EncodePlan, rank: int, device: torch.device
+) -> torch.Tensor:
     """Vectors [len(share), H] of a rank's share, in its order; call it under no_grad for a table."""
     share = plan.share(rank)
     parts = []
     for start, stop, width in zip(plan.bounds, plan.bounds[1:], plan.widths, strict=False):
         ids, mask = tokens.padded(share[start:stop], int(width))
-        parts.append(encoder(ids.to(device), mask.to(device)))
+        lower = tokens.states.padded(share[start:stop], int(width)).to(device) if encoder.is_cut else None
+        parts.append(encoder(ids.to(device), mask.to(device), lower))
     return torch.cat(parts)

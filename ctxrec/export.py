@@ -42,7 +42,8 @@ class Chosen:
 def tuned_text(setup: Setup, best: dict[str, torch.Tensor]) -> tuple[TextEncoder, TextTable]:
     """The encoder of a phase's best weights, and the catalogue's vectors by it; every worker takes part."""
     assert setup.tokens is not None and setup.frozen is not None
-    encoder = TextEncoder(setup.config.encoder, setup.encoder_path, tune=True)
+    cut = setup.tokens.states is not None
+    encoder = TextEncoder(setup.config.encoder, setup.encoder_path, tune=True, cut=cut)
     weights = {n.removeprefix("encoder."): w for n, w in best.items() if n.startswith("encoder.")}
     checkpoint.load_weights(encoder, weights)
     text = TextTable(**{**vars(setup.frozen), "vectors_IH": setup.frozen.vectors_IH.clone()})

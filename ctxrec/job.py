@@ -19,6 +19,7 @@ from ctxrec import engine, schema, storage
 from ctxrec.batching import Batcher
 from ctxrec.config import Config
 from ctxrec.encoder import TextEncoder, Tokens, plan_encoding, resolve_encoder, tokenise
+from ctxrec.encoder_cache import Place, item_keys, vector_store, with_states
 from ctxrec.events import Requests
 from ctxrec.features import ItemFeatures, item_features
 from ctxrec.model import ItemTensors, ModelShape, TextTable
@@ -28,6 +29,8 @@ from ctxrec.stream import trained_items
 from ctxrec.texts import has_text, make_text_table
 from ctxrec.tracking import Tracker
 from ctxrec.validation import Validator, validation_requests
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINTS, BEFORE, TEXT = "checkpoints", "before", "text.safetensors"
 
@@ -78,8 +81,11 @@ def set_up(config: Config, data_path: str, run: str) -> Setup:
     present = has_text(catalogue.texts)
     if config.encoder.name and config.model.use_text and present.any():
         encoder_path = resolve_encoder(config.encoder.name, storage.cache_dir())
+        place = Place(rank, world, context.get_local_rank(), context.get_local_world_size(), device)
         tokens = tokenise(encoder_path, catalogue.texts, max_tokens=config.encoder.max_tokens)
-        frozen = _frozen_table(config, run, encoder_path, tokens, present, rank, world, device)
+        if config.train.encoder_epochs:
+            tokens = with_states(tokens, present, encoder_path, config.encoder, place)
+        frozen = _frozen_table(config, run, encoder_path, tokens, present, place)
     shape = ModelShape.of(
         config.model,
         data.features,
@@ -115,28 +121,50 @@ def set_up(config: Config, data_path: str, run: str) -> Setup:
 
 
 def _frozen_table(
-    config: Config,
-    run: str,
-    encoder_path: str,
-    tokens: Tokens,
-    present: np.ndarray,
-    rank: int,
-    world: int,
-    device: torch.device,
+    config: Config, run: str, encoder_path: str, tokens: Tokens, present: np.ndarray, place: Place
 ) -> TextTable:
-    """Vectors of the un-tuned encoder, encoded once by all workers together and kept in the run."""
+    """Vectors of the un-tuned encoder: from the run, or from the machine's disk, or encoded by all workers together."""
     path = storage.join(run, CHECKPOINTS, TEXT)
     if not storage.exists(path):
-        encoder = TextEncoder(config.encoder, encoder_path, tune=False).to(device).eval()
+        encoder = TextEncoder(config.encoder, encoder_path, tune=False, cut=tokens.states is not None)
         table = torch.zeros(len(present), encoder.width)
-        network = Network(torch.nn.Identity(), encoder)  # type: ignore[arg-type]
-        encode_table(network, tokens, present, config, table, rank, world, device)
-        if rank == 0:
+        _encode_new(config, encoder_path, encoder.to(place.device).eval(), tokens, present, place, table)
+        if place.rank == 0:
             tensors = {"vectors": table, "present": torch.from_numpy(present.astype(np.uint8))}
             storage.write_bytes(path, save_tensors(tensors))
         dist.barrier()
     vectors = load_tensors(storage.read_bytes(path))["vectors"].numpy()
-    return _to(make_text_table(vectors, present), device)
+    return _to(make_text_table(vectors, present), place.device)
+
+
+def _encode_new(
+    config: Config,
+    encoder_path: str,
+    encoder: TextEncoder,
+    tokens: Tokens,
+    present: np.ndarray,
+    place: Place,
+    table_IH: torch.Tensor,
+) -> None:
+    """Fill the rows of `table_IH` from the machine's disk; those that some machine lacks are encoded by all together."""
+    store, keys = vector_store(encoder_path, config.encoder, encoder.width), item_keys(tokens)
+    missing = torch.tensor([bool(has) and key not in store for has, key in zip(present, keys, strict=True)])
+    missing = missing.to(place.device, torch.int32)
+    dist.all_reduce(missing, op=dist.ReduceOp.MAX)
+    missing = missing.cpu().numpy() > 0
+    for item in np.flatnonzero(present & ~missing).tolist():
+        table_IH[item] = torch.from_numpy(store.read(keys[item])[0].copy())
+    if not missing.any():
+        return
+    network = Network(torch.nn.Identity(), encoder)  # type: ignore[arg-type]
+    encode_table(network, tokens, missing, config, table_IH, place.rank, place.world, place.device)
+    if place.local_rank == 0:
+        vectors = table_IH.numpy()
+        new = {keys[i]: vectors[i : i + 1] for i in np.flatnonzero(missing).tolist() if keys[i] not in store}
+        try:
+            store.write(new)
+        except OSError as error:  # the disk is full: this training goes on, the next one encodes again
+            logger.warning("the text vectors are not kept for later trainings: %s", error)
 
 
 def _to(table: TextTable, device: torch.device) -> TextTable:

@@ -109,6 +109,7 @@ def make_reranker(encoder_path: str, texts: list[str], config: Config, *, model_
         name=encoder_path,
         rank=options.rank,
         alpha=2.0 * options.rank,
+        top_layers=0,
         max_tokens=options.max_tokens,
         token_budget=max(config.encoder.token_budget, options.max_tokens),
     )

@@ -137,7 +137,11 @@ def _run_phase(
         made.load_state_dict(towers)
     elif made.content is not None and setup.frozen is not None:
         made.content.start_from(setup.frozen)
-    encoder = TextEncoder(setup.config.encoder, setup.encoder_path, tune=True) if phase == "encoder" else None
+    encoder = None
+    if phase == "encoder":
+        assert setup.tokens is not None
+        cut = setup.tokens.states is not None
+        encoder = TextEncoder(setup.config.encoder, setup.encoder_path, tune=True, cut=cut)
     network = Network(made, encoder).to(setup.device)
     stream = TrainStream(
         setup.data,

@@ -192,6 +192,7 @@ def tiny_config(tiny_encoder):
         None,
         [
             f"encoder.name={tiny_encoder}",
+            "encoder.top_layers=1",
             "model.dim=16",
             "model.history=10",
             "train.workers=2",

@@ -121,10 +121,11 @@ def test_adapters_alone_are_trained_and_start_as_the_plain_encoder(path, tune, m
     )
 
 
-def test_lora_reaches_every_block(path):
-    _, names = trained_names(path, "lora")
-    blocks = {part for name in names for part in (".0.", ".1.") if part in name}
-    assert blocks == {".0.", ".1."}
+@pytest.mark.parametrize("tune", ["lora", "dora", "ia3"])
+def test_an_adapter_reaches_the_top_layers_and_with_none_named_all(path, tune):
+    for top_layers, expected in ((1, {".1."}), (0, {".0.", ".1."}), (2, {".0.", ".1."})):
+        _, names = trained_names(path, tune, top_layers=top_layers)
+        assert {part for name in names for part in (".0.", ".1.") if part in name} == expected
 
 
 def test_full_top_and_freeze(path):
