@@ -53,7 +53,7 @@ def train(data_path: str, out: str, config: Config, *, callbacks: Sequence[UserC
         UserError: no prepared data, another training lies at `out`, or an option does not fit.
     """
     data_path, out = _absolute(data_path), _absolute(out)
-    config = _with_absolute_paths(config)
+    config = with_absolute_paths(config)
     data = PreparedData.open(data_path)
     check_trackers(config.train)
     if data.meta["counts"]["train"] == 0:
@@ -74,7 +74,7 @@ def train(data_path: str, out: str, config: Config, *, callbacks: Sequence[UserC
     return out
 
 
-def _with_absolute_paths(config: Config) -> Config:
+def with_absolute_paths(config: Config) -> Config:
     """Pretrained models in local folders by their absolute paths: workers run in a folder of their own."""
     encoder, model = config.encoder, config.model
     if os.path.isdir(encoder.name):
