@@ -1,0 +1,58 @@
+"""What a sweep may spend, and has spent over all its starts."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray.tune
+
+from ctxrec import storage
+
+_WRITE_EVERY_S = 5.0
+
+
+class Budget(ray.tune.Stopper):
+    """Ends the sweep when its hours or GPU-hours are used up.
+
+    The file at `path` holds limits and what is spent; each start of the sweep reads it, so that a sweep that goes on
+    keeps its account and takes new limits.
+    """
+
+    def __init__(self, path: str, gpus_per_trial: float) -> None:
+        self.path, self.gpus_per_trial = path, gpus_per_trial
+        self._begin()
+
+    def _begin(self) -> None:
+        self._account = storage.read_json(self.path)
+        self._began, self._written = time.monotonic(), 0.0
+        self._hours_before = self._account["hours"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "gpus_per_trial": self.gpus_per_trial}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Take account of a trial's time; a trial by itself is never stopped here."""
+        self._account["gpu_hours"] += self.gpus_per_trial * result.get("time_this_iter_s", 0.0) / 3600
+        return False
+
+    def stop_all(self) -> bool:
+        now = time.monotonic()
+        self._account["hours"] = self._hours_before + (now - self._began) / 3600
+        if now - self._written > _WRITE_EVERY_S:
+            self._written = now
+            storage.write_json(self.path, self._account)
+        return is_spent(self._account)
+
+
+def open_account(path: str, *, max_hours: float, max_gpu_hours: float) -> None:
+    """Write limits into the account; what is spent stays."""
+    spent = {"hours": 0.0, "gpu_hours": 0.0} | (storage.read_json(path) if storage.exists(path) else {})
+    storage.write_json(path, spent | {"max_hours": max_hours, "max_gpu_hours": max_gpu_hours})
+
+
+def is_spent(account: dict[str, Any]) -> bool:
+    return any(0 < account[f"max_{what}"] <= account[what] for what in ("hours", "gpu_hours"))

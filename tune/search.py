@@ -1,0 +1,91 @@
+"""Ray Tune's searchers and schedulers from the sweep's options."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import optuna
+import ray.tune
+import ray.tune.schedulers
+from ray.tune.search.optuna import OptunaSearch
+
+from tune.options import Sweep
+from tune.space import Parameter, defaults_inside
+
+TIME = "epoch"
+_BRACKETS = 3  # of HyperBand: grace periods of 1, `reduction` and its square
+_FIRST_RANDOM = 8  # trials that TPE draws at random before it has something to learn from
+
+
+def make_searcher(sweep: Sweep, points: list[dict[str, Any]]) -> Any:
+    """Optuna's sampler behind Ray Tune; `points` are tried first."""
+    options = sweep.options
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if options.search == "random":
+        sampler: Any = optuna.samplers.RandomSampler(seed=options.seed)
+    else:
+        several = len(options.metric) > 1
+        sampler = optuna.samplers.TPESampler(
+            seed=options.seed, multivariate=True, n_startup_trials=min(_FIRST_RANDOM, max(options.trials // 3, 2)),
+            constant_liar=not several,
+        )  # fmt: skip
+    several = len(options.metric) > 1
+    return OptunaSearch(
+        {p.key: p.distribution() for p in sweep.space},
+        metric=list(options.metric) if several else options.metric[0],
+        mode=list(options.mode) if several else options.mode[0],
+        sampler=sampler,
+        points_to_evaluate=points or None,
+    )
+
+
+def first_points(sweep: Sweep) -> list[dict[str, Any]]:
+    """The options as they are, as the first trial, where asked for and inside the space."""
+    values = defaults_inside(sweep.base, sweep.space) if sweep.options.default_first else None
+    return [] if values is None else [values]
+
+
+def make_scheduler(sweep: Sweep, epochs: int) -> Any:
+    """What stops bad trials; None where nothing does. `epochs`: of a whole trial."""
+    options = sweep.options
+    kind = options.stops_by
+    if kind == "none":
+        return None
+    common = {"metric": options.metric[0], "mode": options.mode[0], "time_attr": TIME}
+    if kind == "median":
+        return ray.tune.schedulers.MedianStoppingRule(grace_period=options.grace, **common)
+    if kind == "pbt":
+        return ray.tune.schedulers.PopulationBasedTraining(
+            perturbation_interval=options.grace,
+            hyperparam_mutations={p.key: p.domain() for p in sweep.space},
+            custom_explore_fn=Bounds(sweep.space),
+            log_config=False,
+            **common,
+        )
+    # A trial at its last epoch still has its bundle to write, so Tune must not stop it there.
+    longest = max(epochs + 1, options.grace * options.reduction + 1)
+    rungs = 1 + int(math.log(longest / options.grace) / math.log(options.reduction))
+    return ray.tune.schedulers.AsyncHyperBandScheduler(
+        grace_period=options.grace,
+        max_t=longest,
+        reduction_factor=options.reduction,
+        brackets=min(_BRACKETS, rungs) if kind == "hyperband" else 1,
+        stop_last_trials=False,
+        **common,
+    )
+
+
+class Bounds:
+    """Brings values that pbt has changed back into the space."""
+
+    def __init__(self, space: tuple[Parameter, ...]) -> None:
+        self.space = space
+
+    def __call__(self, values: dict[str, Any]) -> dict[str, Any]:
+        bounded = dict(values)
+        for p in self.space:
+            if not p.choice:
+                bounded[p.key] = min(max(values[p.key], p.low), p.high)
+                bounded[p.key] = round(bounded[p.key]) if p.is_whole else float(bounded[p.key])
+        return bounded

@@ -1,0 +1,293 @@
+"""Drive a sweep: check, run the trials of each stage on Ray Tune, train the best one to the end, write the results."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+import warnings
+from typing import Any
+
+import ray
+import ray.tune
+from ray.tune.execution.placement_groups import PlacementGroupFactory
+
+from ctxrec import runtime, storage
+from ctxrec.config import Config, to_toml
+from ctxrec.errors import UserError
+from ctxrec.prepared import PreparedData
+from ctxrec.tracking import check_trackers
+from ctxrec.training import MANIFEST, train, with_absolute_paths
+from tune import results
+from tune.board import Board
+from tune.budget import Budget, is_spent, open_account
+from tune.fidelity import share_of_users
+from tune.options import Sweep
+from tune.search import first_points, make_scheduler, make_searcher
+from tune.space import tunes_encoder, with_values
+from tune.trial import TrialJob, begin_from, is_checkpoint, keep_checkpoint, make_trainable
+
+logger = logging.getLogger(__name__)
+
+PLAN, ACCOUNT, BEST = "sweep.json", "spent.json", "best.toml"
+FULL, CHEAP = "full", "cheap"
+_MAY_CHANGE = ("max_hours", "max_gpu_hours", "final")  # between two starts of one sweep
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Trials that run under one Ray Tune experiment."""
+
+    name: str
+    sweep: Sweep
+    job: TrialJob
+    epochs: int  # of a whole trial
+    points: list[dict[str, Any]]  # configurations to try first
+
+
+def sweep(data_path: str, out: str, plan: Sweep) -> dict[str, Any]:
+    """Run a sweep, or go on with the one at `out`; returns its summary (see `results.summarise`).
+
+    Raises:
+        UserError: no prepared data, another sweep lies at `out`, or it does not fit the cluster.
+    """
+    data_path, out = _absolute(data_path), _absolute(out)
+    plan = dataclasses.replace(plan, base=with_absolute_paths(plan.base))
+    data = PreparedData.open(data_path)
+    if data.meta["counts"]["valid"] == 0:
+        raise UserError(f"{data_path} has no validation event to compare trials by; set split.valid in the spec")
+    check_trackers(plan.base.train)
+    _claim(out, plan, data)
+    runtime.connect(log_to_driver=False)
+    _quiet()
+    plan = _fit_to_cluster(plan)
+    account = storage.join(out, ACCOUNT)
+    open_account(account, max_hours=plan.options.max_hours, max_gpu_hours=plan.options.max_gpu_hours)
+    stages = []
+    if plan.options.fidelity.used:
+        stages.append(_cheap_stage(data_path, out, plan))
+        _run_stage(stages[-1], out)
+    if not (stages and is_spent(storage.read_json(account))):
+        stages.append(_full_stage(data_path, out, plan, stages))
+        _run_stage(stages[-1], out)
+    rows = results.collect(out, [stage.name for stage in stages], plan)
+    best = results.best_of(rows, plan.options)
+    config = _options_of(plan, best)
+    storage.write_text(storage.join(out, BEST), to_toml(config))
+    if plan.options.final:
+        _train_best(data_path, out, config, best)
+    return results.write(out, rows, best, plan, account=storage.read_json(account))
+
+
+def _absolute(path: str) -> str:
+    return path if storage.is_uri(path) else os.path.abspath(path)
+
+
+def _quiet() -> None:
+    """Ray Tune's own table, loggers and hints would stand between the lines of ours."""
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    os.environ.setdefault("TUNE_RESULT_BUFFER_LENGTH", "1")
+    warnings.filterwarnings("ignore", module="optuna")
+    for name in ("ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _claim(out: str, plan: Sweep, data: PreparedData) -> None:
+    """Write down what the sweep at `out` is; raise where another one lies there."""
+    wanted = {"data_fingerprint": data.fingerprint, **plan.to_dict()}
+    path = storage.join(out, PLAN)
+    if storage.exists(path):
+        held = storage.read_json(path)
+        if _essence(held) != _essence(_plain(wanted)):
+            raise UserError(f"{out} holds a sweep of other options or data; give another --out, or delete it")
+    storage.write_json(path, wanted)
+
+
+def _essence(plan: dict[str, Any]) -> dict[str, Any]:
+    kept = {k: v for k, v in plan.items() if k not in ("evaluate", "rerank", "prepare")}
+    return kept | {"sweep": {k: v for k, v in plan["sweep"].items() if k not in _MAY_CHANGE}}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _fit_to_cluster(plan: Sweep) -> Sweep:
+    """Decide how many trials run at a time and what each holds.
+
+    Raises:
+        UserError: one trial needs more than the cluster has.
+    """
+    options, has = plan.options, ray.cluster_resources()
+    on_gpu = plan.base.train.use_gpu == "yes" or (plan.base.train.use_gpu == "auto" and has.get("GPU", 0) > 0)
+    gpus = (options.gpus or 1.0) if on_gpu else 0.0
+    room = []
+    for name, each in (("CPU", options.cpus), ("GPU", gpus)):
+        needed = each * options.workers
+        if needed > has.get(name, 0) and not options.concurrent:
+            raise UserError(
+                f"a trial needs {needed:g} {name}s (sweep.workers = {options.workers} with {each:g} each); the cluster "
+                f"has {has.get(name, 0):g}. Lower them, or set sweep.concurrent where the cluster grows"
+            )
+        room += [int(has.get(name, 0) / needed + 1e-9)] if needed else []
+    concurrent = min(options.concurrent or min(room), options.trials)
+    return dataclasses.replace(plan, options=dataclasses.replace(options, gpus=gpus, concurrent=concurrent))
+
+
+def _trial_base(plan: Sweep) -> Config:
+    """What all trials share: no refit, and the encoder's phase only where the space needs it."""
+    options, train_options = plan.options, plan.base.train
+    changed = dataclasses.replace(
+        train_options,
+        workers=options.workers,
+        cpus_per_worker=options.cpus,
+        gpus_per_worker=options.gpus or 1.0,
+        use_gpu="yes" if options.gpus else "no",
+        refit=False,
+        max_failures=0,
+        encoder_epochs=train_options.encoder_epochs if tunes_encoder(plan.space) else 0,
+    )
+    return dataclasses.replace(plan.base, train=changed)
+
+
+def _job(data_path: str, out: str, plan: Sweep, stage: str, history: int = 0) -> TrialJob:
+    return TrialJob(
+        data=data_path,
+        folder=storage.join(out, "trials", stage),
+        base=_trial_base(plan).to_dict(),
+        metrics=plan.options.metric,
+        history=history,
+        keeps=plan.options.search == "pbt",
+    )
+
+
+def _epochs(plan: Sweep) -> int:
+    base = _trial_base(plan)
+    longest = {p.key: int(max(p.choice or (p.low, p.high))) for p in plan.space if p.key.endswith("_epochs")}
+    return sum(longest.get(f"train.{n}", getattr(base.train, n)) for n in ("tower_epochs", "encoder_epochs"))
+
+
+def _cheap_stage(data_path: str, out: str, plan: Sweep) -> Stage:
+    """All trials at low fidelity."""
+    fidelity = plan.options.fidelity
+    data = data_path
+    if fidelity.users < 1:
+        data = share_of_users(data_path, storage.join(out, "data"), fidelity.users)
+    job = _job(data, out, plan, CHEAP, fidelity.history)
+    return Stage(CHEAP, plan, job, _epochs(plan), first_points(plan))
+
+
+def _full_stage(data_path: str, out: str, plan: Sweep, before: list[Stage]) -> Stage:
+    """All trials in full, or after a cheap stage the best of that one."""
+    points = first_points(plan)
+    if before:
+        count = max(math.ceil(plan.options.fidelity.promote * plan.options.trials), 1)
+        rows = results.collect(out, [stage.name for stage in before], plan)
+        points = [row["values"] for row in results.in_order(rows, plan.options)][:count]
+        if not points:
+            raise UserError(f"no cheap trial reached an evaluation: {_first_error(rows)}")
+        plan = dataclasses.replace(plan, options=dataclasses.replace(plan.options, trials=len(points)))
+    return Stage(FULL, plan, _job(data_path, out, plan, FULL), _epochs(plan), points)
+
+
+def _first_error(rows: list[dict[str, Any]]) -> str:
+    return next((row["error"] for row in rows if row["error"]), "no trial was run")
+
+
+def _run_stage(stage: Stage, out: str) -> None:
+    """Run or go on with a stage's trials.
+
+    Raises:
+        KeyboardInterrupt: somebody stopped it; the same command goes on.
+        RuntimeError: every trial failed.
+    """
+    record = results.record_path(out, stage.name)
+    account = storage.join(out, ACCOUNT)
+    if not _done(record, stage, account):
+        options = stage.sweep.options
+        trainable = ray.tune.with_resources(make_trainable(stage.job), _driver_resources())
+        folder = storage.join(out, "tune", stage.name)
+        if ray.tune.Tuner.can_restore(folder):
+            logger.info("going on with the trials of %s", folder)
+            tuner = ray.tune.Tuner.restore(folder, trainable, resume_unfinished=True)
+        else:
+            tuner = _new_tuner(stage, trainable, out, record, Budget(account, options.gpus * options.workers))
+        tuner.fit()
+    rows = storage.read_json(record)
+    if not _done(record, stage, account):
+        raise KeyboardInterrupt
+    if not any(row["result"] for row in rows):
+        raise RuntimeError(f"every trial failed before its first evaluation: {_first_error(rows)}")
+
+
+def _done(record: str, stage: Stage, account: str) -> bool:
+    """Whether all trials of the stage have ended, or the budget is used up."""
+    if not storage.exists(record):
+        return False
+    rows = storage.read_json(record)
+    ended = all(row["status"] in ("TERMINATED", "ERROR") for row in rows)
+    return ended and (len(rows) >= stage.sweep.options.trials or is_spent(storage.read_json(account)))
+
+
+def _driver_resources() -> PlacementGroupFactory:
+    """A trial's own actor holds one byte of memory: Ray Tune wants something, and CPUs are for the workers."""
+    return PlacementGroupFactory([{"memory": 1}])
+
+
+def _new_tuner(stage: Stage, trainable: Any, out: str, record: str, budget: Budget) -> ray.tune.Tuner:
+    options = stage.sweep.options
+    pbt = options.search == "pbt"
+    board = Board(
+        record,
+        title=f"sweep ({stage.name})" if options.fidelity.used else "sweep",
+        planned=options.trials,
+        metric=options.metric[0],
+        mode=options.mode[0],
+    )
+    several = len(options.metric) > 1
+    return ray.tune.Tuner(
+        trainable,
+        param_space={p.key: p.domain() for p in stage.sweep.space} if pbt else None,
+        tune_config=ray.tune.TuneConfig(
+            metric=None if pbt or several or options.stops_by != "none" else options.metric[0],
+            mode=None if pbt or several or options.stops_by != "none" else options.mode[0],
+            search_alg=None if pbt else make_searcher(stage.sweep, stage.points),
+            scheduler=make_scheduler(stage.sweep, stage.epochs),
+            num_samples=options.trials,
+            max_concurrent_trials=options.concurrent,
+        ),
+        run_config=ray.tune.RunConfig(
+            name=stage.name,
+            storage_path=storage.join(out, "tune"),
+            stop=budget,
+            failure_config=ray.tune.FailureConfig(max_failures=options.retries),
+            callbacks=[board],
+            verbose=0,
+        ),
+    )
+
+
+def _options_of(plan: Sweep, best: dict[str, Any]) -> Config:
+    """The best trial's options as `ctxrec.train --config` takes them."""
+    return with_values(plan.base, best["values"])
+
+
+def _train_best(data_path: str, out: str, config: Config, best: dict[str, Any]) -> str:
+    """Train the best configuration as `ctxrec.train` would, from where its trial stopped."""
+    run = storage.join(out, "best")
+    print(f"training the best configuration to the end in {run}", flush=True)
+    start = ""
+    checkpoint = best["result"].get("checkpoint", "")
+    if best["stage"] == FULL and is_checkpoint(checkpoint) and not storage.exists(storage.join(run, MANIFEST)):
+        start = storage.join(out, "best-start")
+        if not is_checkpoint(start):
+            keep_checkpoint(best["run"], checkpoint, start)
+        begin_from(start, run)
+    train(data_path, run, config, start=start)
+    storage.delete(storage.join(out, "best-start"))
+    return run

@@ -1,0 +1,187 @@
+"""One trial: a training by `ctxrec.training.train`, as Ray Tune's function in an actor that holds no CPU.
+
+    trial's actor (no CPU) --train()--> Ray Train's controller (no CPU) --> Ray Train's workers (the trial's CPUs and GPUs)
+           ^-------- queue <-------- Reporter: figures of each evaluation ----'
+
+Only the workers hold CPUs and GPUs, so a trial that waits for room holds none that another waits for, and the sweep
+starts only as many trials as there is room for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import tempfile
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.tune
+from ray.train import UserCallback
+from ray.util.queue import Queue
+
+from ctxrec import storage
+from ctxrec.checkpoint import STATE
+from ctxrec.config import Config, load_config
+from ctxrec.job import CHECKPOINTS
+from ctxrec.tracking import LOG
+from ctxrec.training import CONFIG, train
+from tune.space import value_of, with_values
+
+KEPT = "kept.json"  # in pbt, a trial's checkpoint for Ray Tune: where the weights lie
+_BEST = "best-{phase}.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialJob:
+    """What all trials of a stage share; travels to their actors."""
+
+    data: str
+    folder: str  # of the trials' runs
+    base: dict[str, Any]  # the trials' options but for those of the space
+    metrics: tuple[str, ...]
+    history: int = 0  # events of the history that a trial reads at most; 0 = no limit
+    keeps: bool = False  # keep the weights of each evaluation, for pbt
+
+
+def make_trainable(job: TrialJob) -> Any:
+    """The function that Ray Tune calls with a trial's values."""
+
+    def trial(config: dict[str, Any]) -> None:
+        run_trial(config, job)
+
+    return trial
+
+
+def run_of(folder: str, trial_id: str) -> str:
+    return storage.join(folder, trial_id)
+
+
+def config_of(job: TrialJob, values: dict[str, Any]) -> Config:
+    """A trial's options."""
+    config = with_values(Config.from_dict(job.base), values)
+    if job.history and config.model.history > job.history:
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, history=job.history))
+    return config
+
+
+def run_trial(values: dict[str, Any], job: TrialJob) -> None:
+    """Train, and report each evaluation to Ray Tune until it stops the trial or the training ends."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    config = config_of(job, values)
+    run, start = _place(job, config)
+    queue = Queue(1, actor_options={"num_cpus": 0})  # a training that is ahead of Tune's decision waits
+    forward = threading.Thread(target=_forward, args=(queue, config, job), daemon=True)
+    forward.start()
+    keep = storage.join(run, "kept") if job.keeps else ""
+    try:
+        train(job.data, run, config, callbacks=[Reporter(queue, run, keep)], start=start)
+    finally:
+        queue.put(None)
+        forward.join()
+
+
+def _place(job: TrialJob, config: Config) -> tuple[str, str]:
+    """The trial's run, and the checkpoint that it begins from where pbt has given it another trial's weights."""
+    trial_id = ray.tune.get_context().get_trial_id()
+    found = ray.tune.get_checkpoint()
+    run = run_of(job.folder, trial_id)
+    if found is None:
+        return run, ""
+    with found.as_directory() as folder:
+        start = storage.read_json(os.path.join(folder, KEPT))["folder"]
+    generation = 0
+    while storage.exists(storage.join(run, CONFIG)) and load_config(storage.join(run, CONFIG)) != config:
+        generation += 1
+        run = f"{run_of(job.folder, trial_id)}.{generation}"
+    begin_from(start, run)
+    return run, start
+
+
+def begin_from(kept: str, run: str) -> None:
+    """Put the best weights and the log that belong to a kept checkpoint into a new run; an old one stays."""
+    if storage.exists(storage.join(run, CONFIG)):
+        return
+    for path in storage.list_files(kept):
+        name = os.path.basename(path)
+        if name.startswith("best-"):
+            storage.write_bytes(storage.join(run, CHECKPOINTS, name), storage.read_bytes(path))
+        elif name == LOG:
+            storage.write_bytes(storage.join(run, LOG), storage.read_bytes(path))
+
+
+def keep_checkpoint(run: str, checkpoint: str, kept: str) -> str:
+    """Copy a checkpoint of a run with the best weights and the log that belong to it."""
+    for path in storage.list_files(checkpoint):
+        storage.write_bytes(storage.join(kept, os.path.basename(path)), storage.read_bytes(path))
+    for phase in ("towers", "encoder"):
+        name = _BEST.format(phase=phase)
+        best = storage.join(run, CHECKPOINTS, name)
+        if storage.exists(best):
+            storage.write_bytes(storage.join(kept, name), storage.read_bytes(best))
+    log = storage.join(run, LOG)
+    if storage.exists(log):
+        storage.write_bytes(storage.join(kept, LOG), storage.read_bytes(log))
+    return kept
+
+
+class Reporter(UserCallback):
+    """Ray Train calls it in its controller after every evaluation."""
+
+    def __init__(self, queue: Queue, run: str, keep: str) -> None:
+        """`keep`: folder that the weights of each evaluation are kept in; empty: they are not."""
+        self._queue, self._run, self._keep = queue, run, keep
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        message = dict(metrics[0])
+        if checkpoint is not None:
+            message["checkpoint"] = storage.join(self._run, CHECKPOINTS, os.path.basename(checkpoint.path))
+            if self._keep:
+                kept = storage.join(self._keep, os.path.basename(checkpoint.path))
+                message["kept"] = keep_checkpoint(self._run, message["checkpoint"], kept)
+        self._queue.put(message)
+
+
+def _forward(queue: Queue, config: Config, job: TrialJob) -> None:
+    """Report what comes from the queue to Ray Tune, until None comes."""
+    clock = _Clock(config)
+    with contextlib.suppress(ray.exceptions.RayActorError):  # the queue ends with a trial that is stopped
+        while (message := queue.get()) is not None:
+            figures = clock.over_phases(message)
+            figures |= {key: value_of(config, key) for key in job.metrics if "." in key}
+            if "kept" not in message:
+                ray.tune.report(figures)
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                storage.write_json(os.path.join(folder, KEPT), {"folder": message["kept"]})
+                ray.tune.report(figures, checkpoint=ray.tune.Checkpoint.from_directory(folder))
+
+
+class _Clock:
+    """Epochs and seconds that go on from phase to phase, and the best value so far."""
+
+    def __init__(self, config: Config) -> None:
+        self._towers = float(config.train.tower_epochs)
+        self._best = float("-inf")
+        self._phase, self._before, self._last = "towers", 0.0, 0.0
+
+    def over_phases(self, message: dict[str, Any]) -> dict[str, Any]:
+        if message["phase"] != self._phase:
+            self._phase, self._before = message["phase"], self._before + self._last
+        self._last = message["seconds"]
+        self._best = max(self._best, message["valid_ndcg@10"])
+        later = self._towers if self._phase == "encoder" else 0.0
+        return {
+            "valid_ndcg@10": self._best,
+            "epoch": later + message["epoch"],
+            "seconds": self._before + self._last,
+            "phase": self._phase,
+            "checkpoint": message.get("checkpoint", ""),
+        }
+
+
+def is_checkpoint(folder: str) -> bool:
+    return bool(folder) and storage.exists(storage.join(folder, STATE))
