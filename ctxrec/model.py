@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from ctxrec import schema
 from ctxrec.backbones import make_backbone
+from ctxrec.backbones.base import states_at
 from ctxrec.batching import Batch
 from ctxrec.config import ModelConfig
 from ctxrec.features import NUM_GAP_BUCKETS, TEXT_BUCKETS, ItemFeatures, id_rows
@@ -220,8 +221,8 @@ class UserTower(nn.Module):
         if self.film is not None:
             nn.init.zeros_(self.film.bias)
 
-    def forward(self, batch: Batch, item_vectors_ID: torch.Tensor) -> torch.Tensor:
-        """User states at every query slot: [B, S, D]."""
+    def forward(self, batch: Batch, item_vectors_ID: torch.Tensor, last_B: torch.Tensor | None = None) -> torch.Tensor:
+        """User states at every query slot, [B, S, D], or at the slots `last_B` alone, [B, 1, D]."""
         prefix = self.start(torch.zeros_like(batch.lengths_B))
         for name, embedding in self.user_cat.items():
             prefix = prefix + embedding(batch.user_cat_B[_name(name)])
@@ -234,8 +235,10 @@ class UserTower(nn.Module):
         if context is not None:  # slot j asks in the context of event j + 1, so event j's own is at j - 1
             events = events + self.event_context(context[:, :-1])
         slots = F.dropout(self.norm_in(torch.cat([prefix[:, None], events], 1)), self.config.dropout, self.training)
-        state = self.norm_out(self.backbone(slots, batch.times_BS))
+        state = self.backbone(slots, batch.times_BS, last_B)
+        state = self.norm_out(state if last_B is None else state[:, None])
         if context is not None:
+            context = context if last_B is None else states_at(context, last_B)[:, None]
             scale, shift = self.film(context).chunk(2, -1)
             state = state * (1 + scale) + shift
         return self.query(F.dropout(state, self.config.dropout, self.training))
@@ -251,12 +254,12 @@ class ActionHeads(nn.Module):
         super().__init__()
         self.own_ADD = nn.Parameter(torch.zeros(num_actions, dim, dim))
 
-    def forward(self, query_BSD: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def forward(self, query_BSD: torch.Tensor, asked_BS: torch.Tensor, mix_BA: torch.Tensor) -> torch.Tensor:
         own_ADD = self.own_ADD.to(query_BSD.dtype)
-        mixed_BDD = torch.einsum("ba,ade->bde", batch.asked_mix_BA.to(query_BSD.dtype), own_ADD)
+        mixed_BDD = torch.einsum("ba,ade->bde", mix_BA.to(query_BSD.dtype), own_ADD)
         total_BSD = query_BSD + query_BSD @ mixed_BDD
         for code, own_DD in enumerate(own_ADD, 1):
-            where = torch.nonzero(batch.asked_BS == code, as_tuple=True)
+            where = torch.nonzero(asked_BS == code, as_tuple=True)
             total_BSD = total_BSD.index_put(where, query_BSD[where] @ own_DD, accumulate=True)
         return total_BSD
 
@@ -287,9 +290,14 @@ class ContentHead(nn.Module):
         self.project.weight.copy_(torch.from_numpy(axes_HC.T))
 
     def forward(
-        self, items: ItemTensors, text: TextTable | None, batch: Batch | None, vectors_IC: torch.Tensor | None
+        self,
+        items: ItemTensors,
+        text: TextTable | None,
+        batch: Batch | None,
+        vectors_IC: torch.Tensor | None,
+        last_B: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Item vectors [I, C + 1] (or those given), and queries [B, S, C + 1] where there is a batch."""
+        """Item vectors [I, C + 1] (or those given), and queries [B, S, C + 1], or [B, 1, C + 1] with `last_B`."""
         if vectors_IC is None:
             assert text is not None
             content = F.normalize(self.project((text.vectors_IH - text.mean_H).to(self.project.weight.dtype)), dim=-1)
@@ -301,10 +309,14 @@ class ContentHead(nn.Module):
         slots = torch.arange(num_slots, device=shown.device)
         real = slots[None] < batch.lengths_B[:, None]
         shown = shown * (self.log_action(batch.actions_BL).squeeze(-1).exp() * real)[..., None].to(shown.dtype)
-        age = slots[:, None] - slots[None]
-        weights = self.log_age[age.clamp(min=0)].exp() * (age >= 0)
-        mean = torch.einsum("qj,bjc->bqc", weights.to(shown.dtype), shown)
-        mean = F.pad(mean, (0, 0, 1, 0)).float()  # nothing is read before the first event
+        asking = slots[:, None] if last_B is None else last_B[:, None, None] - 1  # [S, 1] or [B, 1, 1]
+        age = asking - slots
+        weights = (self.log_age[age.clamp(min=0)].exp() * (age >= 0)).to(shown.dtype)
+        if last_B is None:
+            mean = torch.einsum("qj,bjc->bqc", weights, shown)
+            mean = F.pad(mean, (0, 0, 1, 0)).float()  # nothing is read before the first event
+        else:
+            mean = (weights @ shown).float()
         query = mean / (mean.norm(dim=-1, keepdim=True) + 1e-6) * self.log_scale.exp()
         return vectors_IC, torch.cat([query, torch.ones_like(query[..., :1])], -1)
 
@@ -353,12 +365,15 @@ class Towers(nn.Module):
             vectors, bias = self.item(items, text)
             sequence_ID = torch.cat([vectors, bias[:, None]], 1)
         parts, queries = [sequence_ID], []
+        last_B = batch.lengths_B if batch is not None and last else None
         if batch is not None:
-            state = F.normalize(self.user(batch, sequence_ID[:, :-1]).float(), dim=-1) * self.log_scale.exp()
-            state = state if self.actions is None else self.actions(state, batch)
+            state = F.normalize(self.user(batch, sequence_ID[:, :-1], last_B).float(), dim=-1) * self.log_scale.exp()
+            if self.actions is not None:
+                asked = batch.asked_BS if last_B is None else states_at(batch.asked_BS, last_B)[:, None]
+                state = self.actions(state, asked, batch.asked_mix_BA)
             queries.append(torch.cat([state, torch.ones_like(state[..., :1])], -1))
         if self.content is not None:
-            content_IC, content_query = self.content(items, text, batch, given[1])
+            content_IC, content_query = self.content(items, text, batch, given[1], last_B)
             parts.append(content_IC.to(sequence_ID.dtype))
             queries += [] if content_query is None else [content_query]
         if item_vectors is None:
@@ -366,9 +381,7 @@ class Towers(nn.Module):
         if batch is None:
             return item_vectors, None
         query = torch.cat(queries, -1)
-        if last:
-            query = query[torch.arange(len(query), device=query.device), batch.lengths_B]
-        return item_vectors, query
+        return item_vectors, query[:, 0] if last else query
 
 
 def _small_init(table: Any) -> None:

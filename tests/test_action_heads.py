@@ -142,9 +142,9 @@ def test_a_head_is_its_projection_added():
     batch = Batch(**{field.name: None for field in dataclasses.fields(Batch)})
     batch.asked_BS, batch.asked_mix_BA = torch.tensor([[0, 1, 2]]), torch.zeros(1, 2)
     query = torch.tensor([[3.0, 5.0]]).expand(1, 3, 2)
-    assert heads(query, batch)[0].tolist() == [[3, 5], [6, 5], [3, 11]]
+    assert heads(query, batch.asked_BS, batch.asked_mix_BA)[0].tolist() == [[3, 5], [6, 5], [3, 11]]
     batch.asked_BS, batch.asked_mix_BA = torch.zeros(1, 3, dtype=torch.int64), torch.tensor([[0.25, 0.75]])
-    assert heads(query, batch)[0].tolist() == [[3.75, 9.5]] * 3
+    assert heads(query, batch.asked_BS, batch.asked_mix_BA)[0].tolist() == [[3.75, 9.5]] * 3
 
 
 def test_a_bundle_keeps_its_heads(ray_cluster, tiny_data, tiny_config, tmp_path):

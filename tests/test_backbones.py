@@ -103,6 +103,16 @@ def test_a_later_slot_changes_nothing_before_it(config):
             torch.testing.assert_close(backbone(x[:, :cut], times[:, :cut]), whole[:, :cut], atol=1e-5, rtol=1e-5)
 
 
+def test_the_state_of_one_slot_is_that_of_the_whole_pass(config):
+    backbone = moved(make_backbone(config))
+    x, times = slots(config)
+    last = torch.tensor([0, 3, 6])
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            backbone(x, times, last), backbone(x, times)[torch.arange(3), last], atol=1e-5, rtol=1e-5
+        )
+
+
 def test_every_earlier_slot_counts(config):
     backbone = moved(make_backbone(config))
     x, times = slots(config)

@@ -16,8 +16,8 @@ class Backbone(nn.Module):
     the modules that own them, where ZeRO-3 gathers them.
     """
 
-    def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor) -> torch.Tensor:
-        """States [B, S, D] after each slot.
+    def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor, last_B: torch.Tensor | None = None) -> torch.Tensor:
+        """States after each slot: [B, S, D]; with `last_B` only the one after that slot of each row, [B, D].
 
         Args:
             x_BSD: what the slots hold: who asks (slot 0), then the events.
@@ -25,3 +25,8 @@ class Backbone(nn.Module):
                 asked. What lies behind a row's end says nothing.
         """
         raise NotImplementedError
+
+
+def states_at(states_BSD: torch.Tensor, last_B: torch.Tensor | None) -> torch.Tensor:
+    """The state of each row's slot, [B, D]; all of them where no slots are named."""
+    return states_BSD if last_B is None else states_BSD[torch.arange(len(last_B), device=last_B.device), last_B]

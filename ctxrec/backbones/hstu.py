@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ctxrec.backbones.base import Backbone
+from ctxrec.backbones.base import Backbone, states_at
 from ctxrec.config import ModelConfig
 
 # Buckets of passed time: 0 unknown, then one for each 0.301 of its natural logarithm (the width of the paper's
@@ -65,11 +65,11 @@ class Hstu(Backbone):
         super().__init__()
         self.layers = nn.ModuleList(HstuLayer(config) for _ in range(config.layers))
 
-    def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor, last_B: torch.Tensor | None = None) -> torch.Tensor:
         passed_BSS = time_buckets(times_BS)
         for layer in self.layers:
             x_BSD = layer(x_BSD, passed_BSS)
-        return x_BSD
+        return states_at(x_BSD, last_B)
 
 
 def time_buckets(times_BS: torch.Tensor) -> torch.Tensor:

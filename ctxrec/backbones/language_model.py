@@ -15,7 +15,7 @@ import torch
 import torch.nn as nn
 
 from ctxrec import storage
-from ctxrec.backbones.base import Backbone
+from ctxrec.backbones.base import Backbone, states_at
 from ctxrec.config import ModelConfig
 from ctxrec.encoder import lora_config, resolve_encoder
 from ctxrec.errors import UserError
@@ -39,9 +39,9 @@ class LanguageModel(Backbone):
         self.model = _adapt(model, config)
         self.register_load_state_dict_pre_hook(_fill_in_frozen)
 
-    def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor, last_B: torch.Tensor | None = None) -> torch.Tensor:
         states = self.model(inputs_embeds=self.inward(x_BSD), use_cache=False).last_hidden_state
-        return x_BSD + self.outward(states)
+        return states_at(x_BSD, last_B) + self.outward(states_at(states, last_B))
 
 
 def check_language_model(config: ModelConfig) -> str:

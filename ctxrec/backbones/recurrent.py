@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn as nn
 
-from ctxrec.backbones.base import Backbone
+from ctxrec.backbones.base import Backbone, states_at
 from ctxrec.config import ModelConfig
 
 
@@ -21,5 +21,5 @@ class Recurrent(Backbone):
         dropout = config.dropout if config.layers > 1 else 0.0
         self.cells = kind(config.dim, config.dim, config.layers, batch_first=True, dropout=dropout)
 
-    def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor) -> torch.Tensor:
-        return x_BSD + self.cells(x_BSD)[0]
+    def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor, last_B: torch.Tensor | None = None) -> torch.Tensor:
+        return states_at(x_BSD + self.cells(x_BSD)[0], last_B)
