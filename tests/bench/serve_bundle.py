@@ -1,0 +1,90 @@
+"""A bundle of random weights for the speed benches: a catalogue of any size, users with full histories.
+
+What a request costs depends on sizes and not on what the weights have learnt.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from ctxrec.bundle import FORMAT_VERSION, write_bundle
+from ctxrec.config import load_config
+from ctxrec.features import item_features
+from ctxrec.model import ItemTensors, ModelShape, Towers
+from ctxrec.prepared import PreparedData
+from ctxrec.preparing import prepare
+from ctxrec.spec import load_spec
+
+NUM_USERS, NUM_EVENTS = 2000, 60
+FIRST_TIME, STEP_S = 1_690_000_000, 4_000
+SPEC = """
+name = "speed"
+[events]
+path = "events.parquet"
+user = "user_id"
+item = "item_id"
+time = "timestamp"
+[items]
+path = "items.parquet"
+id = "item_id"
+categorical = ["category"]
+[split]
+strategy = "temporal"
+valid = 0.0
+test = 0.0
+"""
+
+
+def speed_bundle(num_items: int, dim: int, scratch: str) -> str:
+    """A bundle of a two-layer tower over 50 events and `num_items` vectors of width `dim`; made once in `scratch`."""
+    path = os.path.join(scratch, f"bundle-{num_items}x{dim}-v{FORMAT_VERSION}")
+    if os.path.exists(path):
+        return path
+    data = _data(num_items, os.path.join(scratch, f"data-{num_items}"))
+    # The last column of a vector is the item's own score, hence dim - 4 (a multiple of the heads) and no other head.
+    options = [f"model.dim={dim}", "model.heads=4", "model.layers=2", "model.history=50", "model.use_memory=false"]
+    config = load_config(None, [*options, "model.use_text=false"])
+    shape = ModelShape.of(config.model, data.features, num_items=data.num_items, text_width=0)
+    torch.manual_seed(0)
+    towers = Towers(config.model, shape, temperature=config.train.temperature).eval()
+    with torch.inference_mode():
+        for parameter in towers.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        vectors, _ = towers(ItemTensors.of(item_features(data.items, data.features), shape), None)
+    weights = {name: value.contiguous() for name, value in towers.state_dict().items()}
+    write_bundle(
+        path,
+        config=config,
+        data=data,
+        shape=shape,
+        towers=weights,
+        item_vectors=vectors.numpy(),
+        text_scale={},
+        encoder=None,
+        scratch=tempfile.gettempdir(),
+    )
+    return path
+
+
+def _data(num_items: int, folder: str) -> PreparedData:
+    os.makedirs(folder, exist_ok=True)
+    rng = np.random.default_rng(0)
+    ids = [f"item-{n:07d}" for n in range(num_items)]
+    items = {"item_id": ids, "category": [f"c{n % 20}" for n in range(num_items)]}
+    pq.write_table(pa.table(items), os.path.join(folder, "items.parquet"))
+    users = np.repeat(np.arange(NUM_USERS), NUM_EVENTS)
+    events = {
+        "user_id": [f"user-{user:05d}" for user in users],
+        "item_id": [ids[item] for item in rng.integers(0, num_items, len(users))],
+        "timestamp": FIRST_TIME + np.tile(np.arange(NUM_EVENTS), NUM_USERS) * STEP_S,
+    }
+    pq.write_table(pa.table(events), os.path.join(folder, "events.parquet"))
+    with open(os.path.join(folder, "spec.toml"), "w", encoding="utf-8") as stream:
+        stream.write(SPEC)
+    return prepare(load_spec(os.path.join(folder, "spec.toml")), os.path.join(folder, "prepared"), load_config())

@@ -1,0 +1,109 @@
+"""What the service is measured against: the same model and a FAISS flat index behind FastAPI, and behind Ray Serve.
+
+Plain, straightforward code: requests become tensors by ctxrec's own functions, the tower runs as it stands and
+FAISS searches all vectors. No history store, keys, metrics, filters or checks of what comes in beyond pydantic's.
+
+    python tests/bench/serve_peers.py BUNDLE PORT      # FastAPI and uvicorn, one process, no batches
+
+No `from __future__ import annotations`: see `serve.deployment`.
+"""
+
+import sys
+from pathlib import Path
+
+import faiss
+import ray.serve
+import torch
+import uvicorn
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from ctxrec.recommender import RawEvent, RawRequest, load_recommender
+
+
+class Event(BaseModel):
+    item_id: str
+
+
+class Context(BaseModel):
+    timestamp: float | None = None
+
+
+class Body(BaseModel):
+    user_id: str | None = None
+    k: int = 10
+    context: Context = Context()
+    history: list[Event] | None = None
+
+
+class PlainModel:
+    """The towers of a bundle and a flat index of its vectors; the memory's part of a score where it has one."""
+
+    def __init__(self, bundle: str):
+        self._recommender = load_recommender(bundle)
+        self._index = faiss.IndexFlatIP(self._recommender.vectors.shape[1])
+        self._index.add(self._recommender.vectors)
+
+    @torch.inference_mode()
+    def recommend(self, bodies: list[Body]) -> list[dict]:
+        recommender = self._recommender
+        raw = [
+            RawRequest(
+                user_id=body.user_id,
+                timestamp=body.context.timestamp,
+                history=None if body.history is None else [RawEvent(event.item_id) for event in body.history],
+            )
+            for body in bodies
+        ]
+        requests, _ = recommender.make_requests(raw)
+        batch = recommender._batcher.requests(requests)
+        _, states = recommender._towers(recommender._tensors, None, batch, item_vectors=recommender._vectors)
+        queries = states[torch.arange(len(bodies)), batch.lengths_B].numpy()
+        seen = [set(items.tolist()) for items in requests.seen()]
+        num = max(body.k + len(out) for body, out in zip(bodies, seen, strict=True))
+        scores, found = self._index.search(queries, num)
+        answers = []
+        for body, row, row_scores, out in zip(bodies, found.tolist(), scores.tolist(), seen, strict=True):
+            kept = [(item, score) for item, score in zip(row, row_scores, strict=True) if item not in out][: body.k]
+            items = [{"item_id": recommender.item_ids[item], "score": score} for item, score in kept]
+            answers.append({"items": items, "model_version": recommender.model_version, "fallback": False})
+        return answers
+
+
+def fastapi_app(bundle: str) -> FastAPI:
+    app, model = FastAPI(), PlainModel(bundle)
+
+    @app.post("/v1/recommend")
+    async def recommend(body: Body):
+        return model.recommend([body])[0]
+
+    return app
+
+
+def ray_serve_app(bundle: str) -> ray.serve.Application:
+    """The way of Ray Serve's documentation: a FastAPI ingress and `@serve.batch`, everything else as it comes."""
+    app = FastAPI()
+
+    @ray.serve.deployment
+    @ray.serve.ingress(app)
+    class Plain:
+        def __init__(self):
+            sys.path.insert(0, str(ROOT))
+            self.model = PlainModel(bundle)
+
+        @ray.serve.batch(max_batch_size=32)
+        async def rank(self, bodies: list[Body]) -> list[dict]:
+            return self.model.recommend(bodies)
+
+        @app.post("/v1/recommend")
+        async def recommend(self, body: Body):
+            return await self.rank(body)
+
+    return Plain.options(max_ongoing_requests=100).bind()
+
+
+if __name__ == "__main__":
+    uvicorn.run(fastapi_app(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]), log_level="warning")
