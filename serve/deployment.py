@@ -30,6 +30,7 @@ from serve.api import (
     RecommendBatch,
     RecommendRequest,
 )
+from serve.direct import DirectServer
 from serve.engine import answer_json
 from serve.http import AsciiJson, is_batch, make_app, parse, user_error
 from serve.journal import Refused, logged_events
@@ -60,9 +61,12 @@ class Service:
         self._edge = edge.install(args, self._keys, self._metrics)
         self._replica = Replica(args, self._metrics, num_threads=max(1, int(cpus)))
         browse.install(self._replica, self._keys, page=args.page)
+        self._direct = DirectServer(self, args.direct_host, args.direct_port) if args.direct_port else None
 
-    def __del__(self):
+    async def __del__(self):
         """Serve calls this when it stops a replica, after the last request."""
+        if getattr(self, "_direct", None) is not None:
+            await self._direct.stop()
         if hasattr(self, "_replica"):
             self._replica.close()
             self._metrics.close()

@@ -23,6 +23,13 @@ class AppArgs(BaseModel):
     cpus_per_replica: float = Field(default=1, gt=0, description="also the number of computing threads")
     gpus_per_replica: float = Field(default=0, ge=0)
     max_batch_size: int = Field(default=32, ge=1, description="requests that go through the model together")
+    direct_port: int = Field(
+        default=8001,
+        ge=0,
+        le=65535,
+        description="where replicas take requests without Serve's proxy before them, all of a machine at one port; 0: nowhere",
+    )
+    direct_host: str = Field(default="127.0.0.1", description="address of direct_port")
     max_waiting: int = Field(default=512, ge=1, description="waiting requests of a replica; more get 503")
     store: str = Field(
         default="",

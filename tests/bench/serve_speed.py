@@ -111,6 +111,7 @@ def serving(service: str, bundle: str, scratch: str, options: dict[str, str]) ->
             "run": bundle,
             "store": scratch,
             "load_encoder": False,
+            "direct_port": direct,
         }
         application = build_app(AppArgs(**args | options))
     ray.serve.start(http_options={"host": "127.0.0.1", "port": port})

@@ -1,0 +1,120 @@
+"""HTTP straight to a replica, without a proxy before it: one hop and one process fewer.
+
+Serve's proxy costs more than the answer itself. Each replica therefore listens too, all of a machine at one port:
+the kernel spreads new connections over them, one that is starting or stopping does not listen, and Serve goes on
+looking after their health. What comes in this way passes the same routes, keys, limits and counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import socket
+import tempfile
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import IO
+
+import ray
+import ray.serve
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
+
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_GRACE_S = 10  # for requests in flight when the replica stops
+_LOOK_S = 0.01
+_REQUEST_ID = b"x-request-id"
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # signals are Ray's to handle
+
+
+class DirectServer:
+    """Serves `app` at a port from the event loop of its caller; nothing but a warning where the port is not to be had."""
+
+    def __init__(self, app: App, host: str, port: int):
+        self._claim = _claim(port)
+        self._task: asyncio.Task | None = None
+        if self._claim is None:
+            logger.warning("port %d belongs to another service: requests come through Serve's proxy alone", port)
+            return
+        try:
+            listener = _listener(host, port)
+        except OSError as error:
+            logger.warning("no requests straight to this replica at %s:%d: %s", host, port, error)
+            self._claim.close()
+            return
+        options = {"lifespan": "off", "ws": "none", "log_config": None, "access_log": False, "proxy_headers": False}
+        config = uvicorn.Config(
+            _with_request_id(app), interface="asgi3", timeout_graceful_shutdown=_GRACE_S, server_header=False, **options
+        )
+        self._server = _Server(config)
+        self._task = asyncio.get_running_loop().create_task(self._serve(listener))
+
+    async def _serve(self, listener: socket.socket) -> None:
+        while ray.serve.get_replica_context().servable_object is None:  # routes find the replica by it
+            await asyncio.sleep(_LOOK_S)
+        await self._server.serve(sockets=[listener])
+
+    async def stop(self) -> None:
+        """Take no more connections and finish what is in flight."""
+        if self._task is None or self._claim is None:
+            return
+        self._server.should_exit = True
+        await self._task
+        self._claim.close()
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        made.bind((host, port))
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def _claim(port: int) -> IO[str] | None:
+    """The right to share a port with the other replicas of this application, held while the file is open.
+
+    The kernel would let any service of this user share it, and mix their requests.
+    """
+    owner = f"{ray.get_runtime_context().gcs_address} {ray.serve.get_replica_context().app_name}"
+    file = open(os.path.join(tempfile.gettempdir(), f"ctxrec-port-{port}-{os.getuid()}"), "a+", encoding="utf-8")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fcntl.flock(file, fcntl.LOCK_SH)
+    else:
+        file.truncate(0)
+        file.write(owner)
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_SH)
+    file.seek(0)
+    if file.read() == owner:
+        return file
+    file.close()
+    return None
+
+
+def _with_request_id(app: App) -> App:
+    """`app` with an id for each request that has none, as Serve's proxy gives them."""
+
+    async def named(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not any(name == _REQUEST_ID for name, _ in scope["headers"]):
+            scope["headers"] = [*scope["headers"], (_REQUEST_ID, uuid.uuid4().hex.encode())]
+        await app(scope, receive, send)
+
+    return named
