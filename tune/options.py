@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ctxrec import storage
 from ctxrec.config import Config, build_dataclass, config_with, parse_value
 from ctxrec.errors import UserError
-from tune.space import Parameter, default_space, parse_space
+from tune.space import Parameter, default_space, parse_space, tunes_encoder
 
 METRIC = "valid_ndcg@10"
 METRICS = (METRIC, "seconds", "epoch")  # what a trial reports; numeric options of the space may be metrics too
@@ -125,6 +125,11 @@ class Sweep:
     options: SweepConfig
     space: tuple[Parameter, ...]
     base: Config
+
+    def epochs_of(self, values: dict[str, Any]) -> int:
+        """Epochs of a trial that runs to the end; the encoder's are part of it where the space needs them."""
+        names = ["tower_epochs"] + ["encoder_epochs"] * tunes_encoder(self.space)
+        return sum(values.get(f"train.{name}", getattr(self.base.train, name)) for name in names)
 
     def to_dict(self) -> dict[str, Any]:
         space = {p.key: p.to_dict() for p in self.space}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +14,10 @@ from ctxrec import storage
 from ctxrec.report_training import parse_train_log
 from ctxrec.tracking import LOG
 from ctxrec.training import MANIFEST
+from tune import report
+from tune.findings import importance, pareto_front
 from tune.options import METRIC, Sweep, SweepConfig
+from tune.space import value_of
 from tune.trial import run_of
 
 TABLE, REPORT, SUMMARY = "trials.parquet", "report.html", "summary.json"
@@ -28,7 +33,8 @@ def collect(out: str, stages: Sequence[str], plan: Sweep) -> list[dict[str, Any]
     """One row a trial, in the order in which they began.
 
     A row has number, stage, status (finished, stopped, failed), values by key, result (last figures), error, failures,
-    run, curve ([(epoch, best so far)]) and epochs (done in the run, which may be ahead of Ray Tune's decision).
+    run, curve ([(epoch, best so far)]), epochs (done in the run, which may be ahead of Ray Tune's decision) and planned
+    (epochs of the whole training).
     """
     rows = []
     for stage in stages:
@@ -50,6 +56,7 @@ def collect(out: str, stages: Sequence[str], plan: Sweep) -> list[dict[str, Any]
                     "run": run,
                     "curve": curve,
                     "epochs": curve[-1][0] if curve else 0.0,
+                    "planned": float(plan.epochs_of(record["values"])),
                 }
             )
     return rows
@@ -73,6 +80,7 @@ def _curve(run: str, values: dict[str, Any], plan: Sweep) -> list[tuple[float, f
     for line in parse_train_log(storage.read_text(log)):
         if line["phase"] in _PHASES and METRIC in line:
             epoch = line["epoch"] + (towers if line["phase"] == "encoder" else 0)
+            epoch = max(epoch, curve[-1][0] if curve else 0.0)
             curve.append((epoch, max(line[METRIC], curve[-1][1] if curve else 0.0)))
     return curve
 
@@ -96,7 +104,33 @@ def write(
     _write_table(storage.join(out, TABLE), rows, plan)
     made = summarise(out, rows, best, plan, account)
     storage.write_json(storage.join(out, SUMMARY), made)
+    name = os.path.basename(out.rstrip("/"))
+    page = report.render(name, rows, made, plan, importance(rows, plan))
+    storage.write_text(storage.join(out, REPORT), page)
+    if "tensorboard" in plan.base.train.trackers:
+        for row in rows:
+            if row["curve"]:
+                write_hparams(row, plan)
     return made
+
+
+def write_hparams(row: dict[str, Any], plan: Sweep) -> None:
+    """A trial's values and results for TensorBoard's HParams, beside the trial's own curves."""
+    from torch.utils.tensorboard import SummaryWriter  # slow to import
+    from torch.utils.tensorboard.summary import hparams
+
+    figures = {m: row["result"][m] for m in dict.fromkeys((METRIC, *plan.options.metric)) if m in row["result"]}
+    named = {f"sweep/{m}": value for m, value in figures.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        with SummaryWriter(scratch, filename_suffix=".hparams") as board:
+            for part in hparams(row["values"], named):
+                board.file_writer.add_summary(part)
+            for tag, value in named.items():
+                board.add_scalar(tag, value, 0)
+        for name in storage.local_files(scratch):
+            with open(os.path.join(scratch, name), "rb") as stream:
+                # One name for all times, so that results that are written again replace these.
+                storage.write_bytes(storage.join(row["run"], "events.out.tfevents.sweep.hparams"), stream.read())
 
 
 def _write_table(path: str, rows: list[dict[str, Any]], plan: Sweep) -> None:
@@ -111,11 +145,6 @@ def _write_table(path: str, rows: list[dict[str, Any]], plan: Sweep) -> None:
     pq.write_table(pa.table(columns), inner, filesystem=fs)
 
 
-def planned_epochs(row: dict[str, Any], plan: Sweep, longest: float) -> float:
-    """Epochs that a trial would have had to the end."""
-    return row["values"].get("train.tower_epochs", longest)
-
-
 def summarise(
     out: str, rows: list[dict[str, Any]], best: dict[str, Any], plan: Sweep, account: dict[str, Any]
 ) -> dict[str, Any]:
@@ -123,13 +152,22 @@ def summarise(
     statuses = [r["status"] for r in rows]
     default = next((r for r in rows if r["stage"] == best["stage"] and is_default(r, plan)), None)
     metric = plan.options.metric[0]
+    epochs = sum(r["epochs"] for r in rows)
+    whole = sum(r["epochs"] if r["status"] == "finished" else r["planned"] for r in rows)
+    seconds = sum(r["result"].get("seconds", 0.0) for r in rows)
+    reported = sum(r["result"].get("epoch", 0.0) for r in rows)
     return {
         "trials": len(rows),
         **{status: statuses.count(status) for status in ("finished", "stopped", "failed")},
         "metric": metric,
         "best": {"number": best["number"], "value": best["result"][metric], "values": best["values"]},
         "default": default["result"].get(metric) if default else None,
-        "epochs": sum(r["epochs"] for r in rows),
+        "as_they_were": {p.key: value_of(plan.base, p.key) for p in plan.space},
+        "front": pareto_front(rows, plan.options.metric, plan.options.mode),
+        "epochs": epochs,
+        "epochs_to_the_end": whole,
+        "share_of_epochs": epochs / whole if whole else 1.0,
+        "seconds_per_epoch": seconds / reported if reported else 0.0,
         "hours": account["hours"],
         "gpu_hours": account["gpu_hours"],
         "errors": [{"number": r["number"], "error": r["error"]} for r in rows if r["error"]],
@@ -139,12 +177,7 @@ def summarise(
 
 def is_default(row: dict[str, Any], plan: Sweep) -> bool:
     """Whether a trial has the options that the sweep began from."""
-    return all(row["values"].get(p.key) == getattr_of(plan, p.key) for p in plan.space)
-
-
-def getattr_of(plan: Sweep, key: str) -> Any:
-    section, _, option = key.partition(".")
-    return getattr(getattr(plan.base, section), option)
+    return all(row["values"].get(p.key) == value_of(plan.base, p.key) for p in plan.space)
 
 
 def say(summary: dict[str, Any]) -> str:

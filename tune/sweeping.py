@@ -14,7 +14,7 @@ import ray.tune
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 
 from ctxrec import runtime, storage
-from ctxrec.config import Config, to_toml
+from ctxrec.config import Config, build_dataclass, to_toml
 from ctxrec.errors import UserError
 from ctxrec.prepared import PreparedData
 from ctxrec.tracking import check_trackers
@@ -23,7 +23,7 @@ from tune import results
 from tune.board import Board
 from tune.budget import Budget, is_spent, open_account
 from tune.fidelity import share_of_users
-from tune.options import Sweep
+from tune.options import Sweep, SweepConfig
 from tune.search import first_points, make_scheduler, make_searcher
 from tune.space import tunes_encoder, with_values
 from tune.trial import TrialJob, begin_from, is_checkpoint, keep_checkpoint, make_trainable
@@ -100,14 +100,18 @@ def _claim(out: str, plan: Sweep, data: PreparedData) -> None:
     path = storage.join(out, PLAN)
     if storage.exists(path):
         held = storage.read_json(path)
-        if _essence(held) != _essence(_plain(wanted)):
+        if _essence(held) != _essence(wanted):
             raise UserError(f"{out} holds a sweep of other options or data; give another --out, or delete it")
     storage.write_json(path, wanted)
 
 
 def _essence(plan: dict[str, Any]) -> dict[str, Any]:
-    kept = {k: v for k, v in plan.items() if k not in ("evaluate", "rerank", "prepare")}
-    return kept | {"sweep": {k: v for k, v in plan["sweep"].items() if k not in _MAY_CHANGE}}
+    """What may not change between two starts; options that the code has had since then count with their defaults."""
+    config = Config.from_dict({k: v for k, v in plan.items() if k in Config.__dataclass_fields__}).to_dict()
+    options = dataclasses.asdict(build_dataclass(SweepConfig, plan["sweep"], source=PLAN))
+    kept = {k: v for k, v in config.items() if k not in ("evaluate", "rerank", "prepare")}
+    kept["sweep"] = {k: v for k, v in options.items() if k not in _MAY_CHANGE}
+    return _plain(kept | {"space": plan["space"], "data_fingerprint": plan["data_fingerprint"]})
 
 
 def _plain(value: Any) -> Any:
@@ -167,9 +171,8 @@ def _job(data_path: str, out: str, plan: Sweep, stage: str, history: int = 0) ->
 
 
 def _epochs(plan: Sweep) -> int:
-    base = _trial_base(plan)
-    longest = {p.key: int(max(p.choice or (p.low, p.high))) for p in plan.space if p.key.endswith("_epochs")}
-    return sum(longest.get(f"train.{n}", getattr(base.train, n)) for n in ("tower_epochs", "encoder_epochs"))
+    """Epochs of the longest trial of the space."""
+    return plan.epochs_of({p.key: max(p.choice or (p.low, p.high)) for p in plan.space if p.key.endswith("_epochs")})
 
 
 def _cheap_stage(data_path: str, out: str, plan: Sweep) -> Stage:

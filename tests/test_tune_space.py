@@ -1,0 +1,156 @@
+"""Search spaces and sweep options: what is read, what is refused, what is drawn."""
+
+from __future__ import annotations
+
+import optuna
+import pytest
+
+from ctxrec.config import Config, load_config
+from ctxrec.errors import UserError
+from tune.budget import Budget, is_spent, open_account
+from tune.findings import importance, pareto_front
+from tune.options import load_sweep
+from tune.search import Bounds, first_points, make_scheduler
+from tune.space import Parameter, default_space, defaults_inside, parse_space, with_values
+
+
+def sweep_file(tmp_path, text: str) -> str:
+    path = tmp_path / "sweep.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_file_has_options_space_and_base(tmp_path):
+    text = """
+    [sweep]
+    trials = 5
+    metric = "valid_ndcg@10"
+    [space]
+    "train.tower_lr" = { low = 1e-4, high = 1e-2, log = true }
+    model.layers = { low = 1, high = 5, step = 2 }
+    model.backbone = { choice = ["transformer", "gru"] }
+    [train]
+    tower_epochs = 7
+    """
+    plan = load_sweep(sweep_file(tmp_path, text), ["sweep.seed=3", "sweep.fidelity.users=0.5", "model.dim=16"])
+    assert (plan.options.trials, plan.options.seed, plan.options.fidelity.users) == (5, 3, 0.5)
+    assert (plan.base.train.tower_epochs, plan.base.model.dim) == (7, 16)
+    assert [p.key for p in plan.space] == ["train.tower_lr", "model.layers", "model.backbone"]
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(30):
+        values = study.ask({p.key: p.distribution() for p in plan.space}).params
+        assert values["model.layers"] in (1, 3, 5) and 1e-4 <= values["train.tower_lr"] <= 1e-2
+        assert with_values(plan.base, values).model.backbone in ("transformer", "gru")
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ('"train.nothing" = { low = 1, high = 2 }', "unknown key 'train.nothing'"),
+        ('"serve.port" = { low = 1, high = 2 }', "serve.port is no option"),
+        ('"train.workers" = { choice = [1, 2] }', "cannot be searched"),
+        ('"train.tower_lr" = { low = 0.1 }', r"expected \{low"),
+        ('"train.tower_lr" = { low = 0.2, high = 0.1 }', "expected low < high"),
+        ('"train.tower_lr" = { low = 0.0, high = 0.1, log = true }', "above 0 with log"),
+        ('"train.tower_lr" = { low = -0.1, high = 0.1 }', "train.tower_lr is -0.1; expected above 0"),
+        ('"model.layers" = { low = 1.5, high = 3 }', "expected a whole number"),
+        ('"model.dropout" = { low = 0.0, high = 1.5 }', "model.dropout is 1.5"),
+        ('"model.backbone" = { low = 1, high = 2 }', r"expected \{choice"),
+        ('"model.dim" = { choice = [31] }', "a multiple of model.heads"),
+        ('"train.loss" = { choice = ["softmax", "hinge"] }', "train.loss is 'hinge'"),
+    ],
+)
+def test_a_wrong_space_is_named_at_the_start(tmp_path, space, said):
+    with pytest.raises(UserError, match=said):
+        load_sweep(sweep_file(tmp_path, f"[space]\n{space}\n"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["sweep.trials=0"], "sweep.trials is 0"),
+        (["sweep.tries=3"], "unknown key 'sweep.tries'"),
+        (["sweep.search=grid"], "sweep.search is 'grid'"),
+        (['sweep.metric=["valid_ndcg@10", "seconds"]'], "sweep.mode"),
+        (["sweep.metric=recall"], "sweep.metric is 'recall'"),
+        (['sweep.metric=["valid_ndcg@10", "seconds"]', 'sweep.mode=["max", "min"]', "sweep.scheduler=asha"], "one metric"),
+        (["sweep.search=pbt", "sweep.scheduler=median"], "pbt is a scheduler itself"),
+        (["model.unknown=3"], "unknown key 'model.unknown'"),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_named_at_the_start(overrides, said):
+    with pytest.raises(UserError, match=said):
+        load_sweep(None, overrides)
+
+
+def test_the_default_space_fits_and_begins_with_the_defaults():
+    plan = load_sweep(None)
+    assert first_points(plan) == [defaults_inside(Config(), plan.space)]
+    for p in default_space(load_config(None, ["model.heads=4", "model.dim=48"])):
+        p.check(load_config(None, ["model.heads=4", "model.dim=48"]))
+
+
+def test_defaults_outside_of_the_space_are_no_first_trial(tmp_path):
+    path = sweep_file(tmp_path, '[space]\n"train.tower_lr" = { low = 0.1, high = 0.2 }\n')
+    assert first_points(load_sweep(path)) == []
+
+
+def test_pbt_takes_only_what_can_change_in_a_training(tmp_path):
+    path = sweep_file(tmp_path, '[sweep]\nsearch = "pbt"\n[space]\n"model.dim" = { choice = [16, 32] }\n')
+    with pytest.raises(UserError, match="cannot change in the middle"):
+        load_sweep(path)
+    plan = load_sweep(None, ["sweep.search=pbt"])
+    bounded = Bounds(plan.space)({p.key: 99.0 for p in plan.space})
+    assert all(bounded[p.key] == p.high for p in plan.space)
+
+
+def test_trials_at_their_last_epoch_are_not_stopped():
+    """Ray Tune stops a trial that reaches max_t; ours have their bundle to write then."""
+
+    class Trial:
+        trial_id = "one"
+
+    for kind in ("asha", "hyperband"):
+        scheduler = make_scheduler(load_sweep(None, [f"sweep.scheduler={kind}"]), epochs=15)
+        scheduler.on_trial_add(None, Trial())
+        for epoch in range(1, 16):
+            assert scheduler.on_trial_result(None, Trial(), {"epoch": epoch, "valid_ndcg@10": 0.1}) == "CONTINUE"
+
+
+def test_whole_numbers_are_drawn_whole_and_both_ends_are_drawn():
+    p = parse_space({"model.layers": {"low": 1, "high": 3}}, "test")[0]
+    drawn = {p.domain().sample() for _ in range(100)}
+    assert drawn == {1, 2, 3} and Parameter(key="model.layers", low=1, high=5, step=2).contains(3)
+
+
+def test_the_budget_goes_on_over_starts_and_takes_new_limits(tmp_path):
+    path = str(tmp_path / "spent.json")
+    open_account(path, max_hours=0.0, max_gpu_hours=1.0)
+    budget = Budget(path, gpus_per_trial=0.5)
+    assert budget("a", {"time_this_iter_s": 3600.0}) is False and not budget.stop_all()
+    budget("b", {"time_this_iter_s": 3600.0})
+    assert budget.stop_all(), "two trials of an hour on half a GPU are one GPU-hour"
+    budget._written = float("-inf")
+    budget.stop_all()
+    open_account(path, max_hours=0.0, max_gpu_hours=2.0)
+    again = Budget(path, gpus_per_trial=0.5)
+    assert not again.stop_all() and again._account["gpu_hours"] == pytest.approx(1.0)
+    assert not is_spent({"hours": 5.0, "max_hours": 0.0, "gpu_hours": 0.0, "max_gpu_hours": 0.0})
+
+
+def test_importance_finds_the_option_that_matters(tmp_path):
+    text = '[space]\n"train.tower_lr" = { low = 0.001, high = 0.1 }\n"model.dropout" = { low = 0.0, high = 0.5 }\n'
+    plan = load_sweep(sweep_file(tmp_path, text))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    rows = []
+    for number in range(24):
+        values = study.ask({p.key: p.distribution() for p in plan.space}).params
+        rows.append({"number": number, "values": values, "result": {"valid_ndcg@10": values["train.tower_lr"]}})
+    found = importance(rows, plan)
+    assert next(iter(found)) == "train.tower_lr" and found["train.tower_lr"] > 2 * found["model.dropout"]
+    assert importance(rows[:3], plan) == {}
+
+
+def test_pareto_front_of_equal_rows_keeps_both():
+    rows = [{"number": n, "result": {"a": 1, "b": 2}} for n in range(2)]
+    assert pareto_front(rows, ["a", "b"], ["max", "min"]) == [0, 1]
