@@ -21,6 +21,8 @@ _STYLE = (
 .thread.good { stroke: var(--before); stroke-width: 1.6; opacity: .9; }
 .thread.best { stroke: var(--model); stroke-width: 3; opacity: 1; }
 .chart .curve.other, .figures .curve.other { stroke-width: 1.2; opacity: .7; }
+.alone svg { max-width: 620px; min-width: 0; }
+.tiles { grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); }
 td.words { text-align: left; overflow-wrap: anywhere; }
 """
 )
@@ -102,7 +104,7 @@ def _curves(rows: Rows, summary: dict[str, Any], plan: Sweep) -> str:
         "Learning curves",
         paragraph("Best validation NDCG@10 so far, over epochs. A line that ends early is a trial that was stopped."),
         legend([("model", "best"), ("before", "run to the end"), ("other", "stopped early or failed")], squares=True),
-        chart(figure),
+        f'<div class="alone">{figure}</div>',
     )
 
 

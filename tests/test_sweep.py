@@ -1,0 +1,152 @@
+"""Whole sweeps on a real cluster: best.toml, early stopping, going on after a kill, failed trials."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from ctxrec.config import load_config
+from ctxrec.errors import UserError
+from ctxrec.prepared import PreparedData
+from ctxrec.recommender import load_recommender
+from tune.board import reason, table
+from tune.fidelity import share_of_users
+from tune.options import load_sweep
+from tune.sweeping import sweep
+
+REPO = Path(__file__).resolve().parent.parent
+SPACE = """
+[space]
+"train.tower_lr" = { low = 1e-4, high = 1e-2, log = true }
+"model.dropout" = { low = 0.0, high = 0.5 }
+"""
+
+
+def options(
+    tmp_path: Path, encoder: str, *, trials: int, epochs: int, sweep_lines: str = "", space: str = SPACE
+) -> str:
+    path = tmp_path / "sweep.toml"
+    path.write_text(
+        f"""[sweep]
+trials = {trials}
+search = "random"
+{sweep_lines}
+{space}
+[encoder]
+name = "{encoder}"
+[model]
+dim = 16
+history = 10
+[train]
+global_batch_size = 16
+tower_epochs = {epochs}
+encoder_epochs = 0
+"""
+    )
+    return str(path)
+
+
+@pytest.mark.slow
+def test_a_sweep_ends_with_the_best_options_and_their_bundle(tiny_data, tiny_encoder, tmp_path):
+    """One trial fails for its options (dim is no multiple of heads); the others go on."""
+    space = SPACE + '"model.heads" = { choice = [2, 3] }\n'
+    plan = load_sweep(
+        options(tmp_path, tiny_encoder, trials=4, epochs=6, sweep_lines="seed = 1\nretries = 0", space=space)
+    )
+    out = tmp_path / "sweep"
+    made = sweep(tiny_data, str(out), plan)
+    rows = pq.read_table(out / "trials.parquet").to_pylist()
+    bad = [r for r in rows if r["model.heads"] == 3]
+    assert bad and all(r["status"] == "failed" and "a multiple of model.heads" in r["error"] for r in bad)
+    good = [r for r in rows if r["model.heads"] == 2]
+    assert all(r["status"] in ("finished", "stopped") and r["valid_ndcg@10"] > 0 for r in good)
+    assert made["best"]["value"] == max(r["valid_ndcg@10"] for r in good) >= made["default"]
+    best = load_config(str(out / "best.toml"))
+    assert best.train.tower_lr == made["best"]["values"]["train.tower_lr"] and best.train.refit
+    load_recommender(str(out / "best" / "bundle"))
+    assert load_config(str(out / "best" / "config.toml")) == best
+    assert "Learning curves" in (out / "report.html").read_text()
+    assert sweep(tiny_data, str(out), plan)["best"] == made["best"], "a finished sweep is reused"
+    with pytest.raises(UserError, match="a sweep of other options"):
+        sweep(tiny_data, str(out), load_sweep(None, ["sweep.trials=3"]))
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_by_the_same_command(tiny_data, tiny_encoder, tmp_path):
+    path = options(
+        tmp_path, tiny_encoder, trials=3, epochs=4, sweep_lines='concurrent = 1\nscheduler = "none"\nfinal = false'
+    )
+    out = tmp_path / "sweep"
+    command = [sys.executable, "-m", "tune.sweep", "--data", tiny_data, "--out", str(out), "--config", path]
+    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"PYTHONPATH": str(REPO)}
+    with open(tmp_path / "first.log", "wb") as log:
+        first = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 600
+        while not list((out / "trials" / "full").glob("*/manifest.json")):  # the first trial has ended
+            assert first.poll() is None and time.monotonic() < deadline, (tmp_path / "first.log").read_text()[-3000:]
+            time.sleep(0.2)
+        time.sleep(12)  # Ray Tune writes its state from time to time
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    done = {p.parent.name: p.stat().st_mtime for p in (out / "trials" / "full").glob("*/manifest.json")}
+    again = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
+    assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
+    rows = pq.read_table(out / "trials.parquet").to_pylist()
+    assert len(rows) == 3 and all(r["status"] == "finished" for r in rows)
+    for name, written in done.items():
+        assert (out / "trials" / "full" / name / "manifest.json").stat().st_mtime == written, "not trained again"
+
+
+def test_a_share_of_users_keeps_the_catalogue(tiny_data, tmp_path):
+    whole, part = (
+        PreparedData.open(tiny_data),
+        PreparedData.open(share_of_users(tiny_data, str(tmp_path / "part"), 0.5)),
+    )
+    ids = [
+        {
+            user
+            for bucket in range(len(d.bucket_paths))
+            for user in d.read_bucket(bucket, ["user_id"])["user_id"].to_pylist()
+        }
+        for d in (whole, part)
+    ]
+    assert ids[1] < ids[0] and 0.3 < len(ids[1]) / len(ids[0]) < 0.7
+    assert part.items["item_id"] == whole.items["item_id"] and part.fingerprint != whole.fingerprint
+    assert part.meta["counts"]["users"] == len(ids[1])
+    assert part.meta["counts"]["train"] == sum(part.items["train_events"].to_pylist())
+
+
+def test_the_live_table_says_what_failed():
+    facts = [
+        {
+            "status": "RUNNING",
+            "values": {"train.tower_lr": 0.004},
+            "result": {"valid_ndcg@10": 0.12, "epoch": 2.0},
+            "error": "",
+        },
+        {"status": "ERROR", "values": {"train.tower_lr": 9.0}, "result": {}, "error": "UserError: too high"},
+    ]
+    lines = table(facts, title="sweep", planned=4, metric="valid_ndcg@10", best=max)
+    assert lines[0] == "sweep: 2 of 4 trials: 1 runs, 1 failed; best valid_ndcg@10 0.1200 (trial 0)"
+    assert "tower_lr=0.004" in lines[2] and "UserError: too high" in lines[3]
+    assert (
+        reason("Traceback\n  File\nctxrec.errors.UserError: no such option\n")
+        == "ctxrec.errors.UserError: no such option"
+    )
+
+
+@pytest.mark.parametrize(("flags", "code"), [(["--help"], 0), (["--set", "sweep.trials=0"], 2)])
+def test_exit_codes(flags, code):
+    command = [sys.executable, "-m", "tune.sweep", *flags]
+    done = subprocess.run(
+        [*command, "--data", "d", "--out", "o"], cwd=REPO, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == code and "Traceback" not in done.stderr
+    assert code == 0 or done.stderr.startswith("error: sweep.trials is 0; expected at least 1")
