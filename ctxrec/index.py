@@ -291,19 +291,26 @@ def best_columns(scores: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray
     ids, found = _blank(num_rows, width)
     if not num_rows or not width:
         return ids, found
+    maxima = None
     if num_columns > 2 * _BLOCK * width:
-        columns = _in_best_blocks(scores, width)
+        maxima = _block_maxima(scores)
+        columns = _in_best_blocks(maxima, width)
         values = np.take_along_axis(scores, np.minimum(columns, num_columns - 1), 1)
         values[columns >= num_columns] = -np.inf
     else:
         columns, values = np.broadcast_to(np.arange(num_columns), scores.shape), scores
+    values_at = values
     if width < columns.shape[1]:
         top = np.argpartition(values, columns.shape[1] - width, axis=1)[:, columns.shape[1] - width :]
         columns, values = np.take_along_axis(columns, top, 1), np.take_along_axis(values, top, 1)
     order = np.lexsort((columns, -values), axis=-1)
     ids[:], found[:] = np.take_along_axis(columns, order, 1), np.take_along_axis(values, order, 1)
     # Equal scores at the border, or too few above -inf: the plain way.
-    for n in np.flatnonzero((scores >= found[:, -1:]).sum(1) > width):
+    border = found[:, -1:]
+    unsure = (values_at >= border).sum(1) > width
+    if maxima is not None:  # one more block reaches the border
+        unsure |= (maxima >= border).sum(1) > width
+    for n in np.flatnonzero(unsure):
         best = top_positions(scores[n], width)
         ids[n], found[n] = NO_ITEM, -np.inf
         ids[n, : len(best)], found[n, : len(best)] = best, scores[n, best]
@@ -311,15 +318,20 @@ def best_columns(scores: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray
     return ids, found
 
 
-def _in_best_blocks(scores: np.ndarray, width: int) -> np.ndarray:
-    """Columns of the `width` blocks of each row that have the highest maxima; some may lie behind the last one."""
+def _block_maxima(scores: np.ndarray) -> np.ndarray:
+    """The highest score of every block of `_BLOCK` columns: [N, blocks]; the last block may be shorter."""
     num_rows, num_columns = scores.shape
     whole = num_columns // _BLOCK
     maxima = scores[:, : whole * _BLOCK].reshape(num_rows, whole, _BLOCK).max(2)
     if whole * _BLOCK < num_columns:
         maxima = np.concatenate([maxima, scores[:, whole * _BLOCK :].max(1, keepdims=True)], 1)
+    return maxima
+
+
+def _in_best_blocks(maxima: np.ndarray, width: int) -> np.ndarray:
+    """Columns of the `width` blocks of each row that have the highest maxima; some may lie behind the last one."""
     blocks = np.argpartition(maxima, maxima.shape[1] - width, axis=1)[:, maxima.shape[1] - width :]
-    return (blocks[:, :, None] * _BLOCK + np.arange(_BLOCK)).reshape(num_rows, -1)
+    return (blocks[:, :, None] * _BLOCK + np.arange(_BLOCK)).reshape(len(maxima), -1)
 
 
 def _add(scores: np.ndarray, added: sp.csr_array, rows: np.ndarray, positions: np.ndarray | None) -> None:
