@@ -216,9 +216,16 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexConfig:
-    """The retrieval index of a bundle. `nprobe` and `ef_search` trade recall for speed."""
+    """The retrieval index of a bundle. `nprobe`, `ef_search` and `refine` trade recall for speed.
 
-    kind: Literal["flat", "hnsw", "ivf"] = "flat"
+    kind: flat is exact; ivfpq ranks compressed vectors and then the best of them exactly; auto picks by the size of the
+        catalogue and says why, and takes the least `nprobe` that reaches `recall` on a sample of the items.
+    refine: candidates of ivfpq that are ranked exactly, as a multiple of k.
+    """
+
+    kind: Literal["auto", "flat", "hnsw", "ivf", "ivfpq"] = "auto"
+    recall: float = 0.99
+    refine: int = 16
     nlist: int = 0
     nprobe: int = 16
     hnsw_links: int = 32
@@ -227,7 +234,8 @@ class IndexConfig:
     use_gpu: Literal["auto", "yes", "no"] = "auto"
 
     def __post_init__(self) -> None:
-        for key in ("nprobe", "hnsw_links", "ef_construction", "ef_search"):
+        _require(0 < self.recall <= 1, "index.recall", self.recall, "above 0, at most 1")
+        for key in ("nprobe", "hnsw_links", "ef_construction", "ef_search", "refine"):
             _require(getattr(self, key) >= 1, f"index.{key}", getattr(self, key), "at least 1")
         _require(self.nlist >= 0, "index.nlist", self.nlist, "0 (automatic) or more")
 

@@ -1,4 +1,4 @@
-"""Top-k search by inner product over item vectors: FAISS flat, HNSW and IVF, on CPU or GPU.
+"""Top-k search by inner product over item vectors: FAISS flat, HNSW, IVF and IVF-PQ, on CPU or GPU.
 
 Every search gives k results whenever k items are eligible, whatever the filter: approximate indexes
 search wider and at last rank all vectors exactly where filters leave them short.
@@ -34,6 +34,9 @@ _WIDEN = 4  # factor on the search effort when filters leave a row short of k
 _EXACT_SHARE = 0.05  # filters that leave less than this share of items are ranked exactly
 _POINTS_PER_LIST = 39  # FAISS's minimum of training points for each list of an IVF index
 _GPU_MAX_K = 2048
+_PQ_LEAST, _PQ_NUMBERS = 2_000, 4  # items that a code needs at least for its training; numbers of a vector in a code
+_AUTO_FLAT, _GPU_FACTOR, _AUTO_IVF = 200_000, 10, 5_000_000  # items up to which `auto` takes flat (with a GPU) and ivf
+_SAMPLE, _SAMPLE_K = 200, 10  # items by which `auto` measures recall, and how many neighbours of each
 _GATHERED_SHARE = 0.2  # of the items: fewer are ranked by themselves, more among all
 _BLOCK = 64  # columns of a row that are looked at by their maximum first
 _SCORES_AT_ONCE = 1 << 24  # floats of a score matrix held at a time (64 MiB)
@@ -44,7 +47,7 @@ def build_index(vectors: np.ndarray, config: IndexConfig) -> Index:
 
     Args:
         vectors: float32 [I, D], row = item position; at least one row.
-        config: kind and its options. `ivf` on a catalogue too small for two lists becomes flat.
+        config: kind and its options. What is too small a catalogue for its kind becomes flat.
 
     Raises:
         UserError: `index.nlist` is larger than the catalogue.
@@ -52,18 +55,43 @@ def build_index(vectors: np.ndarray, config: IndexConfig) -> Index:
     vectors = np.ascontiguousarray(vectors, np.float32)
     num_items, dim = vectors.shape
     assert num_items > 0, "an index needs at least one item"
-    if config.kind == "hnsw":
+    kind = choose_kind(num_items, config)
+    if kind == "hnsw":
         made = faiss.IndexHNSWFlat(dim, config.hnsw_links, faiss.METRIC_INNER_PRODUCT)
         made.hnsw.efConstruction = config.ef_construction
-    elif config.kind == "ivf" and (num_lists := _num_lists(num_items, config)) >= 2:
+    elif kind == "ivf" and (num_lists := _num_lists(num_items, config)) >= 2:
         made = faiss.index_factory(dim, f"IVF{num_lists},Flat", faiss.METRIC_INNER_PRODUCT)
         made.train(vectors)
+    elif kind == "ivfpq" and num_items >= _PQ_LEAST and (num_lists := _num_lists(num_items, config)) >= 2:
+        codes = -(-dim // _PQ_NUMBERS)
+        names = f"Pad{codes * _PQ_NUMBERS},IVF{num_lists},PQ{codes},RFlat"
+        made = faiss.index_factory(dim, names, faiss.METRIC_INNER_PRODUCT)
+        made.train(vectors)
     else:
-        if config.kind == "ivf":
-            logger.info("index.kind = ivf is for large catalogues; %d items get a flat index", num_items)
+        if kind in ("ivf", "ivfpq"):
+            logger.info("index.kind = %s is for large catalogues; %d items get a flat index", kind, num_items)
         made = faiss.IndexFlatIP(dim)
     made.add(vectors)
-    return Index(made, config)
+    index = Index(made, config)
+    if config.kind == "auto" and index.kind in ("ivf", "ivfpq"):
+        index.reach(config.recall)
+    return index
+
+
+def choose_kind(num_items: int, config: IndexConfig) -> str:
+    """The kind of index that is built; for `auto` by size and hardware, with the reason in the log."""
+    if config.kind != "auto":
+        return config.kind
+    num_gpus = faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") and config.use_gpu != "no" else 0
+    limit = _AUTO_FLAT * (_GPU_FACTOR if num_gpus else 1)
+    kind = "flat" if num_items <= limit else "ivf" if num_items <= _AUTO_IVF else "ivfpq"
+    why = {
+        "flat": "ranking all of them is exact, fast enough, and the cheapest in batches",
+        "ivf": f"ranking all of them is slow beyond {limit:,}; lists are searched until recall is {config.recall}",
+        "ivfpq": f"beyond {_AUTO_IVF:,} whole vectors are too much to read; compressed ones are, the best exactly",
+    }[kind]
+    logger.info("index.kind = auto takes %s for %d items and %d GPUs: %s", kind, num_items, num_gpus, why)
+    return kind
 
 
 def _num_lists(num_items: int, config: IndexConfig) -> int:
@@ -106,9 +134,11 @@ class Index:
 
     @property
     def kind(self) -> str:
-        """What was built: flat, hnsw or ivf."""
+        """What was built: flat, hnsw, ivf or ivfpq."""
         if isinstance(self._index, faiss.IndexHNSW):
             return "hnsw"
+        if isinstance(self._index, faiss.IndexRefine):
+            return "ivfpq"
         return "ivf" if isinstance(self._index, faiss.IndexIVF) else "flat"
 
     @cached_property
@@ -116,7 +146,8 @@ class Index:
         """The item vectors, float32 [I, D]; a view, except for IVF, whose lists hold them in another order."""
         if self.kind == "ivf":
             return self._index.reconstruct_n(0, self.num_items)
-        flat = faiss.downcast_index(self._index.storage) if self.kind == "hnsw" else self._index
+        whole = {"hnsw": "storage", "ivfpq": "refine_index"}.get(self.kind)
+        flat = self._index if whole is None else faiss.downcast_index(getattr(self._index, whole))
         return faiss.rev_swig_ptr(flat.get_xb(), self.num_items * self.dim).reshape(self.num_items, self.dim)
 
     def save(self, path: str) -> None:
@@ -214,9 +245,31 @@ class Index:
 
     def _search_params(self, num: int, effort: int, selector: faiss.IDSelector | None) -> faiss.SearchParameters:
         more = {} if selector is None else {"sel": selector}
-        if self.kind == "ivf":
-            return faiss.SearchParametersIVF(nprobe=min(self._config.nprobe * effort, self._index.nlist), **more)
+        if self.kind in ("ivf", "ivfpq"):
+            lists = faiss.extract_index_ivf(self._index)
+            nprobe = lists.nprobe if self._config.kind == "auto" else self._config.nprobe
+            params = faiss.SearchParametersIVF(nprobe=min(nprobe * effort, lists.nlist), **more)
+            if self.kind == "ivf":
+                return params
+            padded = faiss.SearchParametersPreTransform(index_params=params)
+            return faiss.IndexRefineSearchParameters(
+                k_factor=float(self._config.refine * effort), base_index_params=padded
+            )
         return faiss.SearchParametersHNSW(efSearch=max(self._config.ef_search * effort, num), **more)
+
+    def reach(self, recall: float) -> None:
+        """Search so many lists that the neighbours of sampled items are found with this recall; saved with the index."""
+        lists = faiss.extract_index_ivf(self._index)
+        sample = self.vectors[np.linspace(0, self.num_items - 1, min(_SAMPLE, self.num_items)).astype(np.int64)]
+        exact, _ = exact_search(self.vectors, sample, _SAMPLE_K)
+        lists.nprobe, found = 8, 0.0
+        while True:
+            ids, _ = self.search(sample, _SAMPLE_K)
+            found = np.mean([np.isin(row, other).mean() for row, other in zip(exact, ids, strict=True)])
+            if found >= recall or lists.nprobe >= lists.nlist:
+                break
+            lists.nprobe = min(2 * lists.nprobe, lists.nlist)
+        logger.info("%d of %d lists are searched: recall@%d %.3f", lists.nprobe, lists.nlist, _SAMPLE_K, found)
 
     @property
     def on_gpu(self) -> bool:
@@ -233,8 +286,8 @@ class Index:
             )
         if self._config.use_gpu == "no" or num_gpus == 0:
             return None
-        if self.kind == "hnsw":
-            logger.info("HNSW has no GPU form in FAISS; the index stays on the CPU")
+        if self.kind in ("hnsw", "ivfpq"):
+            logger.info("%s has no GPU form in FAISS; the index stays on the CPU", self.kind)
             return None
         self._gpu_resources = faiss.StandardGpuResources()  # must live as long as the index
         return faiss.index_cpu_to_gpu(self._gpu_resources, 0, self._index)

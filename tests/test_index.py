@@ -9,9 +9,9 @@ import scipy.sparse as sp
 
 from ctxrec.config import IndexConfig
 from ctxrec.errors import UserError
-from ctxrec.index import NO_ITEM, best_columns, build_index, exact_search, load_index, top_positions
+from ctxrec.index import NO_ITEM, best_columns, build_index, choose_kind, exact_search, load_index, top_positions
 
-KINDS = ["flat", "hnsw", "ivf"]
+KINDS = ["flat", "hnsw", "ivf", "ivfpq"]
 
 
 def config(kind: str, **more) -> IndexConfig:
@@ -267,3 +267,22 @@ def test_what_is_added_counts_with_masks_and_exclusions():
         wanted = [p for p in np.argsort(-whole[n], kind="stable") if whole[n, p] > -np.inf][:12]
         assert ids[n].tolist() == [*wanted, *[NO_ITEM] * (12 - len(wanted))]
         np.testing.assert_allclose(scores[n, : len(wanted)], whole[n, wanted], atol=1e-5)
+
+
+def test_auto_takes_flat_for_small_catalogues_and_lists_for_large_ones(vectors, caplog):
+    assert build_index(vectors, config("auto")).kind == "flat"
+    with caplog.at_level("INFO", logger="ctxrec.index"):
+        kinds = [choose_kind(num, config("auto")) for num in (200_000, 200_001, 5_000_001)]
+    assert kinds == ["flat", "ivf", "ivfpq"]
+    assert all("recall" in text or "exact" in text for text in caplog.messages)
+
+
+def test_auto_searches_as_many_lists_as_the_recall_needs(vectors, queries, monkeypatch, tmp_path):
+    monkeypatch.setattr("ctxrec.index._AUTO_FLAT", 1000)
+    made = build_index(vectors, config("auto", recall=1.0))
+    assert made.kind == "ivf"
+    made.save(str(tmp_path / "index"))
+    loaded = load_index(str(tmp_path / "index"), config("auto"))
+    ids, _ = loaded.search(vectors[:40], 10)
+    wanted, _ = exact_search(vectors, vectors[:40], 10)
+    assert np.mean([recall(ids[n], wanted[n].tolist()) for n in range(40)]) > 0.98
