@@ -38,6 +38,7 @@ export function recommendation(item, row, rank, top, before, hadList) {
   part("tags").title = tagsOf(row);
   part("meter").firstElementChild.style.width = `${Math.max(0, Math.min(1, item.score / top)) * 100}%`;
   part("score").querySelector(".number").textContent = item.score.toFixed(2);
+  part("score").querySelector(".number").title = item.score;
   for (const name of ["why", "similar"]) part(name).setAttribute("aria-label", `${part(name).textContent}: ${nameOf(row)}`);
   if (hadList) mark(part("move"), element, rank, before);
   return element;

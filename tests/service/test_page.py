@@ -50,8 +50,9 @@ class Page:
     def ids(self) -> list[str]:
         return [item.get_attribute("data-item") for item in self.all("#list > li")]
 
-    def scores(self) -> list[str]:
-        return [number.text for number in self.all("#list .score .number")]
+    def scores(self) -> list[float]:
+        """In full, as they stand in the titles of the rounded ones."""
+        return [float(number.get_attribute("title")) for number in self.all("#list .score .number")]
 
     def until(self, condition, seconds: float = 30) -> None:
         """Wait for what must come; elements may be replaced while they are read."""
@@ -115,7 +116,7 @@ def test_the_list_follows_the_context(page, client):
     asked = {"user_id": page.all("#user")[0].get_attribute("value"), "k": 12}
     asked["context"] = {"timestamp": moment(page), "device": "tv", "query": "red shoe", "basket_value": 0.5}
     wanted = client.ask(**asked)["items"]
-    page.until(lambda: page.scores() == [f"{i['score']:.2f}" for i in wanted])
+    page.until(lambda: page.scores() == pytest.approx([i["score"] for i in wanted], abs=1e-4))
     assert page.ids() == [i["item_id"] for i in wanted] and page.scores() != before
     Select(page.all("#filter-0")[0]).select_by_visible_text("group2")
     page.until(lambda: page.ids() and all(int(i[1:]) % 4 == 2 for i in page.ids()))
@@ -134,7 +135,8 @@ def test_why_and_similar_open_by_keyboard(page, client):
     reasons = answer["items"][0]["why"]
     rows = page.all("#list > li:first-child .effects tr")
     assert len(rows) == sum(map(len, reasons.values()))
-    shown = sum(float(row.text.rsplit(" ", 1)[1].replace("\u2212", "-")) for row in rows[-len(reasons["sources"]) :])
+    numbers = [row.find_element("css selector", "td.number").text.replace("\u2212", "-") for row in rows]
+    shown = sum(map(float, numbers[-len(reasons["sources"]) :]))
     assert shown == pytest.approx(answer["items"][0]["score"], abs=0.05)
     similar.send_keys(Keys.SPACE)
     page.until(lambda: len(page.all(".plain li")) == 8)

@@ -1,0 +1,55 @@
+"""Thousands of calls made up from the OpenAPI document, right ones and wrong ones: none may end in a 5xx.
+
+Last of the folder by its name, as it leaves odd items and events behind. One command:
+
+    python -m pytest tests/service/test_unexpected.py -m slow
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+CASES = 5000  # in all, at least
+
+
+@pytest.mark.slow
+def test_no_call_that_the_document_allows_or_forbids_is_a_5xx(client):
+    schemathesis = pytest.importorskip(
+        "schemathesis", reason="schemathesis is not installed (pip install schemathesis)"
+    )
+    from hypothesis import HealthCheck, given, settings
+
+    schema = schemathesis.openapi.from_url(f"{client.base_url}/openapi.json")
+    operations = [found.ok() for found in schema.get_all_operations()]
+    assert len(operations) >= 10
+    modes = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE]
+    statuses: Counter[int] = Counter()
+    broken: list[str] = []
+    examples = CASES // (len(operations) * len(modes)) + 1
+
+    def attack(operation, mode) -> None:
+        @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def attempt(case) -> None:
+            number = sum(statuses.values())
+            address = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"  # so that no limit steps in
+            response = case.call(headers={"X-Forwarded-For": address}, timeout=60)
+            statuses[response.status_code] += 1
+            if response.status_code >= 500:
+                broken.append(f"{response.status_code}: {case.as_curl_command()[:2000]}")
+
+        attempt()
+
+    for operation in operations:
+        for mode in modes:
+            try:
+                attack(operation, mode)
+            except schemathesis.errors.SchemathesisError as error:  # nothing of this kind can be made of an operation
+                print(f"{operation.label}, {mode}: {error}")
+    while sum(statuses.values()) < CASES:  # where few different calls could be made, other operations make up for it
+        attack(next(o for o in operations if o.label == "POST /v1/recommend"), modes[sum(statuses.values()) % 2])
+    print(f"\n{sum(statuses.values())} calls: {dict(sorted(statuses.items()))}")
+    assert not broken, "\n".join(broken[:5])
+    assert statuses[200] > 100 and statuses[422] > 100
