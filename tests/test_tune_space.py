@@ -10,7 +10,7 @@ from ctxrec.errors import UserError
 from tune.budget import Budget, is_spent, open_account
 from tune.findings import importance, pareto_front
 from tune.options import load_sweep
-from tune.search import Bounds, first_points, make_scheduler
+from tune.search import Bounds, first_points, make_scheduler, make_searcher
 from tune.space import Parameter, default_space, defaults_inside, parse_space, with_values
 
 
@@ -154,3 +154,31 @@ def test_importance_finds_the_option_that_matters(tmp_path):
 def test_pareto_front_of_equal_rows_keeps_both():
     rows = [{"number": n, "result": {"a": 1, "b": 2}} for n in range(2)]
     assert pareto_front(rows, ["a", "b"], ["max", "min"]) == [0, 1]
+
+
+@pytest.mark.parametrize("search", ["random", "tpe", "bohb"])
+def test_a_searcher_begins_with_the_defaults_learns_and_outlives_a_restart(search, tmp_path):
+    plan = load_sweep(None, [f"sweep.search={search}", "sweep.trials=12"])
+    searcher = make_searcher(plan, first_points(plan))
+    assert searcher.suggest("t0") == defaults_inside(plan.base, plan.space)
+    for number in range(8):
+        values = searcher.suggest(f"t{number}")
+        with_values(plan.base, values)
+        searcher.on_trial_result(f"t{number}", {"valid_ndcg@10": 0.1, "training_iteration": 1})
+        searcher.on_trial_complete(f"t{number}", {"valid_ndcg@10": 0.01 * number})
+    searcher.save(str(tmp_path / "state"))
+    again = make_searcher(plan, first_points(plan))
+    again.restore(str(tmp_path / "state"))
+    assert again.suggest("t8") == searcher.suggest("t8") != defaults_inside(plan.base, plan.space)
+
+
+def test_several_metrics_are_told_to_the_searcher():
+    overrides = ['sweep.metric=["valid_ndcg@10", "seconds"]', 'sweep.mode=["max", "min"]']
+    plan = load_sweep(None, overrides)
+    assert plan.options.stops_by == "none" and make_scheduler(plan, 15) is None
+    searcher = make_searcher(plan, [])
+    for number in range(3):
+        searcher.suggest(f"t{number}")
+        searcher.on_trial_complete(f"t{number}", {"valid_ndcg@10": 0.1 * number, "seconds": 5.0 + number})
+    best = {tuple(trial.values) for trial in searcher._ot_study.best_trials}
+    assert best == {(0.1 * n, 5.0 + n) for n in range(3)}, "each gains in one what it loses in the other"
