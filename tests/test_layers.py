@@ -30,7 +30,7 @@ BASE = [
     "history_sqlite",
     "event_files",
 ]  # no torch either
-ENTRIES = [f"ctxrec/{name}.py" for name in ("prepare", "train", "evaluate", "recommend", "rerank", "benchmark")]
+ENTRIES = [f"ctxrec/{name}.py" for name in ("prepare", "train", "evaluate", "recommend", "rerank", "benchmark", "plan")]
 
 REFUSE = """
 import importlib, importlib.abc, sys
