@@ -205,6 +205,7 @@ def fetch_dir(path: str, *, scratch: str) -> str:
     if isinstance(fs, pyarrow.fs.LocalFileSystem):
         return inner
     local = os.path.join(scratch, hashlib.sha256(path.encode()).hexdigest()[:16])
+    os.makedirs(local, exist_ok=True)  # an object store has no folder of its own to copy
     pyarrow.fs.copy_files(inner, local, source_filesystem=fs)
     return local
 
