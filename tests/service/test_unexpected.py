@@ -20,6 +20,7 @@ def test_no_call_that_the_document_allows_or_forbids_is_a_5xx(client):
         "schemathesis", reason="schemathesis is not installed (pip install schemathesis)"
     )
     from hypothesis import HealthCheck, given, settings
+    from hypothesis.errors import Unsatisfiable
 
     schema = schemathesis.openapi.from_url(f"{client.base_url}/openapi.json")
     operations = [found.ok() for found in schema.get_all_operations()]
@@ -46,8 +47,8 @@ def test_no_call_that_the_document_allows_or_forbids_is_a_5xx(client):
         for mode in modes:
             try:
                 attack(operation, mode)
-            except schemathesis.errors.SchemathesisError as error:  # nothing of this kind can be made of an operation
-                print(f"{operation.label}, {mode}: {error}")
+            except Unsatisfiable:  # a call without parameters cannot be a wrong one
+                print(f"{operation.label}: no {mode.value} call")
     while sum(statuses.values()) < CASES:  # where few different calls could be made, other operations make up for it
         attack(next(o for o in operations if o.label == "POST /v1/recommend"), modes[sum(statuses.values()) % 2])
     print(f"\n{sum(statuses.values())} calls: {dict(sorted(statuses.items()))}")
