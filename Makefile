@@ -1,5 +1,6 @@
 # make demo   the main job on MovieLens-100K, from log to HTTP (KEEP=1 leaves the service up)
 # make test   the tests        make test-all   the slow ones too
+# make cluster-test   the files of cluster/, hosts in namespaces, the planner
 # make lint   ruff             make clean      remove what these made
 
 PYTHON ?= python3.11
@@ -15,7 +16,7 @@ export PATH := $(if $(filter /%,$(BIN)),,$(CURDIR)/)$(BIN):$(PATH)
 export NO_PROXY := 127.0.0.1,localhost,$(NO_PROXY)
 export no_proxy := 127.0.0.1,localhost,$(no_proxy)
 
-.PHONY: demo test test-all lint format clean setup
+.PHONY: demo test test-all cluster-test lint format clean setup
 .DEFAULT_GOAL := help
 
 help:
@@ -40,6 +41,10 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+cluster-test: setup
+	$(BIN)/python -m cluster.render --check
+	$(BIN)/python -m pytest tests/test_cluster*.py tests/test_plan.py $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
