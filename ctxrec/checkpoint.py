@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from ctxrec import storage
 from ctxrec.errors import UserError
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -89,11 +90,28 @@ def restore(engine: Any, folder: str, optimizer_step: int) -> None:
 def save(
     folder: str, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], state: dict[str, Any]
 ) -> None:
-    """Write a checkpoint's files into a local folder (rank 0 alone)."""
+    """Write a checkpoint's files into a local folder (rank 0 alone); the state has the hashes of the others."""
     save_file(weights, os.path.join(folder, WEIGHTS))
     save_file(moments, os.path.join(folder, OPTIMIZER))
+    files = {name: storage.sha256_file(os.path.join(folder, name)) for name in (WEIGHTS, OPTIMIZER)}
     with open(os.path.join(folder, STATE), "w", encoding="utf-8") as stream:
-        json.dump(state, stream)
+        json.dump(state | {"files": files}, stream)
+
+
+def damage(folder: str) -> str | None:
+    """What is wrong with a checkpoint in a local folder; None where it is whole."""
+    try:
+        with open(os.path.join(folder, STATE), encoding="utf-8") as stream:
+            files = json.load(stream)["files"]
+    except (OSError, ValueError, KeyError):
+        return f"{STATE} is missing or cut off"
+    for name, digest in files.items():
+        path = os.path.join(folder, name)
+        if not os.path.exists(path):
+            return f"{name} is missing"
+        if storage.sha256_file(path) != digest:
+            return f"{name} does not match its hash"
+    return None
 
 
 def load_weights(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:

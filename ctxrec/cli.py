@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 from ctxrec.config import Config, load_config
-from ctxrec.errors import UserError
+from ctxrec.errors import Stopped, UserError
 
 logger = logging.getLogger("ctxrec")
 
@@ -44,6 +44,9 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("stopped by the user", file=sys.stderr)
         sys.exit(1)

@@ -159,6 +159,10 @@ class TrainConfig:
         (auto), or the named one; bce is binary cross-entropy with `negatives` uniform negatives.
     refit: after options and weights are chosen on the validation events, train the towers again on these too.
     precision: auto takes bf16 on GPUs, and on CPUs where a measured product is faster in it.
+    max_failures: how often workers that died (or machines) are replaced before the training fails.
+    not_finite: where a step's loss is not a finite number, stop, or go on from the last checkpoint without that step.
+    timeout_s: how long a worker waits for the others before it counts as a failure.
+    checkpoint_every: steps between checkpoints, besides those after each evaluation; 0 = only these.
     """
 
     workers: int = 1
@@ -191,11 +195,21 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0
     max_failures: int = 3
+    not_finite: Literal["stop", "skip"] = "stop"
+    timeout_s: int = 1800
     checkpoint_every: int = 0
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
-        for key in ("workers", "global_batch_size", "fresh_items", "full_softmax_items", "negatives", "patience"):
+        for key in (
+            "workers",
+            "global_batch_size",
+            "fresh_items",
+            "full_softmax_items",
+            "negatives",
+            "patience",
+            "timeout_s",
+        ):
             _require(getattr(self, key) >= 1, f"train.{key}", getattr(self, key), "at least 1")
         counts = ("tower_epochs", "encoder_epochs", "eval_every", "checkpoint_every", "micro_batch_size")
         for key in (*counts, "cpus_per_worker", "valid_users", "max_failures", "weight_decay", "final_lr", "seed"):

@@ -136,6 +136,24 @@ def _from_registry(name: str, cache: str) -> str:
     return target
 
 
+def check_max_tokens(path: str, config: EncoderConfig) -> None:
+    """Raise a `UserError` where `config.max_tokens` is more than the encoder in a local folder has positions for."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        about = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the encoder at {path} cannot be loaded: {str(error).splitlines()[0]}") from error
+    positions = getattr(about, "max_position_embeddings", None)
+    own = AutoTokenizer.from_pretrained(path, trust_remote_code=False).model_max_length  # huge where it is not known
+    limit = min(positions or own, own)
+    if config.max_tokens > limit:
+        raise UserError(
+            f"encoder.max_tokens is {config.max_tokens}, but {config.name} reads at most {limit} tokens; "
+            f"expected at most {limit}"
+        )
+
+
 @dataclass(frozen=True)
 class Tokens:
     """Token ids of texts end to end; text i owns [offsets[i], offsets[i + 1]), at most max_tokens."""
@@ -215,6 +233,7 @@ class TextEncoder(nn.Module):
 
 
 def load_backbone(path: str) -> Any:
+    from safetensors import SafetensorError
     from transformers import AutoModel
     from transformers.utils import logging as transformers_logging
 
@@ -223,7 +242,7 @@ def load_backbone(path: str) -> Any:
         backbone = AutoModel.from_pretrained(
             path, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, local_files_only=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"the encoder at {path} cannot be loaded: {str(error).splitlines()[0]}") from error
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None  # pooling is ours; an unused layer would be a trained weight without gradient

@@ -1,4 +1,4 @@
-"""The one exception type that a user's mistake raises."""
+"""The exceptions that commands turn into one line instead of a traceback."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     Commands print its one line on stderr and exit with status 2; nothing prints a traceback for it.
     """
+
+
+class Stopped(Exception):
+    """A long command was asked to end, has saved its work, and goes on when it is run again."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import ray.train
@@ -57,15 +56,15 @@ class Setup:
     tokens: Tokens | None
     present: np.ndarray  # bool [I], which items have a text
     frozen: TextTable | None  # vectors of the un-tuned encoder
+    scratch: str  # a local folder for as long as the training lasts
     tracker: Tracker | None = None  # rank 0 alone
-    scratch: str = field(default_factory=lambda: tempfile.mkdtemp(prefix="ctxrec-worker-"))
 
     @property
     def checkpoints(self) -> str:
         return storage.join(self.run, CHECKPOINTS)
 
 
-def set_up(config: Config, data_path: str, run: str) -> Setup:
+def set_up(config: Config, data_path: str, run: str, scratch: str) -> Setup:
     # A line for every report is ours to write; Ray names that logger by its module's file.
     reports = os.path.join(os.path.dirname(ray.train.__file__), "v2", "_internal", "execution", "context.py")
     logging.getLogger(reports).setLevel(logging.WARNING)
@@ -116,6 +115,7 @@ def set_up(config: Config, data_path: str, run: str) -> Setup:
         tokens=tokens,
         present=present,
         frozen=frozen,
+        scratch=scratch,
         tracker=Tracker(run, config.to_dict(), config.train.trackers) if rank == 0 else None,
     )
 

@@ -383,6 +383,13 @@ class Towers(nn.Module):
         query = torch.cat(queries, -1)
         return item_vectors, query[:, 0] if last else query
 
+    def likeness(self, items: ItemTensors, text: TextTable, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Item vectors [I, C] and queries [B, S, C] whose products an encoder is tuned by, without items' own scores:
+        the content head's, or where there is none the sequence head's."""
+        vectors, query = self(items, text, batch) if self.content is None else self.content(items, text, batch, None)
+        assert query is not None
+        return vectors[:, :-1], query[..., :-1]
+
 
 def _small_init(table: Any) -> None:
     nn.init.normal_(table.weight, std=0.02)

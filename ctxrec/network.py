@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+import torch.nn.functional as F
 
 from ctxrec.batching import Batch
 from ctxrec.blend import head_slices
@@ -83,14 +84,15 @@ class Network(nn.Module):
         """Weighted sum of losses over the batch's positions (a scalar); divide by the step's total weight.
 
         With a `plan` its items' vectors come fresh from the encoder, with gradient; `text` takes them
-        over, so that the table follows the encoder.
+        over, so that the table follows the encoder. The encoder learns from the fresh items alone, which
+        compete among themselves: next to items of an older table, those of a step, which hold all its targets,
+        would all be pushed one way.
         """
         if plan is not None:
             fresh_nH = self._encode(tokens, plan, rank, text.vectors_IH.device)
             which = torch.from_numpy(plan.order[: plan.num_texts]).to(fresh_nH.device)
             mixed_IH = text.vectors_IH.index_copy(0, which, fresh_nH.to(text.vectors_IH.dtype))
             text.vectors_IH = mixed_IH.detach()
-            text = TextTable(mixed_IH, text.present_I, text.mean_H, text.scale_H)
         vectors_IW, queries = self.towers(items, text, batch)
         if items.pool is not None:
             vectors_IW = vectors_IW[items.pool]
@@ -104,7 +106,31 @@ class Network(nn.Module):
             total = total + share * _head_loss(
                 queries[..., part][where], vectors_IW[:, part], target_P, weight_P, config, loss, negatives
             )
+        if plan is not None:
+            fresh = TextTable(mixed_IH, text.present_I, text.mean_H, text.scale_H)
+            vectors, query = self.towers.likeness(items, fresh, batch)
+            total = total + fresh_loss(query, vectors, batch, which)
         return total
+
+
+def fresh_loss(query_BSC: torch.Tensor, vectors_IC: torch.Tensor, batch: Batch, fresh_n: torch.Tensor) -> torch.Tensor:
+    """Weighted sum of cross-entropies of targets that are fresh items, over all fresh items.
+
+    What the user has had or will have is no negative example. Popularity has no part in it: text cannot tell it,
+    and the items of a step come as often as they are popular.
+    """
+    place_I = torch.full((len(vectors_IC),), -1, device=fresh_n.device)
+    place_I[fresh_n] = torch.arange(len(fresh_n), device=fresh_n.device)
+    target_BS = torch.where(batch.weights_BS > 0, place_I[batch.targets_BS], -1)
+    inside_BL = torch.arange(batch.items_BL.shape[1], device=fresh_n.device) < batch.lengths_B[:, None]
+    own = torch.cat([torch.where(inside_BL, place_I[batch.items_BL], -1), target_BS], 1)
+    own_Bn = torch.zeros(len(own), len(fresh_n) + 1, dtype=torch.bool, device=own.device)
+    own_Bn.scatter_(1, own % (len(fresh_n) + 1), True)  # -1, what is not fresh, falls on the column behind the last
+    row_P, slot_P = torch.nonzero(target_BS >= 0, as_tuple=True)
+    target_P, weight_P = target_BS[row_P, slot_P], batch.weights_BS[row_P, slot_P]
+    logits_Pn = (query_BSC[row_P, slot_P] @ vectors_IC[fresh_n].T).float()
+    others = own_Bn[row_P, :-1].scatter(1, target_P[:, None], False)
+    return (F.cross_entropy(logits_Pn.masked_fill(others, -1e4), target_P, reduction="none") * weight_P).sum()
 
 
 def _thinned(asked: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -93,6 +93,21 @@ class TrainStream:
                     yield self._step(histories, windows, rows, epoch, index)
                 index += 1
 
+    def users(self, epoch: int, step: int) -> list[str]:
+        """Ids of the users whose histories make up a step."""
+        index = 0
+        for number, shard in enumerate(self._shards(epoch)):
+            num_steps = -(-sum(self.bucket_windows[b] for b in shard) // self.global_batch_size)
+            if step < index + num_steps:
+                histories = self._read(shard)
+                windows = make_windows(*self._spans(histories), self.batcher.history)
+                order = np.random.default_rng([self.seed, epoch, number]).permutation(len(windows))
+                rows = order[(step - index) * self.global_batch_size :][: self.global_batch_size]
+                users = np.searchsorted(histories.events.offsets, windows.start[rows], side="right") - 1
+                return [str(histories.users.ids[user]) for user in sorted(set(users.tolist()))]
+            index += num_steps
+        raise IndexError(f"epoch {epoch} has {index} steps; asked for step {step}")
+
     def _step(self, histories: Histories, windows, rows: np.ndarray, epoch: int, index: int) -> Step:
         batches, distinct = [], []
         for micro in range(self.accumulation):

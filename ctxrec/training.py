@@ -19,11 +19,11 @@ import ray.train.torch
 import torch
 from ray.train import UserCallback
 
-from ctxrec import bundle, engine, runtime, storage
+from ctxrec import bundle, engine, faults, runtime, storage
 from ctxrec.backbones import check_backbone
 from ctxrec.config import BACKBONES, Config, load_config, to_toml
-from ctxrec.encoder import resolve_encoder
-from ctxrec.errors import UserError
+from ctxrec.encoder import check_max_tokens, resolve_encoder
+from ctxrec.errors import Stopped, UserError
 from ctxrec.job import CHECKPOINTS
 from ctxrec.prepared import PreparedData
 from ctxrec.tracking import check_trackers
@@ -51,6 +51,7 @@ def train(data_path: str, out: str, config: Config, *, callbacks: Sequence[UserC
 
     Raises:
         UserError: no prepared data, another training lies at `out`, or an option does not fit.
+        Stopped: SIGTERM came; the training has saved.
     """
     data_path, out = _absolute(data_path), _absolute(out)
     config = with_absolute_paths(config)
@@ -62,14 +63,24 @@ def train(data_path: str, out: str, config: Config, *, callbacks: Sequence[UserC
         print(f"reused: {out} holds this training, finished; nothing changed")
         return out
     if config.encoder.name and config.model.use_text:
-        resolve_encoder(config.encoder.name, storage.cache_dir())  # fail here, not in a worker
+        path = resolve_encoder(config.encoder.name, storage.cache_dir())  # fail here, not in a worker
+        check_max_tokens(path, config.encoder)
     check_backbone(config.model)
     storage.write_text(storage.join(out, CONFIG), to_toml(config))
     for note in data.meta.get("notes", []):
         logger.info("%s", note)
     runtime.connect()
     begin = time.monotonic()
-    _trainer(data_path, out, config, callbacks, start).fit()
+    checkpoints = storage.join(out, CHECKPOINTS)
+    faults.clear(checkpoints)
+    with faults.stop_on_sigterm(checkpoints):
+        try:
+            _trainer(data_path, out, config, callbacks, start).fit()
+        finally:
+            if (mistake := faults.mistake(checkpoints)) is not None:
+                raise mistake
+    if faults.stop_asked(checkpoints):
+        raise Stopped(f"stopped as asked, and saved; the same command goes on with {out}")
     storage.write_json(storage.join(out, MANIFEST), _manifest(out, data, config, time.monotonic() - begin))
     return out
 
@@ -132,6 +143,7 @@ def _trainer(
     return ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={"config": config.to_dict(), "data": data_path, "run": out, "start": start},
+        torch_config=ray.train.torch.TorchConfig(timeout_s=options.timeout_s),
         scaling_config=ray.train.ScalingConfig(
             num_workers=options.workers, use_gpu=use_gpu, resources_per_worker=resources
         ),

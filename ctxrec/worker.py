@@ -24,11 +24,12 @@ from ray.experimental import tqdm_ray
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from ctxrec import checkpoint, engine, schema, storage
+from ctxrec import checkpoint, engine, faults, schema, storage
 from ctxrec.config import Config
 from ctxrec.encoder import TextEncoder, plan_encoding
+from ctxrec.errors import UserError
 from ctxrec.export import Chosen, calibrate, export, tuned_text
-from ctxrec.job import BEFORE, Setup, encode_table, set_up
+from ctxrec.job import BEFORE, CHECKPOINTS, Setup, encode_table, set_up
 from ctxrec.model import TextTable, Towers
 from ctxrec.network import Network, choose_loss
 from ctxrec.stream import Step, TrainStream
@@ -63,8 +64,22 @@ class Resumed:
 
 
 def train_worker(job: dict[str, Any]) -> None:
-    """Train on this worker. `job`: config (plain), data and run (paths or URIs), start (see `training.train`)."""
-    setup = set_up(Config.from_dict(job["config"]), job["data"], job["run"])
+    """Train on this worker. `job`: config (plain), data and run (paths or URIs), start (see `training.train`).
+
+    A user's mistake is left for the driver to report, as no other attempt would fare better.
+    """
+    checkpoints = storage.join(job["run"], CHECKPOINTS)
+    if faults.mistake(checkpoints) is not None:
+        return  # another worker's, found before this one was replaced
+    try:
+        with tempfile.TemporaryDirectory(prefix="ctxrec-worker-") as scratch:
+            _train(job, scratch)
+    except UserError as error:
+        faults.record_mistake(checkpoints, error)
+
+
+def _train(job: dict[str, Any], scratch: str) -> None:
+    setup = set_up(Config.from_dict(job["config"]), job["data"], job["run"], scratch)
     phases = ["towers"] + ["encoder"] * _tunes_encoder(setup) + ["refit"] * _refits(setup)
     resumed = _load_checkpoint(setup, job["start"])
     done: dict[str, dict[str, torch.Tensor]] = {}
@@ -75,7 +90,8 @@ def train_worker(job: dict[str, Any]) -> None:
         if not later:
             found = resumed if resumed and resumed.progress.phase == phase else None
             start = done["towers"] if phase == "encoder" else {}
-            _run_phase(setup, phase, start, best_path, found, chosen)
+            if not _run_phase(setup, phase, start, best_path, found, chosen):
+                return
         dist.barrier()
         best = load_tensors(storage.read_bytes(best_path))
         done[phase] = {n.removeprefix("towers."): w for n, w in best.items() if n.startswith("towers.")}
@@ -106,16 +122,30 @@ def _load_checkpoint(setup: Setup, start: str) -> Resumed | None:
     """The checkpoint to go on from, if there is one: the run's own latest, else the one at `start`."""
     found = ray.train.get_checkpoint()
     if found is not None:
-        folder = found.to_directory(os.path.join(setup.scratch, "resume"))
-    elif start:
-        folder = storage.fetch_dir(start, scratch=setup.scratch)
+        folder = _whole_checkpoint(setup, os.path.basename(found.path.rstrip("/")))
     else:
+        folder = storage.fetch_dir(start, scratch=setup.scratch) if start else None
+    if folder is None:
         return None
     state = storage.read_json(os.path.join(folder, checkpoint.STATE))
     progress = Progress(**state["progress"])
     if setup.rank == 0:
         logger.info("going on from phase %s, step %d", progress.phase, progress.step)
     return Resumed(progress=progress, folder=folder, optimizer_step=state["optimizer_step"])
+
+
+def _whole_checkpoint(setup: Setup, latest: str) -> str | None:
+    """A local folder with the run's `latest` checkpoint; where that is damaged, with the newest that is not."""
+    names = {os.path.basename(storage.parent(path)) for path in storage.list_files(setup.checkpoints)}
+    older = sorted((n for n in names if n.startswith("checkpoint_2") and n < latest), reverse=True)
+    for name in (latest, *older):
+        folder = storage.fetch_dir(storage.join(setup.checkpoints, name), scratch=setup.scratch)
+        damage = checkpoint.damage(folder)
+        if damage is None:
+            return folder
+        logger.warning("%s is damaged (%s); going on from the checkpoint before it", name, damage)
+    logger.warning("no checkpoint is whole; the training begins anew")
+    return None
 
 
 def _run_phase(
@@ -125,10 +155,13 @@ def _run_phase(
     best_path: str,
     resumed: Resumed | None,
     chosen: Chosen,
-) -> None:
-    """Train one phase to its end or to early stopping; leaves the best weights at `best_path`."""
+) -> bool:
+    """Train one phase to its end or to early stopping; leaves the best weights at `best_path`.
+
+    False: the training was asked to end before.
+    """
     if resumed is not None and resumed.progress.done:
-        return
+        return True
     config = setup.config.train
     epochs = config.encoder_epochs if phase == "encoder" else config.tower_epochs
     torch.manual_seed(config.seed)
@@ -155,7 +188,7 @@ def _run_phase(
     )
     run = _PhaseRun(setup, phase, network, stream, epochs, best_path, chosen)
     run.start(resumed)
-    run.train()
+    return run.train()
 
 
 class _PhaseRun:
@@ -197,8 +230,11 @@ class _PhaseRun:
         )
         self.engine = engine.start_engine(network, groups, self.config, ds_config)
         self.progress = Progress(phase)
+        self.stopping = False
         self.table_is_fresh = False  # whether every text vector is the present encoder's
         self.present = np.flatnonzero(setup.present) if setup.tokens is not None else None
+        self.skipped = faults.skipped(setup.checkpoints)
+        self.stop = faults.StopWatch(setup.checkpoints)
 
     def start(self, resumed: Resumed | None) -> None:
         """Go on from a checkpoint, or measure where the phase begins."""
@@ -211,13 +247,15 @@ class _PhaseRun:
         if self.setup.tracker is not None:
             self.setup.tracker.forget_after(self.phase, self.progress.step)
 
-    def train(self) -> None:
+    def train(self) -> bool:
+        """False: the training was asked to end, and has saved."""
         progress, begin, losses = self.progress, time.monotonic() - self.progress.seconds, []
         bar = self._bar()
         while progress.step < self.last_step and progress.stale < self.config.patience:
             epoch, start = divmod(progress.step, self.steps_per_epoch)
             for step in self.stream.epoch(epoch, start=start):
-                losses.append(self._step(step))
+                if (self.phase, progress.step) not in self.skipped:
+                    losses.append(self._step(step))
                 progress.step += 1
                 progress.seconds = time.monotonic() - begin
                 if bar is not None:
@@ -225,24 +263,32 @@ class _PhaseRun:
                 last = progress.step == self.last_step
                 due = progress.step % self.eval_every == 0 or last
                 if due:
-                    self._evaluate(loss=float(np.mean(losses)))
+                    self._evaluate(loss=float(np.mean(losses)) if losses else None)
                     losses.clear()
-                if due or (self.config.checkpoint_every and progress.step % self.config.checkpoint_every == 0):
+                if due or self.stopping or progress.step % (self.config.checkpoint_every or progress.step + 1) == 0:
                     self._checkpoint()
-                if last or progress.stale >= self.config.patience:
+                if last or self.stopping or progress.stale >= self.config.patience:
                     break
+            if self.stopping:
+                break
         if bar is not None:
             bar.close()
-        progress.done = True
-        self._checkpoint()
+        if not self.stopping:
+            progress.done = True
+            self._checkpoint()
         self.engine.destroy()
+        return not self.stopping
 
     def _step(self, step: Step) -> float:
         """One global batch: forward, backward, update; returns its mean loss on this worker's share."""
         setup, micro = self.setup, step.micro_batches
-        total = torch.stack([b.weights_BS.abs().sum() for b in micro]).sum().to(setup.device)
+        weight = torch.stack([b.weights_BS.abs().sum() for b in micro]).sum()
+        # All workers must stop after the same step, so the word of it goes with what they add up anyway.
+        stop = setup.rank == 0 and self.stop.look()
+        both = torch.stack([weight, torch.tensor(float(stop))]).to(setup.device)
         if setup.world > 1:
-            dist.all_reduce(total)
+            dist.all_reduce(both)
+        total, self.stopping = both[0], bool(both[1] > 0)
         torch.manual_seed(hash((self.config.seed, self.phase == "encoder", self.progress.step, setup.rank)))
         engine.set_learning_rate(self.engine, self._lr_factor())
         mean = 0.0
@@ -259,11 +305,25 @@ class _PhaseRun:
             )
             # DeepSpeed averages over workers and micro-batches; ours is a sum over the global batch.
             loss = loss * (setup.world * len(micro)) / total.clamp(min=1e-9)
-            mean += float(loss.detach()) / len(micro)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                self._not_finite(step, value)
+            mean += value / len(micro)
             self.engine.backward(loss)
             self.engine.step()
         self.table_is_fresh = False
         return mean
+
+    def _not_finite(self, step: Step, loss: float) -> None:
+        """Stop, or begin again from the last checkpoint without this step, before it spoils the weights."""
+        users = self.stream.users(step.epoch, step.step_in_epoch)
+        shown = ", ".join(users[:5]) + (f" and {len(users) - 5} more" if len(users) > 5 else "")
+        text = f"the loss is {loss} at step {self.progress.step} of phase {self.phase}, with histories of users {shown}"
+        if self.config.not_finite == "skip":
+            faults.skip(self.setup.checkpoints, self.phase, self.progress.step)
+            raise FloatingPointError(f"{text}; going on from the last checkpoint without this step")
+        rate = "encoder_lr" if self.phase == "encoder" else "tower_lr"
+        raise UserError(f"{text}; look at their events, lower train.{rate}, or set train.not_finite = skip")
 
     def _lr_factor(self) -> float:
         """Linear warm-up, then a cosine down to `final_lr`."""
@@ -315,8 +375,6 @@ class _PhaseRun:
         if loss is not None:
             loss = self._average(loss)
             values["loss"] = loss
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"the loss is {loss} at step {progress.step}; lower train.{self.phase}_lr")
         better = progress.step == self.last_step  # without validation events the last weights are the best ones
         if self.validator is not None:
             metric = self.validator.ndcg(self.engine.module, self.items, self.text)

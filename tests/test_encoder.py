@@ -16,7 +16,7 @@ import torch.distributed as dist
 from transformers import AutoModel, AutoTokenizer
 
 from ctxrec.config import EncoderConfig
-from ctxrec.encoder import TextEncoder, Tokens, encode_share, plan_encoding, resolve_encoder, tokenise
+from ctxrec.encoder import TextEncoder, Tokens, check_max_tokens, encode_share, plan_encoding, resolve_encoder, tokenise
 from ctxrec.errors import UserError
 from ctxrec.network import gather_encoded
 from ctxrec.texts import encode_catalogue
@@ -253,6 +253,20 @@ def test_folders_that_hold_no_model(tiny_encoder, tmp_path, monkeypatch):
     monkeypatch.chdir(Path(tiny_encoder).parent)
     assert resolve_encoder("bert", str(tmp_path)) == tiny_encoder
     assert resolve_encoder(f"file://{tiny_encoder}", str(tmp_path)) == tiny_encoder
+
+
+def test_more_tokens_than_positions_is_an_error(path):
+    check_max_tokens(path, EncoderConfig(name=path, max_tokens=64))
+    with pytest.raises(UserError, match=r"max_tokens is 65.*at most 64"):
+        check_max_tokens(path, EncoderConfig(name=path, max_tokens=65))
+
+
+def test_an_unknown_architecture_is_one_clear_error(tiny_encoder, tmp_path):
+    broken = tmp_path / "encoder"
+    shutil.copytree(tiny_encoder, broken)
+    (broken / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
+    with pytest.raises(UserError, match=r"cannot be loaded.*no-such-model"):
+        check_max_tokens(str(broken), EncoderConfig(name=str(broken)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from ctxrec.batching import Batch, make_windows
 from ctxrec.config import TrainConfig
 from ctxrec.encoder import TextEncoder, plan_encoding, tokenise
 from ctxrec.model import ItemTensors, ModelShape, TextTable, Towers, _key, _name
-from ctxrec.network import Network, choose_loss
+from ctxrec.network import Network, choose_loss, fresh_loss
 from ctxrec.texts import encode_catalogue, has_text, make_text_table
 
 BACKBONES = ["transformer", "gru", "lstm", "hstu"]
@@ -199,3 +199,40 @@ def test_text_scale_is_that_of_items_with_text():
     np.testing.assert_allclose(table.scale_H, [1 * 2**0.5, 2 * 2**0.5], rtol=1e-6)
     empty = make_text_table(vectors, np.zeros(3, bool))
     assert torch.isfinite((empty.vectors_IH - empty.mean_H) / empty.scale_H).all()
+
+
+def fresh_case(make_world):
+    """Fresh items 0 .. 11, a batch, and random vectors and queries."""
+    world = make_world(rich=False)
+    batch = training_batch(world, world.config())
+    rng = torch.Generator().manual_seed(0)
+    vectors = torch.randn(20, 4, generator=rng, requires_grad=True)
+    queries = torch.randn(*batch.weights_BS.shape, 4, generator=rng)
+    return batch, queries, vectors, torch.arange(12)
+
+
+def test_fresh_items_compete_among_themselves_by_hand(make_world):
+    batch, queries, vectors, fresh = fresh_case(make_world)
+    expected = 0.0
+    for row in range(len(batch.weights_BS)):
+        own = set(batch.items_BL[row, : batch.lengths_B[row]].tolist())
+        own |= set(batch.targets_BS[row][batch.weights_BS[row] > 0].tolist())
+        for slot in torch.nonzero(batch.weights_BS[row] > 0).flatten().tolist():
+            target = int(batch.targets_BS[row, slot])
+            if target not in fresh.tolist():
+                continue
+            rivals = [i for i in fresh.tolist() if i == target or i not in own]
+            scores = vectors[rivals] @ queries[row, slot]
+            expected -= batch.weights_BS[row, slot] * torch.log_softmax(scores, 0)[rivals.index(target)]
+    torch.testing.assert_close(fresh_loss(queries, vectors, batch, fresh), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_no_loss_is_gained_by_pushing_all_fresh_items_one_way(make_world):
+    """Else an encoder learns to tell the items of a step from those of an older table."""
+    batch, queries, vectors, fresh = fresh_case(make_world)
+    plain = fresh_loss(queries, vectors, batch, fresh)
+    pushed = fresh_loss(queries, vectors + torch.tensor([3.0, -1.0, 0.5, 2.0]), batch, fresh)
+    torch.testing.assert_close(pushed, plain, atol=1e-3, rtol=1e-4)
+    (gradient,) = torch.autograd.grad(plain, vectors)
+    assert gradient[fresh].abs().max() > 0.01 and not gradient[12:].any()
+    torch.testing.assert_close(gradient.sum(0), torch.zeros(4), atol=1e-3, rtol=0)

@@ -169,6 +169,20 @@ def test_start_resumes_exactly(shop, shards):
     assert numbers == list(range(2, whole.steps_per_epoch))
 
 
+def test_the_users_of_a_step_are_those_whose_items_it_has(shop, shards):
+    """Items tell events apart, and the buckets' tables tell whose they are."""
+    made, data, owner = make(shop, size=3), shop[0], {}
+    for bucket in range(len(data.bucket_paths)):
+        table = data.read_bucket(bucket)
+        for user, items in zip(table[schema.USER_ID].to_pylist(), table[schema.EVENT_ITEMS].to_pylist(), strict=True):
+            owner |= dict.fromkeys(items, user)
+    for step in made.epoch(1):
+        expected = {owner[t] for batch in step.micro_batches for t in targets(batch)}
+        assert expected and set(made.users(1, step.step_in_epoch)) == expected
+    with pytest.raises(IndexError):
+        made.users(1, made.steps_per_epoch)
+
+
 def test_order_depends_on_seed_and_epoch_alone(shop, shards):
     first = per_step(make(shop))
     assert per_step(make(shop)) == first

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from trainings import REPO, assert_same_training, command_env, read_log
 
 from ctxrec.bundle import check_bundle
 from ctxrec.config import load_config, to_toml
@@ -23,12 +24,6 @@ from ctxrec.errors import UserError
 from ctxrec.prepared import PreparedData
 from ctxrec.recommender import load_recommender, reload_item_vectors
 from ctxrec.training import train
-
-REPO = Path(__file__).resolve().parent.parent
-
-
-def read_log(run: str) -> list[dict]:
-    return [json.loads(line) for line in (Path(run) / "train_log.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -52,21 +47,6 @@ def one_process(ray_cluster, tiny_data, plain_config, tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def zero3(ray_cluster, tiny_data, plain_config, tmp_path_factory) -> str:
     return train(tiny_data, str(tmp_path_factory.mktemp("zero3") / "run"), with_workers(plain_config, 2, 3))
-
-
-def assert_same_training(found: str, expected: str) -> None:
-    """Losses within 1e-4 relative at every evaluation, item vectors of the result within 1e-3.
-
-    Sums run in another order on two workers, and AdamW divides by the root of tiny second moments, so
-    float32 rounding grows from 1e-7 in a gradient to at most this in a weight.
-    """
-    logs = read_log(found), read_log(expected)
-    assert [(a["phase"], a["step"]) for a in logs[0]] == [(b["phase"], b["step"]) for b in logs[1]]
-    for a, b in zip(*logs, strict=True):
-        if "loss" in b:
-            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-    vectors = [load_file(Path(run) / "bundle" / "vectors.safetensors")["items"] for run in (found, expected)]
-    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-3)
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -142,11 +122,6 @@ def test_other_configurations_train(ray_cluster, tiny_data, tiny_encoder, tmp_pa
     losses = [line["loss"] for line in read_log(run) if line["phase"] == "towers"]
     assert losses[-1] < losses[0]
     assert np.isfinite(load_recommender(f"{run}/bundle").item_vectors).all()
-
-
-def command_env() -> dict[str, str]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
-    return env | {"PYTHONPATH": str(REPO), "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
 
 
 def test_killed_training_goes_on_and_ends_where_an_undisturbed_one_ends(tiny_data, tiny_config, tmp_path):

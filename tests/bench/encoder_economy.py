@@ -1,0 +1,195 @@
+"""What each economy of the encoder saves: events a second of the encoder's phase, and its share of the machine's peak.
+
+    python tests/bench/encoder_economy.py --data DATA [--encoder FOLDER] [--steps 6]
+
+Each row adds one economy to those above it and runs the same steps of the training stream: forward, backward and update
+of adapters and towers, in one process without Ray. The first row encodes every slot of every history and every target
+anew, as fine-tuning is done where items are not told apart. FLOPs are counted (torch's counter), not estimated; the
+peak is that of a float32 matrix product of 2048 x 2048 on the same threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ctxrec import schema, storage
+from ctxrec.batching import Batch, Batcher
+from ctxrec.config import Config, load_config
+from ctxrec.encoder import EncodePlan, TextEncoder, Tokens, plan_encoding, resolve_encoder, tokenise
+from ctxrec.encoder_cache import Place, with_states
+from ctxrec.features import item_features
+from ctxrec.model import ItemTensors, ModelShape, TextTable, Towers
+from ctxrec.network import Network
+from ctxrec.prepared import PreparedData
+from ctxrec.stream import Step, TrainStream, trained_items
+from ctxrec.texts import encode_catalogue, has_text, make_text_table
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to encode a step's items."""
+
+    name: str
+    every_slot: bool = False
+    sort: bool = True  # passes of texts of like length, within the token budget
+    fresh: int = 0  # items with gradient a step; 0 = all
+    top_layers: int = 0  # 0 = adapters in all layers
+    cut: bool = False  # states below them from disk
+
+
+WAYS = [
+    Way("every slot anew, padded to the longest", every_slot=True, sort=False),
+    Way("+ each item once a step", sort=False),
+    Way("+ passes of like length"),
+    Way("+ 128 items fresh, others from the table", fresh=128),
+    Way("+ adapters in the top 2 layers", fresh=128, top_layers=2),
+    Way("+ states below them from disk", fresh=128, top_layers=2, cut=True),
+]
+
+
+@dataclass
+class Material:
+    """What all ways share."""
+
+    config: Config
+    path: str
+    data: PreparedData
+    stream: TrainStream
+    shape: ModelShape
+    items: ItemTensors
+    tokens: Tokens
+    present: np.ndarray
+    text: TextTable
+
+
+def gather(data_path: str, config: Config) -> Material:
+    data = PreparedData.open(data_path)
+    catalogue = item_features(data.items, data.features)
+    path = resolve_encoder(config.encoder.name, storage.cache_dir())
+    frozen = TextEncoder(config.encoder, path, tune=False).eval()
+    text = make_text_table(*encode_catalogue(frozen, path, catalogue.texts, config.encoder))
+    shape = ModelShape.of(config.model, data.features, num_items=len(catalogue), text_width=frozen.width)
+    batcher = Batcher(data.features, history=config.model.history, action_weights=data.spec.events.actions)
+    stream = TrainStream(
+        data, batcher, global_batch_size=config.train.global_batch_size, micro_batch_size=0, seed=0, rank=0, world=1
+    )
+    return Material(
+        config=config,
+        path=path,
+        data=data,
+        stream=stream,
+        shape=shape,
+        items=ItemTensors.of(catalogue, shape, trained=trained_items(data, schema.TRAIN)),
+        tokens=tokenise(path, catalogue.texts, max_tokens=config.encoder.max_tokens),
+        present=has_text(catalogue.texts),
+        text=text,
+    )
+
+
+def slots_of(batch: Batch) -> np.ndarray:
+    """Item of every slot of the histories, and of every target that is not the next slot's item."""
+    inside = torch.arange(batch.items_BL.shape[1]) < batch.lengths_B[:, None]
+    last = batch.targets_BS.gather(1, batch.lengths_B[:, None]).squeeze(1)
+    return torch.cat([batch.items_BL[inside], last]).numpy()
+
+
+def plan_of(way: Way, material: Material, step: Step, seed: int) -> EncodePlan:
+    which = slots_of(step.micro_batches[0]) if way.every_slot else step.distinct_items[0]
+    which = which[material.present[which]].astype(np.int64)
+    if way.fresh and len(which) > way.fresh:
+        which = np.random.default_rng(seed).choice(which, way.fresh, replace=False)
+    lengths, budget = material.tokens.lengths, material.config.encoder.token_budget
+    if way.sort:
+        return plan_encoding(which, lengths, budget=budget, world=1)
+    width = int(lengths[which].max())
+    bounds = np.append(np.arange(0, len(which), max(budget // width, 1)), len(which))
+    padding = 1 - lengths[which].sum() / (len(which) * width)
+    return EncodePlan(len(which), which, bounds, np.full(len(bounds) - 1, width), 1, float(padding))
+
+
+def measure(way: Way, material: Material, num_steps: int) -> dict[str, float]:
+    """Seconds, events and FLOPs of some steps, after one that does not count."""
+    config = replace(material.config.encoder, top_layers=way.top_layers)
+    tokens = material.tokens
+    if way.cut:
+        tokens = with_states(tokens, material.present, material.path, config, Place(0, 1, 0, 1, CPU))
+    encoder = TextEncoder(config, material.path, tune=True, cut=way.cut)
+    torch.manual_seed(0)
+    network = Network(Towers(material.config.model, material.shape, temperature=0.07), encoder).train()
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-4)
+    text = TextTable(**vars(material.text) | {"vectors_IH": material.text.vectors_IH.clone()})
+    seconds, events, padding, flops = 0.0, 0.0, [], 0
+    for number, step in enumerate(itertools.islice(material.stream.epoch(0), num_steps + 2)):
+        batch = step.micro_batches[0]
+        plan = plan_of(way, material, step, number)
+        counting = FlopCounterMode(display=False) if number == 1 else None  # counting costs time, so its step does not
+        begin = time.perf_counter()
+        if counting is not None:
+            counting.__enter__()
+        loss = network(
+            "loss", items=material.items, text=text, batch=batch, config=material.config.train, loss="softmax",
+            negatives=None, tokens=tokens, plan=plan, rank=0,
+        )  # fmt: skip
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if counting is not None:
+            counting.__exit__(None, None, None)
+            flops = counting.get_total_flops()
+        elif number:
+            seconds += time.perf_counter() - begin
+            events += float((batch.weights_BS != 0).sum())
+            padding.append(plan.padding)
+    return {
+        "events_per_s": events / seconds,
+        "step_s": seconds / num_steps,
+        "padding": float(np.mean(padding)),
+        "flops": flops,
+    }
+
+
+def peak_flops() -> float:
+    """FLOP/s of a float32 matrix product on the present threads: the best of a few."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    best = float("inf")
+    for _ in range(8):
+        begin = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - begin)
+    return 2 * 2048**3 / best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--encoder", default="")
+    parser.add_argument("--steps", type=int, default=6)
+    args = parser.parse_args()
+    config = load_config(None, [f"encoder.name={args.encoder}"] if args.encoder else [])
+    material, peak = gather(args.data, config), peak_flops()
+    print(f"peak of a matrix product: {peak / 1e9:.0f} GFLOP/s on {torch.get_num_threads()} threads\n")
+    print(
+        "| encoder's phase | events/s | against the first | a step | padding | of the peak |\n| --- | --- | --- | --- | --- | --- |"
+    )
+    first = 0.0
+    for way in WAYS:
+        found = measure(way, material, 2 if way.every_slot else args.steps)
+        first = first or found["events_per_s"]
+        print(
+            f"| {way.name} | {found['events_per_s']:.0f} | {found['events_per_s'] / first:.1f}x | {found['step_s']:.2f} s "
+            f"| {found['padding']:.1%} | {found['flops'] / found['step_s'] / peak:.0%} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
