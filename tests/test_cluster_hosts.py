@@ -71,3 +71,20 @@ def _until(true, timeout_s: float = 30) -> None:
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def test_processes_reduce_over_the_network_as_the_runbook_says(lan, tmp_path):
+    """gloo, which trains without GPUs, takes the address that a host's own name leads to, unless told the interface."""
+    program = (
+        "import datetime, torch, torch.distributed as d\n"
+        "d.init_process_group('gloo', timeout=datetime.timedelta(seconds=60))\n"
+        "x = torch.ones(1) * (d.get_rank() + 1); d.all_reduce(x); print('sum', x.item()); d.destroy_process_group()"
+    )
+    env = {"WORLD_SIZE": "2", "MASTER_ADDR": str(lan["a"].address), "MASTER_PORT": "29500", "OMP_NUM_THREADS": "1"}
+    logs, started = [tmp_path / "a.log", tmp_path / "b.log"], []
+    for rank, (name, log) in enumerate(zip("ab", logs, strict=True)):
+        command = ("python", "-c", program)
+        started.append(lan[name].start(log, *command, RANK=str(rank), GLOO_SOCKET_IFNAME="net0", **env))
+    for process, log in zip(started, logs, strict=True):
+        assert process.wait(120) == 0, log.read_text()[-2000:]
+        assert "sum 3.0" in log.read_text()
