@@ -10,6 +10,7 @@ start();
 
 async function start() {
   byId("asked").addEventListener("input", changed);
+  byId("asked").addEventListener("change", (done) => done.target.matches("select") && changed(done)); // not every browser says input there
   byId("asked").addEventListener("submit", (submitted) => submitted.preventDefault());
   byId("asked").addEventListener("reset", () => setTimeout(startOver));
   byId("key").addEventListener("change", () => {
