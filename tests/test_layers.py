@@ -17,7 +17,8 @@ PURE = [
     "model", "losses", "encoder", "texts", "metrics", "index", "baselines", "item_models", "ensemble", "slices", "summary", "bundle", "recommender", "retrieval",
     "likeness", "memory", "blend", "reranker", "rerank_candidates", "rerank_training", "simulation", "stream", "network", "validation", "cli",
     "history_store", "history_sqlite", "history_redis", "event_files", "filters", "timing",
-    "live_items", "live_vectors", "client", "published", "publish", "explain", "item_cards",
+    "live_items", "live_vectors", "client", "published", "publish",
+    "plan_memory", "planning", "explain", "item_cards",
 ]  # fmt: skip
 BASE = [
     "errors",
