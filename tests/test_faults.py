@@ -74,7 +74,7 @@ def test_a_mistake_that_a_worker_finds_is_one_line_and_is_not_tried_again(tiny_d
     )
     assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ") and str(broken) in last and "Traceback" not in done.stderr
+    assert last.startswith("error: ") and str(broken) in last and "UserError" not in done.stderr
 
 
 @pytest.fixture(scope="module")
