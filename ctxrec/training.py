@@ -138,6 +138,8 @@ def _trainer(
     if not use_gpu:
         engine.use_cpu_accelerator()
         env |= {name: os.environ[name] for name in ("DS_ACCELERATOR", "TORCH_EXTENSIONS_DIR")}
+    elif "DS_ACCELERATOR" in os.environ:
+        env["DS_ACCELERATOR"] = "cuda"  # the driver's own choice, which its workers inherit, may be a head without GPU
     env |= {"PYTHONWARNINGS": "ignore::FutureWarning", "RAY_TQDM_PATCH_PRINT": "0"}
     env["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"  # it would print an empty line for every step of a progress bar
     return ray.train.torch.TorchTrainer(

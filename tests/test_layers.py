@@ -18,7 +18,7 @@ PURE = [
     "likeness", "memory", "blend", "reranker", "rerank_candidates", "rerank_training", "simulation", "stream", "network", "validation", "cli",
     "history_store", "history_sqlite", "history_redis", "event_files", "filters", "timing",
     "live_items", "live_vectors", "client", "published", "publish",
-    "plan_memory", "planning", "explain", "item_cards",
+    "plan_memory", "planning", "explain", "item_cards", "encoder_cache", "item_states", "lower_layers", "row_store", "faults",
 ]  # fmt: skip
 BASE = [
     "errors",
