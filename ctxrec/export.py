@@ -42,8 +42,8 @@ class Chosen:
 def tuned_text(setup: Setup, best: dict[str, torch.Tensor]) -> tuple[TextEncoder, TextTable]:
     """The encoder of a phase's best weights, and the catalogue's vectors by it; every worker takes part."""
     assert setup.tokens is not None and setup.frozen is not None
-    cut = setup.tokens.states is not None
-    encoder = TextEncoder(setup.config.encoder, setup.encoder_path, tune=True, cut=cut)
+    # The whole encoder, as a service has it: vectors from stored states of 16 bits would differ in the fourth digit.
+    encoder = TextEncoder(setup.config.encoder, setup.encoder_path, tune=True)
     weights = {n.removeprefix("encoder."): w for n, w in best.items() if n.startswith("encoder.")}
     checkpoint.load_weights(encoder, weights)
     text = TextTable(**{**vars(setup.frozen), "vectors_IH": setup.frozen.vectors_IH.clone()})

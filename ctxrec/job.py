@@ -126,7 +126,7 @@ def _frozen_table(
     """Vectors of the un-tuned encoder: from the run, or from the machine's disk, or encoded by all workers together."""
     path = storage.join(run, CHECKPOINTS, TEXT)
     if not storage.exists(path):
-        encoder = TextEncoder(config.encoder, encoder_path, tune=False, cut=tokens.states is not None)
+        encoder = TextEncoder(config.encoder, encoder_path, tune=False)
         table = torch.zeros(len(present), encoder.width)
         _encode_new(config, encoder_path, encoder.to(place.device).eval(), tokens, present, place, table)
         if place.rank == 0:
