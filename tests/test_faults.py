@@ -30,14 +30,14 @@ def with_train(config, **options):
 
 def test_a_stop_is_asked_by_sigterm_and_only_while_it_is_listened_to(tmp_path):
     run = str(tmp_path)
-    watch = faults.StopWatch(run)
+    watch, before = faults.StopWatch(run), signal.getsignal(signal.SIGTERM)
     with faults.stop_on_sigterm(run):
         assert not watch.look()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.05)
         assert faults.stop_asked(run)
         assert faults.StopWatch(run).look()
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
     faults.record_mistake(run, UserError("wrong"))
     assert str(faults.mistake(run)) == "wrong"
     faults.skip(run, "towers", 3)

@@ -196,7 +196,7 @@ def test_many_changes_one_after_the_other(retriever):
     width, size = recommender.vectors.shape[1], len(recommender.item_ids)
     for step in range(4):
         ids = [f"x{step}-{n}" for n in range(700)] + [f"i{n}" for n in range(0, 40, 3)]
-        columns = {schema.ITEM_ID: pa.array(ids), "cat_category": pa.array([["x"]] * len(ids), pa.list_(pa.string())),
+        columns = {schema.ITEM_ID: pa.array(ids), schema.ITEM_TITLE: pa.nulls(len(ids), pa.string()), "cat_category": pa.array([["x"]] * len(ids), pa.list_(pa.string())),
                    "num_price": pa.array([1.0] * len(ids), pa.float32())}  # fmt: skip
         vectors = rng.normal(size=(len(ids), width)).astype(np.float32)
         nobody = sp.csr_array((len(ids), size), dtype=np.float32)
