@@ -28,7 +28,7 @@ from ctxrec.row_store import RowStore, digest
 
 logger = logging.getLogger(__name__)
 
-_FOLDER = "encoded"
+_FOLDER = "encoder-cache"
 _STATE = np.float16  # of a stored state; its error is far below what one step of tuning changes
 _SHARD_BYTES = 64 << 20
 
