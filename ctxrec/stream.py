@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from ctxrec import schema
-from ctxrec.batching import Batch, Batcher, make_windows
+from ctxrec.batching import Batch, Batcher, Windows, make_windows
 from ctxrec.events import Histories, histories_from_table
 from ctxrec.prepared import PreparedData
 
@@ -85,8 +85,7 @@ class TrainStream:
                 index += num_steps
                 continue
             histories = self._read(shard)
-            windows = make_windows(*self._spans(histories), self.batcher.history)
-            order = np.random.default_rng([self.seed, epoch, number]).permutation(len(windows))
+            windows, order = self._shuffled(histories, epoch, number)
             for begin in range(0, len(order), self.global_batch_size):
                 if index >= start:
                     rows = order[begin : begin + self.global_batch_size]
@@ -100,13 +99,16 @@ class TrainStream:
             num_steps = -(-sum(self.bucket_windows[b] for b in shard) // self.global_batch_size)
             if step < index + num_steps:
                 histories = self._read(shard)
-                windows = make_windows(*self._spans(histories), self.batcher.history)
-                order = np.random.default_rng([self.seed, epoch, number]).permutation(len(windows))
+                windows, order = self._shuffled(histories, epoch, number)
                 rows = order[(step - index) * self.global_batch_size :][: self.global_batch_size]
-                users = np.searchsorted(histories.events.offsets, windows.start[rows], side="right") - 1
-                return [str(histories.users.ids[user]) for user in sorted(set(users.tolist()))]
+                return [str(user) for user in histories.users.ids[np.unique(windows.row[rows])]]
             index += num_steps
         raise IndexError(f"epoch {epoch} has {index} steps; asked for step {step}")
+
+    def _shuffled(self, histories: Histories, epoch: int, number: int) -> tuple[Windows, np.ndarray]:
+        """Windows of the epoch's shard `number`, and the order in which they are taken."""
+        windows = make_windows(*self._spans(histories), self.batcher.history)
+        return windows, np.random.default_rng([self.seed, epoch, number]).permutation(len(windows))
 
     def _step(self, histories: Histories, windows, rows: np.ndarray, epoch: int, index: int) -> Step:
         batches, distinct = [], []
