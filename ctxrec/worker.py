@@ -9,58 +9,27 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import os
 import tempfile
-import time
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.experimental import tqdm_ray
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 
-from ctxrec import checkpoint, engine, faults, schema, storage
+from ctxrec import checkpoint, faults, schema, storage
 from ctxrec.config import Config
-from ctxrec.encoder import TextEncoder, plan_encoding
+from ctxrec.encoder import TextEncoder
 from ctxrec.errors import UserError
 from ctxrec.export import Chosen, calibrate, export, tuned_text
-from ctxrec.job import BEFORE, CHECKPOINTS, Setup, encode_table, set_up
-from ctxrec.model import TextTable, Towers
-from ctxrec.network import Network, choose_loss
-from ctxrec.stream import Step, TrainStream
+from ctxrec.job import BEFORE, CHECKPOINTS, Setup, set_up
+from ctxrec.model import Towers
+from ctxrec.network import Network
+from ctxrec.phase import SHARE, PhaseRun, Progress, Resumed
+from ctxrec.stream import TrainStream
 
 logger = logging.getLogger(__name__)
-
-SHARE = "share"  # in a phase's best weights: the share of the schedule that they took
-
-
-@dataclass
-class Progress:
-    """Where a phase stands; goes into the checkpoint."""
-
-    phase: str
-    step: int = 0  # steps done in this phase
-    best: float = -1.0  # best validation NDCG@10 of the phase, -1 before the first
-    stale: int = 0  # evaluations since the best one
-    done: bool = False
-    seconds: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """A checkpoint to go on from."""
-
-    progress: Progress
-    folder: str  # local
-    optimizer_step: int
 
 
 def train_worker(job: dict[str, Any]) -> None:
@@ -186,243 +155,6 @@ def _run_phase(
         world=setup.world,
         last_split=schema.VALID if phase == "refit" else schema.TRAIN,
     )
-    run = _PhaseRun(setup, phase, network, stream, epochs, best_path, chosen)
+    run = PhaseRun(setup, phase, network, stream, epochs, best_path, chosen)
     run.start(resumed)
     return run.train()
-
-
-class _PhaseRun:
-    """One phase's engine and loop."""
-
-    def __init__(
-        self,
-        setup: Setup,
-        phase: str,
-        network: Network,
-        stream: TrainStream,
-        epochs: int,
-        best_path: str,
-        chosen: Chosen,
-    ) -> None:
-        self.setup, self.phase, self.stream, self.best_path = setup, phase, stream, best_path
-        self.config = setup.config.train
-        self.steps_per_epoch = stream.steps_per_epoch
-        self.total_steps = max(epochs * self.steps_per_epoch, 1)
-        # A refit has nothing left to choose by: it stops where the first phase was best, on the same schedule.
-        self.last_step = max(round(chosen.share * self.total_steps), 1) if phase == "refit" else self.total_steps
-        self.items = setup.refit_items if phase == "refit" else setup.items
-        self.num_negatives_from = setup.shape.num_items if self.items.pool is None else len(self.items.pool)
-        self.validator = None if phase == "refit" else setup.validator
-        self.eval_every = self.config.eval_every or self.steps_per_epoch
-        self.loss_name = choose_loss(self.config, setup.shape.num_items)
-        table = chosen.text if phase == "refit" else setup.frozen
-        self.text = None if table is None else TextTable(**vars(table))
-        if phase == "encoder" and self.text is not None:
-            self.text.vectors_IH = self.text.vectors_IH.clone()
-        lr = self.config.encoder_phase_tower_lr if phase == "encoder" else self.config.tower_lr
-        groups = engine.parameter_groups(network, self.config, tower_lr=lr, encoder_lr=self.config.encoder_lr)
-        ds_config = engine.deepspeed_config(
-            self.config,
-            world=setup.world,
-            accumulation=stream.accumulation,
-            rows_per_micro_batch=max(stream.rows_at_once // setup.world, 1),
-            dtype=setup.dtype,
-        )
-        self.engine = engine.start_engine(network, groups, self.config, ds_config)
-        self.progress = Progress(phase)
-        self.stopping = False
-        self.table_is_fresh = False  # whether every text vector is the present encoder's
-        self.present = np.flatnonzero(setup.present) if setup.tokens is not None else None
-        self.skipped = faults.skipped(setup.checkpoints)
-        self.stop = faults.StopWatch(setup.checkpoints)
-
-    def start(self, resumed: Resumed | None) -> None:
-        """Go on from a checkpoint, or measure where the phase begins."""
-        if resumed is not None:
-            self.progress = resumed.progress
-            checkpoint.restore(self.engine, resumed.folder, resumed.optimizer_step)
-            self._refresh()
-        elif self.phase == "encoder":
-            self._evaluate(loss=None)  # the phase must beat what it starts from
-        if self.setup.tracker is not None:
-            self.setup.tracker.forget_after(self.phase, self.progress.step)
-
-    def train(self) -> bool:
-        """False: the training was asked to end, and has saved."""
-        progress, begin, losses = self.progress, time.monotonic() - self.progress.seconds, []
-        bar = self._bar()
-        while progress.step < self.last_step and progress.stale < self.config.patience:
-            epoch, start = divmod(progress.step, self.steps_per_epoch)
-            for step in self.stream.epoch(epoch, start=start):
-                if (self.phase, progress.step) not in self.skipped:
-                    losses.append(self._step(step))
-                progress.step += 1
-                progress.seconds = time.monotonic() - begin
-                if bar is not None:
-                    bar.update(1)
-                last = progress.step == self.last_step
-                due = progress.step % self.eval_every == 0 or last
-                if due:
-                    self._evaluate(loss=float(np.mean(losses)) if losses else None)
-                    losses.clear()
-                if due or self.stopping or progress.step % (self.config.checkpoint_every or progress.step + 1) == 0:
-                    self._checkpoint()
-                if last or self.stopping or progress.stale >= self.config.patience:
-                    break
-            if self.stopping:
-                break
-        if bar is not None:
-            bar.close()
-        if not self.stopping:
-            progress.done = True
-            self._checkpoint()
-        self.engine.destroy()
-        return not self.stopping
-
-    def _step(self, step: Step) -> float:
-        """One global batch: forward, backward, update; returns its mean loss on this worker's share."""
-        setup, micro = self.setup, step.micro_batches
-        weight = torch.stack([b.weights_BS.abs().sum() for b in micro]).sum()
-        # All workers must stop after the same step, so the word of it goes with what they add up anyway.
-        stop = setup.rank == 0 and self.stop.look()
-        both = torch.stack([weight, torch.tensor(float(stop))]).to(setup.device)
-        if setup.world > 1:
-            dist.all_reduce(both)
-        total, self.stopping = both[0], bool(both[1] > 0)
-        torch.manual_seed(hash((self.config.seed, self.phase == "encoder", self.progress.step, setup.rank)))
-        engine.set_learning_rate(self.engine, self._lr_factor())
-        mean = 0.0
-        for number, (batch, distinct) in enumerate(zip(micro, step.distinct_items, strict=True)):
-            loss = self.engine(
-                "loss",
-                items=self.items,
-                text=self.text,
-                batch=batch.to(setup.device),
-                config=self.config,
-                loss=self.loss_name,
-                negatives=self._negatives(number),
-                **self._fresh(distinct, number),
-            )
-            # DeepSpeed averages over workers and micro-batches; ours is a sum over the global batch.
-            loss = loss * (setup.world * len(micro)) / total.clamp(min=1e-9)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                self._not_finite(step, value)
-            mean += value / len(micro)
-            self.engine.backward(loss)
-            self.engine.step()
-        self.table_is_fresh = False
-        return mean
-
-    def _not_finite(self, step: Step, loss: float) -> None:
-        """Stop, or begin again from the last checkpoint without this step, before it spoils the weights."""
-        users = self.stream.users(step.epoch, step.step_in_epoch)
-        shown = ", ".join(users[:5]) + (f" and {len(users) - 5} more" if len(users) > 5 else "")
-        text = f"the loss is {loss} at step {self.progress.step} of phase {self.phase}, with histories of users {shown}"
-        if self.config.not_finite == "skip":
-            faults.skip(self.setup.checkpoints, self.phase, self.progress.step)
-            raise FloatingPointError(f"{text}; going on from the last checkpoint without this step")
-        rate = "encoder_lr" if self.phase == "encoder" else "tower_lr"
-        raise UserError(f"{text}; look at their events, lower train.{rate}, or set train.not_finite = skip")
-
-    def _lr_factor(self) -> float:
-        """Linear warm-up, then a cosine down to `final_lr`."""
-        done, config = self.progress.step / self.total_steps, self.config
-        warm = min(1.0, (self.progress.step + 1) / max(config.warmup * self.total_steps, 1))
-        return warm * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * done)))
-
-    def _generator(self, number: int) -> np.random.Generator:
-        """Random numbers of a micro-batch that all workers share."""
-        return np.random.default_rng([self.config.seed, self.phase == "encoder", self.progress.step, number])
-
-    def _negatives(self, number: int) -> torch.Tensor | None:
-        if self.loss_name == "softmax":
-            return None
-        drawn = self._generator(number).integers(0, self.num_negatives_from, self.config.negatives)
-        return torch.from_numpy(drawn).to(self.setup.device)
-
-    def _fresh(self, distinct: np.ndarray, number: int) -> dict[str, Any]:
-        """In the encoder phase: which items of the micro-batch are encoded with gradient, and how."""
-        if self.phase != "encoder":
-            return {}
-        assert self.setup.tokens is not None and self.present is not None
-        which = np.intersect1d(distinct, self.present)
-        if len(which) > self.config.fresh_items:
-            which = self._generator(number).choice(which, self.config.fresh_items, replace=False)
-        if len(which) == 0:
-            which = self.present[:1]  # every worker must still pass through the encoder
-        budget = self.setup.config.encoder.token_budget
-        plan = plan_encoding(which, self.setup.tokens.lengths, budget=budget, world=self.setup.world)
-        return {"tokens": self.setup.tokens, "plan": plan, "rank": self.setup.rank}
-
-    def _refresh(self) -> None:
-        """Encode the whole table anew with the encoder as it is, unless it is up to date."""
-        if self.phase == "encoder" and not self.table_is_fresh:
-            self.table_is_fresh = True
-            setup = self.setup
-            assert setup.tokens is not None and self.text is not None
-            encode_table(
-                self.engine.module, setup.tokens, setup.present, setup.config, self.text.vectors_IH,
-                setup.rank, setup.world, setup.device,
-            )  # fmt: skip
-
-    def _evaluate(self, *, loss: float | None) -> None:
-        """Validate, keep the weights where they are the best so far, log."""
-        self._refresh()
-        progress, setup = self.progress, self.setup
-        values: dict[str, Any] = {"phase": self.phase, "step": progress.step}
-        values["epoch"] = progress.step / self.steps_per_epoch
-        if loss is not None:
-            loss = self._average(loss)
-            values["loss"] = loss
-        better = progress.step == self.last_step  # without validation events the last weights are the best ones
-        if self.validator is not None:
-            metric = self.validator.ndcg(self.engine.module, self.items, self.text)
-            values["valid_ndcg@10"] = metric
-            better = metric > progress.best
-            progress.stale = 0 if better else progress.stale + 1
-            progress.best = max(progress.best, metric)
-        if better:
-            weights = checkpoint.full_weights(self.engine)
-            weights[SHARE] = torch.tensor(progress.step / self.total_steps)
-            if setup.rank == 0:
-                storage.write_bytes(self.best_path, save_tensors(weights))
-        if setup.tracker is not None:
-            values["lr"] = self._lr_factor()
-            values["seconds"] = round(progress.seconds, 2)
-            if progress.seconds and loss is not None:
-                values["events_per_s"] = self.stream.num_events * values["epoch"] / progress.seconds
-            setup.tracker.log(values)
-            setup.tracker.flush()
-            figures = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if k not in ("phase", "step", "lr"))
-            logger.info("%s step %d/%d  %s", self.phase, progress.step, self.last_step, figures)
-
-    def _average(self, value: float) -> float:
-        """Mean over the workers."""
-        if self.setup.world == 1:
-            return value
-        total = torch.tensor([value], dtype=torch.float64, device=self.setup.device)
-        dist.all_reduce(total)
-        return float(total) / self.setup.world
-
-    def _checkpoint(self) -> None:
-        """Report a checkpoint to Ray Train, which keeps the last ones; every worker takes part."""
-        self._refresh()  # so that a resumed run, which must encode anew, sees the same table
-        weights, moments = checkpoint.full_weights(self.engine), checkpoint.full_moments(self.engine)
-        state = {"progress": self.progress.to_dict(), "optimizer_step": checkpoint.optimizer_step(self.engine)}
-        progress = self.progress
-        metrics = {"phase": self.phase, "step": progress.step, "valid_ndcg@10": progress.best}
-        metrics |= {"epoch": progress.step / self.steps_per_epoch, "seconds": progress.seconds}
-        if self.setup.rank != 0:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory(dir=self.setup.scratch) as folder:
-            checkpoint.save(folder, weights, moments, state)
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-    def _bar(self) -> Any:
-        if self.setup.rank != 0:
-            return None
-        bar = tqdm_ray.tqdm(total=self.last_step, desc=f"train {self.phase}", unit="step", flush_interval_s=1.0)
-        bar.update(self.progress.step)
-        return bar
