@@ -21,6 +21,7 @@ from ray.train import UserCallback
 
 from ctxrec import bundle, engine, faults, runtime, storage
 from ctxrec.backbones import check_backbone
+from ctxrec.collectives import ProcessGroupConfig
 from ctxrec.config import BACKBONES, Config, load_config, to_toml
 from ctxrec.encoder import check_max_tokens, resolve_encoder
 from ctxrec.errors import Stopped, UserError
@@ -145,7 +146,7 @@ def _trainer(
     return ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={"config": config.to_dict(), "data": data_path, "run": out, "start": start},
-        torch_config=ray.train.torch.TorchConfig(timeout_s=options.timeout_s),
+        torch_config=ProcessGroupConfig(timeout_s=options.timeout_s),
         scaling_config=ray.train.ScalingConfig(
             num_workers=options.workers, use_gpu=use_gpu, resources_per_worker=resources
         ),
