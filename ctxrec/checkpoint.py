@@ -21,6 +21,8 @@ from ctxrec.errors import UserError
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+_RECORD = "checkpoint_manager_snapshot.json"  # Ray Train's own, of what it was told
+KEPT = 2
 
 
 def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -112,6 +114,26 @@ def damage(folder: str) -> str | None:
         if storage.sha256_file(path) != digest:
             return f"{name} does not match its hash"
     return None
+
+
+def folders(checkpoints: str) -> list[str]:
+    """A run's checkpoints, newest first, whole or not; Ray Train names them by their time."""
+    try:
+        files = storage.list_files(checkpoints)
+    except UserError:  # there is nothing yet
+        return []
+    names = {os.path.basename(storage.parent(path)) for path in files}
+    return [storage.join(checkpoints, name) for name in sorted(names, reverse=True) if name.startswith("checkpoint_")]
+
+
+def tidy(checkpoints: str) -> None:
+    """Before an attempt: keep the newest checkpoints alone, and forget Ray Train's record of them.
+
+    A kill can cut the record off, which Ray Train then refuses to read, or leave a checkpoint that it does not hold.
+    """
+    storage.delete(storage.join(checkpoints, _RECORD))
+    for path in folders(checkpoints)[KEPT:]:
+        storage.delete(path)
 
 
 def load_weights(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:

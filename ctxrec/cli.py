@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 from ctxrec.config import Config, load_config
-from ctxrec.errors import Stopped, UserError
+from ctxrec.errors import Failed, Stopped, UserError
 
 logger = logging.getLogger("ctxrec")
 
@@ -44,8 +44,8 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+    except (Stopped, Failed) as ended:
+        print(ended, file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped by the user", file=sys.stderr)

@@ -64,6 +64,9 @@ class EncoderConfig:
         computed once and kept on the machine's disk, where it takes at most `cache_gb`.
     max_tokens: item texts are cut to this length.
     token_budget: padded tokens that one forward pass of the encoder holds at most.
+    gradient_checkpointing: keep the inputs of the encoder's layers alone and compute the rest again.
+    gradient_caching: encode the items of a step without a graph, then again pass by pass with the gradients of their
+        vectors, so that train.fresh_items is not bounded by memory; about a third more work in the encoder.
     """
 
     name: str = "sentence-transformers/all-MiniLM-L6-v2"
@@ -77,6 +80,7 @@ class EncoderConfig:
     token_budget: int = 4096
     cache_gb: float = 20.0
     gradient_checkpointing: bool = False
+    gradient_caching: bool = False
 
     def __post_init__(self) -> None:
         for key in ("rank", "max_tokens", "token_budget"):

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn as nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from ctxrec import storage
 from ctxrec.config import EncoderConfig
@@ -369,11 +370,24 @@ def plan_encoding(which: np.ndarray, lengths: np.ndarray, *, budget: int, world:
 def encode_share(
     encoder: TextEncoder, tokens: Tokens, plan: EncodePlan, rank: int, device: torch.device
 ) -> torch.Tensor:
-    """Vectors [len(share), H] of a rank's share, in its order; call it under no_grad for a table."""
+    """Vectors [len(share), H] of a rank's share, in its order; call it under no_grad for a table.
+
+    With gradient caching (arXiv 2101.06983) the graph of a pass is not kept: the backward pass encodes its texts
+    again, with the same dropout, so that memory holds the graph of one pass alone, however many there are.
+    """
     share = plan.share(rank)
+
+    def encode(ids_nT: torch.Tensor, mask_nT: torch.Tensor, which: np.ndarray) -> torch.Tensor:
+        states = tokens.states.padded(which, ids_nT.shape[1]).to(device) if encoder.is_cut else None
+        return encoder(ids_nT, mask_nT, states)
+
     parts = []
     for start, stop, width in zip(plan.bounds, plan.bounds[1:], plan.widths, strict=False):
-        ids, mask = tokens.padded(share[start:stop], int(width))
-        lower = tokens.states.padded(share[start:stop], int(width)).to(device) if encoder.is_cut else None
-        parts.append(encoder(ids.to(device), mask.to(device), lower))
+        ids, mask = (made.to(device) for made in tokens.padded(share[start:stop], int(width)))
+        if encoder.config.gradient_caching and torch.is_grad_enabled():
+            # ZeRO-3 frees a module's weights behind its forward pass, so that must not end early.
+            with set_checkpoint_early_stop(False):
+                parts.append(checkpoint(encode, ids, mask, share[start:stop], use_reentrant=False))
+        else:
+            parts.append(encode(ids, mask, share[start:stop]))
     return torch.cat(parts)

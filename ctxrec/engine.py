@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import time
 from typing import Any
 
@@ -122,8 +123,12 @@ def _quiet():
 
 
 def use_cpu_accelerator() -> None:
-    """Tell DeepSpeed that there is no GPU, and where its compiled CPU extension is kept; before its import."""
-    from ctxrec.storage import cache_dir
+    """Tell DeepSpeed that there is no GPU, and where its compiled CPU extension is kept; before its import.
+
+    Each Python environment has its own, as another one's paths would have it compiled anew.
+    """
+    from ctxrec.storage import cache_dir, sha256_json
 
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(cache_dir(), "torch_extensions"))
+    folder = os.path.join(cache_dir(), "torch_extensions", sha256_json(sys.prefix)[:12])
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", folder)

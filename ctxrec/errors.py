@@ -10,3 +10,7 @@ class UserError(ValueError):
 
 class Stopped(Exception):
     """A long command was asked to end, has saved its work, and goes on when it is run again."""
+
+
+class Failed(Exception):
+    """A long command could not go on for a reason outside of it; goes on when the same command is run again."""

@@ -8,6 +8,7 @@ checkpoints/skipped.json   steps that are left out, as their loss was not finite
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import threading
 import time
@@ -18,6 +19,12 @@ from ctxrec.errors import UserError
 
 _MISTAKE, _STOP, _SKIPPED = "mistake.json", "stop", "skipped.json"
 _LOOK_EVERY_S = 1.0
+_DISK_FULL = re.compile(r"No space left on device|ENOSPC|Disk quota exceeded")
+# What gloo, NCCL and Ray Train say of a worker that others wait for in vain.
+_STUCK = re.compile(
+    r"Timed out waiting \d+ms|Watchdog caught collective operation timeout|health check has been hanging|"
+    r"CollectiveTimeoutError"
+)
 
 
 def clear(checkpoints: str) -> None:
@@ -45,6 +52,18 @@ def skipped(checkpoints: str) -> set[tuple[str, int]]:
 def skip(checkpoints: str, phase: str, step: int) -> None:
     """Leave a step out from now on."""
     storage.write_json(storage.join(checkpoints, _SKIPPED), sorted(skipped(checkpoints) | {(phase, step)}))
+
+
+def explain(failure: str, out: str, timeout_s: int) -> str | None:
+    """In one line what a failure's text says, where it is one that a user can do something about."""
+    if _DISK_FULL.search(failure):
+        return f"no space is left for {out}; make some, then the same command goes on from the last checkpoint"
+    if _STUCK.search(failure):
+        return (
+            f"a worker did not answer for train.timeout_s = {timeout_s} s: its machine is stuck, or a step takes longer "
+            "than that; the same command goes on from the last checkpoint"
+        )
+    return None
 
 
 @contextlib.contextmanager

@@ -19,12 +19,12 @@ import ray.train.torch
 import torch
 from ray.train import UserCallback
 
-from ctxrec import bundle, engine, faults, runtime, storage
+from ctxrec import bundle, checkpoint, engine, faults, runtime, storage
 from ctxrec.backbones import check_backbone
 from ctxrec.collectives import ProcessGroupConfig
 from ctxrec.config import BACKBONES, Config, load_config, to_toml
 from ctxrec.encoder import check_max_tokens, resolve_encoder
-from ctxrec.errors import Stopped, UserError
+from ctxrec.errors import Failed, Stopped, UserError
 from ctxrec.job import CHECKPOINTS
 from ctxrec.prepared import PreparedData
 from ctxrec.tracking import check_trackers
@@ -34,6 +34,10 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 CONFIG, MANIFEST = "config.toml", "manifest.json"
+_HOW_TO_RUN = (
+    "workers", "cpus_per_worker", "gpus_per_worker", "zero_stage", "offload", "checkpoint_every", "max_failures",
+    "timeout_s", "trackers",
+)  # fmt: skip
 _PACKAGES = ("ctxrec", "ray", "torch", "transformers", "peft", "deepspeed", "faiss-cpu", "pyarrow")
 
 
@@ -53,6 +57,7 @@ def train(data_path: str, out: str, config: Config, *, callbacks: Sequence[UserC
     Raises:
         UserError: no prepared data, another training lies at `out`, or an option does not fit.
         Stopped: SIGTERM came; the training has saved.
+        Failed: a worker did not answer in time, or the disk is full.
     """
     data_path, out = _absolute(data_path), _absolute(out)
     config = with_absolute_paths(config)
@@ -74,12 +79,19 @@ def train(data_path: str, out: str, config: Config, *, callbacks: Sequence[UserC
     begin = time.monotonic()
     checkpoints = storage.join(out, CHECKPOINTS)
     faults.clear(checkpoints)
+    checkpoint.tidy(checkpoints)
     with faults.stop_on_sigterm(checkpoints):
         try:
             _trainer(data_path, out, config, callbacks, start).fit()
+        except ray.train.TrainingFailedError as failure:
+            told = faults.explain(str(failure), out, config.train.timeout_s)
+            if told is None:
+                raise
+            raise Failed(told) from failure
         finally:
             if (mistake := faults.mistake(checkpoints)) is not None:
                 raise mistake
+    checkpoint.tidy(checkpoints)
     if faults.stop_asked(checkpoints):
         raise Stopped(f"stopped as asked, and saved; the same command goes on with {out}")
     storage.write_json(storage.join(out, MANIFEST), _manifest(out, data, config, time.monotonic() - begin))
@@ -116,9 +128,11 @@ def _finished(out: str, config: Config, data: PreparedData) -> bool:
 
 
 def _training_options(config: Config) -> dict[str, Any]:
-    """The options that a training's result depends on."""
+    """The options that a training's result depends on: how many workers share its work, and how, is none of them."""
     options = config.to_dict()
     del options["evaluate"], options["prepare"], options["rerank"]
+    for key in _HOW_TO_RUN:
+        del options["train"][key]
     return options
 
 
@@ -142,6 +156,9 @@ def _trainer(
     elif "DS_ACCELERATOR" in os.environ:
         env["DS_ACCELERATOR"] = "cuda"  # the driver's own choice, which its workers inherit, may be a head without GPU
     env |= {"PYTHONWARNINGS": "ignore::FutureWarning", "RAY_TQDM_PATCH_PRINT": "0"}
+    # One limit for all that waits: a worker that does not answer, a report that not all take part in.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(min(options.timeout_s, 600))
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(options.timeout_s)
     env["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"  # it would print an empty line for every step of a progress bar
     return ray.train.torch.TorchTrainer(
         train_worker,
@@ -153,7 +170,7 @@ def _trainer(
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS,
             storage_path=out,
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=checkpoint.KEPT),
             failure_config=ray.train.FailureConfig(max_failures=options.max_failures),
             callbacks=list(callbacks),
             worker_runtime_env={"env_vars": env},

@@ -13,7 +13,6 @@ import os
 import tempfile
 from typing import Any
 
-import ray.train
 import torch
 import torch.distributed as dist
 from safetensors.torch import load as load_tensors
@@ -88,14 +87,14 @@ def _tunes_encoder(setup: Setup) -> bool:
 
 
 def _load_checkpoint(setup: Setup, start: str) -> Resumed | None:
-    """The checkpoint to go on from, if there is one: the run's own latest, else the one at `start`."""
-    found = ray.train.get_checkpoint()
-    if found is not None:
-        folder = _whole_checkpoint(setup, os.path.basename(found.path.rstrip("/")))
-    else:
-        folder = storage.fetch_dir(start, scratch=setup.scratch) if start else None
-    if folder is None:
+    """The checkpoint to go on from, if there is one: the run's newest that is whole, else the one at `start`."""
+    # One worker looks, so that all go on from the same one.
+    chosen = [_newest_whole(setup) if setup.rank == 0 else None]
+    dist.broadcast_object_list(chosen)
+    path = chosen[0] or start
+    if not path:
         return None
+    folder = storage.fetch_dir(path, scratch=setup.scratch)
     state = storage.read_json(os.path.join(folder, checkpoint.STATE))
     progress = Progress(**state["progress"])
     if setup.rank == 0:
@@ -103,17 +102,16 @@ def _load_checkpoint(setup: Setup, start: str) -> Resumed | None:
     return Resumed(progress=progress, folder=folder, optimizer_step=state["optimizer_step"])
 
 
-def _whole_checkpoint(setup: Setup, latest: str) -> str | None:
-    """A local folder with the run's `latest` checkpoint; where that is damaged, with the newest that is not."""
-    names = {os.path.basename(storage.parent(path)) for path in storage.list_files(setup.checkpoints)}
-    older = sorted((n for n in names if n.startswith("checkpoint_2") and n < latest), reverse=True)
-    for name in (latest, *older):
-        folder = storage.fetch_dir(storage.join(setup.checkpoints, name), scratch=setup.scratch)
-        damage = checkpoint.damage(folder)
+def _newest_whole(setup: Setup) -> str | None:
+    """The run's newest checkpoint that is not damaged."""
+    found = checkpoint.folders(setup.checkpoints)
+    for path in found:
+        damage = checkpoint.damage(storage.fetch_dir(path, scratch=setup.scratch))
         if damage is None:
-            return folder
-        logger.warning("%s is damaged (%s); going on from the checkpoint before it", name, damage)
-    logger.warning("no checkpoint is whole; the training begins anew")
+            return path
+        logger.warning("%s is damaged (%s); going on from the checkpoint before it", os.path.basename(path), damage)
+    if found:
+        logger.warning("no checkpoint is whole; the training begins anew")
     return None
 
 

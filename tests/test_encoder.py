@@ -271,3 +271,35 @@ def test_an_unknown_architecture_is_one_clear_error(tiny_encoder, tmp_path):
 
 if __name__ == "__main__":
     gather_worker(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+
+
+@pytest.mark.parametrize(("tune", "dropout"), [("lora", 0.3), ("full", 0.0)])
+def test_gradient_caching_gives_the_plain_gradients_and_keeps_no_graph(path, tune, dropout):
+    """Over several passes of different widths, with a loss in which all texts meet; dropout draws the same."""
+    texts = [f"{a} {b}" for a in ("red", "large soft green", "a") for b in ("hat", "shoe lamp chair table", "desk")]
+    tokens = tokenise(path, texts, max_tokens=16)
+    plan = plan_encoding(np.arange(len(texts)), tokens.lengths, budget=12, world=1)
+    assert len(plan.widths) > 3
+    losses, gradients, kept = [], [], []
+    for caching in (False, True):
+        config = EncoderConfig(
+            name=path, tune=tune, top_layers=0, adapter_dropout=dropout, gradient_caching=caching, max_tokens=16
+        )
+        torch.manual_seed(1)
+        encoder = TextEncoder(config, path, tune=True).train()
+        with torch.no_grad():
+            for parameter in encoder.parameters():  # an adapter's B starts at zero, and with it A's gradient
+                parameter.add_(0.02 * torch.randn_like(parameter))
+        saved = []
+        torch.manual_seed(2)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.nbytes) or t, lambda t: t):
+            vectors = encode_share(encoder, tokens, plan, 0, CPU)
+        kept.append(sum(saved))
+        loss = torch.logsumexp(vectors @ vectors.flip(0).T, 1).sum()
+        loss.backward()
+        losses.append(float(loss.detach()))
+        gradients.append({n: p.grad for n, p in encoder.named_parameters() if p.requires_grad})
+    assert losses[0] == losses[1] and kept[1] < kept[0] / 20
+    assert gradients[0].keys() == gradients[1].keys() and any(g.abs().max() > 0.01 for g in gradients[0].values())
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, msg=lambda text, name=name: f"{name}: {text}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -12,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,7 +25,10 @@ from trainings import assert_same_training, command_env, read_log
 from ctxrec import checkpoint, faults
 from ctxrec.config import to_toml
 from ctxrec.errors import UserError
+from ctxrec.tracking import PHASES
 from ctxrec.training import train
+
+SEED = int(os.environ.get("CTXREC_CHAOS_SEED", random.SystemRandom().randrange(1000)))  # printed where a test fails
 
 
 def with_train(config, **options):
@@ -79,7 +86,10 @@ def test_a_mistake_that_a_worker_finds_is_one_line_and_is_not_tried_again(tiny_d
 
 @pytest.fixture(scope="module")
 def long_config(tiny_config):
-    return with_train(tiny_config, tower_epochs=8, patience=100, workers=1, max_failures=1)
+    """A training with a checkpoint after every step, and without dropout, so that any number of workers may go on."""
+    model = dataclasses.replace(tiny_config.model, dropout=0.0, id_dropout=0.0, text_dropout=0.0)
+    config = dataclasses.replace(tiny_config, model=model)
+    return with_train(config, tower_epochs=8, patience=100, workers=1, max_failures=1, checkpoint_every=1)
 
 
 @pytest.fixture(scope="module")
@@ -87,25 +97,61 @@ def undisturbed(ray_cluster, tiny_data, long_config, tmp_path_factory) -> str:
     return train(tiny_data, str(tmp_path_factory.mktemp("undisturbed") / "run"), long_config)
 
 
-def start(config, data: str, run: Path, log: Path, *, workers: int | None = None) -> subprocess.Popen:
-    config = config if workers is None else with_train(config, workers=workers)
-    (run.parent / "config.toml").write_text(to_toml(config))
-    command = [sys.executable, "-m", "ctxrec.train", "--data", data, "--out", str(run)]
-    command += ["--config", str(run.parent / "config.toml")]
+def start(config, data: str, run: Path, log: Path, *, env: dict[str, str] | None = None) -> subprocess.Popen:
+    settings = log.with_suffix(".toml")
+    settings.write_text(to_toml(config))
+    command = [sys.executable, "-m", "ctxrec.train", "--data", data, "--out", str(run), "--config", str(settings)]
     with open(log, "ab") as stream:
-        return subprocess.Popen(command, env=command_env(), stdout=stream, stderr=stream, start_new_session=True)
+        return subprocess.Popen(
+            command, env=command_env() | (env or {}), stdout=stream, stderr=stream, start_new_session=True
+        )
 
 
-def wait_for_checkpoints(process: subprocess.Popen, run: Path, log: Path) -> None:
-    record = run / "checkpoints" / "checkpoint_manager_snapshot.json"
-    deadline = time.monotonic() + 180
-    while not (record.exists() and len(list(record.parent.glob("checkpoint_2*"))) == 2):
+def finish(config, data: str, run: Path, log: Path, *, env: dict[str, str] | None = None) -> None:
+    assert start(config, data, run, log, env=env).wait(600) == 0, log.read_text()[-3000:]
+
+
+def done_so_far(run: Path) -> tuple[int, int]:
+    """Phase and step of the newest checkpoint; (-1, 0) before the first."""
+    newest = max((run / "checkpoints").glob("checkpoint_2*/state.json"), default=None)
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        progress = json.loads(newest.read_text())["progress"] if newest else None
+        return (PHASES.index(progress["phase"]), progress["step"]) if progress else (-1, 0)
+    return -1, 0  # it is just being written or deleted
+
+
+def wait_until(process: subprocess.Popen, run: Path, log: Path, *, beyond: tuple[int, int]) -> None:
+    """Wait until a checkpoint beyond a phase and step is there."""
+    deadline = time.monotonic() + 300
+    while done_so_far(run) <= beyond:
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
         time.sleep(0.02)
 
 
+def training_workers(process: subprocess.Popen) -> list[psutil.Process]:
+    """Ray Train's workers below a command that has a cluster of its own."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.cmdline() and child.cmdline()[0].startswith("ray::RayTrainWorker"):
+                found.append(child)
+    return found
+
+
+def kill_command(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def same_result(run: Path, expected: str) -> None:
     assert_same_training(str(run), expected)
+    ours, theirs = (load_file(Path(r) / "bundle" / "towers.safetensors") for r in (run, expected))
+    assert ours.keys() == theirs.keys()
+
+
+def same_to_the_digit(run: Path, expected: str) -> None:
+    """On the same number of workers nothing may differ but the order of sums inside a library."""
+    same_result(run, expected)
     ours, theirs = (load_file(Path(r) / "bundle" / "towers.safetensors") for r in (run, expected))
     for name, value in theirs.items():
         np.testing.assert_allclose(ours[name], value, atol=1e-5, err_msg=name)
@@ -117,7 +163,7 @@ def test_sigterm_saves_and_the_same_command_ends_where_an_undisturbed_one_ends(
 ):
     run, log = tmp_path / "run", tmp_path / "log"
     first = start(long_config, tiny_data, run, log)
-    wait_for_checkpoints(first, run, log)
+    wait_until(first, run, log, beyond=(0, 3))
     asked = time.monotonic()
     os.kill(first.pid, signal.SIGTERM)
     assert first.wait(60) == 1, log.read_text()[-3000:]
@@ -125,26 +171,132 @@ def test_sigterm_saves_and_the_same_command_ends_where_an_undisturbed_one_ends(
     text = log.read_text()
     assert "stopped as asked, and saved" in text and "ERROR ctxrec" not in text  # Ray's own cleaner may print
     assert not (run / "manifest.json").exists()
-    steps_before = read_log(str(run))[-1]["step"]
-    assert start(long_config, tiny_data, run, log).wait(300) == 0, log.read_text()[-3000:]
-    assert "going on from phase towers, step" in log.read_text() and steps_before > 0
-    same_result(run, undisturbed)
+    finish(long_config, tiny_data, run, log)
+    assert "going on from phase" in log.read_text()
+    same_to_the_digit(run, undisturbed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damaged", ["weights.safetensors", "state.json"])
 def test_a_damaged_checkpoint_is_passed_over(tiny_data, long_config, undisturbed, tmp_path, damaged):
+    """The newest one is cut off, as is Ray Train's own record of them."""
     run, log = tmp_path / "run", tmp_path / "log"
     first = start(long_config, tiny_data, run, log)
-    wait_for_checkpoints(first, run, log)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    latest = max((run / "checkpoints").glob("checkpoint_2*"))
-    content = (latest / damaged).read_bytes()
-    (latest / damaged).write_bytes(content[: len(content) // 2])
-    assert start(long_config, tiny_data, run, log).wait(300) == 0, log.read_text()[-3000:]
-    assert f"{latest.name} is damaged ({damaged}" in log.read_text()
+    wait_until(first, run, log, beyond=(0, 3))
+    kill_command(first)
+    wait_for_silence(run)
+    newest = max((run / "checkpoints").glob("checkpoint_2*"))
+    for path in (newest / damaged, run / "checkpoints" / "checkpoint_manager_snapshot.json"):
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+    finish(long_config, tiny_data, run, log)
+    text = log.read_text()
+    assert f"{newest.name} is damaged ({damaged}" in text and "going on from phase" in text
+    same_to_the_digit(run, undisturbed)
+
+
+def wait_for_silence(run: Path) -> None:
+    """Wait until what a killed command has left behind writes no more."""
+    before, seen = None, sorted((run / "checkpoints").rglob("*"))
+    while before != seen:
+        time.sleep(2)
+        before, seen = seen, sorted((run / "checkpoints").rglob("*"))
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced(tiny_data, long_config, undisturbed, tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    command = start(long_config, tiny_data, run, log)
+    wait_until(command, run, log, beyond=(0, random.Random(SEED).randint(0, 20)))
+    (worker,) = training_workers(command)
+    worker.kill()
+    assert command.wait(300) == 0, log.read_text()[-3000:]
+    assert "going on from phase" in log.read_text()
+    same_to_the_digit(run, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_worker_that_does_not_answer_ends_the_training_with_one_line(tiny_data, long_config, undisturbed, tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    config = with_train(long_config, workers=2, timeout_s=20, max_failures=0)
+    command = start(config, tiny_data, run, log)
+    wait_until(command, run, log, beyond=(0, 3))
+    stopped = training_workers(command)[-1]
+    stopped.suspend()
+    asked = time.monotonic()
+    assert command.wait(180) == 1, log.read_text()[-3000:]
+    assert time.monotonic() - asked < 120
+    assert "train.timeout_s = 20" in log.read_text().splitlines()[-1], log.read_text()[-3000:]
+    assert not stopped.is_running() or stopped.status() == psutil.STATUS_ZOMBIE
+    finish(with_train(config, timeout_s=600), tiny_data, run, log)
     same_result(run, undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 24 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"a file system cannot be mounted here (root alone may): {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_training_with_one_line(tiny_data, long_config, undisturbed, tmp_path, small_disk):
+    run, log = small_disk / "run", tmp_path / "log"
+    command = start(long_config, tiny_data, run, log)
+    wait_until(command, run, log, beyond=(0, 3))
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="No space"), open(filler, "wb") as stream:
+        while True:
+            stream.write(bytes(4096))
+            stream.flush()
+    assert command.wait(300) == 1, log.read_text()[-3000:]
+    assert "no space is left" in log.read_text().splitlines()[-1], log.read_text()[-3000:]
+    filler.unlink()
+    finish(long_config, tiny_data, run, log)
+    same_to_the_digit(run, undisturbed)
+
+
+@pytest.mark.slow
+def test_two_workers_then_one_then_two_follow_one_curve(tiny_data, long_config, undisturbed, tmp_path):
+    run, log, reached = tmp_path / "run", tmp_path / "log", (0, 3)
+    for workers in (2, 1):
+        command = start(with_train(long_config, workers=workers), tiny_data, run, log)
+        wait_until(command, run, log, beyond=reached)
+        kill_command(command)
+        wait_for_silence(run)
+        reached = done_so_far(run)
+    finish(with_train(long_config, workers=2), tiny_data, run, log)
+    assert log.read_text().count("going on from phase") == 2
+    same_result(run, undisturbed)
+
+
+@pytest.mark.slow
+def test_chaos_ten_kills_at_random_moments(tiny_data, long_config, undisturbed, tmp_path):
+    """Workers and whole commands are killed, each time after at least one step more, at a random moment."""
+    run, log, rng = tmp_path / "run", tmp_path / "log", random.Random(SEED)
+    config = with_train(long_config, max_failures=10)
+    command, commands = start(config, tiny_data, run, log), 1
+    for kill in range(10):
+        wait_until(command, run, log, beyond=done_so_far(run))
+        time.sleep(rng.uniform(0, 0.3))
+        workers = training_workers(command)
+        if kill % 2 and workers:
+            workers[0].kill()
+            gone = time.monotonic() + 60
+            while training_workers(command) == workers:  # it is the next one's checkpoint that is waited for
+                assert time.monotonic() < gone
+                time.sleep(0.05)
+        else:
+            kill_command(command)
+            command, commands = start(config, tiny_data, run, log), commands + 1
+    assert command.wait(600) == 0, log.read_text()[-3000:]
+    assert log.read_text().count("going on from phase") >= 8, "some kills come before a worker has begun"
+    same_to_the_digit(run, undisturbed)
 
 
 @pytest.fixture
