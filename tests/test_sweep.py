@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from trainings import read_log
 
 from ctxrec.config import load_config
 from ctxrec.errors import UserError
@@ -18,7 +19,7 @@ from ctxrec.prepared import PreparedData
 from ctxrec.recommender import load_recommender
 from tune.board import reason, table
 from tune.fidelity import share_of_users
-from tune.options import load_sweep
+from tune.options import METRIC, load_sweep
 from tune.sweeping import sweep
 
 REPO = Path(__file__).resolve().parent.parent
@@ -30,13 +31,20 @@ SPACE = """
 
 
 def options(
-    tmp_path: Path, encoder: str, *, trials: int, epochs: int, sweep_lines: str = "", space: str = SPACE
+    tmp_path: Path,
+    encoder: str,
+    *,
+    trials: int,
+    epochs: int,
+    sweep_lines: str = "",
+    space: str = SPACE,
+    search="random",
 ) -> str:
     path = tmp_path / "sweep.toml"
     path.write_text(
         f"""[sweep]
 trials = {trials}
-search = "random"
+search = "{search}"
 {sweep_lines}
 {space}
 [encoder]
@@ -77,6 +85,66 @@ def test_a_sweep_ends_with_the_best_options_and_their_bundle(tiny_data, tiny_enc
     assert sweep(tiny_data, str(out), plan)["best"] == made["best"], "a finished sweep is reused"
     with pytest.raises(UserError, match="a sweep of other options"):
         sweep(tiny_data, str(out), load_sweep(None, ["sweep.trials=3"]))
+
+
+@pytest.mark.slow
+def test_a_population_goes_on_from_the_weights_of_its_best(tiny_data, tiny_encoder, tmp_path):
+    """The worse of two trials takes over weights, epochs and log of the better one, with changed options."""
+    given = options(tmp_path, tiny_encoder, trials=2, epochs=4, search="pbt", sweep_lines="final = false")
+    out = tmp_path / "sweep"
+    made = sweep(tiny_data, str(out), load_sweep(given))
+    assert made["trials"] == 2 and made["failed"] == 0 and made["default"] is not None
+    trials = out / "trials" / "full"
+    taken = [path.name for path in trials.iterdir() if "." in path.name]
+    assert taken, "no trial took over another's weights"
+    heir = taken[0].split(".")[0]
+    donor = next(path.name for path in trials.iterdir() if "." not in path.name and path.name != heir)
+    logs = [read_log(str(trials / name)) for name in (taken[0], donor, heir)]
+    assert [line["epoch"] for line in logs[0]] == [float(n + 1) for n in range(len(logs[0]))]
+    assert logs[0][0]["loss"] == logs[1][0]["loss"] != logs[2][0]["loss"], "the donor's beginning"
+    assert load_config(str(trials / taken[0] / "config.toml")) != load_config(str(trials / heir / "config.toml"))
+
+
+@pytest.mark.slow
+def test_cheap_trials_first_and_the_best_of_them_in_full(tiny_data, tiny_encoder, tmp_path):
+    lines = "final = false\n[sweep.fidelity]\nusers = 0.5\nhistory = 4\npromote = 0.3"
+    out = tmp_path / "sweep"
+    plan = load_sweep(options(tmp_path, tiny_encoder, trials=3, epochs=2, sweep_lines=lines))
+    made = sweep(tiny_data, str(out), plan)
+    rows = pq.read_table(out / "trials.parquet").to_pylist()
+    cheap, full = ([r for r in rows if r["stage"] == stage] for stage in ("cheap", "full"))
+    assert (len(cheap), len(full)) == (3, 1) and made["failed"] == 0
+    keys = [p.key for p in plan.space]
+    best = max(cheap, key=lambda row: row["valid_ndcg@10"])
+    assert {key: full[0][key] for key in keys} == {key: best[key] for key in keys} == made["best"]["values"]
+    whole, part = (PreparedData.open(path).meta["counts"]["users"] for path in (tiny_data, str(out / "data")))
+    assert part < 0.8 * whole
+    histories = [load_config(f"{rows[0]['run']}/config.toml"), load_config(f"{full[0]['run']}/config.toml")]
+    assert [config.model.history for config in histories] == [4, 10]
+
+
+@pytest.mark.slow
+def test_several_metrics_have_a_front_and_a_failed_trial_is_tried_again(tiny_data, tiny_encoder, tmp_path):
+    lines = f'final = false\nretries = 1\nmetric = ["{METRIC}", "model.dim"]\nmode = ["max", "min"]'
+    space = f'''[space]
+"model.dim" = {{ choice = [8, 16] }}
+"encoder.name" = {{ choice = ["{tiny_encoder}", "/no/such/encoder"] }}
+'''
+    out = tmp_path / "sweep"
+    given = options(tmp_path, tiny_encoder, trials=4, epochs=1, sweep_lines=lines, space=space)
+    made = sweep(tiny_data, str(out), load_sweep(given))
+    rows = pq.read_table(out / "trials.parquet").to_pylist()
+    failed = [row for row in rows if row["status"] == "failed"]
+    assert failed and all(row["failures"] == 2 and "there is no such folder" in row["error"] for row in failed)
+    good = [row for row in rows if row["status"] == "finished"]
+    assert len(good) >= 2 and len(good) + len(failed) == 4
+    expected = [r["number"] for r in good if not any(_beats(other, r) for other in good)]
+    assert made["front"] == expected
+
+
+def _beats(one: dict, other: dict) -> bool:
+    a, b = ((row[METRIC], -row["model.dim"]) for row in (one, other))
+    return a != b and a[0] >= b[0] and a[1] >= b[1]
 
 
 @pytest.mark.slow

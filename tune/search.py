@@ -8,6 +8,7 @@ from typing import Any
 import optuna
 import ray.tune
 import ray.tune.schedulers
+from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
 from tune.options import Sweep
@@ -19,8 +20,10 @@ _FIRST_RANDOM = 8  # trials that TPE draws at random before it has something to 
 
 
 def make_searcher(sweep: Sweep, points: list[dict[str, Any]]) -> Any:
-    """Optuna's sampler behind Ray Tune; `points` are tried first."""
+    """What proposes configurations; `points` are tried first. pbt's population is random, else Optuna's sampler proposes."""
     options = sweep.options
+    if options.search == "pbt":
+        return BasicVariantGenerator(points_to_evaluate=points or None, random_state=options.seed)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if options.search == "random":
         sampler: Any = optuna.samplers.RandomSampler(seed=options.seed)

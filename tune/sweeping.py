@@ -257,9 +257,9 @@ def _new_tuner(stage: Stage, trainable: Any, out: str, record: str, budget: Budg
         trainable,
         param_space={p.key: p.domain() for p in stage.sweep.space} if pbt else None,
         tune_config=ray.tune.TuneConfig(
-            metric=None if pbt or several or options.stops_by != "none" else options.metric[0],
-            mode=None if pbt or several or options.stops_by != "none" else options.mode[0],
-            search_alg=None if pbt else make_searcher(stage.sweep, stage.points),
+            metric=None if several or options.stops_by != "none" else options.metric[0],
+            mode=None if several or options.stops_by != "none" else options.mode[0],
+            search_alg=make_searcher(stage.sweep, stage.points),
             scheduler=make_scheduler(stage.sweep, stage.epochs),
             num_samples=options.trials,
             max_concurrent_trials=options.concurrent,
