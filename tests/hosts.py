@@ -25,13 +25,13 @@ class HostLost(AssertionError):
     """A command did not do what the test needs; has its output."""
 
 
-def require() -> None:
-    """Skip, with the reason, where namespaces cannot be made."""
+def require(*tools: str) -> None:
+    """Skip, with the reason, where namespaces cannot be made or a program is missing."""
     if Path(__file__).resolve().is_relative_to("/tmp") or Path(sys.prefix).is_relative_to("/tmp"):
         pytest.skip("this checkout or its environment lies in /tmp, and each host has a /tmp of its own")
-    for tool in ("ip", "nsenter", "unshare", "mount"):
+    for tool in ("ip", "nsenter", "unshare", "mount", *tools):
         if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed (apt-get install iproute2 util-linux)")
+            pytest.skip(f"{tool} is not installed (apt-get install iproute2 util-linux curl redis-server)")
     tried = subprocess.run(
         ["unshare", "--net", "--mount", "--pid", "--fork", "sh", "-c", "ip link add ctxrec0 type bridge"],
         capture_output=True,
@@ -92,9 +92,13 @@ class Host:
             self.command(*words), env=self.environment(**env), stdout=stream, stderr=stream, start_new_session=True
         )
 
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
     def kill(self) -> None:
         """As if the power went: everything there is gone at once."""
-        if self._process.poll() is None:
+        if self.alive:
             os.kill(self.pid, signal.SIGKILL)  # the first process of its namespace takes all others with it
             self._process.wait()
         for stream in self._logs:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import time
 
 import hosts
+import psutil
 import pytest
 
 
@@ -14,6 +16,15 @@ def lan():
     made = hosts.Lan(["a", "b", "store"])
     yield made
     made.close()
+
+
+def test_an_address_leads_to_its_interface():
+    from ctxrec.collectives import interface_of
+
+    own = {h.address: name for name, held in psutil.net_if_addrs().items() for h in held if h.family == socket.AF_INET}
+    for address, name in own.items():
+        assert interface_of(address) == (None if address.startswith("127.") else name)
+    assert interface_of("203.0.113.9") is None, "another machine's"
 
 
 def test_hosts_share_nothing_but_the_network(lan):
@@ -73,8 +84,11 @@ def _until(true, timeout_s: float = 30) -> None:
         time.sleep(0.2)
 
 
-def test_processes_reduce_over_the_network_as_the_runbook_says(lan, tmp_path):
-    """gloo, which trains without GPUs, takes the address that a host's own name leads to, unless told the interface."""
+def test_processes_reduce_over_the_network_by_the_interface_of_their_address(lan, tmp_path):
+    """gloo, which trains without GPUs, takes the address that a host's own name leads to, unless told the interface.
+
+    `ctxrec.collectives` tells Ray Train's workers (see test_cluster_jobs.py).
+    """
     program = (
         "import datetime, torch, torch.distributed as d\n"
         "d.init_process_group('gloo', timeout=datetime.timedelta(seconds=60))\n"
