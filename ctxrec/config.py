@@ -9,14 +9,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import tomllib
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ctxrec import storage
 from ctxrec.errors import UserError
+from ctxrec.typed_toml import build_dataclass, read_toml, toml_value
 
 BACKBONES = ("transformer", "gru", "lstm", "hstu")  # of our own; any other name is a language model's
 
@@ -153,8 +151,9 @@ class ModelConfig:
 class TrainConfig:
     """`ctxrec.train`: towers first on frozen text vectors, then the encoder's adapters with them.
 
-    workers: Ray Train workers. cpus_per_worker: 0 divides the cluster's CPUs among them. gpus_per_worker: of one
-        that trains on GPUs; below 1 it shares its GPU with other trainings.
+    workers: Ray Train workers, or [fewest, most]: as many as the cluster has room for, more or fewer as machines
+        come and go. cpus_per_worker: 0 divides the cluster's CPUs among them. gpus_per_worker: of one that trains on
+        GPUs; below 1 it shares its GPU with other trainings.
     global_batch_size: history windows a step over all workers, so that results do not depend on
         the number of workers; micro_batch_size windows go through the model at once on a worker.
     encoder_epochs, encoder_lr, ...: the second phase, in which the step's items get fresh vectors.
@@ -169,7 +168,7 @@ class TrainConfig:
     checkpoint_every: steps between checkpoints, besides those after each evaluation; 0 = only these.
     """
 
-    workers: int = 1
+    workers: int | tuple[int, ...] = 1
     cpus_per_worker: float = 0.0
     gpus_per_worker: float = 1.0
     use_gpu: Literal["auto", "yes", "no"] = "auto"
@@ -205,15 +204,8 @@ class TrainConfig:
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
-        for key in (
-            "workers",
-            "global_batch_size",
-            "fresh_items",
-            "full_softmax_items",
-            "negatives",
-            "patience",
-            "timeout_s",
-        ):
+        positive = ("fresh_items", "full_softmax_items", "negatives", "patience", "timeout_s")
+        for key in ("global_batch_size", *positive):
             _require(getattr(self, key) >= 1, f"train.{key}", getattr(self, key), "at least 1")
         counts = ("tower_epochs", "encoder_epochs", "eval_every", "checkpoint_every", "micro_batch_size")
         for key in (*counts, "cpus_per_worker", "valid_users", "max_failures", "weight_decay", "final_lr", "seed"):
@@ -224,12 +216,25 @@ class TrainConfig:
         for key in ("warmup", "label_smoothing"):
             _require(0 <= getattr(self, key) < 1, f"train.{key}", getattr(self, key), "a share from 0 to below 1")
         _require(self.clip >= 0, "train.clip", self.clip, "0 (no clipping) or more")
-        _require(
-            self.global_batch_size % self.workers == 0,
-            "train.global_batch_size",
-            self.global_batch_size,
-            f"a multiple of train.workers ({self.workers})",
-        )
+        ordered = isinstance(self.workers, int) or (len(self.workers) == 2 and self.workers[0] <= self.workers[1])
+        expected = "a number of at least 1, or [fewest, most] of them"
+        _require(ordered and self.min_workers >= 1, "train.workers", self.workers, expected)
+        if isinstance(self.workers, int):
+            expected, fits = f"a multiple of train.workers ({self.workers})", self.global_batch_size % self.workers == 0
+        else:
+            expected, fits = (
+                f"at least {self.max_workers}, a window a worker",
+                self.global_batch_size >= self.max_workers,
+            )
+        _require(fits, "train.global_batch_size", self.global_batch_size, expected)
+
+    @property
+    def min_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[-1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -340,6 +345,41 @@ class RerankConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DiversityConfig:
+    """What is done with the best candidates of a request at the end (`ctxrec.arranging`); by default nothing.
+
+    strength: of MMR: 0 keeps the order of the scores, 1 asks only that the items of a list differ.
+    pool: the best of the model that compete for the places of a list; more where a request asks for more items.
+    caps: items of a list with the same value of a categorical column, at most, as in {category = 2}; given up only
+        when no other item is eligible.
+    freshness: what an item that is quite new gains, as a share of the span of the candidates' scores; an item
+        `half_life_days` old gains half of it. Its age counts from the number in `date_column` (a year, or epoch
+        seconds, milliseconds or microseconds), or, where that is empty, from its first event before the request.
+    rules: file of blocks, boosts and pins (`ctxrec.rules`), path or URI; empty: none.
+    """
+
+    strength: float = 0.0
+    pool: int = 100
+    caps: dict[str, int] = field(default_factory=dict)
+    freshness: float = 0.0
+    half_life_days: float = 30.0
+    date_column: str = ""
+    rules: str = ""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.strength <= 1, "diversity.strength", self.strength, "from 0 (off) to 1")
+        _require(self.pool >= 1, "diversity.pool", self.pool, "at least 1")
+        for column, cap in self.caps.items():
+            _require(cap >= 1, f"diversity.caps.{column}", cap, "at least 1")
+        _require(self.freshness >= 0, "diversity.freshness", self.freshness, "0 (off) or more")
+        _require(self.half_life_days > 0, "diversity.half_life_days", self.half_life_days, "above 0")
+
+    @property
+    def is_on(self) -> bool:
+        return bool(self.strength or self.caps or self.freshness or self.rules)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
     """All options; saved whole as `config.toml` in the run."""
 
@@ -350,6 +390,7 @@ class Config:
     index: IndexConfig = field(default_factory=IndexConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     rerank: RerankConfig = field(default_factory=RerankConfig)
+    diversity: DiversityConfig = field(default_factory=DiversityConfig)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -365,8 +406,8 @@ def load_config(path: str | None = None, overrides: Sequence[str] = (), *, base:
     Values of overrides are TOML (`0.1`, `true`, `["tensorboard"]`); what is no TOML is a string.
     Options that `path` leaves out come from the file `base` where one is given (a run's config.toml).
     """
-    raw = _read_toml(base) if base is not None else {}
-    for section, options in (_read_toml(path) if path is not None else {}).items():
+    raw = read_toml(base) if base is not None else {}
+    for section, options in (read_toml(path) if path is not None else {}).items():
         both = isinstance(options, dict) and isinstance(raw.get(section), dict)
         raw[section] = raw[section] | options if both else options
     return config_with(raw, overrides, source=path or "--set")
@@ -386,13 +427,6 @@ def config_with(raw: dict[str, Any], overrides: Sequence[str], *, source: str) -
     return Config.from_dict(raw, source=source)
 
 
-def _read_toml(path: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(storage.read_text(path))
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not valid TOML: {error}") from error
-
-
 def parse_value(text: str) -> Any:
     """The value of an override."""
     try:
@@ -406,72 +440,6 @@ def to_toml(config: Config) -> str:
     lines = []
     for section, options in config.to_dict().items():
         lines.append(f"[{section}]")
-        lines += [f"{key} = {_toml_value(value)}" for key, value in options.items()]
+        lines += [f"{key} = {toml_value(value)}" for key, value in options.items()]
         lines.append("")
     return "\n".join(lines)
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'"{escaped}"'
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    return repr(value)
-
-
-def build_dataclass(cls: type, raw: dict[str, Any], *, source: str, prefix: str = "") -> Any:
-    """Make a (nested, frozen) dataclass from plain dictionaries, checking every key and type.
-
-    Raises:
-        UserError: names the key, what was found and what was expected.
-    """
-    if not isinstance(raw, dict):
-        raise UserError(f"{source}: {prefix.rstrip('.') or 'the file'} is {raw!r}; expected a section of keys")
-    hints = typing.get_type_hints(cls)
-    known = {f.name: f for f in dataclasses.fields(cls)}
-    for key in raw:
-        if key not in known:
-            raise UserError(f"{source}: unknown key {prefix + key!r}; valid keys are {', '.join(known)}")
-    values = {key: _convert(hints[key], value, source, prefix + key) for key, value in raw.items()}
-    missing = [
-        name
-        for name, f in known.items()
-        if name not in raw and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise UserError(f"{source}: missing {', '.join(prefix + name for name in missing)}; this key is required")
-    return cls(**values)
-
-
-def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
-    def wrong(expected: str) -> UserError:
-        return UserError(f"{source}: {key} is {value!r}; expected {expected}")
-
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return _convert(next(a for a in args if a is not type(None)), value, source, key)
-    if dataclasses.is_dataclass(hint):
-        return build_dataclass(hint, value, source=source, prefix=key + ".")
-    if origin is Literal:
-        if value not in args or isinstance(value, bool):
-            raise wrong("one of " + ", ".join(map(str, args)))
-        return value
-    if origin is tuple:
-        if isinstance(value, str) or not isinstance(value, (list, tuple)):
-            raise wrong("a list")
-        return tuple(_convert(args[0], v, source, f"{key}[{i}]") for i, v in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise wrong("a section of keys")
-        return {k: _convert(args[1], v, source, f"{key}.{k}") for k, v in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-        raise wrong(names.get(hint, str(hint)))
-    return value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -16,7 +17,8 @@ import scipy.sparse as sp
 
 from ctxrec import bundle as files
 from ctxrec import storage
-from ctxrec.config import IndexConfig
+from ctxrec.arranging import Arranger, Found
+from ctxrec.config import DiversityConfig, IndexConfig
 from ctxrec.errors import UserError
 from ctxrec.events import Requests
 from ctxrec.filters import ColumnRule, ItemFilter
@@ -27,6 +29,7 @@ from ctxrec.live_vectors import LiveVectors
 from ctxrec.published import is_models, read_published, version_folder
 from ctxrec.recommender import Recommender, load_recommender
 from ctxrec.reranker import FOLDER, Reranker, load_reranker, titles_of
+from ctxrec.rules import Rules, load_rules
 from ctxrec.timing import Stopwatch
 
 BUNDLE = "bundle"  # the bundle's folder in a run
@@ -39,9 +42,16 @@ class Retriever:
         recommender: the model, its catalogue and the stored histories.
         index: an index of `recommender.vectors`; None ranks the whole catalogue exactly.
         reranker: an optional second stage, which puts the best candidates of a request in a new order.
+        diversity: what is done with the best candidates at the end; None: nothing.
     """
 
-    def __init__(self, recommender: Recommender, index: Index | None = None, reranker: Reranker | None = None):
+    def __init__(
+        self,
+        recommender: Recommender,
+        index: Index | None = None,
+        reranker: Reranker | None = None,
+        diversity: DiversityConfig | None = None,
+    ):
         expected = recommender.vectors.shape
         if index is not None and (index.num_items, index.dim) != expected:
             raise UserError(
@@ -52,55 +62,64 @@ class Retriever:
         self.index = index
         self.reranker = reranker
         self.cards = ItemCards(recommender.items, recommender.spec.items)
+        diversity = diversity or DiversityConfig()
+        rules = load_rules(diversity.rules) if diversity.rules else Rules()
+        self.arranger = Arranger(recommender, self._filter, diversity, rules)
         self._live: LiveVectors | None = None
 
     def top_k(
         self,
         requests: Requests,
-        k: int,
+        k: int | Sequence[int],
         *,
         exclude: Excluded = None,
         allowed: Allowed = None,
+        diversity: Sequence[float | None] | None = None,
         watch: Stopwatch | None = None,
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
+    ) -> Found:
         """The best k items of each request: always k unless fewer are eligible.
 
         Args:
             requests: N requests of `recommender.make_requests`.
-            k: at least 1.
+            k: at least 1; one for all, or one for each.
             exclude: item positions that a request must not get, besides the items of its history (those
                 are left out unless the spec says `split.repeats`).
             allowed: bool [I] for all requests or one such mask for each (`compile_filter`); None: all items.
-            watch: takes the times of the stages "tower", "memory", "search" and, where there is a second stage, "rerank".
+            diversity: strength of MMR for each request; None: that of the options.
+            watch: takes the times of the stages "tower", "memory", "search" and, where there are such, "rerank"
+                (a second stage) and "arrange" (diversity and rules).
 
         Returns:
-            For each request item positions (int64) and scores (float32, non-increasing, ties by position).
+            For each request item positions (int64) and scores (float32, non-increasing; without diversity and rules
+            ties by position).
         """
         if len(requests) == 0:
             return []
         watch = watch or Stopwatch()
-        wanted, k = k, k if self.reranker is None else max(k, self.reranker.candidates)
+        ks = [k] * len(requests) if isinstance(k, int) else list(k)
+        strengths = self.arranger.strengths(diversity, len(requests))
+        arranged = self.arranger.is_needed(strengths)
+        # As many as each request alone would get, so that no list depends on what else is asked.
+        sizes = [self.arranger.num_candidates(k) for k in ks] if arranged else ks
+        wanted = max(sizes)
         queries = self.recommender.queries(requests)
         watch.lap("tower")
         remembered = self.recommender.remembered(requests)
         watch.lap("memory")
-        unwanted = self._unwanted(requests, exclude)
-        if self._is_exact:
-            found = self._rank_all(queries, k, exclude=unwanted, allowed=allowed, added=remembered)
-        else:
-            found = self._search(queries, k, exclude=unwanted, allowed=allowed)
-            if remembered is not None:
-                found = [
-                    self._with_memory(
-                        found[n][0], queries[n], row, values, k, _of_request(unwanted, n), _of_request(allowed, n)
-                    )
-                    for n, (row, values) in enumerate(_rows(remembered))
-                ]
+        allowed = self.arranger.open_items(requests, allowed)
+        asked = _Asked(queries, remembered, self._unwanted(requests, exclude), allowed)
+        found = self._find(asked, wanted if self.reranker is None else max(wanted, self.reranker.candidates))
         watch.lap("search")
         if self.reranker is not None:
             features = self.recommender.features
             found = self.reranker.rerank(requests, found, wanted, features=features, titles=self._titles)
             watch.lap("rerank")
+        found = [(items[:size], scores[:size]) for (items, scores), size in zip(found, sizes, strict=True)]
+        if arranged:
+            found = self.arranger.arrange(
+                requests, found, ks, strengths, lambda rows, masks, num: self._find(asked.take(rows, masks), num)
+            )
+            watch.lap("arrange")
         return found
 
     def similar(self, item: int, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +140,9 @@ class Retriever:
             places = self._live.put(changed)
             self._filter.put(places, changed.table)
             self.cards.put(places, changed.table)
+            self.arranger.put(places, changed)
         self._live.remove(self.positions(removed))
+        self.arranger.forget()
 
     @property
     def num_live_items(self) -> int:
@@ -180,6 +201,28 @@ class Retriever:
     @cached_property
     def _filter(self) -> ItemFilter:
         return ItemFilter(self.recommender.items, self.recommender.spec.items)
+
+    def _find(self, asked: _Asked, k: int) -> Found:
+        """The best k eligible items of each request."""
+        if self._is_exact:
+            return self._rank_all(
+                asked.queries, k, exclude=asked.unwanted, allowed=asked.allowed, added=asked.remembered
+            )
+        found = self._search(asked.queries, k, exclude=asked.unwanted, allowed=asked.allowed)
+        if asked.remembered is None:
+            return found
+        return [
+            self._with_memory(
+                found[n][0],
+                asked.queries[n],
+                row,
+                values,
+                k,
+                _of_request(asked.unwanted, n),
+                _of_request(asked.allowed, n),
+            )
+            for n, (row, values) in enumerate(_rows(asked.remembered))
+        ]
 
     def _unwanted(self, requests: Requests, exclude: Excluded) -> Excluded:
         if self.recommender.spec.split.repeats:
@@ -242,6 +285,36 @@ class Retriever:
         return _without_gaps(*exact_search(vectors, queries, k, allowed=allowed, excluded=exclude, added=added))
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What a search of N requests goes by; see `Retriever.top_k`."""
+
+    queries: np.ndarray
+    remembered: sp.csr_array | None
+    unwanted: Excluded
+    allowed: Allowed
+
+    def take(self, rows: np.ndarray, masks: Sequence[np.ndarray]) -> _Asked:
+        """Some of the requests, of which each may only get the items of a mask."""
+        own = [_of_request(self.allowed, n) for n in rows]
+        return _Asked(
+            self.queries[rows],
+            None if self.remembered is None else self.remembered[rows],
+            None if self.unwanted is None else [self.unwanted[n] for n in rows],
+            _all_of(own, masks),
+        )
+
+
+def _all_of(own: Sequence[np.ndarray | None], masks: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Both masks of each request, one for all that have the same two."""
+    made: dict[tuple[int, int], np.ndarray] = {}
+    for first, second in zip(own, masks, strict=True):
+        key = id(first), id(second)
+        if key not in made:
+            made[key] = second if first is None else first & second
+    return [made[id(first), id(second)] for first, second in zip(own, masks, strict=True)]
+
+
 def _without_gaps(ids: np.ndarray, scores: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """Rows of a search without what pads them."""
     found = (ids != NO_ITEM).sum(1)
@@ -281,16 +354,19 @@ def find_reranker(bundle: str) -> str:
     return storage.join(storage.parent(bundle), FOLDER)
 
 
-def load_retriever(run: str, index: IndexConfig | None = None, *, rerank: bool = False) -> Retriever:
+def load_retriever(
+    run: str, index: IndexConfig | None = None, *, rerank: bool = False, diversity: DiversityConfig | None = None
+) -> Retriever:
     """The recommender and the index of a run or bundle, after the check of all its hashes.
 
     Args:
         run: path or URI.
         index: search options; None takes those of the bundle.
         rerank: with the run's second stage (`ctxrec.rerank`), unless that was found to add nothing.
+        diversity: what is done with the best candidates at the end; None: nothing.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: it is missing or damaged, or an item or a column that `diversity` names is not in its catalogue.
     """
     bundle = find_bundle(run)
     recommender = load_recommender(bundle)
@@ -299,4 +375,4 @@ def load_retriever(run: str, index: IndexConfig | None = None, *, rerank: bool =
         second = load_reranker(find_reranker(bundle), model_version=recommender.model_version)
         second = second if second.weight > 0 else None
     found = load_index(storage.join(bundle, files.INDEX), index or recommender.config.index)
-    return Retriever(recommender, found, second)
+    return Retriever(recommender, found, second, diversity)

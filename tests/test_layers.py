@@ -15,14 +15,16 @@ PACKAGES = ("ctxrec", "tune", "serve")
 PURE = [
     "errors", "storage", "config", "spec", "schema", "prepared", "events", "features", "batching", "backbones",
     "model", "losses", "encoder", "texts", "metrics", "index", "baselines", "item_models", "ensemble", "slices", "summary", "bundle", "recommender", "retrieval",
-    "likeness", "memory", "blend", "reranker", "rerank_candidates", "rerank_training", "simulation", "stream", "network", "validation", "cli",
+    "likeness", "memory", "blend", "history_cache", "reranker", "rerank_candidates", "rerank_training", "simulation", "stream", "network", "validation", "cli",
     "history_store", "history_sqlite", "history_redis", "event_files", "filters", "timing",
     "live_items", "live_vectors", "client", "published", "publish",
     "plan_memory", "planning", "explain", "item_cards", "encoder_cache", "item_states", "lower_layers", "row_store", "faults",
+    "meter", "profiling", "tracking",
 ]  # fmt: skip
 BASE = [
     "errors",
     "storage",
+    "typed_toml",
     "config",
     "spec",
     "schema",
@@ -30,6 +32,8 @@ BASE = [
     "events",
     "history_sqlite",
     "event_files",
+    "rules",
+    "diversity",
 ]  # no torch either
 ENTRIES = [f"ctxrec/{name}.py" for name in ("prepare", "train", "evaluate", "recommend", "rerank", "benchmark", "plan")]
 
