@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -26,6 +27,16 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
         help="set one option; may be given many times",
     )
     return made
+
+
+def add_rules(parser: argparse.ArgumentParser) -> None:
+    """The option `--rules`, short for `--set diversity.rules=FILE`."""
+    parser.add_argument("--rules", metavar="RULES.toml", help="file of blocks, boosts and pins; path or URI")
+
+
+def overrides(args: argparse.Namespace) -> list[str]:
+    """`--set` options of a command, with those that have a name of their own."""
+    return args.overrides + ([f"diversity.rules={json.dumps(args.rules)}"] if args.rules else [])
 
 
 def config_from(args: argparse.Namespace) -> Config:

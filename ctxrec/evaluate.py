@@ -23,19 +23,30 @@ def main() -> None:
         help="text_only, id_only, no_context, frozen_encoder, sasrec (comma-separated) or all: trains each once into RUN/ablations",
     )
     parser.add_argument("--oracle", metavar="SIM", help="folder of a simulated log: adds the best possible ranking")
+    parser.add_argument(
+        "--diversity",
+        metavar="STRENGTHS",
+        default="",
+        help="such as 0,0.3,0.7: compares lists re-ranked by MMR, and with the caps, freshness and rules of the options, "
+        "with the plain ones",
+    )
+    cli.add_rules(parser)
     args = parser.parse_args()
     if args.run is None and args.data is None:
         raise UserError("neither --run nor --data is given; expected a run to evaluate, or data to rank by baselines")
     if args.run is None and args.ablations:
         raise UserError("--ablations needs --run: ablations are trainings of a run with one option changed")
+    if args.run is None and args.diversity:
+        raise UserError("--diversity needs --run: it re-ranks the lists of a model")
     from ctxrec.ablations import parse_names  # after the arguments: torch and ray take seconds to import
     from ctxrec.evaluation import evaluate_data, evaluate_run
     from ctxrec.summary import format_table
+    from ctxrec.tradeoff import format_tradeoff, parse_strengths
 
     out = args.out or args.run
     # A missing run is reported by evaluate_run, in terms of the run and not of one of its files.
     saved = storage.join(args.run, "config.toml") if args.run else None
-    config = load_config(args.config, args.overrides, base=saved if saved and storage.exists(saved) else None)
+    config = load_config(args.config, cli.overrides(args), base=saved if saved and storage.exists(saved) else None)
     if args.run is None:
         metrics = evaluate_data(args.data, split=args.split, out=out, config=config, oracle=args.oracle)
     else:
@@ -47,8 +58,11 @@ def main() -> None:
             data=args.data,
             ablations=parse_names(args.ablations),
             oracle=args.oracle,
+            diversity=parse_strengths(args.diversity),
         )
     print(format_table(metrics))
+    if "diversity" in metrics:
+        print(format_tradeoff(metrics["diversity"]))
     if out is not None:
         print(f"report: {storage.join(out, 'report.html')}")
 

@@ -21,9 +21,12 @@ from ctxrec.events import ranges
 from ctxrec.metrics import request_metrics
 from ctxrec.prepared import PreparedData
 from ctxrec.ranking import RankingPlan, check_bundles, rank_requests, ranked_lists, run_bundles
+from ctxrec.recommender import load_recommender
 from ctxrec.rerank_facts import RERANK, in_words, second_stage
+from ctxrec.rules import rules_of
 from ctxrec.splits import held_out_items
-from ctxrec.summary import RERANKED, RankedLists, best_baseline, focus, summarise
+from ctxrec.summary import MODEL, RERANKED, RankedLists, best_baseline, focus, summarise
+from ctxrec.tradeoff import settings, tradeoff, without_arranged
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ def evaluate_run(
     data: str | None = None,
     ablations: Sequence[str] = (),
     oracle: str | None = None,
+    diversity: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Rank the whole catalogue for every request of a split; write metrics.json, requests.parquet, report.html.
 
@@ -48,6 +52,8 @@ def evaluate_run(
         data: the prepared data, when it no longer lies where the run's manifest says.
         ablations: trainings to compare with (see `ctxrec.ablations`); those that the run lacks are done first.
         oracle: folder of a simulated log, whose true preferences are ranked beside the model.
+        diversity: strengths of MMR whose lists are compared with the plain ones, with the other options of
+            `config.diversity`; without any, these options as they are, where they change lists.
 
     Returns:
         What `metrics.json` holds.
@@ -59,7 +65,9 @@ def evaluate_run(
     prepared = open_data(run, data)
     _check_split(prepared, split)
     bundles = run_bundles(run) | train_ablations(run, prepared.path, ablations)
-    return _evaluate(prepared, split, config, run=run, bundles=bundles, out=out or run, oracle=oracle)
+    return _evaluate(
+        prepared, split, config, run=run, bundles=bundles, out=out or run, oracle=oracle, diversity=diversity
+    )
 
 
 def evaluate_data(
@@ -83,10 +91,12 @@ def _evaluate(
     bundles: dict[str, str],
     out: str | None,
     oracle: str | None,
+    diversity: Sequence[float] = (),
 ) -> dict[str, Any]:
     clock = _Clock()
+    rules, arranged = rules_of(config.diversity), settings(config.diversity, diversity)
     runtime.connect()
-    plan = RankingPlan.make(bundles, prepared, split, config)
+    plan = RankingPlan.make(bundles, prepared, split, config, arranged=arranged, rules=rules)
     check_bundles(plan, prepared.items.column(schema.ITEM_ID).to_pylist())
     clock.stop("start")
 
@@ -109,7 +119,7 @@ def _evaluate(
     metrics: dict[str, Any] = {"split": split, "requests": len(lists)}
     options = config.evaluate
     metrics |= summarise(
-        lists,
+        without_arranged(lists),
         item_counts=contenders.item_counts,
         eligible=eligible,
         ks=options.ks,
@@ -118,6 +128,10 @@ def _evaluate(
         held_out=_held_out(prepared, config),
     )
     clock.stop("intervals")
+    if plan.arranged:
+        model = load_recommender(plan.bundles[MODEL])
+        metrics["diversity"] = tradeoff(lists, model, eligible=eligible, resamples=options.bootstrap, seed=options.seed)
+        clock.stop("diversity")
     metrics |= {"options": contenders.options, "notes": contenders.notes}
     if plan.reranker is not None:
         metrics[RERANK] = second_stage(plan, prepared, metrics["paired"][RERANKED])

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from ctxrec import schema, storage
-from ctxrec.config import Config
+from ctxrec.config import Config, DiversityConfig
 from ctxrec.contenders import SPLITS
 from ctxrec.errors import UserError
 from ctxrec.events import Requests, histories_from_table, split_requests, time_codes
@@ -23,7 +23,8 @@ from ctxrec.metrics import top_k
 from ctxrec.prepared import PreparedData
 from ctxrec.recommender import load_recommender
 from ctxrec.reranker import RerankedRecommender, check_reranker, load_reranker
-from ctxrec.retrieval import find_reranker
+from ctxrec.retrieval import Retriever, find_reranker
+from ctxrec.rules import Rules
 from ctxrec.slices import time_labels
 from ctxrec.summary import BEFORE, MODEL, RERANKED, SHUFFLED, SHUFFLED_SAME_TIME, SLICE_K, RankedLists
 
@@ -53,9 +54,19 @@ class RankingPlan:
     cpus_per_actor: int
     seed: int
     reranker: str | None = None  # the model's second stage, ranked beside it
+    arranged: dict[str, DiversityConfig] = dataclasses.field(default_factory=dict)  # of the model's lists, by system
+    rules: Rules = dataclasses.field(default_factory=Rules)
 
     @staticmethod
-    def make(bundles: dict[str, str], prepared: PreparedData, split: str, config: Config) -> RankingPlan:
+    def make(
+        bundles: dict[str, str],
+        prepared: PreparedData,
+        split: str,
+        config: Config,
+        *,
+        arranged: dict[str, DiversityConfig] | None = None,
+        rules: Rules | None = None,
+    ) -> RankingPlan:
         num_buckets = len(prepared.bucket_paths)
         cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
         num_actors = min(config.evaluate.actors or cpus, num_buckets, cpus)
@@ -70,6 +81,8 @@ class RankingPlan:
             cpus_per_actor=max(1, cpus // num_actors),
             seed=config.evaluate.seed,
             reranker=find_reranker(bundles[MODEL]) if config.rerank.use and MODEL in bundles else None,
+            arranged=(arranged or {}) if MODEL in bundles else {},
+            rules=rules or Rules(),
         )
 
 
@@ -84,10 +97,13 @@ def check_bundles(plan: RankingPlan, item_ids: list[str]) -> None:
     """Load every bundle and the second stage once, here, where damage is one clear line and not an actor that dies.
 
     Raises:
-        UserError: a bundle is missing or damaged, or has another catalogue than the data.
+        UserError: a bundle is missing or damaged, or has another catalogue than the data, or diversity or rules ask
+            for what the catalogue does not have.
     """
     for system, bundle in plan.bundles.items():
         recommender = load_recommender(bundle)
+        for diversity in plan.arranged.values() if system == MODEL else ():
+            Retriever(recommender, diversity=diversity, rules=plan.rules)
         if system == MODEL and plan.reranker is not None:
             check_reranker(plan.reranker, recommender.model_version)
         found = recommender.item_ids
@@ -111,8 +127,23 @@ class BucketRanker:
             model: Any = self.rankers[MODEL]
             second = load_reranker(plan.reranker, model_version=model.model_version)
             self.rankers[RERANKED] = RerankedRecommender(model, second)
+        self.arranged = self._retrievers()
         self.eligible, self.cold, fitted = ray.get(shared)  # arrays in shared memory, not copied
         self.rankers |= fitted
+
+    def _retrievers(self) -> dict[str, Retriever]:
+        """What makes the model's lists with diversity and rules, as for the service."""
+        if not self.plan.arranged:
+            return {}
+        model: Any = self.rankers[MODEL]
+        second = None
+        if self.plan.reranker is not None:
+            found = load_reranker(self.plan.reranker, model_version=model.model_version)
+            second = found if found.weight > 0 else None
+        return {
+            system: Retriever(model, None, second, diversity, self.plan.rules)
+            for system, diversity in self.plan.arranged.items()
+        }
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
         for bucket in batch["bucket"]:
@@ -158,6 +189,9 @@ class BucketRanker:
                 not_shown = [np.concatenate([seen[n], not_cold]) for n in with_cold]
                 cold[with_cold] = top_k(scores[with_cold], SLICE_K, not_shown)
                 columns[_COLD + system] = _top_column(cold)
+        for system, retriever in self.arranged.items():
+            found = retriever.top_k(requests, self.plan.k, exclude=[closed] * len(requests))
+            columns[_TOP + system] = _top_column(_padded([items for items, _ in found], self.plan.k))
         for system, other in shuffled.items():
             columns[_TOP + system] = _top_column(top_k(self.rankers[MODEL].scores(other), self.plan.k, excluded))
         return pa.table(columns)
@@ -198,6 +232,14 @@ def _requests_with_target(requests: Requests, items: np.ndarray) -> np.ndarray:
     assert requests.target_offsets is not None and requests.target_items is not None
     kept = np.concatenate([[0], np.cumsum(items[requests.target_items])])[requests.target_offsets]
     return np.flatnonzero(np.diff(kept))
+
+
+def _padded(lists: Sequence[np.ndarray], k: int) -> np.ndarray:
+    """int64 [N, k], filled up with -1."""
+    made = np.full((len(lists), k), -1, np.int64)
+    for row, items in zip(made, lists, strict=True):
+        row[: len(items)] = items
+    return made
 
 
 def _top_column(top: np.ndarray) -> pa.Array:

@@ -21,9 +21,10 @@ def main() -> None:
     )
     parser.add_argument("--k", required=True, type=int, help="items a request")
     parser.add_argument("--out", required=True, metavar="O.parquet", help="columns request_id, item_ids, scores")
+    cli.add_rules(parser)
     args = parser.parse_args()
     # Options start from those of the run, not from the defaults.
-    config = load_config(args.config or storage.join(find_bundle(args.run), CONFIG), args.overrides)
+    config = load_config(args.config or storage.join(find_bundle(args.run), CONFIG), cli.overrides(args))
     num_rows = recommend(args.run, args.requests, args.out, k=args.k, config=config)
     print(f"{num_rows} requests answered: {args.out}")
 

@@ -22,12 +22,13 @@ from ctxrec import bundle as files
 from ctxrec import runtime, storage
 from ctxrec.bundle import check_bundle
 from ctxrec.cleaning import one_array, to_text
-from ctxrec.config import Config, IndexConfig, load_config
+from ctxrec.config import Config, DiversityConfig, IndexConfig, load_config
 from ctxrec.errors import UserError
 from ctxrec.events import EARLIEST_S, LATEST_S
-from ctxrec.recommender import RawEvent, RawRequest
+from ctxrec.recommender import RawEvent, RawRequest, load_recommender
 from ctxrec.reranker import check_reranker
-from ctxrec.retrieval import find_bundle, find_reranker, load_retriever
+from ctxrec.retrieval import Retriever, find_bundle, find_reranker, load_retriever
+from ctxrec.rules import Rules, rules_of
 from ctxrec.spec import ContextSpec, DatasetSpec
 
 logger = logging.getLogger(__name__)
@@ -46,15 +47,15 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
         requests: Parquet file, folder, glob or URI.
         out: Parquet file, path or URI; replaced when it exists.
         k: items a request.
-        config: `evaluate.batch_size`, `evaluate.actors`, the search options of `index`, and `rerank.use`; None: the
-            bundle's.
+        config: `evaluate.batch_size`, `evaluate.actors`, the search options of `index`, `rerank.use` and
+            `diversity`; None: the bundle's.
 
     Returns:
         The number of requests.
 
     Raises:
         UserError: `k` is below 1, the bundle is missing or damaged, or the requests lack a column, have one
-            of the wrong type, or a timestamp out of range.
+            of the wrong type, or a timestamp out of range; or diversity or rules ask for what the catalogue lacks.
     """
     now_s = time.time()
     if k < 1:
@@ -64,6 +65,9 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     config = config or load_config(storage.join(folder, files.CONFIG))
     if config.rerank.use:
         check_reranker(find_reranker(bundle), manifest["model_version"])
+    rules = rules_of(config.diversity)
+    if config.diversity.is_on:  # a mistake is one line here, and in an actor a traceback
+        Retriever(load_recommender(bundle), diversity=config.diversity, rules=rules)
     context = DatasetSpec.from_dict(storage.read_json(storage.join(folder, files.DATA))["spec"]).events.context
     inputs = storage.list_files(requests)
     columns, num_rows = _check_requests(inputs, context)
@@ -83,7 +87,7 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
             Scorer,
             fn_constructor_kwargs={
                 "bundle": bundle, "index": config.index, "context": context, "k": k, "now_s": now_s,
-                "rerank": config.rerank.use,
+                "rerank": config.rerank.use, "diversity": config.diversity, "rules": rules,
             },
             batch_size=config.evaluate.batch_size,
             batch_format="pyarrow",
@@ -99,9 +103,18 @@ class Scorer:
     """A Ray Data actor: the model and the index, and a table of requests to a table of answers."""
 
     def __init__(
-        self, *, bundle: str, index: IndexConfig, context: ContextSpec, k: int, now_s: float, rerank: bool = False
+        self,
+        *,
+        bundle: str,
+        index: IndexConfig,
+        context: ContextSpec,
+        k: int,
+        now_s: float,
+        rerank: bool = False,
+        diversity: DiversityConfig | None = None,
+        rules: Rules | None = None,
     ):
-        self._retriever = load_retriever(bundle, index, rerank=rerank)
+        self._retriever = load_retriever(bundle, index, rerank=rerank, diversity=diversity, rules=rules)
         self._k = k
         self._context = context
         self._now_s = now_s

@@ -14,6 +14,7 @@ from ctxrec.report_html import details, e, name, paragraph, percent, section, ta
 from ctxrec.report_style import STYLE
 from ctxrec.report_training import parse_train_log, training
 from ctxrec.summary import MODEL, best_baseline, focus, verdict
+from ctxrec.tradeoff import rows
 
 __all__ = ["Example", "Facts", "parse_train_log", "render_report"]
 
@@ -103,6 +104,7 @@ def render_report(
         report_findings.context(metrics),
         report_findings.new_items(metrics),
         report_findings.where_it_works(metrics),
+        _diversity(metrics),
         training(train_log) if metrics[MODEL] else "",
         _about(metrics, facts, config_toml),
     ]
@@ -111,6 +113,22 @@ def render_report(
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="color-scheme" content="light dark"><title>{e(title)}</title><style>{STYLE}</style></head>\n'
         f"<body><main>\n{''.join(sections)}</main></body></html>\n"
+    )
+
+
+def _diversity(metrics: dict[str, Any]) -> str:
+    """What diversity and rules cost and bring; nothing where they were not evaluated."""
+    if "diversity" not in metrics:
+        return ""
+    header, *lines = rows(metrics["diversity"])
+    return section(
+        "Diversity and rules",
+        paragraph(
+            "Distance is the mean over the pairs of a list: of 1 - cosine of content vectors, and of 1 - Jaccard of the "
+            "values of each categorical column. Coverage is the share of the catalogue that is in any list; Gini is 0 "
+            "where all items are shown equally often."
+        ),
+        table(["", *header[1:]], [(line[0], [f"<td>{e(c)}</td>" for c in line[1:]], False) for line in lines]),
     )
 
 

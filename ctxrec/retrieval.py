@@ -29,7 +29,7 @@ from ctxrec.live_vectors import LiveVectors
 from ctxrec.published import is_models, read_published, version_folder
 from ctxrec.recommender import Recommender, load_recommender
 from ctxrec.reranker import FOLDER, Reranker, load_reranker, titles_of
-from ctxrec.rules import Rules, load_rules
+from ctxrec.rules import Rules
 from ctxrec.timing import Stopwatch
 
 BUNDLE = "bundle"  # the bundle's folder in a run
@@ -43,6 +43,7 @@ class Retriever:
         index: an index of `recommender.vectors`; None ranks the whole catalogue exactly.
         reranker: an optional second stage, which puts the best candidates of a request in a new order.
         diversity: what is done with the best candidates at the end; None: nothing.
+        rules: besides, those of a file; `diversity.rules` is not read here.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Retriever:
         index: Index | None = None,
         reranker: Reranker | None = None,
         diversity: DiversityConfig | None = None,
+        rules: Rules | None = None,
     ):
         expected = recommender.vectors.shape
         if index is not None and (index.num_items, index.dim) != expected:
@@ -62,9 +64,7 @@ class Retriever:
         self.index = index
         self.reranker = reranker
         self.cards = ItemCards(recommender.items, recommender.spec.items)
-        diversity = diversity or DiversityConfig()
-        rules = load_rules(diversity.rules) if diversity.rules else Rules()
-        self.arranger = Arranger(recommender, self._filter, diversity, rules)
+        self.arranger = Arranger(recommender, self._filter, diversity or DiversityConfig(), rules or Rules())
         self._live: LiveVectors | None = None
 
     def top_k(
@@ -355,7 +355,12 @@ def find_reranker(bundle: str) -> str:
 
 
 def load_retriever(
-    run: str, index: IndexConfig | None = None, *, rerank: bool = False, diversity: DiversityConfig | None = None
+    run: str,
+    index: IndexConfig | None = None,
+    *,
+    rerank: bool = False,
+    diversity: DiversityConfig | None = None,
+    rules: Rules | None = None,
 ) -> Retriever:
     """The recommender and the index of a run or bundle, after the check of all its hashes.
 
@@ -364,9 +369,10 @@ def load_retriever(
         index: search options; None takes those of the bundle.
         rerank: with the run's second stage (`ctxrec.rerank`), unless that was found to add nothing.
         diversity: what is done with the best candidates at the end; None: nothing.
+        rules: besides, those of a file; `diversity.rules` is not read here.
 
     Raises:
-        UserError: it is missing or damaged, or an item or a column that `diversity` names is not in its catalogue.
+        UserError: it is missing or damaged, or its catalogue lacks an item or a column that is named.
     """
     bundle = find_bundle(run)
     recommender = load_recommender(bundle)
@@ -375,4 +381,4 @@ def load_retriever(
         second = load_reranker(find_reranker(bundle), model_version=recommender.model_version)
         second = second if second.weight > 0 else None
     found = load_index(storage.join(bundle, files.INDEX), index or recommender.config.index)
-    return Retriever(recommender, found, second, diversity)
+    return Retriever(recommender, found, second, diversity, rules)

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctxrec import storage
+from ctxrec.config import DiversityConfig
 from ctxrec.errors import UserError
 from ctxrec.events import US
 from ctxrec.filters import ColumnRule
@@ -128,6 +129,11 @@ def load_rules(path: str) -> Rules:
         return build_dataclass(Rules, raw, source=path)
     except UserError as error:
         raise error if path in str(error) else UserError(f"{path}: {error}") from None
+
+
+def rules_of(config: DiversityConfig) -> Rules:
+    """The rules of the file that the options name; none where they name none."""
+    return load_rules(config.rules) if config.rules else Rules()
 
 
 @dataclass(frozen=True)

@@ -41,10 +41,13 @@ def retriever(world, tmp_path):
     def make(rules: str = "", kind: str = "exact", **options) -> Retriever:
         recommender = world.recommender(world.config())
         index = None if kind == "exact" else build_index(recommender.vectors, IndexConfig(kind=kind, use_gpu="no"))
-        if rules:
-            (tmp_path / "rules.toml").write_text(rules)
-            options["rules"] = str(tmp_path / "rules.toml")
-        return Retriever(recommender, index, diversity=DiversityConfig(**options))
+        (tmp_path / "rules.toml").write_text(rules)
+        return Retriever(
+            recommender,
+            index,
+            diversity=DiversityConfig(**options),
+            rules=load_rules(str(tmp_path / "rules.toml")),
+        )
 
     return make
 

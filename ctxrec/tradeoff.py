@@ -1,0 +1,141 @@
+"""What diversity and rules at the end of the pipeline cost and bring: NDCG against how much the items of a list differ.
+
+Legend: N requests, K longest list, S settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ctxrec.arranging import content_vectors
+from ctxrec.config import DiversityConfig
+from ctxrec.diversity import mean_distance, mean_set_distance
+from ctxrec.errors import UserError
+from ctxrec.item_facts import Values
+from ctxrec.metrics import bootstrap_means, list_metrics, percentile_interval, request_metrics
+from ctxrec.recommender import Recommender
+from ctxrec.summary import MODEL, SLICE_K, Interval, Metrics, RankedLists
+
+PREFIX = "diversity="  # of the names of systems whose lists were arranged
+CONTENT = f"distance@{SLICE_K}"  # of content vectors; that of a categorical column has its name behind a "/"
+
+
+def parse_strengths(text: str) -> tuple[float, ...]:
+    """Strengths of MMR with commas between.
+
+    Raises:
+        UserError: one is no number from 0 to 1.
+    """
+    try:
+        found = tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        found = (-1.0,)
+    if not all(0 <= strength <= 1 for strength in found):
+        raise UserError(f"--diversity is {text!r}; expected numbers from 0 to 1 with commas between, such as 0,0.3,0.7")
+    return found
+
+
+def settings(config: DiversityConfig, strengths: Sequence[float]) -> dict[str, DiversityConfig]:
+    """Options of each system that is evaluated besides the plain model: one for each strength, and without any, one
+    for the options as they are, if these change lists at all."""
+    if not strengths and config.is_on:
+        strengths = (config.strength,)
+    return {f"{PREFIX}{s:g}": dataclasses.replace(config, strength=s) for s in sorted(set(strengths))}
+
+
+def without_arranged(lists: RankedLists) -> RankedLists:
+    """The lists of all other systems."""
+    return dataclasses.replace(lists, tops={s: top for s, top in lists.tops.items() if not s.startswith(PREFIX)})
+
+
+def tradeoff(
+    lists: RankedLists, recommender: Recommender, *, eligible: np.ndarray, resamples: int, seed: int
+) -> dict[str, Metrics]:
+    """Metrics of the model's lists as they are ("model") and of the arranged ones by their names.
+
+    Each has NDCG, what it gains on the model ("ndcg@10 minus model", paired), mean distance of the pairs of a list (by
+    content vectors and by the values of each categorical column), coverage and Gini.
+    """
+    tops = {s: top for s, top in lists.tops.items() if s == MODEL or s.startswith(PREFIX)}
+    ndcg, main = {}, f"ndcg@{SLICE_K}"
+    for system, top in tops.items():
+        ndcg[system] = request_metrics(top, lists.target_offsets, lists.target_items, [SLICE_K])[main]
+    draws = bootstrap_means(np.stack(list(ndcg.values()), 1), num=resamples, seed=seed)
+    model = list(ndcg).index(MODEL)
+    distances = _distances(recommender)
+    found = {}
+    for s, (system, top) in enumerate(tops.items()):
+        entry: Metrics = {main: percentile_interval(ndcg[system].mean(), draws[:, s])}
+        gain = ndcg[system].mean() - ndcg[MODEL].mean()
+        entry[f"{main} minus model"] = percentile_interval(gain, draws[:, s] - draws[:, model])
+        for name, distance in distances.items():
+            values = np.array([distance(row[:SLICE_K][row[:SLICE_K] >= 0]) for row in top])
+            if not np.isnan(values).all():
+                entry[name] = _mean_of_known(values, resamples=resamples, seed=seed)
+        found[system] = entry | list_metrics(top, eligible, SLICE_K)
+    return found
+
+
+def _distances(recommender: Recommender) -> dict[str, Callable[[np.ndarray], float]]:
+    """Functions of the positions of a list."""
+
+    def by_values(codes_IM: np.ndarray) -> Callable[[np.ndarray], float]:
+        return lambda items: mean_set_distance(codes_IM[items])
+
+    made: dict[str, Callable[[np.ndarray], float]] = {
+        CONTENT: lambda items: mean_distance(content_vectors(recommender, items))
+    }
+    spec = recommender.spec.items
+    for column in spec.categorical if spec is not None else ():
+        made[f"{CONTENT}/{column}"] = by_values(Values(recommender.items, spec, column, option="columns").codes_IM)
+    return made
+
+
+def _mean_of_known(values_N: np.ndarray, *, resamples: int, seed: int) -> Interval:
+    """Mean over the lists that have a pair to compare, with its interval."""
+    known = ~np.isnan(values_N)
+    sums = np.stack([np.where(known, values_N, 0), known], 1)
+    draws = bootstrap_means(sums, num=resamples, seed=seed)
+    return percentile_interval(values_N[known].mean(), draws[:, 0] / np.maximum(draws[:, 1], 1e-12))
+
+
+def rows(found: dict[str, Metrics]) -> list[list[str]]:
+    """A table with its header: the plain model first, then by strength."""
+    main = f"ndcg@{SLICE_K}"
+    columns = {main: "NDCG@10", f"{main} minus model": "minus plain", CONTENT: "distance"}
+    columns |= {name: name.removeprefix(CONTENT + "/") for name in found[MODEL] if name.startswith(CONTENT + "/")}
+    columns |= {f"coverage@{SLICE_K}": "coverage", f"gini@{SLICE_K}": "Gini"}
+    made = [["lists", *columns.values()]]
+    for system, entry in found.items():
+        name = "plain" if system == MODEL else system.replace("=", " ")
+        cells = [name]
+        for column in columns:
+            value = entry.get(column)
+            if value is None:
+                cells.append("")
+            elif column.endswith("minus model"):
+                wide = f"{value['mean']:+.4f} ({value['low']:+.4f} to {value['high']:+.4f})"
+                cells.append("" if system == MODEL else wide)
+            else:
+                cells.append(f"{value['mean']:.4f}")
+        made.append(cells)
+    return made
+
+
+def format_tradeoff(found: dict[str, Any]) -> str:
+    """The table for a terminal."""
+    table = rows(found)
+    widths = [max(len(row[c]) for row in table) for c in range(len(table[0]))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in table
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    title = (
+        "diversity: NDCG@10 against the mean distance of the items of a list (content vectors, then values of columns)"
+    )
+    return "\n".join([title, *(line.rstrip() for line in lines)])
