@@ -57,6 +57,7 @@ class Setup:
     present: np.ndarray  # bool [I], which items have a text
     frozen: TextTable | None  # vectors of the un-tuned encoder
     scratch: str  # a local folder for as long as the training lasts
+    profile: bool  # trace some steps of each phase
     tracker: Tracker | None = None  # rank 0 alone
 
     @property
@@ -64,7 +65,7 @@ class Setup:
         return storage.join(self.run, CHECKPOINTS)
 
 
-def set_up(config: Config, data_path: str, run: str, scratch: str) -> Setup:
+def set_up(config: Config, data_path: str, run: str, scratch: str, *, profile: bool = False) -> Setup:
     # A line for every report is ours to write; Ray names that logger by its module's file.
     reports = os.path.join(os.path.dirname(ray.train.__file__), "v2", "_internal", "execution", "context.py")
     logging.getLogger(reports).setLevel(logging.WARNING)
@@ -116,6 +117,7 @@ def set_up(config: Config, data_path: str, run: str, scratch: str) -> Setup:
         present=present,
         frozen=frozen,
         scratch=scratch,
+        profile=profile,
         tracker=Tracker(run, config.to_dict(), config.train.trackers) if rank == 0 else None,
     )
 

@@ -17,6 +17,7 @@ from ctxrec.config import TrainConfig
 from ctxrec.encoder import EncodePlan, TextEncoder, Tokens, encode_share
 from ctxrec.losses import bce_loss, sampled_softmax_loss, softmax_loss
 from ctxrec.model import ItemTensors, TextTable, Towers
+from ctxrec.profiling import section
 
 CONTENT_POSITIONS = 512  # of a micro-batch that train the content head
 
@@ -89,11 +90,13 @@ class Network(nn.Module):
         would all be pushed one way.
         """
         if plan is not None:
-            fresh_nH = self._encode(tokens, plan, rank, text.vectors_IH.device)
+            with section("encode"):
+                fresh_nH = self._encode(tokens, plan, rank, text.vectors_IH.device)
             which = torch.from_numpy(plan.order[: plan.num_texts]).to(fresh_nH.device)
             mixed_IH = text.vectors_IH.index_copy(0, which, fresh_nH.to(text.vectors_IH.dtype))
             text.vectors_IH = mixed_IH.detach()
-        vectors_IW, queries = self.towers(items, text, batch)
+        with section("towers"):
+            vectors_IW, queries = self.towers(items, text, batch)
         if items.pool is not None:
             vectors_IW = vectors_IW[items.pool]
         asked = torch.nonzero(batch.weights_BS != 0, as_tuple=True)

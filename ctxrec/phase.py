@@ -21,8 +21,10 @@ from ctxrec.encoder import plan_encoding
 from ctxrec.errors import UserError
 from ctxrec.export import Chosen
 from ctxrec.job import Setup, encode_table
+from ctxrec.meter import Meter
 from ctxrec.model import TextTable
 from ctxrec.network import Network, choose_loss
+from ctxrec.profiling import StepTrace, in_section, section
 from ctxrec.stream import Step, TrainStream
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ class PhaseRun:
         epochs: int,
         best_path: str,
         chosen: Chosen,
+        trace: StepTrace | None,
     ) -> None:
         self.setup, self.phase, self.stream, self.best_path = setup, phase, stream, best_path
         self.config = setup.config.train
@@ -96,6 +99,8 @@ class PhaseRun:
         self.stopping = False
         self.table_is_fresh = False  # whether every text vector is the present encoder's
         self.present = np.flatnonzero(setup.present) if setup.tokens is not None else None
+        self.trace = trace
+        self.meter = Meter(setup.world, setup.device, setup.dtype)
         self.skipped = faults.skipped(setup.checkpoints)
         self.stop = faults.StopWatch(setup.checkpoints)
 
@@ -113,16 +118,19 @@ class PhaseRun:
     def train(self) -> bool:
         """False: the training was asked to end, and has saved."""
         progress, begin, losses = self.progress, time.monotonic() - self.progress.seconds, []
-        bar = self._bar()
+        bar = Bar(self.phase, progress.step, self.last_step) if self.setup.rank == 0 else None
         while progress.step < self.last_step and progress.stale < self.config.patience:
             epoch, start = divmod(progress.step, self.steps_per_epoch)
-            for step in self.stream.epoch(epoch, start=start):
+            self.meter.begin()
+            for step in in_section("data", self.stream.epoch(epoch, start=start)):
                 if (self.phase, progress.step) not in self.skipped:
-                    losses.append(self._step(step))
+                    losses.append(self.meter.measured(self._step, step))
                 progress.step += 1
                 progress.seconds = time.monotonic() - begin
-                if bar is not None:
-                    bar.update(1)
+                if bar is not None and losses:
+                    bar.show(progress.step, f"loss {losses[-1]:.4g}  lr {self._lr_factor():.2g}  {self.meter.pace()}")
+                if self.trace is not None:
+                    self.trace.step_done()
                 last = progress.step == self.last_step
                 due = progress.step % self.eval_every == 0 or last
                 if due:
@@ -132,10 +140,13 @@ class PhaseRun:
                     self._checkpoint()
                 if last or self.stopping or progress.stale >= self.config.patience:
                     break
+                self.meter.begin()
             if self.stopping:
                 break
         if bar is not None:
             bar.close()
+        if self.trace is not None:
+            self.trace.close()
         if not self.stopping:
             progress.done = True
             self._checkpoint()
@@ -156,24 +167,30 @@ class PhaseRun:
         engine.set_learning_rate(self.engine, self._lr_factor())
         mean = 0.0
         for number, (batch, distinct) in enumerate(zip(micro, step.distinct_items, strict=True)):
-            loss = self.engine(
-                "loss",
-                items=self.items,
-                text=self.text,
-                batch=batch.to(setup.device),
-                config=self.config,
-                loss=self.loss_name,
-                negatives=self._negatives(number),
-                **self._fresh(distinct, number),
-            )
+            with section("data"):
+                batch, negatives = batch.to(setup.device), self._negatives(number)
+                fresh = self._fresh(distinct, number)
+            with section("loss"):  # less what its own parts take
+                loss = self.engine(
+                    "loss",
+                    items=self.items,
+                    text=self.text,
+                    batch=batch,
+                    config=self.config,
+                    loss=self.loss_name,
+                    negatives=negatives,
+                    **fresh,
+                )
             # DeepSpeed averages over workers and micro-batches; ours is a sum over the global batch.
             loss = loss * (setup.world * len(micro)) / total.clamp(min=1e-9)
             value = float(loss.detach())
             if not math.isfinite(value):
                 self._not_finite(step, value)
             mean += value / len(micro)
-            self.engine.backward(loss)
-            self.engine.step()
+            with section("backward"):
+                self.engine.backward(loss)
+            with section("optimizer"):
+                self.engine.step()
         self.table_is_fresh = False
         return mean
 
@@ -216,6 +233,7 @@ class PhaseRun:
             which = self.present[:1]  # every worker must still pass through the encoder
         budget = self.setup.config.encoder.token_budget
         plan = plan_encoding(which, self.setup.tokens.lengths, budget=budget, world=self.setup.world)
+        self.meter.encoded(self.setup.tokens, plan)
         return {"tokens": self.setup.tokens, "plan": plan, "rank": self.setup.rank}
 
     def _refresh(self) -> None:
@@ -253,8 +271,9 @@ class PhaseRun:
         if setup.tracker is not None:
             values["lr"] = self._lr_factor()
             values["seconds"] = round(progress.seconds, 2)
-            if progress.seconds and loss is not None:
-                values["events_per_s"] = self.stream.num_events * values["epoch"] / progress.seconds
+            values |= self.meter.read()
+            if progress.step:
+                values["eta_s"] = progress.seconds / progress.step * (self.last_step - progress.step)
             setup.tracker.log(values)
             setup.tracker.flush()
             figures = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if k not in ("phase", "step", "lr"))
@@ -283,9 +302,19 @@ class PhaseRun:
             checkpoint.save(folder, weights, moments, state)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
-    def _bar(self) -> Any:
-        if self.setup.rank != 0:
-            return None
-        bar = tqdm_ray.tqdm(total=self.last_step, desc=f"train {self.phase}", unit="step", flush_interval_s=1.0)
-        bar.update(self.progress.step)
-        return bar
+
+class Bar:
+    """The progress bar of a phase on the driver's terminal."""
+
+    def __init__(self, phase: str, step: int, last_step: int) -> None:
+        self._name, self._step = f"train {phase}", step
+        self._bar = tqdm_ray.tqdm(total=last_step, desc=self._name, unit="step", flush_interval_s=1.0)
+        self._bar.update(step)
+
+    def show(self, step: int, figures: str) -> None:
+        self._bar.set_description(f"{self._name}  {figures}")
+        self._bar.update(step - self._step)
+        self._step = step
+
+    def close(self) -> None:
+        self._bar.close()

@@ -29,6 +29,7 @@ class Step:
     step_in_epoch: int
     micro_batches: list[Batch]
     distinct_items: list[np.ndarray]  # for each micro-batch, over all workers: items read or asked for
+    num_slots: int  # events that these were, over all workers
 
 
 class TrainStream:
@@ -50,7 +51,7 @@ class TrainStream:
         self.data = data
         self.batcher = batcher
         self.global_batch_size = global_batch_size
-        per_worker = global_batch_size // world
+        per_worker = -(-global_batch_size // world)
         self.rows_at_once = min(micro_batch_size or per_worker, per_worker) * world
         self.seed, self.rank, self.world, self.last_split = seed, rank, world, last_split
         self._cached: tuple[tuple[int, ...], Histories] | None = None
@@ -111,7 +112,7 @@ class TrainStream:
         return windows, np.random.default_rng([self.seed, epoch, number]).permutation(len(windows))
 
     def _step(self, histories: Histories, windows, rows: np.ndarray, epoch: int, index: int) -> Step:
-        batches, distinct = [], []
+        batches, distinct, num_slots = [], [], 0
         for micro in range(self.accumulation):
             # A short batch still has every micro-batch on every worker: rows are repeated without weight.
             part = rows[micro * self.rows_at_once : (micro + 1) * self.rows_at_once]
@@ -123,8 +124,11 @@ class TrainStream:
                 batch.weights_BS[len(mine) :] = 0
             batches.append(batch)
             spans = [slice(int(windows.start[w]), int(windows.stop[w])) for w in (part if len(part) else rows[:1])]
+            num_slots += sum(s.stop - s.start for s in spans)
             distinct.append(np.unique(np.concatenate([histories.events.items[s] for s in spans])))
-        return Step(epoch=epoch, step_in_epoch=index, micro_batches=batches, distinct_items=distinct)
+        return Step(
+            epoch=epoch, step_in_epoch=index, micro_batches=batches, distinct_items=distinct, num_slots=num_slots
+        )
 
     def _shards(self, epoch: int) -> list[list[int]]:
         """Buckets of each shard: grouped once in their own order, the groups shuffled every epoch."""

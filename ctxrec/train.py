@@ -10,8 +10,9 @@ def main() -> None:
     parser = cli.parser("ctxrec.train", "Train the towers and fine-tune the encoder; resumes an unfinished run.")
     parser.add_argument("--data", required=True, help="folder that ctxrec.prepare wrote")
     parser.add_argument("--out", required=True, metavar="RUN", help="run folder")
+    parser.add_argument("--profile", action="store_true", help="trace some steps of each phase into RUN/profile")
     args = parser.parse_args()
-    print(summary(train(args.data, args.out, cli.config_from(args))))
+    print(summary(train(args.data, args.out, cli.config_from(args), profile=args.profile)))
 
 
 if __name__ == "__main__":

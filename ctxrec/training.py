@@ -27,6 +27,7 @@ from ctxrec.encoder import check_max_tokens, resolve_encoder
 from ctxrec.errors import Failed, Stopped, UserError
 from ctxrec.job import CHECKPOINTS
 from ctxrec.prepared import PreparedData
+from ctxrec.profiling import summarise
 from ctxrec.tracking import check_trackers
 from ctxrec.worker import train_worker
 
@@ -41,7 +42,15 @@ _HOW_TO_RUN = (
 _PACKAGES = ("ctxrec", "ray", "torch", "transformers", "peft", "deepspeed", "faiss-cpu", "pyarrow")
 
 
-def train(data_path: str, out: str, config: Config, *, callbacks: Sequence[UserCallback] = (), start: str = "") -> str:
+def train(
+    data_path: str,
+    out: str,
+    config: Config,
+    *,
+    callbacks: Sequence[UserCallback] = (),
+    start: str = "",
+    profile: bool = False,
+) -> str:
     """Train on prepared data; goes on where an unfinished training of the same config stopped.
 
     Returns the run's path. A run that is finished and unchanged is reused.
@@ -53,6 +62,7 @@ def train(data_path: str, out: str, config: Config, *, callbacks: Sequence[UserC
         callbacks: Ray Train's callbacks; they see each evaluation's figures and checkpoint.
         start: folder of a checkpoint of another run that a new run goes on from; the best weights of the phases
             before lie in the new run's `checkpoints` already.
+        profile: trace some steps of each phase, and print where their time goes.
 
     Raises:
         UserError: no prepared data, another training lies at `out`, or an option does not fit.
@@ -82,7 +92,8 @@ def train(data_path: str, out: str, config: Config, *, callbacks: Sequence[UserC
     checkpoint.tidy(checkpoints)
     with faults.stop_on_sigterm(checkpoints):
         try:
-            _trainer(data_path, out, config, callbacks, start).fit()
+            job = {"config": config.to_dict(), "data": data_path, "run": out, "start": start, "profile": profile}
+            _trainer(job, config, callbacks).fit()
         except ray.train.TrainingFailedError as failure:
             told = faults.explain(str(failure), out, config.train.timeout_s)
             if told is None:
@@ -94,6 +105,8 @@ def train(data_path: str, out: str, config: Config, *, callbacks: Sequence[UserC
     checkpoint.tidy(checkpoints)
     if faults.stop_asked(checkpoints):
         raise Stopped(f"stopped as asked, and saved; the same command goes on with {out}")
+    if profile:
+        print(summarise(out))
     storage.write_json(storage.join(out, MANIFEST), _manifest(out, data, config, time.monotonic() - begin))
     return out
 
@@ -136,16 +149,14 @@ def _training_options(config: Config) -> dict[str, Any]:
     return options
 
 
-def _trainer(
-    data_path: str, out: str, config: Config, callbacks: Sequence[UserCallback], start: str
-) -> ray.train.torch.TorchTrainer:
+def _trainer(job: dict[str, Any], config: Config, callbacks: Sequence[UserCallback]) -> ray.train.torch.TorchTrainer:
     options = config.train
     use_gpu = options.use_gpu == "yes" or (options.use_gpu == "auto" and ray.cluster_resources().get("GPU", 0) >= 1)
-    cpus = options.cpus_per_worker or max(ray.cluster_resources().get("CPU", 1) // options.workers, 0.5)
-    available = ray.cluster_resources().get("CPU", 0)
-    if cpus * options.workers > available:
+    available, elastic = ray.cluster_resources().get("CPU", 0), options.min_workers < options.max_workers
+    cpus = options.cpus_per_worker or max(available // options.max_workers, 1.0 if elastic else 0.5)
+    if cpus * options.min_workers > available:
         raise UserError(
-            f"train.workers = {options.workers} with {cpus:g} CPUs each need {cpus * options.workers:g} CPUs; "
+            f"train.workers = {options.min_workers} with {cpus:g} CPUs each need {cpus * options.min_workers:g} CPUs; "
             f"the cluster has {available:g}"
         )
     resources = {"CPU": cpus} | ({"GPU": options.gpus_per_worker} if use_gpu else {})
@@ -156,20 +167,24 @@ def _trainer(
     elif "DS_ACCELERATOR" in os.environ:
         env["DS_ACCELERATOR"] = "cuda"  # the driver's own choice, which its workers inherit, may be a head without GPU
     env |= {"PYTHONWARNINGS": "ignore::FutureWarning", "RAY_TQDM_PATCH_PRINT": "0"}
+    # Ray Train's controller looks at the workers every 2 s by default, and a checkpoint waits for the look before.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     # One limit for all that waits: a worker that does not answer, a report that not all take part in.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(min(options.timeout_s, 600))
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(options.timeout_s)
     env["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"  # it would print an empty line for every step of a progress bar
     return ray.train.torch.TorchTrainer(
         train_worker,
-        train_loop_config={"config": config.to_dict(), "data": data_path, "run": out, "start": start},
+        train_loop_config=job,
         torch_config=ProcessGroupConfig(timeout_s=options.timeout_s),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=options.workers, use_gpu=use_gpu, resources_per_worker=resources
+            num_workers=(options.min_workers, options.max_workers) if elastic else options.max_workers,
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS,
-            storage_path=out,
+            storage_path=job["run"],
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=checkpoint.KEPT),
             failure_config=ray.train.FailureConfig(max_failures=options.max_failures),
             callbacks=list(callbacks),

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load as load_tensors
 
-from ctxrec import checkpoint, faults, schema, storage
+from ctxrec import checkpoint, faults, profiling, schema, storage
 from ctxrec.config import Config
 from ctxrec.encoder import TextEncoder
 from ctxrec.errors import UserError
@@ -26,13 +26,15 @@ from ctxrec.job import BEFORE, CHECKPOINTS, Setup, set_up
 from ctxrec.model import Towers
 from ctxrec.network import Network
 from ctxrec.phase import SHARE, PhaseRun, Progress, Resumed
+from ctxrec.profiling import StepTrace
 from ctxrec.stream import TrainStream
 
 logger = logging.getLogger(__name__)
 
 
 def train_worker(job: dict[str, Any]) -> None:
-    """Train on this worker. `job`: config (plain), data and run (paths or URIs), start (see `training.train`).
+    """Train on this worker. `job`: config (plain), data and run (paths or URIs), start and
+    profile (see `training.train`).
 
     A user's mistake is left for the driver to report, as no other attempt would fare better.
     """
@@ -47,8 +49,11 @@ def train_worker(job: dict[str, Any]) -> None:
 
 
 def _train(job: dict[str, Any], scratch: str) -> None:
-    setup = set_up(Config.from_dict(job["config"]), job["data"], job["run"], scratch)
+    config = Config.from_dict(job["config"])
+    setup = set_up(config, job["data"], job["run"], scratch, profile=job["profile"])
     phases = ["towers"] + ["encoder"] * _tunes_encoder(setup) + ["refit"] * _refits(setup)
+    if setup.rank == 0:
+        logger.info("training on %d worker%s", setup.world, "s" * (setup.world > 1))
     resumed = _load_checkpoint(setup, job["start"])
     done: dict[str, dict[str, torch.Tensor]] = {}
     chosen = Chosen(setup.frozen, None, 1.0)
@@ -153,6 +158,9 @@ def _run_phase(
         world=setup.world,
         last_split=schema.VALID if phase == "refit" else schema.TRAIN,
     )
-    run = PhaseRun(setup, phase, network, stream, epochs, best_path, chosen)
+    trace = None
+    if setup.profile and setup.rank == 0:
+        trace = StepTrace(storage.join(setup.run, profiling.FOLDER), phase, setup.scratch)
+    run = PhaseRun(setup, phase, network, stream, epochs, best_path, chosen, trace)
     run.start(resumed)
     return run.train()

@@ -62,6 +62,10 @@ def test_overrides_are_toml_or_a_string(override, section, key, value):
         ("model.dropout=1", ["model.dropout"]),
         ("train.zero_stage=4", ["train.zero_stage", "0, 1, 2 or 3"]),
         ("train.workers=3", ["train.global_batch_size", "train.workers"]),
+        ("train.workers=0", ["train.workers is 0", "[fewest, most]"]),
+        ("train.workers=[2, 1]", ["train.workers is (2, 1)", "[fewest, most]"]),
+        ("train.workers=[1, 65]", ["train.global_batch_size", "at least 65"]),
+        ("train.workers=two", ["train.workers", "a whole number"]),
         ("train.micro_batch_size=-1", ["train.micro_batch_size"]),
         ("train.label_smoothing=1.5", ["train.label_smoothing"]),
         ("train.valid_users=-5", ["train.valid_users"]),
@@ -110,7 +114,14 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_toml_round_trip_is_complete(tmp_path):
     config = load_config(
-        None, ["train.trackers=[]", "train.tower_lr=1e-30", "evaluate.ks=[10, 1]", "train.offload=true"]
+        None,
+        [
+            "train.trackers=[]",
+            "train.tower_lr=1e-30",
+            "evaluate.ks=[10, 1]",
+            "train.offload=true",
+            "train.workers=[1, 3]",
+        ],
     )
     name = 'C:\\models\\"x"\nline'
     config = dataclasses.replace(config, encoder=EncoderConfig(name=name))
@@ -124,5 +135,6 @@ def test_toml_round_trip_is_complete(tmp_path):
 
 
 def test_plain_round_trip():
-    config = load_config(None, ["model.dim=16", "train.workers=2"])
+    config = load_config(None, ["model.dim=16", "train.workers=[2, 4]"])
+    assert (config.train.min_workers, config.train.max_workers) == (2, 4)
     assert Config.from_dict(config.to_dict()) == config

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -122,7 +124,7 @@ def test_shards_follow_their_limit(shop, monkeypatch):
 
 
 @pytest.mark.parametrize("micro", [0, 1, 3])
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, 3, 4])
 def test_workers_share_the_batches_of_one(shop, shards, world, micro):
     alone = [make(shop, micro=m) for m in (0, 2)]
     workers = [make(shop, rank=rank, world=world, micro=micro) for rank in range(world)]
@@ -196,3 +198,30 @@ def test_refit_on_validation_events(shop):
     made = make(shop, last_split=schema.VALID)
     assert made.num_events == sum(s <= schema.VALID for s in splits) > len(shop[2])
     assert sum(map(len, per_step(made))) == made.num_events
+
+
+def test_skew_costs_no_more_memory_than_its_events(make_world, tmp_path):
+    """One user with a million events of 200 actions, half of them of one item; and some with few."""
+    world = make_world(rich=False, lengths=(1_000_000, *([3] * 50)), num_items=200)
+    features = dataclasses.replace(world.features, actions=[f"a{n}" for n in range(199)])  # and the unknown one
+    events, rng = world.histories.events, np.random.default_rng(0)
+    events.items[::2] = 0
+    events.actions[:] = rng.integers(0, 200, len(events.actions))
+    split = np.full(len(events.items), schema.TRAIN, np.int8)
+    histories = dataclasses.replace(world.histories, split=split)
+    world = dataclasses.replace(world, features=features, histories=histories)
+    data = write_data(tmp_path / "data", [world], [split])
+    made = make((data, world.batcher(world.config()), None), size=64)
+    assert made.num_events == len(split) and sum(made.bucket_windows) < len(split)
+    tracemalloc.start()
+    steps = made.epoch(0)
+    shapes = {next(steps).micro_batches[0].items_BL.shape}
+    assert tracemalloc.get_traced_memory()[1] < 200 * len(split), "bytes an event, while the shard is read"
+    before = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    for step in itertools.islice(steps, 200):
+        shapes.add(step.micro_batches[0].items_BL.shape)
+        assert len(step.distinct_items[0]) <= 200
+    assert tracemalloc.get_traced_memory()[1] - before < 2_000_000, "a step holds its own windows alone"
+    tracemalloc.stop()
+    assert shapes == {(64, world.config().model.history)}

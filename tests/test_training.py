@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from trainings import REPO, assert_same_training, command_env, read_log
+from trainings import REPO, assert_same_training, command_env, free_ports, read_log
 
 from ctxrec.bundle import check_bundle
 from ctxrec.config import load_config, to_toml
@@ -156,16 +155,6 @@ def test_killed_training_goes_on_and_ends_where_an_undisturbed_one_ends(tiny_dat
     ours, theirs = (load_file(Path(run) / "bundle" / "towers.safetensors") for run in (killed, undisturbed))
     for name, value in theirs.items():
         np.testing.assert_allclose(ours[name], value, atol=1e-5, err_msg=name)
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def test_ray_job_submit(tiny_data, tiny_config, tmp_path):

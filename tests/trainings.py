@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
+import shutil
+import signal
+import socket
+import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import load_file
+
+from ctxrec.config import to_toml
+from ctxrec.tracking import PHASES
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -36,3 +48,138 @@ def assert_same_training(found: str, expected: str) -> None:
 def command_env() -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
     return env | {"PYTHONPATH": str(REPO), "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
+
+
+def with_train(config, **options):
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **options))
+
+
+def start(config, data: str, run: Path, log: Path, *, env: dict[str, str] | None = None) -> subprocess.Popen:
+    settings = log.with_suffix(".toml")
+    settings.write_text(to_toml(config))
+    command = [sys.executable, "-m", "ctxrec.train", "--data", data, "--out", str(run), "--config", str(settings)]
+    with open(log, "ab") as stream:
+        return subprocess.Popen(
+            command, env=command_env() | (env or {}), stdout=stream, stderr=stream, start_new_session=True
+        )
+
+
+def finish(config, data: str, run: Path, log: Path, *, env: dict[str, str] | None = None) -> None:
+    assert start(config, data, run, log, env=env).wait(600) == 0, log.read_text()[-3000:]
+
+
+def done_so_far(run: Path) -> tuple[int, int]:
+    """Phase and step of the newest checkpoint; (-1, 0) before the first."""
+    newest = max((run / "checkpoints").glob("checkpoint_2*/state.json"), default=None)
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        progress = json.loads(newest.read_text())["progress"] if newest else None
+        return (PHASES.index(progress["phase"]), progress["step"]) if progress else (-1, 0)
+    return -1, 0  # it is just being written or deleted
+
+
+def wait_until(process: subprocess.Popen, run: Path, log: Path, *, beyond: tuple[int, int]) -> None:
+    """Wait until a checkpoint beyond a phase and step is there."""
+    deadline = time.monotonic() + 300
+    while done_so_far(run) <= beyond:
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.02)
+
+
+def training_workers(process: subprocess.Popen) -> list[psutil.Process]:
+    """Ray Train's workers below a command that has a cluster of its own."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.cmdline() and child.cmdline()[0].startswith("ray::RayTrainWorker"):
+                found.append(child)
+    return found
+
+
+def kill_command(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def same_result(run: Path, expected: str) -> None:
+    assert_same_training(str(run), expected)
+    ours, theirs = (load_file(Path(r) / "bundle" / "towers.safetensors") for r in (run, expected))
+    assert ours.keys() == theirs.keys()
+
+
+def same_to_the_digit(run: Path, expected: str) -> None:
+    """On the same number of workers nothing may differ but the order of sums inside a library."""
+    same_result(run, expected)
+    ours, theirs = (load_file(Path(r) / "bundle" / "towers.safetensors") for r in (run, expected))
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, atol=1e-5, err_msg=name)
+
+
+def wait_for_silence(run: Path) -> None:
+    """Wait until what a killed command has left behind writes no more."""
+    before, seen = None, sorted((run / "checkpoints").rglob("*"))
+    while before != seen:
+        time.sleep(2)
+        before, seen = seen, sorted((run / "checkpoints").rglob("*"))
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+class Nodes:
+    """A Ray cluster of several raylets on this machine, each of one CPU; closing it ends all of them."""
+
+    def __init__(self, logs: Path) -> None:
+        # Ray's sockets need a path below 107 bytes, which pytest's folders can exceed.
+        self._folder, self._logs = tempfile.mkdtemp(prefix="ctxrec-ray-"), logs
+        gcs, dashboard, client = free_ports(3)
+        self.env = {"RAY_ADDRESS": f"127.0.0.1:{gcs}"}
+        options = ["--head", f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+        self.processes: list[subprocess.Popen] = []
+        self.head = self._start([*options, f"--temp-dir={self._folder}", "--include-dashboard=true"])
+
+    def add(self) -> subprocess.Popen:
+        return self._start([f"--address={self.env['RAY_ADDRESS']}"])
+
+    def _start(self, options: list[str]) -> subprocess.Popen:
+        agent, metrics = free_ports(2)
+        command = [
+            str(Path(sys.executable).parent / "ray"),
+            "start",
+            "--block",
+            "--num-cpus=1",
+            "--disable-usage-stats",
+        ]
+        command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
+        command += ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000", *options]
+        log = self._logs / f"node{len(self.processes)}.log"
+        with open(log, "wb") as stream:
+            process = subprocess.Popen(command, env=command_env(), stdout=stream, stderr=stream, start_new_session=True)
+        self.processes.append(process)
+        deadline = time.monotonic() + 120
+        while "Ray runtime started" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.2)
+        return process
+
+    def kill(self, process: subprocess.Popen) -> None:
+        """As a machine that loses its power."""
+        if process.poll() is None:
+            for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+            process.wait()
+
+    def __enter__(self) -> Nodes:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for process in reversed(self.processes):
+            self.kill(process)
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,0 +1,137 @@
+"""Where the time of training steps goes: a trace that opens in Perfetto, and a table of its sections."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from ctxrec import storage
+from ctxrec.tracking import PHASES
+
+SECTIONS = ("data", "encode", "towers", "loss", "backward", "communication", "optimizer", "other")
+FOLDER, SUMMARY = "profile", "summary.txt"
+WARM_UP, STEPS = 3, 8  # of a phase, as far as it has them: steps before the trace, and in it
+_PREFIX = "ctxrec."
+_COMMUNICATION = re.compile(r"gloo:|nccl:|ncclDevKernel")
+
+_tracing = False
+T = TypeVar("T")
+Span = tuple[str, float, float]  # section, start and end
+
+
+@contextlib.contextmanager
+def section(name: str) -> Iterator[None]:
+    """Names what runs inside in a trace; costs nothing to speak of when there is none."""
+    with record_function(_PREFIX + name):
+        yield
+        if _tracing and torch.cuda.is_available():
+            torch.cuda.synchronize()  # what was started here ends here
+
+
+def in_section(name: str, items: Iterable[T]) -> Iterator[T]:
+    """The same items; the time that each takes to come belongs to a section."""
+    rest, end = iter(items), object()
+    while True:
+        with section(name):
+            item = next(rest, end)
+        if item is end:
+            return
+        yield item  # type: ignore[misc]
+
+
+class StepTrace:
+    """Traces some steps of a phase; `folder` of the run takes the trace and what its sections add up to."""
+
+    def __init__(self, folder: str, phase: str, scratch: str) -> None:
+        self._folder, self._phase, self._scratch = folder, phase, scratch
+        self._profile: Any = None
+        self._done = 0  # steps
+
+    def step_done(self) -> None:
+        self._done += 1
+        if self._done == WARM_UP:
+            global _tracing
+            _tracing = True
+            gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+            self._profile = profile(activities=[ProfilerActivity.CPU, *gpu])
+            self._profile.start()
+        elif self._done == WARM_UP + STEPS:
+            self.close()
+
+    def close(self) -> None:
+        """Save what there is."""
+        if self._profile is None:
+            return
+        global _tracing
+        _tracing = False
+        self._profile.stop()
+        steps = self._done - WARM_UP
+        if steps:
+            path = os.path.join(self._scratch, f"{self._phase}.json.gz")
+            self._profile.export_chrome_trace(path)
+            with open(path, "rb") as stream:
+                storage.write_bytes(storage.join(self._folder, os.path.basename(path)), stream.read())
+            seconds = seconds_by_section(_spans(self._profile.events()))
+            summary = {"phase": self._phase, "steps": steps, "seconds": seconds}
+            storage.write_json(storage.join(self._folder, f"{self._phase}.summary.json"), summary)
+        self._profile = None
+
+
+def _spans(events: Iterable[Any]) -> list[Span]:
+    """Sections and communication among a profiler's events, in seconds."""
+    spans = []
+    for event in events:
+        start, end = event.time_range.start / 1e6, event.time_range.end / 1e6
+        if event.name.startswith(_PREFIX) and event.device_type == torch.autograd.DeviceType.CPU:
+            spans.append((event.name.removeprefix(_PREFIX), start, end))
+        elif _COMMUNICATION.match(event.name):
+            spans.append(("communication", start, end))
+    return spans
+
+
+def seconds_by_section(spans: list[Span]) -> dict[str, float]:
+    """Each moment between the first span's start and the last one's end, given to one section.
+
+    Communication, which may run beside others, comes first, as they wait for it; else the span that began last, which
+    is the innermost, counts; else `other`.
+    """
+    seconds = dict.fromkeys(SECTIONS, 0.0)
+    borders = sorted({time for _, start, end in spans for time in (start, end)})
+    waiting = sorted(spans, key=lambda span: -span[1])  # the next to begin comes last
+    active: list[Span] = []
+    for begin, end in zip(borders, borders[1:], strict=False):
+        while waiting and waiting[-1][1] <= begin:
+            active.append(waiting.pop())
+        active = [span for span in active if span[2] > begin]
+        names = [name for name, _, _ in active]
+        name = "communication" if "communication" in names else names[-1] if names else "other"
+        seconds[name] += end - begin
+    return seconds
+
+
+def summarise(run: str) -> str:
+    """One table over the phases that were traced; kept in the run too."""
+    folder = storage.join(run, FOLDER)
+    if not storage.exists(folder):
+        return f"no phase has more than {WARM_UP} steps, so there is no trace"
+    found = [storage.read_json(path) for path in storage.list_files(folder) if path.endswith(".summary.json")]
+    found.sort(key=lambda summary: PHASES.index(summary["phase"]))
+    lines = ["milliseconds a step".ljust(20) + "".join(f"{summary['phase']:>18}" for summary in found)]
+    totals = [sum(summary["seconds"].values()) for summary in found]
+    for name in SECTIONS:
+        cells = [
+            f"{summary['seconds'][name] / summary['steps'] * 1e3:10.2f} {summary['seconds'][name] / total:6.1%}"
+            for summary, total in zip(found, totals, strict=True)
+        ]
+        lines.append(name.ljust(20) + "".join(cell.rjust(18) for cell in cells))
+    whole = [f"{total / summary['steps'] * 1e3:10.2f} {1:6.1%}" for summary, total in zip(found, totals, strict=True)]
+    lines.append("all".ljust(20) + "".join(cell.rjust(18) for cell in whole))
+    text = "\n".join(lines) + f"\n{folder}/*.json.gz open in https://ui.perfetto.dev"
+    storage.write_text(storage.join(folder, SUMMARY), text + "\n")
+    return text
