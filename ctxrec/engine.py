@@ -125,10 +125,13 @@ def _quiet():
 def use_cpu_accelerator() -> None:
     """Tell DeepSpeed that there is no GPU, and where its compiled CPU extension is kept; before its import.
 
-    Each Python environment has its own, as another one's paths would have it compiled anew.
+    Each Python environment has its own, compiled by its own ninja: another one's would have it compiled anew.
     """
     from ctxrec.storage import cache_dir, sha256_json
 
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     folder = os.path.join(cache_dir(), "torch_extensions", sha256_json(sys.prefix)[:12])
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", folder)
+    scripts, path = os.path.dirname(sys.executable), os.environ.get("PATH", "")
+    if path.split(os.pathsep)[0] != scripts:
+        os.environ["PATH"] = scripts + os.pathsep + path

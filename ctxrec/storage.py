@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -146,9 +147,14 @@ def write_bytes(path: str, data: bytes) -> None:
     fs, inner = filesystem(path)
     fs.create_dir(inner.rsplit("/", 1)[0], recursive=True)
     temporary = f"{inner}.{uuid.uuid4().hex[:8]}.tmp"
-    with fs.open_output_stream(temporary) as stream:
-        stream.write(data)
-    fs.move(temporary, inner)
+    try:
+        with fs.open_output_stream(temporary) as stream:
+            stream.write(data)
+        fs.move(temporary, inner)
+    except OSError:  # no space is left, say
+        with contextlib.suppress(OSError):
+            fs.delete_file(temporary)
+        raise
 
 
 def write_text(path: str, text: str) -> None:

@@ -58,6 +58,14 @@ def test_zero3_equals_one_process(zero3, one_process):
     assert_same_training(zero3, one_process)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_gradient_caching_equals_one_process_without(tiny_data, plain_config, one_process, tmp_path, stage):
+    encoder = dataclasses.replace(plain_config.encoder, gradient_caching=True, token_budget=64)  # several passes a step
+    config = with_workers(dataclasses.replace(plain_config, encoder=encoder), 2, stage)
+    assert_same_training(train(tiny_data, str(tmp_path / "run"), config), one_process)
+
+
 def test_micro_batches_equal_the_whole(tiny_data, plain_config, one_process, tmp_path):
     """Gradient accumulation: with all text vectors frozen, four micro-batches are one batch."""
     frozen = dataclasses.replace(plain_config, encoder=dataclasses.replace(plain_config.encoder, tune="freeze"))
