@@ -135,6 +135,24 @@ class Batcher:
         batch.asked_mix_BA = torch.from_numpy(np.tile(self.action_mix, (len(requests), 1)))
         return batch
 
+    def asking(self, requests: Requests) -> Batch:
+        """The moment of asking alone, as a batch of rows without events: for histories that were read before."""
+        history, num = requests.history, len(requests)
+        gaps = np.full(num, np.nan)
+        known = history.lengths > 0
+        gaps[known] = (requests.times[known] - history.times[history.offsets[1:][known] - 1]) / US
+        none = np.zeros(num, np.int64)
+        batch = self._build(
+            users=requests.users,
+            read=history.cut(none, none),
+            asked_lengths=none + 1,
+            context=requests.context,
+            times=requests.times,
+            first_gap=gaps,
+        )
+        batch.asked_mix_BA = torch.from_numpy(np.tile(self.action_mix, (num, 1)))
+        return batch
+
     def _build(
         self,
         *,

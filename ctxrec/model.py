@@ -223,6 +223,20 @@ class UserTower(nn.Module):
 
     def forward(self, batch: Batch, item_vectors_ID: torch.Tensor, last_B: torch.Tensor | None = None) -> torch.Tensor:
         """User states at every query slot, [B, S, D], or at the slots `last_B` alone, [B, 1, D]."""
+        context = self.context(batch) if self.context is not None else None
+        state = self.read(batch, item_vectors_ID, context, last_B)
+        if context is not None and last_B is not None:
+            context = states_at(context, last_B)[:, None]
+        return self.bend(state, context)
+
+    def read(
+        self,
+        batch: Batch,
+        item_vectors_ID: torch.Tensor,
+        context: torch.Tensor | None,
+        last_B: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What is known of users at every slot, or at `last_B` alone, before the context in which they ask."""
         prefix = self.start(torch.zeros_like(batch.lengths_B))
         for name, embedding in self.user_cat.items():
             prefix = prefix + embedding(batch.user_cat_B[_name(name)])
@@ -231,14 +245,15 @@ class UserTower(nn.Module):
             prefix = prefix + self.user_numbers(numbers.to(prefix.dtype))
         events = self.item_in(item_vectors_ID[batch.items_BL] * self.config.dim**0.5)
         events = events + self.action(batch.actions_BL)
-        context = self.context(batch) if self.context is not None else None
         if context is not None:  # slot j asks in the context of event j + 1, so event j's own is at j - 1
             events = events + self.event_context(context[:, :-1])
         slots = F.dropout(self.norm_in(torch.cat([prefix[:, None], events], 1)), self.config.dropout, self.training)
         state = self.backbone(slots, batch.times_BS, last_B)
-        state = self.norm_out(state if last_B is None else state[:, None])
+        return self.norm_out(state if last_B is None else state[:, None])
+
+    def bend(self, state: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+        """What is known of a user, as the context in which they ask changes it (FiLM)."""
         if context is not None:
-            context = context if last_B is None else states_at(context, last_B)[:, None]
             scale, shift = self.film(context).chunk(2, -1)
             state = state * (1 + scale) + shift
         return self.query(F.dropout(state, self.config.dropout, self.training))
@@ -291,7 +306,7 @@ class ContentHead(nn.Module):
 
     def forward(
         self,
-        items: ItemTensors,
+        items: ItemTensors | None,
         text: TextTable | None,
         batch: Batch | None,
         vectors_IC: torch.Tensor | None,
@@ -299,7 +314,7 @@ class ContentHead(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Item vectors [I, C + 1] (or those given), and queries [B, S, C + 1], or [B, 1, C + 1] with `last_B`."""
         if vectors_IC is None:
-            assert text is not None
+            assert items is not None and text is not None
             content = F.normalize(self.project((text.vectors_IH - text.mean_H).to(self.project.weight.dtype)), dim=-1)
             vectors_IC = torch.cat([content * text.present_I[:, None].to(content.dtype), self._bias(items)[:, None]], 1)
         if batch is None:
@@ -367,11 +382,8 @@ class Towers(nn.Module):
         parts, queries = [sequence_ID], []
         last_B = batch.lengths_B if batch is not None and last else None
         if batch is not None:
-            state = F.normalize(self.user(batch, sequence_ID[:, :-1], last_B).float(), dim=-1) * self.log_scale.exp()
-            if self.actions is not None:
-                asked = batch.asked_BS if last_B is None else states_at(batch.asked_BS, last_B)[:, None]
-                state = self.actions(state, asked, batch.asked_mix_BA)
-            queries.append(torch.cat([state, torch.ones_like(state[..., :1])], -1))
+            asked = batch.asked_BS if last_B is None else states_at(batch.asked_BS, last_B)[:, None]
+            queries.append(self._query(self.user(batch, sequence_ID[:, :-1], last_B), asked, batch.asked_mix_BA))
         if self.content is not None:
             content_IC, content_query = self.content(items, text, batch, given[1], last_B)
             parts.append(content_IC.to(sequence_ID.dtype))
@@ -382,6 +394,32 @@ class Towers(nn.Module):
             return item_vectors, None
         query = torch.cat(queries, -1)
         return item_vectors, query[:, 0] if last else query
+
+    def _query(self, state: torch.Tensor, asked: torch.Tensor, asked_mix_BA: torch.Tensor) -> torch.Tensor:
+        """The sequence head's queries of user states, [B, S, D + 1]."""
+        state = F.normalize(state.float(), dim=-1) * self.log_scale.exp()
+        if self.actions is not None:
+            state = self.actions(state, asked, asked_mix_BA)
+        return torch.cat([state, torch.ones_like(state[..., :1])], -1)
+
+    def read(self, batch: Batch, item_vectors: torch.Tensor) -> torch.Tensor:
+        """What the last queries owe to who asks and to their histories alone: [B, M], for `ask`.
+
+        Not for a backbone that knows at what time it is asked (`reads_time`).
+        """
+        sequence_ID, *content = torch.split(item_vectors, self.widths, dim=1)
+        context = self.user.context(batch) if self.user.context is not None else None
+        parts = [self.user.read(batch, sequence_ID[:, :-1], context, batch.lengths_B)]
+        if self.content is not None:
+            parts.append(self.content(None, None, batch, content[0], batch.lengths_B)[1])
+        return torch.cat(parts, -1)[:, 0]
+
+    def ask(self, read_BM: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Queries [B, W] of what `read` gave, in the contexts of `batch`, whose rows have no events."""
+        dim = self.user.config.dim
+        context = self.user.context(batch) if self.user.context is not None else None
+        state = self.user.bend(read_BM[:, None, :dim], context)
+        return torch.cat([self._query(state, batch.asked_BS, batch.asked_mix_BA)[:, 0], read_BM[:, dim:]], 1)
 
     def likeness(self, items: ItemTensors, text: TextTable, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Item vectors [I, C] and queries [B, S, C] whose products an encoder is tuned by, without items' own scores:

@@ -42,6 +42,7 @@ from ctxrec.events import (
     time_codes,
 )
 from ctxrec.features import item_features
+from ctxrec.history_cache import HistoryCache, Value, history_keys
 from ctxrec.model import ItemTensors, ModelShape, TextTable, Towers
 from ctxrec.prepared import FeatureMeta
 from ctxrec.spec import DatasetSpec
@@ -97,6 +98,7 @@ class Recommender:
         self.blend = blend
         self.vectors = item_vectors if blend is None else blend.vectors(item_vectors)  # what queries are for
         self._spoken_for: sp.csr_array | None = None
+        self.cache: HistoryCache | None = None
         none = torch.zeros(0, dtype=torch.int64)
         self._tensors = ItemTensors(
             id_rows_I=none, trained_I=torch.zeros(0), cat_IM={}, num_IF=torch.zeros(0, 0), pool=None, place_I=none
@@ -109,6 +111,13 @@ class Recommender:
             for name, values in features.context_categories.items()
         }
 
+    def keep_histories(self, max_bytes: int) -> None:
+        """Keep what is made of histories, in so many bytes, for the next requests with the same; 0: keep nothing.
+
+        For one thread: queries may not be asked for by several at once.
+        """
+        self.cache = HistoryCache(max_bytes) if max_bytes else None
+
     def queries(self, requests: Requests) -> np.ndarray:
         """Query vectors of requests, for `vectors`: float32 [N, D]."""
         parts = []
@@ -116,19 +125,47 @@ class Recommender:
             stop = min(start + BATCH_SIZE, len(requests))
             part = requests if stop - start == len(requests) else requests.take(np.arange(start, stop))
             with torch.inference_mode():
-                batch = self._batcher.requests(part)
-                _, queries = self._towers(self._tensors, None, batch, item_vectors=self._vectors, last=True)
-            parts.append(queries.numpy())
+                parts.append(self._tower_queries(part).numpy())
         found = np.concatenate(parts) if parts else np.zeros((0, self.item_vectors.shape[1]), np.float32)
         return found if self.blend is None else self.blend.queries(found, requests.history)
+
+    def _tower_queries(self, requests: Requests) -> torch.Tensor:
+        if self.cache is None or self._towers.user.backbone.reads_time:
+            batch = self._batcher.requests(requests)
+            return self._towers(self._tensors, None, batch, item_vectors=self._vectors, last=True)[1]
+
+        def read(rows: np.ndarray) -> list[Value]:
+            batch = self._batcher.requests(requests.take(rows))
+            return [(row.copy(),) for row in self._towers.read(batch, self._vectors).numpy()]
+
+        known = self.cache.of([b"read" + key for key in history_keys(requests)], read)
+        states = torch.from_numpy(np.stack([state for (state,) in known]))
+        return self._towers.ask(states, self._batcher.asking(requests))
 
     def remembered(self, requests: Requests) -> sp.csr_array | None:
         """What the item memory adds to the products of queries and vectors: 0 or more, float32 [N, I]."""
         if self.blend is None:
             return None
+        if self.cache is None or not len(requests):
+            return self._remember(requests.history)
+
+        def remember(rows: np.ndarray) -> list[Value]:
+            found = self._remember(
+                requests.history.cut(requests.history.offsets[rows], requests.history.offsets[rows + 1])
+            )
+            spans = zip(found.indptr[:-1], found.indptr[1:], strict=True)
+            return [(found.indices[a:b].astype(np.int32), found.data[a:b].copy()) for a, b in spans]
+
+        known = self.cache.of([b"memory" + key for key in history_keys(requests)], remember)
+        offsets = np.cumsum([0, *(len(columns) for columns, _ in known)])
+        columns, values = (np.concatenate([value[n] for value in known]) for n in (0, 1))
+        return sp.csr_array((values, columns, offsets), shape=(len(known), len(self.vectors)))
+
+    def _remember(self, history: Events) -> sp.csr_array:
+        assert self.blend is not None
         if self._spoken_for is None:
-            return self.blend.remembered(requests.history)
-        history = _without_items_from(requests.history, self._spoken_for.shape[1])
+            return self.blend.remembered(history)
+        history = _without_items_from(history, self._spoken_for.shape[1])
         remembered = pairs = self.blend.remembered(history)
         if self.blend.memory.own:  # what the user had says nothing of items with a like text
             pairs = dataclasses.replace(self.blend, memory=dataclasses.replace(self.blend.memory, own=False))
@@ -148,6 +185,8 @@ class Recommender:
         if self.blend is not None and self.blend.text_IC is not None:
             text = vectors[:, width : width + self.blend.text_IC.shape[1]]
             self.blend = dataclasses.replace(self.blend, text_IC=text)
+        if self.cache is not None:
+            self.cache.clear()
 
     def encode_items(self, items: ItemTensors, text: TextTable | None) -> np.ndarray:
         """The towers' vectors of items: float32 [n, W]."""

@@ -14,7 +14,11 @@ class Backbone(nn.Module):
 
     Causality alone keeps padding out, so a backbone needs no mask. It reads its parameters in the forward of
     the modules that own them, where ZeRO-3 gathers them.
+
+    reads_time: whether what it says of a history depends on when it is asked.
     """
+
+    reads_time = False
 
     def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor, last_B: torch.Tensor | None = None) -> torch.Tensor:
         """States after each slot: [B, S, D]; with `last_B` only the one after that slot of each row, [B, D].

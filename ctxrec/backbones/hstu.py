@@ -64,6 +64,7 @@ class Hstu(Backbone):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(HstuLayer(config) for _ in range(config.layers))
+        self.reads_time = config.use_context
 
     def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor, last_B: torch.Tensor | None = None) -> torch.Tensor:
         passed_BSS = time_buckets(times_BS)
