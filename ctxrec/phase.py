@@ -86,6 +86,7 @@ class PhaseRun:
         if phase == "encoder" and self.text is not None:
             self.text.vectors_IH = self.text.vectors_IH.clone()
         lr = self.config.encoder_phase_tower_lr if phase == "encoder" else self.config.tower_lr
+        self.peak_lr = self.config.encoder_lr if phase == "encoder" else lr  # of what the phase is there for
         groups = engine.parameter_groups(network, self.config, tower_lr=lr, encoder_lr=self.config.encoder_lr)
         ds_config = engine.deepspeed_config(
             self.config,
@@ -128,7 +129,10 @@ class PhaseRun:
                 progress.step += 1
                 progress.seconds = time.monotonic() - begin
                 if bar is not None and losses:
-                    bar.show(progress.step, f"loss {losses[-1]:.4g}  lr {self._lr_factor():.2g}  {self.meter.pace()}")
+                    bar.show(
+                        progress.step,
+                        f"loss {losses[-1]:.4g}  lr {self.peak_lr * self._lr_factor():.2g}  {self.meter.pace()}",
+                    )
                 if self.trace is not None:
                     self.trace.step_done()
                 last = progress.step == self.last_step
@@ -269,7 +273,7 @@ class PhaseRun:
             if setup.rank == 0:
                 storage.write_bytes(self.best_path, save_tensors(weights))
         if setup.tracker is not None:
-            values["lr"] = self._lr_factor()
+            values["lr"] = self.peak_lr * self._lr_factor()
             values["seconds"] = round(progress.seconds, 2)
             values |= self.meter.read()
             if progress.step:

@@ -185,7 +185,7 @@ def test_ray_job_submit(tiny_data, tiny_config, tmp_path):
             time.sleep(1)
         submit = [ray, "job", "submit", f"--address={address}", "--working-dir", str(REPO), "--"]
         submit += ["python", "-m", "ctxrec.train", "--data", tiny_data, "--out", str(tmp_path / "run")]
-        submit += ["--config", str(tmp_path / "config.toml")]
+        submit += ["--config", str(tmp_path / "config.toml"), "--profile"]
         done = subprocess.run(submit, env=env, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     finally:
@@ -195,7 +195,17 @@ def test_ray_job_submit(tiny_data, tiny_config, tmp_path):
         except subprocess.TimeoutExpired:
             os.killpg(cluster.pid, signal.SIGKILL)
     load_recommender(str(tmp_path / "run" / "bundle"))
-    assert read_log(str(tmp_path / "run"))[-1]["phase"] == "refit"
+    lines = read_log(str(tmp_path / "run"))
+    assert lines[-1]["phase"] == "refit" and lines[-1]["eta_s"] == 0
+    figures = {"loss", "lr", "events_per_s", "tokens_per_s", "padding", "distinct_items", "utilisation", "eta_s"}
+    assert figures <= {name for line in lines if line["phase"] == "encoder" for name in line}
+    table = (tmp_path / "run" / "profile" / "summary.txt").read_text()
+    assert table in done.stdout and table.split()[3:6] == ["towers", "encoder", "refit"]
+    shares = {
+        row.split()[0]: [float(cell.rstrip("%")) for cell in row.split()[2::2]] for row in table.splitlines()[1:-1]
+    }
+    assert shares["encode"][1] > 0 and shares["encode"][0] == 0 and shares["communication"][0] > 0
+    assert (tmp_path / "run" / "profile" / "encoder.json.gz").exists()
 
 
 def _short_dir() -> str:
