@@ -66,9 +66,10 @@ class Setup:
 
 
 def set_up(config: Config, data_path: str, run: str, scratch: str, *, profile: bool = False) -> Setup:
-    # A line for every report is ours to write; Ray names that logger by its module's file.
-    reports = os.path.join(os.path.dirname(ray.train.__file__), "v2", "_internal", "execution", "context.py")
-    logging.getLogger(reports).setLevel(logging.WARNING)
+    # A line for every report is ours to write; Ray names one of its loggers by its module's file.
+    inside = os.path.join(os.path.dirname(ray.train.__file__), "v2", "_internal", "execution", "context.py")
+    for name in (inside, "ray.train.v2._internal.execution.storage"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()

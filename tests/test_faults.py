@@ -89,7 +89,8 @@ def long_config(tiny_config):
     """A training with a checkpoint after every step, and without dropout, so that any number of workers may go on."""
     model = dataclasses.replace(tiny_config.model, dropout=0.0, id_dropout=0.0, text_dropout=0.0)
     config = dataclasses.replace(tiny_config, model=model)
-    return with_train(config, tower_epochs=8, patience=100, workers=1, max_failures=1, checkpoint_every=1)
+    options = {"tower_epochs": 8, "patience": 100, "workers": 1, "cpus_per_worker": 1.0}
+    return with_train(config, max_failures=1, checkpoint_every=1, **options)
 
 
 @pytest.fixture(scope="module")
