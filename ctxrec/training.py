@@ -168,7 +168,7 @@ def _trainer(job: dict[str, Any], config: Config, callbacks: Sequence[UserCallba
         env["DS_ACCELERATOR"] = "cuda"  # the driver's own choice, which its workers inherit, may be a head without GPU
     env |= {"PYTHONWARNINGS": "ignore::FutureWarning", "RAY_TQDM_PATCH_PRINT": "0"}
     # Ray Train's controller looks at the workers every 2 s by default, and a checkpoint waits for the look before.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(max(0.2, 0.002 * options.max_workers)))
     # One limit for all that waits: a worker that does not answer, a report that not all take part in.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(min(options.timeout_s, 600))
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(options.timeout_s)

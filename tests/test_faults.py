@@ -151,15 +151,15 @@ def test_a_killed_worker_is_replaced(tiny_data, long_config, undisturbed, tmp_pa
 @pytest.mark.slow
 def test_a_worker_that_does_not_answer_ends_the_training_with_one_line(tiny_data, long_config, undisturbed, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
-    config = with_train(long_config, workers=2, timeout_s=20, max_failures=0)
+    config = with_train(long_config, workers=2, timeout_s=40, max_failures=0)
     command = start(config, tiny_data, run, log)
     wait_until(command, run, log, beyond=(0, 3))
     stopped = training_workers(command)[-1]
     stopped.suspend()
     asked = time.monotonic()
     assert command.wait(180) == 1, log.read_text()[-3000:]
-    assert time.monotonic() - asked < 120
-    assert "train.timeout_s = 20" in log.read_text().splitlines()[-1], log.read_text()[-3000:]
+    assert time.monotonic() - asked < 150
+    assert "train.timeout_s = 40" in log.read_text().splitlines()[-1], log.read_text()[-3000:]
     assert not stopped.is_running() or stopped.status() == psutil.STATUS_ZOMBIE
     finish(with_train(config, timeout_s=600), tiny_data, run, log)
     same_result(run, undisturbed)
