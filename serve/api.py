@@ -143,6 +143,10 @@ class RecommendRequest(_Body):
         "categorical column. `min` and `max` are for numeric columns; an item without the number does not pass.",
         examples=[{"category": ["Comedy"]}, {"category": {"none": ["Horror"]}, "price": {"min": 5, "max": 20}}],
     )
+    diversity: Annotated[Finite, Field(strict=True, ge=0, le=1)] | None = Field(
+        default=None,
+        description="0: in the order of the scores; up to 1: with items that differ more; without it, as the service is set.",
+    )
     explain: bool = Field(
         default=False, description="Say of each item why it is there; for a request alone, not in a list."
     )
@@ -229,7 +233,7 @@ class Reasons(BaseModel):
 
     `history` and `context`: what the score lacks without each of the latest items of the history and without each
     context feature (for hour, weekday and month, against their mean), the largest effect first.
-    `sources`: parts of the model; these sum to the score.
+    `sources`: parts of the model; these sum to the score, as it is before diversity and rules.
     """
 
     history: dict[str, float]

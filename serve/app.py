@@ -19,19 +19,23 @@ from ctxrec.bundle import check_bundle
 from ctxrec.published import is_models
 from ctxrec.retrieval import find_bundle
 from serve.deployment import Service
+from serve.engine import served_config
 from serve.keys import keys_from_environment
 from serve.options import AppArgs
+from serve.rule_file import RuleFile
 
 
 def build_app(args: AppArgs) -> ray.serve.Application:
     """The Serve application.
 
     Raises:
-        UserError: no bundle lies at `args.run`, or it is damaged.
+        UserError: no bundle lies at `args.run`, or it is damaged, or the rule file or an option is wrong.
     """
     bundle = find_bundle(args.run)  # absolute: replicas have another working directory than the command
     check_bundle(bundle, scratch=tempfile.gettempdir())  # each replica checks again; here the message is in sight
     args = args.resolved()
+    served_config(bundle, args.overrides)
+    RuleFile(args.rules)
     if not is_models(args.run):  # of which replicas follow what is served
         args = args.model_copy(update={"run": bundle})
     return Service.options(

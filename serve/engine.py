@@ -13,13 +13,16 @@ import faiss
 import numpy as np
 import torch
 
+from ctxrec import storage
+from ctxrec.bundle import CONFIG
+from ctxrec.config import Config, load_config
 from ctxrec.errors import UserError
 from ctxrec.events import US, Events
 from ctxrec.explain import Why, explain
 from ctxrec.filters import ColumnRule
 from ctxrec.history_store import HistoryStore, LoggedEvent, StoreError
 from ctxrec.recommender import RawEvent, RawRequest
-from ctxrec.retrieval import Retriever, load_retriever
+from ctxrec.retrieval import Retriever, find_bundle, load_retriever
 from ctxrec.timing import Stopwatch
 from serve.api import Context, RecommendRequest
 
@@ -109,11 +112,18 @@ class Engine:
         exclude = [retriever.positions(body.exclude) for body in bodies]
         allowed = [retriever.compile_filter(_rules(body), allow=body.allow) for body in bodies]
         watch.lap("filter")
-        found = retriever.top_k(requests, max(body.k for body in bodies), exclude=exclude, allowed=allowed, watch=watch)
+        found = retriever.top_k(
+            requests,
+            [body.k for body in bodies],
+            exclude=exclude,
+            allowed=allowed,
+            diversity=[body.diversity for body in bodies],
+            watch=watch,
+        )
         answers = [
             Answer(
-                retriever.item_ids(positions[: body.k]),
-                scores[: body.k].tolist(),
+                retriever.item_ids(positions),
+                scores.tolist(),
                 self.model_version,
                 bool(is_fallback),
                 degraded if body.history is None else None,
@@ -123,7 +133,7 @@ class Engine:
         watch.lap("search")
         for n, body in enumerate(bodies):
             if body.explain:
-                why = explain(retriever.recommender, requests.take(np.array([n])), found[n][0][: body.k])
+                why = explain(retriever.recommender, requests.take(np.array([n])), found[n][0])
                 answers[n] = dataclasses.replace(answers[n], why=why)
                 watch.lap("explain")
         return answers
@@ -208,9 +218,25 @@ def _rules(body: RecommendRequest) -> dict[str, ColumnRule]:
     }
 
 
-def load_engine(run: str, batch_size: int, store: HistoryStore | None = None) -> Engine:
-    """The engine of a run or bundle, warmed up for batches of `batch_size`."""
-    engine = Engine(load_retriever(run), store)
+def served_config(bundle: str, overrides: Sequence[str]) -> Config:
+    """Options of a bundle with `index.*` and `diversity.*` of the service over them.
+
+    Raises:
+        UserError: an option is unknown or not one that can be set here.
+    """
+    for override in overrides:
+        if not override.startswith(("index.", "diversity.")) or override.startswith("diversity.rules"):
+            raise UserError(f"options has {override!r}; expected index.key=value or diversity.key=value (rules=FILE)")
+    return load_config(None, overrides, base=storage.join(bundle, CONFIG))
+
+
+def load_engine(
+    run: str, batch_size: int, store: HistoryStore | None = None, *, overrides: Sequence[str] = ()
+) -> Engine:
+    """The engine of a run or bundle, warmed up for batches of `batch_size`; `overrides` as in `served_config`."""
+    bundle = find_bundle(run)
+    config = served_config(bundle, overrides)
+    engine = Engine(load_retriever(bundle, config.index, diversity=config.diversity), store)
     engine.warm_up(batch_size)
     return engine
 

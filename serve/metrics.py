@@ -37,7 +37,7 @@ class Metrics:
         )
         self.stage_seconds = Histogram(
             "ctxrec_stage_seconds",
-            "Parts of a recommendation's time: parse, wait for the batch before, history, filter, tower, memory, search, serialise",
+            "Parts of a recommendation's time: parse, wait for the batch before, history, filter, tower, memory, search, arrange, serialise",
             ["stage"],
             buckets=_SECONDS,
             **own,
@@ -48,6 +48,7 @@ class Metrics:
         self.events = Counter("ctxrec_events", "Events that were accepted", **own)
         self.items = Counter("ctxrec_item_changes", "Items that were put in or taken out", **own)
         self.swaps = Counter("ctxrec_model_swaps", "Changes of the model while serving", ["result"], **own)
+        self.rule_changes = Counter("ctxrec_rule_changes", "Changes of the rule file", ["result"], **own)
         self.waiting = Gauge("ctxrec_waiting", "Calls that wait or are computed", multiprocess_mode="livesum", **own)
         self.live_items = Gauge(
             "ctxrec_live_items", "Items searched beside the index", multiprocess_mode="livemax", **own

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import shlex
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,6 +25,12 @@ class AppArgs(BaseModel):
     cpus_per_replica: float = Field(default=1, gt=0, description="also the number of computing threads")
     gpus_per_replica: float = Field(default=0, ge=0)
     max_batch_size: int = Field(default=32, ge=1, description="requests that go through the model together")
+    precision: Literal["fp32", "bf16", "int8"] = Field(
+        default="fp32", description="in which histories are read; what is lighter is less exact"
+    )
+    history_cache_mb: int = Field(
+        default=128, ge=0, description="room for what was made of histories, for the next request with the same; 0: none"
+    )
     direct_port: int = Field(
         default=8001,
         ge=0,
@@ -43,6 +51,13 @@ class AppArgs(BaseModel):
         description="folder (path or URI) for the Parquet files of posted events; empty: events/ in the store's folder",
     )
     event_files_every_s: float = Field(default=60, gt=0, description="how often posted events are written to files")
+
+    options: str = Field(
+        default="",
+        description="options over those of the bundle, as --set takes them, with blanks between: index.* and diversity.*",
+    )
+    rules: str = Field(default="", description="file of blocks, boosts and pins; path or URI, read again on changes")
+    rules_every_s: float = Field(default=2, gt=0, description="how often the rule file is looked at")
 
     load_encoder: bool = Field(
         default=True, description="load the text encoder at start, so that the first new item need not wait for it"
@@ -76,4 +91,10 @@ class AppArgs(BaseModel):
         store = absolute(self.store) if self.store else self.live_folder()
         beside = self.live_folder() if storage.is_uri(store) else store
         files = absolute(self.event_files) if self.event_files else os.path.join(beside, "events")
-        return self.model_copy(update={"run": absolute(self.run), "store": store, "event_files": files})
+        rules = absolute(self.rules) if self.rules else ""
+        return self.model_copy(update={"run": absolute(self.run), "store": store, "event_files": files, "rules": rules})
+
+    @property
+    def overrides(self) -> list[str]:
+        """`options` one by one."""
+        return shlex.split(self.options)

@@ -23,6 +23,7 @@ from serve.items import Every, ItemSync
 from serve.journal import FileWriter, Journal, Refused
 from serve.metrics import Metrics
 from serve.options import AppArgs
+from serve.rule_file import RuleFile
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,9 @@ class Replica:
         self._writing = ThreadPoolExecutor(1, "store")
         self._store = open_store(args.store, durable=args.store_durable)
         self._loading = ThreadPoolExecutor(1, "load", initializer=use_threads, initargs=(1,))
+        self._rules = RuleFile(args.rules)
         self._engine, self._items = self._first_version()
+        self._rules.put_in_force(self._engine.retriever.arranger)
         self._journal = Journal(self._store, lambda contexts: self._engine.check_contexts(contexts))
         self._batches = MicroBatcher(self._recommend_all, self._computing, max_size=args.max_batch_size, size=len)
         self._events = MicroBatcher(self._journal.append, self._writing, max_size=_EVENTS_AT_ONCE, size=len)
@@ -55,6 +58,7 @@ class Replica:
         self._others = Every(args.items_every_s, self._catch_up, "items of other replicas")
         self._refused = ""  # a published version that cannot be served
         self._published = Every(args.models_every_s, self._follow, "published models") if is_models(args.run) else None
+        self._watch = Every(args.rules_every_s, self._follow_rules, "rule file") if args.rules else None
         if args.load_encoder:
             self._encoding.submit(self._load_encoder)
         metrics.model.labels(self.model_version).set(1)
@@ -65,9 +69,9 @@ class Replica:
 
     def close(self) -> None:
         """Stop the threads and write what is left to be written."""
-        if self._published is not None:
-            self._published.stop()
-        self._others.stop()
+        for each in (self._published, self._watch, self._others):
+            if each is not None:
+                each.stop()
         for pool in (self._loading, self._encoding, self._computing, self._writing):
             pool.shutdown()
         self._files.stop()
@@ -143,8 +147,13 @@ class Replica:
 
     def _load(self, bundle: str) -> tuple[Engine, ItemSync]:
         """A version of the model with all items that the store knows, warmed up; the old one serves meanwhile."""
-        engine = self._loading.submit(load_engine, bundle, self._args.max_batch_size, self._store).result()
-        encoder = ItemEncoder(find_bundle(bundle), engine.retriever.recommender)
+        engine = self._loading.submit(
+            load_engine, bundle, self._args.max_batch_size, self._store, overrides=self._args.overrides
+        ).result()
+        recommender = engine.retriever.recommender
+        recommender.lighten(self._args.precision)
+        recommender.keep_histories(self._args.history_cache_mb << 20)
+        encoder = ItemEncoder(find_bundle(bundle), recommender)
         items = ItemSync(engine.retriever, encoder, self._store)
         try:
             self._loading.submit(items.catch_up).result()
@@ -181,9 +190,24 @@ class Replica:
             logger.warning("some items may be missing for a moment: %s", error)
 
         def change() -> None:
+            self._rules.put_in_force(engine.retriever.arranger)
             self._engine, self._items = engine, items
 
         self._between_batches(change)
+
+    def _follow_rules(self) -> None:
+        """Take over the rule file, if it has changed."""
+        try:
+            rules = self._rules.look()
+            if rules is None:
+                return
+            self._between_batches(lambda: self._rules.take_over(rules, self._engine.retriever.arranger))
+        except UserError as error:
+            logger.error("the changed rule file is refused, the rules before it stay: %s", error)
+            self._metrics.rule_changes.labels("refused").inc()
+            return
+        self._metrics.rule_changes.labels("done").inc()
+        logger.info("rules of %s are in force", self._args.rules)
 
     def _load_encoder(self) -> None:
         try:
