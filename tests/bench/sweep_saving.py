@@ -13,21 +13,20 @@ most 30 % of their epochs. An interrupted bench goes on by the same command.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import heapq
 import json
 import logging
 import os
 import random
-import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0"}
 
 import numpy as np
-from ray.train.v2._internal.execution.local_mode.torch import LocalTorchController
+import torch.distributed as dist
+from ray.train.v2._internal.execution.train_fn_utils import LocalTrainFnUtils, set_train_fn_utils
 
 from ctxrec.worker import train_worker
 from tune.options import METRIC, Sweep, load_sweep
@@ -72,13 +71,11 @@ def train_to_the_end(plan: Sweep, values: dict[str, Any], data: str, run: str) -
     if done.exists():
         return
     Path(run, "train_log.jsonl").unlink(missing_ok=True)
-    config = with_values(dataclasses.replace(plan.base), values)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "LOCAL_RANK": "0"}
-    os.environ |= {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    job = {"config": config.to_dict(), "data": data, "run": os.path.abspath(run), "start": ""}
-    LocalTorchController(experiment_name=run).run(lambda: train_worker(job))
+    config = with_values(plan.base, values)
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    set_train_fn_utils(LocalTrainFnUtils(experiment_name=run))
+    train_worker({"config": config.to_dict(), "data": data, "run": os.path.abspath(run), "start": ""})
     done.touch()
 
 
