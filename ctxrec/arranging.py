@@ -16,8 +16,8 @@ from ctxrec.config import DiversityConfig
 from ctxrec.diversity import pick
 from ctxrec.errors import UserError
 from ctxrec.events import Requests
+from ctxrec.exact_search import NO_ITEM, Allowed
 from ctxrec.filters import ItemFilter
-from ctxrec.index import NO_ITEM, Allowed
 from ctxrec.item_facts import Births, Values
 from ctxrec.live_items import EncodedItems
 from ctxrec.recommender import Recommender

@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-from ctxrec.index import Allowed, Excluded, Index, exact_search, top_positions
+from ctxrec.exact_search import Allowed, Excluded, exact_search, top_positions
+from ctxrec.index import Index
 from ctxrec.live_items import EncodedItems
 from ctxrec.recommender import Recommender
 
@@ -51,7 +52,7 @@ class LiveVectors:
         self.alive[places] = True
         self._changed[places[places < self._num_bundled]] = True
         self._speak(places, items.spoken_for, len(new))
-        recommender.grow(self._block[: first + len(new)], self._spoken_for)
+        recommender.grow(self._block[: first + len(new)], self._spoken_for, changed=places)
         self._sort()
         return places
 

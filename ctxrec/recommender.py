@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 from ctxrec import bundle as files
 from ctxrec import schema, storage
+from ctxrec.backbones.base import InBf16
 from ctxrec.batching import Batcher
 from ctxrec.blend import Blend
 from ctxrec.config import Config, load_config
@@ -41,6 +42,7 @@ from ctxrec.events import (
     histories_from_table,
     time_codes,
 )
+from ctxrec.exact_search import ByColumn
 from ctxrec.features import item_features
 from ctxrec.history_cache import HistoryCache, Value, history_keys
 from ctxrec.model import ItemTensors, ModelShape, TextTable, Towers
@@ -99,6 +101,7 @@ class Recommender:
         self.vectors = item_vectors if blend is None else blend.vectors(item_vectors)  # what queries are for
         self._spoken_for: sp.csr_array | None = None
         self.cache: HistoryCache | None = None
+        self._by_column: ByColumn | None = None
         none = torch.zeros(0, dtype=torch.int64)
         self._tensors = ItemTensors(
             id_rows_I=none, trained_I=torch.zeros(0), cat_IM={}, num_IF=torch.zeros(0, 0), pool=None, place_I=none
@@ -117,6 +120,24 @@ class Recommender:
         For one thread: queries may not be asked for by several at once.
         """
         self.cache = HistoryCache(max_bytes) if max_bytes else None
+
+    @property
+    def search_vectors(self) -> np.ndarray:
+        """`vectors` as an exact search wants them: a copy, made when it is first asked for."""
+        if self._by_column is None:
+            self._by_column = ByColumn(self.vectors)
+        return self._by_column.vectors
+
+    def lighten(self, precision: str) -> None:
+        """Read histories in "bf16" or, its weights and products alone, in "int8"; "fp32" is what was trained.
+
+        bf16 is for CPUs that multiply it (AVX512-BF16, AMX), where others are many times slower.
+        """
+        user = self._towers.user
+        if precision == "int8":
+            user.backbone = torch.ao.quantization.quantize_dynamic(user.backbone, {torch.nn.Linear}, torch.qint8)
+        elif precision == "bf16":
+            user.backbone = InBf16(user.backbone)
 
     def queries(self, requests: Requests) -> np.ndarray:
         """Query vectors of requests, for `vectors`: float32 [N, D]."""
@@ -172,12 +193,13 @@ class Recommender:
             pairs = pairs.remembered(history)
         return sp.csr_array(sp.hstack([remembered, pairs @ self._spoken_for.T]))
 
-    def grow(self, vectors: np.ndarray, spoken_for: sp.csr_array) -> None:
+    def grow(self, vectors: np.ndarray, spoken_for: sp.csr_array, *, changed: np.ndarray) -> None:
         """Take over a catalogue with items behind those of the bundle (`ctxrec.live_items`).
 
         Args:
             vectors: float32 [I + J, D], as `vectors`.
             spoken_for: float32 [J, I], what the memory holds of the bundle's items that speak for the new ones.
+            changed: int64, which items are new or have another vector than before.
         """
         width = self.item_vectors.shape[1]
         self.vectors, self.item_vectors = vectors, vectors[:, :width]
@@ -187,6 +209,8 @@ class Recommender:
             self.blend = dataclasses.replace(self.blend, text_IC=text)
         if self.cache is not None:
             self.cache.clear()
+        if self._by_column is not None:
+            self._by_column.put(vectors, changed)
 
     def encode_items(self, items: ItemTensors, text: TextTable | None) -> np.ndarray:
         """The towers' vectors of items: float32 [n, W]."""

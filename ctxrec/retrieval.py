@@ -21,8 +21,9 @@ from ctxrec.arranging import Arranger, Found
 from ctxrec.config import DiversityConfig, IndexConfig
 from ctxrec.errors import UserError
 from ctxrec.events import Requests
+from ctxrec.exact_search import NO_ITEM, Allowed, Excluded, exact_search, top_positions
 from ctxrec.filters import ColumnRule, ItemFilter
-from ctxrec.index import NO_ITEM, Allowed, Excluded, Index, exact_search, load_index, top_positions
+from ctxrec.index import Index, load_index
 from ctxrec.item_cards import ItemCards
 from ctxrec.live_items import EncodedItems
 from ctxrec.live_vectors import LiveVectors
@@ -281,7 +282,7 @@ class Retriever:
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         if self._live is not None:
             allowed = self._live.among_alive(allowed)
-        vectors = self.recommender.vectors
+        vectors = self.recommender.search_vectors
         return _without_gaps(*exact_search(vectors, queries, k, allowed=allowed, excluded=exclude, added=added))
 
 

@@ -68,7 +68,7 @@ def test_a_changed_item_vector_is_seen(world):
     before = kept.queries(requests)
     vectors = kept.vectors.copy()
     vectors[3] = vectors[4]
-    kept.grow(vectors, sp.csr_array((0, len(vectors)), dtype=np.float32))
+    kept.grow(vectors, sp.csr_array((0, len(vectors)), dtype=np.float32), changed=np.array([3]))
     after = kept.queries(requests)
     assert np.abs(after - before).max() > 1e-3
     kept.keep_histories(0)

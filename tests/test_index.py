@@ -9,7 +9,8 @@ import scipy.sparse as sp
 
 from ctxrec.config import IndexConfig
 from ctxrec.errors import UserError
-from ctxrec.index import NO_ITEM, best_columns, build_index, choose_kind, exact_search, load_index, top_positions
+from ctxrec.exact_search import NO_ITEM, ByColumn, best_columns, exact_search, top_positions
+from ctxrec.index import build_index, choose_kind, load_index
 
 KINDS = ["flat", "hnsw", "ivf", "ivfpq"]
 
@@ -153,7 +154,7 @@ def test_flat_breaks_ties_by_position_also_at_the_border(allowed_share):
 
 def test_exact_search_splits_large_score_matrices(monkeypatch, vectors, queries):
     whole = exact_search(vectors, queries, 7)
-    monkeypatch.setattr("ctxrec.index._SCORES_AT_ONCE", 3 * len(vectors))
+    monkeypatch.setattr("ctxrec.exact_search._SCORES_AT_ONCE", 3 * len(vectors))
     parts = exact_search(vectors, queries, 7)
     assert (whole[0] == parts[0]).all()
     np.testing.assert_allclose(whole[1], parts[1], atol=1e-6)
@@ -286,3 +287,19 @@ def test_auto_searches_as_many_lists_as_the_recall_needs(vectors, queries, monke
     ids, _ = loaded.search(vectors[:40], 10)
     wanted, _ = exact_search(vectors, vectors[:40], 10)
     assert np.mean([recall(ids[n], wanted[n].tolist()) for n in range(40)]) > 0.98
+
+
+def test_vectors_by_column_are_the_same_vectors_and_grow():
+    rng = np.random.default_rng(0)
+    vectors, queries = rng.normal(size=(700, 6)).astype(np.float32), rng.normal(size=(5, 6)).astype(np.float32)
+    columns = ByColumn(vectors[:500])
+    few = rng.random(500) < 0.1
+    for allowed in (None, few, ~few):
+        plain = exact_search(vectors[:500], queries, 9, allowed=allowed)
+        found = exact_search(columns.vectors, queries, 9, allowed=allowed)
+        np.testing.assert_array_equal(found[0], plain[0])
+        np.testing.assert_allclose(found[1], plain[1], atol=1e-5)
+    vectors[3] += 1
+    columns.put(vectors[:510], np.array([3, *range(500, 510)]))
+    columns.put(vectors, np.arange(510, 700))
+    np.testing.assert_array_equal(columns.vectors, vectors)

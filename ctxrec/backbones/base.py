@@ -31,6 +31,18 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
 
+class InBf16(Backbone):
+    """A backbone that computes in bfloat16 what comes and goes in float32; not for training."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.inner = backbone.to(torch.bfloat16)
+        self.reads_time = backbone.reads_time
+
+    def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor, last_B: torch.Tensor | None = None) -> torch.Tensor:
+        return self.inner(x_BSD.to(torch.bfloat16), times_BS, last_B).to(x_BSD.dtype)
+
+
 def states_at(states_BSD: torch.Tensor, last_B: torch.Tensor | None) -> torch.Tensor:
     """The state of each row's slot, [B, D]; all of them where no slots are named."""
     return states_BSD if last_B is None else states_BSD[torch.arange(len(last_B), device=last_B.device), last_B]

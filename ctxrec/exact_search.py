@@ -1,0 +1,205 @@
+"""Exact top-k search by inner product: products of one BLAS call, and no Python for each candidate.
+
+Legend: I items, D width of a vector, N queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import scipy.sparse as sp
+
+NO_ITEM = -1  # pads the ids of a row that has fewer than k eligible items; its score is -inf
+
+Allowed = np.ndarray | Sequence[np.ndarray | None] | None  # one mask [I] for all rows, or one a row
+Excluded = Sequence[np.ndarray] | None  # item positions, one array a row
+
+_GATHERED_SHARE = 0.2  # of the items: fewer are ranked by themselves, more among all
+_BLOCK = 64  # columns of a row that are looked at by their maximum first
+_SCORES_AT_ONCE = 1 << 24  # floats of a score matrix held at a time (64 MiB)
+
+
+class ByColumn:
+    """Vectors whose columns lie together, which halves the time of products with few queries; they may grow.
+
+    Args:
+        vectors: float32 [I, D], which are copied.
+    """
+
+    def __init__(self, vectors: np.ndarray):
+        self._columns = np.ascontiguousarray(vectors.T)
+        self._num = len(vectors)
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """[I, D], a view."""
+        return self._columns[:, : self._num].T
+
+    def put(self, vectors: np.ndarray, places: np.ndarray) -> None:
+        """Take over what has changed, or come behind the others, in `vectors` [I, D]."""
+        if len(vectors) > self._columns.shape[1]:
+            room = np.empty((self._columns.shape[0], len(vectors) + len(vectors) // 8), np.float32)
+            room[:, : self._num] = self._columns[:, : self._num]
+            self._columns = room
+        self._num = len(vectors)
+        self._columns[:, places] = vectors[places].T
+
+
+def exact_search(
+    vectors: np.ndarray,
+    queries: np.ndarray,
+    k: int,
+    *,
+    allowed: Allowed = None,
+    excluded: Excluded = None,
+    added: sp.csr_array | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`Index.search` by ranking every item, without an index; the same arguments and results.
+
+    `added` (sparse [N, I], no entry twice) is what comes on top of the inner products.
+    """
+    assert k >= 1, f"k is {k}"
+    width = min(k, len(vectors))
+    ids, scores = blank(len(queries), width)
+    for rows, mask in by_mask(allowed, len(queries)):
+        few = mask is not None and mask.sum() < _GATHERED_SHARE * len(mask)
+        positions = np.flatnonzero(mask) if few else None
+        candidates = vectors if positions is None else _gather(vectors, positions)
+        rows_at_once = max(1, _SCORES_AT_ONCE // max(len(candidates), 1))
+        for part in np.split(rows, range(rows_at_once, len(rows), rows_at_once)):
+            part_scores = queries[part] @ candidates.T
+            if added is not None:
+                _add(part_scores, added, part, positions)
+            if mask is not None and not few:
+                part_scores[:, ~mask] = -np.inf
+            if excluded is not None:
+                _drop(part_scores, [excluded[n] for n in part], positions)
+            best, best_scores = best_columns(part_scores, min(width, len(candidates)))
+            num = best.shape[1]
+            ids[part, :num] = best if positions is None else np.where(best < 0, best, positions[best])
+            scores[part, :num] = best_scores
+    return ids, scores
+
+
+def _gather(vectors: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    return vectors[positions] if vectors.flags.c_contiguous else np.take(vectors.T, positions, axis=1).T
+
+
+def best_columns(scores: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `width` highest scores above -inf of each row: columns int64 and scores, both [N, width], best first,
+    equal scores by column; `NO_ITEM` and -inf where a row has fewer.
+
+    The best `width` of a row lie in the `width` blocks of the highest maxima, so only those are sorted.
+    """
+    num_rows, num_columns = scores.shape
+    ids, found = blank(num_rows, width)
+    if not num_rows or not width:
+        return ids, found
+    maxima = None
+    if num_columns > 2 * _BLOCK * width:
+        maxima = _block_maxima(scores)
+        columns = _in_best_blocks(maxima, width, num_columns)
+        values = np.take_along_axis(scores, np.minimum(columns, num_columns - 1), 1)
+        values[columns >= num_columns] = -np.inf
+    else:
+        columns, values = np.broadcast_to(np.arange(num_columns), scores.shape), scores
+    values_at = values
+    if width < columns.shape[1]:
+        top = np.argpartition(values, columns.shape[1] - width, axis=1)[:, columns.shape[1] - width :]
+        columns, values = np.take_along_axis(columns, top, 1), np.take_along_axis(values, top, 1)
+    order = np.lexsort((columns, -values), axis=-1)
+    ids[:], found[:] = np.take_along_axis(columns, order, 1), np.take_along_axis(values, order, 1)
+    # Equal scores at the border, or too few above -inf: the plain way.
+    border = found[:, -1:]
+    unsure = (values_at >= border).sum(1) > width
+    if maxima is not None:  # one more block reaches the border
+        unsure |= (maxima >= border).sum(1) > width
+    for n in np.flatnonzero(unsure):
+        best = top_positions(scores[n], width)
+        ids[n], found[n] = NO_ITEM, -np.inf
+        ids[n, : len(best)], found[n, : len(best)] = best, scores[n, best]
+    ids[found == -np.inf] = NO_ITEM
+    return ids, found
+
+
+def _block_maxima(scores: np.ndarray) -> np.ndarray:
+    """The highest score of every block: [N, blocks].
+
+    A block is every so manieth column, so that maxima of neighbours are found together; the last one is what is left.
+    """
+    num_rows, num_columns = scores.shape
+    whole = num_columns // _BLOCK
+    maxima = scores[:, : whole * _BLOCK].reshape(num_rows, _BLOCK, whole).max(1)
+    if whole * _BLOCK < num_columns:
+        maxima = np.concatenate([maxima, scores[:, whole * _BLOCK :].max(1, keepdims=True)], 1)
+    return maxima
+
+
+def _in_best_blocks(maxima: np.ndarray, width: int, num_columns: int) -> np.ndarray:
+    """Columns of the `width` blocks of each row that have the highest maxima; some may lie behind the last one."""
+    blocks = np.argpartition(maxima, maxima.shape[1] - width, axis=1)[:, maxima.shape[1] - width :, None]
+    whole, members = num_columns // _BLOCK, np.arange(_BLOCK)
+    columns = np.where(blocks < whole, blocks + whole * members, whole * _BLOCK + members)
+    return columns.reshape(len(maxima), -1)
+
+
+def _add(scores: np.ndarray, added: sp.csr_array, rows: np.ndarray, positions: np.ndarray | None) -> None:
+    """Add rows of a sparse matrix to dense ones whose columns are `positions` (None: all)."""
+    part = added if len(rows) == added.shape[0] else added[rows]
+    owner, columns, values = np.repeat(np.arange(len(rows)), np.diff(part.indptr)), part.indices, part.data
+    if positions is not None:
+        columns, inside = _columns_of(positions, columns)
+        owner, columns, values = owner[inside], columns[inside], values[inside]
+    scores[owner, columns] += values
+
+
+def _drop(scores: np.ndarray, excluded: Sequence[np.ndarray], positions: np.ndarray | None) -> None:
+    """-inf for the excluded items of each row."""
+    owner = np.repeat(np.arange(len(excluded)), [len(e) for e in excluded])
+    columns = np.concatenate([*excluded, np.zeros(0, np.int64)]).astype(np.int64)
+    if positions is not None:
+        columns, inside = _columns_of(positions, columns)
+        owner, columns = owner[inside], columns[inside]
+    scores[owner, columns] = -np.inf
+
+
+def _columns_of(positions: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the sorted array `positions` has those of `wanted` that it holds, and which these are."""
+    if not len(positions):
+        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), bool)
+    places = np.minimum(np.searchsorted(positions, wanted), len(positions) - 1)
+    return places, positions[places] == wanted
+
+
+def top_positions(scores: np.ndarray, k: int) -> np.ndarray:
+    """Positions of the k highest scores above -inf, best first, equal scores by position; int64.
+
+    >>> top_positions(np.array([1.0, 3.0, 3.0, 2.0, 3.0]), 2).tolist()
+    [1, 2]
+    """
+    if k < len(scores):
+        border = np.partition(scores, len(scores) - k)[len(scores) - k]
+        above = np.flatnonzero(scores > border)
+        kept = np.concatenate([above, np.flatnonzero(scores == border)[: k - len(above)]])
+    else:
+        kept = np.arange(len(scores))
+    kept = kept[scores[kept] > -np.inf]
+    return kept[np.lexsort((kept, -scores[kept]))]
+
+
+def blank(num_rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.full((num_rows, width), NO_ITEM, np.int64), np.full((num_rows, width), -np.inf, np.float32)
+
+
+def by_mask(allowed: Allowed, num_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Rows that share one mask (the same object), with it."""
+    if allowed is None or isinstance(allowed, np.ndarray):
+        if num_rows:
+            yield np.arange(num_rows), allowed
+        return
+    assert len(allowed) == num_rows, f"{len(allowed)} masks for {num_rows} queries"
+    keys = np.array([id(mask) for mask in allowed], np.int64)
+    for key in np.unique(keys):
+        rows = np.flatnonzero(keys == key)
+        yield rows, allowed[rows[0]]
