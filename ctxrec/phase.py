@@ -42,6 +42,8 @@ class Progress:
     stale: int = 0  # evaluations since the best one
     done: bool = False
     seconds: float = 0.0
+    loss_sum: float = 0.0  # since the last evaluation, over `num_losses` steps
+    num_losses: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -118,28 +120,28 @@ class PhaseRun:
 
     def train(self) -> bool:
         """False: the training was asked to end, and has saved."""
-        progress, begin, losses = self.progress, time.monotonic() - self.progress.seconds, []
+        progress, begin = self.progress, time.monotonic() - self.progress.seconds
         bar = Bar(self.phase, progress.step, self.last_step) if self.setup.rank == 0 else None
         while progress.step < self.last_step and progress.stale < self.config.patience:
             epoch, start = divmod(progress.step, self.steps_per_epoch)
             self.meter.begin()
             for step in in_section("data", self.stream.epoch(epoch, start=start)):
                 if (self.phase, progress.step) not in self.skipped:
-                    losses.append(self.meter.measured(self._step, step))
+                    loss = self.meter.measured(self._step, step)
+                    progress.loss_sum += loss
+                    progress.num_losses += 1
+                    if bar is not None:
+                        lr = self.peak_lr * self._lr_factor()
+                        bar.show(progress.step + 1, f"loss {loss:.4g}  lr {lr:.2g}  {self.meter.pace()}")
                 progress.step += 1
                 progress.seconds = time.monotonic() - begin
-                if bar is not None and losses:
-                    bar.show(
-                        progress.step,
-                        f"loss {losses[-1]:.4g}  lr {self.peak_lr * self._lr_factor():.2g}  {self.meter.pace()}",
-                    )
                 if self.trace is not None:
                     self.trace.step_done()
                 last = progress.step == self.last_step
                 due = progress.step % self.eval_every == 0 or last
                 if due:
-                    self._evaluate(loss=float(np.mean(losses)) if losses else None)
-                    losses.clear()
+                    self._evaluate(loss=progress.loss_sum / progress.num_losses if progress.num_losses else None)
+                    progress.loss_sum, progress.num_losses = 0.0, 0
                 if due or self.stopping or progress.step % (self.config.checkpoint_every or progress.step + 1) == 0:
                     self._checkpoint()
                 if last or self.stopping or progress.stale >= self.config.patience:
@@ -294,6 +296,7 @@ class PhaseRun:
     def _checkpoint(self) -> None:
         """Report a checkpoint to Ray Train, which keeps the last ones; every worker takes part."""
         self._refresh()  # so that a resumed run, which must encode anew, sees the same table
+        self.progress.loss_sum = self._average(self.progress.loss_sum)  # as it may go on on other workers
         weights, moments = checkpoint.full_weights(self.engine), checkpoint.full_moments(self.engine)
         state = {"progress": self.progress.to_dict(), "optimizer_step": checkpoint.optimizer_step(self.engine)}
         progress = self.progress
