@@ -237,7 +237,7 @@ def test_a_lost_machine_leaves_fewer_workers_and_a_new_one_joins(tiny_data, long
 
 
 @pytest.mark.slow
-def test_chaos_ten_kills_at_random_moments(tiny_data, long_config, undisturbed, tmp_path):
+def test_chaos_ten_killed_workers_and_commands(tiny_data, long_config, undisturbed, tmp_path):
     """Workers and whole commands are killed, each time after at least one step more, at a random moment."""
     run, log, rng = tmp_path / "run", tmp_path / "log", random.Random(SEED)
     config = with_train(long_config, max_failures=10)
