@@ -53,15 +53,11 @@ def version_folder(models: str, version: str) -> str:
     return storage.join(models, VERSIONS, version)
 
 
-def publish(bundle: str, models: str) -> Published:
-    """Put a checked bundle beside the versions that are there, whole, and then make it the served one.
-
-    Args:
-        bundle: path or URI.
-        models: folder of published models, path or URI; made if it is not there.
+def add(bundle: str, models: str) -> str:
+    """Put a checked bundle beside the versions that are there, whole; returns its version.
 
     Raises:
-        UserError: the bundle is damaged, incomplete or of another format; what is served stays.
+        UserError: the bundle is damaged, incomplete or of another format.
     """
     folder, manifest = check_bundle(bundle, scratch=tempfile.gettempdir())
     version = manifest["model_version"]
@@ -70,6 +66,20 @@ def publish(bundle: str, models: str) -> Published:
         with tempfile.TemporaryDirectory() as scratch:
             storage.write_dir(target, lambda out: _copy(folder, out), scratch=scratch)
     check_bundle(target, scratch=tempfile.gettempdir())
+    return version
+
+
+def publish(bundle: str, models: str) -> Published:
+    """Put a checked bundle beside the versions that are there, and then make it the served one.
+
+    Args:
+        bundle: path or URI.
+        models: folder of published models, path or URI; made if it is not there.
+
+    Raises:
+        UserError: the bundle is damaged, incomplete or of another format; what is served stays.
+    """
+    version = add(bundle, models)
     before = read_published(models) if is_models(models) else None
     if before is not None and before.version == version:
         return before

@@ -1,0 +1,129 @@
+"""A/B tests of published models: which users get which version, the same one whenever and wherever they ask.
+
+MODELS/experiment.json   the test that runs, written by `ctxrec.publish`; none: everybody gets the current version
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from dataclasses import asdict, dataclass
+
+from ctxrec import storage
+from ctxrec.bundle import check_bundle
+from ctxrec.errors import UserError
+from ctxrec.published import add, read_published, version_folder
+from ctxrec.typed_toml import build_dataclass
+
+EXPERIMENT = "experiment.json"
+CONTROL = "control"  # the arm of all users that no other arm has; gets the current version
+_NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arm:
+    """A version and the share of the users that get it."""
+
+    name: str
+    version: str
+    share: float
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name) or self.name == CONTROL:
+            raise UserError(f"arm is {self.name!r}; expected letters, digits, ., - or _, and not {CONTROL!r}")
+        if not 0 < self.share < 1:
+            raise UserError(f"share of arm {self.name!r} is {self.share}; expected above 0 and below 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experiment:
+    """A test: its arms besides the control."""
+
+    name: str
+    arms: tuple[Arm, ...]
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise UserError(f"experiment is {self.name!r}; expected letters, digits, ., - or _")
+        names = [arm.name for arm in self.arms]
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"experiment {self.name!r} has the arms {names}; expected one or more of different names")
+        if sum(arm.share for arm in self.arms) >= 1:
+            raise UserError(f"the arms of experiment {self.name!r} take all users; expected a share for {CONTROL}")
+
+    def arm_of(self, unit: str) -> Arm | None:
+        """The arm of a user (or, for somebody without a name, of a request); None: the control.
+
+        The unit's place from 0 to 1 is a hash of it and the experiment's name, so that arms of one experiment are
+        independent of those of another. A share that grows takes users of the control alone where it is the last arm's.
+        """
+        digest = hashlib.sha256(f"{self.name}\0{unit}".encode("utf-8", "surrogatepass")).digest()
+        place = int.from_bytes(digest[:8]) / 2**64
+        for arm in self.arms:
+            place -= arm.share
+            if place < 0:
+                return arm
+        return None
+
+    def share_of(self, arm: Arm | None) -> float:
+        return 1 - sum(a.share for a in self.arms) if arm is None else arm.share
+
+
+def read_experiment(models: str) -> Experiment | None:
+    """The test that runs on a folder of published models; None: none.
+
+    Raises:
+        UserError: `experiment.json` is damaged.
+    """
+    path = storage.join(models, EXPERIMENT)
+    return build_dataclass(Experiment, storage.read_json(path), source=path) if storage.exists(path) else None
+
+
+def start(
+    bundle: str | None, models: str, *, name: str, arm: str, share: float, version: str | None = None
+) -> Experiment:
+    """Give a version to a share of the users, as an arm of the test `name`; an arm of that name gets the new share.
+
+    Args:
+        bundle: path or URI of what is put beside the published versions; None: `version` lies there already.
+        models: folder of published models.
+        name: of the test; one runs at a time.
+        arm: its name.
+        share: of the users, above 0 and below 1.
+        version: where there is no bundle.
+
+    Raises:
+        UserError: another test runs, the bundle is damaged, or a name or share does not fit; nothing has changed.
+    """
+    now = read_published(models)
+    running = read_experiment(models)
+    if running is not None and running.name != name:
+        raise UserError(f"{models} runs the test {running.name!r}; end it with --end-test before {name!r} starts")
+    arms = {a.name: a for a in (running.arms if running is not None else ())}
+    Experiment(name=name, arms=tuple((arms | {arm: Arm(name=arm, version="", share=share)}).values()))
+    if bundle is not None:
+        version = add(bundle, models)
+    elif version is None and arm in arms:
+        version = arms[arm].version
+    if version is None:
+        raise UserError(f"arm {arm!r} has no version yet; give it one with --run or --version")
+    check_bundle(version_folder(models, version), scratch=tempfile.gettempdir())
+    if version == now.version:
+        raise UserError(f"{version} is what {models} serves to everybody; expected another version for arm {arm!r}")
+    made = Experiment(name=name, arms=tuple((arms | {arm: Arm(name=arm, version=version, share=share)}).values()))
+    storage.write_json(storage.join(models, EXPERIMENT), asdict(made))
+    return made
+
+
+def end(models: str) -> Experiment:
+    """Give everybody the current version again; returns the test that has ended.
+
+    Raises:
+        UserError: none runs.
+    """
+    running = read_experiment(models)
+    if running is None:
+        raise UserError(f"no test runs on {models}; start one with python -m ctxrec.publish --test NAME --share SHARE")
+    storage.delete(storage.join(models, EXPERIMENT))
+    return running
