@@ -31,7 +31,7 @@ from trainings import (
     with_train,
 )
 
-from ctxrec import checkpoint, faults
+from ctxrec import checkpoint, faults, storage
 from ctxrec.errors import UserError
 from ctxrec.training import train
 
@@ -70,6 +70,28 @@ def test_a_cut_off_or_missing_file_is_found(tmp_path, name):
     assert name in checkpoint.damage(folder)
     path.unlink()
     assert name in checkpoint.damage(folder)
+
+
+def test_before_an_attempt_the_newest_checkpoints_are_kept_and_rays_record_of_them_is_forgotten(tmp_path):
+    checkpoints = str(tmp_path / "checkpoints")
+    assert checkpoint.folders(checkpoints) == []
+    checkpoint.tidy(checkpoints)
+    names = [f"checkpoint_2026-11-24_20-13-{second}.371825" for second in (54, 55, 53)]
+    for name in names:
+        storage.write_text(f"{checkpoints}/{name}/state.json", "{}")
+    for name in ("checkpoint_manager_snapshot.json", "best-towers.safetensors", "before/manifest.json"):
+        storage.write_text(f"{checkpoints}/{name}", "{")
+    checkpoint.tidy(checkpoints)
+    assert [os.path.basename(path) for path in checkpoint.folders(checkpoints)] == [names[1], names[0]]
+    assert sorted(os.listdir(checkpoints)) == ["before", "best-towers.safetensors", names[0], names[1]]
+
+
+def test_failures_that_a_user_can_do_something_about_are_told():
+    full = "OSError: [Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device"
+    stuck = "RuntimeError: [../gloo/unbound_buffer.cc:78] Timed out waiting 40000ms for recv operation to complete"
+    assert "no space is left for /run" in faults.explain(full, "/run", 40)
+    assert "train.timeout_s = 40 s" in faults.explain(stuck, "/run", 40)
+    assert faults.explain("ValueError: else", "/run", 40) is None
 
 
 def test_a_mistake_that_a_worker_finds_is_told_and_is_not_tried_again(ray_cluster, tiny_data, tiny_config, tmp_path):
