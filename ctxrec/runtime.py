@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
 
 import ray
 import ray.data
@@ -14,6 +16,8 @@ logger = logging.getLogger(__name__)
 # Variables of every worker process. DeepSpeed must know its accelerator before it is imported, and its
 # CPU extension is built once and shared; GPU nodes override both in their own environment.
 _WORKER_ENV = ("DS_ACCELERATOR", "TORCH_EXTENSIONS_DIR", "HF_HUB_OFFLINE", "CTXREC_CACHE", "PYTHONPATH")
+
+_API_SERVER = "RAY_API_SERVER_ADDRESS"
 
 
 def connect(*, log_to_driver: bool = True) -> None:
@@ -35,6 +39,27 @@ def connect(*, log_to_driver: bool = True) -> None:
         ray.init(address="local", include_dashboard=True, object_store_memory=_object_store_bytes(), **options)
     _quiet_small_clusters()
     logger.info("Ray %s with %s CPUs", ray.__version__, ray.cluster_resources().get("CPU", 0))
+
+
+@contextlib.contextmanager
+def train_knows_its_cluster() -> Iterator[None]:
+    """While this is open, trainings that begin tell Ray Train's own helpers which cluster is theirs.
+
+    By themselves these look for a cluster on the machine, and give up where there are two, say a service beside a
+    sweep. Then nobody gives back the CPUs of a training whose driver has gone, and the next trial waits for ever.
+    """
+    from ray.dashboard.utils import ray_address_to_api_server_url  # slow to import, and for trainings alone
+    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+
+    ENV_VARS_TO_PROPAGATE.add(_API_SERVER)
+    before = os.environ.get(_API_SERVER)
+    os.environ[_API_SERVER] = ray_address_to_api_server_url(ray.get_runtime_context().gcs_address)
+    try:
+        yield
+    finally:
+        del os.environ[_API_SERVER]
+        if before is not None:
+            os.environ[_API_SERVER] = before
 
 
 def _object_store_bytes() -> int:

@@ -90,7 +90,7 @@ def train(
     checkpoints = storage.join(out, CHECKPOINTS)
     faults.clear(checkpoints)
     checkpoint.tidy(checkpoints)
-    with faults.stop_on_sigterm(checkpoints):
+    with faults.stop_on_sigterm(checkpoints), runtime.train_knows_its_cluster():
         try:
             job = {"config": config.to_dict(), "data": data_path, "run": out, "start": start, "profile": profile}
             _trainer(job, config, callbacks).fit()

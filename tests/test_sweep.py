@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from trainings import read_log
+from trainings import command_env, read_log
 
 from ctxrec.config import load_config
 from ctxrec.errors import UserError
@@ -89,10 +90,16 @@ def test_a_sweep_ends_with_the_best_options_and_their_bundle(tiny_data, tiny_enc
 
 @pytest.mark.slow
 def test_a_population_goes_on_from_the_weights_of_its_best(tiny_data, tiny_encoder, tmp_path):
-    """The worse of two trials takes over weights, epochs and log of the better one, with changed options."""
+    """The worse of two trials takes over weights, epochs and log of the better one, with changed options.
+
+    The cluster of this process runs beside that of the sweep, and CPUs of a trial that is stopped are given back.
+    """
     given = options(tmp_path, tiny_encoder, trials=2, epochs=4, search="pbt", sweep_lines="final = false")
     out = tmp_path / "sweep"
-    made = sweep(tiny_data, str(out), load_sweep(given))
+    command = [sys.executable, "-m", "tune.sweep", "--data", tiny_data, "--out", str(out), "--config", given]
+    done = subprocess.run(command, env=command_env(), capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    made = json.loads((out / "summary.json").read_text())
     assert made["trials"] == 2 and made["failed"] == 0 and made["default"] is not None
     trials = out / "trials" / "full"
     taken = [path.name for path in trials.iterdir() if "." in path.name]
@@ -154,9 +161,8 @@ def test_a_killed_sweep_goes_on_by_the_same_command(tiny_data, tiny_encoder, tmp
     )
     out = tmp_path / "sweep"
     command = [sys.executable, "-m", "tune.sweep", "--data", tiny_data, "--out", str(out), "--config", path]
-    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"PYTHONPATH": str(REPO)}
     with open(tmp_path / "first.log", "wb") as log:
-        first = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+        first = subprocess.Popen(command, env=command_env(), stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + 600
         while not list((out / "trials" / "full").glob("*/manifest.json")):  # the first trial has ended
             assert first.poll() is None and time.monotonic() < deadline, (tmp_path / "first.log").read_text()[-3000:]
@@ -165,7 +171,7 @@ def test_a_killed_sweep_goes_on_by_the_same_command(tiny_data, tiny_encoder, tmp
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
     done = {p.parent.name: p.stat().st_mtime for p in (out / "trials" / "full").glob("*/manifest.json")}
-    again = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
+    again = subprocess.run(command, env=command_env(), capture_output=True, text=True, timeout=900)
     assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
     rows = pq.read_table(out / "trials.parquet").to_pylist()
     assert len(rows) == 3 and all(r["status"] == "finished" for r in rows)
