@@ -55,7 +55,7 @@ def build_index(vectors: np.ndarray, config: IndexConfig) -> Index:
         made.train(vectors)
     elif kind == "ivfpq" and num_items >= _PQ_LEAST and (num_lists := _num_lists(num_items, config)) >= 2:
         codes = -(-dim // _PQ_NUMBERS)
-        names = f"Pad{codes * _PQ_NUMBERS},IVF{num_lists},PQ{codes},RFlat"
+        names = f"Pad{codes * _PQ_NUMBERS},IVF{num_lists},PQ{codes}np,RFlat"  # np: no polysemous codes, which take minutes and are not used
         made = faiss.index_factory(dim, names, faiss.METRIC_INNER_PRODUCT)
         made.train(vectors)
     else:
