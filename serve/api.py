@@ -159,7 +159,7 @@ class RecommendRequest(_Body):
 
 
 class RecommendBatch(_Body):
-    """Many requests in one call, answered by one version of the model."""
+    """Many requests in one call, answered by one version of the model (in an A/B test, by one of each arm)."""
 
     requests: Annotated[list[RecommendRequest], Field(min_length=1, max_length=MAX_REQUESTS)]
 
@@ -249,16 +249,24 @@ class ScoredItem(BaseModel):
     why: Reasons | None = Field(default=None, description="Only with `explain`.")
 
 
+class ArmOfTest(BaseModel):
+    """The A/B test that runs, and the arm that was answered from."""
+
+    name: str
+    arm: str
+
+
 class ItemsResponse(BaseModel):
     """Items, best first; `fallback` says that nothing was known about who asked.
 
-    `degraded` is there when something is not as it should be: what the answer had to do without.
+    `experiment` is there while an A/B test runs, and `degraded` is there when something is not as it should be: what the answer had to do without.
     """
 
     items: list[ScoredItem]
     model_version: str
     fallback: bool
     degraded: str | None = None
+    experiment: ArmOfTest | None = None
 
 
 class BatchResponse(BaseModel):

@@ -42,6 +42,7 @@ class Answer:
     fallback: bool = False
     degraded: str | None = None
     why: list[Why] | None = None  # of each item, where it was asked for
+    experiment: tuple[str, str] | None = None  # the A/B test that runs, and the arm in it
 
 
 def answer_json(answer: Answer) -> dict:
@@ -50,6 +51,8 @@ def answer_json(answer: Answer) -> dict:
     if answer.why is not None:
         items = [{**item, "why": dataclasses.asdict(why)} for item, why in zip(items, answer.why, strict=True)]
     made = {"items": items, "model_version": answer.model_version, "fallback": answer.fallback}
+    if answer.experiment is not None:
+        made["experiment"] = dict(zip(("name", "arm"), answer.experiment, strict=True))
     return made if answer.degraded is None else {**made, "degraded": answer.degraded}
 
 

@@ -48,6 +48,9 @@ class Metrics:
         self.events = Counter("ctxrec_events", "Events that were accepted", **own)
         self.items = Counter("ctxrec_item_changes", "Items that were put in or taken out", **own)
         self.swaps = Counter("ctxrec_model_swaps", "Changes of the model while serving", ["result"], **own)
+        arm = ["experiment", "arm"]
+        self.arm_answers = Counter("ctxrec_arm_answers", "Answers of an A/B test", [*arm, "version"], **own)
+        self.arm_events = Counter("ctxrec_arm_events", "Events of users in an A/B test", [*arm, "action"], **own)
         self.rule_changes = Counter("ctxrec_rule_changes", "Changes of the rule file", ["result"], **own)
         self.waiting = Gauge("ctxrec_waiting", "Calls that wait or are computed", multiprocess_mode="livesum", **own)
         self.live_items = Gauge(

@@ -29,7 +29,9 @@ class AppArgs(BaseModel):
         default="fp32", description="in which histories are read; what is lighter is less exact"
     )
     history_cache_mb: int = Field(
-        default=128, ge=0, description="room for what was made of histories, for the next request with the same; 0: none"
+        default=128,
+        ge=0,
+        description="room for what was made of histories, for the next request with the same; 0: none",
     )
     direct_port: int = Field(
         default=8001,
@@ -51,6 +53,11 @@ class AppArgs(BaseModel):
         description="folder (path or URI) for the Parquet files of posted events; empty: events/ in the store's folder",
     )
     event_files_every_s: float = Field(default=60, gt=0, description="how often posted events are written to files")
+
+    exposures: str = Field(
+        default="",
+        description="folder (path or URI) for the Parquet files of an A/B test; empty: exposures/ in the store's folder",
+    )
 
     options: str = Field(
         default="",
@@ -91,8 +98,10 @@ class AppArgs(BaseModel):
         store = absolute(self.store) if self.store else self.live_folder()
         beside = self.live_folder() if storage.is_uri(store) else store
         files = absolute(self.event_files) if self.event_files else os.path.join(beside, "events")
+        shown = absolute(self.exposures) if self.exposures else os.path.join(beside, "exposures")
         rules = absolute(self.rules) if self.rules else ""
-        return self.model_copy(update={"run": absolute(self.run), "store": store, "event_files": files, "rules": rules})
+        places = {"run": absolute(self.run), "store": store, "event_files": files, "exposures": shown, "rules": rules}
+        return self.model_copy(update=places)
 
     @property
     def overrides(self) -> list[str]:

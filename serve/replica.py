@@ -12,11 +12,14 @@ from typing import Any
 from starlette.exceptions import HTTPException
 
 from ctxrec.errors import UserError
+from ctxrec.experiment import Experiment, read_experiment
 from ctxrec.history_store import LoggedEvent, StoreError, open_store
 from ctxrec.live_items import ItemEncoder, NoEncoder
 from ctxrec.published import Published, is_models, read_published, version_folder
 from ctxrec.retrieval import find_bundle
+from ctxrec.rules import Rules
 from serve.api import RecommendRequest
+from serve.arms import Arms, Call, ExposureLog, Version
 from serve.batching import MicroBatcher
 from serve.engine import Answer, Engine, Reply, load_engine, use_threads
 from serve.items import Every, ItemSync
@@ -47,9 +50,11 @@ class Replica:
         self._store = open_store(args.store, durable=args.store_durable)
         self._loading = ThreadPoolExecutor(1, "load", initializer=use_threads, initargs=(1,))
         self._rules = RuleFile(args.rules)
+        self._arms = Arms()
         self._engine, self._items = self._first_version()
         self._rules.put_in_force(self._engine.retriever.arranger)
         self._journal = Journal(self._store, lambda contexts: self._engine.check_contexts(contexts))
+        self._exposures = ExposureLog(args.exposures, every_s=args.event_files_every_s)
         self._batches = MicroBatcher(self._recommend_all, self._computing, max_size=args.max_batch_size, size=len)
         self._events = MicroBatcher(self._journal.append, self._writing, max_size=_EVENTS_AT_ONCE, size=len)
         self._num_waiting = 0
@@ -57,7 +62,11 @@ class Replica:
         self._files = FileWriter(self._store, args.event_files, spec.events, every_s=args.event_files_every_s)
         self._others = Every(args.items_every_s, self._catch_up, "items of other replicas")
         self._refused = ""  # a published version that cannot be served
-        self._published = Every(args.models_every_s, self._follow, "published models") if is_models(args.run) else None
+        self._refused_test: Experiment | None = None
+        self._published = None
+        if is_models(args.run):
+            self._follow_test_at_start()
+            self._published = Every(args.models_every_s, self._follow_models, "published models")
         self._watch = Every(args.rules_every_s, self._follow_rules, "rule file") if args.rules else None
         if args.load_encoder:
             self._encoding.submit(self._load_encoder)
@@ -75,11 +84,17 @@ class Replica:
         for pool in (self._loading, self._encoding, self._computing, self._writing):
             pool.shutdown()
         self._files.stop()
+        self._exposures.stop()
         self._store.close()
 
-    async def recommend(self, requests: Sequence[RecommendRequest]) -> Reply:
+    def check_room(self) -> None:
+        """Refuse a call when too many are waiting: at once, before work is done on it."""
+        if self._num_waiting >= self._args.max_waiting:
+            raise HTTPException(503, "too many requests are waiting; try again later", headers={"Retry-After": "1"})
+
+    async def recommend(self, requests: Sequence[RecommendRequest], request_id: str | None = None) -> Reply:
         with self._admitted():
-            return await self._batches.submit(requests)
+            return await self._batches.submit(Call(requests, request_id))
 
     async def similar(self, item_id: str, k: int) -> Answer | None:
         with self._admitted():
@@ -96,18 +111,35 @@ class Replica:
             result = await self._events.submit(events)
         if isinstance(result, int):
             self._metrics.events.inc(result)
+            self._count_by_arm(events)
         return result
+
+    def _count_by_arm(self, events: Sequence[LoggedEvent]) -> None:
+        test, actions = self._arms.test, self._engine.retriever.recommender.features.actions
+        for event in events if test is not None else ():
+            action = event.action if event.action in actions else "other"  # a label is for a few values
+            self._metrics.arm_events.labels(test.name, self._arms.arm_of(event.user_id), action).inc()
 
     async def put_items(self, rows: Sequence[Mapping[str, Any]]) -> int:
         with self._admitted():
-            accepted = await self._in(self._encoding, lambda: self._items.put(rows, self._between_batches))
+            accepted = await self._in(self._encoding, lambda: self._put(rows))
         self._metrics.items.inc(accepted)
         return accepted
 
     async def remove_item(self, item_id: str) -> bool:
         with self._admitted():
-            removed = await self._in(self._encoding, lambda: self._items.remove(item_id, self._between_batches))
+            removed = await self._in(self._encoding, lambda: self._remove(item_id))
         self._metrics.items.inc(removed)
+        return removed
+
+    def _put(self, rows: Sequence[Mapping[str, Any]]) -> int:
+        accepted = self._items.put(rows, self._between_batches)
+        self._catch_up_arms()
+        return accepted
+
+    def _remove(self, item_id: str) -> bool:
+        removed = self._items.remove(item_id, self._between_batches)
+        self._catch_up_arms()
         return removed
 
     def count(self, reply: Reply, seconds: Mapping[str, float]) -> None:
@@ -118,6 +150,9 @@ class Replica:
         answers = [answer for answer in reply.answers if isinstance(answer, Answer)]
         self._metrics.fallbacks.inc(sum(answer.fallback for answer in answers))
         self._metrics.degraded.inc(sum(answer.degraded is not None for answer in answers))
+        for answer in answers:
+            if answer.experiment is not None:
+                self._metrics.arm_answers.labels(*answer.experiment, answer.model_version).inc()
 
     def _first_version(self) -> tuple[Engine, ItemSync]:
         """What is served, or where that is damaged the latest version before it that is not."""
@@ -161,13 +196,17 @@ class Replica:
             logger.warning("going on without the items that came after training: %s", error)
         return engine, items
 
+    def _follow_models(self) -> None:
+        self._follow()
+        self._follow_test()
+
     def _follow(self) -> None:
         """Take over the published version, if it is another one."""
         now = read_published(self._args.run)
         if now.version in (self.model_version, self._refused):
             return
         try:
-            engine, items = self._load_version(now.version)
+            engine, items = self._version(now.version)
         except UserError as error:
             logger.error("the published version %s is refused, %s stays: %s", now.version, self.model_version, error)
             self._refused = now.version  # until another one is published
@@ -182,12 +221,49 @@ class Replica:
         self._metrics.model.labels(self.model_version).set(1)
         logger.info("serving %s, before %s", self.model_version, old)
 
+    def _follow_test(self) -> None:
+        """Take over the A/B test that runs now, if it is another one: all its arms or, where one is refused, none."""
+        test = read_experiment(self._args.run)
+        if test in (self._arms.test, self._refused_test):
+            return
+        try:
+            versions = {arm.version: self._version(arm.version) for arm in test.arms} if test is not None else {}
+        except UserError as error:
+            logger.error("the A/B test %s is refused, all stays as it is: %s", test.name if test else "", error)
+            self._refused_test = test
+            self._metrics.swaps.labels("refused").inc()
+            return
+        self._refused_test = None
+        self._encoding.submit(self._switch_arms, Arms(test, versions)).result()
+        logger.info("A/B test: %s", test or "none")
+
+    def _follow_test_at_start(self) -> None:
+        try:
+            self._follow_test()
+        except UserError as error:  # looked at again and again; until it is right everybody gets the current version
+            logger.error("the A/B test is refused: %s", error)
+
+    def _version(self, version: str) -> Version:
+        """A version that is loaded already, or else loaded now."""
+        if version == self.model_version:
+            return self._engine, self._items
+        return self._arms.versions.get(version) or self._load_version(version)
+
+    def _switch_arms(self, arms: Arms) -> None:
+        """The whole test changes between two batches."""
+
+        def change() -> None:
+            for engine, _ in arms.versions.values():
+                self._rules.put_in_force(engine.retriever.arranger)
+            self._arms = arms
+
+        for _, items in arms.versions.values():
+            self._catch_up_one(items)
+        self._between_batches(change)
+
     def _switch(self, engine: Engine, items: ItemSync) -> None:
         """Model, catalogue and index change as one, between two batches."""
-        try:
-            items.catch_up()
-        except (NoEncoder, StoreError) as error:
-            logger.warning("some items may be missing for a moment: %s", error)
+        self._catch_up_one(items)
 
         def change() -> None:
             self._rules.put_in_force(engine.retriever.arranger)
@@ -201,13 +277,18 @@ class Replica:
             rules = self._rules.look()
             if rules is None:
                 return
-            self._between_batches(lambda: self._rules.take_over(rules, self._engine.retriever.arranger))
+            self._between_batches(lambda: self._take_over(rules))
         except UserError as error:
             logger.error("the changed rule file is refused, the rules before it stay: %s", error)
             self._metrics.rule_changes.labels("refused").inc()
             return
         self._metrics.rule_changes.labels("done").inc()
         logger.info("rules of %s are in force", self._args.rules)
+
+    def _take_over(self, rules: Rules) -> None:
+        self._rules.take_over(rules, self._engine.retriever.arranger)
+        for engine, _ in self._arms.versions.values():
+            self._rules.put_in_force(engine.retriever.arranger)
 
     def _load_encoder(self) -> None:
         try:
@@ -217,13 +298,26 @@ class Replica:
 
     def _catch_up(self) -> None:
         self._encoding.submit(lambda: self._items.catch_up(self._between_batches)).result()
+        if self._arms.versions:
+            self._encoding.submit(self._catch_up_arms).result()
         self._metrics.live_items.set(self._engine.retriever.num_live_items)
+
+    def _catch_up_arms(self) -> None:
+        for _, items in self._arms.versions.values():
+            if items is not self._items:
+                self._catch_up_one(items)
+
+    def _catch_up_one(self, items: ItemSync) -> None:
+        try:
+            items.catch_up(self._between_batches)
+        except (NoEncoder, StoreError) as error:
+            logger.warning("some items may be missing for a moment: %s", error)
 
     def _between_batches(self, change: Callable[[], None]) -> None:
         self._computing.submit(change).result()
 
-    def _recommend_all(self, calls: Sequence[Sequence[RecommendRequest]]) -> list[Reply]:
-        return self._engine.recommend(calls)
+    def _recommend_all(self, calls: Sequence[Call]) -> list[Reply]:
+        return self._arms.recommend(calls, self._engine, self._exposures.add)
 
     async def _in(self, pool: ThreadPoolExecutor, call: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(pool, call)
@@ -231,8 +325,7 @@ class Replica:
     @contextmanager
     def _admitted(self) -> Iterator[None]:
         """A place among the waiting calls, while there are any."""
-        if self._num_waiting >= self._args.max_waiting:
-            raise HTTPException(503, "too many requests are waiting; try again later", headers={"Retry-After": "1"})
+        self.check_room()
         self._num_waiting += 1
         self._metrics.waiting.set(self._num_waiting)
         try:

@@ -15,13 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from ctxrec import schema
-from ctxrec.config import Config, EvaluateConfig
+from ctxrec.config import Config, DiversityConfig, EvaluateConfig
 from ctxrec.errors import UserError
 from ctxrec.events import concat_requests, histories_from_table, split_requests
 from ctxrec.metrics import request_metrics, top_k
 from ctxrec.prepared import PreparedData
 from ctxrec.slices import action_slices, attribute_slices, history_slices
 from ctxrec.summary import RankedLists, best_baseline, format_table, summarise
+from ctxrec.tradeoff import format_tradeoff, parse_strengths, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -113,6 +114,7 @@ def test_the_command_prints_the_table_and_takes_options(tiny_run, tmp_path):
     result = run_command(
         "--run", tiny_run, "--split", "valid", "--out", str(tmp_path / "out"),
         "--set", "evaluate.bootstrap=20", "--set", "evaluate.max_baseline_items=3",
+        "--diversity", "0,1", "--set", "diversity.pool=40",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -123,7 +125,17 @@ def test_the_command_prints_the_table_and_takes_options(tiny_run, tmp_path):
         in result.stdout
     )
     assert not {"ease", "itemknn"} & set(metrics["baselines"])
+    arranged = metrics["diversity"]
+    assert (
+        list(arranged) == ["model", "diversity=0", "diversity=1"] and not arranged.keys() & metrics["baselines"].keys()
+    )
+    assert arranged["diversity=0"]["ndcg@10"] == pytest.approx(arranged["model"]["ndcg@10"])
+    assert arranged["model"]["ndcg@10"] == pytest.approx(metrics["model"]["ndcg@10"])
+    for distance in ("distance@10", "distance@10/category"):
+        assert arranged["diversity=1"][distance]["mean"] > arranged["model"][distance]["mean"]
+    assert format_tradeoff(arranged) in result.stdout
     page = (tmp_path / "out" / "report.html").read_text()
+    assert "Diversity and rules" in page
     assert "http" not in page.replace("http-equiv", ""), "opens without a network"
 
 
@@ -132,6 +144,7 @@ def test_the_command_prints_the_table_and_takes_options(tiny_run, tmp_path):
     [
         (["--run", "nowhere"], "no finished run at nowhere"),
         ([], "neither --run nor --data is given"),
+        (["--data", "nowhere", "--diversity", "0.3"], "--diversity needs --run"),
         (["--data", "nowhere"], "no prepared data at nowhere"),
         (["--data", "nowhere", "--ablations", "all"], "--ablations needs --run"),
         (["--run", "{run}", "--ablations", "no_text"], "unknown ablation 'no_text'; expected some of text_only"),
@@ -195,6 +208,16 @@ def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 # The rest needs no run: summaries of lists written by hand.
+
+
+def test_what_diversity_is_compared_with():
+    assert parse_strengths("0.7, 0") == (0.7, 0.0) and parse_strengths("") == ()
+    for wrong in ("0,2", "-1", "much", "nan"):
+        with pytest.raises(UserError, match=f"--diversity is '{wrong}'; expected numbers from 0 to 1"):
+            parse_strengths(wrong)
+    plain, capped = DiversityConfig(), DiversityConfig(caps={"category": 2}, strength=0.2)
+    assert settings(plain, ()) == {} and settings(capped, ()) == {"diversity=0.2": capped}
+    assert list(settings(capped, (0.5, 0.0))) == ["diversity=0", "diversity=0.5"]
 
 
 def hand_made_lists() -> RankedLists:

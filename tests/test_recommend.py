@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from ctxrec import cli
-from ctxrec.config import Config, EvaluateConfig
+from ctxrec.config import Config, DiversityConfig, EvaluateConfig
 from ctxrec.errors import UserError
 from ctxrec.recommend import main
 from ctxrec.recommender import RawEvent, RawRequest
 from ctxrec.recommending import raw_requests, recommend
 from ctxrec.retrieval import load_retriever
+from ctxrec.rules import load_rules
 from ctxrec.spec import ContextSpec
 
 NOW = 1_700_000_000
@@ -120,8 +121,19 @@ def test_several_files_are_read_in_order(ray_cluster, tiny_run, tmp_path):
         columns = {"request_id": ids, "user_id": [f"u{n}" for n in ids], "timestamp": [NOW] * 10}
         write(folder / f"part-{part}.parquet", columns)
     out = str(tmp_path / "O.parquet")
-    assert recommend(tiny_run, str(folder), out, k=3, config=Config()) == 30
-    assert pq.read_table(out)["request_id"].to_pylist() == list(range(30))
+    # The second time with diversity and rules, as the retriever has them.
+    (tmp_path / "rules.toml").write_text('[[block]]\nitems = ["i3", "i6"]\n[[pin]]\nitems = ["i9"]\n')
+    diversity = DiversityConfig(strength=0.7, rules=str(tmp_path / "rules.toml"))
+    made = load_retriever(tiny_run, diversity=diversity, rules=load_rules(diversity.rules))
+    requests, _ = made.recommender.make_requests([RawRequest(user_id=f"u{n}", timestamp=NOW) for n in range(30)])
+    for config in (Config(), Config(diversity=diversity)):
+        assert recommend(tiny_run, str(folder), out, k=3, config=config) == 30
+        answers = pq.read_table(out)
+        assert answers["request_id"].to_pylist() == list(range(30))
+    assert answers["item_ids"].to_pylist() == [made.item_ids(items) for items, _ in made.top_k(requests, 3)]
+    (tmp_path / "rules.toml").write_text('[[block]]\nitems = ["nothing"]')
+    with pytest.raises(UserError, match="a block rule names the item 'nothing'"):
+        recommend(tiny_run, str(folder), out, k=3, config=Config(diversity=diversity))
 
 
 GOOD = {"request_id": ["a"], "user_id": ["u1"], "timestamp": [NOW]}

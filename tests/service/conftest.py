@@ -64,7 +64,15 @@ def access_log(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="package")
-def client(ray_cluster, models, live, access_log):
+def rule_file(tmp_path_factory) -> Path:
+    """The service's rule file, without any rule."""
+    path = tmp_path_factory.mktemp("rules") / "rules.toml"
+    path.write_text("# no rules\n")
+    return path
+
+
+@pytest.fixture(scope="package")
+def client(ray_cluster, models, live, access_log, rule_file):
     """A client of the service, which shares its two CPUs with nothing but the batch job of one test."""
     import ray.serve
 
@@ -77,6 +85,7 @@ def client(ray_cluster, models, live, access_log):
     args = AppArgs(
         run=models, cpus_per_replica=0.5, store=str(live), event_files_every_s=0.5, models_every_s=0.5,
         access_log=str(access_log), trusted_proxies=1, rate_limit=2000, rate_burst=4000, cors_origins="https://shop.example",
+        rules=str(rule_file), rules_every_s=0.3,
     )  # fmt: skip
     ray.serve.run(build_app(args), route_prefix="/")
     with ServiceClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as made:
