@@ -1,0 +1,59 @@
+"""Memory that a step's fresh items take, with and without gradient caching: `python tests/bench/gradient_caching.py`.
+
+Each line is a process of its own: forward and backward over so many texts of 16 tokens, LoRA in all layers of the
+encoder, a loss in which all texts meet; memory is the process's peak above what it had before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+
+from ctxrec.config import EncoderConfig
+from ctxrec.encoder import TextEncoder, encode_share, plan_encoding, resolve_encoder, tokenise
+from ctxrec.storage import cache_dir
+
+WORDS = "red blue green small large soft hard shoe hat coat lamp chair table sock glove scarf ring desk".split()
+
+
+def measure(num_texts: int, caching: bool, encoder: str) -> None:
+    path = resolve_encoder(encoder, cache_dir())
+    config = EncoderConfig(name=path, top_layers=0, token_budget=256, max_tokens=16, gradient_caching=caching)
+    rng = np.random.default_rng(0)
+    tokens = tokenise(path, [" ".join(rng.choice(WORDS, 14)) for _ in range(num_texts)], max_tokens=config.max_tokens)
+    plan = plan_encoding(np.arange(num_texts), tokens.lengths, budget=config.token_budget, world=1)
+    model = TextEncoder(config, path, tune=True)
+    before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    vectors = encode_share(model, tokens, plan, 0, torch.device("cpu"))
+    torch.logsumexp(vectors @ vectors.T, 1).sum().backward()
+    megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    took = time.perf_counter() - begin
+    print(f"| {num_texts} | {'on' if caching else 'off'} | {len(plan.widths)} | {megabytes:.0f} MB | {took:.1f} s |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--encoder", default=EncoderConfig().name)
+    parser.add_argument("--one", nargs=2, metavar=("TEXTS", "CACHING"), help="measure one line in this process")
+    args = parser.parse_args()
+    if args.one:
+        measure(int(args.one[0]), args.one[1] == "on", args.encoder)
+        return
+    print("| texts | gradient caching | passes | memory | time |\n| --- | --- | --- | --- | --- |", flush=True)
+    # Freed blocks go back to the system at once, so that the peak is what was in use.
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    for caching in ("off", "on"):
+        for num_texts in ("32", "128", "512"):
+            command = [sys.executable, __file__, "--encoder", args.encoder, "--one", num_texts, caching]
+            subprocess.run(command, env=env, check=True)
+
+
+if __name__ == "__main__":
+    main()
