@@ -20,7 +20,7 @@ from ctxrec.errors import UserError
 
 Value = Any  # int, float, str or bool
 
-_SECTIONS = {"encoder": EncoderConfig, "model": ModelConfig, "train": TrainConfig, "index": IndexConfig}
+SECTIONS = {"encoder": EncoderConfig, "model": ModelConfig, "train": TrainConfig, "index": IndexConfig}
 # What the sweep decides for its trials, or what changes how they are run and not what comes out.
 _FIXED = (
     "train.workers", "train.cpus_per_worker", "train.gpus_per_worker", "train.use_gpu", "train.refit",
@@ -156,9 +156,9 @@ def _parse(key: str, form: Any, source: str) -> Parameter:
 
 def _check_key(key: str, *, pbt: bool) -> None:
     section, _, option = key.partition(".")
-    if section not in _SECTIONS:
-        raise UserError(f"[space] {key} is no option that a training depends on; expected one of {_names(_SECTIONS)}")
-    known = _SECTIONS[section].__dataclass_fields__
+    if section not in SECTIONS:
+        raise UserError(f"[space] {key} is no option that a training depends on; expected one of {_names(SECTIONS)}")
+    known = SECTIONS[section].__dataclass_fields__
     if option not in known:
         raise UserError(f"[space] unknown key {key!r}; valid keys are {', '.join(f'{section}.{n}' for n in known)}")
     if key in _FIXED:
@@ -176,7 +176,7 @@ def _names(sections: dict[str, type]) -> str:
 
 def _type_of(key: str) -> Any:
     section, _, option = key.partition(".")
-    return typing.get_type_hints(_SECTIONS[section])[option]
+    return typing.get_type_hints(SECTIONS[section])[option]
 
 
 def with_values(base: Config, values: dict[str, Value], *, source: str = "trial") -> Config:

@@ -25,7 +25,7 @@ from tune.budget import Budget, is_spent, open_account
 from tune.fidelity import share_of_users
 from tune.options import Sweep, SweepConfig
 from tune.search import first_points, make_scheduler, make_searcher
-from tune.space import tunes_encoder, with_values
+from tune.space import SECTIONS, tunes_encoder, with_values
 from tune.trial import TrialJob, begin_from, is_checkpoint, keep_checkpoint, make_trainable
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def _essence(plan: dict[str, Any]) -> dict[str, Any]:
     """What may not change between two starts; options that the code has had since then count with their defaults."""
     config = Config.from_dict({k: v for k, v in plan.items() if k in Config.__dataclass_fields__}).to_dict()
     options = dataclasses.asdict(build_dataclass(SweepConfig, plan["sweep"], source=PLAN))
-    kept = {k: v for k, v in config.items() if k not in ("evaluate", "rerank", "prepare")}
+    kept = {section: config[section] for section in SECTIONS}
     kept["sweep"] = {k: v for k, v in options.items() if k not in _MAY_CHANGE}
     return _plain(kept | {"space": plan["space"], "data_fingerprint": plan["data_fingerprint"]})
 
