@@ -20,7 +20,26 @@ from ctxrec.config import EncoderConfig
 from ctxrec.encoder import TextEncoder, encode_share, plan_encoding, resolve_encoder, tokenise
 from ctxrec.storage import cache_dir
 
-WORDS = "red blue green small large soft hard shoe hat coat lamp chair table sock glove scarf ring desk".split()
+WORDS = [
+    "red",
+    "blue",
+    "green",
+    "small",
+    "large",
+    "soft",
+    "hard",
+    "shoe",
+    "hat",
+    "coat",
+    "lamp",
+    "chair",
+    "table",
+    "sock",
+    "glove",
+    "scarf",
+    "ring",
+    "desk",
+]
 
 
 def measure(num_texts: int, caching: bool, encoder: str) -> None:
@@ -30,6 +49,7 @@ def measure(num_texts: int, caching: bool, encoder: str) -> None:
     tokens = tokenise(path, [" ".join(rng.choice(WORDS, 14)) for _ in range(num_texts)], max_tokens=config.max_tokens)
     plan = plan_encoding(np.arange(num_texts), tokens.lengths, budget=config.token_budget, world=1)
     model = TextEncoder(config, path, tune=True)
+    torch.set_num_threads(1)
     before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     vectors = encode_share(model, tokens, plan, 0, torch.device("cpu"))
     torch.logsumexp(vectors @ vectors.T, 1).sum().backward()
