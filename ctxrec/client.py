@@ -43,17 +43,26 @@ class ScoredItem:
 
 @dataclass(frozen=True)
 class Recommendations:
-    """Items, best first. `fallback`: nothing was known of the user. `degraded`: what the answer had to do without."""
+    """Items, best first. `fallback`: nothing was known of the user. `degraded`: what the answer had to do without.
+    `experiment`: name of the A/B test that runs, and of the arm that was answered from."""
 
     items: tuple[ScoredItem, ...]
     model_version: str
     fallback: bool
     degraded: str | None = None
+    experiment: tuple[str, str] | None = None
 
     @staticmethod
     def of(answer: Mapping[str, Any]) -> Recommendations:
         items = tuple(ScoredItem(item["item_id"], item["score"]) for item in answer["items"])
-        return Recommendations(items, answer["model_version"], answer["fallback"], answer.get("degraded"))
+        test = answer.get("experiment")
+        return Recommendations(
+            items,
+            answer["model_version"],
+            answer["fallback"],
+            answer.get("degraded"),
+            (test["name"], test["arm"]) if test else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -74,10 +83,12 @@ def request(
     exclude: Sequence[str] = (),
     allow: Sequence[str] | None = None,
     filter: Mapping[str, Any] | None = None,
+    diversity: float | None = None,
 ) -> dict[str, Any]:
     """The body of one request, as `recommend_many` takes a list of; see the README's "Ask it" for the fields."""
     body: dict[str, Any] = {"k": k}
     given = {"user_id": user_id, "context": context, "history": history, "allow": allow, "filter": filter}
+    given["diversity"] = diversity
     body |= {name: value for name, value in given.items() if value is not None}
     return {**body, "exclude": list(exclude)} if exclude else body
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ctxrec import experiment
 from ctxrec.errors import UserError
+from ctxrec.experiment import Arm
 from ctxrec.publish import main
 from ctxrec.published import Published, publish, read_published, roll_back
 from ctxrec.retrieval import find_bundle, load_retriever
@@ -74,6 +76,36 @@ def test_there_must_be_something_to_go_back_to(bundles, tmp_path):
         roll_back(models, "nonsense")
 
 
+def test_a_test_runs_beside_what_is_served_until_it_ends(bundles, tmp_path):
+    models, (a, b, c) = str(tmp_path / "models"), bundles
+    publish(bundles[a], models)
+    assert experiment.read_experiment(models) is None
+    with pytest.raises(UserError, match=f"{a} is what .* serves to everybody"):
+        experiment.start(bundles[a], models, name="t", arm="b", share=0.1)
+    with pytest.raises(UserError, match="arm 'b' has no version yet"):
+        experiment.start(None, models, name="t", arm="b", share=0.1)
+    with pytest.raises(UserError, match=r"share of arm 'b' is 1\.5"):
+        experiment.start(bundles[b], models, name="t", arm="b", share=1.5)
+    assert not (tmp_path / "models" / "versions" / b).exists(), "nothing has changed"
+    made = experiment.start(bundles[b], models, name="t", arm="b", share=0.1)
+    assert made.arms == (Arm(name="b", version=b, share=0.1),) and read_published(models) == Published(a)
+    assert experiment.read_experiment(models) == made
+    more = experiment.start(bundles[c], models, name="t", arm="c", share=0.25)
+    assert experiment.start(None, models, name="t", arm="b", share=0.2).arms == (
+        Arm(name="b", version=b, share=0.2),
+        more.arms[1],
+    )
+    with pytest.raises(UserError, match="runs the test 't'; end it"):
+        experiment.start(bundles[c], models, name="other", arm="c", share=0.1)
+    assert publish(bundles[b], models) == Published(b, (a,)), "the control follows what is published"
+    assert experiment.end(models).name == "t" and experiment.read_experiment(models) is None
+    with pytest.raises(UserError, match="no test runs"):
+        experiment.end(models)
+    (tmp_path / "models" / "experiment.json").write_text('{"name": "t", "arms": [{"name": "b"}]}')
+    with pytest.raises(UserError, match=r"experiment\.json: missing arms\[0\]\.version"):
+        experiment.read_experiment(models)
+
+
 def command(*args: str) -> subprocess.CompletedProcess:
     run = [sys.executable, "-m", "ctxrec.publish", *args]
     repo = Path(__file__).resolve().parent.parent
@@ -94,9 +126,14 @@ def test_the_command(bundles, tmp_path, monkeypatch, capsys):
 
     assert typed("--run", bundles[b], "--to", models) == f"{models} serves {b}; before: {a}\n"
     assert typed("--to", models, "--rollback", a) == f"{models} serves {a}; before: {b}\n"
+    started = typed("--run", bundles[b], "--to", models, "--test", "spring", "--share", "0.1")
+    assert started == f"test spring: treatment {b} for 10.0%; control {a} for the rest\n"
+    assert typed("--to", models, "--end-test") == f"the test spring has ended; {models} serves {a}\n"
     for args, says in (
         (["--to", models], "expected one of --run RUN"),
         (["--run", str(tmp_path), "--to", models], "a run"),
+        (["--run", bundles[b], "--to", models, "--test", "spring"], "--test needs --share"),
+        (["--run", bundles[b], "--to", models, "--end-test"], "--end-test goes alone"),
     ):
         with pytest.raises(UserError, match=says):
             typed(*args)
