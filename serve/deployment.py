@@ -19,6 +19,7 @@ from ctxrec.errors import UserError
 from ctxrec.history_store import StoreError
 from ctxrec.live_items import BadRow, NoEncoder
 from serve import browse, edge
+from serve.access_log import request_id
 from serve.api import (
     AcceptedResponse,
     BatchResponse,
@@ -32,7 +33,7 @@ from serve.api import (
 )
 from serve.direct import DirectServer
 from serve.engine import answer_json
-from serve.http import AsciiJson, is_batch, make_app, parse, user_error
+from serve.http import AsciiJson, install_shortcuts, is_batch, make_app, parse, user_error
 from serve.journal import Refused, logged_events
 from serve.keys import READ, WRITE, Keys
 from serve.metrics import CONTENT_TYPE, Metrics
@@ -61,6 +62,7 @@ class Service:
         self._edge = edge.install(args, self._keys, self._metrics)
         self._replica = Replica(args, self._metrics, num_threads=max(1, int(cpus)))
         browse.install(self._replica, self._keys, page=args.page)
+        install_shortcuts({"/v1/recommend": self.recommend, "/v1/events": self.events})
         self._direct = DirectServer(self, args.direct_host, args.direct_port) if args.direct_port else None
 
     async def __del__(self):
@@ -80,13 +82,14 @@ class Service:
     )
     async def recommend(self, request: Request):
         self._keys.check(request.headers, READ)
+        self._replica.check_room()
         start = time.perf_counter()
         many = await is_batch(request)
         body = await parse(request, RecommendBatch if many else RecommendRequest)
         if many:
             edge.charge(request.scope, len(body.requests))
         parsed = time.perf_counter()
-        reply = await self._replica.recommend(body.requests if many else [body])
+        reply = await self._replica.recommend(body.requests if many else [body], request_id(request.scope))
         answered = time.perf_counter()
         for place, answer in enumerate(reply.answers):
             if isinstance(answer, UserError):
@@ -119,6 +122,7 @@ class Service:
     )
     async def events(self, request: Request):
         self._keys.check(request.headers, WRITE)
+        self._replica.check_room()
         body = await parse(request, EventsRequest)
         result = await self._replica.append(logged_events(body))
         if isinstance(result, Refused):

@@ -90,7 +90,7 @@ class Edge:
             self._limited = _with_cors(_Limited(self._app), state.origins)
         extra = _OPEN if state.origins else _PRIVATE
         start, status, size = time.perf_counter(), 500, 0
-        is_api = _path(scope).startswith("/v1/")
+        is_api = path_within(scope).startswith("/v1/")
 
         async def watched(message: Message) -> None:
             nonlocal status, size
@@ -120,7 +120,7 @@ class _Limited:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = _current
-        if state is None or state.limiter is None or _path(scope) in _UNLIMITED:
+        if state is None or state.limiter is None or path_within(scope) in _UNLIMITED:
             await self._app(scope, receive, send)
             return
         wait_s = state.limiter.take(state.caller(scope))
@@ -137,7 +137,7 @@ class _Limited:
         await send({"type": "http.response.body", "body": body})
 
 
-def _path(scope: Scope) -> str:
+def path_within(scope: Scope) -> str:
     """The path within the application."""
     return scope["path"].removeprefix(scope.get("root_path", ""))
 

@@ -3,14 +3,20 @@
 Plain, straightforward code: requests become tensors by ctxrec's own functions, the tower runs as it stands and
 FAISS searches all vectors. No history store, keys, metrics, filters or checks of what comes in beyond pydantic's.
 
-    python tests/bench/serve_peers.py BUNDLE PORT      # FastAPI and uvicorn, one process, no batches
+    python tests/bench/serve_peers.py BUNDLE PORT          # FastAPI and uvicorn, one process, no batches
+    python tests/bench/serve_peers.py BUNDLE PORT threads  # as many requests at once as there are cores
 
 No `from __future__ import annotations`: see `serve.deployment`.
 """
 
+import os
 import sys
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of threads that ask for no number of their own
+
+import anyio.to_thread
 import faiss
 import ray.serve
 import torch
@@ -73,13 +79,26 @@ class PlainModel:
         return answers
 
 
-def fastapi_app(bundle: str) -> FastAPI:
-    app, model = FastAPI(), PlainModel(bundle)
+def fastapi_app(bundle: str, *, in_threads: bool) -> FastAPI:
+    """One thread for each computation: more would get into each other's way, with requests so small."""
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    model = PlainModel(bundle)
 
-    @app.post("/v1/recommend")
-    async def recommend(body: Body):
+    @asynccontextmanager
+    async def limited(app: FastAPI):
+        anyio.to_thread.current_default_thread_limiter().total_tokens = os.cpu_count() or 1
+        yield
+
+    app = FastAPI(lifespan=limited)
+
+    def in_thread(body: Body):
         return model.recommend([body])[0]
 
+    async def in_loop(body: Body):
+        return model.recommend([body])[0]
+
+    app.post("/v1/recommend")(in_thread if in_threads else in_loop)
     return app
 
 
@@ -106,4 +125,5 @@ def ray_serve_app(bundle: str) -> ray.serve.Application:
 
 
 if __name__ == "__main__":
-    uvicorn.run(fastapi_app(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]), log_level="warning")
+    made = fastapi_app(sys.argv[1], in_threads="threads" in sys.argv[3:])
+    uvicorn.run(made, host="127.0.0.1", port=int(sys.argv[2]), log_level="warning")

@@ -35,13 +35,18 @@ from serve_load import Load, measure
 NOW = 1_700_000_000
 NUM_BODIES, IN_PROCESS = 1000, 300
 SAME_WITHIN = 1e-3  # scores of the services may differ by so much
-SERVICES = ("fastapi", "ray-serve", "ctxrec", "ctxrec-direct")
-NAMES = {
-    "fastapi": "FastAPI + uvicorn, no batches",
-    "ray-serve": "plain Ray Serve, `@serve.batch`",
-    "ctxrec": "ctxrec, through Serve's proxy",
-    "ctxrec-direct": "ctxrec, direct",
+SERVICES = {  # by name: what it is, and options of ours
+    "fastapi": ("FastAPI + uvicorn, one request at a time", {}),
+    "fastapi-threads": ("FastAPI + uvicorn, a thread a core", {}),
+    "ray-serve": ("plain Ray Serve, `@serve.batch`", {}),
+    "ctxrec": ("ctxrec, through Serve's proxy", {}),
+    "ctxrec-direct": ("ctxrec, direct", {}),
+    "ctxrec-unkept": ("ctxrec, direct, every history read anew", {"history_cache_mb": 0}),
+    "ctxrec-int8": ("the same in int8", {"history_cache_mb": 0, "precision": "int8"}),
+    "ctxrec-bf16": ("the same in bf16", {"history_cache_mb": 0, "precision": "bf16"}),
 }
+DEFAULT = ["fastapi", "fastapi-threads", "ray-serve", "ctxrec", "ctxrec-direct", "ctxrec-unkept"]
+NAMES = {name: title for name, (title, _) in SERVICES.items()}
 
 
 def make_bodies(users: Sequence[str], histories: Sequence[Sequence[str]] | None = None) -> list[bytes]:
@@ -57,8 +62,11 @@ def make_bodies(users: Sequence[str], histories: Sequence[Sequence[str]] | None 
     return bodies
 
 
-def in_process(bundle: str, bodies: list[bytes], size: int) -> tuple[Load, dict[str, float]]:
-    """The engine without HTTP, `size` requests at once in one thread; and the mean seconds of its stages a batch."""
+def in_process(bundle: str, bodies: list[bytes], size: int, *, kept_mb: int = 0) -> tuple[Load, dict[str, float]]:
+    """The engine without HTTP, `size` requests at once in one thread; and the mean seconds of its stages a batch.
+
+    With `kept_mb` the histories were read before.
+    """
     from ctxrec.history_store import open_store
     from ctxrec.retrieval import load_retriever
     from serve.api import RecommendRequest
@@ -69,6 +77,9 @@ def in_process(bundle: str, bodies: list[bytes], size: int) -> tuple[Load, dict[
         store = open_store(scratch)
         engine = Engine(load_retriever(bundle), store)
         engine.warm_up(32)
+        if kept_mb:
+            engine.retriever.recommender.keep_histories(kept_mb << 20)
+            engine.recommend([[RecommendRequest.model_validate_json(body)] for body in bodies])
         seconds, stages, start = [], Counter(), time.perf_counter()
         for first in range(0, min(IN_PROCESS * size, len(bodies)), size):
             began = time.perf_counter()
@@ -87,9 +98,9 @@ def in_process(bundle: str, bodies: list[bytes], size: int) -> tuple[Load, dict[
 @contextmanager
 def serving(service: str, bundle: str, scratch: str, options: dict[str, str]) -> Iterator[int]:
     """The port of a service that is up."""
-    if service == "fastapi":
-        port = _free_port()
-        process = subprocess.Popen([sys.executable, str(BENCH / "serve_peers.py"), bundle, str(port)])
+    if service.startswith("fastapi"):
+        port, how = _free_port(), service.partition("-")[2:]
+        process = subprocess.Popen([sys.executable, str(BENCH / "serve_peers.py"), bundle, str(port), *how])
         try:
             _wait_for(port)
             yield port
@@ -113,10 +124,10 @@ def serving(service: str, bundle: str, scratch: str, options: dict[str, str]) ->
             "load_encoder": False,
             "direct_port": direct,
         }
-        application = build_app(AppArgs(**args | options))
+        application = build_app(AppArgs(**args | SERVICES[service][1] | options))
     ray.serve.start(http_options={"host": "127.0.0.1", "port": port})
     ray.serve.run(application, route_prefix="/")
-    port = direct if service == "ctxrec-direct" else port
+    port = direct if service.startswith("ctxrec-") else port
     try:
         _wait_for(port)
         yield port
@@ -193,7 +204,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--dim", type=int, default=128, help="of the tower; vectors have one number more")
     parser.add_argument("--history-in-body", action="store_true", help="50 events come with each request")
-    parser.add_argument("--services", nargs="+", choices=SERVICES, default=SERVICES)
+    parser.add_argument("--services", nargs="+", choices=SERVICES, default=DEFAULT)
     parser.add_argument("--seconds", type=float, default=6, help="of one measurement")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of serve.options:AppArgs")
@@ -223,6 +234,8 @@ def main() -> None:
             repeats = [in_process(bundle, bodies, size) for _ in range(args.repeats)]
             results["in process", size] = [load for load, _ in repeats]
             lines.append(breakdown(f"in process, {size} at once (ms a batch)", repeats[-1][1]))
+            kept = [in_process(bundle, bodies, size, kept_mb=128)[0] for _ in range(args.repeats)]
+            results["kept", size] = kept
         del recommender
         answers: dict[int, list[dict]] = {}
         options = dict(option.split("=", 1) for option in args.option)
@@ -230,7 +243,8 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as scratch, serving(service, bundle, scratch, options) as port:
                 for n in range(5):
                     found = ask(port, bodies[n])
-                    assert same(answers.setdefault(n, found), found), (service, answers[n], found)
+                    if SERVICES[service][1].get("precision") is None:
+                        assert same(answers.setdefault(n, found), found), (service, answers[n], found)
                 for concurrency in (1, 32):
                     is_own = service.startswith("ctxrec")
                     before, calls_before = stages_of_metrics(port) if is_own else ({}, 0)
@@ -252,6 +266,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     print(row("in process, batches of 1", [results["in process", 1], None]))
     print(row("in process, batches of 32", [None, results["in process", 32]]))
+    print(row("in process, histories read before", [results["kept", 1], results["kept", 32]]))
     for service in args.services:
         print(row(NAMES[service], [results[service, 1], results[service, 32]]))
     print("\n| where the time goes | ms |\n|---|---|")
