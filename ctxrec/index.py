@@ -218,7 +218,11 @@ class Index:
         excluded: list[np.ndarray],
         wanted: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Approximate search on CPU in which FAISS itself skips items: a search for each row with exclusions."""
+        """Approximate search on CPU in which FAISS itself skips items: a search for each row with exclusions.
+
+        The fewer items pass, the wider it searches, so that it sees as many of those as without a filter.
+        """
+        share = 1.0 if mask is None else max(float(mask.mean()), 1 / self.num_items)
         ids, scores = blank(len(queries), width)
         plain = np.array([len(d) == 0 for d in excluded], bool)
         calls = [np.array([n]) for n in np.flatnonzero(~plain)]
@@ -228,25 +232,29 @@ class Index:
             for rows in calls:
                 rows = rows[(ids[rows] != NO_ITEM).sum(1) < wanted[rows]]
                 if len(rows):
-                    params = self._search_params(width * effort, effort, _selector(mask, excluded[rows[0]]))
+                    selector = _selector(mask, excluded[rows[0]])
+                    params = self._search_params(width * effort, effort / share, selector, refine=effort)
                     found_scores, found_ids = self._index.search(queries[rows], width, params=params)
                     none = [excluded[n][:0] for n in rows]
                     ids[rows], scores[rows] = _rank(found_ids, found_scores, width, none, self.num_items)
         return ids, scores, np.zeros(len(queries), bool)
 
-    def _search_params(self, num: int, effort: int, selector: faiss.IDSelector | None) -> faiss.SearchParameters:
+    def _search_params(
+        self, num: int, effort: float, selector: faiss.IDSelector | None, *, refine: int = 1
+    ) -> faiss.SearchParameters:
+        """`effort`: how much more is looked at than usual; `refine`: how much more of it is ranked exactly."""
         more = {} if selector is None else {"sel": selector}
         if self.kind in ("ivf", "ivfpq"):
             lists = faiss.extract_index_ivf(self._index)
             nprobe = lists.nprobe if self._config.kind == "auto" else self._config.nprobe
-            params = faiss.SearchParametersIVF(nprobe=min(nprobe * effort, lists.nlist), **more)
+            params = faiss.SearchParametersIVF(nprobe=min(math.ceil(nprobe * effort), lists.nlist), **more)
             if self.kind == "ivf":
                 return params
             padded = faiss.SearchParametersPreTransform(index_params=params)
             return faiss.IndexRefineSearchParameters(
-                k_factor=float(self._config.refine * effort), base_index_params=padded
+                k_factor=float(self._config.refine * refine), base_index_params=padded
             )
-        return faiss.SearchParametersHNSW(efSearch=max(self._config.ef_search * effort, num), **more)
+        return faiss.SearchParametersHNSW(efSearch=max(math.ceil(self._config.ef_search * effort), num), **more)
 
     def reach(self, recall: float) -> None:
         """Search so many lists that the neighbours of sampled items are found with this recall; saved with the index."""
