@@ -224,7 +224,7 @@ class Replica:
     def _follow_test(self) -> None:
         """Take over the A/B test that runs now, if it is another one: all its arms or, where one is refused, none."""
         test = read_experiment(self._args.run)
-        if test in (self._arms.test, self._refused_test):
+        if test == self._arms.test or (test is not None and test == self._refused_test):
             return
         try:
             versions = {arm.version: self._version(arm.version) for arm in test.arms} if test is not None else {}
@@ -301,6 +301,9 @@ class Replica:
         if self._arms.versions:
             self._encoding.submit(self._catch_up_arms).result()
         self._metrics.live_items.set(self._engine.retriever.num_live_items)
+        if (cache := self._engine.retriever.recommender.cache) is not None:
+            for result, count in zip(("kept", "read"), cache.take_counts(), strict=True):
+                self._metrics.histories.labels(result).inc(count)
 
     def _catch_up_arms(self) -> None:
         for _, items in self._arms.versions.values():
