@@ -49,6 +49,11 @@ class HistoryCache:
                 self._kept.move_to_end(key)
         return [value for value in found if value is not None]
 
+    def take_counts(self) -> tuple[int, int]:
+        """Values that were found and values that were made since this was last asked."""
+        counts, self.hits, self.misses = (self.hits, self.misses), 0, 0
+        return counts
+
     def clear(self) -> None:
         self._kept.clear()
         self.num_bytes = 0

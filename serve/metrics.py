@@ -51,6 +51,9 @@ class Metrics:
         arm = ["experiment", "arm"]
         self.arm_answers = Counter("ctxrec_arm_answers", "Answers of an A/B test", [*arm, "version"], **own)
         self.arm_events = Counter("ctxrec_arm_events", "Events of users in an A/B test", [*arm, "action"], **own)
+        self.histories = Counter(
+            "ctxrec_histories", "What was made of a history: kept from before, or read anew", ["result"], **own
+        )
         self.rule_changes = Counter("ctxrec_rule_changes", "Changes of the rule file", ["result"], **own)
         self.waiting = Gauge("ctxrec_waiting", "Calls that wait or are computed", multiprocess_mode="livesum", **own)
         self.live_items = Gauge(

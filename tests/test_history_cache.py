@@ -109,6 +109,7 @@ def test_what_was_not_asked_for_the_longest_goes_first():
     assert ask(3) == [3] and ask(1) == [1] and ask(4) == [4], "2 goes"
     assert ask(1, 3, 4, 2) == [1, 3, 4, 2] and len(cache) == 3 and cache.num_bytes == 3 * 340
     assert made == [[1, 2, 1], [3], [4], [2]]
+    assert cache.take_counts() == (4, 6) and cache.take_counts() == (0, 0)
     assert ask(*range(10, 30)) == [*range(10, 30)], "more than there is room for"
     cache.clear()
     assert len(cache) == cache.num_bytes == 0 and ask(29) == [29]
