@@ -120,12 +120,6 @@ def attribute(exposures: pa.Table, log: Log, *, window_s: float, shown_only: boo
     versions = sorted(named.column("model_version").unique().to_pylist())
     version_L = _codes(named.column("model_version"), versions)
     time_L = one_array(named.column("time")).cast(pa.int64()).to_numpy()
-    kept = single[user_L]
-    counts: dict[str, dict[str, dict[str, int]]] = {arm: {} for arm in arms}
-    for arm, version in zip(arm_L[kept], version_L[kept], strict=True):
-        entry = counts[arms[arm]].setdefault(versions[version], {"": 0})
-        entry[""] += 1
-
     event_list, rows = _last_lists(users, user_L, time_L, log, window_s=window_s)
     inside = single[user_L[event_list]]
     event_list, rows = event_list[inside], rows[inside]
@@ -136,9 +130,10 @@ def attribute(exposures: pa.Table, log: Log, *, window_s: float, shown_only: boo
     actions, action_E = np.unique(log.actions[rows].astype(str), return_inverse=True)
     events_AU = np.zeros((len(actions), len(users)), np.int64)
     np.add.at(events_AU, (action_E, user_L[event_list]), 1)
-    for place, action in zip(event_list, action_E, strict=True):
-        entry = counts[arms[arm_L[place]]][versions[version_L[place]]]
-        entry[str(actions[action])] = entry.get(str(actions[action]), 0) + 1
+    counts = np.zeros((len(arms), len(versions), 1 + len(actions)), np.int64)  # lists first, then events by action
+    kept = single[user_L]
+    np.add.at(counts, (arm_L[kept], version_L[kept], 0), 1)
+    np.add.at(counts, (arm_L[event_list], version_L[event_list], 1 + action_E), 1)
     return Observed(
         arms=arms,
         shares=np.array([_only(exposures, arm) for arm in arms]),
@@ -146,7 +141,14 @@ def attribute(exposures: pa.Table, log: Log, *, window_s: float, shown_only: boo
         lists_U=np.bincount(user_L, minlength=len(users))[single],
         actions=actions.tolist(),
         events_AU=events_AU[:, single],
-        versions=counts,
+        versions={
+            arm: {
+                version: {name: n for name, n in zip(["", *actions.tolist()], of_version, strict=True) if n}
+                for version, of_version in zip(versions, of_arm, strict=True)
+                if of_version[0]
+            }
+            for arm, of_arm in zip(arms, counts.tolist(), strict=True)
+        },
         num_left_out=int((~single).sum()),
         num_nameless=nameless,
     )
