@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -16,7 +18,7 @@ from ctxrec.tracking import PHASES
 
 SECTIONS = ("data", "encode", "towers", "loss", "backward", "communication", "optimizer", "other")
 FOLDER, SUMMARY = "profile", "summary.txt"
-WARM_UP, STEPS = 3, 8  # of a phase, as far as it has them: steps before the trace, and in it
+WARM_UP, STEPS = 3, 5  # of a phase, as far as it has them: steps before the trace, and in it
 _PREFIX = "ctxrec."
 _COMMUNICATION = re.compile(r"gloo:|nccl:|ncclDevKernel")
 
@@ -76,22 +78,25 @@ class StepTrace:
             path = os.path.join(self._scratch, f"{self._phase}.json.gz")
             self._profile.export_chrome_trace(path)
             with open(path, "rb") as stream:
-                storage.write_bytes(storage.join(self._folder, os.path.basename(path)), stream.read())
-            seconds = seconds_by_section(_spans(self._profile.events()))
+                packed = stream.read()
+            storage.write_bytes(storage.join(self._folder, os.path.basename(path)), packed)
+            seconds = seconds_by_section(_spans(json.loads(gzip.decompress(packed))["traceEvents"]))
             summary = {"phase": self._phase, "steps": steps, "seconds": seconds}
             storage.write_json(storage.join(self._folder, f"{self._phase}.summary.json"), summary)
         self._profile = None
 
 
-def _spans(events: Iterable[Any]) -> list[Span]:
-    """Sections and communication among a profiler's events, in seconds."""
+def _spans(events: Iterable[dict[str, Any]]) -> list[Span]:
+    """Sections and communication among a trace's events, in seconds."""
     spans = []
     for event in events:
-        start, end = event.time_range.start / 1e6, event.time_range.end / 1e6
-        if event.name.startswith(_PREFIX) and event.device_type == torch.autograd.DeviceType.CPU:
-            spans.append((event.name.removeprefix(_PREFIX), start, end))
-        elif _COMMUNICATION.match(event.name):
-            spans.append(("communication", start, end))
+        if event.get("ph") != "X":
+            continue
+        name, start = str(event["name"]), event["ts"] / 1e6
+        if name.startswith(_PREFIX) and event.get("cat") == "user_annotation":  # and not its shadow on a GPU
+            spans.append((name.removeprefix(_PREFIX), start, start + event["dur"] / 1e6))
+        elif _COMMUNICATION.match(name):
+            spans.append(("communication", start, start + event["dur"] / 1e6))
     return spans
 
 

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -98,6 +99,7 @@ def train(
             told = faults.explain(str(failure), out, config.train.timeout_s)
             if told is None:
                 raise
+            print(file=sys.stderr)  # the progress bar that was left has no end of line
             raise Failed(told) from failure
         finally:
             if (mistake := faults.mistake(checkpoints)) is not None:

@@ -19,6 +19,7 @@ import pytest
 from trainings import (
     Nodes,
     done_so_far,
+    end_all,
     finish,
     kill_command,
     read_log,
@@ -104,6 +105,12 @@ def test_a_mistake_that_a_worker_finds_is_told_and_is_not_tried_again(ray_cluste
     with pytest.raises(UserError, match=str(broken)) as told:
         train(tiny_data, str(tmp_path / "run"), with_train(config, workers=1, max_failures=3))
     assert told.value.__context__ is None, "no attempt failed, so none was made again"
+
+
+@pytest.fixture(autouse=True)
+def no_command_outlives_its_test():
+    yield
+    end_all()
 
 
 @pytest.fixture(scope="module")

@@ -54,14 +54,27 @@ def with_train(config, **options):
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **options))
 
 
+STARTED: list[subprocess.Popen] = []  # by tests; those that fail leave theirs running
+
+
 def start(config, data: str, run: Path, log: Path, *, env: dict[str, str] | None = None) -> subprocess.Popen:
+    """Start the training command; what it prints is appended to `log`."""
     settings = log.with_suffix(".toml")
     settings.write_text(to_toml(config))
     command = [sys.executable, "-m", "ctxrec.train", "--data", data, "--out", str(run), "--config", str(settings)]
     with open(log, "ab") as stream:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, env=command_env() | (env or {}), stdout=stream, stderr=stream, start_new_session=True
         )
+    STARTED.append(process)
+    return process
+
+
+def end_all() -> None:
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            kill_command(process)
 
 
 def finish(config, data: str, run: Path, log: Path, *, env: dict[str, str] | None = None) -> None:
