@@ -138,3 +138,14 @@ def test_plain_round_trip():
     config = load_config(None, ["model.dim=16", "train.workers=[2, 4]"])
     assert (config.train.min_workers, config.train.max_workers) == (2, 4)
     assert Config.from_dict(config.to_dict()) == config
+
+
+def test_caps_are_a_table(tmp_path):
+    config = load_config(None, ['diversity.caps={category = 2, "a b" = 1}'])
+    assert config.diversity.caps == {"category": 2, "a b": 1} and config.diversity.is_on
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    assert load_config(str(tmp_path / "config.toml")) == config
+    for wrong, says in (("{category = 0}", "at least 1"), ("3", "a section of keys"), ('{c = "x"}', "a whole number")):
+        with pytest.raises(UserError, match=f"diversity.caps.*{says}"):
+            load_config(None, [f"diversity.caps={wrong}"])
+    assert not Config().diversity.is_on
