@@ -185,7 +185,7 @@ def test_ray_job_submit(tiny_data, tiny_config, tmp_path):
             time.sleep(1)
         submit = [ray, "job", "submit", f"--address={address}", "--working-dir", str(REPO), "--"]
         submit += ["python", "-m", "ctxrec.train", "--data", tiny_data, "--out", str(tmp_path / "run")]
-        submit += ["--config", str(tmp_path / "config.toml"), "--profile"]
+        submit += ["--config", str(tmp_path / "config.toml"), "--profile", "--set", "train.workers=[1,2]"]
         done = subprocess.run(submit, env=env, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     finally:
@@ -195,6 +195,7 @@ def test_ray_job_submit(tiny_data, tiny_config, tmp_path):
         except subprocess.TimeoutExpired:
             os.killpg(cluster.pid, signal.SIGKILL)
     load_recommender(str(tmp_path / "run" / "bundle"))
+    assert "training on 2 workers" in done.stdout, "as many as the cluster has room for"
     lines = read_log(str(tmp_path / "run"))
     assert lines[-1]["phase"] == "refit" and lines[-1]["eta_s"] == 0
     figures = {"loss", "lr", "events_per_s", "tokens_per_s", "padding", "distinct_items", "utilisation", "eta_s"}
