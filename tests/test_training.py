@@ -14,7 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from trainings import REPO, assert_same_training, command_env, free_ports, read_log
+from trainings import (
+    REPO,
+    assert_same_training,
+    command_env,
+    finish,
+    free_ports,
+    kill_command,
+    read_log,
+    same_to_the_digit,
+    start,
+    wait_until,
+    with_train,
+)
 
 from ctxrec.bundle import check_bundle
 from ctxrec.config import load_config, to_toml
@@ -133,36 +145,17 @@ def test_other_configurations_train(ray_cluster, tiny_data, tiny_encoder, tmp_pa
 
 def test_killed_training_goes_on_and_ends_where_an_undisturbed_one_ends(tiny_data, tiny_config, tmp_path):
     """SIGKILL in the middle of the towers' phase; the same command again; equal to the bit of the log's digits."""
-    longer = dataclasses.replace(tiny_config.train, tower_epochs=8, patience=100, workers=1)
-    config = dataclasses.replace(tiny_config, train=longer)
-    (tmp_path / "config.toml").write_text(to_toml(config))
-
-    def command(run: Path) -> list[str]:
-        options = ["--data", tiny_data, "--out", str(run), "--config", str(tmp_path / "config.toml")]
-        return [sys.executable, "-m", "ctxrec.train", *options]
-
-    killed = tmp_path / "killed"
-    with open(tmp_path / "first.log", "wb") as log:
-        first = subprocess.Popen(command(killed), env=command_env(), stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 180
-        # Ray Train's record of a checkpoint comes after its folder, and only what is recorded is found again.
-        record = killed / "checkpoints" / "checkpoint_manager_snapshot.json"
-        while not (record.exists() and len(list(record.parent.glob("checkpoint_2*"))) == 2):
-            assert first.poll() is None and time.monotonic() < deadline, (tmp_path / "first.log").read_text()[-3000:]
-            time.sleep(0.02)
-        os.killpg(first.pid, signal.SIGKILL)
-        first.wait()
-    assert not (killed / "manifest.json").exists()
-
-    again = subprocess.run(command(killed), env=command_env(), capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
-    assert "going on from phase" in again.stdout + again.stderr
-    undisturbed = train(tiny_data, str(tmp_path / "undisturbed"), config)
-
-    assert_same_training(str(killed), undisturbed)
-    ours, theirs = (load_file(Path(run) / "bundle" / "towers.safetensors") for run in (killed, undisturbed))
-    for name, value in theirs.items():
-        np.testing.assert_allclose(ours[name], value, atol=1e-5, err_msg=name)
+    config = with_train(tiny_config, tower_epochs=6, patience=100, workers=1)
+    run, log = tmp_path / "killed", tmp_path / "log"
+    first = start(config, tiny_data, run, log)
+    try:
+        wait_until(first, run, log, beyond=(0, 0))
+    finally:
+        kill_command(first)
+    assert not (run / "manifest.json").exists()
+    finish(config, tiny_data, run, log)
+    assert "going on from phase" in log.read_text()
+    same_to_the_digit(run, train(tiny_data, str(tmp_path / "undisturbed"), config))
 
 
 def test_ray_job_submit(tiny_data, tiny_config, tmp_path):
