@@ -5,6 +5,7 @@ items.parquet  histories.arrow            catalogue; stored histories of known u
 towers.safetensors  adapter/              weights; PEFT adapter (or encoder weights) of the encoder
 vectors.safetensors  index.faiss          item vectors and the scale of text vectors; the index
 backbone/                                 a language model that reads histories, where `model.backbone` names one
+media.safetensors                         vectors of images and sounds, where the model reads them
 blend.safetensors                         item memory and the weights of all sources, where there are any
 """
 
@@ -38,7 +39,7 @@ FORMAT_VERSION = 3
 MANIFEST, CONFIG, DATA = "manifest.json", "config.toml", "data.json"
 ITEMS, HISTORIES = "items.parquet", "histories.arrow"
 TOWERS, VECTORS, ADAPTER, INDEX = "towers.safetensors", "vectors.safetensors", "adapter", "index.faiss"
-BLEND, BACKBONE = "blend.safetensors", "backbone"
+BLEND, BACKBONE, MEDIA = "blend.safetensors", "backbone", "media.safetensors"
 
 
 def write_bundle(
@@ -53,6 +54,7 @@ def write_bundle(
     encoder: TextEncoder | None,
     scratch: str,
     trained: np.ndarray | None = None,
+    media: dict[str, np.ndarray] | None = None,
     blend: Blend | None = None,
 ) -> str:
     """Write a complete bundle at `path` (a path or URI); returns its model version.
@@ -61,6 +63,7 @@ def write_bundle(
         towers: weights by name.
         item_vectors: float32 [I, W] of the towers.
         trained: bool [I], items whose ID has been trained; None = all.
+        media: vectors of images and sounds by kind, float16 [I, V].
         blend: None ranks by the towers alone.
         text_scale: "mean" and "scale" of text vectors, float32 [H] each, and where the blend has a text head its
             "centre" [H] and "axes" [H, C] (`ctxrec.likeness`); empty without encoder.
@@ -83,6 +86,8 @@ def write_bundle(
         known = np.ones(len(item_vectors), bool) if trained is None else trained
         vectors = {"items": item_vectors, "trained": known.astype(np.uint8), **text_scale}
         save_arrays(vectors, os.path.join(folder, VECTORS))
+        if media:
+            save_arrays(media, os.path.join(folder, MEDIA))
         if blend is not None:
             save_arrays(_blend_arrays(blend), os.path.join(folder, BLEND))
         if encoder is not None:
@@ -126,6 +131,12 @@ def load_blend(folder: str) -> Blend | None:
     text = arrays.get("text")
     covariances = tuple(arrays[f"covariance.{h}"] for h in range(len(widths) + (text is not None)))
     return Blend(from_arrays(arrays), text, widths, covariances, arrays["weights"])
+
+
+def load_media(folder: str) -> dict[str, np.ndarray]:
+    """Vectors of images and sounds of a checked local bundle by kind, float16 [I, V]; none where it has none."""
+    path = os.path.join(folder, MEDIA)
+    return load_arrays(path) if os.path.exists(path) else {}
 
 
 def save_encoder(encoder: TextEncoder, folder: str) -> None:

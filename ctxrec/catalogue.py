@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from ctxrec import cleaning, reading, schema, shards, storage
+from ctxrec.errors import UserError
 from ctxrec.prepared import encode_categories
 from ctxrec.spec import DatasetSpec, GraphSpec, ItemsSpec, UsersSpec
 
@@ -21,7 +23,7 @@ class Entities:
     ids: pa.Array  # string, distinct
     tables: list[pa.Table] = field(default_factory=list)  # the rows as read, in parts
     rejects: dict[str, int] = field(default_factory=dict)
-    present: dict[str, int] = field(default_factory=dict)  # media column -> rows that have a value
+    kept: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # of the rows as read, which these are
 
     def column(self, name: str, clean: Callable[[pa.ChunkedArray], pa.Array]) -> pa.Array:
         """A column of all parts, each part through `clean`, which gives one type for all."""
@@ -37,7 +39,6 @@ def read_entities(
     columns: Sequence[str],
     *,
     what: str,
-    media: Sequence[str] = (),
     max_id_bytes: int,
     rejects: str,
 ) -> Entities:
@@ -48,17 +49,13 @@ def read_entities(
         id_column: its key.
         columns: what else is read.
         what: "item" or "user", for reasons and file names.
-        media: columns of images and audio, of which only the presence is counted.
         max_id_bytes: longer ids are rejected.
         rejects: folder for the rejected rows.
     """
     parts: list[tuple[reading.RawBatch, str]] = []
-    present = dict.fromkeys(media, 0)
     wanted = list(dict.fromkeys([id_column, *columns]))
     for piece in reading.make_pieces(files, rows=1 << 20):
-        for batch in reading.read_piece(piece, [*wanted, *media]):
-            for name in media:
-                present[name] += len(batch.table) - batch.table.column(name).null_count
+        for batch in reading.read_piece(piece, wanted):
             parts.append((reading.RawBatch(batch.table.select(wanted), batch.rows, batch.malformed), piece.path))
     ids = [cleaning.to_text(batch.table.column(id_column)) for batch, _ in parts]
     coded = cleaning.encode(pa.chunked_array(ids, pa.string()))
@@ -84,8 +81,58 @@ def read_entities(
         ids=good.values.take(pa.array(good.codes)),
         tables=kept,
         rejects={name: int(n) for name, n in zip(names[1:], counts[1:], strict=True) if n},
-        present=present,
+        kept=reasons == 0,
     )
+
+
+def write_media(
+    files: Sequence[reading.FileInfo], columns: dict[str, str], kept: np.ndarray, path: str
+) -> dict[str, int]:
+    """Write where the images and sounds of items are, file by file, so that contents need not fit into memory.
+
+    Args:
+        files: of the item table.
+        columns: "image" and "audio" to their columns.
+        kept: of the table's rows, those that are items, in the order of their index.
+        path: of the file to write (`schema.MEDIA`).
+
+    Returns:
+        how many items have one, by kind.
+    """
+    counts, writer, row, item = dict.fromkeys(columns, 0), None, 0, 0
+    fs, inner = storage.filesystem(path)
+    for piece in reading.make_pieces(files, rows=1 << 16):
+        for batch in reading.read_piece(piece, list(columns.values())):
+            here = kept[row : row + len(batch.table)]
+            row += len(batch.table)
+            table = batch.table.filter(pa.array(here))
+            made = {schema.MEDIA_ITEM: pa.array(np.arange(item, item + len(table), dtype=np.int32))}
+            item += len(table)
+            for kind, name in columns.items():
+                made[kind] = _media_values(table.column(name), name, storage.parent(piece.path))
+                counts[kind] += len(table) - made[kind].null_count
+            made = pa.table(made)
+            writer = writer or pq.ParquetWriter(inner, made.schema, filesystem=fs)
+            writer.write_table(made.cast(writer.schema))
+    if writer is not None:
+        writer.close()
+    return counts
+
+
+def _media_values(column: pa.ChunkedArray, name: str, folder: str) -> pa.Array:
+    """Contents as they are; paths in full, those that are relative from the item file's `folder` on; null = none."""
+    array = cleaning.one_array(column)
+    if pa.types.is_struct(array.type):  # as the `datasets` package stores them: bytes and path, one of them empty
+        names = [f.name for f in array.type]
+        inside = pc.struct_field(array, "bytes") if "bytes" in names else pa.nulls(len(array))
+        has_content = inside.null_count < len(array) or "path" not in names
+        array = inside if has_content else pc.struct_field(array, "path")
+    if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
+        return array.cast(pa.large_binary())
+    if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type) or pa.types.is_null(array.type)):
+        raise UserError(f"items: column {name!r} is {array.type}; expected paths, URIs, or the content as bytes")
+    values = [value and value.strip() for value in array.to_pylist()]
+    return pa.array([storage.join(folder, value) if value else None for value in values], pa.large_string())
 
 
 def _entity_reasons(ids: cleaning.Coded, max_id_bytes: int) -> np.ndarray:

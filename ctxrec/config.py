@@ -60,6 +60,8 @@ class EncoderConfig:
     tune: what is trained: LoRA, DoRA or IA3 adapters in the top `top_layers` layers (0: in all), these layers
         themselves, the whole encoder, or nothing. What the layers below the trained ones make of the catalogue is
         computed once and kept on the machine's disk, where it takes at most `cache_gb`.
+    image, audio: pretrained encoders of the catalogue's images and sounds, a local folder or a Hugging Face id (CLIP,
+        SigLIP, ViT, DINOv2, CLAP, wav2vec 2.0, ...); they stay as they are. Empty: the column is not used.
     max_tokens: item texts are cut to this length.
     token_budget: padded tokens that one forward pass of the encoder holds at most.
     gradient_checkpointing: keep the inputs of the encoder's layers alone and compute the rest again.
@@ -68,6 +70,8 @@ class EncoderConfig:
     """
 
     name: str = "sentence-transformers/all-MiniLM-L6-v2"
+    image: str = ""
+    audio: str = ""
     pooling: Literal["auto", "mean", "cls", "last"] = "auto"
     tune: Literal["lora", "dora", "ia3", "top", "full", "freeze"] = "lora"
     rank: int = 8
@@ -106,7 +110,7 @@ class ModelConfig:
     id_buckets: rows of the hashed ID embedding; 0 takes one row per item up to 1 million.
     id_dropout, text_dropout: share of items whose ID (text) is hidden in a training step, so that
         items without history (without text) are scored well too.
-    use_text, use_id, use_features, use_context, use_user: turn a source off (ablations).
+    use_text, use_media, use_id, use_features, use_context, use_user: turn a source off (ablations).
     """
 
     dim: int = 64
@@ -122,6 +126,7 @@ class ModelConfig:
     id_dropout: float = 0.3
     text_dropout: float = 0.1
     use_text: bool = True
+    use_media: bool = True
     use_id: bool = True
     use_features: bool = True
     use_context: bool = True
@@ -140,8 +145,8 @@ class ModelConfig:
             _require(0 <= getattr(self, key) < 1, f"model.{key}", getattr(self, key), "from 0 to below 1")
         _require(self.content_dim >= 0, "model.content_dim", self.content_dim, "0 (no content head) or more")
         _require(
-            self.use_text or self.use_id or self.use_features,
-            "model.use_text, use_id and use_features",
+            self.use_text or self.use_media or self.use_id or self.use_features,
+            "model.use_text, use_media, use_id and use_features",
             False,
             "at least one of them true: an item needs a source for its vector",
         )

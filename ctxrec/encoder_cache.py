@@ -60,10 +60,10 @@ def fingerprint(encoder_path: str) -> str:
 
 def vector_store(encoder_path: str, config: EncoderConfig, width: int) -> RowStore:
     """Vectors of texts by the un-tuned encoder: one row [H] for each."""
-    return RowStore(_folder(encoder_path, f"vectors-{config.pooling}"), width)
+    return RowStore(folder_of(encoder_path, f"vectors-{config.pooling}"), width)
 
 
-def _folder(encoder_path: str, kind: str) -> str:
+def folder_of(encoder_path: str, kind: str) -> str:
     return os.path.join(storage.cache_dir(), _FOLDER, fingerprint(encoder_path), kind)
 
 
@@ -78,7 +78,7 @@ def with_states(tokens: Tokens, present: np.ndarray, encoder_path: str, config: 
     first = max(about.num_hidden_layers - config.top_layers, 0)
     if config.tune in ("freeze", "full") or not config.top_layers or first == 0:
         return tokens
-    store = RowStore(_folder(encoder_path, f"below-top-{config.top_layers}"), about.hidden_size, _STATE)
+    store = RowStore(folder_of(encoder_path, f"below-top-{config.top_layers}"), about.hidden_size, _STATE)
     keys = item_keys(tokens)
     missing = [item for item in np.flatnonzero(present).tolist() if keys[item] not in store]
     room = _room(store, tokens, present, missing, config)

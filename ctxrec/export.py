@@ -100,6 +100,7 @@ def export(
             item_vectors=np.ascontiguousarray(vectors.cpu().numpy()),
             trained=items.trained_I.cpu().numpy() > 0,
             text_scale=scale,
+            media=setup.media,
             encoder=chosen.encoder.cpu() if chosen.encoder is not None else None,
             blend=blend,
             scratch=setup.scratch,

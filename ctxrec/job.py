@@ -21,6 +21,8 @@ from ctxrec.encoder import TextEncoder, Tokens, plan_encoding, resolve_encoder, 
 from ctxrec.encoder_cache import Place, item_keys, vector_store, with_states
 from ctxrec.events import Requests
 from ctxrec.features import ItemFeatures, item_features
+from ctxrec.media import FILE as MEDIA
+from ctxrec.media import media_tables
 from ctxrec.model import ItemTensors, ModelShape, TextTable
 from ctxrec.network import Network
 from ctxrec.prepared import PreparedData
@@ -56,6 +58,7 @@ class Setup:
     tokens: Tokens | None
     present: np.ndarray  # bool [I], which items have a text
     frozen: TextTable | None  # vectors of the un-tuned encoder
+    media: dict[str, np.ndarray]  # vectors of images and sounds by kind, float16 [I, V]
     scratch: str  # a local folder for as long as the training lasts
     profile: bool  # trace some steps of each phase
     tracker: Tracker | None = None  # rank 0 alone
@@ -79,19 +82,23 @@ def set_up(config: Config, data_path: str, run: str, scratch: str, *, profile: b
     data = PreparedData.open(data_path)
     catalogue = item_features(data.items, data.features)
     encoder_path, tokens, frozen = "", None, None
+    place = Place(rank, world, context.get_local_rank(), context.get_local_world_size(), device)
     present = has_text(catalogue.texts)
     if config.encoder.name and config.model.use_text and present.any():
         encoder_path = resolve_encoder(config.encoder.name, storage.cache_dir())
-        place = Place(rank, world, context.get_local_rank(), context.get_local_world_size(), device)
         tokens = tokenise(encoder_path, catalogue.texts, max_tokens=config.encoder.max_tokens)
         if config.train.encoder_epochs:
             tokens = with_states(tokens, present, encoder_path, config.encoder, place)
         frozen = _frozen_table(config, run, encoder_path, tokens, present, place)
+    media = {}
+    if config.model.use_media:
+        media = media_tables(config.encoder, data, storage.join(run, CHECKPOINTS, MEDIA), place)
     shape = ModelShape.of(
         config.model,
         data.features,
         num_items=len(catalogue),
         text_width=frozen.vectors_IH.shape[1] if frozen is not None else 0,
+        media_widths={kind: vectors.shape[1] for kind, vectors in media.items()},
     )
     batcher = Batcher(data.features, history=config.model.history, action_weights=data.spec.events.actions)
     requests = validation_requests(data, config.train.valid_users)
@@ -108,8 +115,8 @@ def set_up(config: Config, data_path: str, run: str, scratch: str, *, profile: b
         dtype=engine.choose_precision(config.train, device),
         catalogue=catalogue,
         shape=shape,
-        items=ItemTensors.of(catalogue, shape, device, trained=trained_items(data, schema.TRAIN)),
-        refit_items=ItemTensors.of(catalogue, shape, device, trained=trained_items(data, schema.VALID)),
+        items=ItemTensors.of(catalogue, shape, device, trained=trained_items(data, schema.TRAIN), media=media),
+        refit_items=ItemTensors.of(catalogue, shape, device, trained=trained_items(data, schema.VALID), media=media),
         batcher=batcher,
         valid=requests,
         validator=validator,
@@ -117,6 +124,7 @@ def set_up(config: Config, data_path: str, run: str, scratch: str, *, profile: b
         tokens=tokens,
         present=present,
         frozen=frozen,
+        media=media,
         scratch=scratch,
         profile=profile,
         tracker=Tracker(run, config.to_dict(), config.train.trackers) if rank == 0 else None,

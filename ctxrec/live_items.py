@@ -50,7 +50,7 @@ class NoEncoder(UserError):
 def rows_to_table(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> pa.Table:
     """Rows with `item_id` and columns of the item file, as a table of `schema.items_schema`.
 
-    A column that a row lacks is missing; image and audio columns are taken and not used.
+    A column that a row lacks is missing; image and audio columns are taken, and used by the next training.
 
     Raises:
         BadRow: names the row, the column, and what is valid.
@@ -158,6 +158,7 @@ class ItemEncoder:
         self._scale = {name: arrays[name] for name in ("mean", "scale", "centre", "axes") if name in arrays}
         self._widths = recommender.widths
         self._static = recommender.vectors.shape[1] - self._tower_width - self._text_head
+        self._media = files.load_media(folder)
         self._folder = folder
         self._encoder: TextEncoder | None = None
         self._encoder_path = ""
@@ -243,7 +244,13 @@ class ItemEncoder:
             num_IF=torch.from_numpy(np.concatenate([features.num, features.num_present], 1)),
             pool=None,
             place_I=nothing,
+            media_IV={kind: torch.from_numpy(self._media_of(kind, known)) for kind in self._media},
         )
+
+    def _media_of(self, kind: str, known: np.ndarray) -> np.ndarray:
+        """Images or sounds as the bundle knows them: none for new items, for a service opens no files of others."""
+        vectors = self._media[kind]
+        return np.where(known[:, None] >= 0, vectors[np.maximum(known, 0)], np.float16(0))
 
     def _fill_own_scores(self, towers: np.ndarray, known: np.ndarray) -> None:
         """The content head gives untrained items the mean of the others' own scores: those of the whole bundle."""

@@ -1,7 +1,8 @@
 """The recommender: item vectors from content and ID, a user state from history, and their product.
 
 Legend: I items, B rows, L event slots, S = L + 1 query slots, D width, H encoder width,
-P positions with a target, F numeric features, M values of a category, n fresh items of a step, A actions.
+P positions with a target, F numeric features, M values of a category, n fresh items of a step, A actions,
+V width of an image or audio encoder.
 Vectors that meet in the product are those of two heads end to end: the sequence head's D + 1 numbers (the last
 is the item's own score, 1 for a query), then the content head's C + 1, alike. Their products add up.
 Parameters are read in the forward of the module that owns them, as ZeRO-3 gathers them there.
@@ -9,7 +10,7 @@ Parameters are read in the forward of the module that owns them, as ZeRO-3 gathe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,11 +41,24 @@ class ModelShape:
     id_buckets: int
     text_width: int  # 0 = no text encoder
     features: FeatureMeta
+    media_widths: dict[str, int] = field(default_factory=dict)  # of "image" and "audio" vectors, where there are any
 
     @staticmethod
-    def of(config: ModelConfig, features: FeatureMeta, *, num_items: int, text_width: int) -> ModelShape:
-        buckets = config.id_buckets or min(num_items, MAX_ID_ROWS)
-        return ModelShape(num_items=num_items, id_buckets=buckets, text_width=text_width, features=features)
+    def of(
+        config: ModelConfig,
+        features: FeatureMeta,
+        *,
+        num_items: int,
+        text_width: int,
+        media_widths: dict[str, int] | None = None,
+    ) -> ModelShape:
+        return ModelShape(
+            num_items=num_items,
+            id_buckets=config.id_buckets or min(num_items, MAX_ID_ROWS),
+            text_width=text_width,
+            features=features,
+            media_widths=media_widths or {},
+        )
 
 
 @dataclass
@@ -57,6 +71,7 @@ class ItemTensors:
     num_IF: torch.Tensor  # float32, values and presence side by side
     pool: torch.Tensor | None  # int64, the trained items, which alone compete in a loss; None = all
     place_I: torch.Tensor  # int64, an item's place in the pool
+    media_IV: dict[str, torch.Tensor] = field(default_factory=dict)  # scaled, 0 where an item has none
 
     @staticmethod
     def of(
@@ -65,8 +80,9 @@ class ItemTensors:
         device: torch.device | str = "cpu",
         *,
         trained: np.ndarray | None = None,
+        media: dict[str, np.ndarray] | None = None,
     ) -> ItemTensors:
-        """`trained`: bool [I], which items have training events; None = all."""
+        """`trained`: bool [I], which items have training events; None = all. `media`: [I, V] by kind."""
         num = np.concatenate([features.num, features.num_present], 1)
         known = np.ones(len(features), bool) if trained is None or not trained.any() else trained
         pool = None if known.all() else torch.from_numpy(np.flatnonzero(known)).to(device)
@@ -77,6 +93,7 @@ class ItemTensors:
             id_rows_I=torch.from_numpy(id_rows(features.ids, shape.id_buckets)).to(device),
             cat_IM={n: torch.from_numpy(v.astype(np.int64)).to(device) for n, v in features.cat.items()},
             num_IF=torch.from_numpy(num).to(device),
+            media_IV={kind: torch.from_numpy(vectors).to(device) for kind, vectors in (media or {}).items()},
         )
 
 
@@ -107,13 +124,15 @@ class CategoryEmbedding(nn.Module):
 
 
 class ItemTower(nn.Module):
-    """Fuses text, ID, categories and numbers of an item into one vector of unit length and a bias."""
+    """Fuses text, images, sounds, ID, categories and numbers of an item into one vector of unit length and a bias."""
 
     def __init__(self, config: ModelConfig, shape: ModelShape) -> None:
         super().__init__()
         self.config = config
         features = shape.features
         self.text = nn.Linear(shape.text_width, config.dim) if config.use_text and shape.text_width else None
+        media = shape.media_widths if config.use_media else {}
+        self.media = nn.ModuleDict({kind: nn.Linear(width, config.dim, bias=False) for kind, width in media.items()})
         self.id = nn.Embedding(shape.id_buckets, config.dim) if config.use_id else None
         self.id_bias = nn.Embedding(shape.id_buckets, 1) if config.use_id else None
         use = config.use_features
@@ -139,6 +158,9 @@ class ItemTower(nn.Module):
             vectors = (text.vectors_IH - text.mean_H) / text.scale_H
             kept = text.present_I * self._kept(num_items, self.config.text_dropout, total)
             total = total + self.text(vectors.to(total.dtype)) * kept[:, None]
+        for kind, projection in self.media.items():
+            kept = self._kept(num_items, self.config.text_dropout, total)
+            total = total + projection(items.media_IV[kind].to(total.dtype)) * kept[:, None]
         if self.id is not None:
             total = total + self.id(items.id_rows_I) * id_kept[:, None]
         for name, embedding in self.categories.items():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -75,6 +76,22 @@ class PreparedData:
         table = pq.read_table(path, filesystem=fs).combine_chunks()
         schema.check_schema(table, schema.items_schema(self.spec), source=schema.ITEMS)
         return table
+
+    @property
+    def media_kinds(self) -> list[str]:
+        """Which of "image" and "audio" the catalogue has a column for."""
+        items = self.spec.items
+        return [kind for kind in ("image", "audio") if items is not None and getattr(items, kind) is not None]
+
+    def media(self, kind: str) -> tuple[np.ndarray, list[str | bytes]]:
+        """Items (int64, rising) that have one of `kind`, and its path, URI or content."""
+        where = storage.join(self.path, schema.MEDIA)
+        if not storage.exists(where):
+            raise UserError(f"{where} is missing, which names the files of the {kind} column; prepare into a new folder")
+        path, fs = _reader_args(where)
+        table = pq.read_table(path, columns=[schema.MEDIA_ITEM, kind], filesystem=fs)
+        table = table.filter(table.column(kind).is_valid())
+        return table.column(schema.MEDIA_ITEM).to_numpy().astype(np.int64), table.column(kind).to_pylist()
 
     @property
     def num_items(self) -> int:

@@ -95,7 +95,9 @@ def inspect_source(spec: DatasetSpec) -> Source:
         spec=spec,
         events=reading.inspect(spec.events.path, shards.event_columns(spec.events), section="events"),
         items=reading.inspect(
-            items.path, [items.id, *items.text, *items.categorical, *items.numeric, *_media(items)], section="items"
+            items.path,
+            [items.id, *items.text, *items.categorical, *items.numeric, *_media(items).values()],
+            section="items",
         )
         if items
         else [],
@@ -139,8 +141,9 @@ def _signatures(paths: Sequence[str]) -> list[list[Any]]:
     return signatures
 
 
-def _media(section: Any) -> list[str]:
-    return [name for name in (section.image, section.audio) if name is not None]
+def _media(section: Any) -> dict[str, str]:
+    """Columns of images and sounds, by kind."""
+    return {kind: name for kind in ("image", "audio") if (name := getattr(section, kind)) is not None}
 
 
 def _run(source: Source, out: str, config: Config) -> dict[str, Any]:
@@ -148,6 +151,9 @@ def _run(source: Source, out: str, config: Config) -> dict[str, Any]:
     spec, options, notes = source.spec, config.prepare, []
     rejects = storage.join(out, schema.REJECTS)
     items, users, table_rejects = _read_tables(source, options.max_id_bytes, rejects, notes)
+    if spec.items is not None and (media := _media(spec.items)):
+        found = catalogue.write_media(source.items, media, items.kept, storage.join(out, schema.MEDIA))
+        notes += [f"{kind} column {media[kind]!r}: {n} items have one" for kind, n in found.items()]
     job = shards.ShardJob(
         spec=spec,
         unit=cleaning.detect_unit(reading.sample_column(source.events, spec.events.time)),
@@ -215,13 +221,9 @@ def _read_tables(
             spec.items.id,
             [*spec.items.text, *spec.items.categorical, *spec.items.numeric],
             what="item",
-            media=_media(spec.items),
             max_id_bytes=max_id_bytes,
             rejects=rejects,
         )
-        for name, present in items.present.items():
-            kind = "image" if name == spec.items.image else "audio"
-            notes.append(f"{kind} column {name!r}: {present} rows have one; validated, not used in training")
         counts |= items.rejects
     if spec.users is not None:
         columns = [*spec.users.categorical, *spec.users.numeric]

@@ -476,5 +476,6 @@ def reload_item_vectors(bundle: str, *, encoder_path: str, data_items: pa.Table)
         vectors, present = encode_catalogue(encoder, encoder_path, catalogue.texts, config.encoder)
         text = make_text_table(vectors, present, mean=arrays["mean"], scale=arrays["scale"])
     with torch.inference_mode():
-        vectors, _ = towers(ItemTensors.of(catalogue, shape, trained=arrays["trained"] > 0), text)
+        items = ItemTensors.of(catalogue, shape, trained=arrays["trained"] > 0, media=files.load_media(folder))
+        vectors, _ = towers(items, text)
     return vectors.numpy()

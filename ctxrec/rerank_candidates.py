@@ -79,7 +79,8 @@ def recommender_before_validation(run: str, data: PreparedData, catalogue: ItemF
     towers.load_state_dict({n.removeprefix("towers."): w for n, w in weights.items() if n.startswith("towers.")})
     towers.eval()
     text = _text_table(run, folder, shape, catalogue, trained, tuned=phase == "encoder")
-    items = ItemTensors.of(catalogue, shape, trained=trained_items(data, schema.TRAIN))
+    media = files.load_media(folder)
+    items = ItemTensors.of(catalogue, shape, trained=trained_items(data, schema.TRAIN), media=media)
     with torch.inference_mode():
         vectors_IW = towers(items, text)[0].float().numpy()
     blend = None

@@ -2,6 +2,7 @@
 
 DATA/meta.json                      counts, split, vocabularies, the spec, fingerprint; written last
 DATA/items.parquet                  one row an item, in catalogue order: the row number is the item's index
+DATA/media.parquet                  where the catalogue has images or sounds: item index, and file or content
 DATA/histories/bucket-00000.parquet one row a user, users divided by a hash of their id
 DATA/rejects/*.parquet              rejected rows with the reason
 """
@@ -18,6 +19,7 @@ FORMAT_VERSION = 1
 
 META = "meta.json"
 ITEMS = "items.parquet"
+MEDIA = "media.parquet"
 HISTORIES = "histories"
 REJECTS = "rejects"
 
@@ -41,6 +43,7 @@ MISSING, OTHER, FIRST_CODE = 0, 1, 2
 ITEM_TEXT = "text"  # the text columns joined
 ITEM_TITLE = "title"  # the first text column, for people to read
 ITEM_TRAIN_EVENTS = "train_events"  # int64
+MEDIA_ITEM = "item"  # int32 item index
 
 
 def context_column(name: str) -> str:

@@ -19,7 +19,7 @@ PURE = [
     "history_store", "history_sqlite", "history_redis", "event_files", "filters", "timing",
     "live_items", "live_vectors", "client", "published", "publish",
     "plan_memory", "planning", "explain", "item_cards", "encoder_cache", "item_states", "lower_layers", "row_store", "faults",
-    "meter", "profiling", "tracking",
+    "meter", "profiling", "tracking", "media",
 ]  # fmt: skip
 BASE = [
     "errors",

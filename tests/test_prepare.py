@@ -322,7 +322,7 @@ def test_items_and_users_tables(tmp_path):
     assert rows["a"]["user_gender"] == 2 and rows["a"]["user_age"] == 20
     assert rows["z"]["user_gender"] == rows["c"]["user_gender"] == schema.MISSING
     notes = "\n".join(data.meta["notes"])
-    assert "image column 'photo': 2 rows have one; validated, not used in training" in notes
+    assert "image column 'photo': 2 items have one" in notes
     assert "2 items of the log are in no item table" in notes and "1 users of the log are in no user table" in notes
     assert "price: 2 values" in notes and "age: 1 values" in notes
 
