@@ -32,7 +32,7 @@ from ctxrec.encoder import TextEncoder
 from ctxrec.errors import UserError
 from ctxrec.index import build_index
 from ctxrec.memory import from_arrays, to_arrays
-from ctxrec.model import ModelShape
+from ctxrec.model_inputs import ModelShape
 from ctxrec.prepared import PreparedData
 
 FORMAT_VERSION = 3

@@ -182,7 +182,7 @@ class TrainConfig:
     global_batch_size: int = 64
     micro_batch_size: int = 0
     tower_epochs: int = 15
-    encoder_epochs: int = 2
+    encoder_epochs: int = 1
     tower_lr: float = 4e-3
     encoder_lr: float = 5e-4
     encoder_phase_tower_lr: float = 5e-4

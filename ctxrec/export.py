@@ -21,7 +21,8 @@ from ctxrec.encoder import TextEncoder
 from ctxrec.job import Setup, encode_table
 from ctxrec.likeness import reduced, text_axes
 from ctxrec.memory import fit_memory
-from ctxrec.model import ItemTensors, TextTable, Towers
+from ctxrec.model import Towers
+from ctxrec.model_inputs import ItemTensors, TextTable
 from ctxrec.network import Network
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from ctxrec.events import Requests
 from ctxrec.features import ItemFeatures, item_features
 from ctxrec.media import FILE as MEDIA
 from ctxrec.media import media_tables
-from ctxrec.model import ItemTensors, ModelShape, TextTable
+from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.network import Network
 from ctxrec.prepared import PreparedData
 from ctxrec.stream import trained_items

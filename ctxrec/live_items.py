@@ -27,7 +27,7 @@ from ctxrec.errors import UserError
 from ctxrec.event_files import as_text
 from ctxrec.features import ItemFeatures, hash_id, item_features
 from ctxrec.likeness import STAND_INS, nearest_texts, on_axes
-from ctxrec.model import ItemTensors, TextTable
+from ctxrec.model_inputs import ItemTensors, TextTable
 from ctxrec.recommender import Recommender
 from ctxrec.spec import DatasetSpec, ItemsSpec
 from ctxrec.texts import encode_catalogue, has_text, make_text_table

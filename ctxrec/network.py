@@ -16,7 +16,8 @@ from ctxrec.blend import head_slices
 from ctxrec.config import TrainConfig
 from ctxrec.encoder import EncodePlan, TextEncoder, Tokens, encode_share
 from ctxrec.losses import bce_loss, sampled_softmax_loss, softmax_loss
-from ctxrec.model import ItemTensors, TextTable, Towers
+from ctxrec.model import Towers
+from ctxrec.model_inputs import ItemTensors, TextTable
 from ctxrec.profiling import section
 
 CONTENT_POSITIONS = 512  # of a micro-batch that train the content head

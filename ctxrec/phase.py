@@ -22,7 +22,7 @@ from ctxrec.errors import UserError
 from ctxrec.export import Chosen
 from ctxrec.job import Setup, encode_table
 from ctxrec.meter import Meter
-from ctxrec.model import TextTable
+from ctxrec.model_inputs import TextTable
 from ctxrec.network import Network, choose_loss
 from ctxrec.profiling import StepTrace, in_section, section
 from ctxrec.stream import Step, TrainStream

@@ -7,7 +7,7 @@ from typing import Any
 
 from ctxrec.config import Config
 from ctxrec.errors import UserError
-from ctxrec.model import MAX_ID_ROWS
+from ctxrec.model_inputs import MAX_ID_ROWS
 from ctxrec.plan_memory import RESERVE, TUNES, Encoder, Load, per_gpu, tower_weights
 
 GIB = 1 << 30

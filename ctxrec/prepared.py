@@ -87,7 +87,9 @@ class PreparedData:
         """Items (int64, rising) that have one of `kind`, and its path, URI or content."""
         where = storage.join(self.path, schema.MEDIA)
         if not storage.exists(where):
-            raise UserError(f"{where} is missing, which names the files of the {kind} column; prepare into a new folder")
+            raise UserError(
+                f"{where} is missing, which names the files of the {kind} column; prepare into a new folder"
+            )
         path, fs = _reader_args(where)
         table = pq.read_table(path, columns=[schema.MEDIA_ITEM, kind], filesystem=fs)
         table = table.filter(table.column(kind).is_valid())

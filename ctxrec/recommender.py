@@ -45,7 +45,8 @@ from ctxrec.events import (
 from ctxrec.exact_search import ByColumn
 from ctxrec.features import item_features
 from ctxrec.history_cache import HistoryCache, Value, history_keys
-from ctxrec.model import ItemTensors, ModelShape, TextTable, Towers
+from ctxrec.model import Towers
+from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.prepared import FeatureMeta
 from ctxrec.spec import DatasetSpec
 

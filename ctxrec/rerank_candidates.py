@@ -36,7 +36,8 @@ from ctxrec.features import ItemFeatures
 from ctxrec.likeness import reduced
 from ctxrec.memory import fit_memory
 from ctxrec.metrics import top_k
-from ctxrec.model import ItemTensors, ModelShape, TextTable, Towers
+from ctxrec.model import Towers
+from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.prepared import PreparedData
 from ctxrec.recommender import Recommender, load_recommender
 from ctxrec.reranker import Found, of_top

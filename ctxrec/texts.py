@@ -10,7 +10,7 @@ import torch
 
 from ctxrec.config import EncoderConfig
 from ctxrec.encoder import TextEncoder, encode_share, plan_encoding, tokenise
-from ctxrec.model import TextTable
+from ctxrec.model_inputs import TextTable
 
 
 def has_text(texts: list[str]) -> np.ndarray:

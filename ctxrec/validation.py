@@ -10,7 +10,7 @@ from ctxrec import schema
 from ctxrec.batching import Batcher
 from ctxrec.events import Requests, concat_requests, histories_from_table, split_requests
 from ctxrec.metrics import request_metrics, top_k
-from ctxrec.model import ItemTensors, TextTable
+from ctxrec.model_inputs import ItemTensors, TextTable
 from ctxrec.network import Network
 from ctxrec.prepared import PreparedData
 

@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 from ctxrec.batching import Batch, Batcher, make_windows
 from ctxrec.config import TrainConfig
 from ctxrec.events import Requests
-from ctxrec.model import ActionHeads, ItemTensors, ModelShape, Towers
+from ctxrec.model import Towers
+from ctxrec.model_inputs import ItemTensors, ModelShape
 from ctxrec.network import Network
 from ctxrec.recommender import RawEvent, RawRequest, load_recommender
 from ctxrec.training import train
+from ctxrec.user_tower import ActionHeads
 
 HEADS = "model.action_heads=true"
 VIEW, BUY = 1, 2  # codes of the world's actions, which weigh 0.5 and 1

@@ -21,7 +21,8 @@ from ctxrec.config import BACKBONES, EvaluateConfig, TrainConfig, load_config
 from ctxrec.engine import parameter_groups
 from ctxrec.errors import UserError
 from ctxrec.evaluation import evaluate_run
-from ctxrec.model import ItemTensors, ModelShape, Towers
+from ctxrec.model import Towers
+from ctxrec.model_inputs import ItemTensors, ModelShape
 from ctxrec.network import Network
 from ctxrec.recommender import RawEvent, RawRequest, load_recommender
 from ctxrec.training import train

@@ -10,8 +10,10 @@ import torch
 
 from ctxrec.batching import Batch, make_windows
 from ctxrec.config import TrainConfig
+from ctxrec.embeddings import feature_name, module_name
 from ctxrec.encoder import TextEncoder, plan_encoding, tokenise
-from ctxrec.model import ItemTensors, ModelShape, TextTable, Towers, _key, _name
+from ctxrec.model import Towers
+from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.network import Network, choose_loss, fresh_loss
 from ctxrec.texts import encode_catalogue, has_text, make_text_table
 
@@ -149,7 +151,7 @@ def test_source_dropout_is_for_training_alone(make_world):
 
 def test_feature_names_survive_as_module_names():
     for name in ("plain", "with.dot", "50%", "a%2Eb", "type", "forward", "Größe"):
-        assert _name(_key(name)) == name and "." not in _key(name)
+        assert feature_name(module_name(name)) == name and "." not in module_name(name)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "bce"])

@@ -14,7 +14,8 @@ from transformers import BertConfig, BertModel
 from ctxrec.config import EncoderConfig, load_config
 from ctxrec.encoder import attach
 from ctxrec.errors import UserError
-from ctxrec.model import ItemTensors, ModelShape, TextTable, Towers
+from ctxrec.model import Towers
+from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.network import Network
 from ctxrec.plan_memory import TUNES, Encoder, Load, catalogue_bytes, per_gpu, tower_weights
 from ctxrec.planning import Hardware, Work, plan, report

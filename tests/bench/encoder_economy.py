@@ -25,7 +25,8 @@ from ctxrec.config import Config, load_config
 from ctxrec.encoder import EncodePlan, TextEncoder, Tokens, plan_encoding, resolve_encoder, tokenise
 from ctxrec.encoder_cache import Place, with_states
 from ctxrec.features import item_features
-from ctxrec.model import ItemTensors, ModelShape, TextTable, Towers
+from ctxrec.model import Towers
+from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.network import Network
 from ctxrec.prepared import PreparedData
 from ctxrec.stream import Step, TrainStream, trained_items

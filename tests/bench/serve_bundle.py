@@ -16,7 +16,8 @@ import torch
 from ctxrec.bundle import FORMAT_VERSION, write_bundle
 from ctxrec.config import load_config
 from ctxrec.features import item_features
-from ctxrec.model import ItemTensors, ModelShape, Towers
+from ctxrec.model import Towers
+from ctxrec.model_inputs import ItemTensors, ModelShape
 from ctxrec.prepared import PreparedData
 from ctxrec.preparing import prepare
 from ctxrec.spec import load_spec

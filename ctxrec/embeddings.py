@@ -1,0 +1,41 @@
+"""Embeddings of categories, and names of features as names of modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn as nn
+
+from ctxrec import schema
+
+
+class CategoryEmbedding(nn.Module):
+    """Mean of the embeddings of an item's values; codes padded with MISSING, which embeds as zero."""
+
+    def __init__(self, vocabulary: list[str], dim: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(len(vocabulary) + schema.FIRST_CODE, dim, padding_idx=schema.MISSING)
+        small_init(self.table)
+
+    def forward(self, codes: torch.Tensor) -> torch.Tensor:
+        if codes.dim() == 1:
+            return self.table(codes)
+        count = (codes != schema.MISSING).sum(-1, keepdim=True).clamp(min=1)
+        return self.table(codes).sum(-2) / count
+
+
+def small_init(table: Any) -> None:
+    nn.init.normal_(table.weight, std=0.02)
+    if table.padding_idx is not None:
+        with torch.no_grad():
+            table.weight[table.padding_idx].zero_()
+
+
+def module_name(name: str) -> str:
+    """A feature's name as a module name, which must not hold a dot."""
+    return "f_" + name.replace("%", "%25").replace(".", "%2E")
+
+
+def feature_name(key: str) -> str:
+    return key[2:].replace("%2E", ".").replace("%25", "%")

@@ -1,0 +1,146 @@
+"""Items to vectors: the item tower, from all that is known of an item, and the content head, from its text.
+
+Parameters are read in the forward of the module that owns them, as ZeRO-3 gathers them there.
+
+Legend: I items, B rows, L event slots, S = L + 1 query slots, D width, H encoder width, V width of an image or audio
+encoder, F numeric features, M values of a category, A actions, C width of the content head.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from ctxrec.batching import Batch
+from ctxrec.config import ModelConfig
+from ctxrec.embeddings import CategoryEmbedding, feature_name, module_name
+from ctxrec.likeness import principal_axes
+from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
+
+_ID_START = 0.1  # length of an ID vector before training
+# Where the content head starts: a step back weighs so much, down to the oldest step that counts; its temperature.
+_AGE_DECAY, _OLDEST, _CONTENT_SCALE = 0.6, 12, 10.0
+
+
+class ItemTower(nn.Module):
+    """Fuses text, images, sounds, ID, categories and numbers of an item into one vector of unit length and a bias."""
+
+    def __init__(self, config: ModelConfig, shape: ModelShape) -> None:
+        super().__init__()
+        self.config = config
+        features = shape.features
+        self.text = nn.Linear(shape.text_width, config.dim) if config.use_text and shape.text_width else None
+        media = shape.media_widths if config.use_media else {}
+        self.media = nn.ModuleDict({kind: nn.Linear(width, config.dim, bias=False) for kind, width in media.items()})
+        self.id = nn.Embedding(shape.id_buckets, config.dim) if config.use_id else None
+        self.id_bias = nn.Embedding(shape.id_buckets, 1) if config.use_id else None
+        use = config.use_features
+        self.categories = nn.ModuleDict(
+            {module_name(n): CategoryEmbedding(v, config.dim) for n, v in features.item_categories.items() if use}
+        )
+        num_numbers = 2 * len(features.item_numbers) if use else 0
+        self.numbers = nn.Linear(num_numbers, config.dim) if num_numbers else None
+        self.norm = nn.LayerNorm(config.dim)
+        self.bias = nn.Linear(config.dim, 1, bias=False)  # a constant would change no ranking and no loss
+        if self.id is not None:
+            # Far shorter than the text's part, so that the noise of an item with few events does not drown its text.
+            nn.init.normal_(self.id.weight, std=_ID_START * config.dim**-0.5)
+            nn.init.zeros_(self.id_bias.weight)
+        nn.init.zeros_(self.bias.weight)
+
+    def forward(self, items: ItemTensors, text: TextTable | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors [I, D] of unit length and biases [I]."""
+        num_items = len(items.id_rows_I)
+        total = torch.zeros(num_items, self.config.dim, dtype=self.norm.weight.dtype, device=items.id_rows_I.device)
+        id_kept = self._kept(num_items, self.config.id_dropout, total) * items.trained_I.to(total.dtype)
+        if self.text is not None and text is not None:
+            vectors = (text.vectors_IH - text.mean_H) / text.scale_H
+            kept = text.present_I * self._kept(num_items, self.config.text_dropout, total)
+            total = total + self.text(vectors.to(total.dtype)) * kept[:, None]
+        for kind, projection in self.media.items():
+            kept = self._kept(num_items, self.config.text_dropout, total)
+            total = total + projection(items.media_IV[kind].to(total.dtype)) * kept[:, None]
+        if self.id is not None:
+            total = total + self.id(items.id_rows_I) * id_kept[:, None]
+        for name, embedding in self.categories.items():
+            total = total + embedding(items.cat_IM[feature_name(name)])
+        if self.numbers is not None:
+            total = total + self.numbers(items.num_IF.to(total.dtype))
+        bias = self.bias(self.norm(total)).squeeze(-1)
+        if self.id_bias is not None:
+            bias = bias + self.id_bias(items.id_rows_I).squeeze(-1) * id_kept
+        return F.normalize(self.norm(total), dim=-1), bias
+
+    def _kept(self, num_items: int, dropout: float, like: torch.Tensor) -> torch.Tensor:
+        """1 for items whose source is seen in this step, 0 for hidden ones."""
+        if not self.training or dropout == 0:
+            return like.new_ones(num_items)
+        return (torch.rand(num_items, device=like.device) >= dropout).to(like.dtype)
+
+
+class ContentHead(nn.Module):
+    """Likeness of an item's text to the texts of the latest history, in a space learnt from the log.
+
+    The query is a sum of the history's vectors whose weights depend on the age and the action of an event.
+    """
+
+    def __init__(self, config: ModelConfig, shape: ModelShape) -> None:
+        super().__init__()
+        self.project = nn.Linear(shape.text_width, min(config.content_dim, shape.text_width), bias=False)
+        ages = torch.arange(config.history, dtype=torch.float32).clamp(max=_OLDEST)
+        self.log_age = nn.Parameter(ages * float(np.log(_AGE_DECAY)))
+        self.log_action = nn.Embedding(len(shape.features.actions) + 1, 1)
+        self.log_scale = nn.Parameter(torch.tensor([np.log(_CONTENT_SCALE)], dtype=torch.float32))
+        self.id_bias = nn.Embedding(shape.id_buckets, 1) if config.use_id else None
+        nn.init.zeros_(self.log_action.weight)
+        if self.id_bias is not None:
+            nn.init.zeros_(self.id_bias.weight)
+
+    @torch.no_grad()
+    def start_from(self, text: TextTable) -> None:
+        """Start as the principal components of the un-tuned text vectors, which keep their likeness."""
+        shown = text.vectors_IH[text.present_I > 0] - text.mean_H
+        axes_HC = principal_axes(shown.cpu().numpy(), self.project.out_features)
+        self.project.weight.copy_(torch.from_numpy(axes_HC.T))
+
+    def forward(
+        self,
+        items: ItemTensors | None,
+        text: TextTable | None,
+        batch: Batch | None,
+        vectors_IC: torch.Tensor | None,
+        last_B: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Item vectors [I, C + 1] (or those given), and queries [B, S, C + 1], or [B, 1, C + 1] with `last_B`."""
+        if vectors_IC is None:
+            assert items is not None and text is not None
+            content = F.normalize(self.project((text.vectors_IH - text.mean_H).to(self.project.weight.dtype)), dim=-1)
+            vectors_IC = torch.cat([content * text.present_I[:, None].to(content.dtype), self._bias(items)[:, None]], 1)
+        if batch is None:
+            return vectors_IC, None
+        shown = vectors_IC[:, :-1][batch.items_BL]
+        num_slots = shown.shape[1]
+        slots = torch.arange(num_slots, device=shown.device)
+        real = slots[None] < batch.lengths_B[:, None]
+        shown = shown * (self.log_action(batch.actions_BL).squeeze(-1).exp() * real)[..., None].to(shown.dtype)
+        asking = slots[:, None] if last_B is None else last_B[:, None, None] - 1  # [S, 1] or [B, 1, 1]
+        age = asking - slots
+        weights = (self.log_age[age.clamp(min=0)].exp() * (age >= 0)).to(shown.dtype)
+        if last_B is None:
+            mean = torch.einsum("qj,bjc->bqc", weights, shown)
+            mean = F.pad(mean, (0, 0, 1, 0)).float()  # nothing is read before the first event
+        else:
+            mean = (weights @ shown).float()
+        query = mean / (mean.norm(dim=-1, keepdim=True) + 1e-6) * self.log_scale.exp()
+        return vectors_IC, torch.cat([query, torch.ones_like(query[..., :1])], -1)
+
+    def _bias(self, items: ItemTensors) -> torch.Tensor:
+        """An item's own score; untrained items take the mean of the others. [I]"""
+        if self.id_bias is None:
+            return self.log_scale.new_zeros(len(items.id_rows_I))
+        bias = self.id_bias(items.id_rows_I).squeeze(-1)
+        known = items.trained_I.to(bias.dtype)
+        mean = (bias * known).sum() / known.sum().clamp(min=1)
+        return bias * known + mean * (1 - known)

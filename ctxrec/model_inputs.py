@@ -1,0 +1,92 @@
+"""What the model reads of the catalogue: its sizes, its features on the device, its text vectors.
+
+Legend: I items, M values of a category, F numeric features, H encoder width, V width of an image or audio encoder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ctxrec.config import ModelConfig
+from ctxrec.features import ItemFeatures, id_rows
+from ctxrec.prepared import FeatureMeta
+
+MAX_ID_ROWS = 1_000_000  # rows of the ID embedding that an automatic size takes at most
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What the towers' sizes follow from; saved with the weights."""
+
+    num_items: int
+    id_buckets: int
+    text_width: int  # 0 = no text encoder
+    features: FeatureMeta
+    media_widths: dict[str, int] = field(default_factory=dict)  # of "image" and "audio" vectors, where there are any
+
+    @staticmethod
+    def of(
+        config: ModelConfig,
+        features: FeatureMeta,
+        *,
+        num_items: int,
+        text_width: int,
+        media_widths: dict[str, int] | None = None,
+    ) -> ModelShape:
+        return ModelShape(
+            num_items=num_items,
+            id_buckets=config.id_buckets or min(num_items, MAX_ID_ROWS),
+            text_width=text_width,
+            features=features,
+            media_widths=media_widths or {},
+        )
+
+
+@dataclass
+class ItemTensors:
+    """The catalogue's features on the device; text vectors come apart, as they change in training."""
+
+    id_rows_I: torch.Tensor  # int64
+    trained_I: torch.Tensor  # float32, 0 where an item has no training event, so that its ID says nothing
+    cat_IM: dict[str, torch.Tensor]  # int64
+    num_IF: torch.Tensor  # float32, values and presence side by side
+    pool: torch.Tensor | None  # int64, the trained items, which alone compete in a loss; None = all
+    place_I: torch.Tensor  # int64, an item's place in the pool
+    media_IV: dict[str, torch.Tensor] = field(default_factory=dict)  # scaled, 0 where an item has none
+
+    @staticmethod
+    def of(
+        features: ItemFeatures,
+        shape: ModelShape,
+        device: torch.device | str = "cpu",
+        *,
+        trained: np.ndarray | None = None,
+        media: dict[str, np.ndarray] | None = None,
+    ) -> ItemTensors:
+        """`trained`: bool [I], which items have training events; None = all. `media`: [I, V] by kind."""
+        num = np.concatenate([features.num, features.num_present], 1)
+        known = np.ones(len(features), bool) if trained is None or not trained.any() else trained
+        pool = None if known.all() else torch.from_numpy(np.flatnonzero(known)).to(device)
+        return ItemTensors(
+            trained_I=torch.from_numpy(known.astype(np.float32)).to(device),
+            pool=pool,
+            place_I=torch.from_numpy(np.maximum(np.cumsum(known) - 1, 0)).to(device),
+            id_rows_I=torch.from_numpy(id_rows(features.ids, shape.id_buckets)).to(device),
+            cat_IM={n: torch.from_numpy(v.astype(np.int64)).to(device) for n, v in features.cat.items()},
+            num_IF=torch.from_numpy(num).to(device),
+            media_IV={kind: torch.from_numpy(vectors).to(device) for kind, vectors in (media or {}).items()},
+        )
+
+
+@dataclass
+class TextTable:
+    """Text vectors of the catalogue. `mean` and `scale` (of the un-tuned encoder's vectors) centre and
+    scale them, since raw language-model vectors share one direction (arXiv 2402.10602)."""
+
+    vectors_IH: torch.Tensor  # float32
+    present_I: torch.Tensor  # float32, 0 where an item has no text
+    mean_H: torch.Tensor
+    scale_H: torch.Tensor

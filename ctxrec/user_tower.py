@@ -1,0 +1,144 @@
+"""Requests to queries: who asks, what they did, and the context in which they ask.
+
+Parameters are read in the forward of the module that owns them, as ZeRO-3 gathers them there.
+
+Legend: I items, B rows, L event slots, S = L + 1 query slots, D width, H encoder width, V width of an image or audio
+encoder, F numeric features, M values of a category, A actions, C width of the content head.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from ctxrec import schema
+from ctxrec.backbones import make_backbone
+from ctxrec.backbones.base import states_at
+from ctxrec.batching import Batch
+from ctxrec.config import ModelConfig
+from ctxrec.embeddings import CategoryEmbedding, feature_name, module_name, small_init
+from ctxrec.features import NUM_GAP_BUCKETS, TEXT_BUCKETS
+from ctxrec.prepared import FeatureMeta
+
+
+class ContextTower(nn.Module):
+    """One vector of a request's context: time, gap, categorical, numeric and text features."""
+
+    def __init__(self, config: ModelConfig, features: FeatureMeta) -> None:
+        super().__init__()
+        dim = config.dim
+        sizes = {"hour": 24, "weekday": 7, "month": 13}
+        sizes |= {name: len(values) for name, values in features.context_categories.items()}
+        self.cat = nn.ModuleDict(
+            {module_name(name): nn.Embedding(size + schema.FIRST_CODE, dim) for name, size in sizes.items()}
+        )
+        self.gap = nn.Embedding(NUM_GAP_BUCKETS, dim)
+        num_numbers = 2 * len(features.context_numbers)
+        self.numbers = nn.Linear(num_numbers, dim) if num_numbers else None
+        self.words = nn.ModuleDict(
+            {
+                module_name(name): nn.EmbeddingBag(TEXT_BUCKETS, dim, mode="mean", padding_idx=0)
+                for name in features.context_texts
+            }
+        )
+        for table in [*self.cat.values(), self.gap, *self.words.values()]:
+            small_init(table)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """[B, S, D]."""
+        total = self.gap(batch.query_gaps_BS)
+        for name, table in self.cat.items():
+            total = total + table(batch.cat_BS[feature_name(name)])
+        if self.numbers is not None:
+            total = total + self.numbers(torch.cat([batch.num_BSF, batch.num_present_BSF], -1).to(total.dtype))
+        for name, table in self.words.items():
+            words = batch.words_BSW[feature_name(name)]
+            total = total + table(words.flatten(0, 1)).view(*words.shape[:2], -1)
+        return total
+
+
+class UserTower(nn.Module):
+    """Reads who asks and what they did, then bends that state to the context of the request (FiLM)."""
+
+    def __init__(self, config: ModelConfig, features: FeatureMeta) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        self.start = nn.Embedding(1, dim)
+        self.item_in = nn.Linear(dim, dim)
+        self.action = nn.Embedding(len(features.actions) + 1, dim)
+        use = config.use_user
+        self.user_cat = nn.ModuleDict(
+            {module_name(n): CategoryEmbedding(v, dim) for n, v in features.user_categories.items() if use}
+        )
+        num_numbers = 2 * len(features.user_numbers) if use else 0
+        self.user_numbers = nn.Linear(num_numbers, dim) if num_numbers else None
+        self.norm_in = nn.LayerNorm(dim)
+        self.backbone = make_backbone(config)
+        self.norm_out = nn.LayerNorm(dim)
+        self.context = ContextTower(config, features) if config.use_context else None
+        self.film = nn.Linear(dim, 2 * dim) if config.use_context else None
+        self.event_context = nn.Linear(dim, dim) if config.use_context else None
+        self.query = nn.Linear(dim, dim)
+        for table in (self.start, self.action):
+            small_init(table)
+        if self.film is not None:
+            nn.init.zeros_(self.film.bias)
+
+    def forward(self, batch: Batch, item_vectors_ID: torch.Tensor, last_B: torch.Tensor | None = None) -> torch.Tensor:
+        """User states at every query slot, [B, S, D], or at the slots `last_B` alone, [B, 1, D]."""
+        context = self.context(batch) if self.context is not None else None
+        state = self.read(batch, item_vectors_ID, context, last_B)
+        if context is not None and last_B is not None:
+            context = states_at(context, last_B)[:, None]
+        return self.bend(state, context)
+
+    def read(
+        self,
+        batch: Batch,
+        item_vectors_ID: torch.Tensor,
+        context: torch.Tensor | None,
+        last_B: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What is known of users at every slot, or at `last_B` alone, before the context in which they ask."""
+        prefix = self.start(torch.zeros_like(batch.lengths_B))
+        for name, embedding in self.user_cat.items():
+            prefix = prefix + embedding(batch.user_cat_B[feature_name(name)])
+        if self.user_numbers is not None:
+            numbers = torch.cat([batch.user_num_BF, batch.user_num_present_BF], -1)
+            prefix = prefix + self.user_numbers(numbers.to(prefix.dtype))
+        events = self.item_in(item_vectors_ID[batch.items_BL] * self.config.dim**0.5)
+        events = events + self.action(batch.actions_BL)
+        if context is not None:  # slot j asks in the context of event j + 1, so event j's own is at j - 1
+            events = events + self.event_context(context[:, :-1])
+        slots = F.dropout(self.norm_in(torch.cat([prefix[:, None], events], 1)), self.config.dropout, self.training)
+        state = self.backbone(slots, batch.times_BS, last_B)
+        return self.norm_out(state if last_B is None else state[:, None])
+
+    def bend(self, state: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+        """What is known of a user, as the context in which they ask changes it (FiLM)."""
+        if context is not None:
+            scale, shift = self.film(context).chunk(2, -1)
+            state = state * (1 + scale) + shift
+        return self.query(F.dropout(state, self.config.dropout, self.training))
+
+
+class ActionHeads(nn.Module):
+    """A query for each action: the shared one and a projection of it of the action's own, which starts as nothing.
+
+    What a request asks for is a mix of actions, and the same mix of their queries, so that products stay products.
+    """
+
+    def __init__(self, dim: int, num_actions: int) -> None:
+        super().__init__()
+        self.own_ADD = nn.Parameter(torch.zeros(num_actions, dim, dim))
+
+    def forward(self, query_BSD: torch.Tensor, asked_BS: torch.Tensor, mix_BA: torch.Tensor) -> torch.Tensor:
+        own_ADD = self.own_ADD.to(query_BSD.dtype)
+        mixed_BDD = torch.einsum("ba,ade->bde", mix_BA.to(query_BSD.dtype), own_ADD)
+        total_BSD = query_BSD + query_BSD @ mixed_BDD
+        for code, own_DD in enumerate(own_ADD, 1):
+            where = torch.nonzero(asked_BS == code, as_tuple=True)
+            total_BSD = total_BSD.index_put(where, query_BSD[where] @ own_DD, accumulate=True)
+        return total_BSD
