@@ -258,7 +258,7 @@ class IndexConfig:
     nprobe: int = 16
     hnsw_links: int = 32
     ef_construction: int = 200
-    ef_search: int = 128
+    ef_search: int = 256
     use_gpu: Literal["auto", "yes", "no"] = "auto"
 
     def __post_init__(self) -> None:
