@@ -151,7 +151,7 @@ class Nodes:
         # Ray's sockets need a path below 107 bytes, which pytest's folders can exceed.
         self._folder, self._logs = tempfile.mkdtemp(prefix="ctxrec-ray-"), logs
         gcs, dashboard, client = free_ports(3)
-        self.env = {"RAY_ADDRESS": f"127.0.0.1:{gcs}"}
+        self.env = {"RAY_ADDRESS": f"127.0.0.1:{gcs}", "RAY_AUTH_MODE": "disabled"}  # a head alone would want a token
         options = ["--head", f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
         self.processes: list[subprocess.Popen] = []
         self.head = self._start([*options, f"--temp-dir={self._folder}", "--include-dashboard=true"])
@@ -172,7 +172,8 @@ class Nodes:
         command += ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000", *options]
         log = self._logs / f"node{len(self.processes)}.log"
         with open(log, "wb") as stream:
-            process = subprocess.Popen(command, env=command_env(), stdout=stream, stderr=stream, start_new_session=True)
+            env = command_env() | {"RAY_AUTH_MODE": "disabled"}
+            process = subprocess.Popen(command, env=env, stdout=stream, stderr=stream, start_new_session=True)
         self.processes.append(process)
         deadline = time.monotonic() + 120
         while "Ray runtime started" not in log.read_text():
