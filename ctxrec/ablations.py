@@ -41,6 +41,7 @@ SASREC_OPTIONS: dict[str, Any] = {
     "model.id_dropout": 0.0,
     "model.text_dropout": 0.0,
     "model.use_text": False,
+    "model.use_media": False,
     "model.use_id": True,
     "model.use_features": False,
     "model.use_context": False,

@@ -145,8 +145,8 @@ class ModelConfig:
             _require(0 <= getattr(self, key) < 1, f"model.{key}", getattr(self, key), "from 0 to below 1")
         _require(self.content_dim >= 0, "model.content_dim", self.content_dim, "0 (no content head) or more")
         _require(
-            self.use_text or self.use_media or self.use_id or self.use_features,
-            "model.use_text, use_media, use_id and use_features",
+            self.use_text or self.use_id or self.use_features,
+            "model.use_text, use_id and use_features",
             False,
             "at least one of them true: an item needs a source for its vector",
         )
