@@ -145,7 +145,8 @@ def _finished(out: str, config: Config, data: PreparedData) -> bool:
 def _training_options(config: Config) -> dict[str, Any]:
     """The options that a training's result depends on: how many workers share its work, and how, is none of them."""
     options = config.to_dict()
-    del options["evaluate"], options["prepare"], options["rerank"]
+    for section in ("evaluate", "prepare", "rerank", "diversity"):
+        del options[section]
     for key in _HOW_TO_RUN:
         del options["train"][key]
     return options
