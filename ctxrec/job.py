@@ -21,7 +21,6 @@ from ctxrec.encoder import TextEncoder, Tokens, plan_encoding, resolve_encoder, 
 from ctxrec.encoder_cache import Place, item_keys, vector_store, with_states
 from ctxrec.events import Requests
 from ctxrec.features import ItemFeatures, item_features
-from ctxrec.media import FILE as MEDIA
 from ctxrec.media import media_tables
 from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.network import Network
@@ -33,7 +32,7 @@ from ctxrec.validation import Validator, validation_requests
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS, BEFORE, TEXT = "checkpoints", "before", "text.safetensors"
+CHECKPOINTS, BEFORE, TEXT, MEDIA = "checkpoints", "before", "text.safetensors", "media.safetensors"
 
 
 @dataclass

@@ -71,7 +71,7 @@ def rows_to_table(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> pa.Ta
 
 
 def _check(name: str, value: Any, section: ItemsSpec, place: int) -> None:
-    media = tuple(name for name in (section.image, section.audio) if name)
+    media = tuple(section.media.values())
     valid = (*section.text, *section.categorical, *section.numeric, *media)
     if name != ITEM_ID and name not in valid:
         known = ", ".join((ITEM_ID, *dict.fromkeys(valid)))

@@ -27,11 +27,11 @@ from ctxrec.encoder_cache import Place, folder_of
 from ctxrec.errors import UserError
 from ctxrec.prepared import PreparedData
 from ctxrec.row_store import RowStore, digest
+from ctxrec.texts import make_text_table
 
 logger = logging.getLogger(__name__)
 
 KINDS = ("image", "audio")
-FILE = "media.safetensors"
 _IMAGES_AT_ONCE = 32
 _SECONDS = 30.0  # of a sound that are heard, from its start
 _MOST_PIXELS = 1 << 27
@@ -196,7 +196,9 @@ def _table(kind: str, name: str, data: PreparedData, place: Place) -> np.ndarray
             store.write(new)
         except OSError as error:  # the disk is full: this training goes on, the next one encodes again
             logger.warning("the %s vectors are not kept for later trainings: %s", kind, error)
-    return _scaled(*_together(kind, raw_IW, failed, len(items), place))
+    table = make_text_table(*_together(kind, raw_IW, failed, len(items), place))
+    scaled_IW = (table.vectors_IH - table.mean_H) / table.scale_H * table.present_I[:, None]
+    return scaled_IW.numpy().astype(np.float16)
 
 
 def _together(
@@ -220,12 +222,3 @@ def _together(
     if place.rank == 0:
         logger.info("%s: vectors of %d items, %d wide", kind, num_files - int(counts), total.shape[1])
     return total, np.abs(total).sum(1) > 0
-
-
-def _scaled(raw_IW: np.ndarray, present_I: np.ndarray) -> np.ndarray:
-    shown = raw_IW[present_I]
-    if not len(shown):
-        return np.zeros(raw_IW.shape, np.float16)
-    spread = np.maximum(shown.std(0), 1e-6) * raw_IW.shape[1] ** 0.5
-    made = np.where(present_I[:, None], (raw_IW - shown.mean(0)) / spread, 0)
-    return made.astype(np.float16)

@@ -80,8 +80,7 @@ class PreparedData:
     @property
     def media_kinds(self) -> list[str]:
         """Which of "image" and "audio" the catalogue has a column for."""
-        items = self.spec.items
-        return [kind for kind in ("image", "audio") if items is not None and getattr(items, kind) is not None]
+        return [] if self.spec.items is None else list(self.spec.items.media)
 
     def media(self, kind: str) -> tuple[np.ndarray, list[str | bytes]]:
         """Items (int64, rising) that have one of `kind`, and its path, URI or content."""

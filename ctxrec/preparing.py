@@ -96,7 +96,7 @@ def inspect_source(spec: DatasetSpec) -> Source:
         events=reading.inspect(spec.events.path, shards.event_columns(spec.events), section="events"),
         items=reading.inspect(
             items.path,
-            [items.id, *items.text, *items.categorical, *items.numeric, *_media(items).values()],
+            [items.id, *items.text, *items.categorical, *items.numeric, *items.media.values()],
             section="items",
         )
         if items
@@ -141,17 +141,12 @@ def _signatures(paths: Sequence[str]) -> list[list[Any]]:
     return signatures
 
 
-def _media(section: Any) -> dict[str, str]:
-    """Columns of images and sounds, by kind."""
-    return {kind: name for kind in ("image", "audio") if (name := getattr(section, kind)) is not None}
-
-
 def _run(source: Source, out: str, config: Config) -> dict[str, Any]:
     """Read the tables, pass 1, the split, pass 2, the item table; returns meta.json without the fingerprint."""
     spec, options, notes = source.spec, config.prepare, []
     rejects = storage.join(out, schema.REJECTS)
     items, users, table_rejects = _read_tables(source, options.max_id_bytes, rejects, notes)
-    if spec.items is not None and (media := _media(spec.items)):
+    if spec.items is not None and (media := spec.items.media):
         found = catalogue.write_media(source.items, media, items.kept, storage.join(out, schema.MEDIA))
         notes += [f"{kind} column {media[kind]!r}: {n} items have one" for kind, n in found.items()]
     job = shards.ShardJob(

@@ -51,6 +51,11 @@ class ItemsSpec:
     image: str | None = None
     audio: str | None = None
 
+    @property
+    def media(self) -> dict[str, str]:
+        """Columns of images and sounds, by kind: "image" and "audio"."""
+        return {kind: name for kind in ("image", "audio") if (name := getattr(self, kind)) is not None}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UsersSpec:

@@ -16,7 +16,7 @@ from ctxrec.experiment import CONTROL, Arm, Experiment
 from ctxrec.exposures import Exposure, write_exposures
 from serve.api import RecommendRequest
 from serve.engine import Answer, Engine, Reply
-from serve.items import ItemSync
+from serve.items import Every, ItemSync
 
 logger = logging.getLogger(__name__)
 
@@ -114,13 +114,11 @@ class ExposureLog:
     """
 
     def __init__(self, folder: str, *, every_s: float):
-        self._folder, self._every_s = folder, every_s
+        self._folder = folder
         self._waiting: list[Exposure] = []
         self._lost = 0
         self._lock = threading.Lock()
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="exposures", daemon=True)
-        self._thread.start()
+        self._rounds = Every(every_s, self._write, "exposures")
 
     def add(self, exposures: Sequence[Exposure]) -> None:
         with self._lock:
@@ -129,12 +127,7 @@ class ExposureLog:
             self._lost += max(len(exposures) - room, 0)
 
     def stop(self) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopped.wait(self._every_s):
-            self._write()
+        self._rounds.stop()
         self._write()
 
     def _write(self) -> None:

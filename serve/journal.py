@@ -4,7 +4,6 @@ and from there to Parquet files, by a thread in the background."""
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -14,6 +13,7 @@ from ctxrec.events import US
 from ctxrec.history_store import HistoryStore, LoggedEvent, StoreError
 from ctxrec.spec import EventsSpec
 from serve.api import EventsRequest
+from serve.items import Every
 
 logger = logging.getLogger(__name__)
 
@@ -88,19 +88,11 @@ class FileWriter:
     """Writes posted events to Parquet files every so many seconds, and once more when it is stopped."""
 
     def __init__(self, store: HistoryStore, folder: str, spec: EventsSpec, *, every_s: float):
-        self._store, self._folder, self._spec, self._every_s = store, folder, spec, every_s
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="event files", daemon=True)
-        self._thread.start()
+        self._store, self._folder, self._spec = store, folder, spec
+        self._rounds = Every(every_s, self._write, "event files")
 
     def stop(self) -> None:
-        if not self._stopped.is_set():
-            self._stopped.set()
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopped.wait(self._every_s):
-            self._write()
+        self._rounds.stop()
         self._write()
 
     def _write(self) -> None:

@@ -87,7 +87,7 @@ def test_exposures_are_written_when_the_log_stops_and_tried_again_when_that_fail
     (tmp_path / "file").write_text("in the way")
     log = ExposureLog(str(tmp_path / "file"), every_s=0.05)
     log.add(seen)
-    log._stopped.wait(0.3)
+    log._rounds._stopped.wait(0.3)
     (tmp_path / "file").unlink()
     log.stop()
     assert sorted(read_exposures(str(tmp_path / "file")).column("user_id").to_pylist()) == sorted(USERS)

@@ -20,33 +20,14 @@ from ctxrec.config import EncoderConfig
 from ctxrec.encoder import TextEncoder, encode_share, plan_encoding, resolve_encoder, tokenise
 from ctxrec.storage import cache_dir
 
-WORDS = [
-    "red",
-    "blue",
-    "green",
-    "small",
-    "large",
-    "soft",
-    "hard",
-    "shoe",
-    "hat",
-    "coat",
-    "lamp",
-    "chair",
-    "table",
-    "sock",
-    "glove",
-    "scarf",
-    "ring",
-    "desk",
-]
-
 
 def measure(num_texts: int, caching: bool, encoder: str) -> None:
     path = resolve_encoder(encoder, cache_dir())
     config = EncoderConfig(name=path, top_layers=0, token_budget=256, max_tokens=16, gradient_caching=caching)
     rng = np.random.default_rng(0)
-    tokens = tokenise(path, [" ".join(rng.choice(WORDS, 14)) for _ in range(num_texts)], max_tokens=config.max_tokens)
+    tokens = tokenise(
+        path, [" ".join(map(str, rng.integers(1000, size=14))) for _ in range(num_texts)], max_tokens=config.max_tokens
+    )
     plan = plan_encoding(np.arange(num_texts), tokens.lengths, budget=config.token_budget, world=1)
     model = TextEncoder(config, path, tune=True)
     torch.set_num_threads(1)
