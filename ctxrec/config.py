@@ -166,7 +166,7 @@ class TrainConfig:
     loss: full softmax up to full_softmax_items items, sampled softmax with logQ correction above
         (auto), or the named one; bce is binary cross-entropy with `negatives` uniform negatives.
     refit: after options and weights are chosen on the validation events, train the towers again on these too.
-    precision: auto takes bf16 on GPUs, and on CPUs where a measured product is faster in it.
+    precision: auto takes bf16 on GPUs that have it, and on CPUs with AMX; fp32 elsewhere. bf16 with ZeRO 0 is ZeRO 1.
     max_failures: how often workers that died (or machines) are replaced before the training fails.
     not_finite: where a step's loss is not a finite number, stop, or go on from the last checkpoint without that step.
     timeout_s: how long a worker waits for the others before it counts as a failure.

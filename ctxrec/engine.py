@@ -6,10 +6,10 @@ import contextlib
 import logging
 import os
 import sys
-import time
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 
 from ctxrec.checkpoint import make_optimizer_state
@@ -22,33 +22,29 @@ CONTENT_LR = 0.25  # of the towers' rate: the content head starts from a good pl
 
 
 def choose_precision(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """bf16 where asked, on GPUs that have it, and on CPUs where a measured product is faster in it."""
+    """bf16 where asked, and where every worker's GPU or CPU (AMX) multiplies it faster; every worker takes part."""
     if config.precision != "auto":
         return torch.bfloat16 if config.precision == "bf16" else torch.float32
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if _product_seconds(torch.bfloat16) < 0.7 * _product_seconds(torch.float32) else torch.float32
-
-
-def _product_seconds(dtype: torch.dtype, size: int = 384) -> float:
-    """Best time of a square product; the first call, which sets up kernels, does not count."""
-    a = torch.ones(size, size, dtype=dtype)
-    times = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        a @ a
-        times.append(time.perf_counter() - begin)
-    return min(times[1:])
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_amx_tile_supported()
+    agreed = torch.tensor(float(fast), device=device)
+    if dist.is_initialized():
+        dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
+    return torch.bfloat16 if agreed > 0 else torch.float32
 
 
 def deepspeed_config(
     config: TrainConfig, *, world: int, accumulation: int, rows_per_micro_batch: int, dtype: torch.dtype
 ) -> dict[str, Any]:
     """The DeepSpeed configuration that follows from ours."""
-    zero: dict[str, Any] = {"stage": config.zero_stage, "contiguous_gradients": True, "overlap_comm": False}
-    if config.offload and config.zero_stage:
+    # Weights of bf16 need their float32 beside them, which stage 0 does not show as the others do.
+    stage = max(config.zero_stage, 1) if dtype == torch.bfloat16 else config.zero_stage
+    zero: dict[str, Any] = {"stage": stage, "contiguous_gradients": True, "overlap_comm": False}
+    if config.offload and stage:
         zero["offload_optimizer"] = {"device": "cpu"}
-        if config.zero_stage == 3:
+        if stage == 3:
             zero["offload_param"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": rows_per_micro_batch,
@@ -86,11 +82,11 @@ def parameter_groups(module: nn.Module, config: TrainConfig, *, tower_lr: float,
     return made
 
 
-def start_engine(module: nn.Module, groups: list[dict], config: TrainConfig, ds_config: dict[str, Any]) -> Any:
+def start_engine(module: nn.Module, groups: list[dict], ds_config: dict[str, Any]) -> Any:
     """A DeepSpeed engine over `module`; the process group must be up (Ray Train has made it)."""
     import deepspeed  # heavy, and reads DS_ACCELERATOR at import
 
-    if config.offload and config.zero_stage:
+    if "offload_optimizer" in ds_config["zero_optimization"]:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         optimizer: Any = DeepSpeedCPUAdam(groups, betas=_BETAS, adamw_mode=True)

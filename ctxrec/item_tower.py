@@ -13,6 +13,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from ctxrec.backbones.base import LayerNorm
 from ctxrec.batching import Batch
 from ctxrec.config import ModelConfig
 from ctxrec.embeddings import CategoryEmbedding, feature_name, module_name
@@ -42,7 +43,7 @@ class ItemTower(nn.Module):
         )
         num_numbers = 2 * len(features.item_numbers) if use else 0
         self.numbers = nn.Linear(num_numbers, config.dim) if num_numbers else None
-        self.norm = nn.LayerNorm(config.dim)
+        self.norm = LayerNorm(config.dim)
         self.bias = nn.Linear(config.dim, 1, bias=False)  # a constant would change no ranking and no loss
         if self.id is not None:
             # Far shorter than the text's part, so that the noise of an item with few events does not drown its text.

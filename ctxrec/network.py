@@ -60,11 +60,18 @@ class Network(nn.Module):
         self.encoder = encoder
 
     def forward(self, task: str, **inputs):
-        """`task`: "loss", "encode" (a plan's share) or "rank" (item vectors and last queries)."""
-        return getattr(self, f"_{task}")(**inputs)
+        """`task`: "loss", "encode" (a plan's share) or "rank" (item vectors and last queries).
+
+        With weights in bfloat16 (DeepSpeed keeps them in float32 beside) products are computed so, and norms,
+        vectors of items and queries, and the losses in float32.
+        """
+        weight = next(self.parameters())
+        with torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype == torch.bfloat16):
+            return getattr(self, f"_{task}")(**inputs)
 
     def _encode(self, tokens: Tokens, plan: EncodePlan, rank: int, device: torch.device) -> torch.Tensor:
-        return gather_encoded(encode_share(self.encoder, tokens, plan, rank, device), plan)
+        with torch.autocast(device.type, enabled=False):  # it knows what to compute in which precision
+            return gather_encoded(encode_share(self.encoder, tokens, plan, rank, device), plan)
 
     def _rank(
         self, items: ItemTensors, text: TextTable | None, batch: Batch | None, item_vectors: torch.Tensor | None
@@ -100,8 +107,27 @@ class Network(nn.Module):
             vectors_IW, queries = self.towers(items, text, batch)
         if items.pool is not None:
             vectors_IW = vectors_IW[items.pool]
+        with torch.autocast(vectors_IW.device.type, enabled=False):
+            total = self._head_losses(items, batch, config, loss, negatives, vectors_IW.float(), queries.float())
+        if plan is not None:
+            fresh = TextTable(mixed_IH, text.present_I, text.mean_H, text.scale_H)
+            vectors, query = self.towers.likeness(items, fresh, batch)
+            with torch.autocast(vectors.device.type, enabled=False):
+                total = total + fresh_loss(query.float(), vectors.float(), batch, which)
+        return total
+
+    def _head_losses(
+        self,
+        items: ItemTensors,
+        batch: Batch,
+        config: TrainConfig,
+        loss: str,
+        negatives: torch.Tensor | None,
+        vectors_IW: torch.Tensor,
+        queries: torch.Tensor,
+    ) -> torch.Tensor:
         asked = torch.nonzero(batch.weights_BS != 0, as_tuple=True)
-        total = vectors_IW.new_zeros((), dtype=torch.float32)
+        total = vectors_IW.new_zeros(())
         # Each head learns alone: trained as a sum, the sequence head memorises what the content head explains.
         for number, part in enumerate(head_slices(self.towers.widths)):
             where = asked if number == 0 else _thinned(asked)
@@ -110,10 +136,6 @@ class Network(nn.Module):
             total = total + share * _head_loss(
                 queries[..., part][where], vectors_IW[:, part], target_P, weight_P, config, loss, negatives
             )
-        if plan is not None:
-            fresh = TextTable(mixed_IH, text.present_I, text.mean_H, text.scale_H)
-            vectors, query = self.towers.likeness(items, fresh, batch)
-            total = total + fresh_loss(query, vectors, batch, which)
         return total
 
 

@@ -97,7 +97,7 @@ class PhaseRun:
             rows_per_micro_batch=max(stream.rows_at_once // setup.world, 1),
             dtype=setup.dtype,
         )
-        self.engine = engine.start_engine(network, groups, self.config, ds_config)
+        self.engine = engine.start_engine(network, groups, ds_config)
         self.progress = Progress(phase)
         self.stopping = False
         self.table_is_fresh = False  # whether every text vector is the present encoder's

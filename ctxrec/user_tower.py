@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from ctxrec import schema
 from ctxrec.backbones import make_backbone
-from ctxrec.backbones.base import states_at
+from ctxrec.backbones.base import LayerNorm, states_at
 from ctxrec.batching import Batch
 from ctxrec.config import ModelConfig
 from ctxrec.embeddings import CategoryEmbedding, feature_name, module_name, small_init
@@ -74,9 +74,9 @@ class UserTower(nn.Module):
         )
         num_numbers = 2 * len(features.user_numbers) if use else 0
         self.user_numbers = nn.Linear(num_numbers, dim) if num_numbers else None
-        self.norm_in = nn.LayerNorm(dim)
+        self.norm_in = LayerNorm(dim)
         self.backbone = make_backbone(config)
-        self.norm_out = nn.LayerNorm(dim)
+        self.norm_out = LayerNorm(dim)
         self.context = ContextTower(config, features) if config.use_context else None
         self.film = nn.Linear(dim, 2 * dim) if config.use_context else None
         self.event_context = nn.Linear(dim, dim) if config.use_context else None
@@ -140,5 +140,6 @@ class ActionHeads(nn.Module):
         total_BSD = query_BSD + query_BSD @ mixed_BDD
         for code, own_DD in enumerate(own_ADD, 1):
             where = torch.nonzero(asked_BS == code, as_tuple=True)
-            total_BSD = total_BSD.index_put(where, query_BSD[where] @ own_DD, accumulate=True)
+            own = (query_BSD[where] @ own_DD).to(total_BSD.dtype)
+            total_BSD = total_BSD.index_put(where, own, accumulate=True)
         return total_BSD

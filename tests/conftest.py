@@ -200,6 +200,7 @@ def tiny_config(tiny_encoder):
             "train.tower_epochs=3",
             "train.encoder_epochs=2",
             "train.max_failures=0",
+            "train.precision=fp32",  # bf16 where a CPU has it would round what tests compare
         ],
     )
 

@@ -31,6 +31,7 @@ OPTIONS = {
     "train.global_batch_size": 16,
     "train.tower_epochs": 3,
     "train.encoder_epochs": 1,
+    "train.precision": "fp32",
 }
 ALONE = """
 import sys

@@ -154,29 +154,46 @@ def test_feature_names_survive_as_module_names():
         assert feature_name(module_name(name)) == name and "." not in module_name(name)
 
 
+@pytest.fixture
+def encoder_step(make_world, tiny_encoder):
+    """A function: the network at its starting weights, and what its loss needs in a step of the encoder's phase."""
+
+    def make(rich: bool, loss: str, *overrides: str) -> tuple[Network, dict]:
+        world = make_world(rich=rich)
+        config = world.config(f"encoder.name={tiny_encoder}", *overrides)
+        encoder = TextEncoder(config.encoder, tiny_encoder, tune=True)
+        frozen = TextEncoder(config.encoder, tiny_encoder, tune=False).eval()
+        text = make_text_table(*encode_catalogue(frozen, tiny_encoder, world.catalogue.texts, config.encoder))
+        shape = ModelShape.of(config.model, world.features, num_items=20, text_width=encoder.width)
+        torch.manual_seed(0)
+        network = Network(Towers(config.model, shape, temperature=0.07), encoder)
+        tokens = tokenise(tiny_encoder, world.catalogue.texts, max_tokens=16)
+        present = np.flatnonzero(has_text(world.catalogue.texts))
+        return network, {
+            "items": ItemTensors.of(world.catalogue, shape),
+            "text": text,
+            "batch": training_batch(world, config),
+            "config": TrainConfig(),
+            "loss": loss,
+            "negatives": torch.arange(10),
+            "tokens": tokens,
+            "plan": plan_encoding(present, tokens.lengths, budget=4096, world=1),
+            "rank": 0,
+        }
+
+    return make
+
+
 @pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "bce"])
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("rich", [True, False])
-def test_every_trained_weight_gets_a_gradient(make_world, tiny_encoder, rich, backbone, loss):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_trained_weight_gets_a_gradient(encoder_step, rich, backbone, loss, dtype):
     """ZeRO waits for the gradient of each weight; one that is never used would hang or lag behind."""
-    world = make_world(rich=rich)
-    config = world.config(f"model.backbone={backbone}", f"encoder.name={tiny_encoder}")
-    encoder = TextEncoder(config.encoder, tiny_encoder, tune=True)
-    frozen = TextEncoder(config.encoder, tiny_encoder, tune=False).eval()
-    text = make_text_table(*encode_catalogue(frozen, tiny_encoder, world.catalogue.texts, config.encoder))
-    torch.manual_seed(0)
-    shape = ModelShape.of(config.model, world.features, num_items=20, text_width=encoder.width)
-    towers = Towers(config.model, shape, temperature=0.07)  # at its starting weights
-    items, network = ItemTensors.of(world.catalogue, shape), Network(towers, encoder)
-    tokens = tokenise(tiny_encoder, world.catalogue.texts, max_tokens=16)
-    present = np.flatnonzero(has_text(world.catalogue.texts))
-    plan = plan_encoding(present, tokens.lengths, budget=4096, world=1)
+    network, step = encoder_step(rich, loss, f"model.backbone={backbone}")
+    text = step["text"]
     old = text.vectors_IH.clone()
-    value = network(
-        "loss", items=items, text=text, batch=training_batch(world, config), config=TrainConfig(), loss=loss,
-        negatives=torch.arange(10), tokens=tokens, plan=plan, rank=0,
-    )  # fmt: skip
-    value.backward()
+    network.to(dtype)("loss", **step).backward()
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     without = [name for name, p in trained.items() if p.grad is None]
     assert not without
@@ -184,8 +201,27 @@ def test_every_trained_weight_gets_a_gradient(make_world, tiny_encoder, rich, ba
     still = [n for n, p in trained.items() if not p.grad.any() and "lora_A" not in n]
     assert not still, still
     assert any("lora_B" in n for n in trained)
-    torch.testing.assert_close(text.vectors_IH, old, atol=1e-5, rtol=0)  # LoRA starts as the un-tuned encoder
+    atol = 1e-5 if dtype == torch.float32 else 0.02
+    torch.testing.assert_close(text.vectors_IH, old, atol=atol, rtol=0)  # LoRA starts as the un-tuned encoder
     assert not text.vectors_IH.requires_grad
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("overrides", [[], ["model.action_heads=true"], ["encoder.gradient_caching=true"]])
+@pytest.mark.parametrize("loss", ["softmax", "bce"])
+def test_bfloat16_has_the_loss_and_the_gradients_of_float32(encoder_step, backbone, overrides, loss):
+    """As DeepSpeed trains on GPUs: weights in bfloat16. Only what is rounded differs, and that points no way."""
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        network, step = encoder_step(True, loss, f"model.backbone={backbone}", "model.dropout=0", *overrides)
+        value = network.eval().to(dtype)("loss", **step)
+        assert value.dtype == torch.float32
+        value.backward()
+        grads = [p.grad.float().flatten() for _, p in sorted(network.named_parameters()) if p.grad is not None]
+        found[dtype] = float(value.detach()), torch.cat(grads)
+    (exact, exact_grad), (rounded, rounded_grad) = found.values()
+    assert rounded == pytest.approx(exact, rel=0.01)
+    assert torch.cosine_similarity(rounded_grad, exact_grad, dim=0) > 0.99
 
 
 def test_choice_of_loss():

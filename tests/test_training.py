@@ -66,6 +66,31 @@ def test_two_workers_equal_one_process(tiny_data, plain_config, one_process, tmp
     assert_same_training(run, one_process)
 
 
+@pytest.fixture(scope="module")
+def one_process_bf16(ray_cluster, tiny_data, plain_config, tmp_path_factory) -> str:
+    config = with_workers(plain_config, 1, 0, precision="bf16")
+    return train(tiny_data, str(tmp_path_factory.mktemp("bf16") / "run"), config)
+
+
+def test_bfloat16_follows_float32(one_process_bf16, one_process):
+    """The same losses but for what is rounded; what is kept is float32 either way."""
+    ours, theirs = read_log(one_process_bf16), read_log(one_process)
+    assert [(a["phase"], a["step"]) for a in ours] == [(b["phase"], b["step"]) for b in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        if "loss" in b:
+            assert a["loss"] == pytest.approx(b["loss"], rel=0.02)
+    towers = load_file(Path(one_process_bf16) / "bundle" / "towers.safetensors")
+    assert {value.dtype.name for value in towers.values()} == {"float32"}
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_bfloat16_on_two_workers(tiny_data, plain_config, one_process_bf16, tmp_path, stage):
+    run = train(tiny_data, str(tmp_path / "run"), with_workers(plain_config, 2, stage, precision="bf16"))
+    for a, b in zip(read_log(run), read_log(one_process_bf16), strict=True):
+        if "loss" in b:
+            assert a["loss"] == pytest.approx(b["loss"], rel=0.02)
+
+
 def test_zero3_equals_one_process(zero3, one_process):
     assert_same_training(zero3, one_process)
 
@@ -143,9 +168,10 @@ def test_other_configurations_train(ray_cluster, tiny_data, tiny_encoder, tmp_pa
     assert np.isfinite(load_recommender(f"{run}/bundle").item_vectors).all()
 
 
-def test_killed_training_goes_on_and_ends_where_an_undisturbed_one_ends(tiny_data, tiny_config, tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+def test_killed_training_goes_on_and_ends_where_an_undisturbed_one_ends(tiny_data, tiny_config, tmp_path, precision):
     """SIGKILL in the middle of the towers' phase; the same command again; equal to the bit of the log's digits."""
-    config = with_train(tiny_config, tower_epochs=6, patience=100, workers=1)
+    config = with_train(tiny_config, tower_epochs=6, patience=100, workers=1, precision=precision)
     run, log = tmp_path / "killed", tmp_path / "log"
     first = start(config, tiny_data, run, log)
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 
 class Backbone(nn.Module):
@@ -31,6 +32,13 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
 
+class LayerNorm(nn.LayerNorm):
+    """A norm in float32, whatever precision its weights and its input have."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+
+
 class InBf16(Backbone):
     """A backbone that computes in bfloat16 what comes and goes in float32; not for training."""
 
@@ -40,7 +48,8 @@ class InBf16(Backbone):
         self.reads_time = backbone.reads_time
 
     def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor, last_B: torch.Tensor | None = None) -> torch.Tensor:
-        return self.inner(x_BSD.to(torch.bfloat16), times_BS, last_B).to(x_BSD.dtype)
+        with torch.autocast(x_BSD.device.type, torch.bfloat16):
+            return self.inner(x_BSD, times_BS, last_B).to(x_BSD.dtype)
 
 
 def states_at(states_BSD: torch.Tensor, last_B: torch.Tensor | None) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ctxrec.backbones.base import Backbone, states_at
+from ctxrec.backbones.base import Backbone, LayerNorm, states_at
 from ctxrec.config import ModelConfig
 
 # Buckets of passed time: 0 unknown, then one for each 0.301 of its natural logarithm (the width of the paper's
@@ -28,9 +28,9 @@ class HstuLayer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.heads, self.dropout, self.most_slots = config.heads, config.dropout, config.history + 1
-        self.norm = nn.LayerNorm(config.dim)
+        self.norm = LayerNorm(config.dim)
         self.uvqk = nn.Linear(config.dim, 4 * config.dim)
-        self.norm_attended = nn.LayerNorm(config.dim, eps=1e-6)  # sums of few slots over n are small
+        self.norm_attended = LayerNorm(config.dim, eps=1e-6)  # sums of few slots over n are small
         self.out = nn.Linear(config.dim, config.dim)
         self.distance_bias = nn.Embedding(self.most_slots, config.heads)
         self.time_bias = nn.Embedding(NUM_TIME_BUCKETS, config.heads) if config.use_context else None

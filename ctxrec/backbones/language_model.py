@@ -40,7 +40,10 @@ class LanguageModel(Backbone):
         self.register_load_state_dict_pre_hook(_fill_in_frozen)
 
     def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor, last_B: torch.Tensor | None = None) -> torch.Tensor:
-        states = self.model(inputs_embeds=self.inward(x_BSD), use_cache=False).last_hidden_state
+        words = self.inward(x_BSD)
+        with torch.autocast(x_BSD.device.type, enabled=False):  # it knows what to compute in which precision
+            words = words.to(next(self.model.parameters()).dtype)
+            states = self.model(inputs_embeds=words, use_cache=False).last_hidden_state
         return states_at(x_BSD, last_B) + self.outward(states_at(states, last_B))
 
 

@@ -22,4 +22,6 @@ class Recurrent(Backbone):
         self.cells = kind(config.dim, config.dim, config.layers, batch_first=True, dropout=dropout)
 
     def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor, last_B: torch.Tensor | None = None) -> torch.Tensor:
-        return states_at(x_BSD + self.cells(x_BSD)[0], last_B)
+        with torch.autocast(x_BSD.device.type, enabled=False):
+            read = self.cells(x_BSD.to(next(self.parameters()).dtype))[0]
+        return states_at(x_BSD + read, last_B)

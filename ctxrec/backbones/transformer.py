@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ctxrec.backbones.base import Backbone, states_at
+from ctxrec.backbones.base import Backbone, LayerNorm, states_at
 from ctxrec.config import ModelConfig
 
 
@@ -24,8 +24,8 @@ class Block(nn.Module):
         super().__init__()
         self.heads = config.heads
         self.dropout = config.dropout
-        self.norm_attention = nn.LayerNorm(config.dim)
-        self.norm_mlp = nn.LayerNorm(config.dim)
+        self.norm_attention = LayerNorm(config.dim)
+        self.norm_mlp = LayerNorm(config.dim)
         self.qkv = nn.Linear(config.dim, 3 * config.dim)
         self.out = nn.Linear(config.dim, config.dim)
         self.up = nn.Linear(config.dim, 4 * config.dim)
