@@ -77,6 +77,8 @@ def set_up(config: Config, data_path: str, run: str, scratch: str, *, profile: b
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         engine.use_cpu_accelerator()
+    else:
+        torch.set_float32_matmul_precision("high")  # TF32 in the losses, which are float32 beside bf16
     torch.set_num_threads(max(int(os.environ.get("OMP_NUM_THREADS", "1")), 1))
     data = PreparedData.open(data_path)
     catalogue = item_features(data.items, data.features)

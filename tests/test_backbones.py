@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -240,11 +241,10 @@ def test_language_model_trains_and_its_weights_are_enough(make_world, language_m
     network = Network(towers, None)
     groups = parameter_groups(network, config.train, tower_lr=4e-3, encoder_lr=4e-3)
     optimizer = torch.optim.AdamW([{**group, "lr": group["peak_lr"]} for group in groups])
+    step = {"items": items, "text": None, "batch": batch, "config": TrainConfig(), "loss": "softmax", "negatives": None}
     losses = []
     for _ in range(12):
-        loss = network(
-            "loss", items=items, text=None, batch=batch, config=TrainConfig(), loss="softmax", negatives=None
-        )
+        loss = network("loss", **step)
         optimizer.zero_grad()
         loss.backward()
         assert not [name for name, p in towers.named_parameters() if p.requires_grad and p.grad is None]
@@ -255,6 +255,8 @@ def test_language_model_trains_and_its_weights_are_enough(make_world, language_m
     assert any(value.any() for name, value in weights.items() if "lora_B" in name)
     with torch.inference_mode():
         expected = towers.eval()(items, None, batch)
+        rounded = copy.deepcopy(network).bfloat16()("loss", **step)
+        assert float(rounded) == pytest.approx(float(network("loss", **step)), rel=0.02)
 
     folder = tmp_path / "bundle"
     store_pretrained(config.model, str(folder / bundle.BACKBONE))
