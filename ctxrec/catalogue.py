@@ -183,10 +183,9 @@ def items_table(spec: DatasetSpec, items: Entities, log_items: pa.Array, train_e
 
 def joined_text(column: pa.ChunkedArray) -> pa.Array:
     """A text column in one line with single spaces; values of a list joined by commas; null where empty."""
-    array = cleaning.one_array(column)
-    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-        array = pc.binary_join(value_lists(array), ", ")
-    text = pc.utf8_trim_whitespace(pc.replace_substring_regex(cleaning.to_text(array), r"\s+", " "))
+    if cleaning.as_lists(column) is not None:
+        column = pc.binary_join(value_lists(column), ", ")
+    text = pc.utf8_trim_whitespace(pc.replace_substring_regex(cleaning.to_text(column), r"\s+", " "))
     return pc.if_else(pc.equal(text, ""), None, text)
 
 
@@ -205,15 +204,16 @@ def join_sentences(texts: Sequence[pa.Array]) -> pa.Array:
 
 def value_lists(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """A categorical column as list<string>: lists without their empty values, single values as lists of one."""
-    array = cleaning.one_array(column)
-    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-        owner = pc.list_parent_indices(array).to_numpy(zero_copy_only=False)
-        values = cleaning.to_text(array.flatten())
+    lists = cleaning.as_lists(column)
+    if lists is not None:
+        lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+        owner = np.repeat(np.arange(len(lists)), lengths)  # a null list may hide values, which `flatten` leaves out
+        values = cleaning.to_text(lists.flatten())
     else:
-        owner, values = np.arange(len(array)), cleaning.to_text(array)
+        owner, values = np.arange(len(column)), cleaning.to_text(column)
     present = values.is_valid().to_numpy(zero_copy_only=False)
-    offsets = np.zeros(len(array) + 1, np.int32)
-    np.cumsum(np.bincount(owner[present], minlength=len(array)), out=offsets[1:])
+    offsets = np.zeros(len(column) + 1, np.int32)
+    np.cumsum(np.bincount(owner[present], minlength=len(column)), out=offsets[1:])
     return pa.ListArray.from_arrays(pa.array(offsets), values.drop_null())
 
 

@@ -5,6 +5,7 @@ Legend: N rows, V distinct values.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,8 @@ import pyarrow.compute as pc
 UNIT_US = {"s": 1_000_000, "ms": 1000, "us": 1}  # microseconds a unit of an epoch number
 MAX_TIME_US = 7_258_118_400 * 1_000_000  # 2200-01-01; later times, and those before 1970, are no times of a log
 TIME_OK, TIME_MISSING, TIME_UNPARSABLE, TIME_OUT_OF_RANGE = 0, 1, 2, 3
+
+_EXACT = 2**53  # whole numbers below are exact in float64
 
 _INTEGER = r"^\s*[+-]?[0-9]{1,18}\s*$"
 _NUMBER = r"^\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*$"
@@ -60,7 +63,7 @@ def to_text(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     if pa.types.is_null(kind):
         return pa.nulls(len(array), pa.string())
     if pa.types.is_floating(kind):
-        return _floats_to_text(array.cast(pa.float64()))
+        return _floats_to_text(array)
     if pa.types.is_nested(kind):
         return pa.array([None if v is None else str(v) for v in array.to_pylist()], pa.string())
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
@@ -68,6 +71,22 @@ def to_text(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     text = array.cast(pa.string())
     blank = pc.equal(pc.utf8_trim_whitespace(text), "")
     return pc.if_else(pc.fill_null(blank, False), None, text)
+
+
+def value_text(value: object) -> str | None:
+    """One value as `to_text` reads it from a column of its own type.
+
+    >>> [value_text(v) for v in (7, 7.0, 0.5, True, "a", " ", None, float("nan"))]
+    ['7', '7', '0.5', 'true', 'a', None, None, None]
+    """
+    if isinstance(value, (bool, np.bool_)):
+        return str(value).lower()
+    if isinstance(value, (float, np.floating)):
+        if math.isnan(value):
+            return None
+        value = int(value) if value.is_integer() and abs(value) < _EXACT else value
+    text = None if value is None else str(value)
+    return text if text is not None and text.strip() else None
 
 
 def as_written(column: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -83,8 +102,9 @@ def as_written(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def _floats_to_text(array: pa.Array) -> pa.Array:
-    values = array.to_numpy(zero_copy_only=False)
-    whole = np.isfinite(values) & (np.abs(values) < 2**53) & (values == np.floor(values))
+    """Floats as the shortest text that means the same number in their own precision."""
+    values = array.to_numpy(zero_copy_only=False).astype(np.float64)
+    whole = np.isfinite(values) & (np.abs(values) < _EXACT) & (values == np.floor(values))
     text = array.cast(pa.string())
     integers = pa.array(np.where(whole, values, 0).astype(np.int64)).cast(pa.string())
     text = pc.if_else(pa.array(whole), integers, text)
@@ -105,7 +125,8 @@ def encode(column: pa.Array | pa.ChunkedArray) -> Coded:
     if pa.types.is_nested(column.type) or pa.types.is_null(column.type):
         column = pa.chunked_array([to_text(column)])
     if pa.types.is_dictionary(column.type):
-        array = one_array(column.unify_dictionaries())
+        wide = pa.dictionary(pa.int32(), column.type.value_type)  # a category of few values in each file may have many
+        array = one_array(column.cast(wide).unify_dictionaries())
     else:
         array = one_array(column).dictionary_encode()
     raw = array.indices.cast(pa.int32()).fill_null(-1).to_numpy(zero_copy_only=False)
@@ -113,6 +134,14 @@ def encode(column: pa.Array | pa.ChunkedArray) -> Coded:
     text = to_text(array.dictionary).dictionary_encode()
     recode = np.append(text.indices.fill_null(-1).to_numpy(zero_copy_only=False), -1).astype(np.int32)
     return Coded(codes=recode[raw], values=text.dictionary)
+
+
+def as_lists(column: pa.Array | pa.ChunkedArray) -> pa.Array | None:
+    """A column of lists as one array of lists of any length; None for a column of single values."""
+    array = one_array(column)
+    if pa.types.is_fixed_size_list(array.type):
+        array = array.cast(pa.list_(array.type.value_type))
+    return array if pa.types.is_list(array.type) or pa.types.is_large_list(array.type) else None
 
 
 def to_numbers(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

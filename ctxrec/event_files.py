@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ctxrec import storage
+from ctxrec.cleaning import value_text
 from ctxrec.history_store import HistoryStore, LoggedEvent
 from ctxrec.spec import EventsSpec
 
@@ -58,19 +59,10 @@ def events_table(events: Sequence[LoggedEvent], spec: EventsSpec) -> pa.Table:
         columns[spec.value] = pa.array([e.value for e in events], pa.float64())
     context = spec.context
     for name in context.categorical + context.text:
-        columns[name] = pa.array([as_text(e.context.get(name)) for e in events], pa.string())
+        columns[name] = pa.array([value_text(e.context.get(name)) for e in events], pa.string())
     for name in context.numeric:
         columns[name] = pa.array([_as_number(e.context.get(name)) for e in events], pa.float64())
     return pa.table(columns)
-
-
-def as_text(value: object) -> str | None:
-    """A context value as `prepare` reads it from a column of its own type."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _as_number(value: object) -> float | None:

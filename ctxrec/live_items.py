@@ -22,9 +22,9 @@ from safetensors.numpy import load_file as load_arrays
 
 from ctxrec import bundle as files
 from ctxrec import catalogue, schema, storage
+from ctxrec.cleaning import value_text
 from ctxrec.encoder import TextEncoder, resolve_encoder
 from ctxrec.errors import UserError
-from ctxrec.event_files import as_text
 from ctxrec.features import ItemFeatures, hash_id, item_features
 from ctxrec.likeness import STAND_INS, nearest_texts, on_axes
 from ctxrec.model_inputs import ItemTensors, TextTable
@@ -116,11 +116,11 @@ def _is_number(value: Any) -> bool:
 def _words(value: Any) -> list[str]:
     """The values of a category as `prepare` reads them from a column of their own type."""
     values = value if isinstance(value, list) else [value]
-    return [text for text in map(as_text, values) if text is not None and text.strip()]
+    return [text for text in map(value_text, values) if text is not None]
 
 
 def _line(value: Any) -> str | None:
-    return ", ".join(_words(value)) if isinstance(value, list) else as_text(value)
+    return ", ".join(_words(value)) if isinstance(value, list) else value_text(value)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
 from ctxrec import storage
+from ctxrec.cleaning import value_text
 from ctxrec.errors import UserError
 
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -253,14 +255,30 @@ def _parse_lines(lines: list[bytes], columns: list[str], first_row: int) -> RawB
         return RawBatch(pa.table({c: pa.array([], pa.string()) for c in columns}), rows[:0], [])
     try:
         table = _parse_json(data, None)
-        dates = [f.name for f in table.schema if pa.types.is_temporal(f.type)]
+        dates = {f.name: kind for f in table.schema if (kind := _without_dates(f.type)) != f.type}
         if dates:  # text that looks like a date, perhaps an id: keep it as text
-            table = _parse_json(data, pa.schema([(name, pa.string()) for name in dates]))
-        assert len(table) == int(filled.sum())
+            table = _parse_json(data, pa.schema(list(dates.items())))
     except pa.ArrowInvalid:  # a malformed line, or mixed types
+        return _parse_each_line(lines, columns, rows)
+    # Records that are not one a line, or whole numbers too large for Arrow, which are ids.
+    if len(table) != int(filled.sum()) or any(_has_large_floats(table, c) for c in columns):
         return _parse_each_line(lines, columns, rows)
     arrays = [table.column(c) if c in table.column_names else pa.nulls(len(table), pa.string()) for c in columns]
     return RawBatch(pa.table(dict(zip(columns, arrays, strict=True))), rows[filled], [])
+
+
+def _without_dates(kind: pa.DataType) -> pa.DataType:
+    """`kind` with text in place of what Arrow took for a time, also in lists."""
+    if pa.types.is_list(kind):
+        return pa.list_(_without_dates(kind.value_type))
+    return pa.string() if pa.types.is_temporal(kind) else kind
+
+
+def _has_large_floats(table: pa.Table, column: str) -> bool:
+    if column not in table.column_names or not pa.types.is_floating(table.schema.field(column).type):
+        return False
+    largest = pc.max(pc.abs(table.column(column))).as_py()
+    return largest is not None and largest >= 2**53
 
 
 def _parse_json(data: bytes, known: pa.Schema | None) -> pa.Table:
@@ -292,9 +310,7 @@ def _parse_each_line(lines: list[bytes], columns: list[str], rows: np.ndarray) -
 
 def _text_array(values: list[Any]) -> pa.Array:
     def text(value: Any) -> str | None:
-        if value is None or isinstance(value, str):
-            return value
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value_text(value)
 
     if any(isinstance(v, list) for v in values):
         lists = [v if v is None or isinstance(v, list) else [v] for v in values]

@@ -27,6 +27,7 @@ from ctxrec import schema, storage
 from ctxrec.backbones.base import InBf16
 from ctxrec.batching import Batcher
 from ctxrec.blend import Blend
+from ctxrec.cleaning import value_text
 from ctxrec.config import Config, load_config
 from ctxrec.errors import UserError
 from ctxrec.events import (
@@ -397,16 +398,10 @@ def _microseconds(seconds: Any, default: int) -> int:
 
 def _category(name: str, value: Any, codes: dict[str, int]) -> int:
     """Code of a value, which may come as the number or truth value that `prepare` read as a string."""
-    fraction = isinstance(value, (float, np.floating))
-    if value is None or (fraction and math.isnan(value)) or (isinstance(value, str) and not value.strip()):
-        return schema.MISSING
-    if isinstance(value, (bool, np.bool_)):
-        value = str(value).lower()
-    elif fraction and float(value).is_integer():
-        value = int(value)
-    elif not isinstance(value, (str, int, float, np.number)):
+    if value is not None and not isinstance(value, (str, bool, int, float, np.bool_, np.number)):
         raise UserError(f"context {name} is {value!r}; expected a single value")
-    return codes.get(str(value), schema.OTHER)
+    text = value_text(value)
+    return schema.MISSING if text is None else codes.get(text, schema.OTHER)
 
 
 def _number(name: str, value: Any) -> float:

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ctxrec import cleaning
+from ctxrec import catalogue, cleaning
 
 US = 1_000_000
 
@@ -20,6 +20,7 @@ def decoded(column):
     [
         (pa.array([17850.0, 1.5, float("nan"), None, 2.0]), ["17850", "1.5", None, None, "2"]),
         (pa.array([7, None, -3]), ["7", None, "-3"]),
+        (pa.array([0.1, 2.0, None], pa.float32()), ["0.1", "2", None]),
         (pa.array(["007", "", "  ", None, "a b"]), ["007", None, None, None, "a b"]),
         (pa.array(["x", None, "y", "x"], pa.large_string()), ["x", None, "y", "x"]),
         (pa.array(["x", None, "y", "x"]).dictionary_encode(), ["x", None, "y", "x"]),
@@ -40,6 +41,21 @@ def test_ids_of_any_type_become_strings(column, expected):
 def test_chunks_with_different_dictionaries_are_one_coding():
     column = pa.chunked_array([pa.array(["a", "b"]).dictionary_encode(), pa.array(["b", "c"]).dictionary_encode()])
     assert decoded(column) == ["a", "b", "b", "c"]
+
+
+def test_categories_of_few_values_a_file_may_have_many_in_all():
+    """pandas writes a category of up to 128 values with codes of 8 bits."""
+    parts = [pa.array([f"{p}{n}" for n in range(100)]).dictionary_encode() for p in "ab"]
+    small = [pa.DictionaryArray.from_arrays(p.indices.cast(pa.int8()), p.dictionary) for p in parts]
+    assert decoded(pa.chunked_array(small)) == [f"{p}{n}" for p in "ab" for n in range(100)]
+
+
+@pytest.mark.parametrize(
+    "values", [[1, 2**60], [1.0, 0.1, 1e300, 2.0**60, -0.0], [True, False], ["a", " ", "007"], [None, float("nan")]]
+)
+def test_one_value_reads_as_a_column_of_it_does(values):
+    for value in values:
+        assert cleaning.value_text(value) == cleaning.to_text(pa.array([value])).to_pylist()[0], value
 
 
 def test_take_keeps_only_the_values_that_occur():
@@ -116,3 +132,10 @@ def test_times_that_are_none_say_why():
     assert cleaning.to_times(pa.array([True]), "s")[1].tolist() == [unparsable]
     assert cleaning.to_times(pa.array([2**63 - 1, -(2**63)]), "s")[1].tolist() == [out, out]
     assert cleaning.to_times(pa.array([2**64 - 1], pa.uint64()), "s")[1].tolist() == [out]
+
+
+def test_lists_of_one_length_are_lists():
+    column = pa.array([["a", "b"], None, ["c", None]], pa.list_(pa.string(), 2))
+    assert catalogue.value_lists(column).to_pylist() == [["a", "b"], [], ["c"]]
+    assert catalogue.joined_text(pa.chunked_array([column])).to_pylist() == ["a, b", None, "c"]
+    assert catalogue.value_lists(pa.chunked_array([column.slice(1)])).to_pylist() == [[], ["c"]]

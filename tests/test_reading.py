@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ctxrec import reading
+from ctxrec.cleaning import to_text
 from ctxrec.errors import UserError
 
 
@@ -60,6 +61,36 @@ def test_jsonl_of_mixed_types_and_malformed_lines(tmp_path):
 def test_jsonl_keeps_lists_and_text_that_looks_like_a_date(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"a": "2020-01-01", "b": ["x", "y"]}\n{"a": "2020-01-02", "b": null}\n')
     assert read(tmp_path / "t.jsonl", ["a", "b"])[0] == [(1, ("2020-01-01", ["x", "y"])), (2, ("2020-01-02", None))]
+    (tmp_path / "t.jsonl").write_text('{"a": 1, "b": ["2020-01-01"]}\n{"a": 2, "b": []}\n')
+    assert read(tmp_path / "t.jsonl", ["a", "b"])[0] == [(1, (1, ["2020-01-01"])), (2, (2, []))]
+
+
+def test_a_malformed_line_changes_no_other_line(tmp_path):
+    """Its block is read line by line, and must give the same ids as blocks that Arrow reads."""
+    good = '{"a": 7.0, "b": true}\n{"a": 0.5, "b": false}\n{"a": NaN, "b": null}\n'
+    found = []
+    for text in (good, good + "{broken\n"):
+        (tmp_path / "t.jsonl").write_text(text)
+        (info,) = reading.inspect(str(tmp_path / "t.jsonl"), ["a", "b"], section="events")
+        (piece,) = reading.make_pieces([info], rows=9)
+        tables = [batch.table for batch in reading.read_piece(piece, ["a", "b"])]
+        found.append([[v for t in tables for v in to_text(t.column(c)).to_pylist()] for c in ("a", "b")])
+    assert found[0] == found[1] == [["7", "0.5", None], ["true", "false", None]]
+
+
+def test_jsonl_ids_keep_all_their_digits(tmp_path):
+    ids = [12345678901234567891, 12345678901234567892, 2**53 + 1]
+    (tmp_path / "t.jsonl").write_text("".join(f'{{"a": {n}, "b": 1.5}}\n' for n in ids))
+    assert [values[0] for _, values in read(tmp_path / "t.jsonl", ["a", "b"])[0]] == [str(n) for n in ids]
+    (tmp_path / "t.jsonl").write_text(f'{{"a": {2**53 + 1}}}\n{{"a": 1.5}}\n')
+    assert read(tmp_path / "t.jsonl", ["a"])[0] == [(1, (str(2**53 + 1),)), (2, ("1.5",))]
+
+
+def test_jsonl_records_that_are_not_one_a_line_are_malformed(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"a": "x"}{"a": "y"}\n{"a": "z"}\n')
+    assert read(tmp_path / "t.jsonl", ["a"]) == ([(2, ("z",))], [(1, '{"a": "x"}{"a": "y"}')])
+    (tmp_path / "t.jsonl").write_text('{"a": "z"}\n{\n"a": "v"}\n')
+    assert read(tmp_path / "t.jsonl", ["a"]) == ([(1, ("z",))], [(2, "{"), (3, '"a": "v"}')])
 
 
 def test_header_without_rows_and_empty_file(tmp_path):
