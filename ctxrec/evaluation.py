@@ -18,10 +18,10 @@ from ctxrec.config import Config, to_toml
 from ctxrec.contenders import SPLITS, fit_contenders
 from ctxrec.errors import UserError
 from ctxrec.events import ranges
+from ctxrec.loading import load_recommender
 from ctxrec.metrics import request_metrics
 from ctxrec.prepared import PreparedData
 from ctxrec.ranking import RankingPlan, check_bundles, rank_requests, ranked_lists, run_bundles
-from ctxrec.recommender import load_recommender
 from ctxrec.rerank_facts import RERANK, in_words, second_stage
 from ctxrec.rules import rules_of
 from ctxrec.splits import held_out_items
@@ -110,8 +110,9 @@ def _evaluate(
     table = rank_requests(plan, eligible, eligible & (contenders.item_counts == 0), rankers)
     if table is None:
         raise UserError(
-            f"no {split} request has a target that may be recommended: all of them are in their user's history. "
-            "Expected new items; set split.repeats = true in the dataset spec and prepare again"
+            f"no {split} request has a target that may be recommended: each is in its user's history, or an item without "
+            "training event that no item table has. Set split.repeats = true in the dataset spec, or name an item table "
+            "in it, and prepare again"
         )
     clock.stop("ranking")
 

@@ -19,9 +19,9 @@ from ctxrec.config import Config, DiversityConfig
 from ctxrec.contenders import SPLITS
 from ctxrec.errors import UserError
 from ctxrec.events import Requests, histories_from_table, split_requests, time_codes
+from ctxrec.loading import load_recommender
 from ctxrec.metrics import top_k
 from ctxrec.prepared import PreparedData
-from ctxrec.recommender import load_recommender
 from ctxrec.reranker import RerankedRecommender, check_reranker, load_reranker
 from ctxrec.retrieval import Retriever, find_reranker
 from ctxrec.rules import Rules

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,19 +14,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import scipy.sparse as sp
 import torch
-from safetensors.numpy import load_file as load_arrays
-from safetensors.torch import load_file
 
-from ctxrec import bundle as files
-from ctxrec import schema, storage
+from ctxrec import schema
 from ctxrec.backbones.base import InBf16
 from ctxrec.batching import Batcher
 from ctxrec.blend import Blend
 from ctxrec.cleaning import value_text
-from ctxrec.config import Config, load_config
+from ctxrec.config import Config
 from ctxrec.errors import UserError
 from ctxrec.events import (
     EARLIEST_S,
@@ -40,14 +34,12 @@ from ctxrec.events import (
     Requests,
     Users,
     concat_events,
-    histories_from_table,
     time_codes,
 )
 from ctxrec.exact_search import ByColumn
-from ctxrec.features import item_features
 from ctxrec.history_cache import HistoryCache, Value, history_keys
 from ctxrec.model import Towers
-from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
+from ctxrec.model_inputs import ItemTensors, TextTable
 from ctxrec.prepared import FeatureMeta
 from ctxrec.spec import DatasetSpec
 
@@ -77,7 +69,7 @@ class RawRequest:
 
 
 class Recommender:
-    """Scores requests with the towers of a bundle. Make it with `load_recommender`."""
+    """Scores requests with the towers of a bundle. Made by `ctxrec.loading`."""
 
     def __init__(
         self,
@@ -416,62 +408,3 @@ def _text(name: str, value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
         raise UserError(f"context {name} is {value!r}; expected a text")
     return value
-
-
-def load_recommender(bundle: str) -> Recommender:
-    """Load a bundle (path or URI) after checking its hashes; executes no code from it.
-
-    Raises:
-        UserError: it is missing, incomplete or damaged.
-    """
-    folder, manifest = files.check_bundle(bundle, scratch=tempfile.gettempdir())
-    config, spec, shape, towers = _load_towers(folder)
-    with pa.memory_map(os.path.join(folder, files.HISTORIES)) as source:
-        histories = histories_from_table(pa.ipc.open_file(source).read_all(), shape.features)
-    return Recommender(
-        config=config,
-        spec=spec,
-        features=shape.features,
-        towers=towers,
-        items=pq.read_table(os.path.join(folder, files.ITEMS)),
-        item_vectors=load_arrays(os.path.join(folder, files.VECTORS))["items"],
-        histories=histories,
-        model_version=manifest["model_version"],
-        blend=files.load_blend(folder),
-    )
-
-
-def _load_towers(folder: str) -> tuple[Config, DatasetSpec, ModelShape, Towers]:
-    """Options, data set, sizes and towers, ready to score, of a checked local bundle."""
-    config = load_config(os.path.join(folder, files.CONFIG))
-    about = storage.read_json(os.path.join(folder, files.DATA))
-    shape = ModelShape(features=FeatureMeta(**about["features"]), **about["shape"])
-    towers = Towers(files.bundled_model(config.model, folder), shape, temperature=config.train.temperature)
-    towers.load_state_dict(load_file(os.path.join(folder, files.TOWERS)))
-    return config, DatasetSpec.from_dict(about["spec"]), shape, towers.eval()
-
-
-def reload_item_vectors(bundle: str, *, encoder_path: str, data_items: pa.Table) -> np.ndarray:
-    """Item vectors computed anew from a bundle's adapter and towers: float32 [I, D].
-
-    Proves that what is exported is what was trained; `data_items` has the texts.
-    """
-    from ctxrec.encoder import TextEncoder
-    from ctxrec.texts import encode_catalogue, make_text_table
-
-    folder, _ = files.check_bundle(bundle, scratch=tempfile.gettempdir())
-    config, _, shape, towers = _load_towers(folder)
-    catalogue = item_features(data_items, shape.features)
-    text, arrays = None, load_arrays(os.path.join(folder, files.VECTORS))
-    if shape.text_width:
-        adapter = os.path.join(folder, files.ADAPTER)
-        if os.path.exists(adapter):
-            encoder = files.load_encoder(config, encoder_path, adapter)
-        else:  # it was not tuned
-            encoder = TextEncoder(config.encoder, encoder_path, tune=False).eval()
-        vectors, present = encode_catalogue(encoder, encoder_path, catalogue.texts, config.encoder)
-        text = make_text_table(vectors, present, mean=arrays["mean"], scale=arrays["scale"])
-    with torch.inference_mode():
-        items = ItemTensors.of(catalogue, shape, trained=arrays["trained"] > 0, media=files.load_media(folder))
-        vectors, _ = towers(items, text)
-    return vectors.numpy()

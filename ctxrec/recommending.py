@@ -25,7 +25,8 @@ from ctxrec.cleaning import one_array, to_text
 from ctxrec.config import Config, DiversityConfig, IndexConfig, load_config
 from ctxrec.errors import UserError
 from ctxrec.events import EARLIEST_S, LATEST_S
-from ctxrec.recommender import RawEvent, RawRequest, load_recommender
+from ctxrec.loading import load_recommender
+from ctxrec.recommender import RawEvent, RawRequest
 from ctxrec.reranker import check_reranker
 from ctxrec.retrieval import Retriever, find_bundle, find_reranker, load_retriever
 from ctxrec.rules import Rules, rules_of
@@ -227,7 +228,9 @@ def _numbers(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 def _epoch_seconds(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     if pa.types.is_timestamp(column.type):
-        return pc.divide(one_array(column).cast(pa.timestamp("us")).cast(pa.int64()).cast(pa.float64()), 1e6)
+        return pc.divide(
+            one_array(column).cast(pa.timestamp("us"), safe=False).cast(pa.int64()).cast(pa.float64()), 1e6
+        )
     return _numbers(column)
 
 

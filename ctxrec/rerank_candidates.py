@@ -34,12 +34,13 @@ from ctxrec.errors import UserError
 from ctxrec.events import Requests
 from ctxrec.features import ItemFeatures
 from ctxrec.likeness import reduced
+from ctxrec.loading import load_recommender
 from ctxrec.memory import fit_memory
 from ctxrec.metrics import top_k
 from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.prepared import PreparedData
-from ctxrec.recommender import Recommender, load_recommender
+from ctxrec.recommender import Recommender
 from ctxrec.reranker import Found, of_top
 from ctxrec.stream import trained_items
 from ctxrec.texts import encode_catalogue, has_text, make_text_table

@@ -27,8 +27,9 @@ from ctxrec.index import Index, load_index
 from ctxrec.item_cards import ItemCards
 from ctxrec.live_items import EncodedItems
 from ctxrec.live_vectors import LiveVectors
+from ctxrec.loading import load_recommender
 from ctxrec.published import is_models, read_published, version_folder
-from ctxrec.recommender import Recommender, load_recommender
+from ctxrec.recommender import Recommender
 from ctxrec.reranker import FOLDER, Reranker, load_reranker, titles_of
 from ctxrec.rules import Rules
 from ctxrec.timing import Stopwatch

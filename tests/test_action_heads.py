@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from ctxrec.batching import Batch, Batcher, make_windows
 from ctxrec.config import TrainConfig
 from ctxrec.events import Requests
+from ctxrec.loading import load_recommender
 from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, ModelShape
 from ctxrec.network import Network
-from ctxrec.recommender import RawEvent, RawRequest, load_recommender
+from ctxrec.recommender import RawEvent, RawRequest
 from ctxrec.training import train
 from ctxrec.user_tower import ActionHeads
 

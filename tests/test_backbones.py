@@ -22,10 +22,11 @@ from ctxrec.config import BACKBONES, EvaluateConfig, TrainConfig, load_config
 from ctxrec.engine import parameter_groups
 from ctxrec.errors import UserError
 from ctxrec.evaluation import evaluate_run
+from ctxrec.loading import load_recommender
 from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, ModelShape
 from ctxrec.network import Network
-from ctxrec.recommender import RawEvent, RawRequest, load_recommender
+from ctxrec.recommender import RawEvent, RawRequest
 from ctxrec.training import train
 
 WORDS = 30

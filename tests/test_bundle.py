@@ -21,10 +21,10 @@ from ctxrec.config import EncoderConfig, load_config
 from ctxrec.encoder import TextEncoder, tokenise
 from ctxrec.errors import UserError
 from ctxrec.features import item_features
+from ctxrec.loading import load_recommender, reload_item_vectors
 from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, ModelShape
 from ctxrec.prepared import PreparedData
-from ctxrec.recommender import load_recommender, reload_item_vectors
 from ctxrec.texts import encode_catalogue, make_text_table
 from ctxrec.training import train
 

@@ -78,7 +78,7 @@ def test_metrics_json_has_the_shape_of_the_contract(evaluated):
 
 
 def test_sharded_evaluation_equals_one_process(evaluated, tiny_run):
-    from ctxrec.recommender import load_recommender
+    from ctxrec.loading import load_recommender
 
     metrics, out = evaluated
     data, recommender = data_of(tiny_run), load_recommender(f"{tiny_run}/bundle")

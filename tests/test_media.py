@@ -18,10 +18,11 @@ from ctxrec.config import Config, load_config
 from ctxrec.encoder_cache import Place
 from ctxrec.errors import UserError
 from ctxrec.live_items import ItemEncoder, rows_to_table
+from ctxrec.loading import load_recommender
 from ctxrec.media import MediaEncoder, Unreadable, media_tables
 from ctxrec.prepared import PreparedData
 from ctxrec.preparing import prepare
-from ctxrec.recommender import RawEvent, RawRequest, load_recommender
+from ctxrec.recommender import RawEvent, RawRequest
 from ctxrec.spec import load_spec
 from ctxrec.training import train
 

@@ -178,6 +178,8 @@ def test_timestamps_as_arrow_timestamps_and_ids_as_numbers():
         context={"store_id": "8"},
         history=[RawEvent(item_id="242"), RawEvent(item_id="50")],
     )
+    fine = table.set_column(2, "timestamp", pa.array([NOW * 10**9 + 1_789, None], pa.timestamp("ns")))
+    assert raw_requests(fine, ContextSpec(), now_s=5.0)[0].timestamp == NOW + 1e-6
 
 
 def command(monkeypatch, *arguments: str) -> int:

@@ -20,8 +20,9 @@ from ctxrec.config import load_config
 from ctxrec.errors import UserError
 from ctxrec.evaluation import open_data
 from ctxrec.features import item_features
+from ctxrec.loading import load_recommender
 from ctxrec.metrics import request_metrics, top_k
-from ctxrec.recommender import RawRequest, load_recommender
+from ctxrec.recommender import RawRequest
 from ctxrec.rerank_candidates import recommender_before_validation
 from ctxrec.rerank_training import train_reranker
 from ctxrec.reranker import load_reranker, save_reranker

@@ -16,8 +16,8 @@ from trainings import command_env, read_log
 
 from ctxrec.config import load_config
 from ctxrec.errors import UserError
+from ctxrec.loading import load_recommender
 from ctxrec.prepared import PreparedData
-from ctxrec.recommender import load_recommender
 from tune.board import reason, table
 from tune.fidelity import share_of_users
 from tune.options import METRIC, load_sweep

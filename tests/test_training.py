@@ -32,8 +32,8 @@ from ctxrec.bundle import check_bundle
 from ctxrec.config import load_config, to_toml
 from ctxrec.encoder import resolve_encoder
 from ctxrec.errors import UserError
+from ctxrec.loading import load_recommender, reload_item_vectors
 from ctxrec.prepared import PreparedData
-from ctxrec.recommender import load_recommender, reload_item_vectors
 from ctxrec.training import train
 
 
