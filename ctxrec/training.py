@@ -175,6 +175,8 @@ def _trainer(job: dict[str, Any], config: Config, callbacks: Sequence[UserCallba
     # One limit for all that waits: a worker that does not answer, a report that not all take part in.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(min(options.timeout_s, 600))
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(options.timeout_s)
+    if elastic:  # Ray still counts a machine that has just died; asking for room there would take a minute
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
     env["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"  # it would print an empty line for every step of a progress bar
     return ray.train.torch.TorchTrainer(
         train_worker,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -245,9 +246,10 @@ def test_two_workers_then_one_then_two_follow_one_curve(tiny_data, long_config, 
     same_result(run, undisturbed)
 
 
-def wait_for_line(command: subprocess.Popen, log: Path, line: str, *, times: int = 1) -> None:
+def wait_for_line(command: subprocess.Popen, log: Path, line: str, *, workers: int = 1) -> None:
+    """Wait until so many workers said it; the monitors of nodes on one machine each repeat what all workers say."""
     deadline = time.monotonic() + 300
-    while log.read_text().count(line) < times:
+    while len(set(re.findall(rf"pid=(\d+)[^)]*\)\S* {line}", log.read_text()))) < workers:
         assert command.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
         time.sleep(0.05)
 
@@ -261,14 +263,14 @@ def test_a_lost_machine_leaves_fewer_workers_and_a_new_one_joins(tiny_data, long
         second = nodes.add()
         command = start(config, tiny_data, run, log, env=nodes.env)
         wait_until(command, run, log, beyond=(0, 3))
-        assert "training on 2 workers" in log.read_text()
+        wait_for_line(command, log, "training on 2 workers")
         nodes.kill(second)
         wait_for_line(command, log, "training on 1 worker\n")
         wait_until(command, run, log, beyond=done_so_far(run))
         (worker,) = training_workers(nodes.head)
         worker.suspend()  # or it is done before Ray Train looks for more room, once a minute
         nodes.add()
-        wait_for_line(command, log, "training on 2 workers", times=2)
+        wait_for_line(command, log, "training on 2 workers", workers=2)
         assert command.wait(300) == 0, log.read_text()[-3000:]
     same_result(run, undisturbed)
 
