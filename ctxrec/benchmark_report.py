@@ -7,8 +7,7 @@ from typing import Any
 
 from ctxrec import benchmark_results as results_of
 from ctxrec import charts
-from ctxrec.report_html import chart, e, finding, legend, name, paragraph, percent, section, table
-from ctxrec.report_style import STYLE
+from ctxrec.report_html import chart, e, finding, legend, name, page, paragraph, percent, section, table
 from ctxrec.summary import verdict
 
 
@@ -16,12 +15,7 @@ def render(results: dict[str, Any]) -> str:
     """The page for what `results.json` holds."""
     made = [row for row in results["datasets"] if row.get("model")]
     sections = [_header(results), _gains(made), _levels(made), _table(results), _failures(results)]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>ctxrec benchmark</title><style>{STYLE}</style></head>\n'
-        f"<body><main>\n{''.join(sections)}</main></body></html>\n"
-    )
+    return page("ctxrec benchmark", sections)
 
 
 def _header(results: dict[str, Any]) -> str:

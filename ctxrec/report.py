@@ -10,8 +10,7 @@ from typing import Any
 from ctxrec import report_findings, spec
 from ctxrec.config import Config
 from ctxrec.prepared import PreparedData
-from ctxrec.report_html import details, e, name, paragraph, percent, section, table
-from ctxrec.report_style import STYLE
+from ctxrec.report_html import details, e, name, page, paragraph, percent, section, table
 from ctxrec.report_training import parse_train_log, training
 from ctxrec.summary import MODEL, best_baseline, focus, verdict
 from ctxrec.tradeoff import rows
@@ -108,12 +107,7 @@ def render_report(
         training(train_log) if metrics[MODEL] else "",
         _about(metrics, facts, config_toml),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{e(title)}</title><style>{STYLE}</style></head>\n'
-        f"<body><main>\n{''.join(sections)}</main></body></html>\n"
-    )
+    return page(title, sections)
 
 
 def _diversity(metrics: dict[str, Any]) -> str:

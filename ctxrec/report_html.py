@@ -6,9 +6,20 @@ import html
 from collections.abc import Iterable, Sequence
 
 from ctxrec import charts
+from ctxrec.report_style import STYLE
 from ctxrec.summary import BEFORE, MODEL, NAMES, ORACLES, Interval, Metrics
 
 Row = tuple[str, Sequence[str], bool]  # name, finished cells, whether it is the one to look at
+
+
+def page(title: str, sections: Sequence[str], *, style: str = "") -> str:
+    """A whole page; `style`: what its sections need besides the style sheet of all."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="color-scheme" content="light dark"><title>{e(title)}</title><style>{STYLE}{style}</style></head>\n'
+        f"<body><main>\n{''.join(sections)}</main></body></html>\n"
+    )
 
 
 def e(text: object) -> str:

@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ctxrec import charts
-from ctxrec.report_html import chart, details, e, finding, legend, paragraph, percent, section, table
-from ctxrec.report_style import STYLE
+from ctxrec.report_html import chart, details, e, finding, legend, page, paragraph, percent, section, table
 from tune.options import Sweep
 from tune.parallel import parallel_coordinates
 
 Rows = Sequence[dict[str, Any]]
 
-_STYLE = (
-    STYLE
-    + """
+_STYLE = """
 .axis { stroke: var(--rule); stroke-width: 1.5; }
 .thread { fill: none; stroke: var(--other); stroke-width: 1.2; opacity: .55; }
 .thread.good { stroke: var(--before); stroke-width: 1.6; opacity: .9; }
@@ -25,7 +22,6 @@ _STYLE = (
 .tiles { grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); }
 td.words { text-align: left; overflow-wrap: anywhere; }
 """
-)
 
 
 def render(name: str, rows: Rows, summary: dict[str, Any], plan: Sweep, importance: dict[str, float]) -> str:
@@ -40,11 +36,7 @@ def render(name: str, rows: Rows, summary: dict[str, Any], plan: Sweep, importan
         _saving(rows, summary),
         _trials(rows, summary, plan),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{e(name)}: sweep</title><style>{_STYLE}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
-    )
+    return page(f"{name}: sweep", parts, style=_STYLE)
 
 
 def _head(name: str, rows: Rows, summary: dict[str, Any]) -> str:
