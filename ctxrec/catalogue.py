@@ -1,4 +1,4 @@
-"""Items, users and graph triples of a data set: read, checked, and with their vocabularies and scales."""
+"""Items and users of a data set: read, checked, and with their vocabularies and scales."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from ctxrec import cleaning, reading, schema, shards, storage
 from ctxrec.errors import UserError
 from ctxrec.prepared import encode_categories
-from ctxrec.spec import DatasetSpec, GraphSpec, ItemsSpec, UsersSpec
+from ctxrec.spec import DatasetSpec, ItemsSpec, UsersSpec
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,14 @@ def _entity_reasons(ids: cleaning.Coded, max_id_bytes: int) -> np.ndarray:
     return reasons
 
 
-def items_table(spec: DatasetSpec, items: Entities, log_items: pa.Array, train_events: np.ndarray) -> pa.Table:
+def items_table(
+    spec: DatasetSpec,
+    items: Entities,
+    log_items: pa.Array,
+    train_events: np.ndarray,
+    *,
+    pairs: pa.Array | None = None,
+) -> pa.Table:
     """The item table of a prepared folder: the catalogue's items, then those that only the log has.
 
     Args:
@@ -155,6 +162,7 @@ def items_table(spec: DatasetSpec, items: Entities, log_items: pa.Array, train_e
         items: rows of the item table.
         log_items: ids only in the log, in order of first appearance; they have empty content.
         train_events: int64, events of each item in the training split.
+        pairs: what the graph says of each item (`ctxrec.graph`); None: there is no graph.
     """
     extra = len(log_items)
 
@@ -170,6 +178,8 @@ def items_table(spec: DatasetSpec, items: Entities, log_items: pa.Array, train_e
         schema.ITEM_TEXT: padded(text, pa.string()).fill_null(""),
         schema.ITEM_TRAIN_EVENTS: pa.array(train_events, pa.int64()),
     }
+    if pairs is not None:
+        columns[schema.category_column(schema.GRAPH)] = pairs
     wanted = schema.items_schema(spec)
     for name in spec.items.categorical if spec.items else ():
         column = schema.category_column(name)
@@ -290,27 +300,3 @@ def first_codes(lists: pa.Array, vocabulary_: list[str]) -> pa.Array:
     starts = lists.offsets.to_numpy()[:-1][lengths > 0]
     codes[lengths > 0] = encode_categories(lists.values.take(pa.array(starts)), vocabulary_).to_numpy()
     return pa.array(codes)
-
-
-def check_graph(files: Sequence[reading.FileInfo], graph: GraphSpec, *, rejects: str) -> tuple[int, dict[str, int]]:
-    """Count the complete triples; those that lack a part are rejected. Returns the count and the rejects by reason."""
-    columns = [graph.head, graph.relation, graph.tail]
-    complete, rejected = 0, []
-    for piece in reading.make_pieces(files, rows=1 << 20):
-        for batch in reading.read_piece(piece, columns):
-            lacking = np.zeros(len(batch.table), bool)
-            for name in columns:
-                lacking |= cleaning.to_text(batch.table.column(name)).is_null().to_numpy(zero_copy_only=False)
-            complete += int((~lacking).sum())
-            bad = np.flatnonzero(lacking)
-            if len(bad) or batch.malformed:
-                raw, lines = batch.table.take(pa.array(bad)), [(piece.path, row, t) for row, t in batch.malformed]
-                labels = np.full(len(bad), "graph: incomplete triple", object)
-                files_ = np.full(len(bad), piece.path, object)
-                rejected.append(shards.reject_table(raw, labels, files_, batch.rows[bad], lines))
-    if not rejected:
-        return complete, {}
-    table = pa.concat_tables(rejected)
-    shards.write_rejects(table, storage.join(rejects, "graph.parquet"))
-    counts = table.column("reason").value_counts()
-    return complete, {f"graph: {r['values'].removeprefix('graph: ')}": r["counts"] for r in counts.to_pylist()}

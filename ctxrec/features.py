@@ -16,6 +16,7 @@ from ctxrec import schema
 from ctxrec.prepared import FeatureMeta, encode_categories
 
 MAX_VALUES = 16  # values of one categorical feature that an item keeps
+MAX_TRIPLES = 64  # and of the triples of a graph
 TEXT_BUCKETS = 1 << 15  # rows of the hashed word table for text context
 MAX_WORDS = 16  # words of a text context that are read
 NUM_GAP_BUCKETS = 24
@@ -61,7 +62,8 @@ def _padded_codes(items: pa.Table, name: str, vocabulary: list[str]) -> np.ndarr
     column = items.column(schema.category_column(name)).combine_chunks()
     lengths = np.nan_to_num(column.value_lengths().to_numpy(zero_copy_only=False)).astype(np.int64)
     codes = encode_categories(column.flatten(), vocabulary).to_numpy()
-    width = int(min(max(lengths.max(initial=0), 1), MAX_VALUES))
+    most = MAX_TRIPLES if name == schema.GRAPH else MAX_VALUES
+    width = int(min(max(lengths.max(initial=0), 1), most))
     padded = np.full((len(column), width), schema.MISSING, np.int32)
     row = np.repeat(np.arange(len(column)), lengths)
     place = np.arange(len(codes)) - np.repeat(np.cumsum(lengths) - lengths, lengths)

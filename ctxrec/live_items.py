@@ -105,6 +105,8 @@ def _items_table(spec: DatasetSpec, section: ItemsSpec, entities: catalogue.Enti
         columns[schema.category_column(name)] = entities.column(f"category {name}", catalogue.value_lists)
     for name in section.numeric:
         columns[schema.numeric_column(name)] = entities.column(name, catalogue.numbers_or_null)
+    if spec.graph is not None:
+        columns[schema.category_column(schema.GRAPH)] = pa.array([[]] * num_rows, pa.list_(pa.string()))
     wanted = schema.items_schema(spec)
     return pa.Table.from_arrays([columns[name] for name in wanted.names], schema=wanted)
 
@@ -203,8 +205,9 @@ class ItemEncoder:
         Raises:
             NoEncoder: a row has a text, and the encoder is not to be had.
         """
+        known = np.array([self._position.get(item, -1) for item in table.column(0).to_pylist()], np.int64)
+        table = self._with_triples(table, known)
         features = item_features(table, self._recommender.features)
-        known = np.array([self._position.get(item, -1) for item in features.ids], np.int64)
         text, on_text_axes = self._texts(features.texts)
         towers = self._recommender.encode_items(self._tensors(features, known), text)
         self._fill_own_scores(towers, known)
@@ -213,6 +216,14 @@ class ItemEncoder:
         static = np.where(known[:, None] >= 0, static_IS[np.maximum(known, 0)], spoken_for @ static_IS)
         vectors = np.concatenate([towers, on_text_axes, static], 1).astype(np.float32)
         return EncodedItems(table, vectors, spoken_for)
+
+    def _with_triples(self, table: pa.Table, known: np.ndarray) -> pa.Table:
+        """Rows of the bundle's items with what the graph says of them; of new items it says nothing."""
+        name = schema.category_column(schema.GRAPH)
+        if name not in table.column_names:
+            return table
+        own = self._recommender.items.column(name).combine_chunks().take(pa.array(known, mask=known < 0))
+        return table.set_column(table.schema.get_field_index(name), table.schema.field(name), own)
 
     def _texts(self, texts: list[str]) -> tuple[TextTable | None, np.ndarray]:
         """Text vectors for the towers, and those on the axes of the text head [n, C]."""

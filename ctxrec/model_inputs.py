@@ -80,6 +80,18 @@ class ItemTensors:
             media_IV={kind: torch.from_numpy(vectors).to(device) for kind, vectors in (media or {}).items()},
         )
 
+    def take(self, which_n: torch.Tensor) -> ItemTensors:
+        """These items alone, in this order; all of them compete in a loss."""
+        return ItemTensors(
+            id_rows_I=self.id_rows_I[which_n],
+            trained_I=self.trained_I[which_n],
+            cat_IM={name: codes[which_n] for name, codes in self.cat_IM.items()},
+            num_IF=self.num_IF[which_n],
+            pool=None,
+            place_I=torch.arange(len(which_n), device=which_n.device),
+            media_IV={kind: vectors[which_n] for kind, vectors in self.media_IV.items()},
+        )
+
 
 @dataclass
 class TextTable:
@@ -90,3 +102,7 @@ class TextTable:
     present_I: torch.Tensor  # float32, 0 where an item has no text
     mean_H: torch.Tensor
     scale_H: torch.Tensor
+
+    def take(self, which_n: torch.Tensor) -> TextTable:
+        """The texts of these items alone, in this order."""
+        return TextTable(self.vectors_IH[which_n], self.present_I[which_n], self.mean_H, self.scale_H)

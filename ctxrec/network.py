@@ -5,6 +5,8 @@ Legend: I items, n fresh items of a step, H encoder width, P positions with a ta
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -97,21 +99,30 @@ class Network(nn.Module):
         compete among themselves: next to items of an older table, those of a step, which hold all its targets,
         would all be pushed one way.
         """
+        which = fresh_nH = None
         if plan is not None:
             with section("encode"):
                 fresh_nH = self._encode(tokens, plan, rank, text.vectors_IH.device)
             which = torch.from_numpy(plan.order[: plan.num_texts]).to(fresh_nH.device)
-            mixed_IH = text.vectors_IH.index_copy(0, which, fresh_nH.to(text.vectors_IH.dtype))
-            text.vectors_IH = mixed_IH.detach()
+            fresh_nH = fresh_nH.to(text.vectors_IH.dtype)
+            text.vectors_IH[which] = fresh_nH.detach()
+        num_candidates = len(items.id_rows_I) if items.pool is None else len(items.pool)
+        if negatives is not None:  # a large catalogue: no more of it than the step needs
+            negatives = negatives if items.pool is None else items.pool[negatives]
+            items, text, batch, negatives, which = narrowed(items, text, batch, negatives, which)
+        if fresh_nH is not None:
+            text = replace(text, vectors_IH=text.vectors_IH.index_copy(0, which, fresh_nH))
         with section("towers"):
             vectors_IW, queries = self.towers(items, text, batch)
         if items.pool is not None:
             vectors_IW = vectors_IW[items.pool]
         with torch.autocast(vectors_IW.device.type, enabled=False):
-            total = self._head_losses(items, batch, config, loss, negatives, vectors_IW.float(), queries.float())
-        if plan is not None:
-            fresh = TextTable(mixed_IH, text.present_I, text.mean_H, text.scale_H)
-            vectors, query = self.towers.likeness(items, fresh, batch)
+            expected = 0.0 if negatives is None else len(negatives) / num_candidates
+            total = self._head_losses(
+                items, batch, config, loss, negatives, expected, vectors_IW.float(), queries.float()
+            )
+        if fresh_nH is not None:
+            vectors, query = self.towers.likeness(items, text, batch)
             with torch.autocast(vectors.device.type, enabled=False):
                 total = total + fresh_loss(query.float(), vectors.float(), batch, which)
         return total
@@ -123,6 +134,7 @@ class Network(nn.Module):
         config: TrainConfig,
         loss: str,
         negatives: torch.Tensor | None,
+        expected: float,
         vectors_IW: torch.Tensor,
         queries: torch.Tensor,
     ) -> torch.Tensor:
@@ -134,9 +146,24 @@ class Network(nn.Module):
             target_P, weight_P = items.place_I[batch.targets_BS[where]], batch.weights_BS[where]
             share = batch.weights_BS.abs().sum() / weight_P.abs().sum().clamp(min=1e-9)
             total = total + share * _head_loss(
-                queries[..., part][where], vectors_IW[:, part], target_P, weight_P, config, loss, negatives
+                queries[..., part][where], vectors_IW[:, part], target_P, weight_P, config, loss, negatives, expected
             )
         return total
+
+
+def narrowed(
+    items: ItemTensors, text: TextTable | None, batch: Batch, negatives_N: torch.Tensor, fresh_n: torch.Tensor | None
+) -> tuple[ItemTensors, TextTable | None, Batch, torch.Tensor, torch.Tensor | None]:
+    """The same step on a catalogue of the items alone that it reads: histories, targets, negatives, fresh items."""
+    parts = [batch.items_BL.flatten(), batch.targets_BS.flatten(), negatives_N]
+    needed = torch.unique(torch.cat(parts if fresh_n is None else [*parts, fresh_n]))
+
+    def place(which: torch.Tensor) -> torch.Tensor:
+        return torch.searchsorted(needed, which.contiguous())
+
+    batch = replace(batch, items_BL=place(batch.items_BL), targets_BS=place(batch.targets_BS))
+    text = None if text is None else text.take(needed)
+    return items.take(needed), text, batch, place(negatives_N), None if fresh_n is None else place(fresh_n)
 
 
 def fresh_loss(query_BSC: torch.Tensor, vectors_IC: torch.Tensor, batch: Batch, fresh_n: torch.Tensor) -> torch.Tensor:
@@ -173,14 +200,15 @@ def _head_loss(
     config: TrainConfig,
     loss: str,
     negatives: torch.Tensor | None,
+    expected: float,
 ) -> torch.Tensor:
+    """`expected`: how often an item comes among the negatives, drawn uniformly with replacement."""
     if loss == "softmax":
         return softmax_loss(q_PD, v_ID, target_P, weight_P, smoothing=config.label_smoothing)
     assert negatives is not None
     if loss == "bce":
         return bce_loss(q_PD, v_ID, target_P, weight_P, negatives)
-    # Uniform draws with replacement: every item is expected N / I times.
-    log_expected = torch.full((), np.log(len(negatives) / len(v_ID)), device=q_PD.device)
+    log_expected = torch.full((), np.log(expected), device=q_PD.device)
     return sampled_softmax_loss(q_PD, v_ID, target_P, weight_P, negatives, log_expected)
 
 

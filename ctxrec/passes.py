@@ -146,26 +146,29 @@ def _runs(batch: pa.Table) -> Iterator[pa.Table]:
         yield batch.slice(start, stop - start)
 
 
-def temporal_cuts(log: LogFacts, spec: DatasetSpec) -> splits.Cuts:
-    """Cut times of the temporal split, over the valid rows of the log (later duplicates count here).
+def temporal_cuts(log: LogFacts, spec: DatasetSpec, job: shards.ShardJob) -> splits.Cuts:
+    """Cut times of the temporal split, over the events that stay: the valid rows of the log but later duplicates.
 
     The hour of a cut is known from pass 1; only the times inside it are looked at again.
 
     Raises:
         UserError: no event is left before the first cut.
     """
-    valid_rank, test_rank = splits.cut_ranks(log.rows_kept, spec.split)
+    if not spec.split.valid and not spec.split.test:
+        return splits.Cuts()
+    repeated = _repeated_times(log, job)
+    num_events = log.rows_kept - len(repeated)
+    valid_rank, test_rank = splits.cut_ranks(num_events, spec.split)
     hours = np.array(sorted(log.hours), np.int64)
     counts = np.array([log.hours[h] for h in hours.tolist()], np.int64)
-    places = {
-        rank: splits.hour_of_rank(rank, hours, counts) for rank in {valid_rank, test_rank} if rank < log.rows_kept
-    }
-    found = _times_in_hours(log, sorted({hour for hour, _ in places.values()}))
+    counts -= np.bincount(np.searchsorted(hours, repeated // shards.HOUR_US), minlength=len(hours))
+    places = {rank: splits.hour_of_rank(rank, hours, counts) for rank in {valid_rank, test_rank} if rank < num_events}
+    found = _times_in_hours(log, sorted({hour for hour, _ in places.values()}), repeated)
     times = {rank: splits.time_of_rank(inside, *found[hour]) for rank, (hour, inside) in places.items()}
     cuts = splits.Cuts(valid_from=times.get(valid_rank, splits.NEVER), test_from=times.get(test_rank, splits.NEVER))
     if len(hours) and cuts.valid_from <= _first_time(log, hours[0], found):
         raise UserError(
-            f"the temporal split leaves no event to train on: all {log.rows_kept} events up to the first cut have the "
+            f"the temporal split leaves no event to train on: all {num_events} events up to the first cut have the "
             'same time. Set strategy = "last" in [split], or valid = 0 and test = 0'
         )
     return cuts
@@ -176,8 +179,36 @@ def _first_time(log: LogFacts, hour: int, found: dict[int, tuple[np.ndarray, np.
     return int(found[int(hour)][0][0]) if int(hour) in found else int(hour) * shards.HOUR_US
 
 
-def _times_in_hours(log: LogFacts, hours: list[int]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Distinct times of the log in some hours and the events at each."""
+def _repeated_times(log: LogFacts, job: shards.ShardJob) -> np.ndarray:
+    """Times of the log's later duplicates, int64."""
+    inputs = [pa.table({"bucket": [bucket]}) for bucket in range(job.buckets)]
+    found = [np.zeros(0, np.int64)]
+    for batch in _run(inputs, repeated_task, shared=ray.put(_blobs(log, job))):
+        found.append(batch.column("time").to_numpy())
+    return np.concatenate(found)
+
+
+def repeated_task(batch: pa.Table, shared: Any) -> Iterator[pa.Table]:
+    """Ray Data task that looks for the duplicates of a bucket."""
+    blobs = ray.get(shared)
+    for bucket in batch.column("bucket").to_pylist():
+        yield pa.table({"time": shards.repeated_times(_places(blobs, bucket))})
+
+
+def _blobs(log: LogFacts, job: shards.ShardJob) -> dict[str, Any]:
+    """Where the buckets' rows lie in the shards."""
+    offsets = np.array([place["offsets"] for place in log.shards], np.int64).reshape(-1, job.buckets + 1)
+    return {"paths": [place["path"] for place in log.shards], "offsets": offsets}
+
+
+def _places(blobs: dict[str, Any], bucket: int) -> list[tuple[str, int, int]]:
+    """Path, offset and size in bytes of a bucket's rows in each shard, in order."""
+    starts, stops = blobs["offsets"][:, bucket], blobs["offsets"][:, bucket + 1]
+    return list(zip(blobs["paths"], starts.tolist(), (stops - starts).tolist(), strict=True))
+
+
+def _times_in_hours(log: LogFacts, hours: list[int], repeated: np.ndarray) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Distinct times of the log in some hours and the events at each, less those of the times `repeated`."""
     inputs = [
         pa.table({"shard": [json.dumps(place)]})
         for place in log.shards
@@ -190,7 +221,9 @@ def _times_in_hours(log: LogFacts, hours: list[int]) -> dict[int, tuple[np.ndarr
     made = {}
     for hour, parts in held.items():
         table = pa.concat_tables(parts).group_by("time").aggregate([("events", "sum")]).sort_by("time")
-        made[hour] = table.column("time").to_numpy(), table.column("events_sum").to_numpy()
+        times = table.column("time").to_numpy()
+        less = np.searchsorted(times, repeated[repeated // shards.HOUR_US == hour])
+        made[hour] = times, table.column("events_sum").to_numpy() - np.bincount(less, minlength=len(times))
     return made
 
 
@@ -239,8 +272,7 @@ def write_histories(
     """
     shared = ray.put(
         {
-            "paths": [place["path"] for place in log.shards],
-            "offsets": np.array([place["offsets"] for place in log.shards], np.int64).reshape(-1, job.buckets + 1),
+            **_blobs(log, job),
             "item_ids": item_ids,
             "held_out": held_out,
             "users": attributes,
@@ -270,9 +302,7 @@ def bucket_task(
     world = ray.get(shared)
     user_table, bounds = world["users"]
     for number in batch.column("bucket").to_pylist():
-        starts, stops = world["offsets"][:, number], world["offsets"][:, number + 1]
-        places = list(zip(world["paths"], starts.tolist(), (stops - starts).tolist(), strict=True))
-        table = shards.read_bucket(places, job.spec.events)
+        table = shards.read_bucket(_places(world, number), job.spec.events)
         users = user_table.slice(bounds[number], bounds[number + 1] - bounds[number])
         user_ids = users.column(schema.USER_ID).combine_chunks()
         bucket = histories.sort_bucket(table, world["item_ids"], user_ids, bucket_job, world["held_out"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import logging
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import ctxrec
-from ctxrec import catalogue, cleaning, histories, passes, reading, runtime, schema, shards, splits, storage
+from ctxrec import catalogue, cleaning, graph, histories, passes, reading, runtime, schema, shards, splits, storage
 from ctxrec.config import Config
 from ctxrec.errors import UserError
 from ctxrec.prepared import FeatureMeta, PreparedData
@@ -130,7 +131,9 @@ def _fingerprint(source: Source, config: Config) -> str:
 
 def _signatures(paths: Sequence[str]) -> list[list[Any]]:
     """Relative name, size and content hash (of large files: time of change) of each file."""
-    root = min((path.rsplit("/", 1)[0] for path in paths), key=len, default="")
+    folders = [path.split("/")[:-1] for path in paths]
+    shared = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*folders, strict=False))
+    root = "/".join(names[0] for names in shared)
     signatures = []
     for path in paths:
         fs, inner = storage.filesystem(path)
@@ -145,7 +148,11 @@ def _run(source: Source, out: str, config: Config) -> dict[str, Any]:
     """Read the tables, pass 1, the split, pass 2, the item table; returns meta.json without the fingerprint."""
     spec, options, notes = source.spec, config.prepare, []
     rejects = storage.join(out, schema.REJECTS)
-    items, users, table_rejects = _read_tables(source, options.max_id_bytes, rejects, notes)
+    items, users, table_rejects = _read_tables(source, options.max_id_bytes, rejects)
+    triples = None
+    if spec.graph is not None:
+        triples = graph.read_triples(source.graph, spec.graph, rejects=rejects)
+        table_rejects |= triples.rejects
     if spec.items is not None and (media := spec.items.media):
         found = catalogue.write_media(source.items, media, items.kept, storage.join(out, schema.MEDIA))
         notes += [f"{kind} column {media[kind]!r}: {n} items have one" for kind, n in found.items()]
@@ -166,16 +173,27 @@ def _run(source: Source, out: str, config: Config) -> dict[str, Any]:
             f"Expected rows with a user, an item and a time; rejected rows are kept in {rejects}"
         )
     features = _features(spec, items, users, log, limit=options.max_category_values, notes=notes)
-    temporal = spec.split.strategy == "temporal"
-    cuts = passes.temporal_cuts(log, spec) if temporal else splits.Cuts()
     item_ids = pa.concat_arrays([items.ids, log.new_items])
+    pairs = None
+    if triples is not None:
+        pairs = graph.pairs_of(triples, item_ids)
+        features.item_categories[schema.GRAPH] = catalogue.vocabulary(
+            pairs.flatten(), None, options.max_category_values
+        )
+        having = int((pairs.value_lengths().to_numpy() > 0).sum())
+        notes.append(
+            f"graph: {len(triples)} triples; {having} items are the head of one whose relation and tail "
+            "another item has too"
+        )
+    temporal = spec.split.strategy == "temporal"
+    cuts = passes.temporal_cuts(log, spec, job) if temporal else splits.Cuts()
     attributes = catalogue.user_attributes(users, spec.users, features.user_categories, buckets=job.buckets)
     bucket_job = histories.BucketJob(spec=spec, features=features, cuts=cuts, min_events=options.min_events)
     held_out = splits.held_out_items(item_ids.to_pylist(), options.cold_items) if options.cold_items else None
     totals = passes.write_histories(
         log, job, bucket_job, item_ids, attributes, [info.path for info in source.events], out, held_out
     )
-    table = catalogue.items_table(spec, items, log.new_items, totals.train_events)
+    table = catalogue.items_table(spec, items, log.new_items, totals.train_events, pairs=pairs)
     fs, inner = storage.filesystem(storage.join(out, schema.ITEMS))
     pq.write_table(table, inner, filesystem=fs)
     _note_log(notes, spec, log, totals)
@@ -206,9 +224,9 @@ def _run(source: Source, out: str, config: Config) -> dict[str, Any]:
 
 
 def _read_tables(
-    source: Source, max_id_bytes: int, rejects: str, notes: list[str]
+    source: Source, max_id_bytes: int, rejects: str
 ) -> tuple[catalogue.Entities, catalogue.Entities, dict[str, int]]:
-    """The item table, the user table, and what was rejected in them and in the graph."""
+    """The item table, the user table, and what was rejected in them."""
     spec, items, users, counts = source.spec, catalogue.NO_ENTITIES, catalogue.NO_ENTITIES, {}
     if spec.items is not None:
         items = catalogue.read_entities(
@@ -226,10 +244,6 @@ def _read_tables(
             source.users, spec.users.id, columns, what="user", max_id_bytes=max_id_bytes, rejects=rejects
         )
         counts |= users.rejects
-    if spec.graph is not None:
-        triples, graph_rejects = catalogue.check_graph(source.graph, spec.graph, rejects=rejects)
-        notes.append(f"graph: {triples} complete triples; validated, not used in training")
-        counts |= graph_rejects
     return items, users, counts
 
 
@@ -261,6 +275,9 @@ def _features(
     unlisted = [action for action in actions if action not in spec.events.actions]
     if spec.events.actions and unlisted:
         notes.append(f"actions without a weight stay in histories and are no training targets: {', '.join(unlisted)}")
+    unused = [action for action in spec.events.actions if action not in actions]
+    if unused:
+        notes.append(f"actions with a weight that no event has: {', '.join(unused)}")
     return FeatureMeta(
         item_categories=item_categories,
         item_numbers=item_numbers,

@@ -43,6 +43,7 @@ MISSING, OTHER, FIRST_CODE = 0, 1, 2
 ITEM_TEXT = "text"  # the text columns joined
 ITEM_TITLE = "title"  # the first text column, for people to read
 ITEM_TRAIN_EVENTS = "train_events"  # int64
+GRAPH = "[graph]"  # the category that the triples of the graph make
 MEDIA_ITEM = "item"  # int32 item index
 
 
@@ -99,6 +100,8 @@ def items_schema(spec: Any) -> pa.Schema:
     if spec.items is not None:
         fields += [(category_column(n), pa.list_(pa.string())) for n in spec.items.categorical]
         fields += [(numeric_column(n), pa.float32()) for n in spec.items.numeric]
+    if spec.graph is not None:
+        fields += [(category_column(GRAPH), pa.list_(pa.string()))]
     return pa.schema(fields)
 
 

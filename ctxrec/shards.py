@@ -27,6 +27,7 @@ from ctxrec.spec import DatasetSpec, EventsSpec
 SHARD_ROWS = 1 << 20
 SHARD_BYTES = 256 << 20
 HOUR_US = 3_600_000_000
+_MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying loses nothing
 
 USER, ITEM, TIME, ACTION, VALUE, FILE, ROW = "user", "item", "time", "action", "value", "file", "row"
 
@@ -212,9 +213,10 @@ def _features(raw: pa.Table, good: np.ndarray, events: EventsSpec) -> Iterator[t
         yield column, values, [facts(kind, source, values.values, count)]
     numeric = [(VALUE, events.value)] if events.value else []
     numeric += [(schema.context_column(n), n) for n in events.context.numeric]
-    for column, source in numeric:
+    for n, (column, source) in enumerate(numeric):
         numbers, bad = cleaning.to_numbers(raw.column(source))
-        yield column, numbers[good], [number_facts(source, numbers[good], int(bad[good].sum()))]
+        made = [number_facts(source, numbers[good], int(bad[good].sum()))]
+        yield column, numbers[good], made if source not in dict(numeric[:n]).values() else []
     for name in events.context.text:
         text = cleaning.to_text(raw.column(name)).take(pa.array(good))
         yield schema.context_column(name), text, []
@@ -279,15 +281,40 @@ def read_bucket(places: Sequence[tuple[str, int, int]], events: EventsSpec) -> p
         places: path, offset and size in bytes of the bucket's blob in each shard, in order.
         events: the spec of the log.
     """
-    tables = []
+    tables = list(_read_blobs(places))
+    if not tables:
+        return pa.table({name: pa.array([], kind) for name, kind in shard_columns(events).items()})
+    return pa.concat_tables(tables).unify_dictionaries()
+
+
+def _read_blobs(places: Sequence[tuple[str, int, int]]) -> Iterator[pa.Table]:
     for path, offset, size in places:
         if size:
             fs, inner = storage.filesystem(path)
             with fs.open_input_file(inner) as stream:
-                tables.append(pa.ipc.open_stream(pa.py_buffer(stream.read_at(size, offset))).read_all())
-    if not tables:
-        return pa.table({name: pa.array([], kind) for name, kind in shard_columns(events).items()})
-    return pa.concat_tables(tables).unify_dictionaries()
+                yield pa.ipc.open_stream(pa.py_buffer(stream.read_at(size, offset))).read_all()
+
+
+def repeated_times(places: Sequence[tuple[str, int, int]]) -> np.ndarray:
+    """Times of a bucket's events that repeat an earlier one of the same user, item, time and action. int64
+
+    Events are told apart by a hash of 64 bits; `places` as for `read_bucket`.
+    """
+    keys, times = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+    for table in _read_blobs(places):
+        times.append(table.column(TIME).to_numpy())
+        key = times[-1].astype(np.uint64)
+        for name in (USER, ITEM, ACTION):
+            if name in table.column_names:
+                values = table.column(name).combine_chunks()
+                hashed = pd.util.hash_array(values.dictionary.to_numpy(zero_copy_only=False), categorize=False)
+                codes = values.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+                key = (key ^ np.append(hashed, np.uint64(0))[codes]) * _MIX
+        keys.append(key)
+    key = np.concatenate(keys)
+    order = np.argsort(key)
+    key = key[order]
+    return np.concatenate(times)[order[1:][key[1:] == key[:-1]]]
 
 
 def read_times(place: dict[str, Any]) -> np.ndarray:

@@ -10,6 +10,15 @@ from typing import Any, Literal
 from ctxrec import storage
 from ctxrec.config import build_dataclass
 from ctxrec.errors import UserError
+from ctxrec.schema import TIME_CONTEXT
+
+REQUEST_TIME = "timestamp"  # in the context of a request
+
+
+def _each_once(section: str, columns: tuple[str, ...]) -> None:
+    for name in columns:
+        if columns.count(name) > 1:
+            raise UserError(f"[{section}] names column {name!r} twice; expected each once, as one kind of feature")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +28,15 @@ class ContextSpec:
     categorical: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _each_once("events.context", self.columns)
+        for name in self.columns:
+            if name in (*TIME_CONTEXT, REQUEST_TIME):
+                raise UserError(
+                    f"[events.context] names a column {name!r}; a request's context has the time under timestamp, and "
+                    f"{', '.join(TIME_CONTEXT)} (UTC) are derived from it. Give the column another name in the log"
+                )
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -38,6 +56,13 @@ class EventsSpec:
     context: ContextSpec = field(default_factory=ContextSpec)
     actions: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.actions and self.action is None:
+            raise UserError(
+                "[events.actions] has weights of actions, and [events] names no column of actions; expected "
+                'action = "COLUMN" in [events]'
+            )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ItemsSpec:
@@ -50,6 +75,10 @@ class ItemsSpec:
     numeric: tuple[str, ...] = ()
     image: str | None = None
     audio: str | None = None
+
+    def __post_init__(self) -> None:
+        for kind in ("text", "categorical", "numeric"):
+            _each_once(f"items.{kind}", getattr(self, kind))
 
     @property
     def media(self) -> dict[str, str]:
@@ -66,10 +95,13 @@ class UsersSpec:
     categorical: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        _each_once("users", self.categorical + self.numeric)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GraphSpec:
-    """Knowledge-graph triples; parsed and validated, not yet used in training."""
+    """Knowledge-graph triples; those whose head is an item make a category of it (`ctxrec.graph`)."""
 
     path: str
     head: str = "head"

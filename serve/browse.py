@@ -113,6 +113,7 @@ def about(engine: Engine) -> dict[str, Any]:
     retriever, recommender = engine.retriever, engine.retriever.recommender
     features, spec, times = recommender.features, recommender.spec, recommender.histories.events.times
     numbers = {name: recommender.items.column(schema.numeric_column(name)) for name in features.item_numbers}
+    columns = () if spec.items is None else spec.items.categorical
     return {
         "name": spec.name,
         "model_version": recommender.model_version,
@@ -122,7 +123,7 @@ def about(engine: Engine) -> dict[str, Any]:
         "repeats": spec.split.repeats,
         "actions": features.actions,
         "item_columns": {
-            "categorical": {name: values[:_VALUES] for name, values in features.item_categories.items()},
+            "categorical": {name: features.item_categories[name][:_VALUES] for name in columns},
             "numeric": {name: pc.min_max(column).as_py() for name, column in numbers.items()},
         },
         "context": {

@@ -295,6 +295,7 @@ def _make_world(
             context_texts=["query"],
             actions=["view", "buy"],
         )
+        raw_spec["events"]["action"] = "action"
         raw_spec["events"]["actions"] = {"view": 0.5, "buy": 1.0}
     num_events, num_users = sum(lengths), len(lengths)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

@@ -19,6 +19,7 @@ RAY_ENV = {
     "RAY_health_check_period_ms": "2000",  # so that a lost host is missed in seconds and not in a minute
     "RAY_health_check_timeout_ms": "5000",
     "RAY_health_check_failure_threshold": "3",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "600",  # as KubeRay sets it: how long nodes wait for a new head
     "OMP_NUM_THREADS": "1",
     "DS_ACCELERATOR": "cpu",
 }
@@ -52,6 +53,14 @@ class RayHosts:
         self._start("head", "--head", *where, **state)
         self.until(lambda: self.get("/api/version") is not None, 180, "the head")
 
+    def replace_head(self, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """The host of the head is lost; after a while another one takes its address."""
+        address = str(self.head.address)
+        self.head.kill()
+        meanwhile()
+        self.lan.add("head", address)
+        self.start_head()
+
     def join(self, name: str) -> None:
         """A node on a host."""
         own = f"--node-ip-address={self.lan[name].address}"
@@ -82,8 +91,9 @@ class RayHosts:
         """Run a command as a job to its end; its output. Raises where the job fails."""
         return self._job(*command, timeout_s=timeout_s)
 
-    def start_job(self, job: str, *command: str) -> None:
-        self._job(*command, flags=["--no-wait", f"--submission-id={job}"])
+    def start_job(self, job: str, *command: str, cpus: float = 0) -> None:
+        """With `cpus` the command itself runs on a node that has them, else on the head."""
+        self._job(*command, flags=["--no-wait", f"--submission-id={job}", f"--entrypoint-num-cpus={cpus}"])
 
     def _job(self, *command: str, flags: list[str] | None = None, timeout_s: float = 120) -> str:
         words = ["ray", "job", "submit", f"--address=http://{self.head.address}:8265", *(flags or []), "--", *command]

@@ -152,10 +152,33 @@ def test_training_goes_on_when_a_host_is_cut_off(site):
     ray.until(lambda: ray.status("cut") not in ("PENDING", "RUNNING"), 500, "the end of the training")
     assert ray.status("cut") == "SUCCEEDED", ray.log_of("cut")[-4000:]
     ray.lan[lost].kill()
-    run = site.fetch(f"{BUCKET}/cut")
+    assert_whole_training(site.fetch(f"{BUCKET}/cut"), 20)
+
+
+def assert_whole_training(run: Path, epochs: int) -> None:
+    """Every epoch once, and a bundle."""
     log = [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in log if line["phase"] == "towers"] == list(map(float, range(1, 21)))
+    assert [line["epoch"] for line in log if line["phase"] == "towers"] == list(map(float, range(1, epochs + 1)))
     assert (run / "bundle" / "manifest.json").exists()
+
+
+def test_training_goes_on_without_the_head(site):
+    """A command that runs on a node, as a job that asks for a part of a CPU does, outlives the head; so do workers."""
+    ray = site.ray
+    own = flags(
+        **{"train.cpus_per_worker": 0.9, "train.tower_epochs": 60, "train.patience": 100, "train.encoder_epochs": 0}
+    )
+    command = ["python", "-m", "ctxrec.train", "--data", f"{BUCKET}/data", "--out", f"{BUCKET}/headless"]
+    ray.start_job("headless", *command, *own, "--set", "train.refit=false", cpus=0.1)
+    ray.until(lambda: "valid" in ray.log_of("headless") or ray.status("headless") == "FAILED", 300, "an evaluation")
+    left = ray.hosts_with("ray::RayTrainWorker")
+    assert len(left) == 2 and ray.status("headless") == "RUNNING", ray.log_of("headless")[-4000:]
+    ray.replace_head()
+    ray.wait_for_nodes(*left)
+    ray.until(lambda: ray.status("headless") not in ("PENDING", "RUNNING"), 500, "the end of the training")
+    text = ray.log_of("headless")
+    assert ray.status("headless") == "SUCCEEDED" and "going on from phase" not in text, text[-4000:]
+    assert_whole_training(site.fetch(f"{BUCKET}/headless"), 60)
 
 
 CLIENT = """
@@ -198,12 +221,8 @@ def test_serving_goes_on_without_the_head_and_without_a_host(site):
     ray.lan["store"].start(site.folder / "client.log", "python", "-c", CLIENT, addresses, str(answers))
     ray.until(lambda: _count(answers) > 50, 120, "answers")
 
-    address = str(ray.head.address)
-    ray.head.kill()
     before = _count(answers)
-    ray.until(lambda: _count(answers) > before + 50, 60, "answers without a head")
-    ray.lan.add("head", address)
-    ray.start_head()
+    ray.replace_head(lambda: ray.until(lambda: _count(answers) > before + 50, 60, "answers without a head"))
     ray.wait_for_nodes(*left)
     ray.submit("python", "-c", "print('a job on the new head')")
     ray.until(lambda: _app_status(ray) == "RUNNING", 300, "the service under the new head")

@@ -87,9 +87,7 @@ def test_both_layouts_give_the_same_tables(atomic, raw, tmp_path):
     with_graph, without = load_spec(str(tmp_path / "a/dataset.toml")), load_spec(str(tmp_path / "b/dataset.toml"))
     assert with_graph.graph is not None and without.graph is None
     assert with_graph.split.strategy == "last" and with_graph.events.value == "rating"
-    assert pq.read_table(tmp_path / "a/graph.parquet").to_pylist() == [
-        {"head": "m.1", "relation": "film", "tail": "m.2"}
-    ]
+    assert pq.read_table(tmp_path / "a/graph.parquet").to_pylist() == [{"head": "1", "relation": "film", "tail": "m.2"}]
 
 
 def test_zips_and_wheels_are_read_without_unpacking(atomic, raw, tmp_path):

@@ -14,7 +14,7 @@ from ctxrec.embeddings import feature_name, module_name
 from ctxrec.encoder import TextEncoder, plan_encoding, tokenise
 from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
-from ctxrec.network import Network, choose_loss, fresh_loss
+from ctxrec.network import Network, choose_loss, fresh_loss, narrowed
 from ctxrec.texts import encode_catalogue, has_text, make_text_table
 
 BACKBONES = ["transformer", "gru", "lstm", "hstu"]
@@ -159,13 +159,13 @@ def encoder_step(make_world, tiny_encoder):
     """A function: the network at its starting weights, and what its loss needs in a step of the encoder's phase."""
 
     def make(rich: bool, loss: str, *overrides: str) -> tuple[Network, dict]:
+        torch.manual_seed(0)
         world = make_world(rich=rich)
         config = world.config(f"encoder.name={tiny_encoder}", *overrides)
         encoder = TextEncoder(config.encoder, tiny_encoder, tune=True)
         frozen = TextEncoder(config.encoder, tiny_encoder, tune=False).eval()
         text = make_text_table(*encode_catalogue(frozen, tiny_encoder, world.catalogue.texts, config.encoder))
         shape = ModelShape.of(config.model, world.features, num_items=20, text_width=encoder.width)
-        torch.manual_seed(0)
         network = Network(Towers(config.model, shape, temperature=0.07), encoder)
         tokens = tokenise(tiny_encoder, world.catalogue.texts, max_tokens=16)
         present = np.flatnonzero(has_text(world.catalogue.texts))
@@ -222,6 +222,44 @@ def test_bfloat16_has_the_loss_and_the_gradients_of_float32(encoder_step, backbo
     (exact, exact_grad), (rounded, rounded_grad) = found.values()
     assert rounded == pytest.approx(exact, rel=0.01)
     assert torch.cosine_similarity(rounded_grad, exact_grad, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("loss", ["sampled_softmax", "bce"])
+@pytest.mark.parametrize("with_unknown", [False, True])
+def test_a_step_reads_no_more_of_a_catalogue_than_it_needs(encoder_step, monkeypatch, loss, with_unknown):
+    """Loss, gradients and the table of texts are those of a step on all items."""
+    found = []
+    for narrow in (True, False):
+        network, step = encoder_step(True, loss, "model.dropout=0")
+        if with_unknown:  # items without training event are in no loss
+            seen = torch.zeros(20, dtype=torch.bool)
+            seen[step["batch"].items_BL.unique()] = seen[step["batch"].targets_BS.unique()] = True
+            pool = torch.nonzero(seen).squeeze(1)
+            known = {"trained_I": seen.float(), "pool": pool, "place_I": (seen.cumsum(0) - 1).clamp(min=0)}
+            step["items"] = dataclasses.replace(step["items"], **known)
+            step["negatives"] = torch.arange(5) % len(pool)
+        else:
+            step["negatives"] = torch.tensor([3, 3, 11, 7])
+        read = []
+
+        def counted(items, text, batch, negatives, fresh, narrow=narrow, read=read):
+            if not narrow:
+                every = torch.arange(20)
+                made = items.take(every), text.take(every), batch, negatives, fresh
+            else:
+                made = narrowed(items, text, batch, negatives, fresh)
+            read.append(len(made[0].id_rows_I))
+            return made
+
+        step["plan"] = plan_encoding(np.array([1, 4]), step["tokens"].lengths, budget=4096, world=1)
+        monkeypatch.setattr("ctxrec.network.narrowed", counted)
+        value = network.eval()("loss", **step)
+        value.backward()
+        grads = {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
+        found.append((read[0], value.detach(), grads, step["text"].vectors_IH))
+    (few, *ours), (every, *theirs) = found
+    assert few < every == 20
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
 def test_choice_of_loss():

@@ -196,6 +196,22 @@ def test_temporal_cuts_are_exact_and_ties_go_to_the_later_part(tmp_path):
             assert part == expected
 
 
+def test_shares_of_a_temporal_split_are_of_the_events_that_stay(tmp_path, monkeypatch):
+    """A log whose last part was exported twice, in files of many tasks, with actions that tell events apart."""
+    monkeypatch.setattr(passes, "TASK_ROWS", 40)
+    rows = [(f"u{n % 7}", f"i{n % 11}", START + 977 * n, "vb"[n % 2]) for n in range(200)]
+    folder = tmp_path / "log"
+    folder.mkdir()
+    write_csv(folder, rows, header="user_id,item_id,timestamp,act", name="a.csv")
+    other = [(*row[:3], "c") for row in rows[:20]]  # another action: no duplicates
+    write_csv(folder, rows[100:] + other + rows[150:], header="user_id,item_id,timestamp,act", name="b.csv")
+    data = run(tmp_path, '[events]\npath = "log"\naction = "act"\n[split]\nvalid = 0.1\ntest = 0.2\n')
+    counts = data.meta["counts"]
+    assert counts["events"] == 220 and counts["rejects"] == {"duplicate event": 150}
+    assert (counts["train"], counts["valid"], counts["test"]) == (154, 22, 44)
+    assert data.meta["split"]["test_from_us"] == (START + 977 * (200 - 44)) * 10**6
+
+
 def test_a_log_of_one_moment_has_no_temporal_split(tmp_path):
     write_csv(tmp_path, [("a", f"i{n}", START) for n in range(20)])
     with pytest.raises(UserError, match=r'leaves no event to train on.*strategy = "last"'):
@@ -257,10 +273,11 @@ def test_future_times_nan_numbers_unicode_and_unlisted_actions_are_kept_and_note
     ]
     write_csv(tmp_path, rows, header="user_id,item_id,timestamp,action,basket,place")
     text = LOG + 'action = "action"\n[events.context]\nnumeric = ["basket"]\ncategorical = ["place"]\n'
-    data = run(tmp_path, text + "[events.actions]\nlike = 1.0\n" + LAST)
+    data = run(tmp_path, text + "[events.actions]\nlike = 1.0\nshare = 2.0\n" + LAST)
     assert "1 events lie in the future; they are kept" in data.meta["notes"]
     assert "basket: 2 values of the log are no finite number; they count as missing" in data.meta["notes"]
     assert any("no training targets: skip" in note for note in data.meta["notes"])
+    assert "actions with a weight that no event has: share" in data.meta["notes"]
     rows = histories(data)
     assert items_of(data, "🎉") == ["日本", "i"]
     assert np.isnan(rows["🎉"]["ctx_basket"]).all() and rows["ü"]["ctx_basket"] == [1.0]
@@ -268,6 +285,14 @@ def test_future_times_nan_numbers_unicode_and_unlisted_actions_are_kept_and_note
     assert rows["🎉"]["ctx_place"] == [2, 0]
     assert data.features.context_numbers["basket"] == {"mean": pytest.approx(np.log(2)), "std": 1.0}
     json.dumps(data.meta, allow_nan=False)
+
+
+def test_a_column_may_be_a_value_and_a_context(tmp_path):
+    write_csv(tmp_path, [("a", "i", START, 3), ("b", "j", START + 1, "x")], header="user_id,item_id,timestamp,stars")
+    data = run(tmp_path, LOG + 'value = "stars"\n[events.context]\nnumeric = ["stars"]\n' + LAST)
+    assert data.features.context_numbers["stars"] == {"mean": pytest.approx(np.log1p(3)), "std": 1.0}
+    assert "stars: 1 values of the log are no finite number; they count as missing" in data.meta["notes"]
+    assert histories(data)["a"]["values"] == histories(data)["a"]["ctx_stars"] == [3.0]
 
 
 def test_actions_make_events_of_one_moment_different(tmp_path):
@@ -327,12 +352,15 @@ def test_items_and_users_tables(tmp_path):
     assert "price: 2 values" in notes and "age: 1 values" in notes
 
 
-def test_graph_triples_are_validated(tmp_path):
-    write_csv(tmp_path, [("a", "i", START)])
-    (tmp_path / "kg.tsv").write_text("head\trelation\ttail\ni\tis\tx\ni\t\tx\n")
+def test_triples_are_a_category_of_items(tmp_path):
+    write_csv(tmp_path, [("a", "i", START), ("a", "j", START + 1), ("b", "k", START + 2)])
+    (tmp_path / "kg.tsv").write_text("head\trelation\ttail\ni\tis\tx\ni\t\tx\nk\tis\tx\nj\tis\ty\nz\tis\ty\n")
     data = run(tmp_path, LOG + '[graph]\npath = "kg.tsv"\n' + LAST)
-    assert "graph: 1 complete triples; validated, not used in training" in data.meta["notes"]
+    note = "graph: 4 triples; 2 items are the head of one whose relation and tail another item has too"
+    assert note in data.meta["notes"]
     assert data.meta["counts"]["rejects"] == {"graph: incomplete triple": 1}
+    assert data.features.item_categories == {schema.GRAPH: ["is: x"]}
+    assert data.items.column(schema.category_column(schema.GRAPH)).to_pylist() == [["is: x"], [], ["is: x"]]
 
 
 def test_vocabularies_are_by_frequency_and_capped(tmp_path):
@@ -407,6 +435,17 @@ def test_an_unchanged_folder_is_reused_and_a_changed_one_replaced(tmp_path, capl
     assert changed.fingerprint != first.fingerprint
     assert changed.items.column(schema.ITEM_ID).to_pylist() == ["i", "k"]
     assert run(tmp_path, LOG + LAST, ["prepare.min_events=2"]).fingerprint != changed.fingerprint
+
+
+def test_the_place_of_a_log_in_several_folders_does_not_count(tmp_path):
+    found = []
+    for place in ("here", "elsewhere/longer"):
+        for day in ("1", "2"):
+            (tmp_path / place / f"day={day}").mkdir(parents=True)
+            (tmp_path / place / f"day={day}" / "log.csv").write_text(day)
+        paths = [str(path) for path in sorted((tmp_path / place).rglob("*.csv"))]
+        found.append(preparing._signatures(paths))
+    assert found[0] == found[1] and [name for name, *_ in found[0]] == ["day=1/log.csv", "day=2/log.csv"]
 
 
 def test_other_files_in_the_output_folder_are_left_alone(tmp_path):

@@ -8,6 +8,7 @@ name = "my-shop"
 [events]
 path = "events/*.parquet"
 user = "u"
+action = "act"
 [events.context]
 categorical = ["device"]
 [events.actions]
@@ -59,6 +60,12 @@ def test_the_least_spec(tmp_path):
         ('name = "x"\n[events]\npath = "l"\n[split]\nvalid = 0.5\ntest = 0.5\n', "expected below 1"),
         ('name = "x"\n[events]\npath = "l"\n[split]\nvalid = -0.1\n', "split.valid is -0.1"),
         ('name = "x"\n[events]\npath = "l"\n[events.actions]\nview = "much"\n', "events.actions.view is 'much'; expected a number"),
+        ('name = "x"\n[events]\npath = "l"\n[events.actions]\nview = 1\n', r'names no column of actions; expected action = "COLUMN"'),
+        ('name = "x"\n[events]\npath = "l"\n[events.context]\nnumeric = ["hour"]\n', r"column 'hour'; .*derived.*another name"),
+        ('name = "x"\n[events]\npath = "l"\n[events.context]\ntext = ["timestamp"]\n', r"column 'timestamp'; a request's context"),
+        ('name = "x"\n[events]\npath = "l"\n[events.context]\nnumeric = ["n"]\ntext = ["n"]\n', r"\[events.context\] names column 'n' twice"),
+        ('name = "x"\n[events]\npath = "l"\n[items]\npath = "i"\ncategorical = ["c", "c"]\n', r"\[items.categorical\] names column 'c' twice"),
+        ('name = "x"\n[events]\npath = "l"\n[users]\npath = "i"\ncategorical = ["age"]\nnumeric = ["age"]\n', r"\[users\] names column 'age' twice"),
         ("name = \n", "is not valid TOML"),
     ],
 )  # fmt: skip

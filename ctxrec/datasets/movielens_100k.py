@@ -206,11 +206,16 @@ def _from_atomic(source: Source) -> dict[str, pa.Table]:
         items.append((item, f"{title} ({known})" if known else title, known, genres.split()))
     tables = _tables(rows("ml-100k.inter"), items, rows("ml-100k.user"))
     if {"ml-100k.kg", "ml-100k.link"} <= source.files.keys():
-        # Triples name a movie by its entity; links.parquet says which item that is.
-        links = {entity: item for item, entity in rows("ml-100k.link")}
-        triples = list(zip(*rows("ml-100k.kg"), strict=True))
-        tables["graph"] = pa.table(dict(zip(("head", "relation", "tail"), map(list, triples), strict=True)))
-        tables["links"] = pa.table({"item_id": list(links.values()), "entity_id": list(links)})
+        # Triples name a movie by its entity; the links say which item that is.
+        items_of = {entity: item for item, entity in rows("ml-100k.link")}
+        heads, relations, tails = zip(*rows("ml-100k.kg"), strict=True)
+        tables["graph"] = pa.table(
+            {
+                "head": [items_of.get(entity, entity) for entity in heads],
+                "relation": list(relations),
+                "tail": [items_of.get(entity, entity) for entity in tails],
+            }
+        )
     return tables
 
 
