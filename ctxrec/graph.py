@@ -1,0 +1,73 @@
+"""Knowledge-graph triples as a category of items: an item has the pairs of relation and tail whose head it is.
+
+A pair that one item alone has says no more of it than its ID does, and is left out.
+
+Legend: N triples, I items, P distinct pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ctxrec import cleaning, reading, shards, storage
+from ctxrec.cleaning import Coded
+from ctxrec.spec import GraphSpec
+
+INCOMPLETE = "graph: incomplete triple"
+
+
+@dataclass(frozen=True)
+class Triples:
+    """Complete triples [N] in the order of the files."""
+
+    heads: Coded
+    pairs: Coded  # "relation: tail"
+    rejects: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.heads.codes)
+
+
+def read_triples(files: Sequence[reading.FileInfo], graph: GraphSpec, *, rejects: str) -> Triples:
+    """Read triples; those that lack a part are kept in the folder `rejects`."""
+    columns = [graph.head, graph.relation, graph.tail]
+    coded, rejected = [], []
+    for piece in reading.make_pieces(files, rows=1 << 20):
+        for batch in reading.read_piece(piece, columns):
+            head, relation, tail = (cleaning.to_text(batch.table.column(name)) for name in columns)
+            pair = pc.binary_join_element_wise(relation, tail, ": ")  # null where a part is
+            complete = pc.and_(pc.is_valid(head), pc.is_valid(pair))
+            coded.append([part.filter(complete).dictionary_encode() for part in (head, pair)])
+            bad = np.flatnonzero(~complete.to_numpy(zero_copy_only=False))
+            if len(bad) or batch.malformed:
+                raw, lines = batch.table.take(pa.array(bad)), [(piece.path, row, t) for row, t in batch.malformed]
+                reasons, paths = np.full(len(bad), INCOMPLETE, object), np.full(len(bad), piece.path, object)
+                rejected.append(shards.reject_table(raw, reasons, paths, batch.rows[bad], lines))
+    kind = pa.dictionary(pa.int32(), pa.string())
+    heads, pairs = (cleaning.encode(pa.chunked_array([parts[n] for parts in coded], kind)) for n in (0, 1))
+    counts: dict[str, int] = {}
+    if rejected:
+        table = pa.concat_tables(rejected)
+        shards.write_rejects(table, storage.join(rejects, "graph.parquet"))
+        found = table.column("reason").value_counts().to_pylist()
+        counts = {f"graph: {f['values'].removeprefix('graph: ')}": f["counts"] for f in found}
+    return Triples(heads, pairs, counts)
+
+
+def pairs_of(triples: Triples, item_ids: pa.Array) -> pa.Array:
+    """The pairs of every item that another one has too, each once, in the order of the files: list<string> [I]."""
+    position = pc.index_in(triples.heads.values, value_set=item_ids).fill_null(-1).to_numpy(zero_copy_only=False)
+    item, pair = position[triples.heads.codes].astype(np.int64), triples.pairs.codes
+    num_pairs, num_items = len(triples.pairs.values), len(item_ids)
+    rows = np.flatnonzero(item >= 0)
+    rows = rows[np.unique(item[rows] * num_pairs + pair[rows], return_index=True)[1]]  # sorted by item and pair
+    rows = rows[np.bincount(pair[rows], minlength=num_pairs)[pair[rows]] > 1]
+    rows = rows[np.lexsort((rows, item[rows]))]
+    offsets = np.zeros(num_items + 1, np.int32)
+    np.cumsum(np.bincount(item[rows], minlength=num_items), out=offsets[1:])
+    return pa.ListArray.from_arrays(pa.array(offsets), triples.pairs.values.take(pa.array(pair[rows])))
