@@ -134,6 +134,9 @@ class Lan:
         command += ["peer", "name", "net0", "netns", str(host.pid)]
         subprocess.run(command, check=True, capture_output=True, text=True)
         self._switch.run("ip", "link", "set", port, "master", "bridge", "up")
+        # One card an address: others take up to a minute to see that an address has moved to another card.
+        card = ":".join(f"{int(part):02x}" for part in str(host.address).split("."))
+        host.run("ip", "link", "set", "net0", "address", f"02:00:{card}")
         host.run("ip", "addr", "add", f"{host.address}/24", "dev", "net0")
         host.run("ip", "link", "set", "net0", "up")
         return host

