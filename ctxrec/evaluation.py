@@ -163,7 +163,7 @@ def _oracles(folder: str | None, prepared: PreparedData) -> dict[str, Any]:
     """Rankers that know the true preferences of a simulated log."""
     if folder is None:
         return {}
-    from ctxrec.simulation import load_oracle  # the product ranks without the simulator
+    from ctxrec.oracle import load_oracle  # the product ranks without the simulator
 
     return load_oracle(folder, prepared.features)
 

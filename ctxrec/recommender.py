@@ -6,7 +6,6 @@ Legend: N requests, I items, D width of vectors (the towers' width + 1).
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,20 +20,18 @@ from ctxrec import schema
 from ctxrec.backbones.base import InBf16
 from ctxrec.batching import Batcher
 from ctxrec.blend import Blend
-from ctxrec.cleaning import value_text
 from ctxrec.config import Config
+from ctxrec.context_reader import ContextReader
 from ctxrec.errors import UserError
 from ctxrec.events import (
     EARLIEST_S,
     LATEST_S,
     US,
-    Context,
     Events,
     Histories,
     Requests,
     Users,
     concat_events,
-    time_codes,
 )
 from ctxrec.exact_search import ByColumn
 from ctxrec.history_cache import HistoryCache, Value, history_keys
@@ -103,10 +100,7 @@ class Recommender:
         self._vectors = torch.from_numpy(item_vectors)
         self._batcher = Batcher(features, history=config.model.history, action_weights=spec.events.actions)
         self._action_codes = {action: code for code, action in enumerate(features.actions, 1)}
-        self._category_codes = {
-            name: {value: code for code, value in enumerate(values, schema.FIRST_CODE)}
-            for name, values in features.context_categories.items()
-        }
+        self.contexts = ContextReader(features)
 
     def keep_histories(self, max_bytes: int) -> None:
         """Keep what is made of histories, in so many bytes, for the next requests with the same; 0: keep nothing.
@@ -233,7 +227,7 @@ class Recommender:
             users=self._users(raw, np.array(rows, np.int64)),
             history=self._histories(raw, rows, times),
             times=times,
-            context=self._context([{k: v for k, v in r.context.items() if k != "timestamp"} for r in raw], times),
+            context=self.contexts.read([{k: v for k, v in r.context.items() if k != "timestamp"} for r in raw], times),
         )
         return requests, requests.history.lengths == 0
 
@@ -255,25 +249,6 @@ class Recommender:
         if request.history is not None:
             return self._given(request.history, int(asked_us))
         return self._known(row, int(asked_us), request.recent)
-
-    def check_context(self, contexts: Sequence[dict[str, Any]]) -> None:
-        """Raise a `UserError` that names a context key that is unknown or whose value has the wrong type."""
-        self._context(contexts, np.zeros(len(contexts), np.int64))
-
-    def usable_context(self, context: dict[str, Any]) -> dict[str, Any]:
-        """What this model can read of a context that another version of it has accepted."""
-        try:
-            self.check_context([context])
-        except UserError:
-            return {key: value for key, value in context.items() if self._is_usable(key, value)}
-        return context
-
-    def _is_usable(self, key: str, value: Any) -> bool:
-        try:
-            self.check_context([{key: value}])
-        except UserError:
-            return False
-        return True
 
     def _known(self, row: int, before_us: int, recent: Sequence[RawEvent]) -> Events:
         """The bundle's history of a user and what happened since, each event once, in the order of time."""
@@ -320,7 +295,7 @@ class Recommender:
             items=np.array([self.item_position[e.item_id] for e in known], np.int32),
             times=times,
             actions=np.array([self._action_codes.get(e.action or "", 0) for e in known], np.int16),
-            context=self._context([e.context for e in known], times),
+            context=self.contexts.read([e.context for e in known], times),
         )
 
     def _users(self, raw: Sequence[RawRequest], rows: np.ndarray) -> Users:
@@ -338,25 +313,6 @@ class Recommender:
             num={name: pick(values, np.nan) for name, values in users.num.items()},
         )
 
-    def _context(self, contexts: Sequence[dict[str, Any]], times_us: np.ndarray) -> Context:
-        """Context dictionaries as arrays; the time context comes from the times."""
-        meta = self.features
-        valid = [*meta.context_categories, *meta.context_numbers, *meta.context_texts]
-        for context in contexts:
-            for key in context:
-                if key not in valid:
-                    known = ", ".join(["timestamp", *valid])
-                    raise UserError(f"unknown context key {key!r}; valid keys are {known}")
-        cat = time_codes(times_us)
-        for name, codes in self._category_codes.items():
-            cat[name] = np.array([_category(name, c.get(name), codes) for c in contexts], np.int32)
-        num = {n: np.array([_number(n, c.get(n)) for c in contexts], np.float32) for n in meta.context_numbers}
-        text = {}
-        for name in meta.context_texts:
-            text[name] = np.empty(len(contexts), object)
-            text[name][:] = [_text(name, c.get(name)) for c in contexts]
-        return Context(cat=cat, num=num, text=text)
-
     def _empty(self) -> Events:
         """One row without events."""
         return dataclasses.replace(self._no_rows(), offsets=np.array([0, 0]))
@@ -368,7 +324,7 @@ class Recommender:
             items=none.astype(np.int32),
             times=none,
             actions=none.astype(np.int16),
-            context=self._context([], none),
+            context=self.contexts.read([], none),
         )
 
 
@@ -386,25 +342,3 @@ def _microseconds(seconds: Any, default: int) -> int:
     if not EARLIEST_S <= seconds <= LATEST_S:
         raise UserError(f"timestamp is {seconds!r}; expected epoch seconds, UTC, within the years 1 to 9999")
     return round(float(seconds) * US)
-
-
-def _category(name: str, value: Any, codes: dict[str, int]) -> int:
-    """Code of a value, which may come as the number or truth value that `prepare` read as a string."""
-    if value is not None and not isinstance(value, (str, bool, int, float, np.bool_, np.number)):
-        raise UserError(f"context {name} is {value!r}; expected a single value")
-    text = value_text(value)
-    return schema.MISSING if text is None else codes.get(text, schema.OTHER)
-
-
-def _number(name: str, value: Any) -> float:
-    if value is None:
-        return math.nan
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise UserError(f"context {name} is {value!r}; expected a number")
-    return float(value)
-
-
-def _text(name: str, value: Any) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise UserError(f"context {name} is {value!r}; expected a text")
-    return value

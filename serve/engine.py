@@ -87,7 +87,7 @@ class Engine:
 
     def check_contexts(self, contexts: Sequence[dict]) -> None:
         """Raise a `UserError` that names what this model cannot read."""
-        self._retriever.recommender.check_context(contexts)
+        self._retriever.recommender.contexts.check(contexts)
 
     def recommend(self, calls: Sequence[Sequence[RecommendRequest]]) -> list[Reply]:
         """One reply for each call; a request the model refuses gets its own error and harms no other."""
@@ -178,7 +178,7 @@ class Engine:
         return recent, None
 
     def _logged(self, event: LoggedEvent) -> RawEvent:
-        context = self._retriever.recommender.usable_context(event.context) if event.context else event.context
+        context = self._retriever.recommender.contexts.usable(event.context) if event.context else event.context
         return RawEvent(event.item_id, action=event.action, timestamp=event.time_us / US, context=context)
 
     @cached_property

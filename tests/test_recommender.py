@@ -10,9 +10,11 @@ import pytest
 
 from ctxrec import recommender as module
 from ctxrec import schema
+from ctxrec.context_reader import ContextReader
 from ctxrec.errors import UserError
 from ctxrec.events import US, time_codes
 from ctxrec.features import gap_buckets
+from ctxrec.prepared import FeatureMeta
 from ctxrec.recommender import RawEvent, RawRequest, Recommender
 
 LATER = 1_700_000_000.0
@@ -118,7 +120,8 @@ def test_categories_are_spelled_as_prepare_spells_them(value, spelled):
     from ctxrec.cleaning import to_text
 
     assert to_text(pa.array([value])).to_pylist() == [spelled]
-    assert module._category("c", value, {spelled: 7}) == 7
+    features = FeatureMeta({}, {}, {}, {}, {"c": ["other", spelled]}, {}, [], [])
+    assert ContextReader(features).read([{"c": value}], np.zeros(1, np.int64)).cat["c"] == [schema.FIRST_CODE + 1]
 
 
 @pytest.mark.parametrize(
@@ -238,6 +241,6 @@ def test_an_event_that_the_bundle_has_already_counts_once(recommender, world):
 
 def test_contexts_that_another_version_took_are_read_as_far_as_possible(recommender):
     context = {"device": "tv", "weather": "rain", "basket": "much", "query": "hat"}
-    assert recommender.usable_context(context) == {"device": "tv", "query": "hat"}
+    assert recommender.contexts.usable(context) == {"device": "tv", "query": "hat"}
     with pytest.raises(UserError, match="weather"):
-        recommender.check_context([{"device": "tv"}, context])
+        recommender.contexts.check([{"device": "tv"}, context])

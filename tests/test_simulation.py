@@ -13,8 +13,9 @@ from ctxrec.datasets import write_simulated
 from ctxrec.errors import UserError
 from ctxrec.events import US, Context, Events, Requests, Users, concat_requests, histories_from_table, split_requests
 from ctxrec.metrics import request_metrics, top_k
+from ctxrec.oracle import load_oracle
 from ctxrec.prepared import FeatureMeta
-from ctxrec.simulation import DEVICES, NEVER, PLACES, TEST_SHARE, TRUTH, SimulatedLog, Simulation, Truth, load_oracle
+from ctxrec.simulation import DEVICES, NEVER, PLACES, TEST_SHARE, TRUTH, SimulatedLog, Simulation, Truth
 
 ROOT = Path(__file__).parent.parent
 

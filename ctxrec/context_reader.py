@@ -1,0 +1,88 @@
+"""The context of requests and events, as users write it, as arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ctxrec import schema
+from ctxrec.cleaning import value_text
+from ctxrec.errors import UserError
+from ctxrec.events import Context, time_codes
+from ctxrec.prepared import FeatureMeta
+
+
+class ContextReader:
+    """Reads contexts by the features of a data set."""
+
+    def __init__(self, features: FeatureMeta) -> None:
+        self._features = features
+        self._category_codes = {
+            name: {value: code for code, value in enumerate(values, schema.FIRST_CODE)}
+            for name, values in features.context_categories.items()
+        }
+
+    def read(self, contexts: Sequence[dict[str, Any]], times_us: np.ndarray) -> Context:
+        """Context dictionaries as arrays; the time context comes from the times.
+
+        Raises:
+            UserError: a key is unknown, or a value has the wrong type; names the key.
+        """
+        meta = self._features
+        valid = [*meta.context_categories, *meta.context_numbers, *meta.context_texts]
+        for context in contexts:
+            for key in context:
+                if key not in valid:
+                    known = ", ".join(["timestamp", *valid])
+                    raise UserError(f"unknown context key {key!r}; valid keys are {known}")
+        cat = time_codes(times_us)
+        for name, codes in self._category_codes.items():
+            cat[name] = np.array([_category(name, c.get(name), codes) for c in contexts], np.int32)
+        num = {n: np.array([_number(n, c.get(n)) for c in contexts], np.float32) for n in meta.context_numbers}
+        text = {}
+        for name in meta.context_texts:
+            text[name] = np.empty(len(contexts), object)
+            text[name][:] = [_text(name, c.get(name)) for c in contexts]
+        return Context(cat=cat, num=num, text=text)
+
+    def check(self, contexts: Sequence[dict[str, Any]]) -> None:
+        """Raise the `UserError` of `read`, if there is one."""
+        self.read(contexts, np.zeros(len(contexts), np.int64))
+
+    def usable(self, context: dict[str, Any]) -> dict[str, Any]:
+        """What can be read of a context that another version of the model has accepted."""
+        if self._is_usable(context):  # all of it at once: nearly always so
+            return context
+        return {key: value for key, value in context.items() if self._is_usable({key: value})}
+
+    def _is_usable(self, context: dict[str, Any]) -> bool:
+        try:
+            self.check([context])
+        except UserError:
+            return False
+        return True
+
+
+def _category(name: str, value: Any, codes: dict[str, int]) -> int:
+    """Code of a value, which may come as the number or truth value that `prepare` read as a string."""
+    if value is not None and not isinstance(value, (str, bool, int, float, np.bool_, np.number)):
+        raise UserError(f"context {name} is {value!r}; expected a single value")
+    text = value_text(value)
+    return schema.MISSING if text is None else codes.get(text, schema.OTHER)
+
+
+def _number(name: str, value: Any) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise UserError(f"context {name} is {value!r}; expected a number")
+    return float(value)
+
+
+def _text(name: str, value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"context {name} is {value!r}; expected a text")
+    return value
