@@ -104,7 +104,10 @@ def _group(settings: Settings, size: str, *, variant: str, service: bool = False
     }
 
 
-def _cluster_spec(settings: Settings, groups: list[dict], *, service: bool = False) -> dict[str, Any]:
+def _cluster_spec(
+    settings: Settings, groups: list[dict], *, service: bool = False, keeps_state: bool = False
+) -> dict[str, Any]:
+    """Where `keeps_state`, the head's state is in Redis: what runs on nodes outlives the head."""
     head = _pod(settings, "head", "ray-head", variant="cpu", service=service)
     spec: dict[str, Any] = {
         "rayVersion": settings.ray,
@@ -123,7 +126,7 @@ def _cluster_spec(settings: Settings, groups: list[dict], *, service: bool = Fal
         },
         "workerGroupSpecs": groups,
     }
-    if service:
+    if keeps_state:
         password = {"name": settings.kubernetes["service_secret"], "key": "redis-password"}
         spec["gcsFaultToleranceOptions"] = {
             "redisAddress": f"{REDIS}:6379",
@@ -138,7 +141,7 @@ def _ray_cluster(settings: Settings) -> dict[str, Any]:
         "apiVersion": API,
         "kind": "RayCluster",
         "metadata": _meta(settings, CLUSTER),
-        "spec": _cluster_spec(settings, groups),
+        "spec": _cluster_spec(settings, groups, keeps_state=True),
     }
 
 
@@ -178,7 +181,10 @@ def _ray_service(settings: Settings) -> dict[str, Any]:
             "rayClusterDeletionDelaySeconds": 120,
             "serveConfigV2": yaml.safe_dump(settings.serve_config(), sort_keys=False),
             "rayClusterConfig": _cluster_spec(
-                settings, [_group(settings, "service", variant="cpu", service=True)], service=True
+                settings,
+                [_group(settings, "service", variant="cpu", service=True)],
+                service=True,
+                keeps_state=True,
             ),
         },
     }
