@@ -56,6 +56,7 @@ history = 10
 [train]
 global_batch_size = 16
 tower_epochs = {epochs}
+patience = {epochs}
 encoder_epochs = 0
 """
     )
@@ -94,7 +95,8 @@ def test_a_population_goes_on_from_the_weights_of_its_best(tiny_data, tiny_encod
 
     The cluster of this process runs beside that of the sweep, and CPUs of a trial that is stopped are given back.
     """
-    given = options(tmp_path, tiny_encoder, trials=2, epochs=4, search="pbt", sweep_lines="final = false")
+    # Epochs enough that both trials are at work at a time: the second begins seconds after the first.
+    given = options(tmp_path, tiny_encoder, trials=2, epochs=60, search="pbt", sweep_lines="final = false\ngrace = 15")
     out = tmp_path / "sweep"
     command = [sys.executable, "-m", "tune.sweep", "--data", tiny_data, "--out", str(out), "--config", given]
     done = subprocess.run(command, env=command_env(), capture_output=True, text=True, timeout=900)
@@ -102,14 +104,15 @@ def test_a_population_goes_on_from_the_weights_of_its_best(tiny_data, tiny_encod
     made = json.loads((out / "summary.json").read_text())
     assert made["trials"] == 2 and made["failed"] == 0
     trials = out / "trials" / "full"
-    taken = [path.name for path in trials.iterdir() if "." in path.name]
+    taken = [path for path in trials.iterdir() if "." in path.name]
     assert taken, "no trial took over another's weights"
-    heir = taken[0].split(".")[0]
+    first = min(taken, key=lambda path: (path / "config.toml").stat().st_mtime).name
+    heir = first.split(".")[0]
     donor = next(path.name for path in trials.iterdir() if "." not in path.name and path.name != heir)
-    logs = [read_log(str(trials / name)) for name in (taken[0], donor, heir)]
+    logs = [read_log(str(trials / name)) for name in (first, donor, heir)]
     assert [line["epoch"] for line in logs[0]] == [float(n + 1) for n in range(len(logs[0]))]
     assert logs[0][0]["loss"] == logs[1][0]["loss"] != logs[2][0]["loss"], "the donor's beginning"
-    assert load_config(str(trials / taken[0] / "config.toml")) != load_config(str(trials / heir / "config.toml"))
+    assert load_config(str(trials / first / "config.toml")) != load_config(str(trials / heir / "config.toml"))
 
 
 @pytest.mark.slow
