@@ -23,6 +23,7 @@ from trainings import (
     end_all,
     finish,
     kill_command,
+    lose_power,
     read_log,
     same_result,
     same_to_the_digit,
@@ -264,7 +265,7 @@ def test_a_lost_machine_leaves_fewer_workers_and_a_new_one_joins(tiny_data, long
         command = start(config, tiny_data, run, log, env=nodes.env)
         wait_until(command, run, log, beyond=(0, 3))
         wait_for_line(command, log, "training on 2 workers")
-        nodes.kill(second)
+        lose_power(second)
         wait_for_line(command, log, "training on 1 worker\n")
         wait_until(command, run, log, beyond=done_so_far(run))
         (worker,) = training_workers(nodes.head)
@@ -320,24 +321,25 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_users_or_is_left_out(
 
 @pytest.mark.slow
 def test_chaos_ten_killed_workers_and_commands(tiny_data, long_config, undisturbed, tmp_path):
-    """Workers and whole commands are killed, each time after at least one step more, at a random moment."""
+    """Workers and commands with all they have started are killed, each time after at least one step more, at a random moment."""
     run, log, rng = tmp_path / "run", tmp_path / "log", random.Random(SEED)
     config = with_train(long_config, max_failures=10)
     print("seed", SEED)
-    command = start(config, tiny_data, run, log)
+    command, reached = start(config, tiny_data, run, log), (-1, 0)
     for kill in range(10):
-        wait_until(command, run, log, beyond=done_so_far(run))
+        wait_until(command, run, log, beyond=reached)
         time.sleep(rng.uniform(0, 0.3))
         workers = training_workers(command)
-        if kill % 2 and workers:
+        if kill % 2:
             workers[0].kill()
             gone = time.monotonic() + 60
             while training_workers(command) == workers:  # it is the next one's checkpoint that is waited for
                 assert time.monotonic() < gone
                 time.sleep(0.05)
         else:
-            kill_command(command)
+            lose_power(command)
             command = start(config, tiny_data, run, log)
+        reached = done_so_far(run)
     assert command.wait(600) == 0, log.read_text()[-3000:]
-    assert log.read_text().count("going on from phase") >= 8, "some kills come before a worker has begun"
+    assert log.read_text().count("going on from phase") >= 6, "four commands may be killed before they print the line"
     same_to_the_digit(run, undisturbed)

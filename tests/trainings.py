@@ -82,12 +82,12 @@ def finish(config, data: str, run: Path, log: Path, *, env: dict[str, str] | Non
 
 
 def done_so_far(run: Path) -> tuple[int, int]:
-    """Phase and step of the newest checkpoint; (-1, 0) before the first."""
-    newest = max((run / "checkpoints").glob("checkpoint_2*/state.json"), default=None)
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        progress = json.loads(newest.read_text())["progress"] if newest else None
-        return (PHASES.index(progress["phase"]), progress["step"]) if progress else (-1, 0)
-    return -1, 0  # it is just being written or deleted
+    """Phase and step of the newest checkpoint that can be read; (-1, 0) before the first."""
+    for newest in sorted((run / "checkpoints").glob("checkpoint_2*/state.json"), reverse=True):
+        with contextlib.suppress(OSError, ValueError, TypeError):  # it is just being written or deleted
+            progress = json.loads(newest.read_text())["progress"]
+            return PHASES.index(progress["phase"]), progress["step"]
+    return -1, 0
 
 
 def wait_until(process: subprocess.Popen, run: Path, log: Path, *, beyond: tuple[int, int]) -> None:
@@ -111,6 +111,15 @@ def training_workers(process: subprocess.Popen) -> list[psutil.Process]:
 def kill_command(process: subprocess.Popen) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def lose_power(process: subprocess.Popen) -> None:
+    """Kill a command and all that it has started, at once."""
+    if process.poll() is None:
+        for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()
 
 
 def same_result(run: Path, expected: str) -> None:
@@ -181,18 +190,10 @@ class Nodes:
             time.sleep(0.2)
         return process
 
-    def kill(self, process: subprocess.Popen) -> None:
-        """As a machine that loses its power."""
-        if process.poll() is None:
-            for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    one.kill()
-            process.wait()
-
     def __enter__(self) -> Nodes:
         return self
 
     def __exit__(self, *_error: object) -> None:
         for process in reversed(self.processes):
-            self.kill(process)
+            lose_power(process)
         shutil.rmtree(self._folder, ignore_errors=True)
