@@ -56,13 +56,16 @@ def tuned_text(setup: Setup, best: dict[str, torch.Tensor]) -> tuple[TextEncoder
 
 
 def calibrate(setup: Setup, towers: dict[str, torch.Tensor], text: TextTable | None) -> np.ndarray | None:
-    """Weights of the blend, by the validation requests; rank 0 alone. None where there is no memory or no request."""
-    if setup.rank != 0 or not setup.config.model.use_memory or setup.valid is None:
+    """Weights of the blend, by the validation requests where there are any; rank 0 alone. None: without memory."""
+    if setup.rank != 0 or not setup.config.model.use_memory:
         return None
     made = _made(setup, towers)
     vectors = _vectors(made, setup.items, text)
-    queries = _queries(made, setup, text, vectors)
     blend, item_vectors = _blend(setup, schema.VALID, vectors, made, text), vectors.cpu().numpy()
+    if setup.valid is None:
+        logger.info("blend  of set weights, as there are no validation events")
+        return blend.unfitted_2K
+    queries = _queries(made, setup, text, vectors)
     repeats = setup.data.spec.split.repeats
     weights = fit_blend(blend, item_vectors, queries, setup.valid, repeats=repeats, seed=setup.config.train.seed)
     typical = np.logaddexp(0, weights[0])

@@ -135,3 +135,18 @@ def test_blend_is_the_sum_of_its_sources_and_finds_the_one_that_helps(planted, w
     by_hand = sum(w[:, None] * part for w, part in zip(source_weights(weights, history.lengths).T, parts, strict=True))
     np.testing.assert_allclose(scores, by_hand, atol=2e-4)
     assert blend.remembered(history).data.min() >= 0
+
+
+def test_without_validation_the_sequence_leads_and_no_source_is_lost(planted):
+    memory, vectors, _, _ = planted
+    blend = Blend.of(memory, None, vectors, (vectors.shape[1] // 2,) * 2)
+    for lengths in ([0], [1000]):
+        weights = source_weights(blend.unfitted_2K, np.array(lengths))[0]
+        assert weights == pytest.approx([1.5] + [0.2] * (len(blend.sources) - 1), rel=1e-5)
+
+
+def test_a_head_that_tells_no_two_items_apart_says_nothing(planted):
+    memory, vectors, queries, requests = planted
+    alike = np.repeat(vectors[:1], len(vectors), axis=0)
+    blend = Blend.of(memory, None, alike, (vectors.shape[1],))
+    assert not blend.head_queries(queries, requests.history)[0].any()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import make_dataset
 from safetensors.numpy import load_file
 from trainings import (
     REPO,
@@ -34,6 +35,8 @@ from ctxrec.encoder import resolve_encoder
 from ctxrec.errors import UserError
 from ctxrec.loading import load_recommender, reload_item_vectors
 from ctxrec.prepared import PreparedData
+from ctxrec.preparing import prepare
+from ctxrec.spec import load_spec
 from ctxrec.training import train
 
 
@@ -134,6 +137,17 @@ def test_run_folder_has_what_the_contract_says(tiny_run):
     check_bundle(f"{tiny_run}/checkpoints/before", scratch="/tmp")
     pickles = [p for p in Path(tiny_run).rglob("*") if p.suffix in (".pt", ".pth", ".bin", ".pkl")]
     assert not pickles
+
+
+def test_a_log_without_validation_events_has_all_sources_too(ray_cluster, tiny_config, tmp_path):
+    spec = Path(make_dataset(tmp_path / "shop"))
+    spec.write_text(spec.read_text() + "valid = 0\n")
+    data = str(tmp_path / "data")
+    prepare(load_spec(str(spec)), data, tiny_config)
+    run = train(data, str(tmp_path / "run"), with_train(tiny_config, tower_epochs=1, encoder_epochs=0, workers=1))
+    assert "valid_ndcg@10" not in read_log(run)[-1]
+    blend = load_recommender(f"{run}/bundle").blend
+    assert blend.sources[0] == "sequence" and {"text", "popularity", "next"} <= set(blend.sources)
 
 
 def test_finished_run_is_reused_and_another_config_is_refused(tiny_data, tiny_run, tiny_config, capsys):
