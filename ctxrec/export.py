@@ -56,16 +56,13 @@ def tuned_text(setup: Setup, best: dict[str, torch.Tensor]) -> tuple[TextEncoder
 
 
 def calibrate(setup: Setup, towers: dict[str, torch.Tensor], text: TextTable | None) -> np.ndarray | None:
-    """Weights of the blend, by the validation requests where there are any; rank 0 alone. None: without memory."""
-    if setup.rank != 0 or not setup.config.model.use_memory:
+    """Weights of the blend, by the validation requests; rank 0 alone. None where there is no memory or no request."""
+    if setup.rank != 0 or not setup.config.model.use_memory or setup.valid is None:
         return None
     made = _made(setup, towers)
     vectors = _vectors(made, setup.items, text)
-    blend, item_vectors = _blend(setup, schema.VALID, vectors, made, text), vectors.cpu().numpy()
-    if setup.valid is None:
-        logger.info("blend  of set weights, as there are no validation events")
-        return blend.unfitted_2K
     queries = _queries(made, setup, text, vectors)
+    blend, item_vectors = _blend(setup, schema.VALID, vectors, made, text), vectors.cpu().numpy()
     repeats = setup.data.spec.split.repeats
     weights = fit_blend(blend, item_vectors, queries, setup.valid, repeats=repeats, seed=setup.config.train.seed)
     typical = np.logaddexp(0, weights[0])
@@ -82,15 +79,19 @@ def export(
     *,
     refitted: bool,
 ) -> None:
-    """Write a bundle; `refitted`: the towers have seen the validation events. The memory always has."""
+    """Write a bundle; `refitted`: the towers have seen the validation events. The memory always has.
+
+    `weights` of the blend are None where there was nothing to fit them to.
+    """
     if setup.rank == 0:
         made = _made(setup, towers)
         items = setup.refit_items if refitted else setup.items
         text = chosen.text
         vectors = _vectors(made, items, text)
         blend = None
-        if weights is not None:
-            blend = dataclasses.replace(_blend(setup, schema.TEST, vectors, made, text), weights_2K=weights)
+        if setup.config.model.use_memory:
+            blend = _blend(setup, schema.TEST, vectors, made, text)
+            blend = dataclasses.replace(blend, weights_2K=blend.unfitted_2K if weights is None else weights)
         scale = {} if text is None else {"mean": text.mean_H.cpu().numpy(), "scale": text.scale_H.cpu().numpy()}
         if blend is not None and blend.text_IC is not None:
             vectors_IH, present_I = text.vectors_IH.cpu().numpy(), text.present_I.cpu().numpy()

@@ -114,17 +114,17 @@ class Network(nn.Module):
             text = replace(text, vectors_IH=text.vectors_IH.index_copy(0, which, fresh_nH))
         with section("towers"):
             vectors_IW, queries = self.towers(items, text, batch)
+            alike = None if fresh_nH is None else self.towers.likeness(items, text, batch)
         if items.pool is not None:
             vectors_IW = vectors_IW[items.pool]
+        expected = 0.0 if negatives is None else len(negatives) / num_candidates
         with torch.autocast(vectors_IW.device.type, enabled=False):
-            expected = 0.0 if negatives is None else len(negatives) / num_candidates
             total = self._head_losses(
                 items, batch, config, loss, negatives, expected, vectors_IW.float(), queries.float()
             )
-        if fresh_nH is not None:
-            vectors, query = self.towers.likeness(items, text, batch)
-            with torch.autocast(vectors.device.type, enabled=False):
-                total = total + fresh_loss(query.float(), vectors.float(), batch, which)
+            if alike is not None:
+                vectors_IC, query = alike
+                total = total + fresh_loss(query.float(), vectors_IC.float(), batch, which)
         return total
 
     def _head_losses(

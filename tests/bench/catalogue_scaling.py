@@ -22,6 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from prepare_rows import Memory, make_log
 
+from ctxrec.config import TrainConfig
+from ctxrec.network import choose_loss
+
 SPEC = """name = "bench"
 [events]
 path = "events/*.parquet"
@@ -31,7 +34,7 @@ categorical = ["kind"]
 [split]
 strategy = "last"
 """
-OPTIONS = ["encoder.name=", "train.tower_epochs=1", "train.refit=false", "train.valid_users=2000", "index.kind=auto"]
+OPTIONS = ["encoder.name=", "train.tower_epochs=1", "train.refit=false", "train.valid_users=2000"]
 
 
 def command(*words: str) -> tuple[float, float]:
@@ -71,9 +74,8 @@ def main() -> None:
             evaluate_s, evaluate_gib = command("ctxrec.evaluate", "--run", run)
             found = json.loads(Path(data, "meta.json").read_text())["counts"]["items"]
             line = json.loads(Path(run, "train_log.jsonl").read_text().splitlines()[-1])
-            loss = "softmax" if found <= 50_000 else "sampled"
             print(
-                f"| {found:,} | {loss} | {line['events_per_s']:,.0f} | {prepared:.0f} s | {train_s:.0f} s, {train_gib:.1f} GiB "
+                f"| {found:,} | {choose_loss(TrainConfig(), found)} | {line['events_per_s']:,.0f} | {prepared:.0f} s | {train_s:.0f} s, {train_gib:.1f} GiB "
                 f"| {evaluate_s:.0f} s, {evaluate_gib:.1f} GiB |",
                 flush=True,
             )
