@@ -30,7 +30,7 @@ from ctxrec.blend import Blend
 from ctxrec.config import Config, ModelConfig, to_toml
 from ctxrec.encoder import TextEncoder
 from ctxrec.errors import UserError
-from ctxrec.index import build_index
+from ctxrec.index_building import Fill, add_here, build_index
 from ctxrec.memory import from_arrays, to_arrays
 from ctxrec.model_inputs import ModelShape
 from ctxrec.prepared import PreparedData
@@ -56,6 +56,7 @@ def write_bundle(
     trained: np.ndarray | None = None,
     media: dict[str, np.ndarray] | None = None,
     blend: Blend | None = None,
+    fill: Fill = add_here,
 ) -> str:
     """Write a complete bundle at `path` (a path or URI); returns its model version.
 
@@ -68,9 +69,10 @@ def write_bundle(
         text_scale: "mean" and "scale" of text vectors, float32 [H] each, and where the blend has a text head its
             "centre" [H] and "axes" [H, C] (`ctxrec.likeness`); empty without encoder.
         encoder: the fine-tuned encoder, or None where it was not tuned.
+        fill: how the lists of an index are filled.
     """
 
-    def fill(folder: str) -> None:
+    def make(folder: str) -> None:
         _write_text(folder, CONFIG, to_toml(config))
         about = {
             "spec": data.spec.to_dict(),
@@ -93,7 +95,7 @@ def write_bundle(
         if encoder is not None:
             save_encoder(encoder, os.path.join(folder, ADAPTER))
         searched = item_vectors if blend is None else blend.vectors(item_vectors)
-        build_index(searched, config.index).save(os.path.join(folder, INDEX))
+        build_index(searched, config.index, fill).save(os.path.join(folder, INDEX))
         files = {name: storage.sha256_file(os.path.join(folder, name)) for name in storage.local_files(folder)}
         manifest = {
             "format_version": FORMAT_VERSION,
@@ -104,7 +106,7 @@ def write_bundle(
         }
         _write_text(folder, MANIFEST, json.dumps(manifest, indent=1))
 
-    storage.write_dir(path, fill, scratch=scratch)
+    storage.write_dir(path, make, scratch=scratch)
     return storage.read_json(storage.join(path, MANIFEST))["model_version"]
 
 

@@ -244,28 +244,32 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexConfig:
-    """The retrieval index of a bundle. `nprobe`, `ef_search` and `refine` trade recall for speed.
+    """The retrieval index of a bundle.
 
-    kind: flat is exact; ivfpq ranks compressed vectors and then the best of them exactly; auto picks by the size of the
-        catalogue and says why, and takes the least `nprobe` that reaches `recall` on a sample of the items.
+    kind: flat is exact; hnsw is a graph; ivf and ivfpq have lists, and ivfpq ranks compressed vectors and then the best
+        of them exactly; auto picks by the size of the catalogue and says why.
+    recall: recall@10 that `nprobe` (lists of ivf and ivfpq) and `ef_search` (nodes of hnsw) are chosen for where they
+        are 0: as few as reach it on queries between items.
     refine: candidates of ivfpq that are ranked exactly, as a multiple of k.
+    nlist: lists; 0 for 4 times the square root of the number of items.
     """
 
     kind: Literal["auto", "flat", "hnsw", "ivf", "ivfpq"] = "auto"
     recall: float = 0.99
     refine: int = 16
     nlist: int = 0
-    nprobe: int = 16
+    nprobe: int = 0
     hnsw_links: int = 32
     ef_construction: int = 200
-    ef_search: int = 256
+    ef_search: int = 0
     use_gpu: Literal["auto", "yes", "no"] = "auto"
 
     def __post_init__(self) -> None:
         _require(0 < self.recall <= 1, "index.recall", self.recall, "above 0, at most 1")
-        for key in ("nprobe", "hnsw_links", "ef_construction", "ef_search", "refine"):
+        for key in ("hnsw_links", "ef_construction", "refine"):
             _require(getattr(self, key) >= 1, f"index.{key}", getattr(self, key), "at least 1")
-        _require(self.nlist >= 0, "index.nlist", self.nlist, "0 (automatic) or more")
+        for key in ("nlist", "nprobe", "ef_search"):
+            _require(getattr(self, key) >= 0, f"index.{key}", getattr(self, key), "0 (automatic) or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,6 +18,7 @@ from ctxrec.baselines import training_events
 from ctxrec.blend import Blend, fit_blend
 from ctxrec.bundle import write_bundle
 from ctxrec.encoder import TextEncoder
+from ctxrec.index_filling import add_on_nodes
 from ctxrec.job import Setup, encode_table
 from ctxrec.likeness import reduced, text_axes
 from ctxrec.memory import fit_memory
@@ -108,6 +109,7 @@ def export(
             media=setup.media,
             encoder=chosen.encoder.cpu() if chosen.encoder is not None else None,
             blend=blend,
+            fill=add_on_nodes,
             scratch=setup.scratch,
         )
     dist.barrier()

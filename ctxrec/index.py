@@ -26,82 +26,24 @@ logger = logging.getLogger(__name__)
 _SLACK = 8  # results fetched beyond k, so that most ties at the border are seen whole
 _WIDEN = 4  # factor on the search effort when filters leave a row short of k
 _EXACT_SHARE = 0.05  # filters that leave less than this share of items are ranked exactly
-_POINTS_PER_LIST = 39  # FAISS's minimum of training points for each list of an IVF index
 _GPU_MAX_K = 2048
-_PQ_LEAST, _PQ_NUMBERS = 2_000, 4  # items that a code needs at least for its training; numbers of a vector in a code
-_AUTO_FLAT, _GPU_FACTOR, _AUTO_IVF = 200_000, 10, 5_000_000  # items up to which `auto` takes flat (with a GPU) and ivf
-_SAMPLE, _SAMPLE_K = 200, 10  # items by which `auto` measures recall, and how many neighbours of each
-
-
-def build_index(vectors: np.ndarray, config: IndexConfig) -> Index:
-    """Build an index of item vectors.
-
-    Args:
-        vectors: float32 [I, D], row = item position; at least one row.
-        config: kind and its options. What is too small a catalogue for its kind becomes flat.
-
-    Raises:
-        UserError: `index.nlist` is larger than the catalogue.
-    """
-    vectors = np.ascontiguousarray(vectors, np.float32)
-    num_items, dim = vectors.shape
-    assert num_items > 0, "an index needs at least one item"
-    kind = choose_kind(num_items, config)
-    if kind == "hnsw":
-        made = faiss.IndexHNSWFlat(dim, config.hnsw_links, faiss.METRIC_INNER_PRODUCT)
-        made.hnsw.efConstruction = config.ef_construction
-    elif kind == "ivf" and (num_lists := _num_lists(num_items, config)) >= 2:
-        made = faiss.index_factory(dim, f"IVF{num_lists},Flat", faiss.METRIC_INNER_PRODUCT)
-        made.train(vectors)
-    elif kind == "ivfpq" and num_items >= _PQ_LEAST and (num_lists := _num_lists(num_items, config)) >= 2:
-        codes = -(-dim // _PQ_NUMBERS)
-        names = f"Pad{codes * _PQ_NUMBERS},IVF{num_lists},PQ{codes}np,RFlat"  # np: no polysemous codes, which take minutes and are not used
-        made = faiss.index_factory(dim, names, faiss.METRIC_INNER_PRODUCT)
-        made.train(vectors)
-    else:
-        if kind in ("ivf", "ivfpq"):
-            logger.info("index.kind = %s is for large catalogues; %d items get a flat index", kind, num_items)
-        made = faiss.IndexFlatIP(dim)
-    made.add(vectors)
-    index = Index(made, config)
-    if config.kind == "auto" and index.kind in ("ivf", "ivfpq"):
-        index.reach(config.recall)
-    return index
-
-
-def choose_kind(num_items: int, config: IndexConfig) -> str:
-    """The kind of index that is built; for `auto` by size and hardware, with the reason in the log."""
-    if config.kind != "auto":
-        return config.kind
-    num_gpus = faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") and config.use_gpu != "no" else 0
-    limit = _AUTO_FLAT * (_GPU_FACTOR if num_gpus else 1)
-    kind = "flat" if num_items <= limit else "ivf" if num_items <= _AUTO_IVF else "ivfpq"
-    why = {
-        "flat": "ranking all of them is exact, fast enough, and the cheapest in batches",
-        "ivf": f"ranking all of them is slow beyond {limit:,}; lists are searched until recall is {config.recall}",
-        "ivfpq": f"beyond {_AUTO_IVF:,} whole vectors are too much to read; compressed ones are, the best exactly",
-    }[kind]
-    logger.info("index.kind = auto takes %s for %d items and %d GPUs: %s", kind, num_items, num_gpus, why)
-    return kind
-
-
-def _num_lists(num_items: int, config: IndexConfig) -> int:
-    if config.nlist > num_items:
-        raise UserError(
-            f"index.nlist is {config.nlist}; expected at most the number of items ({num_items}). "
-            "Take 0 for the automatic choice"
-        )
-    return config.nlist or min(round(4 * math.sqrt(num_items)), num_items // _POINTS_PER_LIST)
+_SAMPLE, _SAMPLE_K = 200, 10  # queries by which recall is measured, and how many items of each
+_FIRST_EFFORT = {"ivf": 8, "ivfpq": 8, "hnsw": 32}  # lists and graph nodes that are tried first
 
 
 def load_index(path: str, config: IndexConfig) -> Index:
     """Read an index that `Index.save` wrote; search options (`nprobe`, `ef_search`) are `config`'s.
 
-    FAISS trusts the files it reads: call this only on a bundle whose hashes were checked.
+    A local file is mapped into memory, so that it is there at once and replicas of a machine share it; it may be
+    replaced by another, not written over. FAISS trusts the files it reads: call this only on a bundle whose hashes
+    were checked.
     """
-    data = np.frombuffer(storage.read_bytes(path), np.uint8)
+    if not storage.exists(path):
+        raise UserError(f"found nothing at {path}; expected the index of a bundle")
     try:
-        return Index(faiss.deserialize_index(data), config)
+        if storage.is_uri(path):
+            return Index(faiss.deserialize_index(np.frombuffer(storage.read_bytes(path), np.uint8)), config)
+        return Index(faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC), config)
     except RuntimeError as error:  # FAISS's only exception type
         raise UserError(f"{path} is no FAISS index ({str(error).splitlines()[0]}); export the bundle again") from error
 
@@ -199,8 +141,10 @@ class Index:
         """
         num = min(self.num_items, width + _SLACK + max(map(len, excluded)))
         if self.on_gpu:
+            if mask is not None:  # GPU indexes know no selectors: so many that enough of them pass
+                num = min(math.ceil(num / max(float(mask.mean()), 1 / self.num_items)), self.num_items)
             found_scores, found_ids = self._search_gpu(queries, min(num, _GPU_MAX_K))
-            if mask is not None:  # GPU indexes know no selectors
+            if mask is not None:
                 found_ids = np.where(mask[found_ids], found_ids, NO_ITEM)
         else:
             params = faiss.SearchParameters(sel=_bitmap(mask)) if mask is not None else None
@@ -242,11 +186,11 @@ class Index:
     def _search_params(
         self, num: int, effort: float, selector: faiss.IDSelector | None, *, refine: int = 1
     ) -> faiss.SearchParameters:
-        """`effort`: how much more is looked at than usual; `refine`: how much more of it is ranked exactly."""
+        """`effort`: how many times as much is looked at as usual; `refine`: how much more of it is ranked exactly."""
         more = {} if selector is None else {"sel": selector}
         if self.kind in ("ivf", "ivfpq"):
             lists = faiss.extract_index_ivf(self._index)
-            nprobe = lists.nprobe if self._config.kind == "auto" else self._config.nprobe
+            nprobe = self._config.nprobe or lists.nprobe
             params = faiss.SearchParametersIVF(nprobe=min(math.ceil(nprobe * effort), lists.nlist), **more)
             if self.kind == "ivf":
                 return params
@@ -254,21 +198,40 @@ class Index:
             return faiss.IndexRefineSearchParameters(
                 k_factor=float(self._config.refine * refine), base_index_params=padded
             )
-        return faiss.SearchParametersHNSW(efSearch=max(math.ceil(self._config.ef_search * effort), num), **more)
+        ef_search = self._config.ef_search or self._index.hnsw.efSearch
+        return faiss.SearchParametersHNSW(efSearch=max(math.ceil(ef_search * effort), num), **more)
 
     def reach(self, recall: float) -> None:
-        """Search so many lists that the neighbours of sampled items are found with this recall; saved with the index."""
-        lists = faiss.extract_index_ivf(self._index)
-        sample = self.vectors[np.linspace(0, self.num_items - 1, min(_SAMPLE, self.num_items)).astype(np.int64)]
-        exact, _ = exact_search(self.vectors, sample, _SAMPLE_K)
-        lists.nprobe, found = 8, 0.0
+        """Search so many lists, or nodes of a graph, that queries find their items with this recall; the number is saved
+        with the index, for searches whose `nprobe` or `ef_search` is 0.
+
+        The queries lie between two items each, with more noise than that, since those of users are not items.
+        """
+        if self.kind == "flat":
+            return
+        rng, vectors = np.random.default_rng(0), self.vectors
+        first, second = (vectors[rng.integers(self.num_items, size=_SAMPLE)] for _ in range(2))
+        noise = rng.standard_normal(first.shape, dtype=np.float32) * vectors.std(0)
+        queries = first + second + 2 * noise
+        exact, _ = exact_search(vectors, queries, _SAMPLE_K)
+        enough = (1 + recall) / 2  # other queries may be harder than those sampled
+        most = self.num_items if self.kind == "hnsw" else faiss.extract_index_ivf(self._index).nlist
+        effort, found = min(_FIRST_EFFORT[self.kind], most), 0.0
         while True:
-            ids, _ = self.search(sample, _SAMPLE_K)
+            self._search_by_default(effort)
+            ids, _ = self.search(queries, _SAMPLE_K)
             found = np.mean([np.isin(row, other).mean() for row, other in zip(exact, ids, strict=True)])
-            if found >= recall or lists.nprobe >= lists.nlist:
+            if found >= enough or effort == most:
                 break
-            lists.nprobe = min(2 * lists.nprobe, lists.nlist)
-        logger.info("%d of %d lists are searched: recall@%d %.3f", lists.nprobe, lists.nlist, _SAMPLE_K, found)
+            effort = min(2 * effort, most)
+        what = "graph nodes" if self.kind == "hnsw" else "lists"
+        logger.info("%d of %d %s are searched: recall@%d %.3f", effort, most, what, _SAMPLE_K, found)
+
+    def _search_by_default(self, effort: int) -> None:
+        if self.kind == "hnsw":
+            self._index.hnsw.efSearch = effort
+        else:
+            faiss.extract_index_ivf(self._index).nprobe = effort
 
     @property
     def on_gpu(self) -> bool:

@@ -14,7 +14,7 @@ from ctxrec.arranging import content_vectors
 from ctxrec.config import DiversityConfig, IndexConfig
 from ctxrec.diversity import mean_distance
 from ctxrec.errors import UserError
-from ctxrec.index import build_index
+from ctxrec.index_building import build_index
 from ctxrec.live_items import EncodedItems
 from ctxrec.recommender import RawRequest
 from ctxrec.retrieval import Retriever

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import faiss
 import numpy as np
 import pytest
@@ -10,7 +13,9 @@ import scipy.sparse as sp
 from ctxrec.config import IndexConfig
 from ctxrec.errors import UserError
 from ctxrec.exact_search import NO_ITEM, ByColumn, best_columns, exact_search, top_positions
-from ctxrec.index import build_index, choose_kind, load_index
+from ctxrec.index import load_index
+from ctxrec.index_building import build_index, choose_kind
+from ctxrec.index_filling import add_by_tasks
 
 KINDS = ["flat", "hnsw", "ivf", "ivfpq"]
 
@@ -30,7 +35,7 @@ def vectors() -> np.ndarray:
 @pytest.fixture(scope="module")
 def queries(vectors) -> np.ndarray:
     rng = np.random.default_rng(1)
-    made = vectors[rng.integers(len(vectors), size=40)] + 0.3 * rng.normal(size=(40, 32))
+    made = vectors[rng.integers(len(vectors), size=200)] + 0.3 * rng.normal(size=(200, 32))
     return made.astype(np.float32)
 
 
@@ -44,8 +49,8 @@ def index(request, vectors):
 def reference(vectors, query, k, allowed=None, excluded=()):
     """The definition, spelled out: rank all eligible items by (-score, position)."""
     scores = vectors.astype(np.float64) @ query.astype(np.float64)
-    eligible = [p for p in range(len(vectors)) if (allowed is None or allowed[p]) and p not in set(excluded)]
-    return sorted(eligible, key=lambda p: (-scores[p], p))[:k]
+    eligible = np.setdiff1d(np.arange(len(vectors)) if allowed is None else np.flatnonzero(allowed), excluded)
+    return eligible[np.lexsort((eligible, -scores[eligible]))][:k].tolist()
 
 
 def recall(found: np.ndarray, wanted: list[int]) -> float:
@@ -64,7 +69,7 @@ def check_row(vectors, query, ids, scores, *, num, allowed=None, excluded=()):
 
 def test_recall_without_filter(index, vectors, queries):
     ids, scores = index.search(queries, 10)
-    assert ids.shape == scores.shape == (40, 10) and ids.dtype == np.int64 and scores.dtype == np.float32
+    assert ids.shape == scores.shape == (200, 10) and ids.dtype == np.int64 and scores.dtype == np.float32
     for n, query in enumerate(queries):
         check_row(vectors, query, ids[n], scores[n], num=10)
     mean = np.mean([recall(ids[n], reference(vectors, q, 10)) for n, q in enumerate(queries)])
@@ -171,6 +176,42 @@ def test_top_positions_by_hand():
     assert top_positions(np.zeros(0), 3).tolist() == []
 
 
+@pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
+def test_lists_filled_by_tasks_are_those_filled_here(kind, vectors, queries, ray_cluster):
+    here = build_index(vectors, config(kind))
+    by_tasks = build_index(vectors, config(kind), fill=lambda trained, rows: add_by_tasks(trained, rows, 7))
+    assert by_tasks.kind == kind and by_tasks.num_items == len(vectors)
+    np.testing.assert_array_equal(by_tasks.vectors, vectors)
+    for one, other in zip(here.search(queries, 10), by_tasks.search(queries, 10), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivfpq"])
+def test_what_is_searched_is_chosen_by_recall_and_saved(kind, vectors, queries, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        low, high = (build_index(vectors, config(kind, recall=recall)) for recall in (0.6, 0.995))
+    first, last = (int(line.split(" of ")[0]) for line in caplog.messages if "are searched" in line)
+    assert first < last
+    for index in (low, high):
+        index.save(str(tmp_path / "index"))
+        loaded = load_index(str(tmp_path / "index"), config(kind))
+        np.testing.assert_array_equal(loaded.search(queries, 10)[0], index.search(queries, 10)[0])
+
+
+def test_a_loaded_index_takes_no_memory_of_its_own(tmp_path):
+    """100 MB of vectors, in a process of its own."""
+    path = str(tmp_path / "index")
+    rows = np.random.default_rng(0).normal(size=(200_000, 128)).astype(np.float32)
+    build_index(rows, config("flat")).save(path)
+    code = (
+        "import psutil; from ctxrec.config import IndexConfig; from ctxrec.index import load_index; me = psutil.Process();"
+        f"before = me.memory_info().rss; index = load_index({path!r}, IndexConfig(use_gpu='no'));"
+        "assert index.num_items == 200_000; print(me.memory_info().rss - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 20e6
+
+
 def test_save_and_load(index, vectors, queries, tmp_path):
     path = str(tmp_path / "index.faiss")
     index.save(path)
@@ -215,7 +256,7 @@ def test_asking_for_a_gpu_that_is_not_there_is_a_users_mistake(vectors, queries)
     index = build_index(vectors, IndexConfig(kind="flat", use_gpu="yes"))
     with pytest.raises(UserError, match=r"index\.use_gpu is yes"):
         index.search(queries, 3)
-    assert build_index(vectors, IndexConfig(kind="flat", use_gpu="auto")).search(queries, 3)[0].shape == (40, 3)
+    assert build_index(vectors, IndexConfig(kind="flat", use_gpu="auto")).search(queries, 3)[0].shape == (200, 3)
 
 
 @pytest.mark.skipif(not hasattr(faiss, "StandardGpuResources"), reason="FAISS has no GPU support here")
@@ -224,13 +265,13 @@ def test_gpu_answers_as_the_cpu_does(kind, vectors, queries):
     if faiss.get_num_gpus() == 0:
         pytest.skip("no GPU")
     rng = np.random.default_rng(5)
-    allowed = [None if n % 2 else rng.random(3000) < 0.3 for n in range(40)]
-    excluded = [rng.integers(3000, size=20) for _ in range(40)]
+    allowed = [None if n % 2 else rng.random(3000) < 0.3 for n in range(200)]
+    excluded = [rng.integers(3000, size=20) for _ in range(200)]
     on_gpu = build_index(vectors, IndexConfig(kind=kind, use_gpu="yes"))
     on_cpu = build_index(vectors, config(kind))
     ids, scores = on_gpu.search(queries, 10, allowed=allowed, excluded=excluded)
     cpu_ids, _ = on_cpu.search(queries, 10, allowed=allowed, excluded=excluded)
-    for n in range(40):
+    for n in range(200):
         check_row(vectors, queries[n], ids[n], scores[n], num=10, allowed=allowed[n], excluded=excluded[n])
         assert recall(ids[n], cpu_ids[n].tolist()) >= 0.8
 
@@ -283,7 +324,7 @@ def test_auto_takes_flat_for_small_catalogues_and_lists_for_large_ones(vectors, 
 
 
 def test_auto_searches_as_many_lists_as_the_recall_needs(vectors, queries, monkeypatch, tmp_path):
-    monkeypatch.setattr("ctxrec.index._AUTO_FLAT", 1000)
+    monkeypatch.setattr("ctxrec.index_building._AUTO_FLAT", 1000)
     made = build_index(vectors, config("auto", recall=1.0))
     assert made.kind == "ivf"
     made.save(str(tmp_path / "index"))

@@ -14,7 +14,7 @@ REPO = Path(__file__).resolve().parent.parent
 PACKAGES = ("ctxrec", "tune", "serve")
 PURE = [
     "errors", "storage", "config", "spec", "schema", "prepared", "events", "features", "batching", "backbones",
-    "model", "losses", "encoder", "texts", "metrics", "exact_search", "index", "baselines", "item_models", "ensemble", "slices", "summary", "bundle", "recommender", "retrieval",
+    "model", "losses", "encoder", "texts", "metrics", "exact_search", "index", "index_building", "baselines", "item_models", "ensemble", "slices", "summary", "bundle", "recommender", "retrieval",
     "likeness", "memory", "blend", "history_cache", "reranker", "rerank_candidates", "rerank_training", "simulation", "stream", "network", "validation", "cli",
     "history_store", "history_sqlite", "history_redis", "event_files", "filters", "timing",
     "live_items", "live_vectors", "client", "published", "publish",

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from ctxrec import schema
 from ctxrec.config import IndexConfig
 from ctxrec.filters import ColumnRule
-from ctxrec.index import build_index
+from ctxrec.index_building import build_index
 from ctxrec.live_items import BadRow, EncodedItems, ItemEncoder, rows_to_table
 from ctxrec.recommender import RawEvent, RawRequest
 from ctxrec.retrieval import Retriever, find_bundle, load_retriever
