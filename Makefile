@@ -1,7 +1,8 @@
 # make demo   the main job on MovieLens-100K, from log to HTTP (KEEP=1 leaves the service up)
 # make test   the tests        make test-all   the slow ones too
 # make cluster-test   the files of cluster/, hosts in namespaces, the planner
-# make lint   ruff             make clean      remove what these made
+# make lint   ruff             make audit      known vulnerabilities of the installed packages
+# make clean  remove what these made
 
 PYTHON ?= python3.11
 # Ray starts its workers by a command line that it splits at spaces, so a folder whose name has one keeps
@@ -16,7 +17,7 @@ export PATH := $(if $(filter /%,$(BIN)),,$(CURDIR)/)$(BIN):$(PATH)
 export NO_PROXY := 127.0.0.1,localhost,$(NO_PROXY)
 export no_proxy := 127.0.0.1,localhost,$(no_proxy)
 
-.PHONY: demo test test-all cluster-test lint format clean setup
+.PHONY: demo test test-all cluster-test lint format audit clean setup
 .DEFAULT_GOAL := help
 
 help:
@@ -49,6 +50,9 @@ cluster-test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+audit: setup
+	@$(BIN)/pip-audit --local --skip-editable --progress-spinner off --timeout 10
 
 format: setup
 	$(BIN)/ruff check --fix .
