@@ -24,6 +24,7 @@ from ctxrec.exact_search import NO_ITEM, Allowed, Excluded, blank, by_mask, exac
 logger = logging.getLogger(__name__)
 
 _SLACK = 8  # results fetched beyond k, so that most ties at the border are seen whole
+_FEW_EXCLUDED = 256  # items of a row that are rather fetched and dropped than skipped
 _WIDEN = 4  # factor on the search effort when filters leave a row short of k
 _EXACT_SHARE = 0.05  # filters that leave less than this share of items are ranked exactly
 _GPU_MAX_K = 2048
@@ -162,25 +163,27 @@ class Index:
         excluded: list[np.ndarray],
         wanted: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Approximate search on CPU in which FAISS itself skips items: a search for each row with exclusions.
+        """Approximate search on CPU: what a few excluded items displace is fetched besides, in one search for all such
+        rows; many are skipped by FAISS itself, which takes a search for each row.
 
         The fewer items pass, the wider it searches, so that it sees as many of those as without a filter.
         """
         share = 1.0 if mask is None else max(float(mask.mean()), 1 / self.num_items)
         ids, scores = blank(len(queries), width)
-        plain = np.array([len(d) == 0 for d in excluded], bool)
-        calls = [np.array([n]) for n in np.flatnonzero(~plain)]
-        if plain.any():
-            calls.append(np.flatnonzero(plain))
+        few = np.array([len(d) <= _FEW_EXCLUDED for d in excluded], bool)
+        calls = [np.array([n]) for n in np.flatnonzero(~few)]
+        if few.any():
+            calls.append(np.flatnonzero(few))
         for effort in (1, _WIDEN):
             for rows in calls:
                 rows = rows[(ids[rows] != NO_ITEM).sum(1) < wanted[rows]]
                 if len(rows):
-                    selector = _selector(mask, excluded[rows[0]])
-                    params = self._search_params(width * effort, effort / share, selector, refine=effort)
-                    found_scores, found_ids = self._index.search(queries[rows], width, params=params)
-                    none = [excluded[n][:0] for n in rows]
-                    ids[rows], scores[rows] = _rank(found_ids, found_scores, width, none, self.num_items)
+                    dropped = [excluded[n] for n in rows] if few[rows[0]] else [excluded[n][:0] for n in rows]
+                    num = min(width + max(map(len, dropped)), self.num_items)
+                    selector = _selector(mask, excluded[rows[0]][:0] if few[rows[0]] else excluded[rows[0]])
+                    params = self._search_params(num * effort, effort / share, selector, refine=effort)
+                    found_scores, found_ids = self._index.search(queries[rows], num, params=params)
+                    ids[rows], scores[rows] = _rank(found_ids, found_scores, width, dropped, self.num_items)
         return ids, scores, np.zeros(len(queries), bool)
 
     def _search_params(
