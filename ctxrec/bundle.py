@@ -56,6 +56,7 @@ def write_bundle(
     trained: np.ndarray | None = None,
     media: dict[str, np.ndarray] | None = None,
     blend: Blend | None = None,
+    queries: np.ndarray | None = None,
     fill: Fill = add_here,
 ) -> str:
     """Write a complete bundle at `path` (a path or URI); returns its model version.
@@ -69,6 +70,7 @@ def write_bundle(
         text_scale: "mean" and "scale" of text vectors, float32 [H] each, and where the blend has a text head its
             "centre" [H] and "axes" [H, C] (`ctxrec.likeness`); empty without encoder.
         encoder: the fine-tuned encoder, or None where it was not tuned.
+        queries: float32 [N, D] of some requests, by which the index's recall is measured.
         fill: how the lists of an index are filled.
     """
 
@@ -95,7 +97,7 @@ def write_bundle(
         if encoder is not None:
             save_encoder(encoder, os.path.join(folder, ADAPTER))
         searched = item_vectors if blend is None else blend.vectors(item_vectors)
-        build_index(searched, config.index, fill).save(os.path.join(folder, INDEX))
+        build_index(searched, config.index, queries=queries, fill=fill).save(os.path.join(folder, INDEX))
         files = {name: storage.sha256_file(os.path.join(folder, name)) for name in storage.local_files(folder)}
         manifest = {
             "format_version": FORMAT_VERSION,

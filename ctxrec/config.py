@@ -249,7 +249,7 @@ class IndexConfig:
     kind: flat is exact; hnsw is a graph; ivf and ivfpq have lists, and ivfpq ranks compressed vectors and then the best
         of them exactly; auto picks by the size of the catalogue and says why.
     recall: recall@10 that `nprobe` (lists of ivf and ivfpq) and `ef_search` (nodes of hnsw) are chosen for where they
-        are 0: as few as reach it on queries between items.
+        are 0: as few as reach it on validation requests.
     refine: candidates of ivfpq that are ranked exactly, as a multiple of k.
     nlist: lists; 0 for 4 times the square root of the number of items.
     """

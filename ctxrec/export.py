@@ -18,6 +18,7 @@ from ctxrec.baselines import training_events
 from ctxrec.blend import Blend, fit_blend
 from ctxrec.bundle import write_bundle
 from ctxrec.encoder import TextEncoder
+from ctxrec.events import Requests
 from ctxrec.index_filling import add_on_nodes
 from ctxrec.job import Setup, encode_table
 from ctxrec.likeness import reduced, text_axes
@@ -29,6 +30,7 @@ from ctxrec.network import Network
 logger = logging.getLogger(__name__)
 
 _BATCH = 256
+_SAMPLE = 200  # requests by which an index's recall is measured
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def calibrate(setup: Setup, towers: dict[str, torch.Tensor], text: TextTable | N
         return None
     made = _made(setup, towers)
     vectors = _vectors(made, setup.items, text)
-    queries = _queries(made, setup, text, vectors)
+    queries = _queries(made, setup, text, vectors, setup.valid)
     blend, item_vectors = _blend(setup, schema.VALID, vectors, made, text), vectors.cpu().numpy()
     repeats = setup.data.spec.split.repeats
     weights = fit_blend(blend, item_vectors, queries, setup.valid, repeats=repeats, seed=setup.config.train.seed)
@@ -109,6 +111,7 @@ def export(
             media=setup.media,
             encoder=chosen.encoder.cpu() if chosen.encoder is not None else None,
             blend=blend,
+            queries=_sample_queries(made, setup, text, vectors, blend),
             fill=add_on_nodes,
             scratch=setup.scratch,
         )
@@ -128,16 +131,28 @@ def _vectors(made: Towers, items: ItemTensors, text: TextTable | None) -> torch.
 
 
 @torch.inference_mode()
-def _queries(made: Towers, setup: Setup, text: TextTable | None, vectors_IW: torch.Tensor) -> np.ndarray:
-    """Queries of the validation requests: float32 [N, W]."""
-    assert setup.valid is not None
+def _queries(
+    made: Towers, setup: Setup, text: TextTable | None, vectors_IW: torch.Tensor, requests: Requests
+) -> np.ndarray:
+    """The towers' queries of requests: float32 [N, W]."""
     queries = []
-    for start in range(0, len(setup.valid), _BATCH):
-        part = setup.valid.take(np.arange(start, min(start + _BATCH, len(setup.valid))))
+    for start in range(0, len(requests), _BATCH):
+        part = requests.take(np.arange(start, min(start + _BATCH, len(requests))))
         batch = setup.batcher.requests(part).to(setup.device)
         _, query = made(setup.items, text, batch, item_vectors=vectors_IW, last=True)
         queries.append(query.float().cpu().numpy())
     return np.concatenate(queries)
+
+
+def _sample_queries(
+    made: Towers, setup: Setup, text: TextTable | None, vectors_IW: torch.Tensor, blend: Blend | None
+) -> np.ndarray | None:
+    """What some validation requests search the index with: float32 [N, D]; None where there are no such requests."""
+    if setup.valid is None:
+        return None
+    sample = setup.valid.take(np.linspace(0, len(setup.valid) - 1, min(_SAMPLE, len(setup.valid))).astype(np.int64))
+    queries = _queries(made, setup, text, vectors_IW, sample)
+    return queries if blend is None else blend.queries(queries, sample.history)
 
 
 def _blend(setup: Setup, before: int, vectors_IW: torch.Tensor, made: Towers, text: TextTable | None) -> Blend:

@@ -204,18 +204,20 @@ class Index:
         ef_search = self._config.ef_search or self._index.hnsw.efSearch
         return faiss.SearchParametersHNSW(efSearch=max(math.ceil(ef_search * effort), num), **more)
 
-    def reach(self, recall: float) -> None:
+    def reach(self, recall: float, queries: np.ndarray | None = None) -> None:
         """Search so many lists, or nodes of a graph, that queries find their items with this recall; the number is saved
         with the index, for searches whose `nprobe` or `ef_search` is 0.
 
-        The queries lie between two items each, with more noise than that, since those of users are not items.
+        Without `queries` (float32 [N, D], of real requests) some are made up: each between two items, with more noise
+        than that, since those of users are not items.
         """
         if self.kind == "flat":
             return
-        rng, vectors = np.random.default_rng(0), self.vectors
-        first, second = (vectors[rng.integers(self.num_items, size=_SAMPLE)] for _ in range(2))
-        noise = rng.standard_normal(first.shape, dtype=np.float32) * vectors.std(0)
-        queries = first + second + 2 * noise
+        vectors = self.vectors
+        if queries is None or not len(queries):
+            rng = np.random.default_rng(0)
+            first, second = (vectors[rng.integers(self.num_items, size=_SAMPLE)] for _ in range(2))
+            queries = first + second + 2 * rng.standard_normal(first.shape, dtype=np.float32) * vectors.std(0)
         exact, _ = exact_search(vectors, queries, _SAMPLE_K)
         enough = (1 + recall) / 2  # other queries may be harder than those sampled
         most = self.num_items if self.kind == "hnsw" else faiss.extract_index_ivf(self._index).nlist

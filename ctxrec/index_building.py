@@ -29,12 +29,15 @@ def add_here(trained: faiss.Index, vectors: np.ndarray) -> None:
     trained.add(vectors)
 
 
-def build_index(vectors: np.ndarray, config: IndexConfig, fill: Fill = add_here) -> Index:
+def build_index(
+    vectors: np.ndarray, config: IndexConfig, *, queries: np.ndarray | None = None, fill: Fill = add_here
+) -> Index:
     """Build an index of item vectors.
 
     Args:
         vectors: float32 [I, D], row = item position; at least one row.
         config: kind and its options. What is too small a catalogue for its kind becomes flat.
+        queries: float32 [N, D] of some requests, by which recall is measured; None: made up.
         fill: how lists are filled; `ctxrec.index_filling.add_on_nodes` for a cluster.
 
     Raises:
@@ -66,7 +69,7 @@ def build_index(vectors: np.ndarray, config: IndexConfig, fill: Fill = add_here)
         made = faiss.IndexFlatIP(dim)
         made.add(vectors)
     index = Index(made, config)
-    index.reach(config.recall)
+    index.reach(config.recall, queries)
     return index
 
 

@@ -198,6 +198,19 @@ def test_what_is_searched_is_chosen_by_recall_and_saved(kind, vectors, queries, 
         np.testing.assert_array_equal(loaded.search(queries, 10)[0], index.search(queries, 10)[0])
 
 
+def test_recall_is_measured_on_the_queries_that_are_given(vectors, queries):
+    """Between near items few lists are enough; a query far from all of them needs many."""
+    far = np.random.default_rng(9).normal(size=(50, 32)).astype(np.float32)
+    near = build_index(vectors, config("ivf"), queries=vectors[:50])
+    wide = build_index(vectors, config("ivf"), queries=far)
+    wanted = [reference(vectors, q, 10) for q in far]
+
+    def found(index) -> float:
+        return float(np.mean([recall(row, w) for row, w in zip(index.search(far, 10)[0], wanted, strict=True)]))
+
+    assert found(near) < 0.99 <= found(wide)
+
+
 def test_a_loaded_index_takes_no_memory_of_its_own(tmp_path):
     """100 MB of vectors, in a process of its own."""
     path = str(tmp_path / "index")

@@ -30,7 +30,8 @@ def rates(data: str, overrides: list[str]) -> dict[str, float]:
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
         for line in map(json.loads, Path(run, "train_log.jsonl").read_text().splitlines()):
-            found.setdefault(line["phase"], []).append(line["events_per_s"])
+            if "events_per_s" in line:  # not an evaluation before the first step
+                found.setdefault(line["phase"], []).append(line["events_per_s"])
     return {phase: sorted(values)[len(values) // 2] for phase, values in found.items()}
 
 
