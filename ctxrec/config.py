@@ -67,6 +67,8 @@ class EncoderConfig:
     gradient_checkpointing: keep the inputs of the encoder's layers alone and compute the rest again.
     gradient_caching: encode the items of a step without a graph, then again pass by pass with the gradients of their
         vectors, so that train.fresh_items is not bounded by memory; about a third more work in the encoder.
+    compile: train the encoder through torch.compile, which needs a C++ compiler and takes a minute at first; not with
+        ZeRO-3, whose hooks it would bypass.
     """
 
     name: str = "sentence-transformers/all-MiniLM-L6-v2"
@@ -83,6 +85,7 @@ class EncoderConfig:
     cache_gb: float = 20.0
     gradient_checkpointing: bool = False
     gradient_caching: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for key in ("rank", "max_tokens", "token_budget"):
@@ -400,6 +403,10 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     rerank: RerankConfig = field(default_factory=RerankConfig)
     diversity: DiversityConfig = field(default_factory=DiversityConfig)
+
+    def __post_init__(self) -> None:
+        if self.encoder.compile:
+            _require(self.train.zero_stage < 3, "train.zero_stage", 3, "0, 1 or 2 with encoder.compile")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

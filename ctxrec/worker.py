@@ -147,6 +147,8 @@ def _run_phase(
         assert setup.tokens is not None
         cut = setup.tokens.states is not None
         encoder = TextEncoder(setup.config.encoder, setup.encoder_path, tune=True, cut=cut)
+        if setup.config.encoder.compile:
+            encoder.backbone.compile(dynamic=True)  # in place, so that weights keep their names
     network = Network(made, encoder).to(setup.device)
     stream = TrainStream(
         setup.data,
