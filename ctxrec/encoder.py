@@ -44,7 +44,7 @@ _HUB_TIMEOUT_S = 5
 # A forward pass ends where the next text is this much longer than its first one: less padding for more,
 # smaller passes, as long as a pass has enough tokens to keep the processor busy.
 _WIDENING = 1.1
-_FEW_TOKENS = 128
+_FEW_TOKENS = 512
 
 
 def resolve_encoder(name: str, cache: str, *, option: str = "encoder.name") -> str:
@@ -216,6 +216,13 @@ class TextEncoder(nn.Module):
     def is_cut(self) -> bool:
         return self._lower is not None
 
+    def fit_to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Choose for training there: the backward pass of torch's fused attention is many times slower than plain products
+        on a CPU in bfloat16."""
+        if device.type == "cpu" and dtype == torch.bfloat16:
+            model = self.backbone.get_base_model() if hasattr(self.backbone, "get_base_model") else self.backbone
+            model.set_attn_implementation("eager")
+
     def forward(
         self, ids_nT: torch.Tensor, mask_nT: torch.Tensor, lower_nTH: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -234,14 +241,25 @@ class TextEncoder(nn.Module):
 
 
 def load_backbone(path: str) -> Any:
+    """A pretrained encoder in float32, without dropout: its weights are frozen for the most part, adapters have a dropout
+    of their own, and attention without it has a fast form on CPUs."""
     from safetensors import SafetensorError
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        for name, value in config.to_dict().items():
+            if "drop" in name and isinstance(value, float):
+                setattr(config, name, 0.0)
         backbone = AutoModel.from_pretrained(
-            path, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, local_files_only=True
+            path,
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            local_files_only=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"the encoder at {path} cannot be loaded: {str(error).splitlines()[0]}") from error

@@ -147,6 +147,7 @@ def _run_phase(
         assert setup.tokens is not None
         cut = setup.tokens.states is not None
         encoder = TextEncoder(setup.config.encoder, setup.encoder_path, tune=True, cut=cut)
+        encoder.fit_to(setup.device, setup.dtype)
         if setup.config.encoder.compile:
             encoder.backbone.compile(dynamic=True)  # in place, so that weights keep their names
     network = Network(made, encoder).to(setup.device)
