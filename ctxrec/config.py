@@ -16,6 +16,7 @@ from typing import Any, Literal
 from ctxrec.errors import UserError
 from ctxrec.typed_toml import build_dataclass, read_toml, toml_value
 
+_EVENTS_READ, _FEWEST_EPOCHS, _MOST_EPOCHS = 1_500_000, 4, 15  # by a phase of the towers
 BACKBONES = ("transformer", "gru", "lstm", "hstu")  # of our own; any other name is a language model's
 
 
@@ -164,6 +165,8 @@ class TrainConfig:
         GPUs; below 1 it shares its GPU with other trainings.
     global_batch_size: history windows a step over all workers, so that results do not depend on
         the number of workers; micro_batch_size windows go through the model at once on a worker.
+    tower_epochs: of the first phase and the refit, at most; 0 takes as many as read 1.5 million events, from 4 to 15, as
+        large logs have said all after a few.
     encoder_epochs, encoder_lr, ...: the second phase, in which the step's items get fresh vectors.
     fresh_items: distinct items of a step that the encoder encodes with gradient, at most.
     loss: full softmax up to full_softmax_items items, sampled softmax with logQ correction above
@@ -184,7 +187,7 @@ class TrainConfig:
     offload: bool = False
     global_batch_size: int = 64
     micro_batch_size: int = 0
-    tower_epochs: int = 15
+    tower_epochs: int = 0
     encoder_epochs: int = 1
     tower_lr: float = 4e-3
     encoder_lr: float = 5e-4
@@ -407,6 +410,13 @@ class Config:
     def __post_init__(self) -> None:
         if self.encoder.compile:
             _require(self.train.zero_stage < 3, "train.zero_stage", 3, "0, 1 or 2 with encoder.compile")
+
+    def for_events(self, num_events: int) -> Config:
+        """The options with what they leave to the size of the log: its number of training events."""
+        if self.train.tower_epochs:
+            return self
+        epochs = min(max(round(_EVENTS_READ / max(num_events, 1)), _FEWEST_EPOCHS), _MOST_EPOCHS)
+        return dataclasses.replace(self, train=dataclasses.replace(self.train, tower_epochs=epochs))
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_SCORES = 1 << 18  # scores held at once, so that they stay in the cache of a core (1 MB)
+CHUNK_SCORES = 1 << 18  # scores held at once, so that they stay in the cache of a core (1 MB), but
+CHUNK_ROWS = 64  # no fewer rows: each chunk adds to the gradients of all items, which costs as much as its scores
 GPU_CHUNK_SCORES = 1 << 26
 _NO_SCORE = -1e4  # of an item that takes no part; finite, as there may be no other
 
@@ -80,7 +81,7 @@ class _SoftmaxLoss(torch.autograd.Function):
 
 
 def _chunk_rows(v_ID: torch.Tensor) -> int:
-    return max((CHUNK_SCORES if v_ID.device.type == "cpu" else GPU_CHUNK_SCORES) // max(len(v_ID), 1), 1)
+    return max((CHUNK_SCORES if v_ID.device.type == "cpu" else GPU_CHUNK_SCORES) // max(len(v_ID), 1), CHUNK_ROWS)
 
 
 def _unlikelihood(

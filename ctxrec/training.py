@@ -71,8 +71,8 @@ def train(
         Failed: a worker did not answer in time, or the disk is full.
     """
     data_path, out = _absolute(data_path), _absolute(out)
-    config = with_absolute_paths(config)
     data = PreparedData.open(data_path)
+    config = with_absolute_paths(config).for_events(data.meta["counts"]["train"])
     check_trackers(config.train)
     if data.meta["counts"]["train"] == 0:
         raise UserError(f"{data_path} has no training event; lower split.valid and split.test in the dataset spec")

@@ -149,3 +149,13 @@ def test_caps_are_a_table(tmp_path):
         with pytest.raises(UserError, match=f"diversity.caps.*{says}"):
             load_config(None, [f"diversity.caps={wrong}"])
     assert not Config().diversity.is_on
+
+
+@pytest.mark.parametrize(("events", "epochs"), [(0, 15), (15_000, 15), (300_000, 5), (10_000_000, 4)])
+def test_epochs_follow_from_the_size_of_the_log(events, epochs):
+    assert Config().for_events(events).train.tower_epochs == epochs
+
+
+def test_epochs_that_are_named_stay():
+    config = load_config(None, ["train.tower_epochs=30"])
+    assert config.for_events(10_000_000) == config

@@ -50,6 +50,7 @@ def softmax_by_hand(batch: dict, smoothing: float = 0.0) -> torch.Tensor:
 @pytest.mark.parametrize("scores", [1 << 24, NUM_ITEMS * 4, 1])
 def test_softmax_by_hand_whole_and_in_chunks(batch, monkeypatch, smoothing, scores):
     monkeypatch.setattr(losses, "CHUNK_SCORES", scores)
+    monkeypatch.setattr(losses, "CHUNK_ROWS", 1)
     batch["weight_P"][::3] *= -1
     assert_equal(softmax_loss(**batch, smoothing=smoothing), softmax_by_hand(batch, smoothing), batch)
 

@@ -53,8 +53,8 @@ def sweep(data_path: str, out: str, plan: Sweep) -> dict[str, Any]:
         UserError: no prepared data, another sweep lies at `out`, or it does not fit the cluster.
     """
     data_path, out = _absolute(data_path), _absolute(out)
-    plan = dataclasses.replace(plan, base=with_absolute_paths(plan.base))
     data = PreparedData.open(data_path)
+    plan = dataclasses.replace(plan, base=with_absolute_paths(plan.base).for_events(data.meta["counts"]["train"]))
     if data.meta["counts"]["valid"] == 0:
         raise UserError(f"{data_path} has no validation event to compare trials by; set split.valid in the spec")
     check_trackers(plan.base.train)
