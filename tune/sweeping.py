@@ -61,7 +61,7 @@ def sweep(data_path: str, out: str, plan: Sweep) -> dict[str, Any]:
     _claim(out, plan, data)
     runtime.connect(log_to_driver=False)
     _quiet()
-    plan = _fit_to_cluster(plan)
+    plan = fit_to_cluster(plan, ray.cluster_resources())
     account = storage.join(out, ACCOUNT)
     open_account(account, max_hours=plan.options.max_hours, max_gpu_hours=plan.options.max_gpu_hours)
     stages = []
@@ -121,26 +121,31 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def _fit_to_cluster(plan: Sweep) -> Sweep:
-    """Decide how many trials run at a time and what each holds.
+def fit_to_cluster(plan: Sweep, has: dict[str, float]) -> Sweep:
+    """Decide how many trials run at a time and what each holds. `has`: the cluster's resources by name.
 
     Raises:
         UserError: one trial needs more than the cluster has.
     """
-    options, has = plan.options, ray.cluster_resources()
+    options = plan.options
     on_gpu = plan.base.train.use_gpu == "yes" or (plan.base.train.use_gpu == "auto" and has.get("GPU", 0) > 0)
     gpus = (options.gpus or 1.0) if on_gpu else 0.0
     room = []
     for name, each in (("CPU", options.cpus), ("GPU", gpus)):
-        needed = each * options.workers
-        if needed > has.get(name, 0) and not options.concurrent:
+        trials = _workers_in(has.get(name, 0), each) // options.workers if each else options.trials
+        if not trials and not options.concurrent:
             raise UserError(
-                f"a trial needs {needed:g} {name}s (sweep.workers = {options.workers} with {each:g} each); the cluster "
-                f"has {has.get(name, 0):g}. Lower them, or set sweep.concurrent where the cluster grows"
+                f"a trial needs {each * options.workers:g} {name}s (sweep.workers = {options.workers} with {each:g} "
+                f"each); the cluster has {has.get(name, 0):g}. Lower them, or set sweep.concurrent where it grows"
             )
-        room += [int(has.get(name, 0) / needed + 1e-9)] if needed else []
+        room.append(trials)
     concurrent = min(options.concurrent or min(room), options.trials)
     return dataclasses.replace(plan, options=dataclasses.replace(options, gpus=gpus, concurrent=concurrent))
+
+
+def _workers_in(amount: float, each: float) -> int:
+    """Workers that find room: a part of a GPU or CPU is a part of one, so three of 0.6 need three of them."""
+    return int(amount) * int(1 / each + 1e-9) if each < 1 else int(amount / each + 1e-9)
 
 
 def _trial_base(plan: Sweep) -> Config:
