@@ -6,6 +6,7 @@ import dataclasses
 
 import optuna
 import pytest
+from ray.tune.search import ConcurrencyLimiter, SearchGenerator
 
 from ctxrec.config import Config, load_config
 from ctxrec.errors import UserError
@@ -14,7 +15,7 @@ from tune.findings import importance, pareto_front
 from tune.options import load_sweep
 from tune.search import Bounds, first_points, make_scheduler, make_searcher
 from tune.space import Parameter, default_space, defaults_inside, parse_space, with_values
-from tune.sweeping import _trial_base, fit_to_cluster
+from tune.sweeping import _reopen, _trial_base, fit_to_cluster
 
 
 def sweep_file(tmp_path, text: str) -> str:
@@ -211,6 +212,30 @@ def test_the_budget_goes_on_over_starts_and_takes_new_limits(tmp_path):
     again = Budget(path, gpus_per_trial=0.5)
     assert not again.stop_all() and again._account["gpu_hours"] == pytest.approx(1.0)
     assert not is_spent({"hours": 5.0, "max_hours": 0.0, "gpu_hours": 0.0, "max_gpu_hours": 0.0})
+
+
+def limited_search(plan) -> SearchGenerator:
+    """As Ray Tune wraps a searcher of one trial at a time."""
+    searcher = ConcurrencyLimiter(make_searcher(plan, first_points(plan)), max_concurrent=1)
+    made = SearchGenerator(searcher)
+    made._total_samples = 3
+    return made
+
+
+@pytest.mark.parametrize(("status", "goes_on"), [("TERMINATED", True), ("RUNNING", False)])
+def test_a_search_that_a_budget_has_ended_begins_new_trials_again(status, goes_on, tmp_path):
+    """Where a trial was at work when the sweep was killed, Ray Tune goes on with that one, and none takes its place."""
+    plan = load_sweep(None, ["sweep.trials=3"])
+    search = limited_search(plan)
+    assert search.searcher.suggest("t0") is not None
+    search._counter = 1
+    search.set_finished()  # as a stopper's end does, which tells the searcher of no trial's end
+    search.save_to_dir(str(tmp_path), "now")
+    _reopen(str(tmp_path), [{"trial_id": "t0", "status": status}])
+    again = limited_search(plan)
+    again.restore_from_dir(str(tmp_path))
+    assert again.is_finished() != goes_on
+    assert (again.searcher.suggest("t1") is not None) == goes_on
 
 
 def test_importance_finds_the_option_that_matters(tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 import ray.tune
+from ray import cloudpickle
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 
 from ctxrec import runtime, storage
@@ -23,7 +24,7 @@ from tune import results
 from tune.board import Board
 from tune.budget import Budget, is_spent, open_account
 from tune.fidelity import share_of_users
-from tune.options import Sweep, SweepConfig
+from tune.options import METRIC, Sweep, SweepConfig
 from tune.search import first_points, make_scheduler, make_searcher
 from tune.space import SECTIONS, tunes_encoder, with_values
 from tune.trial import TrialJob, begin_from, is_checkpoint, keep_checkpoint, make_trainable
@@ -212,6 +213,7 @@ def _run_stage(stage: Stage, out: str) -> None:
 
     Raises:
         KeyboardInterrupt: somebody stopped it; the same command goes on.
+        UserError: the budget ends before anything is known.
         RuntimeError: every trial failed.
     """
     record = results.record_path(out, stage.name)
@@ -222,6 +224,8 @@ def _run_stage(stage: Stage, out: str) -> None:
         folder = storage.join(out, "tune", stage.name)
         if ray.tune.Tuner.can_restore(folder):
             logger.info("going on with the trials of %s", folder)
+            if storage.exists(record):
+                _reopen(folder, storage.read_json(record))
             tuner = ray.tune.Tuner.restore(folder, trainable, resume_unfinished=True)
         else:
             tuner = _new_tuner(stage, trainable, out, record, Budget(account, options.gpus * options.workers))
@@ -229,7 +233,11 @@ def _run_stage(stage: Stage, out: str) -> None:
     rows = storage.read_json(record)
     if not _done(record, stage, account):
         raise KeyboardInterrupt
-    if not any(row["result"] for row in rows):
+    if not any(METRIC in row["result"] for row in rows):
+        if is_spent(storage.read_json(account)):
+            raise UserError(
+                "the budget was used up before a trial's first evaluation; raise it (sweep.max_hours, max_gpu_hours): the sweep goes on"
+            )
         raise RuntimeError(f"every trial failed before its first evaluation: {_first_error(rows)}")
 
 
@@ -238,8 +246,27 @@ def _done(record: str, stage: Stage, account: str) -> bool:
     if not storage.exists(record):
         return False
     rows = storage.read_json(record)
-    ended = all(row["status"] in ("TERMINATED", "ERROR") for row in rows)
-    return ended and (len(rows) >= stage.sweep.options.trials or is_spent(storage.read_json(account)))
+    return all(map(_ended, rows)) and (len(rows) >= stage.sweep.options.trials or is_spent(storage.read_json(account)))
+
+
+def _reopen(folder: str, rows: list[dict[str, Any]]) -> None:
+    """Let a search that a budget has ended propose again: all of its trials (`rows`) have ended, and more are planned.
+
+    Ray Tune writes down that such a search is finished, and that the trials it stopped are still at work, so that it
+    would never begin another one.
+    """
+    if not all(_ended(row) for row in rows):
+        return  # killed: Ray Tune goes on with the trials that were at work
+    for path in storage.list_files(folder, recursive=False):
+        if os.path.basename(path).startswith("search_gen_state"):
+            state = cloudpickle.loads(storage.read_bytes(path)) | {"finished": False}
+            for limiter in (value for key, value in state.items() if key == "name:ConcurrencyLimiter"):
+                limiter |= {"live_trials": set(), "num_unfinished_live_trials": 0}
+            storage.write_bytes(path, cloudpickle.dumps(state))
+
+
+def _ended(row: dict[str, Any]) -> bool:
+    return row["status"] in ("TERMINATED", "ERROR")
 
 
 def _driver_resources() -> PlacementGroupFactory:
