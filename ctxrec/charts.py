@@ -72,7 +72,8 @@ def bar_chart(bars: Sequence[Bar], *, title: str) -> str:
             f'<rect class="bar {bar.kind}" x="{left}" y="{middle - 10:.1f}" '
             f'width="{max(x(bar.value) - left, 1):.1f}" height="20" rx="3"/>'
         )
-        parts.append(_whisker(x(bar.low), x(bar.high), middle))
+        if bar.high > bar.low:  # what is no estimate has no interval
+            parts.append(_whisker(x(bar.low), x(bar.high), middle))
         parts.append(_text(x(bar.high) + 8, middle, f"{bar.value:.4f}", kind="strong" if bar.kind == "model" else ""))
     described = "; ".join(f"{b.label} {b.value:.4f} ({b.low:.4f} to {b.high:.4f})" for b in bars)
     return _svg(height, parts, title=title, description=described)

@@ -253,6 +253,18 @@ def test_every_port_is_explained_in_the_runbook():
         assert re.search(rf"\b{number}\b", text), number
 
 
+def test_costs_follow_from_what_the_readme_has_measured():
+    text, measured = (CLUSTER / "README.md").read_text(), (REPO / "README.md").read_text()
+    (price,) = re.findall(r"so \$([\d.]+) an hour", text)
+    rows = re.findall(r"^\| (events|requests)[^|]*\| ([\d,]+) \| ([\d.]+) (s|h) \| \$([\d.]+) \|$", text, re.MULTILINE)
+    assert len(rows) == 6
+    for _, rate, time, unit, cost in rows:
+        assert re.search(rf"(?<![\d,]){rate}(?![\d,])", measured), f"{rate} a second is no figure of the README"
+        seconds = float(time) * (3600 if unit == "h" else 1)
+        assert seconds == pytest.approx(1e6 / float(rate.replace(",", "")), rel=0.05)
+        assert float(cost) == pytest.approx(seconds / 3600 * float(price), rel=0.05)
+
+
 def test_render_check_tells_a_stale_file(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(render, "HERE", tmp_path)
     monkeypatch.setattr(sys, "argv", ["render"])

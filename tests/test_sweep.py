@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from trainings import command_env, read_log
 
+from ctxrec import engine
 from ctxrec.config import load_config
 from ctxrec.errors import UserError
 from ctxrec.loading import load_recommender
@@ -23,6 +24,8 @@ from tune.fidelity import share_of_users
 from tune.options import METRIC, load_sweep
 from tune.sweeping import sweep
 
+engine.use_cpu_accelerator()
+EXTENSIONS = {"TORCH_EXTENSIONS_DIR": os.environ["TORCH_EXTENSIONS_DIR"]}  # DeepSpeed's, compiled once for all caches
 REPO = Path(__file__).resolve().parent.parent
 SPACE = """
 [space]
@@ -155,6 +158,51 @@ def test_several_metrics_have_a_front_and_a_failed_trial_is_tried_again(tiny_dat
 def _beats(one: dict, other: dict) -> bool:
     a, b = ((row[METRIC], -row["model.dim"]) for row in (one, other))
     return a != b and a[0] >= b[0] and a[1] >= b[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("search", "scheduler"), [("tpe", "median"), ("bohb", "auto")])
+def test_more_trials_than_cpus_wait_for_each_other_and_all_end(search, scheduler, tiny_data, tiny_encoder, tmp_path):
+    """Twice as many at a time as the cluster has CPUs: none holds one that another waits for. All share one cache."""
+    lines = f'final = false\nconcurrent = 4\nscheduler = "{scheduler}"'
+    given = options(tmp_path, tiny_encoder, trials=6, epochs=3, search=search, sweep_lines=lines)
+    out, cache = tmp_path / "sweep", tmp_path / "cache"
+    command = [sys.executable, "-m", "tune.sweep", "--data", tiny_data, "--out", str(out), "--config", given]
+    done = subprocess.run(
+        command,
+        env=command_env() | {"CTXREC_CACHE": str(cache), **EXTENSIONS},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    made = json.loads((out / "summary.json").read_text())
+    assert made["trials"] == 6 and made["failed"] == 0 and made["finished"] + made["stopped"] == 6
+    assert "sweep: 6 of 6 trials" in done.stdout, "the live table"
+    assert len(list((out / "trials" / "full").glob("*/config.toml"))) == 6
+    assert 1 <= len(list((cache / "encoder-cache").rglob("*.rows.npy"))) <= 2, (
+        "texts are read by those that began first"
+    )
+
+
+@pytest.mark.slow
+def test_a_budget_ends_a_sweep_and_a_larger_one_goes_on(tiny_data, tiny_encoder, tmp_path):
+    lines = 'final = false\nconcurrent = 1\nscheduler = "none"'
+    given = options(tmp_path, tiny_encoder, trials=200, epochs=2, sweep_lines=lines)
+    out = tmp_path / "sweep"
+    command = [sys.executable, "-m", "tune.sweep", "--data", tiny_data, "--out", str(out), "--config", given]
+    states = []
+    for hours in (1e-4, 0.03):
+        whole = [*command, "--set", f"sweep.max_hours={hours}"]
+        done = subprocess.run(whole, env=command_env(), capture_output=True, text=True, timeout=900)
+        states.append((done.returncode, done.stdout[-3000:] + done.stderr[-3000:]))
+    assert states[0][0] == 2 and "the budget was used up before a trial's first evaluation" in states[0][1], states[0][
+        1
+    ]
+    assert states[1][0] == 0, states[1][1]
+    made = json.loads((out / "summary.json").read_text())
+    assert 2 <= made["trials"] < 200 and made["finished"] >= 1 and (out / "best.toml").exists()
+    assert 0.03 <= made["hours"] < 0.06, "a trial that is at work is not waited for"
 
 
 @pytest.mark.slow

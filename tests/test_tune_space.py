@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import optuna
 import pytest
+from ray.tune.search import ConcurrencyLimiter, SearchGenerator
 
 from ctxrec.config import Config, load_config
 from ctxrec.errors import UserError
@@ -12,6 +15,7 @@ from tune.findings import importance, pareto_front
 from tune.options import load_sweep
 from tune.search import Bounds, first_points, make_scheduler, make_searcher
 from tune.space import Parameter, default_space, defaults_inside, parse_space, with_values
+from tune.sweeping import _reopen, _trial_base, fit_to_cluster
 
 
 def sweep_file(tmp_path, text: str) -> str:
@@ -72,6 +76,7 @@ def test_a_wrong_space_is_named_at_the_start(tmp_path, space, said):
         (["sweep.tries=3"], "unknown key 'sweep.tries'"),
         (["sweep.search=grid"], "sweep.search is 'grid'"),
         (['sweep.metric=["valid_ndcg@10", "seconds"]'], "sweep.mode"),
+        (["sweep.gpus=1.5"], "sweep.gpus is 1.5"),
         (["sweep.metric=recall"], "sweep.metric is 'recall'"),
         (['sweep.metric=["valid_ndcg@10", "seconds"]', 'sweep.mode=["max", "min"]', "sweep.scheduler=asha"], "one metric"),
         (["sweep.search=pbt", "sweep.scheduler=median"], "pbt is a scheduler itself"),
@@ -107,14 +112,85 @@ def test_pbt_takes_only_what_can_change_in_a_training(tmp_path):
 def test_trials_at_their_last_epoch_are_not_stopped():
     """Ray Tune stops a trial that reaches max_t; ours have their bundle to write then."""
 
-    class Trial:
-        trial_id = "one"
-
+    trial = Trial("one")
     for kind in ("asha", "hyperband"):
         scheduler = make_scheduler(load_sweep(None, [f"sweep.scheduler={kind}"]), epochs=15)
-        scheduler.on_trial_add(None, Trial())
+        scheduler.on_trial_add(None, trial)
         for epoch in range(1, 16):
-            assert scheduler.on_trial_result(None, Trial(), {"epoch": epoch, "valid_ndcg@10": 0.1}) == "CONTINUE"
+            assert report(scheduler, trial, epoch, 0.1) == "CONTINUE"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    trial_id: str
+
+
+def report(scheduler, trial, epoch: int, value: float) -> str:
+    return scheduler.on_trial_result(None, trial, {"epoch": epoch, "valid_ndcg@10": value})
+
+
+def add_trials(scheduler, count: int) -> list:
+    trials = [Trial(f"t{n}") for n in range(count)]
+    for trial in trials:
+        scheduler.on_trial_add(None, trial)
+    return trials
+
+
+def test_asha_stops_what_is_not_in_the_best_third_at_a_rung():
+    scheduler = make_scheduler(load_sweep(None, ["sweep.grace=2"]), epochs=15)
+    good, fair, bad = add_trials(scheduler, 3)
+    assert report(scheduler, good, 1, 0.3) == report(scheduler, bad, 1, 0.0) == "CONTINUE", "none in the first epochs"
+    assert report(scheduler, good, 2, 0.3) == "CONTINUE"
+    assert report(scheduler, bad, 2, 0.1) == "STOP" and report(scheduler, fair, 2, 0.2) == "STOP"
+    assert report(scheduler, good, 6, 0.3) == "CONTINUE"
+
+
+def test_hyperband_has_brackets_that_begin_to_stop_at_different_epochs():
+    scheduler = make_scheduler(load_sweep(None, ["sweep.search=bohb"]), epochs=15)
+    first_rungs = sorted(min(rung for rung, _ in bracket._rungs) for bracket in scheduler._brackets)
+    assert first_rungs == [1, 3, 9]
+
+
+def test_median_stops_what_is_below_the_others_mean():
+    scheduler = make_scheduler(load_sweep(None, ["sweep.scheduler=median", "sweep.grace=2"]), epochs=15)
+    *others, bad = add_trials(scheduler, 4)
+    for epoch in (1, 2, 3):
+        for trial in others:
+            assert report(scheduler, trial, epoch, 0.3) == "CONTINUE"
+    assert report(scheduler, bad, 1, 0.1) == "CONTINUE", "none in the first epochs"
+    assert report(scheduler, bad, 3, 0.1) == "STOP"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "has", "expected"),
+    [
+        (["sweep.gpus=0.25"], {"CPU": 6, "GPU": 1}, (4, 0.25, "yes")),  # four trials share it
+        (["sweep.gpus=0.25"], {"CPU": 3, "GPU": 1}, (3, 0.25, "yes")),  # each has a CPU too
+        (["sweep.gpus=0.6"], {"CPU": 9, "GPU": 2}, (2, 0.6, "yes")),  # what is left of two GPUs is no GPU
+        ([], {"CPU": 6, "GPU": 1}, (1, 1.0, "yes")),  # a whole one each, as nothing else was said
+        (["train.use_gpu=no"], {"CPU": 6, "GPU": 1}, (6, 1.0, "no")),
+        (["sweep.workers=2", "sweep.cpus=1.5"], {"CPU": 6}, (2, 1.0, "no")),
+        (["sweep.workers=2", "sweep.concurrent=3"], {"CPU": 1}, (3, 1.0, "no")),  # a cluster that grows
+    ],
+)
+def test_trials_at_a_time_are_what_cpus_and_parts_of_gpus_have_room_for(overrides, has, expected):
+    plan = fit_to_cluster(load_sweep(None, overrides), has)
+    train = _trial_base(plan).train
+    assert (plan.options.concurrent, train.gpus_per_worker, train.use_gpu) == expected
+    assert (train.workers, train.cpus_per_worker) == (plan.options.workers, plan.options.cpus)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpus", "said"),
+    [
+        (["sweep.gpus=0.75", "sweep.workers=2"], 1, r"a trial needs 1\.5 GPUs .* the cluster has 1"),
+        (["sweep.gpus=0.6", "sweep.workers=3"], 2, r"a trial needs 1\.8 GPUs .* the cluster has 2"),
+        (["sweep.cpus=4", "sweep.workers=2"], 0, r"a trial needs 8 CPUs .* the cluster has 6"),
+    ],
+)
+def test_a_trial_that_the_cluster_has_no_room_for_is_named(overrides, gpus, said):
+    with pytest.raises(UserError, match=said):
+        fit_to_cluster(load_sweep(None, overrides), {"CPU": 6, "GPU": gpus})
 
 
 def test_whole_numbers_are_drawn_whole_and_both_ends_are_drawn():
@@ -136,6 +212,30 @@ def test_the_budget_goes_on_over_starts_and_takes_new_limits(tmp_path):
     again = Budget(path, gpus_per_trial=0.5)
     assert not again.stop_all() and again._account["gpu_hours"] == pytest.approx(1.0)
     assert not is_spent({"hours": 5.0, "max_hours": 0.0, "gpu_hours": 0.0, "max_gpu_hours": 0.0})
+
+
+def limited_search(plan) -> SearchGenerator:
+    """As Ray Tune wraps a searcher of one trial at a time."""
+    searcher = ConcurrencyLimiter(make_searcher(plan, first_points(plan)), max_concurrent=1)
+    made = SearchGenerator(searcher)
+    made._total_samples = 3
+    return made
+
+
+@pytest.mark.parametrize(("status", "goes_on"), [("TERMINATED", True), ("RUNNING", False)])
+def test_a_search_that_a_budget_has_ended_begins_new_trials_again(status, goes_on, tmp_path):
+    """Where a trial was at work when the sweep was killed, Ray Tune goes on with that one, and none takes its place."""
+    plan = load_sweep(None, ["sweep.trials=3"])
+    search = limited_search(plan)
+    assert search.searcher.suggest("t0") is not None
+    search._counter = 1
+    search.set_finished()  # as a stopper's end does, which tells the searcher of no trial's end
+    search.save_to_dir(str(tmp_path), "now")
+    _reopen(str(tmp_path), [{"trial_id": "t0", "status": status}])
+    again = limited_search(plan)
+    again.restore_from_dir(str(tmp_path))
+    assert again.is_finished() != goes_on
+    assert (again.searcher.suggest("t1") is not None) == goes_on
 
 
 def test_importance_finds_the_option_that_matters(tmp_path):

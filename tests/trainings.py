@@ -154,34 +154,43 @@ def free_ports(count: int) -> list[int]:
 
 
 class Nodes:
-    """A Ray cluster of several raylets on this machine, each of one CPU; closing it ends all of them."""
+    """A Ray cluster of several raylets on this machine, each of one CPU unless told; closing it ends all of them."""
 
-    def __init__(self, logs: Path) -> None:
+    def __init__(self, logs: Path, *, token: str = "", head_cpus: int = 1, env: dict[str, str] | None = None) -> None:
+        """`token`: what a caller must know; empty: nothing. `env`: variables of every node."""
         # Ray's sockets need a path below 107 bytes, which pytest's folders can exceed.
         self._folder, self._logs = tempfile.mkdtemp(prefix="ctxrec-ray-"), logs
-        gcs, dashboard, client = free_ports(3)
-        self.env = {"RAY_ADDRESS": f"127.0.0.1:{gcs}", "RAY_AUTH_MODE": "disabled"}  # a head alone would want a token
-        options = ["--head", f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+        gcs, self.dashboard, client = free_ports(3)
+        # A head alone would want a token.
+        auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_MODE": "disabled"}
+        self.env = {"RAY_ADDRESS": f"127.0.0.1:{gcs}", **auth}
+        self._node_env = auth | (env or {})
+        options = [
+            "--head",
+            f"--port={gcs}",
+            f"--dashboard-port={self.dashboard}",
+            f"--ray-client-server-port={client}",
+        ]
         self.processes: list[subprocess.Popen] = []
-        self.head = self._start([*options, f"--temp-dir={self._folder}", "--include-dashboard=true"])
+        self.head = self._start([*options, f"--temp-dir={self._folder}", "--include-dashboard=true"], head_cpus)
 
-    def add(self) -> subprocess.Popen:
-        return self._start([f"--address={self.env['RAY_ADDRESS']}"])
+    def add(self, cpus: int = 1) -> subprocess.Popen:
+        return self._start([f"--address={self.env['RAY_ADDRESS']}"], cpus)
 
-    def _start(self, options: list[str]) -> subprocess.Popen:
+    def _start(self, options: list[str], cpus: int) -> subprocess.Popen:
         agent, metrics = free_ports(2)
         command = [
             str(Path(sys.executable).parent / "ray"),
             "start",
             "--block",
-            "--num-cpus=1",
+            f"--num-cpus={cpus}",
             "--disable-usage-stats",
         ]
         command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
         command += ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000", *options]
         log = self._logs / f"node{len(self.processes)}.log"
         with open(log, "wb") as stream:
-            env = command_env() | {"RAY_AUTH_MODE": "disabled"}
+            env = command_env() | self._node_env
             process = subprocess.Popen(command, env=env, stdout=stream, stderr=stream, start_new_session=True)
         self.processes.append(process)
         deadline = time.monotonic() + 120

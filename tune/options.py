@@ -90,6 +90,9 @@ class SweepConfig:
             _require(getattr(self, key) >= 1, f"sweep.{key}", getattr(self, key), "at least 1")
         for key in ("max_hours", "max_gpu_hours", "concurrent", "gpus", "retries", "seed"):
             _require(getattr(self, key) >= 0, f"sweep.{key}", getattr(self, key), "0 or more")
+        _require(
+            self.gpus <= 1 or self.gpus == int(self.gpus), "sweep.gpus", self.gpus, "a part of 1, or a whole number"
+        )
         _require(self.cpus > 0, "sweep.cpus", self.cpus, "above 0")
         _require(self.reduction >= 2, "sweep.reduction", self.reduction, "at least 2")
         _require(len(set(self.metric)) == len(self.metric) >= 1, "sweep.metric", self.metric, "one or more, different")

@@ -49,7 +49,7 @@ def parallel_coordinates(
             _text(x, axis.place(value) - (7 if n else -9), _label(value), "muted") for n, value in enumerate(axis.marks)
         ]
         low = a % 2  # names in two rows, so that neighbours do not touch
-        parts.append(_text(x, _HEIGHT - 24 + 15 * low, key.split(".")[-1], "strong"))
+        parts.append(_text(x, _HEIGHT - 22 + 13 * low, key.split(".")[-1], "strong"))
     described = f"{len(trials)} trials over {', '.join(keys)}"
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(described)}">{"".join(parts)}</svg>'

@@ -20,7 +20,7 @@ _STYLE = """
 .chart .curve.other, .figures .curve.other { stroke-width: 1.2; opacity: .7; }
 .alone svg { max-width: 620px; min-width: 0; }
 .tiles { grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); }
-td.words { text-align: left; overflow-wrap: anywhere; }
+td.words, .errors thead th { text-align: left; overflow-wrap: anywhere; }
 """
 
 
@@ -184,7 +184,7 @@ def _trials(rows: Rows, summary: dict[str, Any], plan: Sweep) -> str:
         body.append((name, cells, row["number"] == summary["best"]["number"]))
     header = ["trial", "status", "epochs", summary["metric"], *(k.split(".")[-1] for k in keys)]
     failed = [(f"trial {r['number']}", [f'<td class="words">{e(r["error"])}</td>'], False) for r in rows if r["error"]]
-    errors = table(["failed", "why"], failed) if failed else ""
+    errors = f'<div class="errors">{table(["failed", "why"], failed)}</div>' if failed else ""
     return section("Trials", errors, details(f"All {len(rows)} trials", table(header, body)))
 
 

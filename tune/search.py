@@ -57,7 +57,8 @@ def make_scheduler(sweep: Sweep, epochs: int) -> Any:
         return None
     common = {"metric": options.metric[0], "mode": options.mode[0], "time_attr": TIME}
     if kind == "median":
-        return ray.tune.schedulers.MedianStoppingRule(grace_period=options.grace, **common)
+        # Without the slice, trials of which too few are known would be paused after each epoch to let others begin.
+        return ray.tune.schedulers.MedianStoppingRule(grace_period=options.grace, min_time_slice=math.inf, **common)
     if kind == "pbt":
         return ray.tune.schedulers.PopulationBasedTraining(
             perturbation_interval=options.grace,

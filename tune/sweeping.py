@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 import ray.tune
+from ray import cloudpickle
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 
 from ctxrec import runtime, storage
@@ -23,7 +24,7 @@ from tune import results
 from tune.board import Board
 from tune.budget import Budget, is_spent, open_account
 from tune.fidelity import share_of_users
-from tune.options import Sweep, SweepConfig
+from tune.options import METRIC, Sweep, SweepConfig
 from tune.search import first_points, make_scheduler, make_searcher
 from tune.space import SECTIONS, tunes_encoder, with_values
 from tune.trial import TrialJob, begin_from, is_checkpoint, keep_checkpoint, make_trainable
@@ -61,7 +62,7 @@ def sweep(data_path: str, out: str, plan: Sweep) -> dict[str, Any]:
     _claim(out, plan, data)
     runtime.connect(log_to_driver=False)
     _quiet()
-    plan = _fit_to_cluster(plan)
+    plan = fit_to_cluster(plan, ray.cluster_resources())
     account = storage.join(out, ACCOUNT)
     open_account(account, max_hours=plan.options.max_hours, max_gpu_hours=plan.options.max_gpu_hours)
     stages = []
@@ -121,26 +122,31 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def _fit_to_cluster(plan: Sweep) -> Sweep:
-    """Decide how many trials run at a time and what each holds.
+def fit_to_cluster(plan: Sweep, has: dict[str, float]) -> Sweep:
+    """Decide how many trials run at a time and what each holds. `has`: the cluster's resources by name.
 
     Raises:
         UserError: one trial needs more than the cluster has.
     """
-    options, has = plan.options, ray.cluster_resources()
+    options = plan.options
     on_gpu = plan.base.train.use_gpu == "yes" or (plan.base.train.use_gpu == "auto" and has.get("GPU", 0) > 0)
     gpus = (options.gpus or 1.0) if on_gpu else 0.0
     room = []
     for name, each in (("CPU", options.cpus), ("GPU", gpus)):
-        needed = each * options.workers
-        if needed > has.get(name, 0) and not options.concurrent:
+        trials = _workers_in(has.get(name, 0), each) // options.workers if each else options.trials
+        if not trials and not options.concurrent:
             raise UserError(
-                f"a trial needs {needed:g} {name}s (sweep.workers = {options.workers} with {each:g} each); the cluster "
-                f"has {has.get(name, 0):g}. Lower them, or set sweep.concurrent where the cluster grows"
+                f"a trial needs {each * options.workers:g} {name}s (sweep.workers = {options.workers} with {each:g} "
+                f"each); the cluster has {has.get(name, 0):g}. Lower them, or set sweep.concurrent where it grows"
             )
-        room += [int(has.get(name, 0) / needed + 1e-9)] if needed else []
+        room.append(trials)
     concurrent = min(options.concurrent or min(room), options.trials)
     return dataclasses.replace(plan, options=dataclasses.replace(options, gpus=gpus, concurrent=concurrent))
+
+
+def _workers_in(amount: float, each: float) -> int:
+    """Workers that find room: a part of a GPU or CPU is a part of one, so three of 0.6 need three of them."""
+    return int(amount) * int(1 / each + 1e-9) if each < 1 else int(amount / each + 1e-9)
 
 
 def _trial_base(plan: Sweep) -> Config:
@@ -207,6 +213,7 @@ def _run_stage(stage: Stage, out: str) -> None:
 
     Raises:
         KeyboardInterrupt: somebody stopped it; the same command goes on.
+        UserError: the budget ends before anything is known.
         RuntimeError: every trial failed.
     """
     record = results.record_path(out, stage.name)
@@ -217,6 +224,8 @@ def _run_stage(stage: Stage, out: str) -> None:
         folder = storage.join(out, "tune", stage.name)
         if ray.tune.Tuner.can_restore(folder):
             logger.info("going on with the trials of %s", folder)
+            if storage.exists(record):
+                _reopen(folder, storage.read_json(record))
             tuner = ray.tune.Tuner.restore(folder, trainable, resume_unfinished=True)
         else:
             tuner = _new_tuner(stage, trainable, out, record, Budget(account, options.gpus * options.workers))
@@ -224,7 +233,11 @@ def _run_stage(stage: Stage, out: str) -> None:
     rows = storage.read_json(record)
     if not _done(record, stage, account):
         raise KeyboardInterrupt
-    if not any(row["result"] for row in rows):
+    if not any(METRIC in row["result"] for row in rows):
+        if is_spent(storage.read_json(account)):
+            raise UserError(
+                "the budget was used up before a trial's first evaluation; raise it (sweep.max_hours, max_gpu_hours): the sweep goes on"
+            )
         raise RuntimeError(f"every trial failed before its first evaluation: {_first_error(rows)}")
 
 
@@ -233,8 +246,27 @@ def _done(record: str, stage: Stage, account: str) -> bool:
     if not storage.exists(record):
         return False
     rows = storage.read_json(record)
-    ended = all(row["status"] in ("TERMINATED", "ERROR") for row in rows)
-    return ended and (len(rows) >= stage.sweep.options.trials or is_spent(storage.read_json(account)))
+    return all(map(_ended, rows)) and (len(rows) >= stage.sweep.options.trials or is_spent(storage.read_json(account)))
+
+
+def _reopen(folder: str, rows: list[dict[str, Any]]) -> None:
+    """Let a search that a budget has ended propose again: all of its trials (`rows`) have ended, and more are planned.
+
+    Ray Tune writes down that such a search is finished, and that the trials it stopped are still at work, so that it
+    would never begin another one.
+    """
+    if not all(_ended(row) for row in rows):
+        return  # killed: Ray Tune goes on with the trials that were at work
+    for path in storage.list_files(folder, recursive=False):
+        if os.path.basename(path).startswith("search_gen_state"):
+            state = cloudpickle.loads(storage.read_bytes(path)) | {"finished": False}
+            for limiter in (value for key, value in state.items() if key == "name:ConcurrencyLimiter"):
+                limiter |= {"live_trials": set(), "num_unfinished_live_trials": 0}
+            storage.write_bytes(path, cloudpickle.dumps(state))
+
+
+def _ended(row: dict[str, Any]) -> bool:
+    return row["status"] in ("TERMINATED", "ERROR")
 
 
 def _driver_resources() -> PlacementGroupFactory:
