@@ -171,6 +171,7 @@ class TrainConfig:
     fresh_items: distinct items of a step that the encoder encodes with gradient, at most.
     loss: full softmax up to full_softmax_items items, sampled softmax with logQ correction above
         (auto), or the named one; bce is binary cross-entropy with `negatives` uniform negatives.
+    warm_start: begin the item tower where items that keep company in histories are near each other (`ctxrec.warm_start`).
     refit: after options and weights are chosen on the validation events, train the towers again on these too.
     precision: auto takes bf16 on GPUs that have it, and on CPUs with AMX; fp32 elsewhere. bf16 with ZeRO 0 is ZeRO 1.
     max_failures: how often workers that died (or machines) are replaced before the training fails.
@@ -205,6 +206,7 @@ class TrainConfig:
     eval_every: int = 0
     patience: int = 4
     valid_users: int = 20_000
+    warm_start: bool = False
     refit: bool = True
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from safetensors.torch import load as load_tensors
 
 from ctxrec import checkpoint, faults, profiling, schema, storage
+from ctxrec.baselines import training_events
 from ctxrec.config import Config
 from ctxrec.encoder import TextEncoder
 from ctxrec.errors import UserError
@@ -28,6 +29,7 @@ from ctxrec.network import Network
 from ctxrec.phase import SHARE, PhaseRun, Progress, Resumed
 from ctxrec.profiling import StepTrace
 from ctxrec.stream import TrainStream
+from ctxrec.warm_start import company, company_vectors, start_warm
 
 logger = logging.getLogger(__name__)
 
@@ -136,12 +138,17 @@ def _run_phase(
         return True
     config = setup.config.train
     epochs = config.encoder_epochs if phase == "encoder" else config.tower_epochs
+    last_split = schema.VALID if phase == "refit" else schema.TRAIN
     torch.manual_seed(config.seed)
     made = Towers(setup.config.model, setup.shape, temperature=config.temperature)
     if towers:
         made.load_state_dict(towers)
     elif made.content is not None and setup.frozen is not None:
         made.content.start_from(setup.frozen)
+    if config.warm_start and not towers:
+        parts = training_events(setup.data, last_split + 1)
+        vectors_ID = company_vectors(company(parts, setup.shape.num_items), setup.config.model.dim, seed=config.seed)
+        start_warm(made.item, setup.refit_items if phase == "refit" else setup.items, chosen.text, vectors_ID)
     encoder = None
     if phase == "encoder":
         assert setup.tokens is not None
@@ -159,7 +166,7 @@ def _run_phase(
         seed=config.seed,
         rank=setup.rank,
         world=setup.world,
-        last_split=schema.VALID if phase == "refit" else schema.TRAIN,
+        last_split=last_split,
     )
     trace = None
     if setup.profile and setup.rank == 0:
