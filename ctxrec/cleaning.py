@@ -89,6 +89,17 @@ def value_text(value: object) -> str | None:
     return text if text is not None and text.strip() else None
 
 
+def value_words(value: object) -> list[str]:
+    """The values of a category, one or a list, as `prepare` reads them from a column of their own type."""
+    values = value if isinstance(value, list) else [value]
+    return [text for text in map(value_text, values) if text is not None]
+
+
+def value_line(value: object) -> str | None:
+    """A text, which may be given as a list, as `prepare` reads it."""
+    return ", ".join(value_words(value)) if isinstance(value, list) else value_text(value)
+
+
 def as_written(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """Any column as text for a person to read, nothing dropped; large_string."""
     array = one_array(column)

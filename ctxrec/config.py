@@ -255,14 +255,18 @@ class IndexConfig:
     """The retrieval index of a bundle.
 
     kind: flat is exact; hnsw is a graph; ivf and ivfpq have lists, and ivfpq ranks compressed vectors and then the best
-        of them exactly; auto picks by the size of the catalogue and says why.
+        of them exactly; cagra is a graph that a GPU builds and searches (FAISS with cuVS), a hnsw elsewhere; auto picks
+        by the size of the catalogue, the hardware and `latency_ms`, and says why.
+    latency_ms: goal for the search of one query, by which auto chooses: it ranks all items where this machine does that
+        in time, however many they are, and takes lists or a graph where it does not; 0: no goal, by size alone.
     recall: recall@10 that `nprobe` (lists of ivf and ivfpq) and `ef_search` (nodes of hnsw) are chosen for where they
         are 0: as few as reach it on validation requests.
     refine: candidates of ivfpq that are ranked exactly, as a multiple of k.
     nlist: lists; 0 for 4 times the square root of the number of items.
     """
 
-    kind: Literal["auto", "flat", "hnsw", "ivf", "ivfpq"] = "auto"
+    kind: Literal["auto", "flat", "hnsw", "ivf", "ivfpq", "cagra"] = "auto"
+    latency_ms: float = 0.0
     recall: float = 0.99
     refine: int = 16
     nlist: int = 0
@@ -274,6 +278,7 @@ class IndexConfig:
 
     def __post_init__(self) -> None:
         _require(0 < self.recall <= 1, "index.recall", self.recall, "above 0, at most 1")
+        _require(self.latency_ms >= 0, "index.latency_ms", self.latency_ms, "0 (no goal) or more")
         for key in ("hnsw_links", "ef_construction", "refine"):
             _require(getattr(self, key) >= 1, f"index.{key}", getattr(self, key), "at least 1")
         for key in ("nlist", "nprobe", "ef_search"):

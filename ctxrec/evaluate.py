@@ -28,7 +28,7 @@ def main() -> None:
         metavar="STRENGTHS",
         default="",
         help="such as 0,0.3,0.7: compares lists re-ranked by MMR, and with the caps, freshness and rules of the options, "
-        "with the plain ones",
+        "each alone and together, with the plain ones",
     )
     cli.add_rules(parser)
     args = parser.parse_args()

@@ -1,7 +1,7 @@
 """What users did since the bundle was made: a store that all replicas share, written before it is acknowledged.
 
 `open_store` gives the embedded one (SQLite, one machine) or Redis (several machines). Both keep, beside the
-histories, a log of what has not been written to event files yet (`ctxrec.event_files`).
+histories, a log of what has not been written to event files yet (`ctxrec.event_files`), and the items that were posted.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class StoreError(Exception):
 
 class HistoryStore(Protocol):
     """Events by user. Safe to use from several threads and several processes."""
+
+    id: str  # of the store, made with it
 
     def append(self, events: Sequence[LoggedEvent]) -> None:
         """Add events, all or none; they are on disk when this returns.

@@ -1,4 +1,4 @@
-"""Top-k search by inner product over item vectors: FAISS flat, HNSW, IVF and IVF-PQ, on CPU or GPU.
+"""Top-k search by inner product over item vectors: FAISS flat, HNSW, IVF and IVF-PQ; on a GPU flat, IVF and CAGRA.
 
 Every search gives k results whenever k items are eligible, whatever the filter: approximate indexes
 search wider and at last rank all vectors exactly where filters leave them short.
@@ -27,9 +27,10 @@ _SLACK = 8  # results fetched beyond k, so that most ties at the border are seen
 _FEW_EXCLUDED = 256  # items of a row that are rather fetched and dropped than skipped
 _WIDEN = 4  # factor on the search effort when filters leave a row short of k
 _EXACT_SHARE = 0.05  # filters that leave less than this share of items are ranked exactly
-_GPU_MAX_K = 2048
+_GPU_MAX_K, _CAGRA_MAX_K = 2048, 512  # results of a search on a GPU, at most
+_GPU_MAX_LISTS = 2048
 _SAMPLE, _SAMPLE_K = 200, 10  # queries by which recall is measured, and how many items of each
-_FIRST_EFFORT = {"ivf": 8, "ivfpq": 8, "hnsw": 32}  # lists and graph nodes that are tried first
+_FIRST_EFFORT = {"ivf": 8, "ivfpq": 8, "hnsw": 32, "cagra": 32}  # lists and graph nodes that are tried first
 
 
 def load_index(path: str, config: IndexConfig) -> Index:
@@ -68,7 +69,9 @@ class Index:
 
     @property
     def kind(self) -> str:
-        """What was built: flat, hnsw, ivf or ivfpq."""
+        """What was built: flat, hnsw, ivf, ivfpq or cagra."""
+        if isinstance(self._index, faiss.IndexHNSWCagra):
+            return "cagra"
         if isinstance(self._index, faiss.IndexHNSW):
             return "hnsw"
         if isinstance(self._index, faiss.IndexRefine):
@@ -80,7 +83,7 @@ class Index:
         """The item vectors, float32 [I, D]; a view, except for IVF, whose lists hold them in another order."""
         if self.kind == "ivf":
             return self._index.reconstruct_n(0, self.num_items)
-        whole = {"hnsw": "storage", "ivfpq": "refine_index"}.get(self.kind)
+        whole = {"hnsw": "storage", "cagra": "storage", "ivfpq": "refine_index"}.get(self.kind)
         flat = self._index if whole is None else faiss.downcast_index(getattr(self._index, whole))
         return faiss.rev_swig_ptr(flat.get_xb(), self.num_items * self.dim).reshape(self.num_items, self.dim)
 
@@ -117,8 +120,9 @@ class Index:
         self, queries: np.ndarray, width: int, mask: np.ndarray | None, excluded: list[np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
         num_allowed = self.num_items if mask is None else int(mask.sum())
-        if mask is not None and self.kind != "flat" and num_allowed < _EXACT_SHARE * self.num_items:
-            # Few items pass: a graph search wanders among those that do not, and ranking all that pass is cheap.
+        selects = self.kind == "flat" and not self.on_gpu
+        if mask is not None and not selects and num_allowed < _EXACT_SHARE * self.num_items:
+            # Few items pass: a search meets hardly any but those that do not, and ranking all that pass is cheap.
             return exact_search(self.vectors, queries, width, allowed=mask, excluded=excluded)
         wanted = [min(width, num_allowed - len(d if mask is None else d[mask[d]])) for d in excluded]
         if self.on_gpu or self.kind == "flat":
@@ -141,10 +145,10 @@ class Index:
         The third result marks rows whose border may cut through equal scores.
         """
         num = min(self.num_items, width + _SLACK + max(map(len, excluded)))
-        if self.on_gpu:
-            if mask is not None:  # GPU indexes know no selectors: so many that enough of them pass
-                num = min(math.ceil(num / max(float(mask.mean()), 1 / self.num_items)), self.num_items)
-            found_scores, found_ids = self._search_gpu(queries, min(num, _GPU_MAX_K))
+        if self.on_gpu:  # GPU indexes know no selectors: so many that enough of them pass, and searched as much wider
+            share = 1.0 if mask is None else max(float(mask.mean()), 1 / self.num_items)
+            num = min(math.ceil(num / share), self.num_items, _CAGRA_MAX_K if self.kind == "cagra" else _GPU_MAX_K)
+            found_scores, found_ids = self._search_gpu(queries, num, 1 / share)
             if mask is not None:
                 found_ids = np.where(mask[found_ids], found_ids, NO_ITEM)
         else:
@@ -220,7 +224,7 @@ class Index:
             queries = first + second + 2 * rng.standard_normal(first.shape, dtype=np.float32) * vectors.std(0)
         exact, _ = exact_search(vectors, queries, _SAMPLE_K)
         enough = (1 + recall) / 2  # other queries may be harder than those sampled
-        most = self.num_items if self.kind == "hnsw" else faiss.extract_index_ivf(self._index).nlist
+        most = self.num_items if self.kind in ("hnsw", "cagra") else faiss.extract_index_ivf(self._index).nlist
         effort, found = min(_FIRST_EFFORT[self.kind], most), 0.0
         while True:
             self._search_by_default(effort)
@@ -229,11 +233,11 @@ class Index:
             if found >= enough or effort == most:
                 break
             effort = min(2 * effort, most)
-        what = "graph nodes" if self.kind == "hnsw" else "lists"
+        what = "graph nodes" if self.kind in ("hnsw", "cagra") else "lists"
         logger.info("%d of %d %s are searched: recall@%d %.3f", effort, most, what, _SAMPLE_K, found)
 
     def _search_by_default(self, effort: int) -> None:
-        if self.kind == "hnsw":
+        if self.kind in ("hnsw", "cagra"):
             self._index.hnsw.efSearch = effort
         else:
             faiss.extract_index_ivf(self._index).nprobe = effort
@@ -246,12 +250,15 @@ class Index:
     @cached_property
     def _gpu_index(self) -> faiss.Index | None:
         """The index on the GPU: what FAISS has no GPU form of (HNSW) stays on the CPU."""
-        num_gpus = faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
-        if self._config.use_gpu == "yes" and num_gpus == 0:
+        found = num_gpus(self._config)
+        if self._config.use_gpu == "yes" and found == 0:
             raise UserError(
                 "index.use_gpu is yes, but FAISS finds no GPU; install the faiss-gpu extra or set it to auto"
             )
-        if self._config.use_gpu == "no" or num_gpus == 0:
+        if found == 0:
+            return None
+        if self.kind == "cagra" and "CUVS" not in faiss.get_compile_options():
+            logger.info("this FAISS has no cuVS; the CPU searches what CAGRA built")
             return None
         if self.kind in ("hnsw", "ivfpq"):
             logger.info("%s has no GPU form in FAISS; the index stays on the CPU", self.kind)
@@ -259,10 +266,24 @@ class Index:
         self._gpu_resources = faiss.StandardGpuResources()  # must live as long as the index
         return faiss.index_cpu_to_gpu(self._gpu_resources, 0, self._index)
 
-    def _search_gpu(self, queries: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
-        params = self._search_params(num, 1, None) if self.kind == "ivf" else None
+    def _search_gpu(self, queries: np.ndarray, num: int, effort: float) -> tuple[np.ndarray, np.ndarray]:
+        params = None
+        if self.kind == "ivf":
+            lists = faiss.extract_index_ivf(self._index)
+            nprobe = math.ceil((self._config.nprobe or lists.nprobe) * effort)
+            params = faiss.SearchParametersIVF(nprobe=min(nprobe, lists.nlist, _GPU_MAX_LISTS))
+        elif self.kind == "cagra":
+            params = faiss.SearchParametersCagra()
+            params.itopk_size = max(self._config.ef_search or self._index.hnsw.efSearch, num)
         with self._gpu_lock:
             return self._gpu_index.search(queries, num, params=params)
+
+
+def num_gpus(config: IndexConfig) -> int:
+    """GPUs that FAISS finds, where it may use them."""
+    if config.use_gpu == "no" or not hasattr(faiss, "StandardGpuResources"):
+        return 0
+    return faiss.get_num_gpus()
 
 
 def _unique(excluded: Excluded, num_rows: int) -> list[np.ndarray]:

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file as load_arrays
 
 from ctxrec import bundle as files
 from ctxrec import catalogue, schema, storage
-from ctxrec.cleaning import value_text
+from ctxrec.cleaning import value_line, value_words
 from ctxrec.encoder import TextEncoder, resolve_encoder
 from ctxrec.errors import UserError
 from ctxrec.features import ItemFeatures, hash_id, item_features
@@ -50,7 +50,7 @@ class NoEncoder(UserError):
 def rows_to_table(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> pa.Table:
     """Rows with `item_id` and columns of the item file, as a table of `schema.items_schema`.
 
-    A column that a row lacks is missing; image and audio columns are taken, and used by the next training.
+    A column that a row lacks is missing; image and audio columns are taken, and used by the next training (`ctxrec.item_files`).
 
     Raises:
         BadRow: names the row, the column, and what is valid.
@@ -60,9 +60,9 @@ def rows_to_table(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> pa.Ta
         for name, value in row.items():
             _check(name, value, section, place)
     columns = {
-        name: pa.array([_words(r.get(name)) for r in rows], pa.list_(pa.string())) for name in section.categorical
+        name: pa.array([value_words(r.get(name)) for r in rows], pa.list_(pa.string())) for name in section.categorical
     }
-    texts = [pa.array([_line(row.get(name)) for row in rows], pa.string()) for name in section.text]
+    texts = [pa.array([value_line(row.get(name)) for row in rows], pa.string()) for name in section.text]
     numbers = {name: pa.array([row.get(name) for row in rows], pa.float64()) for name in section.numeric}
     raw = {f"text {n}": text for n, text in enumerate(texts)}
     raw |= {f"category {name}": lists for name, lists in columns.items()} | numbers
@@ -113,16 +113,6 @@ def _items_table(spec: DatasetSpec, section: ItemsSpec, entities: catalogue.Enti
 
 def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
-
-
-def _words(value: Any) -> list[str]:
-    """The values of a category as `prepare` reads them from a column of their own type."""
-    values = value if isinstance(value, list) else [value]
-    return [text for text in map(value_text, values) if text is not None]
-
-
-def _line(value: Any) -> str | None:
-    return ", ".join(_words(value)) if isinstance(value, list) else value_text(value)
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ class BucketRanker:
             found = load_reranker(self.plan.reranker, model_version=model.model_version)
             second = found if found.weight > 0 else None
         return {
-            system: Retriever(model, None, second, diversity, self.plan.rules)
+            system: Retriever(model, None, second, diversity, self.plan.rules if diversity.rules else None)
             for system, diversity in self.plan.arranged.items()
         }
 

@@ -20,7 +20,7 @@ from ctxrec.metrics import bootstrap_means, list_metrics, percentile_interval, r
 from ctxrec.recommender import Recommender
 from ctxrec.summary import MODEL, SLICE_K, Interval, Metrics, RankedLists
 
-PREFIX = "diversity="  # of the names of systems whose lists were arranged
+PREFIX = "diversity="  # of the names of systems whose lists were arranged; a strength or an option alone follows
 CONTENT = f"distance@{SLICE_K}"  # of content vectors; that of a categorical column has its name behind a "/"
 
 
@@ -40,11 +40,26 @@ def parse_strengths(text: str) -> tuple[float, ...]:
 
 
 def settings(config: DiversityConfig, strengths: Sequence[float]) -> dict[str, DiversityConfig]:
-    """Options of each system that is evaluated besides the plain model: one for each strength, and without any, one
-    for the options as they are, if these change lists at all."""
+    """Options of each system that is evaluated besides the plain model.
+
+    One for each strength, and without any, one for the options as they are, if these change lists at all; and where
+    several of caps, freshness, rules and MMR are at work together, each of the first three alone, to see what it does.
+    """
     if not strengths and config.is_on:
         strengths = (config.strength,)
-    return {f"{PREFIX}{s:g}": dataclasses.replace(config, strength=s) for s in sorted(set(strengths))}
+    if not strengths:
+        return {}
+    made = {f"{PREFIX}{s:g}": dataclasses.replace(config, strength=s) for s in sorted(set(strengths))}
+    nothing = DiversityConfig()
+    bare = dataclasses.replace(
+        config, strength=0.0, caps=nothing.caps, freshness=nothing.freshness, rules=nothing.rules
+    )
+    alone = {
+        part: dataclasses.replace(bare, **{part: getattr(config, part)})
+        for part in ("caps", "freshness", "rules")
+        if getattr(config, part)
+    }
+    return {f"{PREFIX}{part}": c for part, c in alone.items() if c not in made.values()} | made
 
 
 def without_arranged(lists: RankedLists) -> RankedLists:
@@ -104,7 +119,7 @@ def _mean_of_known(values_N: np.ndarray, *, resamples: int, seed: int) -> Interv
 
 
 def rows(found: dict[str, Metrics]) -> list[list[str]]:
-    """A table with its header: the plain model first, then by strength."""
+    """A table with its header: the plain model first, then options alone, then by strength with all of them."""
     main = f"ndcg@{SLICE_K}"
     columns = {main: "NDCG@10", f"{main} minus model": "minus plain", CONTENT: "distance"}
     columns |= {name: name.removeprefix(CONTENT + "/") for name in found[MODEL] if name.startswith(CONTENT + "/")}

@@ -1,6 +1,6 @@
 """The online service.
 
-    serve run serve.app:build_app run=RUN              # this machine; Ctrl-C stops it
+    serve run serve.app:build_app run=RUN              # this machine; Ctrl-C stops it, SIGTERM after what is in flight
     serve deploy serve/config.yaml                     # a cluster
 
 RUN is a run of `ctxrec.train`, the bundle in it, or a folder of `ctxrec.publish`; a path or a URI. `curl localhost:8000/docs` has the API.
@@ -23,6 +23,7 @@ from serve.engine import served_config
 from serve.keys import keys_from_environment
 from serve.options import AppArgs
 from serve.rule_file import RuleFile
+from serve.stopping import drain_on_sigterm
 
 
 def build_app(args: AppArgs) -> ray.serve.Application:
@@ -31,6 +32,7 @@ def build_app(args: AppArgs) -> ray.serve.Application:
     Raises:
         UserError: no bundle lies at `args.run`, or it is damaged, or the rule file or an option is wrong.
     """
+    drain_on_sigterm()
     bundle = find_bundle(args.run)  # absolute: replicas have another working directory than the command
     check_bundle(bundle, scratch=tempfile.gettempdir())  # each replica checks again; here the message is in sight
     args = args.resolved()

@@ -1,5 +1,7 @@
-"""What a replica does with posted events: to the store in groups, each on disk before its sender hears of it,
-and from there to Parquet files, by a thread in the background."""
+"""What a replica does with posted events: to the store in groups, each on disk before its sender hears of it.
+
+From there they go to Parquet files, as posted items do, by a thread in the background.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from ctxrec.errors import UserError
 from ctxrec.event_files import write_event_files
 from ctxrec.events import US
 from ctxrec.history_store import HistoryStore, LoggedEvent, StoreError
-from ctxrec.spec import EventsSpec
+from ctxrec.item_files import write_item_file
+from ctxrec.spec import DatasetSpec
 from serve.api import EventsRequest
 from serve.items import Every
 
@@ -85,11 +88,18 @@ class Journal:
 
 
 class FileWriter:
-    """Writes posted events to Parquet files every so many seconds, and once more when it is stopped."""
+    """Writes posted events and items to Parquet files every so many seconds, and once more when it is stopped.
 
-    def __init__(self, store: HistoryStore, folder: str, spec: EventsSpec, *, every_s: float):
-        self._store, self._folder, self._spec = store, folder, spec
-        self._rounds = Every(every_s, self._write, "event files")
+    Args:
+        store: what was posted.
+        events, items: folders, paths or URIs.
+        spec: names of the columns of log and item file.
+    """
+
+    def __init__(self, store: HistoryStore, events: str, items: str, spec: DatasetSpec, *, every_s: float):
+        self._store, self._events, self._items, self._spec = store, events, items, spec
+        self._last_change = 0  # of an item that is in the file
+        self._rounds = Every(every_s, self._write, "files of events and items")
 
     def stop(self) -> None:
         self._rounds.stop()
@@ -97,8 +107,9 @@ class FileWriter:
 
     def _write(self) -> None:
         try:
-            num = write_event_files(self._store, self._folder, self._spec)
+            num = write_event_files(self._store, self._events, self._spec.events)
             if num:
-                logger.info("%d events written to %s", num, self._folder)
-        except Exception:  # whatever it is, the events are in the store, and the next round tries again
-            logger.exception("event files could not be written; they will be tried again")
+                logger.info("%d events written to %s", num, self._events)
+            self._last_change = write_item_file(self._store, self._items, self._spec.items, since=self._last_change)
+        except Exception:  # whatever it is, they are in the store, and the next round tries again
+            logger.exception("files of events and items could not be written; they will be tried again")

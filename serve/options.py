@@ -52,7 +52,13 @@ class AppArgs(BaseModel):
         default="",
         description="folder (path or URI) for the Parquet files of posted events; empty: events/ in the store's folder",
     )
-    event_files_every_s: float = Field(default=60, gt=0, description="how often posted events are written to files")
+    event_files_every_s: float = Field(
+        default=60, gt=0, description="how often posted events and items are written to files"
+    )
+    item_files: str = Field(
+        default="",
+        description="folder (path or URI) for the Parquet file of posted items; empty: items/ in the store's folder",
+    )
 
     exposures: str = Field(
         default="",
@@ -98,9 +104,11 @@ class AppArgs(BaseModel):
         store = absolute(self.store) if self.store else self.live_folder()
         beside = self.live_folder() if storage.is_uri(store) else store
         files = absolute(self.event_files) if self.event_files else os.path.join(beside, "events")
+        items = absolute(self.item_files) if self.item_files else os.path.join(beside, "items")
         shown = absolute(self.exposures) if self.exposures else os.path.join(beside, "exposures")
         rules = absolute(self.rules) if self.rules else ""
-        places = {"run": absolute(self.run), "store": store, "event_files": files, "exposures": shown, "rules": rules}
+        places = {"run": absolute(self.run), "store": store, "event_files": files, "item_files": items}
+        places |= {"exposures": shown, "rules": rules}
         return self.model_copy(update=places)
 
     @property

@@ -59,7 +59,8 @@ class Replica:
         self._events = MicroBatcher(self._journal.append, self._writing, max_size=_EVENTS_AT_ONCE, size=len)
         self._num_waiting = 0
         spec = self._engine.retriever.recommender.spec
-        self._files = FileWriter(self._store, args.event_files, spec.events, every_s=args.event_files_every_s)
+        folders = {"events": args.event_files, "items": args.item_files}
+        self._files = FileWriter(self._store, **folders, spec=spec, every_s=args.event_files_every_s)
         self._others = Every(args.items_every_s, self._catch_up, "items of other replicas")
         self._refused = ""  # a published version that cannot be served
         self._refused_test: Experiment | None = None

@@ -111,10 +111,12 @@ def test_nothing_depends_on_actors_and_batches(evaluated, tiny_run, tmp_path):
 
 
 def test_the_command_prints_the_table_and_takes_options(tiny_run, tmp_path):
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[[block]]\ncolumn = "category"\nany = ["group0"]\n')
     result = run_command(
         "--run", tiny_run, "--split", "valid", "--out", str(tmp_path / "out"),
         "--set", "evaluate.bootstrap=20", "--set", "evaluate.max_baseline_items=3",
-        "--diversity", "0,1", "--set", "diversity.pool=40",
+        "--diversity", "0,1", "--rules", str(rules), "--set", "diversity.pool=40", "--set", "diversity.freshness=0.5",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -126,10 +128,13 @@ def test_the_command_prints_the_table_and_takes_options(tiny_run, tmp_path):
     )
     assert not {"ease", "itemknn"} & set(metrics["baselines"])
     arranged = metrics["diversity"]
-    assert (
-        list(arranged) == ["model", "diversity=0", "diversity=1"] and not arranged.keys() & metrics["baselines"].keys()
-    )
-    assert arranged["diversity=0"]["ndcg@10"] == pytest.approx(arranged["model"]["ndcg@10"])
+    alone, together = ["diversity=freshness", "diversity=rules"], ["diversity=0", "diversity=1"]
+    assert list(arranged) == ["model", *alone, *together] and not arranged.keys() & metrics["baselines"].keys()
+    for system, entry in arranged.items():  # a quarter of the items is blocked by the rules
+        blocked = system not in ("model", "diversity=freshness")
+        assert (entry["coverage@10"]["mean"] <= 0.75) == blocked, system
+    assert arranged["diversity=freshness"] != arranged["model"]
+    assert arranged["model"]["ndcg@10 minus model"]["mean"] == 0
     assert arranged["model"]["ndcg@10"] == pytest.approx(metrics["model"]["ndcg@10"])
     for distance in ("distance@10", "distance@10/category"):
         assert arranged["diversity=1"][distance]["mean"] > arranged["model"][distance]["mean"]
@@ -216,8 +221,16 @@ def test_what_diversity_is_compared_with():
         with pytest.raises(UserError, match=f"--diversity is '{wrong}'; expected numbers from 0 to 1"):
             parse_strengths(wrong)
     plain, capped = DiversityConfig(), DiversityConfig(caps={"category": 2}, strength=0.2)
-    assert settings(plain, ()) == {} and settings(capped, ()) == {"diversity=0.2": capped}
-    assert list(settings(capped, (0.5, 0.0))) == ["diversity=0", "diversity=0.5"]
+    assert settings(plain, ()) == {} and list(settings(plain, (0.5, 0.0))) == ["diversity=0", "diversity=0.5"]
+    caps = DiversityConfig(caps={"category": 2})
+    assert settings(caps, ()) == {"diversity=0": caps}
+    assert settings(capped, ()) == {"diversity=caps": caps, "diversity=0.2": capped}
+    assert list(settings(capped, (0.5, 0.0))) == ["diversity=0", "diversity=0.5"], "0 is the caps alone"
+    both = DiversityConfig(caps={"category": 2}, freshness=0.1, half_life_days=7, rules="rules.toml")
+    found = settings(both, (0.3,))
+    assert list(found) == ["diversity=caps", "diversity=freshness", "diversity=rules", "diversity=0.3"]
+    assert found["diversity=freshness"] == DiversityConfig(freshness=0.1, half_life_days=7)
+    assert found["diversity=rules"] == DiversityConfig(rules="rules.toml", half_life_days=7)
 
 
 def hand_made_lists() -> RankedLists:

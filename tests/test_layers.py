@@ -16,7 +16,7 @@ PURE = [
     "errors", "storage", "config", "spec", "schema", "prepared", "events", "features", "batching", "backbones",
     "model", "losses", "encoder", "texts", "metrics", "exact_search", "index", "index_building", "baselines", "item_models", "ensemble", "slices", "summary", "bundle", "recommender", "retrieval",
     "likeness", "memory", "blend", "history_cache", "reranker", "rerank_candidates", "rerank_training", "simulation", "stream", "network", "validation", "cli",
-    "history_store", "history_sqlite", "history_redis", "event_files", "filters", "timing",
+    "history_store", "history_sqlite", "history_redis", "event_files", "item_files", "filters", "timing",
     "live_items", "live_vectors", "client", "published", "publish",
     "plan_memory", "planning", "explain", "item_cards", "encoder_cache", "item_states", "lower_layers", "row_store", "faults",
     "meter", "profiling", "tracking", "media",
@@ -33,6 +33,7 @@ BASE = [
     "events",
     "history_sqlite",
     "event_files",
+    "item_files",
     "rules",
     "diversity",
 ]  # no torch either

@@ -6,6 +6,7 @@ import socket
 import time
 
 import httpx
+import psutil
 import pytest
 
 from ctxrec.retrieval import load_retriever
@@ -37,6 +38,12 @@ def test_direct_requests_get_the_answers_of_the_proxy(ray_cluster, tiny_run, tmp
                 for place in (port, direct, f"{port}/other")
             ]
             assert len(answers[0]["items"]) == 3 and answers[0] == answers[1] == answers[2]
+            heard = {
+                c.laddr.ip for c in psutil.net_connections("tcp4") if c.status == "LISTEN" and c.laddr.port == direct
+            }
+            assert heard == {"127.0.0.1"} == {ray.serve.config.HTTPOptions().host}, (
+                "from this machine alone, unless told"
+            )
             refused = client.post(f"http://127.0.0.1:{direct}/v1/recommend", json={"k": 3})
             assert refused.status_code == 422 and "user_id or history" in refused.text
             counts = client.get(f"http://127.0.0.1:{direct}/metrics").text

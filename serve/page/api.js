@@ -58,12 +58,16 @@ export const similar = (id, k) => call(`v1/items/${encodeURIComponent(id)}/simil
 export const findUsers = (prefix, limit) => call(`v1/users?limit=${limit}&prefix=${encodeURIComponent(prefix)}`);
 export const history = (user, before) => call(`v1/users/${encodeURIComponent(user)}/history?limit=100&before=${before}`);
 
-// Mean milliseconds of each stage, from the Prometheus text.
+const STAGES = ["parse", "wait", "history", "filter", "tower", "memory", "search", "rerank", "arrange", "explain", "serialise"];
+
+// Mean milliseconds of each stage, from the Prometheus text, in the order in which a request passes them.
 export async function stages() {
   const { answer } = await call("metrics");
   const made = new Map();
   for (const [, kind, stage, value] of answer.matchAll(/^ctxrec_stage_seconds_(sum|count)\{stage="([\w ]+)"\} (\S+)$/gm)) {
     made.set(stage, { ...made.get(stage), [kind]: Number(value) });
   }
-  return [...made].filter(([, s]) => s.count).map(([stage, s]) => [stage, (1000 * s.sum) / s.count]);
+  const place = (stage) => (STAGES.includes(stage) ? STAGES.indexOf(stage) : STAGES.length);
+  const passed = [...made].filter(([, s]) => s.count).sort(([a], [b]) => place(a) - place(b));
+  return passed.map(([stage, s]) => [stage, (1000 * s.sum) / s.count]);
 }

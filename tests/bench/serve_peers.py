@@ -103,8 +103,11 @@ def fastapi_app(bundle: str, *, in_threads: bool) -> FastAPI:
     return app
 
 
-def ray_serve_app(bundle: str) -> ray.serve.Application:
-    """The way of Ray Serve's documentation: a FastAPI ingress and `@serve.batch`, everything else as it comes."""
+def ray_serve_app(bundle: str, *, batch_wait_s: float = 0.01, max_ongoing: int = 100) -> ray.serve.Application:
+    """The way of Ray Serve's documentation: a FastAPI ingress and `@serve.batch`, everything else as it comes.
+
+    `batch_wait_s`: how long a batch waits to be filled, Ray Serve's default where it is not given.
+    """
     app = FastAPI()
 
     @ray.serve.deployment
@@ -114,7 +117,7 @@ def ray_serve_app(bundle: str) -> ray.serve.Application:
             sys.path.insert(0, str(ROOT))
             self.model = PlainModel(bundle)
 
-        @ray.serve.batch(max_batch_size=32)
+        @ray.serve.batch(max_batch_size=32, batch_wait_timeout_s=batch_wait_s)
         async def rank(self, bodies: list[Body]) -> list[dict]:
             return self.model.recommend(bodies)
 
@@ -122,7 +125,7 @@ def ray_serve_app(bundle: str) -> ray.serve.Application:
         async def recommend(self, body: Body):
             return await self.rank(body)
 
-    return Plain.options(max_ongoing_requests=100).bind()
+    return Plain.options(max_ongoing_requests=max_ongoing).bind()
 
 
 if __name__ == "__main__":

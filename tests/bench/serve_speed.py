@@ -35,10 +35,13 @@ from serve_load import Load, measure
 NOW = 1_700_000_000
 NUM_BODIES, IN_PROCESS = 1000, 300
 SAME_WITHIN = 1e-3  # scores of the services may differ by so much
-SERVICES = {  # by name: what it is, and options of ours
+SERVICES = {  # by name: what it is, and options of ours or of the peer
     "fastapi": ("FastAPI + uvicorn, one request at a time", {}),
     "fastapi-threads": ("FastAPI + uvicorn, a thread a core", {}),
     "ray-serve": ("plain Ray Serve, `@serve.batch`", {}),
+    "ray-serve-1ms": ("the same, batches wait for 1 ms", {"batch_wait_s": 0.001}),
+    "ray-serve-3ms": ("the same, batches wait for 3 ms", {"batch_wait_s": 0.003}),
+    "ray-serve-ongoing": ("the same, `max_ongoing_requests=1000`", {"max_ongoing": 1000}),
     "ctxrec": ("ctxrec, through Serve's proxy", {}),
     "ctxrec-direct": ("ctxrec, direct", {}),
     "ctxrec-unkept": ("ctxrec, direct, every history read anew", {"history_cache_mb": 0}),
@@ -113,10 +116,10 @@ def serving(service: str, bundle: str, scratch: str, options: dict[str, str]) ->
     from serve.app import AppArgs, build_app
 
     port, direct = _free_port(), _free_port()
-    if service == "ray-serve":
+    if service.startswith("ray-serve"):
         from serve_peers import ray_serve_app
 
-        application = ray_serve_app(bundle)
+        application = ray_serve_app(bundle, **SERVICES[service][1])
     else:
         args = {
             "run": bundle,

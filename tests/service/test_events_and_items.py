@@ -93,11 +93,15 @@ def test_a_new_item_is_searchable_at_once_until_it_is_removed(client):
     item = {"item_id": "brand/new", "title": "red shoe a", "category": ["novelty", "all"], "price": 77.5}
     bare = {"item_id": "bare"}
     assert client.post("/v1/items", json={"items": [bare]}, timeout=120).json() == {"accepted": 1}, "encoder loaded"
-    start = time.monotonic()
-    assert client.post("/v1/items", json={"items": [item, bare]}).json() == {"accepted": 2}
-    found = client.ask(user_id="u1", k=3, filter={"category": ["novelty"]})["items"]
-    assert time.monotonic() - start < 10  # 2 s are the aim, on a machine that does nothing else
-    assert [i["item_id"] for i in found] == ["brand/new"]
+    took = []
+    for attempt in range(3):  # the shortest, as the machine has other work; each with a text that is new
+        text = {"title": f"red shoe {'abc'[attempt]}"}
+        start = time.monotonic()
+        assert client.post("/v1/items", json={"items": [item | text, bare]}).json() == {"accepted": 2}
+        found = client.ask(user_id="u1", k=3, filter={"category": ["novelty"]})["items"]
+        took.append(time.monotonic() - start)
+        assert [i["item_id"] for i in found] == ["brand/new"]
+    assert min(took) < 2
     everything = {i["item_id"] for i in client.ask(user_id="nobody", k=1000)["items"]}
     assert {"brand/new", "bare"} <= everything and len(everything) == 42
     similar = client.get("/v1/items/brand%2Fnew/similar?k=5").json()["items"]
@@ -143,6 +147,42 @@ def test_posted_events_become_files_that_prepare_reads_with_the_log(client, live
     device = data.features.context_categories["device"]
     assert [device[c - 2] if c > 1 else None for c in row["ctx_device"]] == ["phone", None, None]
     assert row["ctx_query"] == ["hat", None, None]
+
+
+def test_posted_items_become_a_file_that_prepare_reads_before_the_catalogues_own(
+    client, live, tiny_spec, tmp_path, wait_for
+):
+    """A new item with all its columns, and an old one with a new price: the newest row is the one that is kept."""
+    from ctxrec.preparing import prepare
+    from ctxrec.spec import load_spec
+
+    new = {"item_id": "posted", "title": "blue lamp z", "category": ["group1", "posted"], "price": 12.5}
+    old = {"item_id": "i6", "title": "another hat", "category": "group2", "price": 99}
+    gone = {"item_id": "gone again", "title": "hat"}
+    assert client.post("/v1/items", json={"items": [new, old, gone]}).json() == {"accepted": 3}
+    assert client.delete("/v1/items/gone again").json() == {"accepted": 1}
+
+    def written() -> list[str]:
+        return [
+            i for file in (live / "items").glob("*.parquet") for i in pq.read_table(file).column("item_id").to_pylist()
+        ]
+
+    wait_for(lambda: {"posted", "i6"} <= set(written()) and "gone again" not in written())
+    shop, folder = Path(tiny_spec).parent, tmp_path / "catalogue"
+    shutil.copytree(live / "items", folder)
+    shutil.copy(shop / "items.parquet", folder)
+    spec = load_spec(tiny_spec)
+    spec = dataclasses.replace(spec, items=dataclasses.replace(spec.items, path=str(folder)))
+    prepare(spec, str(tmp_path / "data"), Config())
+    items = {row["item_id"]: row for row in PreparedData.open(str(tmp_path / "data")).items.to_pylist()}
+    assert len(items) == 41
+    assert items["posted"]["title"] == "blue lamp z" and items["i6"]["title"] == "another hat"
+    assert sorted(items["posted"]["cat_category"]) == ["group1", "posted"] and items["i6"]["cat_category"] == ["group2"]
+    assert items["posted"]["num_price"] == 12.5 and items["i6"]["num_price"] == 99
+    assert items["i7"]["cat_category"] == ["group3", "all"]
+    back = pq.read_table(shop / "items.parquet").to_pylist()[6]
+    assert client.post("/v1/items", json={"items": [back]}).json() == {"accepted": 1}
+    assert client.delete("/v1/items/posted").json() == {"accepted": 1}
 
 
 def users_of(folder: Path) -> set[str]:

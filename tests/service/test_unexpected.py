@@ -1,6 +1,7 @@
-"""Thousands of calls made up from the OpenAPI document, right ones and wrong ones: none may end in a 5xx.
+"""Calls made up from the OpenAPI document, right ones and wrong ones: none may end in a 5xx.
 
-Last of the folder by its name, as it leaves odd items and events behind. One command:
+Last of the folder by its name, as it leaves odd items and events behind. Some hundred with every run of the tests;
+thousands by one command:
 
     python -m pytest tests/service/test_unexpected.py -m slow
 """
@@ -11,11 +12,10 @@ from collections import Counter
 
 import pytest
 
-CASES = 5000  # in all, at least
 
-
-@pytest.mark.slow
-def test_no_call_that_the_document_allows_or_forbids_is_a_5xx(client):
+@pytest.mark.parametrize("cases", [300, pytest.param(5000, marks=pytest.mark.slow)])
+def test_no_call_that_the_document_allows_or_forbids_is_a_5xx(client, cases):
+    """At least so many calls in all."""
     schemathesis = pytest.importorskip(
         "schemathesis", reason="schemathesis is not installed (pip install schemathesis)"
     )
@@ -29,7 +29,7 @@ def test_no_call_that_the_document_allows_or_forbids_is_a_5xx(client):
     modes = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE]
     statuses: Counter[int] = Counter()
     broken: list[str] = []
-    examples = CASES // (len(operations) * len(modes)) + 1
+    examples = cases // (len(operations) * len(modes)) + 1
 
     def attack(operation, mode) -> None:
         @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -56,9 +56,9 @@ def test_no_call_that_the_document_allows_or_forbids_is_a_5xx(client):
         o for o in operations if o.label in ("GET /v1/items/{item_id}/similar", "GET /v1/users", "POST /v1/recommend")
     ]
     assert len(many) == 3
-    while sum(statuses.values()) < CASES:
+    while sum(statuses.values()) < cases:
         for operation in many:
             attack(operation, modes[0])
     print(f"\n{sum(statuses.values())} calls: {dict(sorted(statuses.items()))}")
     assert not broken, "\n".join(broken[:5])
-    assert statuses[200] > 100 and statuses[422] > 100
+    assert statuses[200] > cases // 50 and statuses[422] > cases // 50

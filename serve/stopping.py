@@ -1,0 +1,46 @@
+"""SIGTERM to `serve run`, as a container or a service manager sends it, finishes what is in flight."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+
+import ray
+import ray.serve
+
+logger = logging.getLogger(__name__)
+
+_LOOK_S = 0.2
+
+
+def drain_on_sigterm() -> None:
+    """Let SIGTERM end this process as it should, where it is `serve run`.
+
+    By itself Ray would end all processes at once, replicas with what they are answering. It takes the signal when it
+    starts, which is after the application was built, and handlers are the main thread's to set: hence the timer.
+    """
+    is_serve_run = os.path.basename(sys.argv[0]) == "serve" and "run" in sys.argv[1:]
+    if not is_serve_run or threading.current_thread() is not threading.main_thread():
+        return
+    signal.signal(signal.SIGALRM, _look)
+    signal.setitimer(signal.ITIMER_REAL, _LOOK_S, _LOOK_S)
+
+
+def _look(signum: int, frame: FrameType | None) -> None:
+    if ray.is_initialized():
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGTERM, _stop)
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whoever cannot wait sends it again
+    logger.warning("SIGTERM: finishing what is in flight")
+    # Applications first: `shutdown` alone takes the proxies away from under their requests.
+    for name in ray.serve.status().applications:
+        ray.serve.delete(name)
+    ray.serve.shutdown()
+    sys.exit(0)
