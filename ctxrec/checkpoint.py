@@ -22,7 +22,6 @@ from ctxrec.errors import UserError
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 _RECORD = "checkpoint_manager_snapshot.json"  # Ray Train's own, of what it was told
-KEPT = 2
 
 
 def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -126,13 +125,13 @@ def folders(checkpoints: str) -> list[str]:
     return [storage.join(checkpoints, name) for name in sorted(names, reverse=True) if name.startswith("checkpoint_")]
 
 
-def tidy(checkpoints: str) -> None:
-    """Before an attempt: keep the newest checkpoints alone, and forget Ray Train's record of them.
+def tidy(checkpoints: str, keep: int) -> None:
+    """Before an attempt: keep the newest `keep` checkpoints alone, and forget Ray Train's record of them.
 
     A kill can cut the record off, which Ray Train then refuses to read, or leave a checkpoint that it does not hold.
     """
     storage.delete(storage.join(checkpoints, _RECORD))
-    for path in folders(checkpoints)[KEPT:]:
+    for path in folders(checkpoints)[keep:]:
         storage.delete(path)
 
 
