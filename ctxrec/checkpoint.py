@@ -166,15 +166,18 @@ def make_optimizer_state(engine: Any) -> None:
     """Give AdamW its zero moments before the first step, whatever the ZeRO stage.
 
     DeepSpeed 0.19.8 links moments to parameters after the first parameter group's first step, when those
-    of the other groups do not exist yet, and so cannot find them later; stage 3 takes a step to make them.
+    of the other groups do not exist yet, and so cannot find them later; stage 3 hands the optimizer its flat
+    parameters for the length of a step alone, so that nothing could be restored before the first.
     """
     optimizer = plain_optimizer(engine)
     counts_in_tensor = isinstance(optimizer, torch.optim.AdamW)
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if not optimizer.state[parameter]:
-                optimizer.state[parameter] = {"step": torch.tensor(0.0) if counts_in_tensor else 0}
-                optimizer.state[parameter] |= {key: torch.zeros_like(parameter) for key in _MOMENTS}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if engine.zero_optimization_stage() == 3:
+        parameters = engine.optimizer.fp32_partitioned_groups_flat
+    for parameter in parameters:
+        if not optimizer.state[parameter]:
+            optimizer.state[parameter] = {"step": torch.tensor(0.0) if counts_in_tensor else 0}
+            optimizer.state[parameter] |= {key: torch.zeros_like(parameter) for key in _MOMENTS}
     set_optimizer_step(engine, 0)
     link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
     if link is not None:
