@@ -1,5 +1,6 @@
 # make demo   the main job on MovieLens-100K, from log to HTTP (KEEP=1 leaves the service up)
 # make test   the tests        make test-all   the slow ones too
+# make fault-test     whatever kills or cuts off a training, and every ZeRO stage; also what is slow
 # make cluster-test   the files of cluster/, hosts in namespaces, the planner
 # make lint   ruff             make audit      known vulnerabilities of the installed packages
 # make clean  remove what these made
@@ -17,7 +18,7 @@ export PATH := $(if $(filter /%,$(BIN)),,$(CURDIR)/)$(BIN):$(PATH)
 export NO_PROXY := 127.0.0.1,localhost,$(NO_PROXY)
 export no_proxy := 127.0.0.1,localhost,$(no_proxy)
 
-.PHONY: demo test test-all cluster-test lint format audit clean setup
+.PHONY: demo test test-all fault-test cluster-test lint format audit clean setup
 .DEFAULT_GOAL := help
 
 help:
@@ -42,6 +43,9 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+fault-test: setup
+	$(BIN)/python -m pytest tests/test_faults.py tests/test_zero.py tests/test_training.py tests/test_cluster_jobs.py $(ARGS)
 
 cluster-test: setup
 	$(BIN)/python -m cluster.render --check

@@ -22,7 +22,6 @@ from ctxrec.errors import UserError
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 _RECORD = "checkpoint_manager_snapshot.json"  # Ray Train's own, of what it was told
-KEPT = 2
 
 
 def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -126,13 +125,13 @@ def folders(checkpoints: str) -> list[str]:
     return [storage.join(checkpoints, name) for name in sorted(names, reverse=True) if name.startswith("checkpoint_")]
 
 
-def tidy(checkpoints: str) -> None:
-    """Before an attempt: keep the newest checkpoints alone, and forget Ray Train's record of them.
+def tidy(checkpoints: str, keep: int) -> None:
+    """Before an attempt: keep the newest `keep` checkpoints alone, and forget Ray Train's record of them.
 
     A kill can cut the record off, which Ray Train then refuses to read, or leave a checkpoint that it does not hold.
     """
     storage.delete(storage.join(checkpoints, _RECORD))
-    for path in folders(checkpoints)[KEPT:]:
+    for path in folders(checkpoints)[keep:]:
         storage.delete(path)
 
 
@@ -167,15 +166,18 @@ def make_optimizer_state(engine: Any) -> None:
     """Give AdamW its zero moments before the first step, whatever the ZeRO stage.
 
     DeepSpeed 0.19.8 links moments to parameters after the first parameter group's first step, when those
-    of the other groups do not exist yet, and so cannot find them later; stage 3 takes a step to make them.
+    of the other groups do not exist yet, and so cannot find them later; stage 3 hands the optimizer its flat
+    parameters for the length of a step alone, so that nothing could be restored before the first.
     """
     optimizer = plain_optimizer(engine)
     counts_in_tensor = isinstance(optimizer, torch.optim.AdamW)
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if not optimizer.state[parameter]:
-                optimizer.state[parameter] = {"step": torch.tensor(0.0) if counts_in_tensor else 0}
-                optimizer.state[parameter] |= {key: torch.zeros_like(parameter) for key in _MOMENTS}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if engine.zero_optimization_stage() == 3:
+        parameters = engine.optimizer.fp32_partitioned_groups_flat
+    for parameter in parameters:
+        if not optimizer.state[parameter]:
+            optimizer.state[parameter] = {"step": torch.tensor(0.0) if counts_in_tensor else 0}
+            optimizer.state[parameter] |= {key: torch.zeros_like(parameter) for key in _MOMENTS}
     set_optimizer_step(engine, 0)
     link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
     if link is not None:

@@ -169,6 +169,8 @@ class TrainConfig:
         large logs have said all after a few.
     encoder_epochs, encoder_lr, ...: the second phase, in which the step's items get fresh vectors.
     fresh_items: distinct items of a step that the encoder encodes with gradient, at most.
+    refresh_every: steps of the encoder's phase after which the table of all other items is encoded anew; 0 = before
+        evaluations and checkpoints alone. 1 is as if no item came from a table, and costs as much.
     loss: full softmax up to full_softmax_items items, sampled softmax with logQ correction above
         (auto), or the named one; bce is binary cross-entropy with `negatives` uniform negatives.
     warm_start: begin the item tower where items that keep company in histories are near each other (`ctxrec.warm_start`).
@@ -178,6 +180,8 @@ class TrainConfig:
     not_finite: where a step's loss is not a finite number, stop, or go on from the last checkpoint without that step.
     timeout_s: how long a worker waits for the others before it counts as a failure.
     checkpoint_every: steps between checkpoints, besides those after each evaluation; 0 = only these.
+    keep_checkpoints: the newest ones, that stay, besides the best weights of each phase; 2 or more, as the newest may
+        be cut off.
     """
 
     workers: int | tuple[int, ...] = 1
@@ -198,6 +202,7 @@ class TrainConfig:
     final_lr: float = 0.1
     clip: float = 1.0
     fresh_items: int = 128
+    refresh_every: int = 0
     loss: Literal["auto", "softmax", "sampled_softmax", "bce"] = "auto"
     full_softmax_items: int = 50_000
     negatives: int = 1024
@@ -214,17 +219,26 @@ class TrainConfig:
     not_finite: Literal["stop", "skip"] = "stop"
     timeout_s: int = 1800
     checkpoint_every: int = 0
+    keep_checkpoints: int = 2
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
         positive = ("fresh_items", "full_softmax_items", "negatives", "patience", "timeout_s")
         for key in ("global_batch_size", *positive):
             _require(getattr(self, key) >= 1, f"train.{key}", getattr(self, key), "at least 1")
-        counts = ("tower_epochs", "encoder_epochs", "eval_every", "checkpoint_every", "micro_batch_size")
+        counts = (
+            "tower_epochs",
+            "encoder_epochs",
+            "eval_every",
+            "checkpoint_every",
+            "refresh_every",
+            "micro_batch_size",
+        )
         for key in (*counts, "cpus_per_worker", "valid_users", "max_failures", "weight_decay", "final_lr", "seed"):
             _require(getattr(self, key) >= 0, f"train.{key}", getattr(self, key), "0 or more")
         for key in ("tower_lr", "encoder_lr", "encoder_phase_tower_lr", "temperature", "gpus_per_worker"):
             _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "above 0")
+        _require(self.keep_checkpoints >= 2, "train.keep_checkpoints", self.keep_checkpoints, "at least 2")
         _require(self.zero_stage in (0, 1, 2, 3), "train.zero_stage", self.zero_stage, "0, 1, 2 or 3")
         for key in ("warmup", "label_smoothing"):
             _require(0 <= getattr(self, key) < 1, f"train.{key}", getattr(self, key), "a share from 0 to below 1")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import logging
 import os
 import sys
@@ -86,7 +88,9 @@ def start_engine(module: nn.Module, groups: list[dict], ds_config: dict[str, Any
     """A DeepSpeed engine over `module`; the process group must be up (Ray Train has made it)."""
     import deepspeed  # heavy, and reads DS_ACCELERATOR at import
 
-    if "offload_optimizer" in ds_config["zero_optimization"]:
+    offload = "offload_optimizer" in ds_config["zero_optimization"]
+    load_extensions(offload=offload)
+    if offload:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         optimizer: Any = DeepSpeedCPUAdam(groups, betas=_BETAS, adamw_mode=True)
@@ -131,3 +135,26 @@ def use_cpu_accelerator() -> None:
     scripts, path = os.path.dirname(sys.executable), os.environ.get("PATH", "")
     if path.split(os.pathsep)[0] != scripts:
         os.environ["PATH"] = scripts + os.pathsep + path
+
+
+def load_extensions(*, offload: bool) -> None:
+    """Compile what DeepSpeed needs on a CPU, once a machine; others wait for it.
+
+    PyTorch marks a build by a file that a killed process leaves behind, and all that come later wait for it for ever. A
+    lock of the operating system ends with its holder, so whoever has ours may remove such a file.
+    """
+    folder = os.environ.get("TORCH_EXTENSIONS_DIR")
+    if folder is None or os.environ.get("DS_ACCELERATOR") != "cpu":
+        return
+    from deepspeed.accelerator import get_accelerator
+
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "building"), "w", encoding="utf-8") as mine:
+        fcntl.flock(mine, fcntl.LOCK_EX)
+        for left in glob.glob(os.path.join(folder, "*", "lock")):
+            logger.info("a build of %s was cut off; it is made anew", os.path.basename(os.path.dirname(left)))
+            os.remove(left)
+        for name in ["ShareMemCommBuilder"] + ["CPUAdamBuilder"] * offload:
+            builder = get_accelerator().create_op_builder(name)
+            if builder is not None and builder.is_compatible():
+                builder.load()

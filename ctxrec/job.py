@@ -23,7 +23,7 @@ from ctxrec.events import Requests
 from ctxrec.features import ItemFeatures, item_features
 from ctxrec.media import media_tables
 from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
-from ctxrec.network import Network
+from ctxrec.network import Network, choose_loss
 from ctxrec.prepared import PreparedData
 from ctxrec.stream import trained_items
 from ctxrec.texts import has_text, make_text_table
@@ -130,6 +130,32 @@ def set_up(config: Config, data_path: str, run: str, scratch: str, *, profile: b
         profile=profile,
         tracker=Tracker(run, config.to_dict(), config.train.trackers) if rank == 0 else None,
     )
+
+
+def choices(
+    config: Config, *, dtype: torch.dtype, device: torch.device, num_items: int, encoded: bool, cut: bool
+) -> str:
+    """In one line what the options leave to the catalogue and the hardware, and what came of it.
+
+    Args:
+        config: all options.
+        dtype: what products are computed in.
+        device: of the workers.
+        num_items: items of the catalogue.
+        encoded: whether the encoder is trained.
+        cut: whether what the layers below the trained ones make of a text comes from disk.
+    """
+    loss, most = choose_loss(config.train, num_items), config.train.full_softmax_items
+    parts = [f"{'bf16' if dtype == torch.bfloat16 else 'fp32'} on {device.type}, ZeRO-{config.train.zero_stage}"]
+    parts.append(
+        f"{loss} over {num_items:,} items" + (f" (full up to {most:,})" if config.train.loss == "auto" else "")
+    )
+    if encoded:
+        top = config.encoder.top_layers if config.encoder.tune != "full" else 0
+        where = f"in the top {top} layers" if top else "in all layers"
+        parts.append(f"{config.encoder.tune} {where}" + (", states below them from disk" if cut else ""))
+        parts.append(f"{config.train.fresh_items} items of a step fresh")
+    return "; ".join(parts)
 
 
 def _frozen_table(

@@ -1,7 +1,7 @@
 """What a training needs of a GPU's memory, from the sizes of the encoder, the towers and the catalogue.
 
-Activations are what autograd keeps of a BERT-like layer, counted tensor by tensor and held to measured sizes by
-tests/test_plan.py; states of the optimizer are divided as ZeRO does it (Rajbhandari et al. 2020, arXiv 1910.02054).
+Activations are what autograd keeps of a BERT-like layer without dropout and with fused attention, which keeps no scores,
+counted tensor by tensor; they and the peak of whole steps are held to measured sizes by tests/test_plan.py. States of the optimizer are divided as ZeRO does it (Rajbhandari et al. 2020, arXiv 1910.02054).
 All sizes are in bytes.
 """
 
@@ -92,17 +92,16 @@ class Encoder:
         return self.parameters if tune == "full" else count * per_layer[tune]
 
     def activations(
-        self, tune: str, *, tokens: int, length: int, rank: int, top_layers: int, checkpointing: bool, width: int = FP32
+        self, tune: str, *, tokens: int, rank: int, top_layers: int, checkpointing: bool, width: int = FP32
     ) -> int:
-        """What the backward pass of `tokens` tokens, in texts of `length`, needs."""
+        """What the backward pass of `tokens` tokens needs."""
         if tune == "freeze":
             return 0
         count = self.layers if tune == "full" else min(top_layers or self.layers, self.layers)
-        numbers = (10 * self.hidden + 2 * self.inner + 3 * self.heads * length) * tokens
+        # Queries, keys, values, what attention makes of them, both norms' inputs and outputs; the logarithms of its sums.
+        numbers = (8 * self.hidden + 2 * self.inner + self.heads) * tokens
         if tune in ("lora", "dora"):
             numbers += 6 * rank * tokens
-        if tune == "ia3":
-            numbers -= self.hidden * tokens
         if tune == "dora":  # the norm of the adapted weight, and each output twice
             numbers += 2 * (5 * self.hidden + self.inner) * tokens + 2 * self.layer_weights
         if checkpointing:
@@ -119,7 +118,6 @@ class Load:
     dim: int
     content: int
     fresh_tokens: int  # of this worker
-    text_length: int
     positions: int  # query positions of a micro-batch
     scores: int  # items that compete at a position at once
 
@@ -165,8 +163,8 @@ def per_gpu(
         "gradients": weight_bytes * learns // (gpus if stage >= 2 else 1),
         "optimizer": 0 if offload and stage else state // share,
         "activations": encoder.activations(
-            tune, tokens=load.fresh_tokens, length=load.text_length, rank=rank, top_layers=top_layers,
-            checkpointing=checkpointing, width=weight_bytes,
+            tune, tokens=load.fresh_tokens, rank=rank, top_layers=top_layers, checkpointing=checkpointing,
+            width=weight_bytes,
         ) + FP32 * load.positions * (2 * load.scores + 40 * load.dim),
         "catalogue": catalogue_bytes(load, encoder.hidden, tuned=tune != "freeze"),
     }  # fmt: skip

@@ -72,7 +72,6 @@ def load_of(work: Work, hardware: Hardware, config: Config) -> Load:
         dim=model.dim,
         content=model.content_dim,
         fresh_tokens=-(-train.fresh_items // hardware.gpus) * work.tokens_per_item,
-        text_length=work.tokens_per_item,
         positions=rows * (model.history + 1),
         scores=1 if full else train.negatives,  # full softmax holds a chunk of scores at a time
     )

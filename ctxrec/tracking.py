@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import secrets
 import tempfile
 from typing import Any
 
@@ -13,6 +14,7 @@ from ctxrec.config import TrainConfig
 from ctxrec.errors import UserError
 
 LOG = "train_log.jsonl"
+_IDS = "checkpoints/trackers.json"  # of this training in W&B and MLflow, where a killed one goes on under its own
 PHASES = ("towers", "encoder", "refit")  # in their order
 
 
@@ -35,6 +37,8 @@ class Tracker:
         self._board: Any = None
         self._board_dir = run if not storage.is_uri(run) else tempfile.mkdtemp(prefix="ctxrec-tensorboard-")
         name = os.path.basename(run.rstrip("/"))
+        place = storage.join(run, _IDS)
+        ids = storage.read_json(place) if storage.exists(place) else {}
         self._wandb: Any = None
         self._mlflow: Any = None
         if "tensorboard" in trackers:
@@ -44,15 +48,21 @@ class Tracker:
         if "wandb" in trackers:
             import wandb
 
-            self._wandb = wandb.init(project="ctxrec", name=name, config=config, resume="allow", id=name)
+            ids.setdefault("wandb", secrets.token_hex(4))
+            self._wandb = wandb.init(project="ctxrec", name=name, config=config, resume="allow", id=ids["wandb"])
         if "mlflow" in trackers:
             import mlflow
 
             self._mlflow = mlflow
             mlflow.set_experiment("ctxrec")
-            mlflow.start_run(run_name=name)
-            flat = {f"{s}.{k}": v for s, options in config.items() for k, v in options.items()}
-            mlflow.log_params(flat)
+            if "mlflow" in ids:
+                mlflow.start_run(run_id=ids["mlflow"])
+            else:
+                ids["mlflow"] = mlflow.start_run(run_name=name).info.run_id
+                flat = {f"{s}.{k}": v for s, options in config.items() for k, v in options.items()}
+                mlflow.log_params(flat)
+        if ids:
+            storage.write_json(place, ids)
 
     def forget_after(self, phase: str, step: int) -> None:
         """Drop lines of steps that a resumed training does again."""

@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 CONFIG, MANIFEST = "config.toml", "manifest.json"
 _HOW_TO_RUN = (
-    "workers", "cpus_per_worker", "gpus_per_worker", "zero_stage", "offload", "checkpoint_every", "max_failures",
-    "timeout_s", "trackers",
+    "workers", "cpus_per_worker", "gpus_per_worker", "zero_stage", "offload", "checkpoint_every", "keep_checkpoints",
+    "max_failures", "timeout_s", "trackers",
 )  # fmt: skip
 _PACKAGES = ("ctxrec", "ray", "torch", "transformers", "peft", "deepspeed", "faiss-cpu", "pyarrow")
 
@@ -90,7 +90,7 @@ def train(
     begin = time.monotonic()
     checkpoints = storage.join(out, CHECKPOINTS)
     faults.clear(checkpoints)
-    checkpoint.tidy(checkpoints)
+    checkpoint.tidy(checkpoints, config.train.keep_checkpoints)
     with faults.stop_on_sigterm(checkpoints), runtime.train_knows_its_cluster():
         try:
             job = {"config": config.to_dict(), "data": data_path, "run": out, "start": start, "profile": profile}
@@ -104,7 +104,7 @@ def train(
         finally:
             if (mistake := faults.mistake(checkpoints)) is not None:
                 raise mistake
-    checkpoint.tidy(checkpoints)
+    checkpoint.tidy(checkpoints, config.train.keep_checkpoints)
     if faults.stop_asked(checkpoints):
         raise Stopped(f"stopped as asked, and saved; the same command goes on with {out}")
     if profile:
@@ -190,7 +190,7 @@ def _trainer(job: dict[str, Any], config: Config, callbacks: Sequence[UserCallba
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS,
             storage_path=job["run"],
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=checkpoint.KEPT),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=options.keep_checkpoints),
             failure_config=ray.train.FailureConfig(max_failures=options.max_failures),
             callbacks=list(callbacks),
             worker_runtime_env={"env_vars": env},

@@ -23,7 +23,7 @@ from ctxrec.config import Config
 from ctxrec.encoder import TextEncoder
 from ctxrec.errors import UserError
 from ctxrec.export import Chosen, calibrate, export, tuned_text
-from ctxrec.job import BEFORE, CHECKPOINTS, Setup, set_up
+from ctxrec.job import BEFORE, CHECKPOINTS, Setup, choices, set_up
 from ctxrec.model import Towers
 from ctxrec.network import Network
 from ctxrec.phase import SHARE, PhaseRun, Progress, Resumed
@@ -56,6 +56,9 @@ def _train(job: dict[str, Any], scratch: str) -> None:
     phases = ["towers"] + ["encoder"] * _tunes_encoder(setup) + ["refit"] * _refits(setup)
     if setup.rank == 0:
         logger.info("training on %d worker%s", setup.world, "s" * (setup.world > 1))
+        encoded, cut = "encoder" in phases, setup.tokens is not None and setup.tokens.states is not None
+        found = {"dtype": setup.dtype, "device": setup.device, "num_items": setup.shape.num_items}
+        logger.info("chosen: %s", choices(config, **found, encoded=encoded, cut=cut))
     resumed = _load_checkpoint(setup, job["start"])
     done: dict[str, dict[str, torch.Tensor]] = {}
     chosen = Chosen(setup.frozen, None, 1.0)

@@ -67,6 +67,8 @@ def test_overrides_are_toml_or_a_string(override, section, key, value):
         ("train.workers=[1, 65]", ["train.global_batch_size", "at least 65"]),
         ("train.workers=two", ["train.workers", "a whole number"]),
         ("train.micro_batch_size=-1", ["train.micro_batch_size"]),
+        ("train.refresh_every=-1", ["train.refresh_every"]),
+        ("train.keep_checkpoints=1", ["train.keep_checkpoints", "at least 2"]),
         ("train.label_smoothing=1.5", ["train.label_smoothing"]),
         ("train.valid_users=-5", ["train.valid_users"]),
         ("train.seed=-1", ["train.seed"]),

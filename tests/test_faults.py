@@ -78,15 +78,27 @@ def test_a_cut_off_or_missing_file_is_found(tmp_path, name):
 def test_before_an_attempt_the_newest_checkpoints_are_kept_and_rays_record_of_them_is_forgotten(tmp_path):
     checkpoints = str(tmp_path / "checkpoints")
     assert checkpoint.folders(checkpoints) == []
-    checkpoint.tidy(checkpoints)
+    checkpoint.tidy(checkpoints, 2)
     names = [f"checkpoint_2026-11-24_20-13-{second}.371825" for second in (54, 55, 53)]
     for name in names:
         storage.write_text(f"{checkpoints}/{name}/state.json", "{}")
     for name in ("checkpoint_manager_snapshot.json", "best-towers.safetensors", "before/manifest.json"):
         storage.write_text(f"{checkpoints}/{name}", "{")
-    checkpoint.tidy(checkpoints)
+    checkpoint.tidy(checkpoints, 2)
     assert [os.path.basename(path) for path in checkpoint.folders(checkpoints)] == [names[1], names[0]]
     assert sorted(os.listdir(checkpoints)) == ["before", "best-towers.safetensors", names[0], names[1]]
+    checkpoint.tidy(checkpoints, 1)
+    assert checkpoint.folders(checkpoints) == [f"{checkpoints}/{names[1]}"], "the newest stays"
+
+
+def test_a_weight_that_is_not_whole_is_never_saved():
+    """What a ZeRO-3 shard that nobody gathered looks like: a parameter without numbers."""
+    import torch
+
+    engine = torch.nn.Module()
+    engine.module = torch.nn.ParameterDict({"lora_A": torch.nn.Parameter(torch.empty(0))})
+    with pytest.raises(RuntimeError, match=r"lora_A came out empty"):
+        checkpoint.full_weights(engine)
 
 
 def test_failures_that_a_user_can_do_something_about_are_told():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_dataset
 from safetensors.numpy import load_file
 from trainings import (
@@ -33,6 +34,7 @@ from ctxrec.bundle import check_bundle
 from ctxrec.config import load_config, to_toml
 from ctxrec.encoder import resolve_encoder
 from ctxrec.errors import UserError
+from ctxrec.job import choices
 from ctxrec.loading import load_recommender, reload_item_vectors
 from ctxrec.prepared import PreparedData
 from ctxrec.preparing import prepare
@@ -236,6 +238,7 @@ def test_ray_job_submit(tiny_data, tiny_config, tmp_path):
             os.killpg(cluster.pid, signal.SIGKILL)
     load_recommender(str(tmp_path / "run" / "bundle"))
     assert "training on 2 workers" in done.stdout, "as many as the cluster has room for"
+    assert "chosen: fp32 on cpu, ZeRO-2; softmax over 40 items" in done.stdout
     lines = read_log(str(tmp_path / "run"))
     assert lines[-1]["phase"] == "refit" and lines[-1]["eta_s"] == 0
     figures = {"loss", "lr", "events_per_s", "tokens_per_s", "padding", "distinct_items", "utilisation", "eta_s"}
@@ -255,6 +258,18 @@ def _short_dir() -> str:
     import tempfile
 
     return tempfile.mkdtemp(prefix="ctxrec-ray-")
+
+
+def test_what_was_chosen_is_said(tiny_config):
+    small = {"device": torch.device("cpu"), "num_items": 40, "cut": True, "encoded": True}
+    assert choices(tiny_config, dtype=torch.float32, **small) == (
+        "fp32 on cpu, ZeRO-2; softmax over 40 items (full up to 50,000); lora in the top 1 layers, states below them from "
+        "disk; 128 items of a step fresh"
+    )
+    large = {"device": torch.device("cuda"), "num_items": 10**6, "cut": False, "encoded": False}
+    assert choices(tiny_config, dtype=torch.bfloat16, **large) == (
+        "bf16 on cuda, ZeRO-2; sampled_softmax over 1,000,000 items (full up to 50,000)"
+    )
 
 
 def test_missing_encoder_is_one_clear_line(tmp_path):
