@@ -14,6 +14,8 @@ import os
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from ctxrec import storage
@@ -63,7 +65,6 @@ def full_moments(engine: Any) -> dict[str, torch.Tensor]:
 def restore(engine: Any, folder: str, optimizer_step: int) -> None:
     """Put weights and moments of a checkpoint into an engine of any stage, after `optimizer_step` updates."""
     import deepspeed  # heavy, and reads DS_ACCELERATOR at import
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     weights = load_file(os.path.join(folder, WEIGHTS))
     moments = load_file(os.path.join(folder, OPTIMIZER))
@@ -72,7 +73,7 @@ def restore(engine: Any, folder: str, optimizer_step: int) -> None:
         if name not in weights:
             raise UserError(f"the checkpoint in {folder} has no weight {name}; it belongs to another configuration")
         if sharded:
-            safe_set_full_fp32_param(parameter, weights[name])
+            _set_sharded(parameter, weights[name])
             # That sets the optimizer's copy; the one that the next forward pass reads is apart from it.
             with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0), torch.no_grad():
                 parameter.data.copy_(weights[name])
@@ -82,10 +83,30 @@ def restore(engine: Any, folder: str, optimizer_step: int) -> None:
         for key in _MOMENTS:
             value = moments[f"{name}/{key}"]
             if sharded:
-                safe_set_full_optimizer_state(parameter, value, key)
+                _set_sharded(parameter, value, key)
             else:
                 plain_optimizer(engine).state[parameter][key].copy_(value)
     set_optimizer_step(engine, optimizer_step)
+
+
+def _set_sharded(parameter: torch.nn.Parameter, value: torch.Tensor, moment: str | None = None) -> None:
+    """Set this rank's part of the optimizer's copy of a parameter, or of one of its moments, from the whole."""
+    from deepspeed import utils
+
+    if not hasattr(parameter, "ds_id"):  # stages 1 and 2
+        if moment is None:
+            utils.safe_set_full_fp32_param(parameter, value)
+        else:
+            utils.safe_set_full_optimizer_state(parameter, value, moment)
+        return
+    # Stage 3: what takes the whole value fails where its size is no multiple of the number of workers.
+    size = parameter.ds_tensor.numel()
+    part = value.flatten()[dist.get_rank() * size :][:size]
+    part = F.pad(part, (0, size - len(part)))
+    if moment is None:
+        utils.safe_set_local_fp32_param(parameter, part)
+    else:
+        utils.safe_set_local_optimizer_state(parameter, part, moment)
 
 
 def save(

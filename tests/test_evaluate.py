@@ -137,7 +137,7 @@ def test_the_command_prints_the_table_and_takes_options(tiny_run, tmp_path):
     assert arranged["model"]["ndcg@10 minus model"]["mean"] == 0
     assert arranged["model"]["ndcg@10"] == pytest.approx(metrics["model"]["ndcg@10"])
     for distance in ("distance@10", "distance@10/category"):
-        assert arranged["diversity=1"][distance]["mean"] > arranged["model"][distance]["mean"]
+        assert arranged["diversity=1"][distance]["mean"] > arranged["diversity=0"][distance]["mean"]
     assert format_tradeoff(arranged) in result.stdout
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Diversity and rules" in page

@@ -42,6 +42,7 @@ CPU = torch.device("cpu")
 PLAIN = [(0, False), (1, False), (2, False), (3, False)]  # ZeRO stage, offload
 OFFLOADED = [(1, True), (2, True), (3, True)]
 TUNES = ["lora", "dora", "ia3", "top", "full"]
+AT_ONCE = 8  # windows of a micro-batch over all workers
 EPOCHS, HALF = 2, 3  # steps before the checkpoint that others go on from
 
 
@@ -122,7 +123,10 @@ def zero_worker(rank: int, world: int, folder: str) -> None:
     for kind, tune in job["ways"]:
         base = load_config(None, [f"encoder.name={job['encoders'][kind]}", f"encoder.tune={tune}", *job["options"]])
         for stage, offload in job["stages"]:
-            options = dataclasses.replace(base.train, zero_stage=stage, offload=offload, workers=world)
+            # As many windows at once on all workers together, as the fresh items of these compete.
+            options = dataclasses.replace(
+                base.train, zero_stage=stage, offload=offload, workers=world, micro_batch_size=AT_ONCE // world
+            )
             name, alone = f"{kind}-{tune}-{world}-{stage}-{offload}", f"{kind}-{tune}-1-0-False"
             with tempfile.TemporaryDirectory() as scratch:
                 setup = set_up(dataclasses.replace(base, train=options), job["data"], rank, world, scratch)
@@ -151,7 +155,6 @@ def run_all(
         "encoder.top_layers=1",
         "encoder.token_budget=64",
         "train.global_batch_size=16",
-        "train.micro_batch_size=4",
     ]
     options += [f"train.checkpoint_every={HALF}", "train.fresh_items=24", "train.trackers=[]", *overrides]
     job = {"data": data, "encoders": encoders, "ways": ways, "stages": stages, "options": options}
