@@ -206,7 +206,9 @@ def test_one_curve_under_every_stage_on_one_and_two_workers(run_here, tmp_path, 
     for kind, tune in ways:
         alone = f"{kind}-{tune}-1-0-False"
         expected = found[alone]["losses"]
-        assert len(expected) > 2 * HALF and expected[-1] < expected[0]
+        assert len(expected) > 2 * HALF
+        first, last = np.split(np.array(expected), EPOCHS)  # epochs read the same windows, steps do not
+        assert last.mean() < first.mean()
         weights = load_file(tmp_path / f"{alone}.safetensors")
         assert any(name.startswith("encoder.") for name in weights)
         for world in (1, 2):
