@@ -8,6 +8,7 @@ import optuna
 import pytest
 from ray.tune.search import ConcurrencyLimiter, SearchGenerator
 
+from ctxrec import storage
 from ctxrec.config import Config, load_config
 from ctxrec.errors import UserError
 from tune.budget import Budget, is_spent, open_account
@@ -206,8 +207,7 @@ def test_the_budget_goes_on_over_starts_and_takes_new_limits(tmp_path):
     assert budget("a", {"time_this_iter_s": 3600.0}) is False and not budget.stop_all()
     budget("b", {"time_this_iter_s": 3600.0})
     assert budget.stop_all(), "two trials of an hour on half a GPU are one GPU-hour"
-    budget._written = float("-inf")
-    budget.stop_all()
+    assert is_spent(storage.read_json(path)), "at once, whenever it was written before"
     open_account(path, max_hours=0.0, max_gpu_hours=2.0)
     again = Budget(path, gpus_per_trial=0.5)
     assert not again.stop_all() and again._account["gpu_hours"] == pytest.approx(1.0)

@@ -42,10 +42,11 @@ class Budget(ray.tune.Stopper):
     def stop_all(self) -> bool:
         now = time.monotonic()
         self._account["hours"] = self._hours_before + (now - self._began) / 3600
-        if now - self._written > _WRITE_EVERY_S:
+        spent = is_spent(self._account)
+        if spent or now - self._written > _WRITE_EVERY_S:  # the last word must be there: whoever reads it ends the sweep
             self._written = now
             storage.write_json(self.path, self._account)
-        return is_spent(self._account)
+        return spent
 
 
 def open_account(path: str, *, max_hours: float, max_gpu_hours: float) -> None:
