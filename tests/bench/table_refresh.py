@@ -10,25 +10,16 @@ NDCG@10 of the encoder's phase and what it began with, seconds of its steps, eac
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
+
+from train_log import train_log
 
 OPTIONS = ["train.refit=false", "train.trackers=[]", "train.patience=1000"]
 
 
 def encoder_phase(data: str, overrides: list[str]) -> tuple[float, float, float]:
     """NDCG@10 at the start of the encoder's phase, its best after that, and the phase's seconds."""
-    with tempfile.TemporaryDirectory() as run:
-        flags = [word for option in (*OPTIONS, *overrides) for word in ("--set", option)]
-        command = [sys.executable, "-m", "ctxrec.train", "--data", data, "--out", run, *flags]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        lines = [json.loads(line) for line in Path(run, "train_log.jsonl").read_text().splitlines()]
+    lines = train_log(data, [*OPTIONS, *overrides])
     first, *rest = [line for line in lines if line["phase"] == "encoder"]
     return first["valid_ndcg@10"], max(line["valid_ndcg@10"] for line in rest), rest[-1]["seconds"]
 

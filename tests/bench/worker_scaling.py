@@ -9,12 +9,9 @@ each. Events a second are of steps alone, without evaluation, as the training's 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
+
+from train_log import train_log
 
 OPTIONS = ["train.tower_epochs=4", "train.encoder_epochs=1", "train.refit=false", "train.trackers=[]"]
 WAYS = [(1, 1), (1, 2), (2, 1)]  # workers, cores of each
@@ -23,15 +20,9 @@ WAYS = [(1, 1), (1, 2), (2, 1)]  # workers, cores of each
 def rates(data: str, overrides: list[str]) -> dict[str, float]:
     """Median events a second of each phase."""
     found: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as run:
-        flags = [word for option in (*OPTIONS, *overrides) for word in ("--set", option)]
-        command = [sys.executable, "-m", "ctxrec.train", "--data", data, "--out", run, *flags]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        for line in map(json.loads, Path(run, "train_log.jsonl").read_text().splitlines()):
-            if "events_per_s" in line:  # not an evaluation before the first step
-                found.setdefault(line["phase"], []).append(line["events_per_s"])
+    for line in train_log(data, [*OPTIONS, *overrides]):
+        if "events_per_s" in line:  # not an evaluation before the first step
+            found.setdefault(line["phase"], []).append(line["events_per_s"])
     return {phase: sorted(values)[len(values) // 2] for phase, values in found.items()}
 
 
