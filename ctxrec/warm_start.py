@@ -61,6 +61,7 @@ def company_vectors(company_II: sp.csr_array, width: int, *, seed: int) -> np.nd
         # Negative ones would bring items near that are not: products of real vectors have none.
         values, axes = eigsh(matrix.astype(np.float64), k=num, which="LA", v0=start)
         vectors[:, :num] = axes * np.sqrt(np.maximum(values, 0))
+        vectors[np.diff(matrix.indptr) == 0] = 0  # theirs are rounding errors
     return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)).astype(np.float32)
 
 
