@@ -72,7 +72,7 @@ def start_warm(tower: ItemTower, items: ItemTensors, text: TextTable | None, vec
     known_I = items.trained_I * (wanted_ID.abs().sum(1) > 0)
     if tower.text is not None and text is not None:
         texts_IH = (text.vectors_IH - text.mean_H) / text.scale_H * text.present_I[:, None]
-        shown_IH = texts_IH * (known_I * text.present_I)[:, None]
+        shown_IH = texts_IH * known_I[:, None]
         ridge = torch.eye(texts_IH.shape[1], device=texts_IH.device) * known_I.sum().clamp(min=1)
         weight_HD = torch.linalg.solve(shown_IH.T @ shown_IH + ridge, shown_IH.T @ wanted_ID)
         tower.text.weight.copy_(weight_HD.T)

@@ -43,9 +43,8 @@ class Budget(ray.tune.Stopper):
         now = time.monotonic()
         self._account["hours"] = self._hours_before + (now - self._began) / 3600
         spent = is_spent(self._account)
-        if (
-            spent or now - self._written > _WRITE_EVERY_S
-        ):  # the last word must be there: whoever reads it ends the sweep
+        # The last word must be there, as the sweep reads why it ended.
+        if spent or now - self._written > _WRITE_EVERY_S:
             self._written = now
             storage.write_json(self.path, self._account)
         return spent
