@@ -9,6 +9,7 @@ Legend: N requests, I items, K sources, W width of the towers' vectors.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -30,14 +31,16 @@ _TARGETS = 5  # of a request that count in the fit
 _NO_SCORE = -1e9
 _START = -1.0  # of the weights, before softplus
 _SEQUENCE, _OTHERS = 1.5, 0.2  # weights where there is nothing to fit them to
+_NOTHING = -20.0  # before softplus
 _ITERATIONS = 60
-STATIC = 2  # popularity and recent popularity: columns behind the towers' vectors
+STATIC = ("popularity", "recent popularity", "new item")  # columns behind the vectors of the heads
+NEW = STATIC[-1]
 
 
 @dataclass(frozen=True)
 class Blend:
     """Weights of the sources: each head (the towers' and, behind them, that of the text), popularity, recent
-    popularity, then the memory's.
+    popularity, being new (1 for items without events, else 0; `with_bonus`), then the memory's.
 
     text_IC: text vectors of unit length (`ctxrec.likeness`); None: no such head.
     widths: of the towers' heads in their vectors.
@@ -56,8 +59,9 @@ class Blend:
         """A blend of equal weights."""
         heads = [item_vectors_IW[:, part] for part in head_slices(widths)] + ([] if text_IC is None else [text_IC])
         covariances = [np.atleast_2d(np.cov(head, rowvar=False, bias=True)).astype(np.float32) for head in heads]
-        weights = np.zeros((2, len(heads) + STATIC + len(memory.sources)), np.float32)
+        weights = np.zeros((2, len(heads) + len(STATIC) + len(memory.sources)), np.float32)
         weights[0] = _START
+        weights[0, len(heads) + STATIC.index(NEW)] = _NOTHING
         return Blend(memory, text_IC, tuple(widths), tuple(covariances), weights)
 
     @property
@@ -65,27 +69,34 @@ class Blend:
         """Weights for a log without validation events: near what these chose on several data sets of shops and films."""
         weights = np.zeros_like(self.weights_2K)
         weights[0] = np.log(np.expm1([_SEQUENCE if name == "sequence" else _OTHERS for name in self.sources]))
+        weights[0, self.sources.index(NEW)] = _NOTHING
         return weights
+
+    def with_bonus(self, bonus: float) -> Blend:
+        """The blend that adds so much (0 or more) to the scores of new items."""
+        weights = self.weights_2K.copy()
+        weights[:, self.sources.index(NEW)] = np.log(np.expm1(bonus)) if bonus > 1e-6 else _NOTHING, 0
+        return dataclasses.replace(self, weights_2K=weights)
 
     @property
     def sources(self) -> list[str]:
         heads = list(("sequence", "content")[: len(self.widths)]) + ([] if self.text_IC is None else ["text"])
-        return [*heads, "popularity", "recent popularity", *self.memory.sources]
+        return [*heads, *STATIC, *self.memory.sources]
 
     @property
     def _num_heads(self) -> int:
         return len(self.covariances)
 
     def vectors(self, item_vectors_IW: np.ndarray) -> np.ndarray:
-        """What an index holds: the towers' vectors, the texts', then popularity. float32 [I, W + C + STATIC]"""
-        static = np.stack([self.memory.popularity_I, self.memory.recent_I], 1)
+        """What an index holds: the towers' vectors, the texts', then `STATIC`. float32 [I, W + C + 3]"""
+        static = np.stack([self.memory.popularity_I, self.memory.recent_I, ~self.memory.known_I], 1, dtype=np.float32)
         text = [] if self.text_IC is None else [self.text_IC]
         return np.concatenate([item_vectors_IW, *text, static], 1)
 
     def queries(self, queries_NW: np.ndarray, history: Events) -> np.ndarray:
-        """Queries for `vectors`, the weights in them. float32 [N, W + C + STATIC]"""
+        """Queries for `vectors`, the weights in them. float32 [N, W + C + 3]"""
         weights_NK = source_weights(self.weights_2K, history.lengths)
-        static = weights_NK[:, self._num_heads : self._num_heads + STATIC]
+        static = weights_NK[:, self._num_heads : self._num_heads + len(STATIC)]
         heads = self.head_queries(queries_NW, history)
         weighted = [head * weights_NK[:, h : h + 1] for h, head in enumerate(heads)]
         return np.concatenate([*weighted, static], 1).astype(np.float32)
@@ -99,7 +110,7 @@ class Blend:
 
     def remembered(self, history: Events) -> sp.csr_array:
         """What the memory adds: sparse, 0 or more. float32 [N, I]"""
-        weights_NK = source_weights(self.weights_2K, history.lengths)[:, self._num_heads + STATIC :]
+        weights_NK = source_weights(self.weights_2K, history.lengths)[:, self._num_heads + len(STATIC) :]
         total = sp.csr_array((len(history.lengths), len(self.memory.popularity_I)), dtype=np.float32)
         for k, scores in enumerate(self.memory.of_histories(history)):
             total = total + sp.diags_array(weights_NK[:, k]) @ scores
@@ -151,6 +162,9 @@ def fit_blend(
     memory, heads = blend.memory, blend.head_queries(queries_NW, requests.history)
     parts = [head @ items.T for head, items in zip(heads, vectors, strict=True)]
     parts += [np.broadcast_to(v[pool], (len(requests), len(pool))) for v in (memory.popularity_I, memory.recent_I)]
+    parts.append(
+        np.zeros_like(parts[-1])
+    )  # being new: no validation event tells what that is worth (`ctxrec.new_items`)
     parts += [scores[:, pool].toarray() for scores in memory.of_histories(requests.history)]
     fit = _Fit.of(np.stack(parts, -1), requests, pool, repeats=repeats)
     likely = _descend(fit.surprise, torch.from_numpy(blend.weights_2K), penalty=_PENALTY)

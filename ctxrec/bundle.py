@@ -35,7 +35,7 @@ from ctxrec.memory import from_arrays, to_arrays
 from ctxrec.model_inputs import ModelShape
 from ctxrec.prepared import PreparedData
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST, CONFIG, DATA = "manifest.json", "config.toml", "data.json"
 ITEMS, HISTORIES = "items.parquet", "histories.arrow"
 TOWERS, VECTORS, ADAPTER, INDEX = "towers.safetensors", "vectors.safetensors", "adapter", "index.faiss"

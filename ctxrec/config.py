@@ -175,6 +175,8 @@ class TrainConfig:
     loss: full softmax up to full_softmax_items items, sampled softmax with logQ correction above
         (auto), or the named one; bce is binary cross-entropy with `negatives` uniform negatives.
     warm_start: begin the item tower where items that keep company in histories are near each other (`ctxrec.warm_start`).
+    new_items_cost: share of the validation events' NDCG@10 that may be given up so that items without events are shown
+        more often (`ctxrec.new_items`); 0 gives up nothing.
     refit: after options and weights are chosen on the validation events, train the towers again on these too.
     precision: auto takes bf16 on GPUs that have it, and on CPUs with AMX; fp32 elsewhere. bf16 with ZeRO 0 is ZeRO 1.
     max_failures: how often workers that died (or machines) are replaced before the training fails.
@@ -213,6 +215,7 @@ class TrainConfig:
     patience: int = 4
     valid_users: int = 20_000
     warm_start: bool = False
+    new_items_cost: float = 0.02
     refit: bool = True
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0
@@ -241,7 +244,7 @@ class TrainConfig:
             _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "above 0")
         _require(self.keep_checkpoints >= 2, "train.keep_checkpoints", self.keep_checkpoints, "at least 2")
         _require(self.zero_stage in (0, 1, 2, 3), "train.zero_stage", self.zero_stage, "0, 1, 2 or 3")
-        for key in ("warmup", "label_smoothing"):
+        for key in ("warmup", "label_smoothing", "new_items_cost"):
             _require(0 <= getattr(self, key) < 1, f"train.{key}", getattr(self, key), "a share from 0 to below 1")
         _require(self.clip >= 0, "train.clip", self.clip, "0 (no clipping) or more")
         ordered = isinstance(self.workers, int) or (len(self.workers) == 2 and self.workers[0] <= self.workers[1])

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctxrec import schema
+from ctxrec.blend import STATIC
 from ctxrec.events import Requests
 from ctxrec.recommender import Recommender
 
@@ -124,7 +125,7 @@ def _sources(recommender: Recommender, request: Requests, positions: np.ndarray)
     names, widths = list(("sequence", "content")[: len(recommender.widths)]), list(recommender.widths)
     if blend is not None:
         names = blend.sources[: len(blend.sources) - len(blend.memory.sources)]
-        widths += ([] if blend.text_IC is None else [blend.text_IC.shape[1]]) + [1, 1]  # popularity, recent popularity
+        widths += ([] if blend.text_IC is None else [blend.text_IC.shape[1]]) + [1] * len(STATIC)
     ends = np.cumsum(widths)
     made = {name: products[:, end - width : end].sum(1) for name, width, end in zip(names, widths, ends, strict=True)}
     remembered = recommender.remembered(request)

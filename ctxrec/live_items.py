@@ -22,6 +22,7 @@ from safetensors.numpy import load_file as load_arrays
 
 from ctxrec import bundle as files
 from ctxrec import catalogue, schema, storage
+from ctxrec.blend import NEW, STATIC
 from ctxrec.cleaning import value_line, value_words
 from ctxrec.encoder import TextEncoder, resolve_encoder
 from ctxrec.errors import UserError
@@ -204,6 +205,8 @@ class ItemEncoder:
         spoken_for = self._stand_ins(on_text_axes, known)
         static_IS = self._vectors[:, self._vectors.shape[1] - self._static :]
         static = np.where(known[:, None] >= 0, static_IS[np.maximum(known, 0)], spoken_for @ static_IS)
+        if self._static:
+            static[known < 0, STATIC.index(NEW)] = 1
         vectors = np.concatenate([towers, on_text_axes, static], 1).astype(np.float32)
         return EncodedItems(table, vectors, spoken_for)
 

@@ -40,6 +40,7 @@ class ItemMemory:
     popularity_I, recent_I: log(1 + events) of all and of the latest events, standardised.
     An item without event has what its stand-ins have, the items of nearest text; without text it has nothing,
     and mean popularity.
+    known_I: which items have events.
     own: whether the user's own items may come again, so that they are a source.
     """
 
@@ -47,6 +48,7 @@ class ItemMemory:
     next_II: sp.csr_array
     popularity_I: np.ndarray  # float32
     recent_I: np.ndarray  # float32
+    known_I: np.ndarray  # bool
     own: bool
 
     @property
@@ -108,13 +110,18 @@ def fit_memory(
         next_II=_nearest(log.transitions),
         popularity_I=_standardised(log.item_counts, known),
         recent_I=_standardised(np.bincount(latest, minlength=num_items), known),
+        known_I=known,
         own=repeats,
     )
-    return memory if text_IC is None or known.all() else _with_stand_ins(memory, stand_ins(text_IC, known))
+    return memory if text_IC is None or known.all() else as_if_known(memory, known, text_IC)
 
 
-def _with_stand_ins(memory: ItemMemory, spoken_for_II: sp.csr_array) -> ItemMemory:
-    """What is known of items, and for the others the mean of what is known of their stand-ins."""
+def as_if_known(memory: ItemMemory, known_I: np.ndarray, text_IC: np.ndarray | None) -> ItemMemory:
+    """The memory as if of its known items only these (bool [I]) had events: of the others it holds the mean of what is
+    known of their stand-ins, or nothing without texts."""
+    spoken_for_II = (
+        sp.diags_array(known_I.astype(np.float32)).tocsr() if text_IC is None else stand_ins(text_IC, known_I)
+    )
 
     def pairs(matrix_II: sp.csr_array) -> sp.csr_array:
         return _nearest(spoken_for_II @ matrix_II @ spoken_for_II.T)
@@ -125,6 +132,7 @@ def _with_stand_ins(memory: ItemMemory, spoken_for_II: sp.csr_array) -> ItemMemo
         next_II=pairs(memory.next_II),
         popularity_I=spoken_for_II @ memory.popularity_I,
         recent_I=spoken_for_II @ memory.recent_I,
+        known_I=known_I,
     )
 
 
@@ -158,7 +166,8 @@ def _standardised(counts: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 def to_arrays(memory: ItemMemory) -> dict[str, np.ndarray]:
     """The memory as plain arrays, which safetensors can hold."""
-    arrays = {"popularity": memory.popularity_I, "recent": memory.recent_I, "own": np.array([memory.own], np.uint8)}
+    arrays = {"popularity": memory.popularity_I, "recent": memory.recent_I}
+    arrays |= {"known": memory.known_I.astype(np.uint8), "own": np.array([memory.own], np.uint8)}
     for name, matrix in (("together", memory.together_II), ("next", memory.next_II)):
         if matrix is not None:
             arrays[f"{name}.weights"] = matrix.data.astype(np.float32)
@@ -184,5 +193,6 @@ def from_arrays(arrays: dict[str, np.ndarray]) -> ItemMemory:
         next_II=following,
         popularity_I=arrays["popularity"],
         recent_I=arrays["recent"],
+        known_I=arrays["known"] > 0,
         own=bool(arrays["own"][0]),
     )

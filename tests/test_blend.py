@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from ctxrec.baselines import TrainingEvents
-from ctxrec.blend import Blend, fit_blend, source_weights
+from ctxrec.blend import NEW, Blend, fit_blend, source_weights
 from ctxrec.events import Context, Events, Requests, Users
 from ctxrec.likeness import history_queries, history_weights, reduced, stand_ins
-from ctxrec.memory import fit_memory, from_arrays, to_arrays
+from ctxrec.memory import as_if_known, fit_memory, from_arrays, to_arrays
 
 
 def events(rows: list[list[int]]) -> Events:
@@ -53,6 +53,7 @@ def test_memory_survives_saving():
     for a, b in zip(memory.of_histories(events([[2, 1]])), again.of_histories(events([[2, 1]])), strict=True):
         np.testing.assert_array_equal(a.toarray(), b.toarray())
     np.testing.assert_array_equal(memory.popularity_I, again.popularity_I)
+    np.testing.assert_array_equal(memory.known_I, again.known_I)
 
 
 def test_history_weights_count_steps_back_from_the_latest():
@@ -74,6 +75,10 @@ def test_items_without_events_have_what_their_stand_ins_have():
     following, together = memory.next_II.toarray(), memory.together_II.toarray()
     assert following[0, 3] > following[0, 2] > 0 and following[2, 1] > 0  # they follow, and are followed
     assert (following[:, 4] == 0).all() and together[0, 3] > 0
+    as_if = as_if_known(memory, np.arange(5) < 1, text)
+    assert as_if.next_II.toarray()[0, 2] == 0 and as_if.popularity_I[1] == as_if.popularity_I[0], "0 speaks for all"
+    bare = as_if_known(memory, np.arange(5) < 1, None)
+    assert bare.popularity_I.tolist()[1:] == [0] * 4 and bare.known_I.tolist() == [True] + [False] * 4
     plain = fit_memory([training([[0, 1], [0, 1], [1]])], 5, repeats=True)
     np.testing.assert_array_equal(following[:2, :2], plain.next_II.toarray()[:2, :2])
 
@@ -131,6 +136,7 @@ def test_blend_is_the_sum_of_its_sources_and_finds_the_one_that_helps(planted, w
     heads += [history_queries(history, text) @ text.T] if with_text else []
     parts = [head / head.std(1, keepdims=True) for head in heads]
     parts += [np.tile(memory.popularity_I, (len(queries), 1)), np.tile(memory.recent_I, (len(queries), 1))]
+    parts += [np.tile(~memory.known_I, (len(queries), 1))]
     parts += [found.toarray() for found in memory.of_histories(history)]
     by_hand = sum(w[:, None] * part for w, part in zip(source_weights(weights, history.lengths).T, parts, strict=True))
     np.testing.assert_allclose(scores, by_hand, atol=2e-4)
@@ -142,7 +148,26 @@ def test_without_validation_the_sequence_leads_and_no_source_is_lost(planted):
     blend = Blend.of(memory, None, vectors, (vectors.shape[1] // 2,) * 2)
     for lengths in ([0], [1000]):
         weights = source_weights(blend.unfitted_2K, np.array(lengths))[0]
-        assert weights == pytest.approx([1.5] + [0.2] * (len(blend.sources) - 1), rel=1e-5)
+        new = blend.sources.index(NEW)
+        assert np.delete(weights, new) == pytest.approx([1.5] + [0.2] * (len(blend.sources) - 2), rel=1e-5)
+        assert weights[new] < 1e-6
+
+
+def test_a_bonus_is_added_to_the_scores_of_new_items_alone(planted):
+    _, vectors, queries, requests = planted
+    rng = np.random.default_rng(0)
+    log = training([[int(i) for i in rng.integers(0, 20, 5)] for _ in range(40)])
+    memory = fit_memory([log], len(vectors), repeats=True)
+    new = np.arange(len(vectors)) >= 20
+    np.testing.assert_array_equal(memory.known_I, ~new)
+    plain = Blend.of(memory, None, vectors, (vectors.shape[1],))
+
+    def scores(blend: Blend) -> np.ndarray:
+        found = blend.queries(queries, requests.history) @ blend.vectors(vectors).T
+        return found + blend.remembered(requests.history).toarray()
+
+    for bonus in (0.0, 0.25, 7.5):
+        np.testing.assert_allclose(scores(plain.with_bonus(bonus)), scores(plain) + bonus * new, atol=1e-4)
 
 
 def test_a_head_that_tells_no_two_items_apart_says_nothing(planted):

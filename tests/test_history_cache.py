@@ -28,6 +28,7 @@ def with_memory(recommender):
     memory = ItemMemory(
         together_II=pairs, next_II=pairs.T.tocsr(), own=True,
         popularity_I=rng.normal(size=num).astype(np.float32), recent_I=rng.normal(size=num).astype(np.float32),
+        known_I=np.arange(num) > 0,
     )  # fmt: skip
     recommender.blend = Blend.of(memory, None, recommender.item_vectors, recommender.widths)
     recommender.vectors = recommender.blend.vectors(recommender.item_vectors)

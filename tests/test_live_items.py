@@ -105,9 +105,10 @@ def test_a_new_item_has_its_content_and_what_its_like_have(tiny_spec, retriever,
     assert not np.allclose(made.vectors[0, : recommender.widths[0]], old[: recommender.widths[0]], atol=1e-2), "no ID"
     speaks = made.spoken_for[[0]]
     assert recommender.item_position["i5"] in speaks.indices and np.isclose(speaks.sum(), 1)
-    popularity = speaks @ recommender.vectors[:, -2:]
-    np.testing.assert_allclose(made.vectors[0, -2:], popularity[0], atol=1e-5)
-    assert made.spoken_for[[1]].nnz == 0 and not made.vectors[1, -2:].any()
+    popularity = speaks @ recommender.vectors[:, -3:-1]
+    np.testing.assert_allclose(made.vectors[0, -3:-1], popularity[0], atol=1e-5)
+    assert made.spoken_for[[1]].nnz == 0 and not made.vectors[1, -3:-1].any()
+    assert made.vectors[:, -1].tolist() == [1, 1] and old[-1] == 0, "they are new"
 
 
 RAW = [
