@@ -206,14 +206,37 @@ def cache_dir() -> str:
 
 
 def fetch_dir(path: str, *, scratch: str) -> str:
-    """A local folder with what lies at `path`: the folder itself when local, else a copy under `scratch`."""
+    """A local folder with what lies at `path`: the folder itself when local, else a copy under `scratch`.
+
+    A copy is never written again, as other processes may be reading it: it serves until `path` holds something else,
+    and then stays beside the new one.
+    """
     fs, inner = filesystem(path)
     if isinstance(fs, pyarrow.fs.LocalFileSystem):
         return inner
-    local = os.path.join(scratch, hashlib.sha256(path.encode()).hexdigest()[:16])
-    os.makedirs(local, exist_ok=True)  # an object store has no folder of its own to copy
-    pyarrow.fs.copy_files(inner, local, source_filesystem=fs)
+    found = fs.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True))
+    sizes = {info.path[len(inner) :].lstrip("/"): info.size for info in found if info.is_file}
+    version = sha256_json([path, sorted((info.path, info.size, info.mtime_ns) for info in found if info.is_file)])
+    local = os.path.join(scratch, version[:16])
+    if _sizes(local) == sizes:
+        return local
+    fetched = f"{local}.{uuid.uuid4().hex[:8]}.tmp"
+    os.makedirs(fetched)  # an object store has no folder of its own to copy
+    try:
+        pyarrow.fs.copy_files(inner, fetched, source_filesystem=fs)
+        try:
+            os.rename(fetched, local)
+        except OSError:  # another process was faster, or the copy there has lost files
+            if _sizes(local) != sizes:
+                shutil.rmtree(local)
+                os.rename(fetched, local)
+    finally:
+        shutil.rmtree(fetched, ignore_errors=True)
     return local
+
+
+def _sizes(folder: str) -> dict[str, int]:
+    return {name: os.path.getsize(os.path.join(folder, name)) for name in local_files(folder)}
 
 
 def local_files(folder: str) -> list[str]:

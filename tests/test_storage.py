@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow.fs
 import pytest
 
 from ctxrec import storage
@@ -160,6 +162,52 @@ def test_fetch_dir_of_a_local_folder_is_the_folder(root, tmp_path):
     folder = storage.fetch_dir(root, scratch=str(tmp_path / "scratch"))
     assert (Path(folder) / "w.csv").read_text() == "w.csv"
     assert not (tmp_path / "scratch").exists()
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch) -> Path:
+    """A folder that storage takes for one of an object store."""
+    folder = tmp_path / "remote"
+    (folder / "c").mkdir(parents=True)
+    (folder / "w.csv").write_text("w")
+    (folder / "c" / "y.csv").write_text("y")
+    fs = pyarrow.fs.SubTreeFileSystem(str(folder), pyarrow.fs.LocalFileSystem())
+    monkeypatch.setattr(storage, "filesystem", lambda path: (fs, ""))
+    return folder
+
+
+def test_a_fetched_folder_is_not_written_again_while_others_may_read_it(remote, tmp_path):
+    scratch = tmp_path / "scratch"
+    first = Path(storage.fetch_dir("s3://k/a", scratch=str(scratch)))
+    assert storage.local_files(str(first)) == ["c/y.csv", "w.csv"]
+    files = {path: path.stat().st_ino for path in first.rglob("*.csv")}
+    assert storage.fetch_dir("s3://k/a", scratch=str(scratch)) == str(first)
+    assert {path: path.stat().st_ino for path in first.rglob("*.csv")} == files
+    (remote / "w.csv").write_text("newer")
+    second = Path(storage.fetch_dir("s3://k/a", scratch=str(scratch)))
+    assert (second / "w.csv").read_text() == "newer" and (first / "w.csv").read_text() == "w"
+    assert sorted(scratch.iterdir()) == sorted([first, second])
+
+
+def test_what_was_lost_of_a_fetched_folder_is_fetched_again(remote, tmp_path):
+    first = Path(storage.fetch_dir("s3://k/a", scratch=str(tmp_path / "scratch")))
+    (first / "c" / "y.csv").unlink()
+    (first / "w.csv").write_text("")
+    again = Path(storage.fetch_dir("s3://k/a", scratch=str(tmp_path / "scratch")))
+    assert ((again / "w.csv").read_text(), (again / "c" / "y.csv").read_text()) == ("w", "y")
+
+
+def test_many_fetch_the_same_folder_at_once(remote, tmp_path):
+    (remote / "big").write_bytes(bytes(1 << 22))
+
+    def fetch(_: int) -> tuple[str, int]:
+        folder = storage.fetch_dir("s3://k/a", scratch=str(tmp_path / "scratch"))
+        return folder, len((Path(folder) / "big").read_bytes())
+
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(fetch, range(32)))
+    assert len(found) == 1 and next(iter(found))[1] == 1 << 22
+    assert [str(path) for path in (tmp_path / "scratch").iterdir()] == [next(iter(found))[0]]
 
 
 @pytest.mark.parametrize(
