@@ -76,7 +76,7 @@ def gather_statistics(parts: Iterable[TrainingEvents], num_items: int, *, matric
     users = [sp.csr_array((0, num_items), dtype=np.float32)]
     for part in parts:
         counts += np.bincount(part.items, minlength=num_items)
-        transitions = transitions + _transitions(part, num_items)
+        transitions = transitions + count_transitions(part, num_items)
         users.append(history_matrix(part.offsets, part.items, num_items))
         if together is not None:
             pairs = (users[-1].T @ users[-1]).tocoo()
@@ -95,11 +95,12 @@ def gather_statistics(parts: Iterable[TrainingEvents], num_items: int, *, matric
     )
 
 
-def _transitions(part: TrainingEvents, num_items: int) -> sp.csr_array:
+def count_transitions(part: TrainingEvents, num_items: int, *, step: int = 1) -> sp.csr_array:
+    """How often an item (column) came so many steps after another one (row) in a history: float32 [I, I]."""
     lengths = np.diff(part.offsets)
     user = np.repeat(np.arange(len(lengths)), lengths)
-    inside = user[1:] == user[:-1]
-    before, after = part.items[:-1][inside], part.items[1:][inside]
+    inside = user[step:] == user[:-step]
+    before, after = part.items[:-step][inside], part.items[step:][inside]
     ones = np.ones(len(before), np.float32)
     return sp.coo_array((ones, (before, after)), shape=(num_items, num_items)).tocsr()
 

@@ -17,7 +17,7 @@ import scipy.sparse as sp
 import torch
 from scipy.sparse.linalg import eigsh
 
-from ctxrec.baselines import TrainingEvents
+from ctxrec.baselines import TrainingEvents, count_transitions
 from ctxrec.item_tower import ItemTower
 from ctxrec.model_inputs import ItemTensors, TextTable
 
@@ -30,15 +30,11 @@ def company(parts: Iterable[TrainingEvents], num_items: int) -> sp.csr_array:
     """How often two items stood near each other in a history, the nearer the more: symmetric, float32 [I, I]."""
     total = sp.csr_array((num_items, num_items), dtype=np.float32)
     for part in parts:
-        lengths = np.diff(part.offsets)
-        user = np.repeat(np.arange(len(lengths)), lengths)
         for step in range(1, WINDOW + 1):
-            near = np.flatnonzero(user[step:] == user[:-step])
-            before, after = part.items[near], part.items[near + step]
-            other = before != after
-            ones = np.full(int(other.sum()), 1 / step, np.float32)
-            found = sp.coo_array((ones, (before[other], after[other])), shape=total.shape).tocsr()
+            found = count_transitions(part, num_items, step=step) / step
             total = total + found + found.T
+    total.setdiag(0)
+    total.eliminate_zeros()
     return sp.csr_array(total)
 
 
