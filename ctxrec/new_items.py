@@ -17,7 +17,7 @@ import numpy as np
 from ctxrec.events import Requests
 from ctxrec.metrics import request_metrics, top_k
 
-HIDDEN = 0.05  # share of the known items that are made new
+HIDDEN, _MOST_HIDDEN = 0.05, 5000  # share of the known items that are made new, and their number at most
 _K = 10  # NDCG@10 is what the bonus is chosen by
 _WORTH = 10.0  # of a hit on a new item, in hits on known ones, at most
 _STEPS, _STEP = 60, 0.05  # bonuses that are tried, in standard deviations of the scores
@@ -36,9 +36,10 @@ class Bonus:
 
 
 def hidden_items(known_I: np.ndarray, *, seed: int) -> np.ndarray:
-    """Some of the known items at random: bool [I]; none where so few are known that none would be left."""
+    """A share of the known items at random: bool [I]."""
     known = np.flatnonzero(known_I)
-    chosen = np.random.default_rng(seed).choice(known, round(HIDDEN * len(known)), replace=False)
+    num = min(round(HIDDEN * len(known)), _MOST_HIDDEN)
+    chosen = np.random.default_rng(seed).choice(known, num, replace=False)
     hidden = np.zeros(len(known_I), bool)
     hidden[chosen] = True
     return hidden
@@ -57,7 +58,7 @@ def choose_bonus(
 
     Args:
         scores: of all items for some requests, float32 [N, I].
-        requests: with targets; the first `_REQUESTS` at random are asked.
+        requests: with targets; of many, `_REQUESTS` drawn at random are asked.
         new_I: bool, the items that get the bonus.
         repeats: whether the items of a history compete.
     """

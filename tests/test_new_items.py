@@ -106,6 +106,7 @@ def test_hidden_items_are_a_few_of_the_known_ones_and_leave_the_histories():
     np.testing.assert_array_equal(hidden, hidden_items(known, seed=3))
     assert (hidden != hidden_items(known, seed=4)).any()
     assert not hidden_items(np.arange(5) == 2, seed=0).any()
+    assert hidden_items(np.ones(200_000, bool), seed=0).sum() == 5000
     requests = without_items(asked(np.arange(200), np.arange(200)), hidden)
     assert requests.history.items.tolist() == np.flatnonzero(~hidden).tolist()
     assert (requests.history.lengths == ~hidden).all()
