@@ -215,7 +215,7 @@ class TrainConfig:
     patience: int = 4
     valid_users: int = 20_000
     warm_start: bool = False
-    new_items_cost: float = 0.02
+    new_items_cost: float = 0.01
     refit: bool = True
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0
