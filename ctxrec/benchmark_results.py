@@ -126,8 +126,10 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table for people; a column that is empty everywhere is left out."""
-    header = ["data set", "requests", "ctxrec", "best single baseline", "gain over it", "linear ensemble", "SASRec"]
+    header = ["data set", "requests", "ctxrec", "best single baseline", "gain over it", "linear ensemble"]
     header += [
+        "gain over the ensemble",
+        "SASRec",
         "before tuning",
         "text only",
         "IDs only",
@@ -137,18 +139,21 @@ def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         "cold items (un-tuned text)",
     ]
     header += ["new users (popularity 7 d)", "best possible (without context)", "minutes to train"]
-    rows = [_cells(made) for made in results["datasets"]]
+    rows = [_cells(made, len(results["seeds"])) for made in results["datasets"]]
     kept = [c for c in range(len(header)) if c < 5 or any(cells[c] for cells in rows)]
     return [header[c] for c in kept], [[cells[c] for c in kept] for cells in rows]
 
 
-def _cells(made: dict[str, Any]) -> list[str]:
+def _cells(made: dict[str, Any], num_seeds: int) -> list[str]:
     systems = made.get("systems", {})
     best = made.get("best_baseline")
     slices = made.get("slices", {})
-    cells = [made["label"], f"{made['requests']:,}" if "requests" in made else "", _interval(made.get("model"))]
+    done = len(made.get("seeds", []))
+    label = made["label"] if done in (0, num_seeds) else f"{made['label']} ({done} of {num_seeds} seeds)"
+    cells = [label, f"{made['requests']:,}" if "requests" in made else "", _interval(made.get("model"))]
     cells += [f"{NAMES.get(best, best)} {_number(systems.get(best))}" if best else "", _gain(made.get("gain"))]
-    cells += [_number(systems.get(name)) for name in ("ensemble", "sasrec", BEFORE, *ABLATIONS)]
+    cells += [_number(systems.get("ensemble")), _gain(made.get("ensemble_gain"))]
+    cells += [_number(systems.get(name)) for name in ("sasrec", BEFORE, *ABLATIONS)]
     drop = made.get("context_drop")
     cells.append("" if drop is None else f"{round(-100 * drop, 1) or 0.0:+.1f} %")
     cells.append(_pair(slices.get("cold_items"), MODEL, "untuned_encoder"))
@@ -192,8 +197,8 @@ def about(results: dict[str, Any]) -> str:
     seeds = results["seeds"]
     return (
         f"NDCG@10, full ranking, mean over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}; in brackets 95 % intervals "
-        "(bootstrap over requests and seeds). The gain is the paired difference to the best single baseline on the "
-        "same requests. Shuffled context: change of NDCG@10 when requests swap their contexts. Minutes to train: one run."
+        "(bootstrap over requests and seeds). A gain is the paired difference on the same requests. "
+        "Shuffled context: change of NDCG@10 when requests swap their contexts. Minutes to train: one run."
     )
 
 

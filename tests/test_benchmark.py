@@ -155,6 +155,11 @@ def test_what_is_missing_is_an_empty_cell():
     assert header == ["data set", "requests", "ctxrec", "best single baseline", "gain over it"]
     assert cells[0] == ["nothing", "", "(failed: train of seed 1)", "", ""]
     assert cells[1][2:] == ["0.2000 (0.1000 to 0.3000)", "EASE 0.1000", "+100.0 %: +0.1000 (+0.0500 to +0.1500)"]
+    of_three = benchmark_results.table(results | {"seeds": [0, 1, 2]})[1]
+    assert [row[0] for row in of_three] == ["nothing", "some (1 of 3 seeds)"]
+    rows[1]["ensemble_gain"] = {"mean": -0.1, "low": -0.15, "high": 0.05, "share": -0.5}
+    header, cells = benchmark_results.table(results)
+    assert (header[-1], cells[1][-1]) == ("gain over the ensemble", "-50.0 %: -0.1000 (-0.1500 to +0.0500)")
     text = benchmark_results.markdown(results)
     assert "- nothing: train of seed 1 failed: error: a | b" in text and text.count("\n| nothing | ") == 1
     page = benchmark_report.render(results)
