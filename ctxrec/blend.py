@@ -162,9 +162,8 @@ def fit_blend(
     memory, heads = blend.memory, blend.head_queries(queries_NW, requests.history)
     parts = [head @ items.T for head, items in zip(heads, vectors, strict=True)]
     parts += [np.broadcast_to(v[pool], (len(requests), len(pool))) for v in (memory.popularity_I, memory.recent_I)]
-    parts.append(
-        np.zeros_like(parts[-1])
-    )  # being new: no validation event tells what that is worth (`ctxrec.new_items`)
+    # What being new is worth no validation event can tell (`ctxrec.new_items`).
+    parts.append(np.zeros_like(parts[-1]))
     parts += [scores[:, pool].toarray() for scores in memory.of_histories(requests.history)]
     fit = _Fit.of(np.stack(parts, -1), requests, pool, repeats=repeats)
     likely = _descend(fit.surprise, torch.from_numpy(blend.weights_2K), penalty=_PENALTY)

@@ -119,9 +119,8 @@ def fit_memory(
 def as_if_known(memory: ItemMemory, known_I: np.ndarray, text_IC: np.ndarray | None) -> ItemMemory:
     """The memory as if of its known items only these (bool [I]) had events: of the others it holds the mean of what is
     known of their stand-ins, or nothing without texts."""
-    spoken_for_II = (
-        sp.diags_array(known_I.astype(np.float32)).tocsr() if text_IC is None else stand_ins(text_IC, known_I)
-    )
+    alone = sp.diags_array(known_I.astype(np.float32)).tocsr()
+    spoken_for_II = alone if text_IC is None else stand_ins(text_IC, known_I)
 
     def pairs(matrix_II: sp.csr_array) -> sp.csr_array:
         return _nearest(spoken_for_II @ matrix_II @ spoken_for_II.T)
