@@ -27,7 +27,7 @@ _POOL = 20_000  # items that the fit ranks at most: the targets and others drawn
 _TYPICAL = 2.0  # log(1 + events) of a typical history, where the second weight has no say
 _PENALTY, _RANKING_PENALTY = 1e-3, 1e-4
 _STEP = 0.1  # of a score, in which a rank changes smoothly
-_TARGETS = 5  # of a request that count in the fit
+_TARGETS = 20  # of a request, drawn at random, that count in the fit at most
 _NO_SCORE = -1e9
 _START = -1.0  # of the weights, before softplus
 _SEQUENCE, _OTHERS = 1.5, 0.2  # weights where there is nothing to fit them to
@@ -165,7 +165,7 @@ def fit_blend(
     # What being new is worth no validation event can tell (`ctxrec.new_items`).
     parts.append(np.zeros_like(parts[-1]))
     parts += [scores[:, pool].toarray() for scores in memory.of_histories(requests.history)]
-    fit = _Fit.of(np.stack(parts, -1), requests, pool, repeats=repeats)
+    fit = _Fit.of(np.stack(parts, -1), requests, pool, rng, repeats=repeats)
     likely = _descend(fit.surprise, torch.from_numpy(blend.weights_2K), penalty=_PENALTY)
     # Likelihood cares for targets that no list will show; the ranking at the top decides the rest.
     return _descend(fit.smooth_regret, likely, penalty=_RANKING_PENALTY).numpy()
@@ -183,7 +183,9 @@ class _Fit:
     share_T: torch.Tensor  # 1 over the number of targets of the request
 
     @staticmethod
-    def of(scores_NIK: np.ndarray, requests: Requests, pool: np.ndarray, *, repeats: bool) -> _Fit:
+    def of(
+        scores_NIK: np.ndarray, requests: Requests, pool: np.ndarray, rng: np.random.Generator, *, repeats: bool
+    ) -> _Fit:
         num = len(requests)
         assert requests.target_items is not None and requests.target_offsets is not None
         place = np.full(
@@ -196,12 +198,13 @@ class _Fit:
             out[row[seen >= 0], seen[seen >= 0]] = True
         counts = np.diff(requests.target_offsets)
         row = np.repeat(np.arange(num), counts)
-        target, number = (
-            place[requests.target_items],
-            np.arange(len(row)) - np.repeat(requests.target_offsets[:-1], counts),
-        )
-        kept = (target >= 0) & (number < _TARGETS)
-        row, target = row[kept], target[kept]
+        # Of a long list of targets any may count, not the first: those of a new user's first minutes are of one kind.
+        shuffled = np.lexsort((rng.random(len(row)), row))
+        number = np.arange(len(row)) - np.repeat(requests.target_offsets[:-1], counts)
+        most = int(np.clip(_CELLS // (len(pool) * num), 1, _TARGETS))
+        chosen = shuffled[number < most]
+        row, target = row[chosen], place[requests.target_items[chosen]]
+        row, target = row[target >= 0], target[target >= 0]
         share = 1.0 / np.bincount(row, minlength=num)[row]
         return _Fit(
             scores_NIK=torch.from_numpy(np.ascontiguousarray(scores_NIK, np.float32)),

@@ -175,3 +175,22 @@ def test_a_head_that_tells_no_two_items_apart_says_nothing(planted):
     alike = np.repeat(vectors[:1], len(vectors), axis=0)
     blend = Blend.of(memory, None, alike, (vectors.shape[1],))
     assert not blend.head_queries(queries, requests.history)[0].any()
+
+
+def test_all_of_a_requests_targets_may_count_not_the_first(planted):
+    """One head knows the first three targets of every request, the other the nine that follow."""
+    memory, vectors, queries, requests = planted
+    num, dim = len(requests), vectors.shape[1] // 2
+    first = np.argsort(-(queries[:, :dim] @ vectors[:, :dim].T), 1)[:, :3]
+    later = [
+        [i for i in order if i not in set(own)][:9]
+        for order, own in zip(np.argsort(-(queries[:, dim:] @ vectors[:, dim:].T), 1), first, strict=True)
+    ]
+    many = dataclasses.replace(
+        requests,
+        target_items=np.concatenate([np.concatenate(pair) for pair in zip(first, later, strict=True)]).astype(np.int32),
+        target_offsets=np.arange(num + 1) * 12,
+    )
+    blend = Blend.of(memory, None, vectors, (dim, dim))
+    weights = np.logaddexp(0, fit_blend(blend, vectors, queries, many, repeats=True, seed=0)[0])
+    assert weights[1] > weights[0]
