@@ -25,7 +25,7 @@ from ctxrec.memory import ItemMemory
 _CELLS = 1 << 25  # scores of all sources that the fit holds at once (128 MB)
 _POOL = 20_000  # items that the fit ranks at most: the targets and others drawn at random
 _TYPICAL = 2.0  # log(1 + events) of a typical history, where the second weight has no say
-_PENALTY, _RANKING_PENALTY = 1e-3, 1e-4
+_PENALTY, _RANKING_PENALTY = 1e-3, 1e-2  # the second keeps the ranking from learning the validation events by heart
 _STEP = 0.1  # of a score, in which a rank changes smoothly
 _TARGETS = 20  # of a request, drawn at random, that count in the fit at most
 _NO_SCORE = -1e9

@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 
 from ctxrec import checkpoint, schema
-from ctxrec.baselines import training_events
 from ctxrec.blend import Blend, fit_blend
 from ctxrec.bundle import write_bundle
 from ctxrec.encoder import TextEncoder
@@ -22,7 +21,7 @@ from ctxrec.events import Requests
 from ctxrec.index_filling import add_on_nodes
 from ctxrec.job import Setup, encode_table
 from ctxrec.likeness import reduced, text_axes
-from ctxrec.memory import as_if_known, fit_memory
+from ctxrec.memory import as_if_known, with_stand_ins
 from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, TextTable
 from ctxrec.network import Network
@@ -193,6 +192,5 @@ def _blend(setup: Setup, before: int, vectors_IW: torch.Tensor, made: Towers, te
     if text is not None and setup.config.model.content_dim:
         vectors, present = text.vectors_IH.cpu().numpy(), text.present_I.cpu().numpy()
         text_IC = reduced(vectors, present, setup.config.model.content_dim)
-    parts, repeats = training_events(setup.data, before), setup.data.spec.split.repeats
-    memory = fit_memory(parts, setup.shape.num_items, repeats=repeats, text_IC=text_IC)
+    memory = with_stand_ins(setup.memory(before), text_IC)
     return Blend.of(memory, text_IC, vectors_IW.cpu().numpy(), made.widths)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import ray.train
@@ -15,6 +15,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from ctxrec import engine, schema, storage
+from ctxrec.baselines import training_events
 from ctxrec.batching import Batcher
 from ctxrec.config import Config
 from ctxrec.encoder import TextEncoder, Tokens, plan_encoding, resolve_encoder, tokenise
@@ -22,6 +23,7 @@ from ctxrec.encoder_cache import Place, item_keys, vector_store, with_states
 from ctxrec.events import Requests
 from ctxrec.features import ItemFeatures, item_features
 from ctxrec.media import media_tables
+from ctxrec.memory import ItemMemory, fit_memory
 from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.network import Network, choose_loss
 from ctxrec.prepared import PreparedData
@@ -61,6 +63,15 @@ class Setup:
     scratch: str  # a local folder for as long as the training lasts
     profile: bool  # trace some steps of each phase
     tracker: Tracker | None = None  # rank 0 alone
+    _memories: dict[int, ItemMemory] = field(default_factory=dict)
+
+    def memory(self, before: int) -> ItemMemory:
+        """What the events of earlier splits than `before` say of items; fitted when it is first asked for, as it takes
+        minutes for a large catalogue."""
+        if before not in self._memories:
+            parts, repeats = training_events(self.data, before), self.data.spec.split.repeats
+            self._memories[before] = fit_memory(parts, self.shape.num_items, repeats=repeats)
+        return self._memories[before]
 
     @property
     def checkpoints(self) -> str:

@@ -113,7 +113,14 @@ def fit_memory(
         known_I=known,
         own=repeats,
     )
-    return memory if text_IC is None or known.all() else as_if_known(memory, known, text_IC)
+    return with_stand_ins(memory, text_IC)
+
+
+def with_stand_ins(memory: ItemMemory, text_IC: np.ndarray | None) -> ItemMemory:
+    """The memory, with what stand-ins have for the items without event; as it is without texts."""
+    if text_IC is None or memory.known_I.all():
+        return memory
+    return as_if_known(memory, memory.known_I, text_IC)
 
 
 def as_if_known(memory: ItemMemory, known_I: np.ndarray, text_IC: np.ndarray | None) -> ItemMemory:
