@@ -3,7 +3,7 @@
 A ranking that is best for the log as it is shows few new items: the log never had any. What showing more of them costs
 and brings is measured on the validation requests, with some known items made new: their events are forgotten.
 
-Legend: N requests, I items, K longest list, B bonuses.
+Legend: N requests, I items, K longest list.
 """
 
 from __future__ import annotations
@@ -64,21 +64,21 @@ def choose_bonus(
     """
     if len(requests) > _REQUESTS:
         requests = requests.take(np.sort(np.random.default_rng(0).choice(len(requests), _REQUESTS, replace=False)))
-    best, spread = _best_of_both(scores, requests, new_I, repeats=repeats)
-    bonuses = np.arange(_STEPS) * _STEP * spread
     offsets, targets = requests.target_offsets, requests.target_items
     assert offsets is not None and targets is not None
     kept = new_I[targets]
-    new_offsets = np.concatenate([[0], np.cumsum(kept)])[offsets]
-    asked = np.flatnonzero(np.diff(new_offsets))
+    num_new = np.diff(np.concatenate([[0], np.cumsum(kept)])[offsets])
+    asked = np.flatnonzero(num_new)
     if not len(asked):
         return Bonus(0.0, (0.0, 0.0), (0.0, 0.0))
+    new_offsets = np.concatenate([[0], np.cumsum(num_new[asked])])
+    best, spread = _best_of_both(scores, requests, new_I, repeats=repeats)
+    bonuses = np.arange(_STEPS) * _STEP * spread
     every, new = [], []
     for bonus in bonuses:
         lists = _merged(*best, bonus)
         every.append(request_metrics(lists, offsets, targets, [_K])[f"ndcg@{_K}"].mean())
-        own_offsets = np.concatenate([[0], np.cumsum(np.diff(new_offsets)[asked])])
-        new.append(request_metrics(lists[asked], own_offsets, targets[kept], [_K])[f"ndcg@{_K}"].mean())
+        new.append(request_metrics(lists[asked], new_offsets, targets[kept], [_K])[f"ndcg@{_K}"].mean())
     share = len(asked) / len(requests)
     allowed = np.array(every) >= (1 - cost) * max(every)
     value = np.where(allowed, np.array(every) + (_WORTH - 1) * share * np.array(new), -np.inf)
