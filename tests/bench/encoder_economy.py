@@ -1,23 +1,32 @@
 """What each economy of the encoder saves: events a second of the encoder's phase, and its share of the machine's peak.
 
-    python tests/bench/encoder_economy.py --data DATA [--encoder FOLDER] [--steps 6]
+    python tests/bench/encoder_economy.py --data DATA [--encoder FOLDER] [--steps 6] [--peer PYTHON --minutes 4]
 
 Each row adds one economy to those above it and runs the same steps of the training stream: forward, backward and update
 of adapters and towers, in one process without Ray. The first row encodes every slot of every history and every target
 anew, as fine-tuning is done where items are not told apart. FLOPs are counted (torch's counter), not estimated; the
 peak is that of a float32 matrix product of 2048 x 2048 on the same threads.
+
+With `--peer`, an interpreter that has sentence-transformers (see `encoder_peers.py`), its trainer runs for some minutes
+on the same data and threads, then a real `ctxrec.train` at its defaults, and a second table says when each of the two
+had which validation NDCG@10.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
+import os
+import subprocess
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from train_log import train_log
 
 from ctxrec import schema, storage
 from ctxrec.batching import Batch, Batcher
@@ -174,11 +183,40 @@ def peak_flops() -> float:
     return 2 * 2048**3 / best
 
 
+def peer_table(python: str, data: str, encoder: str, minutes: float) -> None:
+    """Seconds of training, examples a second and NDCG@10 of sentence-transformers' trainer and of a training of ours."""
+    command = [python, str(Path(__file__).with_name("encoder_peers.py")), "sentence-transformers", "--data", data]
+    command += ["--encoder", encoder, "--minutes", str(minutes), "--bf16"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    theirs = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    rows = [(line["system"], line["seconds"], line["examples_per_s"], line["ndcg@10"]) for line in theirs]
+    best = max(line["ndcg@10"] for line in theirs)
+    begin = time.perf_counter()
+    lines = [line for line in train_log(data, [f"encoder.name={encoder}"]) if "valid_ndcg@10" in line]
+    whole = time.perf_counter() - begin
+    before = 0.0  # seconds of the phases before
+    for number, line in enumerate(lines):
+        if number and line["phase"] != lines[number - 1]["phase"]:
+            before += lines[number - 1]["seconds"]
+        last = number + 1 == len(lines) or lines[number + 1]["phase"] != line["phase"]
+        if last or (
+            line["valid_ndcg@10"] > best and all(earlier["valid_ndcg@10"] <= best for earlier in lines[:number])
+        ):
+            seconds = before + line["seconds"]
+            rows.append((f"ctxrec, {line['phase']}", seconds, line.get("events_per_s", 0), line["valid_ndcg@10"]))
+    print("\n| system | seconds of training | examples/s | validation NDCG@10 |\n| --- | --- | --- | --- |")
+    for name, seconds, rate, value in rows:
+        print(f"| {name} | {seconds:.0f} | {rate:,.0f} | {value:.4f} |")
+    print(f"\nctxrec.train from its start to its bundle: {whole:.0f} s")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data", required=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder that ctxrec.prepare wrote")
     parser.add_argument("--encoder", default="")
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--peer", metavar="PYTHON", help="an interpreter that has sentence-transformers and datasets")
+    parser.add_argument("--minutes", type=float, default=4, help="of the peer's training")
     args = parser.parse_args()
     config = load_config(None, [f"encoder.name={args.encoder}"] if args.encoder else [])
     material, peak = gather(args.data, config), peak_flops()
@@ -196,6 +234,8 @@ def main() -> None:
             f"| {found['padding']:.1%} | {flops / found['step_s'] / peak:.0%} |",
             flush=True,
         )
+    if args.peer:
+        peer_table(args.peer, os.path.abspath(args.data), material.path, args.minutes)
 
 
 if __name__ == "__main__":
