@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ctxrec.errors import UserError
-from ctxrec.typed_toml import build_dataclass, read_toml, toml_value
+from ctxrec.typed_toml import build_dataclass, parse_value, read_toml, toml_value
 
 _EVENTS_READ, _FEWEST_EPOCHS, _MOST_EPOCHS = 1_500_000, 4, 15  # by a phase of the towers
 BACKBONES = ("transformer", "gru", "lstm", "hstu")  # of our own; any other name is a language model's
@@ -476,14 +475,6 @@ def config_with(raw: dict[str, Any], overrides: Sequence[str], *, source: str) -
             raise UserError(f"{parts[0]} is {section!r}; expected a section of options")
         section[parts[1]] = parse_value(text.strip())
     return Config.from_dict(raw, source=source)
-
-
-def parse_value(text: str) -> Any:
-    """The value of an override."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 def to_toml(config: Config) -> str:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ctxrec import storage
-from ctxrec.config import build_dataclass
 from ctxrec.errors import UserError
 from ctxrec.schema import TIME_CONTEXT
+from ctxrec.typed_toml import build_dataclass
 
 REQUEST_TIME = "timestamp"  # in the context of a request
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import tomllib
 from dataclasses import dataclass
 from typing import Any
 
 from ctxrec import storage
 from ctxrec.ablations import parse_names
-from ctxrec.config import build_dataclass, load_config
+from ctxrec.config import load_config
 from ctxrec.datasets import DATASETS
 from ctxrec.errors import UserError
 from ctxrec.simulation import Simulation
 from ctxrec.spec import DatasetSpec, load_spec
+from ctxrec.typed_toml import build_dataclass, parse_value, read_toml, toml_value
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -100,10 +99,7 @@ def load_suite(path: str) -> Suite:
     Raises:
         UserError: the file is missing, is no TOML, or has an unknown key or a wrong value.
     """
-    try:
-        raw = tomllib.loads(storage.read_text(path))
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not valid TOML: {error}") from error
+    raw = read_toml(path)
     for entry in raw.get("dataset", ()):
         if isinstance(entry, dict) and isinstance(entry.get("spec"), str):
             entry["spec"] = storage.join(storage.parent(path), entry["spec"])
@@ -129,15 +125,8 @@ def overridden_spec(path: str, overrides: tuple[str, ...]) -> DatasetSpec:
             table = table.get(section) if isinstance(table, dict) else None
         if not separator or not isinstance(table, dict):
             raise UserError(f"spec override {override!r} names no section of {path}; expected section.key=value")
-        table[last] = _value(text.strip())
+        table[last] = parse_value(text.strip())
     return DatasetSpec.from_dict(_without_none(raw), source=path)
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 def _without_none(table: dict[str, Any]) -> dict[str, Any]:
@@ -146,14 +135,9 @@ def _without_none(table: dict[str, Any]) -> dict[str, Any]:
 
 def spec_toml(spec: DatasetSpec) -> str:
     """A dataset spec as `load_spec` reads it."""
-    return "\n".join(_toml_lines(_without_none(spec.to_dict()), "")) + "\n"
-
-
-def _toml_lines(table: dict[str, Any], prefix: str) -> list[str]:
-    """JSON's strings, numbers, booleans and lists are TOML's too."""
-    lines = [f"{json.dumps(k)} = {json.dumps(v)}" for k, v in table.items() if not isinstance(v, dict)]
-    for key, value in table.items():
-        if isinstance(value, dict):
-            name = f"{prefix}{json.dumps(key)}"
-            lines += ["", f"[{name}]", *_toml_lines(value, f"{name}.")]
-    return lines
+    table = _without_none(spec.to_dict())
+    lines = [f"{key} = {toml_value(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    for section, options in table.items():
+        if isinstance(options, dict):
+            lines += ["", f"[{section}]", *(f"{key} = {toml_value(value)}" for key, value in options.items())]
+    return "\n".join(lines) + "\n"

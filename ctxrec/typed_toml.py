@@ -21,6 +21,14 @@ def read_toml(path: str) -> dict[str, Any]:
         raise UserError(f"{path} is not valid TOML: {error}") from error
 
 
+def parse_value(text: str) -> Any:
+    """The value of an override `key=value`: TOML, or the text itself where it is none."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
 def toml_value(value: Any) -> str:
     """A value as TOML has it."""
     if isinstance(value, bool):

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ctxrec import storage
-from ctxrec.config import Config, build_dataclass, config_with, parse_value
+from ctxrec.config import Config, config_with
 from ctxrec.errors import UserError
+from ctxrec.typed_toml import build_dataclass, parse_value
 from tune.space import Parameter, default_space, parse_space, tunes_encoder
 
 METRIC = "valid_ndcg@10"

@@ -15,11 +15,12 @@ from ray import cloudpickle
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 
 from ctxrec import runtime, storage
-from ctxrec.config import Config, build_dataclass, to_toml
+from ctxrec.config import Config, to_toml
 from ctxrec.errors import UserError
 from ctxrec.prepared import PreparedData
 from ctxrec.tracking import check_trackers
 from ctxrec.training import MANIFEST, train, with_absolute_paths
+from ctxrec.typed_toml import build_dataclass
 from tune import results
 from tune.board import Board
 from tune.budget import Budget, is_spent, open_account
