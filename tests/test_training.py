@@ -26,6 +26,7 @@ from trainings import (
     read_log,
     same_to_the_digit,
     start,
+    wait_for_silence,
     wait_until,
     with_train,
 )
@@ -202,8 +203,13 @@ def test_killed_training_goes_on_and_ends_where_an_undisturbed_one_ends(tiny_dat
     finally:
         kill_command(first)
     assert not (run / "manifest.json").exists()
+    wait_for_silence(run)
+    *lines, last = (run / "train_log.jsonl").read_text().splitlines()
+    last = json.dumps(json.loads(last) | {"seconds": 5000.0})
+    (run / "train_log.jsonl").write_text("\n".join([*lines, last]) + "\n")
     finish(config, tiny_data, run, log)
     assert "going on from phase" in log.read_text()
+    assert json.loads((run / "manifest.json").read_text())["train_seconds"] > 5000, "what came before the kill counts"
     same_to_the_digit(run, train(tiny_data, str(tmp_path / "undisturbed"), config))
 
 
