@@ -188,7 +188,7 @@ def peer_table(python: str, data: str, encoder: str, minutes: float) -> None:
     command = [python, str(Path(__file__).with_name("encoder_peers.py")), "sentence-transformers", "--data", data]
     command += ["--encoder", encoder, "--minutes", str(minutes), "--bf16"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    theirs = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    theirs = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"system"')]
     rows = [(line["system"], line["seconds"], line["examples_per_s"], line["ndcg@10"]) for line in theirs]
     best = max(line["ndcg@10"] for line in theirs)
     begin = time.perf_counter()
