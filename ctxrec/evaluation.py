@@ -26,6 +26,7 @@ from ctxrec.rerank_facts import RERANK, in_words, second_stage
 from ctxrec.rules import rules_of
 from ctxrec.splits import held_out_items
 from ctxrec.summary import MODEL, RERANKED, RankedLists, best_baseline, focus, summarise
+from ctxrec.tracking import read_train_log
 from ctxrec.tradeoff import settings, tradeoff, without_arranged
 
 logger = logging.getLogger(__name__)
@@ -264,12 +265,6 @@ def _padded_ids(top: np.ndarray, item_ids: pa.Array) -> pa.Array:
     lengths = (top >= 0).sum(axis=1)
     index, offsets = ranges(np.arange(len(top)) * top.shape[1], np.arange(len(top)) * top.shape[1] + lengths)
     return _as_ids(offsets, top.ravel()[index], item_ids)
-
-
-def read_train_log(run: str) -> list[dict[str, Any]]:
-    """Records of the run's train_log.jsonl; none when there is no such file."""
-    path = storage.join(run, "train_log.jsonl")
-    return report.parse_train_log(storage.read_text(path)) if storage.exists(path) else []
 
 
 def _examples(

@@ -11,11 +11,11 @@ from ctxrec import report_findings, spec
 from ctxrec.config import Config
 from ctxrec.prepared import PreparedData
 from ctxrec.report_html import details, e, name, page, paragraph, percent, section, table
-from ctxrec.report_training import parse_train_log, training
+from ctxrec.report_training import training
 from ctxrec.summary import MODEL, best_baseline, focus, verdict
 from ctxrec.tradeoff import rows
 
-__all__ = ["Example", "Facts", "parse_train_log", "render_report"]
+__all__ = ["Example", "Facts", "render_report"]
 
 _MAX_TAKEN = 10  # titles of what an example user took
 

@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from ctxrec import charts
-from ctxrec.errors import UserError
 from ctxrec.report_html import details, e, legend, paragraph, section, table
 
 _MAX_POINTS = 300  # of a curve; longer ones are averaged in steps
 PHASES = {"towers": "towers", "encoder": "towers and encoder", "refit": "refit"}
-
-
-def parse_train_log(text: str) -> list[dict[str, Any]]:
-    """Records of a train_log.jsonl; a last line that a killed training left unfinished is dropped.
-
-    Raises:
-        UserError: another line is no JSON.
-    """
-    lines = text.splitlines()
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise UserError(f"train_log.jsonl line {number} is not valid JSON: {error}") from error
-    return records
 
 
 def training(train_log: Sequence[dict[str, Any]]) -> str:

@@ -25,14 +25,35 @@ def check_trackers(config: TrainConfig) -> None:
             raise UserError(f"train.trackers has {name!r}, but it is not installed; pip install {name}")
 
 
+def read_train_log(run: str) -> list[dict[str, Any]]:
+    """Records of the run's train_log.jsonl; none when there is no such file."""
+    path = storage.join(run, LOG)
+    return parse_train_log(storage.read_text(path)) if storage.exists(path) else []
+
+
+def parse_train_log(text: str) -> list[dict[str, Any]]:
+    """Records of a train_log.jsonl; a last line that a killed training left unfinished is dropped.
+
+    Raises:
+        UserError: another line is no JSON.
+    """
+    lines = text.splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise UserError(f"train_log.jsonl line {number} is not valid JSON: {error}") from error
+    return records
+
+
 class Tracker:
     """Writes figures to the run's `train_log.jsonl` and to the configured trackers (rank 0 alone)."""
 
     def __init__(self, run: str, config: dict[str, Any], trackers: tuple[str, ...]) -> None:
         self.path = storage.join(run, LOG)
-        self.lines: list[dict[str, Any]] = []
-        if storage.exists(self.path):
-            self.lines = [json.loads(line) for line in storage.read_text(self.path).splitlines()]
+        self.lines = read_train_log(run)
         self._run = run
         self._board: Any = None
         self._board_dir = run if not storage.is_uri(run) else tempfile.mkdtemp(prefix="ctxrec-tensorboard-")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
-import json
 import logging
 import os
 import subprocess
@@ -29,7 +28,7 @@ from ctxrec.errors import Failed, Stopped, UserError
 from ctxrec.job import CHECKPOINTS
 from ctxrec.prepared import PreparedData
 from ctxrec.profiling import summarise
-from ctxrec.tracking import LOG, check_trackers
+from ctxrec.tracking import check_trackers, read_train_log
 from ctxrec.worker import train_worker
 
 logger = logging.getLogger(__name__)
@@ -198,14 +197,9 @@ def _trainer(job: dict[str, Any], config: Config, callbacks: Sequence[UserCallba
     )
 
 
-def _log_lines(run: str) -> list[dict[str, Any]]:
-    path = storage.join(run, LOG)
-    return [json.loads(line) for line in storage.read_text(path).splitlines()] if storage.exists(path) else []
-
-
 def _logged_seconds(run: str) -> float:
     """What the phases of a training have taken so far, where it was cut off and goes on."""
-    return sum({line["phase"]: line.get("seconds", 0.0) for line in _log_lines(run)}.values())
+    return sum({line["phase"]: line.get("seconds", 0.0) for line in read_train_log(run)}.values())
 
 
 def _manifest(out: str, data: PreparedData, config: Config, seconds: float) -> dict[str, Any]:
@@ -241,7 +235,7 @@ def _git_commit() -> str | None:
 def summary(run: str) -> str:
     """One line about a finished training."""
     manifest = storage.read_json(storage.join(run, MANIFEST))
-    best = max((line["valid_ndcg@10"] for line in _log_lines(run) if "valid_ndcg@10" in line), default=float("nan"))
+    best = max((line["valid_ndcg@10"] for line in read_train_log(run) if "valid_ndcg@10" in line), default=float("nan"))
     return (
         f"trained in {manifest['train_seconds']:.0f} s; best validation NDCG@10 {best:.4f}; "
         f"model {manifest['model_version']} in {storage.join(run, 'bundle')}"

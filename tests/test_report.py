@@ -11,9 +11,10 @@ import pytest
 from ctxrec import charts
 from ctxrec.config import Config, to_toml
 from ctxrec.errors import UserError
-from ctxrec.report import Example, Facts, Taken, parse_train_log, render_report
+from ctxrec.report import Example, Facts, Taken, render_report
 from ctxrec.report_training import _curves
 from ctxrec.summary import RankedLists, format_table, summarise
+from ctxrec.tracking import parse_train_log
 
 NASTY = 'Café 🍰 <script>alert("x")</script> & co'
 VOID = {"meta", "br"}

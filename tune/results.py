@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ctxrec import storage
-from ctxrec.report_training import parse_train_log
-from ctxrec.tracking import LOG
+from ctxrec.tracking import read_train_log
 from ctxrec.training import MANIFEST
 from tune import report
 from tune.findings import importance, pareto_front
@@ -72,12 +71,9 @@ def _last_run(run: str) -> str:
 
 def _curve(run: str, values: dict[str, Any], plan: Sweep) -> list[tuple[float, float]]:
     """Best validation value so far by epochs over both phases, from the run's log."""
-    log = storage.join(run, LOG)
-    if not storage.exists(log):
-        return []
     towers = values.get("train.tower_epochs", plan.base.train.tower_epochs)
     curve: list[tuple[float, float]] = []
-    for line in parse_train_log(storage.read_text(log)):
+    for line in read_train_log(run):
         if line["phase"] in _PHASES and METRIC in line:
             epoch = line["epoch"] + (towers if line["phase"] == "encoder" else 0)
             epoch = max(epoch, curve[-1][0] if curve else 0.0)

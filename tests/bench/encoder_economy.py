@@ -194,16 +194,12 @@ def peer_table(python: str, data: str, encoder: str, minutes: float) -> None:
     begin = time.perf_counter()
     lines = [line for line in train_log(data, [f"encoder.name={encoder}"]) if "valid_ndcg@10" in line]
     whole = time.perf_counter() - begin
-    before = 0.0  # seconds of the phases before
-    for number, line in enumerate(lines):
-        if number and line["phase"] != lines[number - 1]["phase"]:
-            before += lines[number - 1]["seconds"]
-        last = number + 1 == len(lines) or lines[number + 1]["phase"] != line["phase"]
-        if last or (
-            line["valid_ndcg@10"] > best and all(earlier["valid_ndcg@10"] <= best for earlier in lines[:number])
-        ):
-            seconds = before + line["seconds"]
-            rows.append((f"ctxrec, {line['phase']}", seconds, line.get("events_per_s", 0), line["valid_ndcg@10"]))
+    ahead = [number for number, line in enumerate(lines) if line["valid_ndcg@10"] > best]
+    ends = {line["phase"]: number for number, line in enumerate(lines)}  # the last line of each phase
+    for number in sorted({*ahead[:1], *ends.values()}):
+        line, earlier = lines[number], [end for end in ends.values() if end < number]
+        seconds = sum(lines[end]["seconds"] for end in earlier) + line["seconds"]
+        rows.append((f"ctxrec, {line['phase']}", seconds, line.get("events_per_s", 0), line["valid_ndcg@10"]))
     print("\n| system | seconds of training | examples/s | validation NDCG@10 |\n| --- | --- | --- | --- |")
     for name, seconds, rate, value in rows:
         print(f"| {name} | {seconds:.0f} | {rate:,.0f} | {value:.4f} |")
