@@ -109,14 +109,14 @@ class PhaseRun:
 
     def start(self, resumed: Resumed | None) -> None:
         """Go on from a checkpoint, or measure where the phase begins."""
+        if self.setup.tracker is not None:  # before the phase says anything: what a start before it said is done again
+            self.setup.tracker.forget_after(self.phase, resumed.progress.step if resumed is not None else -1)
         if resumed is not None:
             self.progress = resumed.progress
             checkpoint.restore(self.engine, resumed.folder, resumed.optimizer_step)
             self._refresh()
         elif self.phase == "encoder":
             self._evaluate(loss=None)  # the phase must beat what it starts from
-        if self.setup.tracker is not None:
-            self.setup.tracker.forget_after(self.phase, self.progress.step)
 
     def train(self) -> bool:
         """False: the training was asked to end, and has saved."""
