@@ -56,21 +56,19 @@ class Blend:
 
     @staticmethod
     def of(memory: ItemMemory, text_IC: np.ndarray | None, item_vectors_IW: np.ndarray, widths: Sequence[int]) -> Blend:
-        """A blend of equal weights."""
+        """A blend of equal weights, without a bonus for new items."""
         heads = [item_vectors_IW[:, part] for part in head_slices(widths)] + ([] if text_IC is None else [text_IC])
         covariances = [np.atleast_2d(np.cov(head, rowvar=False, bias=True)).astype(np.float32) for head in heads]
         weights = np.zeros((2, len(heads) + len(STATIC) + len(memory.sources)), np.float32)
         weights[0] = _START
-        weights[0, len(heads) + STATIC.index(NEW)] = _NOTHING
-        return Blend(memory, text_IC, tuple(widths), tuple(covariances), weights)
+        return Blend(memory, text_IC, tuple(widths), tuple(covariances), weights).with_bonus(0)
 
     @property
     def unfitted_2K(self) -> np.ndarray:
         """Weights for a log without validation events: near what these chose on several data sets of shops and films."""
         weights = np.zeros_like(self.weights_2K)
         weights[0] = np.log(np.expm1([_SEQUENCE if name == "sequence" else _OTHERS for name in self.sources]))
-        weights[0, self.sources.index(NEW)] = _NOTHING
-        return weights
+        return dataclasses.replace(self, weights_2K=weights).with_bonus(0).weights_2K
 
     def with_bonus(self, bonus: float) -> Blend:
         """The blend that adds so much (0 or more) to the scores of new items."""

@@ -43,19 +43,26 @@ class Chosen:
     share: float
 
 
-def tuned_text(setup: Setup, best: dict[str, torch.Tensor]) -> tuple[TextEncoder, TextTable]:
-    """The encoder of a phase's best weights, and the catalogue's vectors by it; every worker takes part."""
-    assert setup.tokens is not None and setup.frozen is not None
-    # The whole encoder, as a service has it: vectors from stored states of 16 bits would differ in the fourth digit.
+def tuned_encoder(setup: Setup, best: dict[str, torch.Tensor]) -> TextEncoder:
+    """The whole encoder of a phase's best weights, as a service has it."""
     encoder = TextEncoder(setup.config.encoder, setup.encoder_path, tune=True)
     weights = {n.removeprefix("encoder."): w for n, w in best.items() if n.startswith("encoder.")}
     checkpoint.load_weights(encoder, weights)
+    return encoder
+
+
+def tuned_text(setup: Setup, encoder: TextEncoder) -> TextTable:
+    """The catalogue's vectors by a tuned encoder; every worker takes part.
+
+    By all of its layers: vectors from stored states of 16 bits would differ in the fourth digit from a service's.
+    """
+    assert setup.tokens is not None and setup.frozen is not None
     text = TextTable(**{**vars(setup.frozen), "vectors_IH": setup.frozen.vectors_IH.clone()})
     network = Network(torch.nn.Identity(), encoder).to(setup.device)  # type: ignore[arg-type]
     encode_table(
         network, setup.tokens, setup.present, setup.config, text.vectors_IH, setup.rank, setup.world, setup.device
     )
-    return encoder, text
+    return text
 
 
 def calibrate(setup: Setup, towers: dict[str, torch.Tensor], text: TextTable | None) -> np.ndarray | None:

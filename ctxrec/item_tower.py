@@ -69,10 +69,11 @@ class ItemTower(nn.Module):
             total = total + embedding(items.cat_IM[feature_name(name)])
         if self.numbers is not None:
             total = total + self.numbers(items.num_IF.to(total.dtype))
-        bias = self.bias(self.norm(total)).squeeze(-1)
+        total = self.norm(total)
+        bias = self.bias(total).squeeze(-1)
         if self.id_bias is not None:
             bias = bias + self.id_bias(items.id_rows_I).squeeze(-1) * id_kept
-        return F.normalize(self.norm(total), dim=-1), bias
+        return F.normalize(total, dim=-1), bias
 
     def _kept(self, num_items: int, dropout: float, like: torch.Tensor) -> torch.Tensor:
         """1 for items whose source is seen in this step, 0 for hidden ones."""

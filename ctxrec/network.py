@@ -14,7 +14,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ctxrec.batching import Batch
-from ctxrec.blend import head_slices
 from ctxrec.config import TrainConfig
 from ctxrec.encoder import EncodePlan, TextEncoder, Tokens, encode_share
 from ctxrec.losses import bce_loss, sampled_softmax_loss, softmax_loss
@@ -94,10 +93,10 @@ class Network(nn.Module):
     ) -> torch.Tensor:
         """Weighted sum of losses over the batch's positions (a scalar); divide by the step's total weight.
 
-        With a `plan` its items' vectors come fresh from the encoder, with gradient; `text` takes them
-        over, so that the table follows the encoder. The encoder learns from the fresh items alone, which
-        compete among themselves: next to items of an older table, those of a step, which hold all its targets,
-        would all be pushed one way.
+        With a `plan` its items' vectors come fresh from the encoder; `text` takes them over, so that the table
+        follows the encoder. The encoder learns from `fresh_loss` alone, where the fresh items compete among
+        themselves. The heads' losses give it no gradient: next to items of an older table, those of a step, which hold
+        all its targets, would all be pushed one way.
         """
         which = fresh_nH = None
         if plan is not None:
@@ -110,13 +109,14 @@ class Network(nn.Module):
         if negatives is not None:  # a large catalogue: no more of it than the step needs
             negatives = negatives if items.pool is None else items.pool[negatives]
             items, text, batch, negatives, which = narrowed(items, text, batch, negatives, which)
-        if fresh_nH is not None:
-            text = replace(text, vectors_IH=text.vectors_IH.index_copy(0, which, fresh_nH))
         with section("towers"):
             vectors_IW, queries = self.towers(items, text, batch)
-            alike = None if fresh_nH is None else self.towers.likeness(items, text, batch)
+            alike = None
+            if fresh_nH is not None:
+                text = replace(text, vectors_IH=text.vectors_IH.index_copy(0, which, fresh_nH))
+                alike = self.towers.likeness(items, text, batch)
         if items.pool is not None:
-            vectors_IW = vectors_IW[items.pool]
+            vectors_IW = vectors_IW.index_select(0, items.pool)
         expected = 0.0 if negatives is None else len(negatives) / num_candidates
         with torch.autocast(vectors_IW.device.type, enabled=False):
             total = self._head_losses(
@@ -141,12 +141,13 @@ class Network(nn.Module):
         asked = torch.nonzero(batch.weights_BS != 0, as_tuple=True)
         total = vectors_IW.new_zeros(())
         # Each head learns alone: trained as a sum, the sequence head memorises what the content head explains.
-        for number, part in enumerate(head_slices(self.towers.widths)):
+        heads = zip(queries.split(self.towers.widths, -1), vectors_IW.split(self.towers.widths, -1), strict=True)
+        for number, (query, vectors) in enumerate(heads):
             where = asked if number == 0 else _thinned(asked)
             target_P, weight_P = items.place_I[batch.targets_BS[where]], batch.weights_BS[where]
             share = batch.weights_BS.abs().sum() / weight_P.abs().sum().clamp(min=1e-9)
             total = total + share * _head_loss(
-                queries[..., part][where], vectors_IW[:, part], target_P, weight_P, config, loss, negatives, expected
+                query[where], vectors, target_P, weight_P, config, loss, negatives, expected
             )
         return total
 

@@ -22,7 +22,7 @@ from ctxrec.baselines import training_events
 from ctxrec.config import Config
 from ctxrec.encoder import TextEncoder
 from ctxrec.errors import UserError
-from ctxrec.export import Chosen, calibrate, export, tuned_text
+from ctxrec.export import Chosen, calibrate, export, tuned_encoder, tuned_text
 from ctxrec.job import BEFORE, CHECKPOINTS, Setup, choices, set_up
 from ctxrec.model import Towers
 from ctxrec.network import Network
@@ -79,9 +79,12 @@ def _train(job: dict[str, Any], scratch: str) -> None:
             if "encoder" in phases:  # the model as it was before its encoder was tuned, to compare with
                 export(setup, done["towers"], chosen, blend, storage.join(setup.checkpoints, BEFORE), refitted=False)
         elif phase == "encoder":
-            encoder, text = tuned_text(setup, best)
-            chosen = dataclasses.replace(chosen, text=text, encoder=encoder)
-            blend = calibrate(setup, done["encoder"], text)
+            chosen = dataclasses.replace(chosen, encoder=tuned_encoder(setup, best))
+            if float(best[SHARE]) > 0:
+                chosen = dataclasses.replace(chosen, text=tuned_text(setup, chosen.encoder))
+                blend = calibrate(setup, done["encoder"], chosen.text)
+            else:  # the best weights are those it began with, and so are the vectors
+                logger.info("tuning gains nothing on the validation events; the encoder stays as it was")
     last = phases[-1]
     export(setup, done[last], chosen, blend, storage.join(setup.run, "bundle"), refitted=last == "refit")
     if setup.tracker is not None:

@@ -206,6 +206,27 @@ def test_every_trained_weight_gets_a_gradient(encoder_step, rich, backbone, loss
     assert not text.vectors_IH.requires_grad
 
 
+@pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "bce"])
+@pytest.mark.parametrize("content_dim", [0, 8])
+def test_the_encoder_learns_from_targets_among_fresh_items_alone(encoder_step, loss, content_dim):
+    """What the heads lose against the table of all items is nothing to it."""
+    network, step = encoder_step(True, loss, f"model.content_dim={content_dim}")
+    batch = step["batch"]
+    targets = batch.targets_BS[batch.weights_BS != 0].unique().numpy()
+    everything = step["plan"]
+
+    def encoder_gradient(which: np.ndarray) -> float:
+        network.zero_grad()
+        plan = plan_encoding(which, step["tokens"].lengths, budget=4096, world=1)
+        network.eval()("loss", **step | {"plan": plan}).backward()
+        return max(float(p.grad.abs().max()) for n, p in network.encoder.named_parameters() if p.requires_grad)
+
+    others = np.setdiff1d(everything.order[: everything.num_texts], targets)
+    assert len(others) > 2
+    assert encoder_gradient(others) == 0
+    assert encoder_gradient(np.append(others, targets)) > 0
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("overrides", [[], ["model.action_heads=true"], ["encoder.gradient_caching=true"]])
 @pytest.mark.parametrize("loss", ["softmax", "bce"])
