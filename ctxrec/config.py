@@ -163,8 +163,8 @@ class TrainConfig:
         come and go. cpus_per_worker: 0 divides the cluster's CPUs among them. gpus_per_worker: of one that trains on
         GPUs; below 1 it shares its GPU with other trainings.
     global_batch_size: history windows a step over all workers, so that results do not depend on
-        the number of workers; micro_batch_size windows go through the model at once on a worker (0: all of a step). In
-        the encoder's phase the fresh items of windows that go at once, over all workers, compete among themselves.
+        the number of workers; micro_batch_size windows go through the model at once on a worker (0: all of a step), in
+        the encoder's phase with fresh items of their own.
     tower_epochs: of the first phase and the refit, at most; 0 takes as many as read 1.5 million events, from 4 to 15, as
         large logs have said all after a few.
     encoder_epochs, encoder_lr, ...: the second phase, in which the step's items get fresh vectors.

@@ -95,10 +95,3 @@ class Towers(nn.Module):
         context = self.user.context(batch) if self.user.context is not None else None
         state = self.user.bend(read_BM[:, None, :dim], context)
         return torch.cat([self._query(state, batch.asked_BS, batch.asked_mix_BA)[:, 0], read_BM[:, dim:]], 1)
-
-    def likeness(self, items: ItemTensors, text: TextTable, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Item vectors [I, C] and queries [B, S, C] whose products an encoder is tuned by, without items' own scores:
-        the content head's, or where there is none the sequence head's."""
-        vectors, query = self(items, text, batch) if self.content is None else self.content(items, text, batch, None)
-        assert query is not None
-        return vectors[:, :-1], query[..., :-1]

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn as nn
-import torch.nn.functional as F
 
 from ctxrec.batching import Batch
 from ctxrec.config import TrainConfig
@@ -93,10 +92,10 @@ class Network(nn.Module):
     ) -> torch.Tensor:
         """Weighted sum of losses over the batch's positions (a scalar); divide by the step's total weight.
 
-        With a `plan` its items' vectors come fresh from the encoder; `text` takes them over, so that the table
-        follows the encoder. The encoder learns from `fresh_loss` alone, where the fresh items compete among
-        themselves. The heads' losses give it no gradient: next to items of an older table, those of a step, which hold
-        all its targets, would all be pushed one way.
+        With a `plan` its items' vectors come fresh from the encoder, with gradient; `text` takes them over, so that
+        the table follows the encoder. The items of the table give it no gradient, so it learns more of what a step's
+        items have that is wanted than of what the others lack; that ranks better than the gradient of all items, which
+        weights for the fresh ones would give on average (what was tried: README.md).
         """
         which = fresh_nH = None
         if plan is not None:
@@ -109,23 +108,17 @@ class Network(nn.Module):
         if negatives is not None:  # a large catalogue: no more of it than the step needs
             negatives = negatives if items.pool is None else items.pool[negatives]
             items, text, batch, negatives, which = narrowed(items, text, batch, negatives, which)
+        if fresh_nH is not None:
+            text = replace(text, vectors_IH=text.vectors_IH.index_copy(0, which, fresh_nH))
         with section("towers"):
             vectors_IW, queries = self.towers(items, text, batch)
-            alike = None
-            if fresh_nH is not None:
-                text = replace(text, vectors_IH=text.vectors_IH.index_copy(0, which, fresh_nH))
-                alike = self.towers.likeness(items, text, batch)
         if items.pool is not None:
             vectors_IW = vectors_IW.index_select(0, items.pool)
         expected = 0.0 if negatives is None else len(negatives) / num_candidates
         with torch.autocast(vectors_IW.device.type, enabled=False):
-            total = self._head_losses(
+            return self._head_losses(
                 items, batch, config, loss, negatives, expected, vectors_IW.float(), queries.float()
             )
-            if alike is not None:
-                vectors_IC, query = alike
-                total = total + fresh_loss(query.float(), vectors_IC.float(), batch, which)
-        return total
 
     def _head_losses(
         self,
@@ -165,26 +158,6 @@ def narrowed(
     batch = replace(batch, items_BL=place(batch.items_BL), targets_BS=place(batch.targets_BS))
     text = None if text is None else text.take(needed)
     return items.take(needed), text, batch, place(negatives_N), None if fresh_n is None else place(fresh_n)
-
-
-def fresh_loss(query_BSC: torch.Tensor, vectors_IC: torch.Tensor, batch: Batch, fresh_n: torch.Tensor) -> torch.Tensor:
-    """Weighted sum of cross-entropies of targets that are fresh items, over all fresh items.
-
-    What the user has had or will have is no negative example. Popularity has no part in it: text cannot tell it,
-    and the items of a step come as often as they are popular.
-    """
-    place_I = torch.full((len(vectors_IC),), -1, device=fresh_n.device)
-    place_I[fresh_n] = torch.arange(len(fresh_n), device=fresh_n.device)
-    target_BS = torch.where(batch.weights_BS > 0, place_I[batch.targets_BS], -1)
-    inside_BL = torch.arange(batch.items_BL.shape[1], device=fresh_n.device) < batch.lengths_B[:, None]
-    own = torch.cat([torch.where(inside_BL, place_I[batch.items_BL], -1), target_BS], 1)
-    own_Bn = torch.zeros(len(own), len(fresh_n) + 1, dtype=torch.bool, device=own.device)
-    own_Bn.scatter_(1, own % (len(fresh_n) + 1), True)  # -1, what is not fresh, falls on the column behind the last
-    row_P, slot_P = torch.nonzero(target_BS >= 0, as_tuple=True)
-    target_P, weight_P = target_BS[row_P, slot_P], batch.weights_BS[row_P, slot_P]
-    logits_Pn = (query_BSC[row_P, slot_P] @ vectors_IC[fresh_n].T).float()
-    others = own_Bn[row_P, :-1].scatter(1, target_P[:, None], False)
-    return (F.cross_entropy(logits_Pn.masked_fill(others, -1e4), target_P, reduction="none") * weight_P).sum()
 
 
 def _thinned(asked: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

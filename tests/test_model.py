@@ -14,7 +14,7 @@ from ctxrec.embeddings import feature_name, module_name
 from ctxrec.encoder import TextEncoder, plan_encoding, tokenise
 from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
-from ctxrec.network import Network, choose_loss, fresh_loss, narrowed
+from ctxrec.network import Network, choose_loss, narrowed
 from ctxrec.texts import encode_catalogue, has_text, make_text_table
 
 BACKBONES = ["transformer", "gru", "lstm", "hstu"]
@@ -206,27 +206,6 @@ def test_every_trained_weight_gets_a_gradient(encoder_step, rich, backbone, loss
     assert not text.vectors_IH.requires_grad
 
 
-@pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "bce"])
-@pytest.mark.parametrize("content_dim", [0, 8])
-def test_the_encoder_learns_from_targets_among_fresh_items_alone(encoder_step, loss, content_dim):
-    """What the heads lose against the table of all items is nothing to it."""
-    network, step = encoder_step(True, loss, f"model.content_dim={content_dim}")
-    batch = step["batch"]
-    targets = batch.targets_BS[batch.weights_BS != 0].unique().numpy()
-    everything = step["plan"]
-
-    def encoder_gradient(which: np.ndarray) -> float:
-        network.zero_grad()
-        plan = plan_encoding(which, step["tokens"].lengths, budget=4096, world=1)
-        network.eval()("loss", **step | {"plan": plan}).backward()
-        return max(float(p.grad.abs().max()) for n, p in network.encoder.named_parameters() if p.requires_grad)
-
-    others = np.setdiff1d(everything.order[: everything.num_texts], targets)
-    assert len(others) > 2
-    assert encoder_gradient(others) == 0
-    assert encoder_gradient(np.append(others, targets)) > 0
-
-
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("overrides", [[], ["model.action_heads=true"], ["encoder.gradient_caching=true"]])
 @pytest.mark.parametrize("loss", ["softmax", "bce"])
@@ -296,40 +275,3 @@ def test_text_scale_is_that_of_items_with_text():
     np.testing.assert_allclose(table.scale_H, [1 * 2**0.5, 2 * 2**0.5], rtol=1e-6)
     empty = make_text_table(vectors, np.zeros(3, bool))
     assert torch.isfinite((empty.vectors_IH - empty.mean_H) / empty.scale_H).all()
-
-
-def fresh_case(make_world):
-    """Fresh items 0 .. 11, a batch, and random vectors and queries."""
-    world = make_world(rich=False)
-    batch = training_batch(world, world.config())
-    rng = torch.Generator().manual_seed(0)
-    vectors = torch.randn(20, 4, generator=rng, requires_grad=True)
-    queries = torch.randn(*batch.weights_BS.shape, 4, generator=rng)
-    return batch, queries, vectors, torch.arange(12)
-
-
-def test_fresh_items_compete_among_themselves_by_hand(make_world):
-    batch, queries, vectors, fresh = fresh_case(make_world)
-    expected = 0.0
-    for row in range(len(batch.weights_BS)):
-        own = set(batch.items_BL[row, : batch.lengths_B[row]].tolist())
-        own |= set(batch.targets_BS[row][batch.weights_BS[row] > 0].tolist())
-        for slot in torch.nonzero(batch.weights_BS[row] > 0).flatten().tolist():
-            target = int(batch.targets_BS[row, slot])
-            if target not in fresh.tolist():
-                continue
-            rivals = [i for i in fresh.tolist() if i == target or i not in own]
-            scores = vectors[rivals] @ queries[row, slot]
-            expected -= batch.weights_BS[row, slot] * torch.log_softmax(scores, 0)[rivals.index(target)]
-    torch.testing.assert_close(fresh_loss(queries, vectors, batch, fresh), expected, atol=1e-4, rtol=1e-4)
-
-
-def test_no_loss_is_gained_by_pushing_all_fresh_items_one_way(make_world):
-    """Else an encoder learns to tell the items of a step from those of an older table."""
-    batch, queries, vectors, fresh = fresh_case(make_world)
-    plain = fresh_loss(queries, vectors, batch, fresh)
-    pushed = fresh_loss(queries, vectors + torch.tensor([3.0, -1.0, 0.5, 2.0]), batch, fresh)
-    torch.testing.assert_close(pushed, plain, atol=1e-3, rtol=1e-4)
-    (gradient,) = torch.autograd.grad(plain, vectors)
-    assert gradient[fresh].abs().max() > 0.01 and not gradient[12:].any()
-    torch.testing.assert_close(gradient.sum(0), torch.zeros(4), atol=1e-3, rtol=0)
