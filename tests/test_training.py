@@ -160,6 +160,17 @@ def test_a_log_without_validation_events_has_all_sources_too(ray_cluster, tiny_c
     assert blend.sources[0] == "sequence" and {"text", "popularity", "next"} <= set(blend.sources)
 
 
+def test_a_tuning_that_gains_nothing_leaves_the_model_as_it_was(ray_cluster, tiny_data, tiny_config, tmp_path):
+    still = {"encoder_lr": 1e-12, "encoder_phase_tower_lr": 1e-12}
+    config = with_train(tiny_config, tower_epochs=1, encoder_epochs=1, refit=False, workers=1, **still)
+    run = train(tiny_data, str(tmp_path / "run"), config)
+    began, *later = [line["valid_ndcg@10"] for line in read_log(run) if line["phase"] == "encoder"]
+    assert max(later) <= began
+    tuned, before = load_recommender(f"{run}/bundle"), load_recommender(f"{run}/checkpoints/before")
+    np.testing.assert_array_equal(tuned.item_vectors, before.item_vectors)
+    np.testing.assert_array_equal(tuned.blend.weights_2K, before.blend.weights_2K)
+
+
 def test_finished_run_is_reused_and_another_config_is_refused(tiny_data, tiny_run, tiny_config, capsys):
     assert train(tiny_data, tiny_run, tiny_config) == tiny_run
     assert "reused" in capsys.readouterr().out
