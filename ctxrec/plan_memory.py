@@ -135,7 +135,7 @@ def catalogue_bytes(load: Load, hidden: int, *, tuned: bool) -> int:
     loss; where the encoder learns, the gradient of the text vectors comes in the backward pass.
     """
     steady = FP32 * hidden + 2 * 8 + 2 * FP32
-    kept = 2 * hidden + 4 * load.dim + 2 * load.content + 13
+    kept = 2 * hidden + 3 * load.dim + 2 * load.content + 13
     return load.items * (steady + FP32 * (kept + (hidden if tuned else 0)))
 
 

@@ -79,7 +79,8 @@ def test_mmr_makes_lists_differ_and_keeps_every_promise(retriever, kind):
         s: np.mean([mean_distance(content_vectors(made.recommender, items)) for items, _ in found])
         for s, found in by_strength.items()
     }
-    assert spread[0.0] == spread[None] <= spread[0.3] < spread[0.9]  # what little diversity changes, weights decide
+    # What little diversity does to the mean distance of all pairs depends on the weights: each step looks at the nearest.
+    assert spread[0.0] == spread[None] and max(spread[0.0], spread[0.3]) < spread[0.9]
     for found in by_strength.values():
         for n, (items, scores) in enumerate(found):
             seen = set(asked.history.items[asked.history.row(n)].tolist())
