@@ -83,7 +83,7 @@ def _train(job: dict[str, Any], scratch: str) -> None:
             if float(best[SHARE]) > 0:
                 chosen = dataclasses.replace(chosen, text=tuned_text(setup, chosen.encoder))
                 blend = calibrate(setup, done["encoder"], chosen.text)
-            else:  # the best weights are those it began with, and so are the vectors
+            elif setup.rank == 0:  # the best weights are those it began with, and so are the vectors
                 logger.info("tuning gains nothing on the validation events; the encoder stays as it was")
     last = phases[-1]
     export(setup, done[last], chosen, blend, storage.join(setup.run, "bundle"), refitted=last == "refit")
