@@ -23,6 +23,7 @@ from ctxrec.likeness import history_weights, stand_ins
 MAX_ITEMS = 20_000  # larger catalogues have no "together": its matrix in full would not fit
 NEIGHBOURS = 256  # of an item that are kept
 RIDGE = 500.0  # weight of EASE's ridge penalty
+DAMPING = 0.75  # of EASE's weights towards popular items
 RECENT_SHARE = 20  # one in so many events, the latest, tells what is wanted now
 
 _TOGETHER_DECAY, _NEXT_DECAY, _OWN_DECAY = 0.97, 0.7, 0.98  # a step back in the history
@@ -35,7 +36,8 @@ OWN = ("own", "own_recent")
 class ItemMemory:
     """Item-to-item weights, all of them 0 or more, and popularity.
 
-    together_II: positive weights of EASE (Steck, 2019), the NEIGHBOURS largest of each item; None: left out.
+    together_II: positive weights of EASE (Steck, 2019) from an item to another one, times exp(-DAMPING * popularity_I)
+        of the other, the NEIGHBOURS largest of each item; None: left out.
     next_II: how often an item followed another one, the NEIGHBOURS most frequent ones of each item.
     popularity_I, recent_I: log(1 + events) of all and of the latest events, standardised.
     An item without event has what its stand-ins have, the items of nearest text; without text it has nothing,
@@ -101,14 +103,16 @@ def fit_memory(
     """
     log = gather_statistics(parts, num_items, matrices=num_items <= MAX_ITEMS)
     latest = log.items[-max(len(log.items) // RECENT_SHARE, 1) :]
+    known = log.item_counts > 0
+    popularity = _standardised(log.item_counts, known)
     together = None
     if log.together is not None:
-        together = _nearest(sp.csr_array(np.maximum(EASE(weight=RIDGE).fit(log).weights, 0)))
-    known = log.item_counts > 0
+        weights = np.maximum(EASE(weight=RIDGE).fit(log).weights, 0)
+        together = _nearest(sp.csr_array(weights * np.exp(-DAMPING * popularity)))
     memory = ItemMemory(
         together_II=together,
         next_II=_nearest(log.transitions),
-        popularity_I=_standardised(log.item_counts, known),
+        popularity_I=popularity,
         recent_I=_standardised(np.bincount(latest, minlength=num_items), known),
         known_I=known,
         own=repeats,

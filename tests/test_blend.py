@@ -7,11 +7,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ctxrec.baselines import TrainingEvents
+from ctxrec.baselines import TrainingEvents, gather_statistics
 from ctxrec.blend import NEW, Blend, fit_blend, source_weights
 from ctxrec.events import Context, Events, Requests, Users
+from ctxrec.item_models import EASE
 from ctxrec.likeness import history_queries, history_weights, reduced, stand_ins
-from ctxrec.memory import as_if_known, fit_memory, from_arrays, to_arrays
+from ctxrec.memory import DAMPING, RIDGE, as_if_known, fit_memory, from_arrays, to_arrays
 
 
 def events(rows: list[list[int]]) -> Events:
@@ -45,6 +46,17 @@ def test_memory_by_hand(repeats):
         assert (dense[1] == 0).all()  # without a history nothing is remembered
         assert dense[0].std() == pytest.approx(1, abs=1e-5)
     assert scores["next"].toarray()[0].argmax() == 1
+
+
+def test_weights_towards_popular_items_are_damped():
+    parts = [training([[0, 1, 2], [0, 1], [0, 1, 3], [1, 2, 3]])]
+    memory = fit_memory(parts, 4, repeats=False)
+    plain = EASE(weight=RIDGE).fit(gather_statistics(parts, 4, matrices=True)).weights.clip(0)
+    expected = plain * np.exp(-DAMPING * memory.popularity_I)
+    np.testing.assert_allclose(memory.together_II.toarray(), expected, rtol=1e-5)
+    found, undamped = memory.together_II.toarray()[0], plain[0]
+    assert memory.popularity_I[1] > memory.popularity_I[2]
+    assert found[2] / found[1] > undamped[2] / undamped[1] > 0
 
 
 def test_memory_survives_saving():

@@ -1,10 +1,11 @@
 """What each economy of the encoder saves: events a second of the encoder's phase, and its share of the machine's peak.
 
-    python tests/bench/encoder_economy.py --data DATA [--encoder FOLDER] [--steps 6] [--peer PYTHON --minutes 4]
+    python tests/bench/encoder_economy.py --data DATA [--encoder FOLDER] [--steps 6] [--parts 1] [--peer PYTHON --minutes 4]
 
 Each row adds one economy to those above it and runs the same steps of the training stream: forward, backward and update
 of adapters and towers, in one process without Ray. The first row encodes every slot of every history and every target
-anew, as fine-tuning is done where items are not told apart. FLOPs are counted (torch's counter), not estimated; the
+anew, as fine-tuning is done where items are not told apart; where its graph does not fit memory, `--parts` takes its
+histories in so many parts, whose gradients add up. FLOPs are counted (torch's counter), not estimated; the
 peak is that of a float32 matrix product of 2048 x 2048 on the same threads.
 
 With `--peer`, an interpreter that has sentence-transformers (see `encoder_peers.py`), its trainer runs for some minutes
@@ -75,12 +76,19 @@ class Material:
     config: Config
     path: str
     data: PreparedData
-    stream: TrainStream
+    batcher: Batcher
     shape: ModelShape
     items: ItemTensors
     tokens: Tokens
     present: np.ndarray
     text: TextTable
+
+    def steps_in(self, parts: int) -> TrainStream:
+        """The same steps, each in so many micro-batches."""
+        size = self.config.train.global_batch_size
+        return TrainStream(
+            self.data, self.batcher, global_batch_size=size, micro_batch_size=-(-size // parts), seed=0, rank=0, world=1
+        )  # fmt: skip
 
 
 def gather(data_path: str, config: Config) -> Material:
@@ -91,14 +99,11 @@ def gather(data_path: str, config: Config) -> Material:
     text = make_text_table(*encode_catalogue(frozen, path, catalogue.texts, config.encoder))
     shape = ModelShape.of(config.model, data.features, num_items=len(catalogue), text_width=frozen.width)
     batcher = Batcher(data.features, history=config.model.history, action_weights=data.spec.events.actions)
-    stream = TrainStream(
-        data, batcher, global_batch_size=config.train.global_batch_size, micro_batch_size=0, seed=0, rank=0, world=1
-    )
     return Material(
         config=config,
         path=path,
         data=data,
-        stream=stream,
+        batcher=batcher,
         shape=shape,
         items=ItemTensors.of(catalogue, shape, trained=trained_items(data, schema.TRAIN)),
         tokens=tokenise(path, catalogue.texts, max_tokens=config.encoder.max_tokens),
@@ -114,8 +119,8 @@ def slots_of(batch: Batch) -> np.ndarray:
     return torch.cat([batch.items_BL[inside], last]).numpy()
 
 
-def plan_of(way: Way, material: Material, step: Step, seed: int) -> EncodePlan:
-    which = slots_of(step.micro_batches[0]) if way.every_slot else step.distinct_items[0]
+def plan_of(way: Way, material: Material, step: Step, part: int, seed: int) -> EncodePlan:
+    which = slots_of(step.micro_batches[part]) if way.every_slot else step.distinct_items[part]
     which = which[material.present[which]].astype(np.int64)
     if way.fresh and len(which) > way.fresh:
         which = np.random.default_rng(seed).choice(which, way.fresh, replace=False)
@@ -128,8 +133,8 @@ def plan_of(way: Way, material: Material, step: Step, seed: int) -> EncodePlan:
     return EncodePlan(len(which), which, bounds, np.full(len(bounds) - 1, width), 1, float(padding))
 
 
-def measure(way: Way, material: Material, num_steps: int) -> dict[str, float]:
-    """Seconds, events and FLOPs of some steps, after one that does not count."""
+def measure(way: Way, material: Material, num_steps: int, parts: int = 1) -> dict[str, float]:
+    """Seconds, events and FLOPs of some steps, each in so many parts, after one that does not count."""
     config = replace(material.config.encoder, top_layers=way.top_layers)
     tokens = material.tokens
     if way.cut:
@@ -142,19 +147,19 @@ def measure(way: Way, material: Material, num_steps: int) -> dict[str, float]:
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-4)
     text = TextTable(**vars(material.text) | {"vectors_IH": material.text.vectors_IH.clone()})
     seconds, events, padding, flops = 0.0, 0.0, [], 0
-    for number, step in enumerate(itertools.islice(material.stream.epoch(0), num_steps + 2)):
-        batch = step.micro_batches[0]
-        plan = plan_of(way, material, step, number)
+    for number, step in enumerate(itertools.islice(material.steps_in(parts).epoch(0), num_steps + 2)):
+        plans = [plan_of(way, material, step, part, number) for part in range(parts)]
         # Counting costs time, so its step does not count; what is compiled cannot be counted.
         counting = FlopCounterMode(display=False) if number == 1 and not way.compiled else None
         begin = time.perf_counter()
         if counting is not None:
             counting.__enter__()
-        loss = network(
-            "loss", items=material.items, text=text, batch=batch, config=material.config.train, loss="softmax",
-            negatives=None, tokens=tokens, plan=plan, rank=0,
-        )  # fmt: skip
-        loss.backward()
+        for batch, plan in zip(step.micro_batches, plans, strict=True):
+            loss = network(
+                "loss", items=material.items, text=text, batch=batch, config=material.config.train, loss="softmax",
+                negatives=None, tokens=tokens, plan=plan, rank=0,
+            )  # fmt: skip
+            (loss / parts).backward()
         optimizer.step()
         optimizer.zero_grad()
         if counting is not None:
@@ -162,8 +167,8 @@ def measure(way: Way, material: Material, num_steps: int) -> dict[str, float]:
             flops = counting.get_total_flops()
         elif number > 1:
             seconds += time.perf_counter() - begin
-            events += float((batch.weights_BS != 0).sum())
-            padding.append(plan.padding)
+            events += sum(float((batch.weights_BS != 0).sum()) for batch in step.micro_batches)
+            padding += [plan.padding for plan in plans]
     return {
         "events_per_s": events / seconds,
         "step_s": seconds / num_steps,
@@ -211,6 +216,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder that ctxrec.prepare wrote")
     parser.add_argument("--encoder", default="")
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--parts", type=int, default=1, help="of a step of the first row")
     parser.add_argument("--peer", metavar="PYTHON", help="an interpreter that has sentence-transformers and datasets")
     parser.add_argument("--minutes", type=float, default=4, help="of the peer's training")
     args = parser.parse_args()
@@ -222,7 +228,7 @@ def main() -> None:
     )
     first, flops = 0.0, 0.0
     for way in WAYS:
-        found = measure(way, material, 2 if way.every_slot else args.steps)
+        found = measure(way, material, 2, args.parts) if way.every_slot else measure(way, material, args.steps)
         flops = found["flops"] or flops
         first = first or found["events_per_s"]
         print(
