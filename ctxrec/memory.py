@@ -108,7 +108,8 @@ def fit_memory(
     together = None
     if log.together is not None:
         weights = np.maximum(EASE(weight=RIDGE).fit(log).weights, 0)
-        together = _nearest(sp.csr_array(weights * np.exp(-DAMPING * popularity)))
+        weights *= np.exp(-DAMPING * popularity)
+        together = _nearest(sp.csr_array(weights))
     memory = ItemMemory(
         together_II=together,
         next_II=_nearest(log.transitions),
