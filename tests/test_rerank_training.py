@@ -40,7 +40,7 @@ def options_of(run: str, *overrides: str):
 
 @pytest.fixture(scope="module")
 def run(tiny_run, tmp_path_factory) -> str:
-    """A copy of the tiny run with a second stage from the command, its weight set to 1 and its head at random, as
+    """A copy of the tiny run with a second stage from the command, its weight set to 10 and its head at random, as
     what so small a run learns may be left out."""
     folder = str(tmp_path_factory.mktemp("reranked") / "run")
     shutil.copytree(tiny_run, folder)
@@ -55,7 +55,7 @@ def run(tiny_run, tmp_path_factory) -> str:
     second = load_reranker(f"{folder}/reranker", model_version=version)
     assert second.gain["requests"] > 0 and second.candidates == 10
     assert (second.weight == 0) == ("nothing gained" in done.stdout)
-    second.weight = 1.0
+    second.weight = 10.0
     torch.manual_seed(0)
     torch.nn.init.normal_(second.network.head.weight)
     save_reranker(f"{folder}/reranker", second)
