@@ -16,14 +16,11 @@ import numpy as np
 import scipy.sparse as sp
 
 from ctxrec.baselines import TrainingEvents, gather_statistics
+from ctxrec.errors import UserError
 from ctxrec.events import Events
-from ctxrec.item_models import EASE
 from ctxrec.likeness import history_weights, stand_ins
+from ctxrec.pairs import nearest, pairs_of_users
 
-MAX_ITEMS = 20_000  # larger catalogues have no "together": its matrix in full would not fit
-NEIGHBOURS = 256  # of an item that are kept
-RIDGE = 500.0  # weight of EASE's ridge penalty
-DAMPING = 0.75  # of EASE's weights towards popular items
 RECENT_SHARE = 20  # one in so many events, the latest, tells what is wanted now
 
 _TOGETHER_DECAY, _NEXT_DECAY, _OWN_DECAY = 0.97, 0.7, 0.98  # a step back in the history
@@ -36,9 +33,8 @@ OWN = ("own", "own_recent")
 class ItemMemory:
     """Item-to-item weights, all of them 0 or more, and popularity.
 
-    together_II: positive weights of EASE (Steck, 2019) from an item to another one, times exp(-DAMPING * popularity_I)
-        of the other, the NEIGHBOURS largest of each item; None: left out.
-    next_II: how often an item followed another one, the NEIGHBOURS most frequent ones of each item.
+    together_II: how much an item speaks for another one because the same users have both (`ctxrec.pairs`).
+    next_II: how often an item followed another one, the most frequent ones of each item.
     popularity_I, recent_I: log(1 + events) of all and of the latest events, standardised.
     An item without event has what its stand-ins have, the items of nearest text; without text it has nothing,
     and mean popularity.
@@ -46,7 +42,7 @@ class ItemMemory:
     own: whether the user's own items may come again, so that they are a source.
     """
 
-    together_II: sp.csr_array | None
+    together_II: sp.csr_array
     next_II: sp.csr_array
     popularity_I: np.ndarray  # float32
     recent_I: np.ndarray  # float32
@@ -56,8 +52,7 @@ class ItemMemory:
     @property
     def sources(self) -> tuple[str, ...]:
         """Names of the sources that depend on the history."""
-        pairs = PAIRS if self.together_II is not None else PAIRS[2:]
-        return pairs + (OWN if self.own else ())
+        return PAIRS + (OWN if self.own else ())
 
     def of_histories(self, history: Events) -> list[sp.csr_array]:
         """Scores of every source, each scaled to a standard deviation of 1 over the catalogue: [N, I] each."""
@@ -72,7 +67,6 @@ class ItemMemory:
             if name == "own":
                 own.data = np.log1p(own.data)
             return own
-        assert self.together_II is not None
         if name == "together_recent":
             return history_weights(history, num_items, decay=_TOGETHER_DECAY) @ self.together_II
         items = history_weights(history, num_items, decay=1.0)
@@ -101,18 +95,13 @@ def fit_memory(
 
     `text_IC` (`ctxrec.likeness.reduced`) finds stand-ins for items without event; None: they have none.
     """
-    log = gather_statistics(parts, num_items, matrices=num_items <= MAX_ITEMS)
+    log = gather_statistics(parts, num_items, matrices=False)
     latest = log.items[-max(len(log.items) // RECENT_SHARE, 1) :]
     known = log.item_counts > 0
     popularity = _standardised(log.item_counts, known)
-    together = None
-    if log.together is not None:
-        weights = np.maximum(EASE(weight=RIDGE).fit(log).weights, 0)
-        weights *= np.exp(-DAMPING * popularity)
-        together = _nearest(sp.csr_array(weights))
     memory = ItemMemory(
-        together_II=together,
-        next_II=_nearest(log.transitions),
+        together_II=pairs_of_users(log, popularity),
+        next_II=nearest(log.transitions),
         popularity_I=popularity,
         recent_I=_standardised(np.bincount(latest, minlength=num_items), known),
         known_I=known,
@@ -135,34 +124,16 @@ def as_if_known(memory: ItemMemory, known_I: np.ndarray, text_IC: np.ndarray | N
     spoken_for_II = alone if text_IC is None else stand_ins(text_IC, known_I)
 
     def pairs(matrix_II: sp.csr_array) -> sp.csr_array:
-        return _nearest(spoken_for_II @ matrix_II @ spoken_for_II.T)
+        return nearest(spoken_for_II @ matrix_II @ spoken_for_II.T)
 
     return dataclasses.replace(
         memory,
-        together_II=None if memory.together_II is None else pairs(memory.together_II),
+        together_II=pairs(memory.together_II),
         next_II=pairs(memory.next_II),
         popularity_I=spoken_for_II @ memory.popularity_I,
         recent_I=spoken_for_II @ memory.recent_I,
         known_I=known_I,
     )
-
-
-def _nearest(matrix_II: sp.csr_array) -> sp.csr_array:
-    """The NEIGHBOURS largest values of each row."""
-    matrix_II = sp.csr_array(matrix_II, dtype=np.float32)
-    rows, columns, values = [], [], []
-    for row in range(matrix_II.shape[0]):
-        span = slice(matrix_II.indptr[row], matrix_II.indptr[row + 1])
-        found, weights = matrix_II.indices[span], matrix_II.data[span]
-        if len(found) > NEIGHBOURS:
-            kept = np.argpartition(-weights, NEIGHBOURS)[:NEIGHBOURS]
-            found, weights = found[kept], weights[kept]
-        rows.append(np.full(len(found), row))
-        columns.append(found)
-        values.append(weights)
-    where = (np.concatenate(rows), np.concatenate(columns)) if rows else ([], [])
-    data = np.concatenate(values) if values else np.zeros(0, np.float32)
-    return sp.coo_array((data, where), shape=matrix_II.shape).tocsr()
 
 
 def _standardised(counts: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -180,28 +151,29 @@ def to_arrays(memory: ItemMemory) -> dict[str, np.ndarray]:
     arrays = {"popularity": memory.popularity_I, "recent": memory.recent_I}
     arrays |= {"known": memory.known_I.astype(np.uint8), "own": np.array([memory.own], np.uint8)}
     for name, matrix in (("together", memory.together_II), ("next", memory.next_II)):
-        if matrix is not None:
-            arrays[f"{name}.weights"] = matrix.data.astype(np.float32)
-            arrays[f"{name}.items"] = matrix.indices.astype(np.int32)
-            arrays[f"{name}.offsets"] = matrix.indptr.astype(np.int64)
+        arrays[f"{name}.weights"] = matrix.data.astype(np.float32)
+        arrays[f"{name}.items"] = matrix.indices.astype(np.int32)
+        arrays[f"{name}.offsets"] = matrix.indptr.astype(np.int64)
     return arrays
 
 
 def from_arrays(arrays: dict[str, np.ndarray]) -> ItemMemory:
-    """The inverse of `to_arrays`."""
-    num_items = len(arrays["popularity"])
+    """The inverse of `to_arrays`.
 
-    def matrix(name: str) -> sp.csr_array | None:
-        if f"{name}.weights" not in arrays:
-            return None
+    Raises:
+        UserError: the arrays are of a version that kept no pairs of users' items for large catalogues.
+    """
+    num_items = len(arrays["popularity"])
+    if "together.weights" not in arrays:
+        raise UserError("the model's item memory has no pairs of users' items, of an earlier version; train again")
+
+    def matrix(name: str) -> sp.csr_array:
         parts = arrays[f"{name}.weights"], arrays[f"{name}.items"], arrays[f"{name}.offsets"]
         return sp.csr_array(parts, shape=(num_items, num_items))
 
-    following = matrix("next")
-    assert following is not None
     return ItemMemory(
         together_II=matrix("together"),
-        next_II=following,
+        next_II=matrix("next"),
         popularity_I=arrays["popularity"],
         recent_I=arrays["recent"],
         known_I=arrays["known"] > 0,

@@ -7,12 +7,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ctxrec.baselines import TrainingEvents, gather_statistics
+from ctxrec.baselines import TrainingEvents
 from ctxrec.blend import NEW, Blend, fit_blend, source_weights
+from ctxrec.errors import UserError
 from ctxrec.events import Context, Events, Requests, Users
-from ctxrec.item_models import EASE
 from ctxrec.likeness import history_queries, history_weights, reduced, stand_ins
-from ctxrec.memory import DAMPING, RIDGE, as_if_known, fit_memory, from_arrays, to_arrays
+from ctxrec.memory import as_if_known, fit_memory, from_arrays, to_arrays
 
 
 def events(rows: list[list[int]]) -> Events:
@@ -48,17 +48,6 @@ def test_memory_by_hand(repeats):
     assert scores["next"].toarray()[0].argmax() == 1
 
 
-def test_weights_towards_popular_items_are_damped():
-    parts = [training([[0, 1, 2], [0, 1], [0, 1, 3], [1, 2, 3]])]
-    memory = fit_memory(parts, 4, repeats=False)
-    plain = EASE(weight=RIDGE).fit(gather_statistics(parts, 4, matrices=True)).weights.clip(0)
-    expected = plain * np.exp(-DAMPING * memory.popularity_I)
-    np.testing.assert_allclose(memory.together_II.toarray(), expected, rtol=1e-5)
-    found, undamped = memory.together_II.toarray()[0], plain[0]
-    assert memory.popularity_I[1] > memory.popularity_I[2]
-    assert found[2] / found[1] > undamped[2] / undamped[1] > 0
-
-
 def test_memory_survives_saving():
     memory = fit_memory([training([[0, 1, 2], [2, 1]])], 3, repeats=True)
     again = from_arrays(to_arrays(memory))
@@ -66,6 +55,9 @@ def test_memory_survives_saving():
         np.testing.assert_array_equal(a.toarray(), b.toarray())
     np.testing.assert_array_equal(memory.popularity_I, again.popularity_I)
     np.testing.assert_array_equal(memory.known_I, again.known_I)
+    old = {name: array for name, array in to_arrays(memory).items() if not name.startswith("together")}
+    with pytest.raises(UserError, match="earlier version; train again"):
+        from_arrays(old)
 
 
 def test_history_weights_count_steps_back_from_the_latest():

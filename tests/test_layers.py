@@ -15,7 +15,7 @@ PACKAGES = ("ctxrec", "tune", "serve")
 PURE = [
     "errors", "storage", "config", "spec", "schema", "prepared", "events", "features", "batching", "backbones",
     "model", "losses", "encoder", "texts", "metrics", "exact_search", "index", "index_building", "baselines", "item_models", "ensemble", "slices", "summary", "bundle", "recommender", "retrieval",
-    "likeness", "memory", "blend", "new_items", "history_cache", "reranker", "rerank_candidates", "rerank_training", "simulation", "stream", "network", "validation", "cli",
+    "likeness", "pairs", "memory", "blend", "new_items", "history_cache", "reranker", "rerank_candidates", "rerank_training", "simulation", "stream", "network", "validation", "cli",
     "history_store", "history_sqlite", "history_redis", "event_files", "item_files", "filters", "timing",
     "live_items", "live_vectors", "client", "published", "publish",
     "plan_memory", "planning", "explain", "item_cards", "encoder_cache", "item_states", "lower_layers", "row_store", "faults",
