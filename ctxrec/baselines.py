@@ -62,13 +62,15 @@ class LogStatistics:
     item_counts: np.ndarray  # int64 [I] events of each item
     times: np.ndarray  # int64 [E] microseconds, sorted
     items: np.ndarray  # int32 [E] in the order of times
-    transitions: sp.csr_array  # float32 [I, I] how often a user's item was followed by another
+    transitions: sp.csr_array  # float32 [I, I] how often a user's item was followed by another (`count_followers`)
     users_items: sp.csr_array  # float32 [U, I] 1 where the user had the item
     together: np.ndarray | None  # float32 [I, I] users who had both items; None when left out
 
 
-def gather_statistics(parts: Iterable[TrainingEvents], num_items: int, *, matrices: bool) -> LogStatistics:
-    """Count items, transitions and, with `matrices`, pairs of items of the same user."""
+def gather_statistics(
+    parts: Iterable[TrainingEvents], num_items: int, *, matrices: bool, steps: int = 1
+) -> LogStatistics:
+    """Count items, transitions of up to so many steps and, with `matrices`, pairs of items of the same user."""
     counts = np.zeros(num_items, np.int64)
     transitions = sp.csr_array((num_items, num_items), dtype=np.float32)
     together = np.zeros((num_items, num_items), np.float32) if matrices else None  # whole numbers, exact to 2^24
@@ -76,7 +78,7 @@ def gather_statistics(parts: Iterable[TrainingEvents], num_items: int, *, matric
     users = [sp.csr_array((0, num_items), dtype=np.float32)]
     for part in parts:
         counts += np.bincount(part.items, minlength=num_items)
-        transitions = transitions + count_transitions(part, num_items)
+        transitions = transitions + count_followers(part, num_items, steps=steps)
         users.append(history_matrix(part.offsets, part.items, num_items))
         if together is not None:
             pairs = (users[-1].T @ users[-1]).tocoo()
@@ -95,14 +97,18 @@ def gather_statistics(parts: Iterable[TrainingEvents], num_items: int, *, matric
     )
 
 
-def count_transitions(part: TrainingEvents, num_items: int, *, step: int = 1) -> sp.csr_array:
-    """How often an item (column) came so many steps after another one (row) in a history: float32 [I, I]."""
+def count_followers(part: TrainingEvents, num_items: int, *, steps: int) -> sp.csr_array:
+    """How often an item (column) came at most so many steps after another one (row), each time 1 / its steps:
+    float32 [I, I]."""
     lengths = np.diff(part.offsets)
     user = np.repeat(np.arange(len(lengths)), lengths)
-    inside = user[step:] == user[:-step]
-    before, after = part.items[:-step][inside], part.items[step:][inside]
-    ones = np.ones(len(before), np.float32)
-    return sp.coo_array((ones, (before, after)), shape=(num_items, num_items)).tocsr()
+    total = sp.csr_array((num_items, num_items), dtype=np.float32)
+    for step in range(1, steps + 1):
+        inside = user[step:] == user[:-step]
+        before, after = part.items[:-step][inside], part.items[step:][inside]
+        shares = np.full(len(before), 1 / step, np.float32)
+        total = total + sp.coo_array((shares, (before, after)), shape=(num_items, num_items)).tocsr()
+    return total
 
 
 def history_matrix(offsets: np.ndarray, items: np.ndarray, num_items: int) -> sp.csr_array:

@@ -19,8 +19,9 @@ from ctxrec.baselines import TrainingEvents, gather_statistics
 from ctxrec.errors import UserError
 from ctxrec.events import Events
 from ctxrec.likeness import history_weights, stand_ins
-from ctxrec.pairs import nearest, pairs_of_users
+from ctxrec.pairs import nearest, pairs_in_order, pairs_of_users
 
+NEXT_STEPS = 5  # after an item that still count as following it
 RECENT_SHARE = 20  # one in so many events, the latest, tells what is wanted now
 
 _TOGETHER_DECAY, _NEXT_DECAY, _OWN_DECAY = 0.97, 0.7, 0.98  # a step back in the history
@@ -34,7 +35,7 @@ class ItemMemory:
     """Item-to-item weights, all of them 0 or more, and popularity.
 
     together_II: how much an item speaks for another one because the same users have both (`ctxrec.pairs`).
-    next_II: how often an item followed another one, the most frequent ones of each item.
+    next_II: how much an item speaks for what comes soon after it (`ctxrec.pairs`).
     popularity_I, recent_I: log(1 + events) of all and of the latest events, standardised.
     An item without event has what its stand-ins have, the items of nearest text; without text it has nothing,
     and mean popularity.
@@ -95,13 +96,13 @@ def fit_memory(
 
     `text_IC` (`ctxrec.likeness.reduced`) finds stand-ins for items without event; None: they have none.
     """
-    log = gather_statistics(parts, num_items, matrices=False)
+    log = gather_statistics(parts, num_items, matrices=False, steps=NEXT_STEPS)
     latest = log.items[-max(len(log.items) // RECENT_SHARE, 1) :]
     known = log.item_counts > 0
     popularity = _standardised(log.item_counts, known)
     memory = ItemMemory(
         together_II=pairs_of_users(log, popularity),
-        next_II=nearest(log.transitions),
+        next_II=pairs_in_order(log),
         popularity_I=popularity,
         recent_I=_standardised(np.bincount(latest, minlength=num_items), known),
         known_I=known,

@@ -1,8 +1,8 @@
-"""Which items the same users have: EASE among the most frequent items, cosines for the pairs that are left.
+"""Which items the same users have, and which follow each other.
 
-EASE ranks far better than cosines, but works on a full matrix: its time grows with the cube of the items. Where a
-catalogue has more than EASE_ITEMS, what is left are rare items, whose pairs a cosine, damped towards popular items
-and brought to EASE's scale, tells about.
+Of the first, EASE ranks far better than cosines, but works on a full matrix: its time grows with the cube of the
+items. Where a catalogue has more than EASE_ITEMS, what is left are rare items, whose pairs a cosine, damped towards
+popular items and brought to EASE's scale, tells about.
 
 Legend: U users, I items, F frequent items.
 """
@@ -59,6 +59,13 @@ def pairs_of_users(log: LogStatistics, popularity_I: np.ndarray) -> sp.csr_array
     of_cosines = nearest(sp.csr_array(counts_FF)).sum()
     scale = np.float32(kept_FF.sum() / of_cosines if of_cosines > 0 else 1)
     return nearest(ease_II.tocsr() + _other_cosines(log, np.isin(np.arange(num_items), frequent)) * scale)
+
+
+def pairs_in_order(log: LogStatistics) -> sp.csr_array:
+    """How much an item (row) speaks for another one to follow (column): the log's transitions over the square root of
+    the events of both, the NEIGHBOURS largest of each row. float32 [I, I]"""
+    factor = sp.diags_array(1 / np.sqrt(np.maximum(log.item_counts, 1, dtype=np.float32)))
+    return nearest(factor @ log.transitions @ factor)
 
 
 def _users_of_both(users_UF: sp.csr_array) -> np.ndarray:

@@ -17,7 +17,7 @@ import scipy.sparse as sp
 import torch
 from scipy.sparse.linalg import eigsh
 
-from ctxrec.baselines import TrainingEvents, count_transitions
+from ctxrec.baselines import TrainingEvents, count_followers
 from ctxrec.item_tower import ItemTower
 from ctxrec.model_inputs import ItemTensors, TextTable
 
@@ -30,9 +30,8 @@ def company(parts: Iterable[TrainingEvents], num_items: int) -> sp.csr_array:
     """How often two items stood near each other in a history, the nearer the more: symmetric, float32 [I, I]."""
     total = sp.csr_array((num_items, num_items), dtype=np.float32)
     for part in parts:
-        for step in range(1, WINDOW + 1):
-            found = count_transitions(part, num_items, step=step) / step
-            total = total + found + found.T
+        found = count_followers(part, num_items, steps=WINDOW)
+        total = total + found + found.T
     total.setdiag(0)
     total.eliminate_zeros()
     return sp.csr_array(total)

@@ -228,3 +228,13 @@ def test_without_training_events_scores_are_defined():
         item_models.ALS(factors=2).fit(log),
     ):
         assert np.isfinite(baseline.scores(requests_of([[], [1]]))).all(), baseline
+
+
+def test_followers_of_several_steps_count_less_and_end_with_the_user():
+    part = training([[0, 1, 2, 1], [2, 0]])
+    found = baselines.count_followers(part, 3, steps=3).toarray()
+    # 0: 1 next and again three steps on, 2 two steps on. 1: 2 next, itself two steps on. 2: 1 next, 0 next.
+    np.testing.assert_allclose(found, [[0, 1 + 1 / 3, 1 / 2], [0, 1 / 2, 1], [1, 1, 0]], rtol=1e-6)
+    np.testing.assert_array_equal(
+        baselines.count_followers(part, 3, steps=1).toarray(), [[0, 1, 0], [0, 0, 1], [1, 1, 0]]
+    )
