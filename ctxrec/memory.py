@@ -22,7 +22,7 @@ from ctxrec.likeness import history_weights, stand_ins
 from ctxrec.pairs import nearest, pairs_in_order, pairs_of_users
 
 NEXT_STEPS = 5  # after an item that still count as following it
-RECENT_SHARE = 20  # one in so many events, the latest, tells what is wanted now
+RECENT_SHARE = 10  # one in so many events, the latest, tells what is wanted now
 
 _TOGETHER_DECAY, _NEXT_DECAY, _OWN_DECAY = 0.97, 0.7, 0.98  # a step back in the history
 _NEXT_LAST = 10
