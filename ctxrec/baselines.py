@@ -18,6 +18,7 @@ from ctxrec.events import US, Requests, ranges
 from ctxrec.prepared import PreparedData
 
 WEEK_US = 7 * 86_400 * US
+_ROWS_AT_ONCE = 1024  # of a matrix of pairs of items, worked on at a time
 
 
 class Baseline(Protocol):
@@ -64,25 +65,18 @@ class LogStatistics:
     items: np.ndarray  # int32 [E] in the order of times
     transitions: sp.csr_array  # float32 [I, I] how often a user's item was followed by another (`count_followers`)
     users_items: sp.csr_array  # float32 [U, I] 1 where the user had the item
-    together: np.ndarray | None  # float32 [I, I] users who had both items; None when left out
 
 
-def gather_statistics(
-    parts: Iterable[TrainingEvents], num_items: int, *, matrices: bool, steps: int = 1
-) -> LogStatistics:
-    """Count items, transitions of up to so many steps and, with `matrices`, pairs of items of the same user."""
+def gather_statistics(parts: Iterable[TrainingEvents], num_items: int, *, steps: int = 1) -> LogStatistics:
+    """Count items and transitions of up to so many steps."""
     counts = np.zeros(num_items, np.int64)
     transitions = sp.csr_array((num_items, num_items), dtype=np.float32)
-    together = np.zeros((num_items, num_items), np.float32) if matrices else None  # whole numbers, exact to 2^24
     times, items = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
     users = [sp.csr_array((0, num_items), dtype=np.float32)]
     for part in parts:
         counts += np.bincount(part.items, minlength=num_items)
         transitions = transitions + count_followers(part, num_items, steps=steps)
         users.append(history_matrix(part.offsets, part.items, num_items))
-        if together is not None:
-            pairs = (users[-1].T @ users[-1]).tocoo()
-            together[pairs.row, pairs.col] += pairs.data
         times.append(part.times)
         items.append(part.items)
     all_times = np.concatenate(times)
@@ -93,8 +87,17 @@ def gather_statistics(
         items=np.concatenate(items)[order],
         transitions=transitions,
         users_items=sp.vstack(users, format="csr"),
-        together=together,
     )
+
+
+def users_of_both(users_UI: sp.csr_array) -> np.ndarray:
+    """How many users have two items; on the diagonal, one item. float32 [I, I], exact to 2^24"""
+    users_IU = users_UI.T.tocsr()
+    counts_II = np.empty((users_IU.shape[0],) * 2, np.float32)
+    for start in range(0, len(counts_II), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        counts_II[rows] = (users_IU[rows] @ users_UI).toarray()
+    return counts_II
 
 
 def count_followers(part: TrainingEvents, num_items: int, *, steps: int) -> sp.csr_array:

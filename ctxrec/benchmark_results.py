@@ -138,7 +138,7 @@ def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         "shuffled context",
         "cold items (un-tuned text)",
     ]
-    header += ["new users (popularity 7 d)", "best possible (without context)", "minutes to train"]
+    header += ["new users (popularity 7 d)", "best possible (by the log, without context)", "minutes to train"]
     rows = [_cells(made, len(results["seeds"])) for made in results["datasets"]]
     kept = [c for c in range(len(header)) if c < 5 or any(cells[c] for cells in rows)]
     return [header[c] for c in kept], [[cells[c] for c in kept] for cells in rows]
@@ -156,9 +156,9 @@ def _cells(made: dict[str, Any], num_seeds: int) -> list[str]:
     cells += [_number(systems.get(name)) for name in ("sasrec", BEFORE, *ABLATIONS)]
     drop = made.get("context_drop")
     cells.append("" if drop is None else f"{round(-100 * drop, 1) or 0.0:+.1f} %")
-    cells.append(_pair(slices.get("cold_items"), MODEL, "untuned_encoder"))
-    cells.append(_pair(slices.get("new_users"), MODEL, "popularity_7d"))
-    cells.append(_pair({"systems": systems}, *ORACLES))
+    cells.append(_with_others(slices.get("cold_items"), MODEL, "untuned_encoder"))
+    cells.append(_with_others(slices.get("new_users"), MODEL, "popularity_7d"))
+    cells.append(_with_others({"systems": systems}, *ORACLES))
     minutes = made.get("train_minutes")
     cells.append("" if minutes is None else f"{minutes:.1f}")
     if made["failures"]:
@@ -185,11 +185,12 @@ def _gain(value: dict[str, Any] | None) -> str:
     return f"{share}{value['mean']:+.4f} ({value['low']:+.4f} to {value['high']:+.4f})"
 
 
-def _pair(part: dict[str, Any] | None, first: str, second: str) -> str:
+def _with_others(part: dict[str, Any] | None, first: str, *others: str) -> str:
     systems = (part or {}).get("systems", {})
     if first not in systems:
         return ""
-    return _number(systems[first]) + (f" ({_number(systems[second])})" if second in systems else "")
+    found = ", ".join(_number(systems[name]) for name in others if name in systems)
+    return _number(systems[first]) + (f" ({found})" if found else "")
 
 
 def about(results: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from ctxrec.baselines import (
     UntunedEncoder,
     gather_statistics,
     training_events,
+    users_of_both,
 )
 from ctxrec.config import Config, EncoderConfig, EvaluateConfig
 from ctxrec.encoder import TextEncoder, resolve_encoder
@@ -87,10 +88,12 @@ def fit_contenders(prepared: PreparedData, split: str, config: Config, *, run: s
         requests = validation_requests(prepared, max(1, limit))
     if requests is not None:
         logger.info("choosing the baselines' options on %s validation requests", f"{len(requests):,}")
-        log = gather_statistics(training_events(prepared, schema.VALID), prepared.num_items, matrices=matrices)
-        options, chosen = _choose(log, text, requests, limits, repeats=prepared.spec.split.repeats), True
-        del log
-    log = gather_statistics(training_events(prepared, SPLITS[split]), prepared.num_items, matrices=matrices)
+        log = gather_statistics(training_events(prepared, schema.VALID), prepared.num_items)
+        users_II = users_of_both(log.users_items) if matrices else None
+        repeats = prepared.spec.split.repeats
+        options, chosen = _choose(log, users_II, text, requests, limits, repeats=repeats), True
+        del log, users_II
+    log = gather_statistics(training_events(prepared, SPLITS[split]), prepared.num_items)
     fitted: dict[str, Baseline] = {
         "popularity": Popularity().fit(log),
         "popularity_7d": RecentPopularity().fit(log),
@@ -98,8 +101,9 @@ def fit_contenders(prepared: PreparedData, split: str, config: Config, *, run: s
         "als": ALS(factors=options.als_factors, seed=limits.seed).fit(log),
     }
     if matrices:
-        fitted["itemknn"] = ItemKNN(neighbours=limits.knn_neighbours).fit(log)
-        fitted["ease"] = EASE(weight=options.ease_lambda).fit(log)
+        users_II = users_of_both(log.users_items)
+        fitted["itemknn"] = ItemKNN(neighbours=limits.knn_neighbours).fit(users_II)
+        fitted["ease"] = EASE(weight=options.ease_lambda).fit(users_II)
     if text is not None:
         fitted[TEXT] = text
     if matrices:
@@ -154,7 +158,13 @@ class _Quality:
 
 
 def _choose(
-    log: LogStatistics, text: Baseline | None, requests: Requests, limits: EvaluateConfig, *, repeats: bool
+    log: LogStatistics,
+    users_II: np.ndarray | None,
+    text: Baseline | None,
+    requests: Requests,
+    limits: EvaluateConfig,
+    *,
+    repeats: bool,
 ) -> Options:
     """The options that are best on the requests, by models fitted on the events before them."""
     quality = _Quality(requests, repeats)
@@ -164,11 +174,11 @@ def _choose(
     }
     best_factors = max(factors, key=lambda f: factors[f])
     logger.info("ALS factors: %s", _listed(factors))
-    if log.together is None:
+    if users_II is None:
         return Options(limits.ease_lambda, best_factors, {})
     lambdas, mixes, others = {}, {}, None
     for weight in limits.ease_choices:
-        ease = EASE(weight=weight).fit(log)
+        ease = EASE(weight=weight).fit(users_II)
         scores = ease.scores(requests)
         lambdas[weight] = quality(scores)
         if others is None:

@@ -103,7 +103,7 @@ def _evaluate(
 
     logger.info("fitting baselines on the events before the %s split", split)
     contenders = fit_contenders(prepared, split, config, run=run)
-    rankers = contenders.fitted | _oracles(oracle, prepared)
+    rankers = contenders.fitted | _oracles(oracle, prepared, split)
     clock.stop("baselines")
 
     logger.info("ranking %s items for every %s request", f"{prepared.num_items:,}", split)
@@ -160,13 +160,14 @@ class _Clock:
         return {name: round(s, 3) for name, s in (self.steps | {"total": time.perf_counter() - self.begin}).items()}
 
 
-def _oracles(folder: str | None, prepared: PreparedData) -> dict[str, Any]:
+def _oracles(folder: str | None, prepared: PreparedData, split: str) -> dict[str, Any]:
     """Rankers that know the true preferences of a simulated log."""
     if folder is None:
         return {}
-    from ctxrec.oracle import load_oracle  # the product ranks without the simulator
+    from ctxrec.oracle import load_oracle, oracle_of_log  # the product ranks without the simulator
 
-    return load_oracle(folder, prepared.features)
+    oracles = load_oracle(folder, prepared.features)
+    return oracles | {"oracle_of_log": oracle_of_log(oracles["oracle"], prepared, SPLITS[split])}
 
 
 def _held_out(prepared: PreparedData, config: Config) -> np.ndarray | None:

@@ -27,14 +27,14 @@ class ItemKNN:
     def __init__(self, *, neighbours: int) -> None:
         self.neighbours = neighbours
 
-    def fit(self, log: LogStatistics) -> ItemKNN:
-        assert log.together is not None
-        num_items = len(log.item_counts)
-        norms = np.sqrt(np.maximum(np.diagonal(log.together), 1))
+    def fit(self, users_II: np.ndarray) -> ItemKNN:
+        """`users_II`: how many users have two items (`ctxrec.baselines.users_of_both`)."""
+        num_items = len(users_II)
+        norms = np.sqrt(np.maximum(np.diagonal(users_II), 1))
         rows, columns, values = [], [], []
         for start in range(0, num_items, _ROWS_AT_ONCE):
             stop = min(start + _ROWS_AT_ONCE, num_items)
-            block = log.together[start:stop] / norms[start:stop, None] / norms
+            block = users_II[start:stop] / norms[start:stop, None] / norms
             block[np.arange(stop - start), np.arange(start, stop)] = 0
             nearest = top_k(block, min(self.neighbours, num_items))
             similarity = np.take_along_axis(block, nearest, axis=1)
@@ -62,9 +62,9 @@ class EASE:
     def __init__(self, *, weight: float) -> None:
         self.weight = weight
 
-    def fit(self, log: LogStatistics) -> EASE:
-        assert log.together is not None
-        matrix = log.together.astype(np.float64)
+    def fit(self, users_II: np.ndarray) -> EASE:
+        """`users_II`: how many users have two items, which is G (`ctxrec.baselines.users_of_both`)."""
+        matrix = users_II.astype(np.float64)
         matrix[np.diag_indices_from(matrix)] += self.weight
         # Inverse by Cholesky, in place: half the time and a third of the memory of the general one. LAPACK
         # reads columns first, so it gets the transpose, a view, and fills the lower triangle of it.

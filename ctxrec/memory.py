@@ -96,7 +96,7 @@ def fit_memory(
 
     `text_IC` (`ctxrec.likeness.reduced`) finds stand-ins for items without event; None: they have none.
     """
-    log = gather_statistics(parts, num_items, matrices=False, steps=NEXT_STEPS)
+    log = gather_statistics(parts, num_items, steps=NEXT_STEPS)
     latest = log.items[-max(len(log.items) // RECENT_SHARE, 1) :]
     known = log.item_counts > 0
     popularity = _standardised(log.item_counts, known)

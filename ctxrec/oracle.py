@@ -1,19 +1,37 @@
-"""The best possible ranking of a simulated log, by the preferences that it was drawn from.
+"""The best possible rankings of a simulated log, by the preferences that it was drawn from, and by what a log of that
+size can tell of them.
 
-Legend: N requests, I items, C categories, B brands, X context values of a feature.
+Legend: N requests or users, I items, E events, A attribute values, C categories, B brands, X context values of a feature.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from ctxrec import schema, storage
-from ctxrec.events import US, Requests
-from ctxrec.prepared import FeatureMeta
-from ctxrec.simulation import DAYPARTS, DEVICES, HOURS, NEVER, PLACES, TRUTH, Truth
+from ctxrec.events import US, Context, Histories, Requests, histories_from_table
+from ctxrec.prepared import FeatureMeta, PreparedData
+from ctxrec.simulation import (
+    DAYPARTS,
+    DEVICES,
+    FROM_ATTRIBUTES,
+    HOURS,
+    LIKING,
+    NEVER,
+    PLACES,
+    TASTE,
+    TRUTH,
+    Truth,
+)
+
+_CANDIDATES = 1_000  # weights that an item of unknown weight may have
+_ITERATIONS = 100  # of the search for the likeliest tastes
 
 
 @dataclass(frozen=True)
@@ -41,6 +59,11 @@ class Oracle:
                 scores[rows] = self._items(cells_NCB, late=part)
         return scores
 
+    def effect(self, context: Context, times: np.ndarray) -> np.ndarray:
+        """What contexts (and microsecond times) do to each category: float32 [N, C]."""
+        device, place = self.devices[context.cat["device"]], self.places[context.cat["place"]]
+        return self.truth.context_effect(device, place, times // US // 3600 % 24)
+
     def _items(self, cells_NCB: np.ndarray, *, late: bool) -> np.ndarray:
         """float32 [N, I] from the log probabilities of the cells: an item has its share of its cell's."""
         category, brand = self.truth.item_category, self.truth.item_brand
@@ -55,9 +78,7 @@ class Oracle:
         """float64 [N, C, B] log probabilities of the cells."""
         mass_CB = self.truth.cell_mass(late=late)
         if self.use_context:
-            device = self.devices[requests.context.cat["device"][rows]]
-            place = self.places[requests.context.cat["place"][rows]]
-            effect = self.truth.context_effect(device, place, requests.times[rows] // US // 3600 % 24)
+            effect = self.effect(requests.context.take(rows), requests.times[rows])
             return _log_softmax(self.truth.cell_logits(users, effect, mass_CB))
         total = np.zeros((len(users), *mass_CB.shape))
         for share, effect_C in context_distribution(self.truth):
@@ -105,3 +126,105 @@ def load_oracle(folder: str, features: FeatureMeta) -> dict[str, Oracle]:
         name: Oracle(truth=truth, devices=devices, places=places, use_context=use_context)
         for name, use_context in (("oracle", True), ("oracle_no_context", False))
     }
+
+
+def oracle_of_log(oracle: Oracle, prepared: PreparedData, before: int) -> Oracle:
+    """Ranks as well as the events of the splits earlier than `before` allow: it knows how a log is drawn, what
+    attributes and contexts do, and what each cell weighs, but learns from the log what is a user's own (the likeliest
+    taste, given the normal distribution that it is drawn from) and an item's weight (its expectation, given the
+    distribution of all weights), which for an item without event is the mean."""
+    known = oracle.truth
+    parts = []
+    for bucket in range(len(prepared.bucket_paths)):
+        histories = histories_from_table(prepared.read_bucket(bucket), prepared.features)
+        parts.append(_seen(oracle, histories, prepared.features, before))
+    seen = _Seen(**{name: np.concatenate([vars(part)[name] for part in parts]) for name in vars(parts[0])})
+    taste_NC, liking_NB = known.taste_NC.copy(), known.liking_NB.copy()
+    taste_NC[seen.users], liking_NB[seen.users] = _likeliest_tastes(known, seen)
+    weights = _expected_weights(known, seen)
+    truth = dataclasses.replace(known, taste_NC=taste_NC, liking_NB=liking_NB, item_weight=weights)
+    return dataclasses.replace(oracle, truth=truth)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The users of a log and their events."""
+
+    users: np.ndarray  # int64 [N] numbers
+    attributes_NA: np.ndarray  # float32, 1 where the user has the value
+    user: np.ndarray  # int64 [E] number
+    items: np.ndarray  # int32 [E]
+    effect_EC: np.ndarray  # float32, of the context
+    late: np.ndarray  # bool [E] after the launch
+
+
+def _seen(oracle: Oracle, histories: Histories, features: FeatureMeta, before: int) -> _Seen:
+    users = np.array([int(name[1:]) for name in histories.users.ids], np.int64)
+    events = histories.events.keep(histories.split < before)
+    codes = histories.users.cat
+    sizes = {name: schema.FIRST_CODE + len(values) for name, values in features.user_categories.items()}
+    return _Seen(
+        users=users,
+        attributes_NA=np.concatenate([np.eye(sizes[name], dtype=np.float32)[codes[name]] for name in sizes], 1),
+        user=np.repeat(users, events.lengths),
+        items=events.items,
+        effect_EC=oracle.effect(events.context, events.times),
+        late=events.times >= oracle.truth.launch_us,
+    )
+
+
+def _likeliest_tastes(known: Truth, seen: _Seen) -> tuple[np.ndarray, np.ndarray]:
+    """Taste float32 [N, C] and liking [N, B] of the users seen: those of their attributes, and the likeliest own part.
+
+    What attributes do is what tells the true tastes of many users best by them (least squares).
+    """
+    true = np.concatenate([known.taste_NC, known.liking_NB], 1)[seen.users]
+    expected_NW = seen.attributes_NA @ np.linalg.lstsq(seen.attributes_NA, true, rcond=None)[0]
+    num_categories = known.taste_NC.shape[1]
+    own_std = math.sqrt(1 - FROM_ATTRIBUTES)
+    spread_W = torch.tensor([TASTE] * num_categories + [LIKING] * known.liking_NB.shape[1]) * own_std
+    row = np.zeros(len(known.taste_NC), np.int64)
+    row[seen.users] = np.arange(len(seen.users))
+    row_E, effect_EC = torch.from_numpy(row[seen.user]), torch.from_numpy(seen.effect_EC)
+    category_E, brand_E = (torch.from_numpy(of_item[seen.items]) for of_item in (known.item_category, known.item_brand))
+    phases = [
+        (torch.from_numpy(seen.late == late), torch.from_numpy(known.cell_mass(late=late)).float())
+        for late in (False, True)
+    ]
+    own_NW = torch.zeros(expected_NW.shape, requires_grad=True)  # in standard deviations
+    optimizer = torch.optim.LBFGS([own_NW], lr=1, max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def surprise() -> torch.Tensor:
+        both_EW = (torch.from_numpy(expected_NW).float() + own_NW * spread_W)[row_E]
+        taste_EC, liking_EB = both_EW[:, :num_categories] + effect_EC, both_EW[:, num_categories:]
+        took = taste_EC.gather(1, category_E[:, None]).sum() + liking_EB.gather(1, brand_E[:, None]).sum()
+        could = sum(
+            (taste_EC[rows].exp() * (liking_EB[rows].exp() @ mass_CB.T)).sum(1).log().sum() for rows, mass_CB in phases
+        )
+        return could - took + own_NW.square().sum() / 2
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = surprise()
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    made = expected_NW + (own_NW.detach() * spread_W).numpy()
+    return made[:, :num_categories].astype(np.float32), made[:, num_categories:].astype(np.float32)
+
+
+def _expected_weights(known: Truth, seen: _Seen) -> np.ndarray:
+    """float64 [I] expected weights, given that an item's events are Poisson with its weight times a rate, the events of
+    its cell over the cell's weight while it was there, and that any item may have any of the true weights."""
+    cells = known.item_category * known.liking_NB.shape[1] + known.item_brand
+    rate_I = np.zeros(len(cells))
+    for late in (False, True):
+        mass = known.cell_mass(late=late).ravel()
+        events = np.bincount(cells[seen.items[seen.late == late]], minlength=len(mass))
+        rate_I += (events / np.maximum(mass, np.finfo(float).tiny))[cells] * (known.launched(late=late) > 0)
+    candidates = np.quantile(known.item_weight, np.linspace(0, 1, min(_CANDIDATES, len(cells))))
+    counts_I = np.bincount(seen.items, minlength=len(cells))
+    likely = counts_I[:, None] * np.log(candidates) - rate_I[:, None] * candidates
+    odds = np.exp(likely - likely.max(1, keepdims=True))
+    return odds @ candidates / odds.sum(1)

@@ -9,12 +9,10 @@ Legend: U users, I items, F frequent items.
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import scipy.sparse as sp
 
-from ctxrec.baselines import LogStatistics
+from ctxrec.baselines import LogStatistics, users_of_both
 from ctxrec.item_models import EASE
 
 EASE_ITEMS = 10_000  # of the most frequent: a matrix of 800 MB, inverted in half a minute
@@ -26,7 +24,6 @@ COSINE_POWER = 0.75  # of the other item's users in a cosine, which has 0.5; mor
 _MOST_PAIRS = 50_000_000  # that are kept of a catalogue (400 MB); a very large one keeps fewer of each item
 _FEWEST = 16
 _CELLS = 1 << 22  # cosines held at once
-_ROWS = 1024  # of counts, worked on at a time
 
 
 def pairs_of_users(log: LogStatistics, popularity_I: np.ndarray) -> sp.csr_array:
@@ -44,8 +41,8 @@ def pairs_of_users(log: LogStatistics, popularity_I: np.ndarray) -> sp.csr_array
     """
     num_items = len(popularity_I)
     frequent = np.sort(np.argsort(-log.item_counts, kind="stable")[:EASE_ITEMS])
-    counts_FF = _users_of_both(log.users_items[:, frequent])
-    ease_FF = EASE(weight=RIDGE).fit(dataclasses.replace(log, together=counts_FF)).weights
+    counts_FF = users_of_both(log.users_items[:, frequent])
+    ease_FF = EASE(weight=RIDGE).fit(counts_FF).weights
     np.maximum(ease_FF, 0, out=ease_FF)
     ease_FF *= np.exp(-DAMPING * popularity_I[frequent])
     kept_FF = nearest(sp.csr_array(ease_FF))
@@ -66,15 +63,6 @@ def pairs_in_order(log: LogStatistics) -> sp.csr_array:
     the events of both, the NEIGHBOURS largest of each row. float32 [I, I]"""
     factor = sp.diags_array(1 / np.sqrt(np.maximum(log.item_counts, 1, dtype=np.float32)))
     return nearest(factor @ log.transitions @ factor)
-
-
-def _users_of_both(users_UF: sp.csr_array) -> np.ndarray:
-    """How many users have two items; on the diagonal, one item. float32 [F, F]"""
-    users_FU = users_UF.T.tocsr()
-    counts_FF = np.empty((users_FU.shape[0],) * 2, np.float32)
-    for start in range(0, len(counts_FF), _ROWS):
-        counts_FF[start : start + _ROWS] = (users_FU[start : start + _ROWS] @ users_UF).toarray()
-    return counts_FF
 
 
 def _other_cosines(log: LogStatistics, frequent_I: np.ndarray) -> sp.csr_array:

@@ -41,7 +41,7 @@ def requests_of(histories: list[list[int]], times: list[int] | None = None) -> R
 
 
 def statistics(*parts: baselines.TrainingEvents, num_items: int) -> baselines.LogStatistics:
-    return baselines.gather_statistics(parts, num_items, matrices=True)
+    return baselines.gather_statistics(parts, num_items)
 
 
 def test_statistics_do_not_depend_on_the_buckets():
@@ -50,11 +50,8 @@ def test_statistics_do_not_depend_on_the_buckets():
     two = statistics(training(rows[:2]), training(rows[2:], [[10], [], [7, 8, 9]]), num_items=5)
     np.testing.assert_array_equal(one.item_counts, [3, 4, 2, 1, 0])
     np.testing.assert_array_equal(one.item_counts, two.item_counts)
-    np.testing.assert_array_equal(one.together, two.together)
     np.testing.assert_array_equal(one.transitions.toarray(), two.transitions.toarray())
     assert two.times.tolist() == sorted(two.times.tolist())
-    # Users 0 and 4 had items 0 and 1 together; a repeated item counts once.
-    assert one.together[0, 1] == 2 and one.together[1, 1] == 2
     np.testing.assert_array_equal(one.users_items.toarray(), two.users_items.toarray())
     assert one.users_items.toarray()[0].tolist() == [1, 1, 1, 0, 0]
     assert one.transitions[1, 1] == 1 and one.transitions[2, 2] == 0, "no transition from one user to the next"
@@ -102,21 +99,31 @@ def test_markov_follows_the_last_item_and_breaks_ties_by_popularity():
     assert top_k(scores, 4)[2].tolist() == [0, 2, 1, 3], "without history: by popularity 3, 3, 2, 0"
 
 
+def test_users_of_both_are_counted_once(monkeypatch):
+    rows = [[0, 1, 2, 1], [2, 0], [3], [], [1, 1, 0]]
+    users = statistics(training(rows), num_items=5).users_items
+    monkeypatch.setattr(baselines, "_ROWS_AT_ONCE", 2)
+    counts = baselines.users_of_both(users)
+    np.testing.assert_array_equal(counts, users.toarray().T @ users.toarray())
+    assert counts[0, 1] == 2 and counts[1, 1] == 2  # users 0 and 4
+
+
 def test_itemknn_by_hand():
     # Items 0 and 1 share both their users (cosine 1); 0 and 2 share one of two and one (1/sqrt(2)).
-    log = statistics(training([[0, 1, 2], [0, 1]]), num_items=4)
+    users = baselines.users_of_both(statistics(training([[0, 1, 2], [0, 1]]), num_items=4).users_items)
     requests = requests_of([[0], [0, 2], []])
     half = 1 / np.sqrt(2)
-    scores = item_models.ItemKNN(neighbours=100).fit(log).scores(requests)
+    scores = item_models.ItemKNN(neighbours=100).fit(users).scores(requests)
     np.testing.assert_allclose(scores, [[0, 1, half, 0], [half, 1 + half, half, 0], [0, 0, 0, 0]], atol=1e-6)
-    nearest = item_models.ItemKNN(neighbours=1).fit(log).scores(requests)
+    nearest = item_models.ItemKNN(neighbours=1).fit(users).scores(requests)
     np.testing.assert_allclose(nearest[0], [0, 1, 0, 0], atol=1e-6)
 
 
 def test_ease_solves_its_ridge_regression():
     rng = np.random.default_rng(0)
     rows = [rng.permutation(8)[: rng.integers(1, 6)].tolist() for _ in range(30)]
-    weights = item_models.EASE(weight=2.0).fit(statistics(training(rows), num_items=8)).weights
+    log = statistics(training(rows), num_items=8)
+    weights = item_models.EASE(weight=2.0).fit(baselines.users_of_both(log.users_items)).weights
     users = np.zeros((30, 8))
     for n, row in enumerate(rows):
         users[n, row] = 1
@@ -219,12 +226,13 @@ def test_untuned_encoder_reads_the_last_ten():
 
 def test_without_training_events_scores_are_defined():
     log = statistics(training([[], []]), num_items=3)
+    users = baselines.users_of_both(log.users_items)
     for baseline in (
         baselines.Popularity().fit(log),
         baselines.RecentPopularity().fit(log),
         baselines.Markov(last=10).fit(log),
-        item_models.ItemKNN(neighbours=5).fit(log),
-        item_models.EASE(weight=1).fit(log),
+        item_models.ItemKNN(neighbours=5).fit(users),
+        item_models.EASE(weight=1).fit(users),
         item_models.ALS(factors=2).fit(log),
     ):
         assert np.isfinite(baseline.scores(requests_of([[], [1]]))).all(), baseline

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ctxrec import schema
-from ctxrec.baselines import Baseline, gather_statistics, training_events
+from ctxrec.baselines import Baseline, gather_statistics, training_events, users_of_both
 from ctxrec.config import Config, EvaluateConfig, load_config
 from ctxrec.contenders import ENSEMBLE, TEXT, Contenders, fit_contenders
 from ctxrec.errors import UserError
@@ -55,9 +55,9 @@ def test_every_baseline_is_there_and_the_signal_is_found(fitted, tiny_data):
 def test_options_are_chosen_on_validation_requests(fitted, tiny_data):
     """Each choice is the best on the validation split of models fitted on the training events alone."""
     data = PreparedData.open(tiny_data)
-    log = gather_statistics(training_events(data, schema.VALID), data.num_items, matrices=True)
+    log = gather_statistics(training_events(data, schema.VALID), data.num_items)
     assert log.item_counts.sum() == data.meta["counts"]["train"]
-    tried = {weight: EASE(weight=weight).fit(log) for weight in FAST.ease_choices}
+    tried = {weight: EASE(weight=weight).fit(users_of_both(log.users_items)) for weight in FAST.ease_choices}
     tried |= {factors: ALS(factors=factors).fit(log) for factors in FAST.als_choices}
     found = ndcg_of(tried, data, schema.VALID)
     assert fitted.options["chosen_on"] == "valid"

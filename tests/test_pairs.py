@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ctxrec import pairs
-from ctxrec.baselines import LogStatistics, TrainingEvents, gather_statistics
+from ctxrec.baselines import LogStatistics, TrainingEvents, gather_statistics, users_of_both
 from ctxrec.item_models import EASE
 from ctxrec.pairs import COSINE_POWER, DAMPING, RIDGE, nearest, pairs_of_users
 
@@ -15,7 +15,7 @@ def log_of(rows: list[list[int]], num_items: int) -> LogStatistics:
     lengths = [len(row) for row in rows]
     items = np.array([item for row in rows for item in row], np.int32)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return gather_statistics([TrainingEvents(offsets, items, np.arange(len(items)))], num_items, matrices=True)
+    return gather_statistics([TrainingEvents(offsets, items, np.arange(len(items)))], num_items)
 
 
 def popularity(log: LogStatistics) -> np.ndarray:
@@ -34,7 +34,7 @@ def log():
 
 def damped_ease(log: LogStatistics, items: np.ndarray) -> np.ndarray:
     small = log_of([np.searchsorted(items, np.intersect1d(row, items)).tolist() for row in _rows(log)], len(items))
-    plain = EASE(weight=RIDGE).fit(small).weights.clip(0)
+    plain = EASE(weight=RIDGE).fit(users_of_both(small.users_items)).weights.clip(0)
     return plain * np.exp(-DAMPING * popularity(log)[items])
 
 
@@ -46,7 +46,7 @@ def _rows(log: LogStatistics) -> list[np.ndarray]:
 def test_small_catalogues_have_ease_damped_towards_popular_items(log):
     found = pairs_of_users(log, popularity(log)).toarray()
     np.testing.assert_allclose(found, damped_ease(log, np.arange(12)), rtol=1e-5)
-    plain = EASE(weight=RIDGE).fit(log).weights.clip(0)
+    plain = EASE(weight=RIDGE).fit(users_of_both(log.users_items)).weights.clip(0)
     assert found[1, 5] / found[1, 0] > plain[1, 5] / plain[1, 0] > 0
 
 
@@ -59,8 +59,9 @@ def test_rare_items_have_cosines_on_the_scale_of_ease(log, cells, monkeypatch):
     among = np.ix_(frequent, frequent)
     np.testing.assert_allclose(found[among], damped_ease(log, frequent), rtol=1e-5)
 
-    users = np.maximum(np.diagonal(log.together), 1)
-    cosines = log.together / users[:, None] ** 0.5 / users**COSINE_POWER
+    counts = users_of_both(log.users_items)
+    users = np.maximum(np.diagonal(counts), 1)
+    cosines = counts / users[:, None] ** 0.5 / users**COSINE_POWER
     np.fill_diagonal(cosines, 0)
     expected = cosines * found[among].sum() / cosines[among].sum()
     rest = np.ones((12, 12), bool)
@@ -72,10 +73,11 @@ def test_rare_items_have_cosines_on_the_scale_of_ease(log, cells, monkeypatch):
 def test_few_neighbours_are_kept_of_many(log, monkeypatch):
     monkeypatch.setattr(pairs, "_MOST_PAIRS", 24)
     monkeypatch.setattr(pairs, "_FEWEST", 1)
-    cosines = nearest(log.together)
+    counts = users_of_both(log.users_items)
+    cosines = nearest(counts)
     dense = cosines.toarray()
     assert (np.diff(cosines.indptr) <= 2).all()  # 24 pairs of 12 items
-    np.testing.assert_array_equal(np.sort(dense, 1)[:, -2:], np.sort(log.together, 1)[:, -2:])
+    np.testing.assert_array_equal(np.sort(dense, 1)[:, -2:], np.sort(counts, 1)[:, -2:])
 
 
 @pytest.mark.parametrize("rows", [[], [[0], [3]]])

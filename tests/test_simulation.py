@@ -13,9 +13,9 @@ from ctxrec.datasets import write_simulated
 from ctxrec.errors import UserError
 from ctxrec.events import US, Context, Events, Requests, Users, concat_requests, histories_from_table, split_requests
 from ctxrec.metrics import request_metrics, top_k
-from ctxrec.oracle import load_oracle
+from ctxrec.oracle import load_oracle, oracle_of_log
 from ctxrec.prepared import FeatureMeta
-from ctxrec.simulation import DEVICES, NEVER, PLACES, TEST_SHARE, TRUTH, SimulatedLog, Simulation, Truth
+from ctxrec.simulation import DEVICES, LIKING, NEVER, PLACES, TASTE, TEST_SHARE, TRUTH, SimulatedLog, Simulation, Truth
 
 ROOT = Path(__file__).parent.parent
 
@@ -150,11 +150,41 @@ def test_the_oracle_is_above_every_baseline_and_above_itself_without_context(sim
         top = top_k(ranker.scores(requests), 10, requests.seen())
         return request_metrics(top, requests.target_offsets, requests.target_items, [10])["ndcg@10"].mean()
 
-    oracles = {name: ndcg(ranker) for name, ranker in load_oracle(str(folder), data.features).items()}
+    rankers = load_oracle(str(folder), data.features)
+    rankers["oracle_of_log"] = oracle_of_log(rankers["oracle"], data, schema.TEST)
+    oracles = {name: ndcg(ranker) for name, ranker in rankers.items()}
     baselines = {name: ndcg(ranker) for name, ranker in fitted.items()}
     assert len(baselines) >= 6
     assert oracles["oracle"] > 1.25 * oracles["oracle_no_context"]
     assert oracles["oracle_no_context"] > 1.1 * max(baselines.values())
+    assert oracles["oracle"] > oracles["oracle_of_log"] > oracles["oracle_no_context"]
+
+
+def test_what_a_log_tells_of_its_truth(simulated):
+    """Own tastes are drawn towards the true ones, weights near them, and nothing else of the truth is lost."""
+    folder, data = simulated
+    known = load_oracle(str(folder), data.features)["oracle"]
+    found, true = oracle_of_log(known, data, schema.TEST).truth, known.truth
+    counts = np.zeros(data.num_items, np.int64)
+    seen = np.zeros(len(true.taste_NC), np.int64)
+    for bucket in range(len(data.bucket_paths)):
+        histories = histories_from_table(data.read_bucket(bucket), data.features)
+        events = histories.events.keep(histories.split < schema.TEST)
+        counts += np.bincount(events.items, minlength=data.num_items)
+        seen[[int(name[1:]) for name in histories.users.ids]] = events.lengths
+
+    error = ((found.taste_NC - true.taste_NC) ** 2).mean(1)
+    from_attributes = 0.25 * TASTE**2  # the variance of what is a user's own
+    assert error[seen == 0].mean() == pytest.approx(from_attributes, rel=0.2) and (seen == 0).sum() > 20
+    assert error[seen > 20].mean() < 0.85 * from_attributes
+    assert ((found.liking_NB - true.liking_NB) ** 2)[seen > 20].mean() < 0.25 * LIKING**2
+
+    np.testing.assert_allclose(found.item_weight[true.item_cold], true.item_weight.mean(), rtol=0.05)
+    often = counts > 200
+    assert often.sum() > 10
+    assert np.abs(np.log(found.item_weight / true.item_weight))[often].mean() < 0.1
+    for name in ("item_category", "item_brand", "item_cold", "device_XC", "place_XC", "daypart_XC"):
+        assert getattr(found, name) is getattr(true, name)
 
 
 def test_titles_carry_category_and_brand(tmp_path):
