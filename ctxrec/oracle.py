@@ -29,6 +29,7 @@ from ctxrec.simulation import (
     TRUTH,
     Truth,
 )
+from ctxrec.splits import held_out_items
 
 _CANDIDATES = 1_000  # weights that an item of unknown weight may have
 _ITERATIONS = 100  # of the search for the likeliest tastes
@@ -132,16 +133,20 @@ def oracle_of_log(oracle: Oracle, prepared: PreparedData, before: int) -> Oracle
     """Ranks as well as the events of the splits earlier than `before` allow: it knows how a log is drawn, what
     attributes and contexts do, and what each cell weighs, but learns from the log what is a user's own (the likeliest
     taste, given the normal distribution that it is drawn from) and an item's weight (its expectation, given the
-    distribution of all weights), which for an item without event is the mean."""
-    known = oracle.truth
+    distribution of all weights), which is the mean for an item that was not launched or is held out of all training."""
+    known, share = oracle.truth, prepared.meta.get("cold_items", 0.0)
+    weights = known.item_weight
+    if share:
+        weights = np.where(held_out_items(prepared.items.column(schema.ITEM_ID).to_pylist(), share), 0, weights)
+    shown = dataclasses.replace(known, item_weight=weights)  # what events were drawn from that the log still has
     parts = []
     for bucket in range(len(prepared.bucket_paths)):
         histories = histories_from_table(prepared.read_bucket(bucket), prepared.features)
         parts.append(_seen(oracle, histories, prepared.features, before))
     seen = _Seen(**{name: np.concatenate([vars(part)[name] for part in parts]) for name in vars(parts[0])})
     taste_NC, liking_NB = known.taste_NC.copy(), known.liking_NB.copy()
-    taste_NC[seen.users], liking_NB[seen.users] = _likeliest_tastes(known, seen)
-    weights = _expected_weights(known, seen)
+    taste_NC[seen.users], liking_NB[seen.users] = _likeliest_tastes(shown, seen)
+    weights = _expected_weights(shown, known.item_weight, seen)
     truth = dataclasses.replace(known, taste_NC=taste_NC, liking_NB=liking_NB, item_weight=weights)
     return dataclasses.replace(oracle, truth=truth)
 
@@ -173,22 +178,22 @@ def _seen(oracle: Oracle, histories: Histories, features: FeatureMeta, before: i
     )
 
 
-def _likeliest_tastes(known: Truth, seen: _Seen) -> tuple[np.ndarray, np.ndarray]:
+def _likeliest_tastes(shown: Truth, seen: _Seen) -> tuple[np.ndarray, np.ndarray]:
     """Taste float32 [N, C] and liking [N, B] of the users seen: those of their attributes, and the likeliest own part.
 
     What attributes do is what tells the true tastes of many users best by them (least squares).
     """
-    true = np.concatenate([known.taste_NC, known.liking_NB], 1)[seen.users]
+    true = np.concatenate([shown.taste_NC, shown.liking_NB], 1)[seen.users]
     expected_NW = seen.attributes_NA @ np.linalg.lstsq(seen.attributes_NA, true, rcond=None)[0]
-    num_categories = known.taste_NC.shape[1]
+    num_categories = shown.taste_NC.shape[1]
     own_std = math.sqrt(1 - FROM_ATTRIBUTES)
-    spread_W = torch.tensor([TASTE] * num_categories + [LIKING] * known.liking_NB.shape[1]) * own_std
-    row = np.zeros(len(known.taste_NC), np.int64)
+    spread_W = torch.tensor([TASTE] * num_categories + [LIKING] * shown.liking_NB.shape[1]) * own_std
+    row = np.zeros(len(shown.taste_NC), np.int64)
     row[seen.users] = np.arange(len(seen.users))
     row_E, effect_EC = torch.from_numpy(row[seen.user]), torch.from_numpy(seen.effect_EC)
-    category_E, brand_E = (torch.from_numpy(of_item[seen.items]) for of_item in (known.item_category, known.item_brand))
+    category_E, brand_E = (torch.from_numpy(of_item[seen.items]) for of_item in (shown.item_category, shown.item_brand))
     phases = [
-        (torch.from_numpy(seen.late == late), torch.from_numpy(known.cell_mass(late=late)).float())
+        (torch.from_numpy(seen.late == late), torch.from_numpy(shown.cell_mass(late=late)).float())
         for late in (False, True)
     ]
     own_NW = torch.zeros(expected_NW.shape, requires_grad=True)  # in standard deviations
@@ -214,16 +219,16 @@ def _likeliest_tastes(known: Truth, seen: _Seen) -> tuple[np.ndarray, np.ndarray
     return made[:, :num_categories].astype(np.float32), made[:, num_categories:].astype(np.float32)
 
 
-def _expected_weights(known: Truth, seen: _Seen) -> np.ndarray:
+def _expected_weights(shown: Truth, weights_I: np.ndarray, seen: _Seen) -> np.ndarray:
     """float64 [I] expected weights, given that an item's events are Poisson with its weight times a rate, the events of
-    its cell over the cell's weight while it was there, and that any item may have any of the true weights."""
-    cells = known.item_category * known.liking_NB.shape[1] + known.item_brand
+    its cell over the cell's weight while it was there, and that any item may have any of `weights_I`."""
+    cells = shown.item_category * shown.liking_NB.shape[1] + shown.item_brand
     rate_I = np.zeros(len(cells))
     for late in (False, True):
-        mass = known.cell_mass(late=late).ravel()
+        mass = shown.cell_mass(late=late).ravel()
         events = np.bincount(cells[seen.items[seen.late == late]], minlength=len(mass))
-        rate_I += (events / np.maximum(mass, np.finfo(float).tiny))[cells] * (known.launched(late=late) > 0)
-    candidates = np.quantile(known.item_weight, np.linspace(0, 1, min(_CANDIDATES, len(cells))))
+        rate_I += (events / np.maximum(mass, np.finfo(float).tiny))[cells] * (shown.launched(late=late) > 0)
+    candidates = np.quantile(weights_I, np.linspace(0, 1, min(_CANDIDATES, len(cells))))
     counts_I = np.bincount(seen.items, minlength=len(cells))
     likely = counts_I[:, None] * np.log(candidates) - rate_I[:, None] * candidates
     odds = np.exp(likely - likely.max(1, keepdims=True))

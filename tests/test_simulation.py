@@ -160,6 +160,22 @@ def test_the_oracle_is_above_every_baseline_and_above_itself_without_context(sim
     assert oracles["oracle"] > oracles["oracle_of_log"] > oracles["oracle_no_context"]
 
 
+def test_nothing_is_known_of_items_held_out(simulated, tmp_path):
+    from ctxrec.preparing import prepare
+    from ctxrec.spec import load_spec
+    from ctxrec.splits import held_out_items
+
+    folder, _ = simulated
+    config = load_config(overrides=["prepare.cold_items=0.1"])
+    data = prepare(load_spec(str(folder / "dataset.toml")), str(tmp_path), config)
+    truth = oracle_of_log(load_oracle(str(folder), data.features)["oracle"], data, schema.TEST).truth
+    true = Truth.load(str(folder / TRUTH))
+    new = held_out_items(data.items[schema.ITEM_ID].to_pylist(), 0.1) | true.item_cold
+    np.testing.assert_allclose(truth.item_weight[new], true.item_weight.mean(), rtol=0.05)
+    assert np.corrcoef(np.log(truth.item_weight[~new]), np.log(true.item_weight[~new]))[0, 1] > 0.9
+    assert ((truth.liking_NB - true.liking_NB) ** 2).mean() < 0.25 * LIKING**2
+
+
 def test_what_a_log_tells_of_its_truth(simulated):
     """Own tastes are drawn towards the true ones, weights near them, and nothing else of the truth is lost."""
     folder, data = simulated
