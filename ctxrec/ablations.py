@@ -17,8 +17,13 @@ FOLDER, SASREC = "ablations", "sasrec"
 
 # What each ablation changes in the run's own options; the rest stays.
 CHANGES: dict[str, dict[str, Any]] = {
-    "text_only": {"model.use_id": False, "model.use_features": False, "model.use_memory": False},
-    "id_only": {"model.use_text": False, "model.use_features": False},
+    "text_only": {
+        "model.use_id": False,
+        "model.use_features": False,
+        "model.use_media": False,
+        "model.use_memory": False,
+    },
+    "id_only": {"model.use_text": False, "model.use_features": False, "model.use_media": False},
     "no_context": {"model.use_context": False},
     "frozen_encoder": {"encoder.tune": "freeze"},
 }
@@ -58,6 +63,11 @@ SASREC_OPTIONS: dict[str, Any] = {
     "train.loss": "auto",
     "train.temperature": 0.07,
     "train.label_smoothing": 0.0,
+    "train.warm_start": False,
+    "train.full_softmax_items": 50_000,
+    "train.negatives": 1024,
+    "train.refit": True,
+    "train.eval_every": 0,
     "train.patience": 10,
 }
 NAMES = (*CHANGES, SASREC)

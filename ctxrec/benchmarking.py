@@ -198,10 +198,14 @@ def _evaluate(
     command += ["--ablations", ",".join(ablations)] if ablations else []
     command += ["--oracle", oracle] if oracle else []
     version = storage.read_json(os.path.join(run, "manifest.json"))["model_version"]
-    _run_step(f"evaluate-{seed}", command, folder, needs=version)
+    metrics = os.path.join(run, "metrics.json")  # somebody may have evaluated the run on another split since
+    split = storage.read_json(metrics).get("split") if os.path.exists(metrics) else None
+    _run_step(f"evaluate-{seed}", command, folder, needs=version, stale=split != "test")
 
 
-def _run_step(step: str, command: Sequence[str], folder: str, *, needs: str | None = None, replaces: str = "") -> None:
+def _run_step(
+    step: str, command: Sequence[str], folder: str, *, needs: str | None = None, replaces: str = "", stale: bool = False
+) -> None:
     """Run `python -m COMMAND` unless it is done, with its output in a log.
 
     Args:
@@ -210,6 +214,7 @@ def _run_step(step: str, command: Sequence[str], folder: str, *, needs: str | No
         folder: the data set's folder.
         needs: what tells one input from another; None: the command is always run and finds out itself.
         replaces: folder that an earlier step of another command or input left; it is deleted.
+        stale: what the step left is not there any more, so that it is run again.
 
     Raises:
         StepFailed: it ended with an error.
@@ -218,7 +223,7 @@ def _run_step(step: str, command: Sequence[str], folder: str, *, needs: str | No
     log = os.path.join(folder, "steps", f"{step}.log")
     key = storage.sha256_json({"command": list(command), "needs": needs})
     before = storage.read_json(record) if os.path.exists(record) else {}
-    if needs is not None and before.get("key") == key and before.get("finished"):
+    if needs is not None and before.get("key") == key and before.get("finished") and not stale:
         print(f"   {step}: done before", flush=True)
         return
     if replaces and before.get("key") != key:

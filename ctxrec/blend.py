@@ -147,14 +147,15 @@ def fit_blend(
     """
     rng = np.random.default_rng(seed)
     num_items = len(item_vectors_IW)
-    assert requests.target_items is not None
-    pool = np.arange(num_items)
-    if num_items > _POOL:
-        pool = np.union1d(rng.choice(num_items, _POOL, replace=False), requests.target_items[: _POOL // 2])
-    limit = max(_CELLS // (len(pool) * len(blend.sources)), 16)
+    limit = max(_CELLS // (min(num_items, _POOL) * len(blend.sources)), 16)
     if len(requests) > limit:
         rows = np.sort(rng.choice(len(requests), limit, replace=False))
         requests, queries_NW = requests.take(rows), queries_NW[rows]
+    assert requests.target_items is not None
+    pool = np.arange(num_items)
+    if num_items > _POOL:
+        targets = rng.permutation(np.unique(requests.target_items))[: _POOL // 2]
+        pool = np.union1d(rng.choice(num_items, _POOL, replace=False), targets)
     vectors = [item_vectors_IW[pool, part] for part in head_slices(blend.widths)]
     vectors += [] if blend.text_IC is None else [blend.text_IC[pool]]
     memory, heads = blend.memory, blend.head_queries(queries_NW, requests.history)

@@ -20,6 +20,7 @@ from ctxrec.errors import UserError
 from ctxrec.events import ranges
 from ctxrec.loading import load_recommender
 from ctxrec.metrics import request_metrics
+from ctxrec.oracle import load_oracles, oracle_of_log
 from ctxrec.prepared import PreparedData
 from ctxrec.ranking import RankingPlan, check_bundles, rank_requests, ranked_lists, run_bundles
 from ctxrec.rerank_facts import RERANK, in_words, second_stage
@@ -30,6 +31,11 @@ from ctxrec.tracking import read_train_log
 from ctxrec.tradeoff import settings, tradeoff, without_arranged
 
 logger = logging.getLogger(__name__)
+
+_BLEND_NOTE = (
+    "validation split: ctxrec is ranked as it was before any validation event, but the weights of its sources were "
+    "fitted to these events; the test split tells how good it is"
+)
 
 
 def evaluate_run(
@@ -47,7 +53,8 @@ def evaluate_run(
 
     Args:
         run: run folder (path or URI) of a finished training.
-        split: "valid" or "test". Baselines are fitted on all events of earlier splits.
+        split: "valid" or "test". Baselines are fitted on all events of earlier splits. Validation requests are ranked
+            by the model as it was before it saw any of them (`ctxrec.before_validation`).
         out: folder to write to; None = the run folder.
         config: options; the `evaluate` section matters here.
         data: the prepared data, when it no longer lies where the run's manifest says.
@@ -65,6 +72,8 @@ def evaluate_run(
     """
     prepared = open_data(run, data)
     _check_split(prepared, split)
+    if oracle is not None:
+        load_oracles(oracle, prepared)  # a mistake shows before the ablations' trainings
     bundles = run_bundles(run) | train_ablations(run, prepared.path, ablations)
     return _evaluate(
         prepared, split, config, run=run, bundles=bundles, out=out or run, oracle=oracle, diversity=diversity
@@ -96,6 +105,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     clock = _Clock()
     rules, arranged = rules_of(config.diversity), settings(config.diversity, diversity)
+    oracles = load_oracles(oracle, prepared) if oracle is not None else {}
     runtime.connect()
     plan = RankingPlan.make(bundles, prepared, split, config, arranged=arranged, rules=rules)
     check_bundles(plan, prepared.items.column(schema.ITEM_ID).to_pylist())
@@ -103,7 +113,9 @@ def _evaluate(
 
     logger.info("fitting baselines on the events before the %s split", split)
     contenders = fit_contenders(prepared, split, config, run=run)
-    rankers = contenders.fitted | _oracles(oracle, prepared, split)
+    rankers = contenders.fitted | oracles
+    if oracles:
+        rankers["oracle_of_log"] = oracle_of_log(oracles["oracle"], prepared, SPLITS[split])
     clock.stop("baselines")
 
     logger.info("ranking %s items for every %s request", f"{prepared.num_items:,}", split)
@@ -135,6 +147,8 @@ def _evaluate(
         metrics["diversity"] = tradeoff(lists, model, eligible=eligible, resamples=options.bootstrap, seed=options.seed)
         clock.stop("diversity")
     metrics |= {"options": contenders.options, "notes": contenders.notes}
+    if bundles and split == "valid":
+        metrics["notes"] = [*metrics["notes"], _BLEND_NOTE]
     if plan.reranker is not None:
         metrics[RERANK] = second_stage(plan, prepared, metrics["paired"][RERANKED])
         metrics["notes"] = [*metrics["notes"], in_words(metrics[RERANK])]
@@ -158,16 +172,6 @@ class _Clock:
 
     def seconds(self) -> dict[str, float]:
         return {name: round(s, 3) for name, s in (self.steps | {"total": time.perf_counter() - self.begin}).items()}
-
-
-def _oracles(folder: str | None, prepared: PreparedData, split: str) -> dict[str, Any]:
-    """Rankers that know the true preferences of a simulated log."""
-    if folder is None:
-        return {}
-    from ctxrec.oracle import load_oracle, oracle_of_log  # the product ranks without the simulator
-
-    oracles = load_oracle(folder, prepared.features)
-    return oracles | {"oracle_of_log": oracle_of_log(oracles["oracle"], prepared, SPLITS[split])}
 
 
 def _held_out(prepared: PreparedData, config: Config) -> np.ndarray | None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ctxrec import schema, storage
+from ctxrec.errors import UserError
 from ctxrec.events import US, Context, Histories, Requests, histories_from_table
 from ctxrec.prepared import FeatureMeta, PreparedData
 from ctxrec.simulation import (
@@ -28,11 +29,14 @@ from ctxrec.simulation import (
     TASTE,
     TRUTH,
     Truth,
+    item_id,
 )
 from ctxrec.splits import held_out_items
+from ctxrec.vocabulary import BRANDS
 
 _CANDIDATES = 1_000  # weights that an item of unknown weight may have
 _ITERATIONS = 100  # of the search for the likeliest tastes
+_EVENTS_AT_ONCE, _ITEMS_AT_ONCE = 1 << 18, 1 << 12
 
 
 @dataclass(frozen=True)
@@ -129,11 +133,40 @@ def load_oracle(folder: str, features: FeatureMeta) -> dict[str, Oracle]:
     }
 
 
+def load_oracles(folder: str, prepared: PreparedData) -> dict[str, Oracle]:
+    """`load_oracle`, for data that was prepared from the simulated log.
+
+    Raises:
+        UserError: the folder is none of a simulated log, or the data is of another log or lacks its context.
+    """
+    missing = {"device", "place"} - set(prepared.features.context_categories)
+    if missing:
+        raise UserError(
+            f"the data at {prepared.path} has no context column {min(missing)!r}, which the true preferences depend on; "
+            "expected it in [events.context] categorical of the dataset spec"
+        )
+    oracles = load_oracle(folder, prepared.features)
+    truth, items = oracles["oracle"].truth, prepared.items
+    expected, titles = [item_id(n) for n in range(len(truth.item_weight))], items.column(schema.ITEM_TITLE).to_pylist()
+    brands = [BRANDS[brand] for brand in truth.item_brand]
+    if items.column(schema.ITEM_ID).to_pylist() != expected or not all(
+        title is None or title.startswith(f"{brand} ") for title, brand in zip(titles, brands, strict=True)
+    ):
+        raise UserError(
+            f"the items of {prepared.path} ({len(items):,}) are not those of the simulated log in {folder} "
+            f"({len(expected):,}); expected data that was prepared from that log as it is there now"
+        )
+    return oracles
+
+
 def oracle_of_log(oracle: Oracle, prepared: PreparedData, before: int) -> Oracle:
-    """Ranks as well as the events of the splits earlier than `before` allow: it knows how a log is drawn, what
-    attributes and contexts do, and what each cell weighs, but learns from the log what is a user's own (the likeliest
-    taste, given the normal distribution that it is drawn from) and an item's weight (its expectation, given the
-    distribution of all weights), which is the mean for an item that was not launched or is held out of all training."""
+    """Ranks about as well as the events of the splits earlier than `before` allow.
+
+    It knows how a log is drawn, what attributes and contexts do, and what the items of each cell that the log has weigh
+    together. It learns from the log what is a user's own (the likeliest taste, given the normal distribution that it is
+    drawn from; an average over all tastes would rank a little better) and what an item weighs (the expectation, given
+    the distribution of all weights), which is the mean for an item that was not launched or is held out of all training.
+    """
     known, share = oracle.truth, prepared.meta.get("cold_items", 0.0)
     weights = known.item_weight
     if share:
@@ -156,7 +189,7 @@ class _Seen:
     """The users of a log and their events."""
 
     users: np.ndarray  # int64 [N] numbers
-    attributes_NA: np.ndarray  # float32, 1 where the user has the value
+    attributes_NA: np.ndarray  # float32, 1 where the user has the value; the first is everybody's
     user: np.ndarray  # int64 [E] number
     items: np.ndarray  # int32 [E]
     effect_EC: np.ndarray  # float32, of the context
@@ -166,11 +199,12 @@ class _Seen:
 def _seen(oracle: Oracle, histories: Histories, features: FeatureMeta, before: int) -> _Seen:
     users = np.array([int(name[1:]) for name in histories.users.ids], np.int64)
     events = histories.events.keep(histories.split < before)
-    codes = histories.users.cat
-    sizes = {name: schema.FIRST_CODE + len(values) for name, values in features.user_categories.items()}
+    one_hot = [np.ones((len(users), 1), np.float32)]
+    for name, values in features.user_categories.items():
+        one_hot.append(np.eye(schema.FIRST_CODE + len(values), dtype=np.float32)[histories.users.cat[name]])
     return _Seen(
         users=users,
-        attributes_NA=np.concatenate([np.eye(sizes[name], dtype=np.float32)[codes[name]] for name in sizes], 1),
+        attributes_NA=np.concatenate(one_hot, 1),
         user=np.repeat(users, events.lengths),
         items=events.items,
         effect_EC=oracle.effect(events.context, events.times),
@@ -179,57 +213,77 @@ def _seen(oracle: Oracle, histories: Histories, features: FeatureMeta, before: i
 
 
 def _likeliest_tastes(shown: Truth, seen: _Seen) -> tuple[np.ndarray, np.ndarray]:
-    """Taste float32 [N, C] and liking [N, B] of the users seen: those of their attributes, and the likeliest own part.
-
-    What attributes do is what tells the true tastes of many users best by them (least squares).
-    """
-    true = np.concatenate([shown.taste_NC, shown.liking_NB], 1)[seen.users]
-    expected_NW = seen.attributes_NA @ np.linalg.lstsq(seen.attributes_NA, true, rcond=None)[0]
+    """Taste float32 [N, C] and liking [N, B] of the users seen: those of their attributes, and the likeliest own part."""
     num_categories = shown.taste_NC.shape[1]
+    expected_NW = torch.from_numpy(_expected_tastes(shown, seen))
     own_std = math.sqrt(1 - FROM_ATTRIBUTES)
     spread_W = torch.tensor([TASTE] * num_categories + [LIKING] * shown.liking_NB.shape[1]) * own_std
     row = np.zeros(len(shown.taste_NC), np.int64)
     row[seen.users] = np.arange(len(seen.users))
     row_E, effect_EC = torch.from_numpy(row[seen.user]), torch.from_numpy(seen.effect_EC)
     category_E, brand_E = (torch.from_numpy(of_item[seen.items]) for of_item in (shown.item_category, shown.item_brand))
-    phases = [
-        (torch.from_numpy(seen.late == late), torch.from_numpy(shown.cell_mass(late=late)).float())
-        for late in (False, True)
-    ]
+    masses = [torch.from_numpy(shown.cell_mass(late=late)).float() for late in (False, True)]
+    late_E = torch.from_numpy(seen.late)
     own_NW = torch.zeros(expected_NW.shape, requires_grad=True)  # in standard deviations
     optimizer = torch.optim.LBFGS([own_NW], lr=1, max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 
-    def surprise() -> torch.Tensor:
-        both_EW = (torch.from_numpy(expected_NW).float() + own_NW * spread_W)[row_E]
-        taste_EC, liking_EB = both_EW[:, :num_categories] + effect_EC, both_EW[:, num_categories:]
-        took = taste_EC.gather(1, category_E[:, None]).sum() + liking_EB.gather(1, brand_E[:, None]).sum()
-        could = sum(
-            (taste_EC[rows].exp() * (liking_EB[rows].exp() @ mass_CB.T)).sum(1).log().sum() for rows, mass_CB in phases
-        )
-        return could - took + own_NW.square().sum() / 2
+    def surprise(part: slice) -> torch.Tensor:
+        both_EW = (expected_NW + own_NW * spread_W)[row_E[part]]
+        taste_EC, liking_EB = both_EW[:, :num_categories] + effect_EC[part], both_EW[:, num_categories:]
+        took = taste_EC.gather(1, category_E[part, None]).sum() + liking_EB.gather(1, brand_E[part, None]).sum()
+        could = torch.zeros(())
+        for late, mass_CB in enumerate(masses):
+            rows = late_E[part] == bool(late)
+            could = could + (taste_EC[rows].exp() * (liking_EB[rows].exp() @ mass_CB.T)).sum(1).log().sum()
+        return could - took
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        value = surprise()
+        value = own_NW.square().sum() / 2
         value.backward()
+        for start in range(0, len(row_E), _EVENTS_AT_ONCE):
+            of_part = surprise(slice(start, start + _EVENTS_AT_ONCE))
+            of_part.backward()
+            value = value.detach() + of_part.detach()
         return value
 
     optimizer.step(closure)
-    made = expected_NW + (own_NW.detach() * spread_W).numpy()
-    return made[:, :num_categories].astype(np.float32), made[:, num_categories:].astype(np.float32)
+    made = (expected_NW + own_NW.detach() * spread_W).numpy()
+    return made[:, :num_categories], made[:, num_categories:]
+
+
+def _expected_tastes(shown: Truth, seen: _Seen) -> np.ndarray:
+    """What the attributes of a user tell of taste and liking, float32 [N, C + B]: by the least squares of the true ones of
+    all other users, so that nobody's own part is in it; 0 for a user who alone has some value."""
+    true = np.concatenate([shown.taste_NC, shown.liking_NB], 1)[seen.users]
+    inverse_AN = np.linalg.pinv(seen.attributes_NA)
+    own_share_N = (seen.attributes_NA * inverse_AN.T).sum(1)[:, None]
+    others = seen.attributes_NA @ (inverse_AN @ true) - own_share_N * true
+    alone = own_share_N > 1 - 1e-3
+    return np.where(alone, 0, others / np.where(alone, 1, 1 - own_share_N)).astype(np.float32)
 
 
 def _expected_weights(shown: Truth, weights_I: np.ndarray, seen: _Seen) -> np.ndarray:
     """float64 [I] expected weights, given that an item's events are Poisson with its weight times a rate, the events of
-    its cell over the cell's weight while it was there, and that any item may have any of `weights_I`."""
+    its cell over the cell's weight while it was there, that any item may have any of `weights_I`, and what the items of
+    a cell that were there from the start weigh together."""
     cells = shown.item_category * shown.liking_NB.shape[1] + shown.item_brand
     rate_I = np.zeros(len(cells))
     for late in (False, True):
         mass = shown.cell_mass(late=late).ravel()
         events = np.bincount(cells[seen.items[seen.late == late]], minlength=len(mass))
-        rate_I += (events / np.maximum(mass, np.finfo(float).tiny))[cells] * (shown.launched(late=late) > 0)
+        rate_I += np.divide(events, mass, out=np.zeros(len(mass)), where=mass > 0)[cells] * (
+            shown.launched(late=late) > 0
+        )
     candidates = np.quantile(weights_I, np.linspace(0, 1, min(_CANDIDATES, len(cells))))
     counts_I = np.bincount(seen.items, minlength=len(cells))
-    likely = counts_I[:, None] * np.log(candidates) - rate_I[:, None] * candidates
-    odds = np.exp(likely - likely.max(1, keepdims=True))
-    return odds @ candidates / odds.sum(1)
+    expected_I = np.empty(len(cells))
+    for start in range(0, len(cells), _ITEMS_AT_ONCE):
+        part = slice(start, start + _ITEMS_AT_ONCE)
+        likely = counts_I[part, None] * np.log(candidates) - rate_I[part, None] * candidates
+        odds = np.exp(likely - likely.max(1, keepdims=True))
+        expected_I[part] = odds @ candidates / odds.sum(1)
+    there_I = shown.launched(late=False) > 0
+    mass, found = shown.cell_mass(late=False).ravel(), np.bincount(cells, expected_I * there_I)
+    factor = np.divide(mass[: len(found)], found, out=np.ones(len(found)), where=found > 0)
+    return np.where(there_I, expected_I * factor[cells], expected_I)

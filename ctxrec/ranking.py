@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from ctxrec import schema, storage
+from ctxrec.before_validation import recommender_before_validation
 from ctxrec.config import Config, DiversityConfig
 from ctxrec.contenders import SPLITS
 from ctxrec.errors import UserError
@@ -22,6 +23,7 @@ from ctxrec.events import Requests, histories_from_table, split_requests, time_c
 from ctxrec.loading import load_recommender
 from ctxrec.metrics import top_k
 from ctxrec.prepared import PreparedData
+from ctxrec.recommender import Recommender
 from ctxrec.reranker import RerankedRecommender, check_reranker, load_reranker
 from ctxrec.retrieval import Retriever, find_reranker
 from ctxrec.rules import Rules
@@ -114,6 +116,16 @@ def check_bundles(plan: RankingPlan, item_ids: list[str]) -> None:
             )
 
 
+def load_system(plan: RankingPlan, data: PreparedData, system: str) -> Recommender:
+    """The recommender of one of the plan's bundles; for validation requests as it was before it saw any of them."""
+    bundle = plan.bundles[system]
+    if plan.split != schema.VALID:
+        return load_recommender(bundle)
+    if system == BEFORE:
+        return recommender_before_validation(storage.parent(storage.parent(bundle)), data, tuned=False)
+    return recommender_before_validation(storage.parent(bundle), data)
+
+
 class BucketRanker:
     """Ray Data actor: ranks the catalogue for every request of a bucket with every system."""
 
@@ -122,7 +134,7 @@ class BucketRanker:
         self.plan = plan
         self.data = PreparedData.open(plan.data)
         self.rankers: dict[str, Ranker] = {}
-        self.rankers |= {system: load_recommender(bundle) for system, bundle in plan.bundles.items()}
+        self.rankers |= {system: load_system(plan, self.data, system) for system in plan.bundles}
         if plan.reranker is not None:
             model: Any = self.rankers[MODEL]
             second = load_reranker(plan.reranker, model_version=model.model_version)

@@ -1,51 +1,23 @@
 """What the second stage learns from: validation requests, with candidates of a retriever that has not seen them.
 
-The retriever is the run's own as it was before any validation event, rebuilt from `checkpoints/`: the towers of the
-last phase that trained on training events alone, their item vectors, and an item memory without validation events.
+The retriever is the run's own as it was before any validation event (`ctxrec.before_validation`).
 The bundle itself would not do: its towers were refitted on the very events that are to be told from the others, so
 it ranks them higher than it will ever rank a coming event, and what is learnt from its scores would be to trust them
 blindly. The last training events would not do either, as the towers have learnt them. Only the weights of the blend,
 two numbers a source, are those fitted on the validation events; that favours the retriever in the comparison, not
 the second stage.
-
-Legend: N requests, I items, W width of the towers' vectors, C reduced width.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-import os
-import tempfile
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from safetensors.torch import load as load_tensors
 
-from ctxrec import bundle as files
-from ctxrec import schema, storage
-from ctxrec.baselines import training_events
-from ctxrec.blend import Blend
-from ctxrec.config import Config
-from ctxrec.encoder import resolve_encoder
-from ctxrec.errors import UserError
 from ctxrec.events import Requests
-from ctxrec.features import ItemFeatures
-from ctxrec.likeness import reduced
-from ctxrec.loading import load_recommender
-from ctxrec.memory import fit_memory
 from ctxrec.metrics import top_k
-from ctxrec.model import Towers
-from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
-from ctxrec.prepared import PreparedData
-from ctxrec.recommender import Recommender
 from ctxrec.reranker import Found, of_top
-from ctxrec.stream import trained_items
-from ctxrec.texts import encode_catalogue, has_text, make_text_table
-
-logger = logging.getLogger(__name__)
 
 _BATCH = 64  # requests ranked at once
 
@@ -67,80 +39,6 @@ class Examples:
     def with_hit(self) -> np.ndarray:
         """Rows whose order matters: those with a target among the candidates."""
         return np.flatnonzero([hit.any() for hit in self.hits])
-
-
-def recommender_before_validation(run: str, data: PreparedData, catalogue: ItemFeatures, config: Config) -> Recommender:
-    """The run's model as it was before it saw any validation event."""
-    bundle = storage.join(run, "bundle")
-    bundled = load_recommender(bundle)
-    folder, _ = files.check_bundle(bundle, scratch=tempfile.gettempdir())
-    shape = ModelShape(features=data.features, **storage.read_json(os.path.join(folder, files.DATA))["shape"])
-    trained = bundled.config
-    towers = Towers(files.bundled_model(trained.model, folder), shape, temperature=trained.train.temperature)
-    phase, weights = _last_weights(run)
-    towers.load_state_dict({n.removeprefix("towers."): w for n, w in weights.items() if n.startswith("towers.")})
-    towers.eval()
-    text = _text_table(run, folder, shape, catalogue, trained, tuned=phase == "encoder")
-    media = files.load_media(folder)
-    items = ItemTensors.of(catalogue, shape, trained=trained_items(data, schema.TRAIN), media=media)
-    with torch.inference_mode():
-        vectors_IW = towers(items, text)[0].float().numpy()
-    blend = None
-    if bundled.blend is not None:
-        blend = _blend_before(data, bundled.blend, vectors_IW, text, trained)
-    return Recommender(
-        config=trained,
-        spec=bundled.spec,
-        features=data.features,
-        towers=towers,
-        items=bundled.items,
-        item_vectors=vectors_IW,
-        histories=bundled.histories,
-        model_version=bundled.model_version,
-        blend=blend,
-    )
-
-
-def _last_weights(run: str) -> tuple[str, dict[str, torch.Tensor]]:
-    """The last phase that trained on training events alone, and its best weights."""
-    for phase in ("encoder", "towers"):
-        path = storage.join(run, "checkpoints", f"best-{phase}.safetensors")
-        if storage.exists(path):
-            return phase, load_tensors(storage.read_bytes(path))
-    raise UserError(
-        f"{storage.join(run, 'checkpoints')} has no best-towers.safetensors, the weights from before validation events "
-        "were used; expected the checkpoints of the training. Train again"
-    )
-
-
-def _text_table(
-    run: str, folder: str, shape: ModelShape, catalogue: ItemFeatures, config: Config, *, tuned: bool
-) -> TextTable | None:
-    """Text vectors as the towers' phase saw them: of the plain encoder, or of the tuned one, on the same scale."""
-    if not shape.text_width:
-        return None
-    vectors = load_tensors(storage.read_bytes(storage.join(run, "checkpoints", "text.safetensors")))["vectors"].numpy()
-    table = make_text_table(vectors, has_text(catalogue.texts))
-    if not tuned:
-        return table
-    encoder_path = resolve_encoder(config.encoder.name, storage.cache_dir())
-    encoder = files.load_encoder(config, encoder_path, os.path.join(folder, files.ADAPTER))
-    logger.info("encoding %d texts with the tuned encoder", len(catalogue))
-    vectors, _ = encode_catalogue(encoder, encoder_path, catalogue.texts, config.encoder)
-    return dataclasses.replace(table, vectors_IH=torch.from_numpy(vectors))
-
-
-def _blend_before(
-    data: PreparedData, bundled: Blend, vectors_IW: np.ndarray, text: TextTable | None, config: Config
-) -> Blend:
-    """The blend with a memory of the training events alone; the weights are the bundle's."""
-    text_IC = None
-    if bundled.text_IC is not None and text is not None:
-        text_IC = reduced(text.vectors_IH.numpy(), text.present_I.numpy(), config.model.content_dim)
-    memory = fit_memory(
-        training_events(data, schema.VALID), len(vectors_IW), repeats=data.spec.split.repeats, text_IC=text_IC
-    )
-    return dataclasses.replace(Blend.of(memory, text_IC, vectors_IW, bundled.widths), weights_2K=bundled.weights_2K)
 
 
 def find_candidates(recommender: Any, requests: Requests, num: int) -> Examples:

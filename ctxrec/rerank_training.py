@@ -23,13 +23,14 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from ctxrec import storage
+from ctxrec.before_validation import recommender_before_validation
 from ctxrec.config import Config, EncoderConfig
 from ctxrec.encoder import TextEncoder, Tokens, resolve_encoder
 from ctxrec.errors import UserError
 from ctxrec.features import item_features
 from ctxrec.metrics import bootstrap_means, percentile_interval, request_metrics
 from ctxrec.prepared import FeatureMeta, PreparedData
-from ctxrec.rerank_candidates import Examples, find_candidates, recommender_before_validation
+from ctxrec.rerank_candidates import Examples, find_candidates
 from ctxrec.reranker import (
     FOLDER,
     CrossEncoder,
@@ -83,7 +84,7 @@ def train_reranker(run: str, data: PreparedData, config: Config, *, out: str | N
             f"the data at {data.path} has no validation request to learn from; set split.valid above 0 in the dataset "
             "spec, prepare and train again"
         )
-    recommender = recommender_before_validation(run, data, catalogue, config)
+    recommender = recommender_before_validation(run, data)
     logger.info("the retriever ranks %d validation requests", len(requests))
     examples = find_candidates(recommender, requests, config.rerank.candidates * _DEEPER)
     torch.manual_seed(config.rerank.seed)

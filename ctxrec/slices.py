@@ -91,12 +91,14 @@ def _number_slices(name: str, values: np.ndarray, present: np.ndarray) -> dict[s
         return {}
     edges = np.unique(np.quantile(values[present], QUANTILES))
     place = np.searchsorted(edges, values, side="right")
-    slices = {}
-    for p in np.unique(place[present]):
-        mask = present & (place == p)
-        low, high = values[mask].min(), values[mask].max()
-        slices[f"{name}={low:g}" if low == high else f"{name}={low:g}-{high:g}"] = mask
-    return slices
+    masks = [present & (place == p) for p in np.unique(place[present])]
+    ends = [(values[mask].min(), values[mask].max()) for mask in masks]
+    # As few digits as tell the ranges apart.
+    digits = next(
+        d for d in range(6, 18) if d == 17 or len({(f"{a:.{d}g}", f"{b:.{d}g}") for a, b in ends}) == len(ends)
+    )
+    names = [f"{low:.{digits}g}" if low == high else f"{low:.{digits}g}-{high:.{digits}g}" for low, high in ends]
+    return {f"{name}={range_}": mask for range_, mask in zip(names, masks, strict=True)}
 
 
 def _value_slices(name: str, values: np.ndarray, present: np.ndarray) -> dict[str, np.ndarray]:

@@ -31,7 +31,10 @@ def validation_requests(data: PreparedData, limit: int) -> Requests | None:
         if len(requests):
             parts.append(requests)
             count += len(requests)
-    return concat_requests(parts) if count else None
+    if not count:
+        return None
+    requests = concat_requests(parts)
+    return requests if count <= limit else requests.take(np.linspace(0, count - 1, limit).astype(np.int64))
 
 
 class Validator:

@@ -125,6 +125,33 @@ def planted():
     return memory, vectors, queries, requests
 
 
+def test_all_targets_of_the_requests_that_are_ranked_compete_in_large_catalogues(monkeypatch):
+    from ctxrec import blend as module
+
+    rng = np.random.default_rng(0)
+    num, num_items, dim, found = 400, 200, 4, []
+    vectors = rng.normal(size=(num_items, dim)).astype(np.float32)
+    memory = fit_memory(
+        [training([[int(i) for i in rng.integers(0, num_items, 5)] for _ in range(40)])], num_items, repeats=True
+    )
+    blend = Blend.of(memory, None, vectors, (dim,))
+    requests = Requests(
+        users=Users(ids=np.array([f"u{n}" for n in range(num)], object)),
+        history=events([[int(i)] for i in rng.integers(0, num_items, num)]),
+        times=np.zeros(num, np.int64),
+        context=Context(),
+        target_offsets=np.arange(num + 1),
+        target_items=rng.integers(0, num_items, num).astype(np.int32),
+    )
+    fit_of = module._Fit.of
+    monkeypatch.setattr(module, "_POOL", 40)
+    monkeypatch.setattr(module, "_CELLS", 40 * len(blend.sources) * 16)  # room for 16 requests
+    monkeypatch.setattr(module._Fit, "of", lambda *a, **k: found.append(fit_of(*a, **k)) or found[-1])
+    fit_blend(blend, vectors, vectors[requests.target_items], requests, repeats=True, seed=0)
+    assert 40 <= found[0].scores_NIK.shape[1] <= 60
+    assert sorted(found[0].row_T.tolist()) == list(range(16))  # a target each
+
+
 @pytest.mark.parametrize("with_text", [False, True])
 def test_blend_is_the_sum_of_its_sources_and_finds_the_one_that_helps(planted, with_text):
     memory, vectors, queries, requests = planted

@@ -18,11 +18,13 @@ from ctxrec import schema
 from ctxrec.config import Config, DiversityConfig, EvaluateConfig
 from ctxrec.errors import UserError
 from ctxrec.events import concat_requests, histories_from_table, split_requests
+from ctxrec.loading import load_recommender
 from ctxrec.metrics import request_metrics, top_k
 from ctxrec.prepared import PreparedData
 from ctxrec.slices import action_slices, attribute_slices, history_slices
 from ctxrec.summary import RankedLists, best_baseline, format_table, summarise
 from ctxrec.tradeoff import format_tradeoff, parse_strengths, settings
+from ctxrec.validation import validation_requests
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -108,6 +110,27 @@ def test_nothing_depends_on_actors_and_batches(evaluated, tiny_run, tmp_path):
     for name, interval in evaluated[0]["model"].items():
         assert again["model"][name] == pytest.approx(interval, abs=1e-6), name
     assert again["baselines"]["popularity"] == evaluated[0]["baselines"]["popularity"]
+
+
+def test_validation_requests_are_ranked_by_what_has_not_seen_them(tiny_run, tmp_path):
+    """The bundle has: its memory knows what followed."""
+    from ctxrec.before_validation import recommender_before_validation
+    from ctxrec.evaluation import evaluate_run, open_data
+
+    metrics = evaluate_run(tiny_run, split="valid", out=str(tmp_path), config=Config())
+    assert any(note.startswith("validation split: ctxrec is ranked as it was before") for note in metrics["notes"])
+    data = open_data(tiny_run)
+    requests = validation_requests(data, 10_000)
+    assert metrics["requests"] == len(requests)
+
+    def ndcg(recommender) -> float:
+        top = top_k(recommender.scores(requests), 10, requests.seen())
+        return request_metrics(top, requests.target_offsets, requests.target_items, [10])["ndcg@10"].mean()
+
+    assert metrics["model"]["ndcg@10"]["mean"] == pytest.approx(ndcg(recommender_before_validation(tiny_run, data)))
+    before = recommender_before_validation(tiny_run, data, tuned=False)
+    assert metrics["before"]["ndcg@10"]["mean"] == pytest.approx(ndcg(before))
+    assert ndcg(load_recommender(f"{tiny_run}/bundle")) != pytest.approx(metrics["model"]["ndcg@10"]["mean"], abs=1e-6)
 
 
 def test_the_command_prints_the_table_and_takes_options(tiny_run, tmp_path):
@@ -399,6 +422,9 @@ def test_rare_values_share_a_slice_and_numbers_are_divided_by_quantiles():
     slices = attribute_slices("job", names)
     assert list(slices)[:2] == ["job=v00", "job=v01"] and len(slices) == 11
     assert slices["job: other values"].sum() == 2 + 1
+    near = attribute_slices("at", 1_704_067_200 + np.arange(8.0))  # alike in the first six digits
+    assert len(near) == 4 and sum(mask.sum() for mask in near.values()) == 8
+    assert next(iter(near)) == "at=1704067200-1704067201"
     numbers = attribute_slices("age", np.arange(8.0))
     assert {name: int(mask.sum()) for name, mask in numbers.items()} == {
         "age=0-1": 2, "age=2-3": 2, "age=4-5": 2, "age=6-7": 2,

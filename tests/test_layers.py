@@ -20,7 +20,7 @@ PURE = [
     "live_items", "live_vectors", "client", "published", "publish",
     "plan_memory", "planning", "explain", "item_cards", "encoder_cache", "item_states", "lower_layers", "row_store", "faults",
     "meter", "profiling", "tracking", "media",
-    "model_inputs", "embeddings", "loading", "context_reader", "oracle", "graph", "item_tower", "user_tower",
+    "model_inputs", "embeddings", "loading", "before_validation", "context_reader", "oracle", "graph", "item_tower", "user_tower",
 ]  # fmt: skip
 BASE = [
     "errors",

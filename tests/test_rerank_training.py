@@ -16,14 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from ctxrec.before_validation import recommender_before_validation
 from ctxrec.config import load_config
 from ctxrec.errors import UserError
 from ctxrec.evaluation import open_data
-from ctxrec.features import item_features
 from ctxrec.loading import load_recommender
 from ctxrec.metrics import request_metrics, top_k
 from ctxrec.recommender import RawRequest
-from ctxrec.rerank_candidates import recommender_before_validation
 from ctxrec.rerank_training import train_reranker
 from ctxrec.reranker import load_reranker, save_reranker
 from ctxrec.retrieval import load_retriever
@@ -64,8 +63,7 @@ def run(tiny_run, tmp_path_factory) -> str:
 
 def test_candidates_come_from_a_model_that_has_not_seen_the_validation_events(tiny_run):
     data = open_data(tiny_run)
-    catalogue = item_features(data.items, data.features)
-    before = recommender_before_validation(tiny_run, data, catalogue, options_of(tiny_run))
+    before = recommender_before_validation(tiny_run, data)
     bundled = load_recommender(f"{tiny_run}/bundle")
     requests = validation_requests(data, 10_000)
 

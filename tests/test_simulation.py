@@ -13,7 +13,7 @@ from ctxrec.datasets import write_simulated
 from ctxrec.errors import UserError
 from ctxrec.events import US, Context, Events, Requests, Users, concat_requests, histories_from_table, split_requests
 from ctxrec.metrics import request_metrics, top_k
-from ctxrec.oracle import load_oracle, oracle_of_log
+from ctxrec.oracle import load_oracle, load_oracles, oracle_of_log
 from ctxrec.prepared import FeatureMeta
 from ctxrec.simulation import DEVICES, LIKING, NEVER, PLACES, TASTE, TEST_SHARE, TRUTH, SimulatedLog, Simulation, Truth
 
@@ -158,6 +158,40 @@ def test_the_oracle_is_above_every_baseline_and_above_itself_without_context(sim
     assert oracles["oracle"] > 1.25 * oracles["oracle_no_context"]
     assert oracles["oracle_no_context"] > 1.1 * max(baselines.values())
     assert oracles["oracle"] > oracles["oracle_of_log"] > oracles["oracle_no_context"]
+
+
+def test_the_truth_must_be_that_of_the_data(simulated, tmp_path):
+    folder, data = simulated
+    assert set(load_oracles(str(folder), data)) == {"oracle", "oracle_no_context"}
+    write_simulated(str(tmp_path / "seed"), Simulation(users=1_500, items=400, events=100, cold=0.1, seed=1))
+    with pytest.raises(UserError, match=r"are not those of the simulated log in .*as it is there now"):
+        load_oracles(str(tmp_path / "seed"), data)
+    write_simulated(str(tmp_path / "few"), Simulation(users=1_500, items=300, events=100))
+    with pytest.raises(UserError, match=r"\(400\) are not those .* \(300\)"):
+        load_oracles(str(tmp_path / "few"), data)
+
+
+@pytest.mark.parametrize("users", [3, 40])
+def test_few_users_without_attributes_are_not_read_from_the_truth(tmp_path, ray_cluster, users, monkeypatch):
+    """Without any event nothing is known of what is a user's own; events and items are gone through in parts."""
+    from ctxrec import oracle
+    from ctxrec.preparing import prepare
+    from ctxrec.spec import load_spec
+
+    write_simulated(str(tmp_path / "ds"), Simulation(users=users, items=50, events=100 * users, seed=2))
+    spec = tmp_path / "ds/dataset.toml"
+    spec.write_text(spec.read_text().replace('["age_group", "job"]', "[]"))
+    data = prepare(load_spec(str(spec)), str(tmp_path / "data"), load_config())
+    known = load_oracles(str(tmp_path / "ds"), data)["oracle"]
+    whole = oracle_of_log(known, data, schema.TEST).truth
+    monkeypatch.setattr(oracle, "_EVENTS_AT_ONCE", 37)
+    monkeypatch.setattr(oracle, "_ITEMS_AT_ONCE", 7)
+    parts = oracle_of_log(known, data, schema.TEST).truth
+    np.testing.assert_allclose(parts.taste_NC, whole.taste_NC, atol=0.02)
+    np.testing.assert_allclose(parts.item_weight, whole.item_weight)
+    nothing = oracle_of_log(known, data, schema.TRAIN).truth  # no event comes before the training split
+    error = ((nothing.taste_NC - known.truth.taste_NC) ** 2).mean()
+    assert error > 0.9 * known.truth.taste_NC.var()  # the mean of the others tells next to nothing
 
 
 def test_nothing_is_known_of_items_held_out(simulated, tmp_path):
