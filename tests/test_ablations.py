@@ -85,7 +85,7 @@ def test_ablations_are_trained_once_and_evaluated_beside_the_model(tiny_run, tmp
 
     trained = load_recommender(str(run / "ablations" / "id_only" / "bundle"))
     saved = load_config(str(run / "config.toml"))
-    assert changed_options(saved, trained.config) == {"model.use_text", "model.use_features"}
+    assert changed_options(saved, trained.config) == {"model.use_text", "model.use_features", "model.use_media"}
     sasrec = load_recommender(str(run / "ablations" / "sasrec" / "bundle")).config
     assert sasrec.model.dim == 64 and sasrec.train.workers == saved.train.workers
 
