@@ -215,23 +215,24 @@ def _seen(oracle: Oracle, histories: Histories, features: FeatureMeta, before: i
 def _likeliest_tastes(shown: Truth, seen: _Seen) -> tuple[np.ndarray, np.ndarray]:
     """Taste float32 [N, C] and liking [N, B] of the users seen: those of their attributes, and the likeliest own part."""
     num_categories = shown.taste_NC.shape[1]
+    # In float64: of a sum over all events the search for the best step needs small differences.
     expected_NW = torch.from_numpy(_expected_tastes(shown, seen))
     own_std = math.sqrt(1 - FROM_ATTRIBUTES)
-    spread_W = torch.tensor([TASTE] * num_categories + [LIKING] * shown.liking_NB.shape[1]) * own_std
+    spread_W = torch.tensor([TASTE] * num_categories + [LIKING] * shown.liking_NB.shape[1]).double() * own_std
     row = np.zeros(len(shown.taste_NC), np.int64)
     row[seen.users] = np.arange(len(seen.users))
     row_E, effect_EC = torch.from_numpy(row[seen.user]), torch.from_numpy(seen.effect_EC)
     category_E, brand_E = (torch.from_numpy(of_item[seen.items]) for of_item in (shown.item_category, shown.item_brand))
-    masses = [torch.from_numpy(shown.cell_mass(late=late)).float() for late in (False, True)]
+    masses = [torch.from_numpy(shown.cell_mass(late=late)) for late in (False, True)]
     late_E = torch.from_numpy(seen.late)
-    own_NW = torch.zeros(expected_NW.shape, requires_grad=True)  # in standard deviations
+    own_NW = torch.zeros(expected_NW.shape, dtype=torch.float64, requires_grad=True)  # in standard deviations
     optimizer = torch.optim.LBFGS([own_NW], lr=1, max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 
     def surprise(part: slice) -> torch.Tensor:
         both_EW = (expected_NW + own_NW * spread_W)[row_E[part]]
         taste_EC, liking_EB = both_EW[:, :num_categories] + effect_EC[part], both_EW[:, num_categories:]
         took = taste_EC.gather(1, category_E[part, None]).sum() + liking_EB.gather(1, brand_E[part, None]).sum()
-        could = torch.zeros(())
+        could = torch.zeros((), dtype=torch.float64)
         for late, mass_CB in enumerate(masses):
             rows = late_E[part] == bool(late)
             could = could + (taste_EC[rows].exp() * (liking_EB[rows].exp() @ mass_CB.T)).sum(1).log().sum()
@@ -248,19 +249,19 @@ def _likeliest_tastes(shown: Truth, seen: _Seen) -> tuple[np.ndarray, np.ndarray
         return value
 
     optimizer.step(closure)
-    made = (expected_NW + own_NW.detach() * spread_W).numpy()
+    made = (expected_NW + own_NW.detach() * spread_W).numpy().astype(np.float32)
     return made[:, :num_categories], made[:, num_categories:]
 
 
 def _expected_tastes(shown: Truth, seen: _Seen) -> np.ndarray:
-    """What the attributes of a user tell of taste and liking, float32 [N, C + B]: by the least squares of the true ones of
+    """What the attributes of a user tell of taste and liking, float64 [N, C + B]: by the least squares of the true ones of
     all other users, so that nobody's own part is in it; 0 for a user who alone has some value."""
-    true = np.concatenate([shown.taste_NC, shown.liking_NB], 1)[seen.users]
-    inverse_AN = np.linalg.pinv(seen.attributes_NA)
+    true = np.concatenate([shown.taste_NC, shown.liking_NB], 1)[seen.users].astype(np.float64)
+    inverse_AN = np.linalg.pinv(seen.attributes_NA.astype(np.float64))
     own_share_N = (seen.attributes_NA * inverse_AN.T).sum(1)[:, None]
     others = seen.attributes_NA @ (inverse_AN @ true) - own_share_N * true
     alone = own_share_N > 1 - 1e-3
-    return np.where(alone, 0, others / np.where(alone, 1, 1 - own_share_N)).astype(np.float32)
+    return np.where(alone, 0, others / np.where(alone, 1, 1 - own_share_N))
 
 
 def _expected_weights(shown: Truth, weights_I: np.ndarray, seen: _Seen) -> np.ndarray:
