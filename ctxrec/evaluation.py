@@ -36,6 +36,7 @@ _BLEND_NOTE = (
     "validation split: ctxrec is ranked as it was before any validation event, but the weights of its sources were "
     "fitted to these events; the test split tells how good it is"
 )
+_RERANK_NOTE = "validation split: the second stage has learnt from these very events; its gain here says nothing"
 
 
 def evaluate_run(
@@ -148,7 +149,7 @@ def _evaluate(
         clock.stop("diversity")
     metrics |= {"options": contenders.options, "notes": contenders.notes}
     if bundles and split == "valid":
-        metrics["notes"] = [*metrics["notes"], _BLEND_NOTE]
+        metrics["notes"] = [*metrics["notes"], _BLEND_NOTE] + [_RERANK_NOTE] * (plan.reranker is not None)
     if plan.reranker is not None:
         metrics[RERANK] = second_stage(plan, prepared, metrics["paired"][RERANKED])
         metrics["notes"] = [*metrics["notes"], in_words(metrics[RERANK])]
