@@ -224,7 +224,6 @@ def text_vectors(prepared: PreparedData, config: EncoderConfig) -> str:
         logger.info("encoding %s item texts with %s", f"{prepared.num_items:,}", config.name)
         encoder_path = resolve_encoder(config.name, storage.cache_dir())
         encoder = TextEncoder(config, encoder_path, tune=False).eval()
-        texts = [text or "" for text in prepared.items.column(schema.ITEM_TEXT).to_pylist()]
-        vectors, present = encode_catalogue(encoder, encoder_path, texts, config)
+        vectors, present = encode_catalogue(encoder, encoder_path, prepared.item_texts, config)
         storage.write_bytes(path, safetensors.numpy.save({"vectors": vectors, "present": present.astype(np.uint8)}))
     return path

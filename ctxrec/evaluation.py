@@ -20,7 +20,7 @@ from ctxrec.errors import UserError
 from ctxrec.events import ranges
 from ctxrec.loading import load_recommender
 from ctxrec.metrics import request_metrics
-from ctxrec.oracle import load_oracles, oracle_of_log
+from ctxrec.oracle import Oracle, load_oracles, oracle_of_log
 from ctxrec.prepared import PreparedData
 from ctxrec.ranking import RankingPlan, check_bundles, rank_requests, ranked_lists, run_bundles
 from ctxrec.rerank_facts import RERANK, in_words, second_stage
@@ -73,11 +73,10 @@ def evaluate_run(
     """
     prepared = open_data(run, data)
     _check_split(prepared, split)
-    if oracle is not None:
-        load_oracles(oracle, prepared)  # a mistake shows before the ablations' trainings
+    oracles = _oracles(oracle, prepared)  # a mistake shows before the ablations' trainings
     bundles = run_bundles(run) | train_ablations(run, prepared.path, ablations)
     return _evaluate(
-        prepared, split, config, run=run, bundles=bundles, out=out or run, oracle=oracle, diversity=diversity
+        prepared, split, config, run=run, bundles=bundles, out=out or run, oracles=oracles, diversity=diversity
     )
 
 
@@ -90,7 +89,11 @@ def evaluate_data(
     """
     prepared = PreparedData.open(data)
     _check_split(prepared, split)
-    return _evaluate(prepared, split, config, run=None, bundles={}, out=out, oracle=oracle)
+    return _evaluate(prepared, split, config, run=None, bundles={}, out=out, oracles=_oracles(oracle, prepared))
+
+
+def _oracles(folder: str | None, prepared: PreparedData) -> dict[str, Oracle]:
+    return {} if folder is None else load_oracles(folder, prepared)
 
 
 def _evaluate(
@@ -101,12 +104,11 @@ def _evaluate(
     run: str | None,
     bundles: dict[str, str],
     out: str | None,
-    oracle: str | None,
+    oracles: dict[str, Oracle],
     diversity: Sequence[float] = (),
 ) -> dict[str, Any]:
     clock = _Clock()
     rules, arranged = rules_of(config.diversity), settings(config.diversity, diversity)
-    oracles = load_oracles(oracle, prepared) if oracle is not None else {}
     runtime.connect()
     plan = RankingPlan.make(bundles, prepared, split, config, arranged=arranged, rules=rules)
     check_bundles(plan, prepared.items.column(schema.ITEM_ID).to_pylist())

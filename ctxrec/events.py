@@ -128,6 +128,11 @@ class Requests:
         assert self.target_offsets is not None and self.target_items is not None
         return self.target_items[self.target_offsets[n] : self.target_offsets[n + 1]]
 
+    def evenly(self, limit: int) -> Requests:
+        """At most so many of them, at even distances."""
+        num = len(self)
+        return self if num <= limit else self.take(np.linspace(0, num - 1, limit).astype(np.int64))
+
     def take(self, index: np.ndarray) -> Requests:
         starts, stops = self.history.offsets[index], self.history.offsets[index + 1]
         targets: dict[str, np.ndarray] = {}

@@ -188,7 +188,7 @@ def _sample_queries(
     """What some validation requests search the index with: float32 [N, D]; None where there are no such requests."""
     if setup.valid is None:
         return None
-    sample = setup.valid.take(np.linspace(0, len(setup.valid) - 1, min(_SAMPLE, len(setup.valid))).astype(np.int64))
+    sample = setup.valid.evenly(_SAMPLE)
     queries = _queries(made, setup, text, vectors_IW, sample)
     return queries if blend is None else blend.queries(queries, sample.history)
 

@@ -54,7 +54,7 @@ class Oracle:
 
     def scores(self, requests: Requests) -> np.ndarray:
         """float32 [N, I] log probabilities; NEVER for items launched later."""
-        users = np.array([int(name[1:]) for name in requests.users.ids], np.int64)
+        users = _numbers(requests.users.ids)
         scores = np.full((len(requests), len(self.truth.item_weight)), NEVER, np.float32)
         late = requests.times >= self.truth.launch_us
         for part in (False, True):
@@ -91,6 +91,11 @@ class Oracle:
             total += share * np.exp(_log_softmax(self.truth.cell_logits(users, effect, mass_CB)))
         with np.errstate(divide="ignore"):
             return np.log(total)
+
+
+def _numbers(user_ids: np.ndarray) -> np.ndarray:
+    """The users' numbers, int64 (the inverse of `user_id`)."""
+    return np.array([int(name[1:]) for name in user_ids], np.int64)
 
 
 def _log_softmax(logits_NCB: np.ndarray) -> np.ndarray:
@@ -197,7 +202,7 @@ class _Seen:
 
 
 def _seen(oracle: Oracle, histories: Histories, features: FeatureMeta, before: int) -> _Seen:
-    users = np.array([int(name[1:]) for name in histories.users.ids], np.int64)
+    users = _numbers(histories.users.ids)
     events = histories.events.keep(histories.split < before)
     one_hot = [np.ones((len(users), 1), np.float32)]
     for name, values in features.user_categories.items():
@@ -285,6 +290,7 @@ def _expected_weights(shown: Truth, weights_I: np.ndarray, seen: _Seen) -> np.nd
         odds = np.exp(likely - likely.max(1, keepdims=True))
         expected_I[part] = odds @ candidates / odds.sum(1)
     there_I = shown.launched(late=False) > 0
-    mass, found = shown.cell_mass(late=False).ravel(), np.bincount(cells, expected_I * there_I)
-    factor = np.divide(mass[: len(found)], found, out=np.ones(len(found)), where=found > 0)
+    mass = shown.cell_mass(late=False).ravel()
+    found = np.bincount(cells, expected_I * there_I, minlength=len(mass))
+    factor = np.divide(mass, found, out=np.ones(len(mass)), where=found > 0)
     return np.where(there_I, expected_I * factor[cells], expected_I)

@@ -78,6 +78,11 @@ class PreparedData:
         return table
 
     @property
+    def item_texts(self) -> list[str]:
+        """The text of each item, "" without one."""
+        return [text or "" for text in self.items.column(schema.ITEM_TEXT).to_pylist()]
+
+    @property
     def media_kinds(self) -> list[str]:
         """Which of "image" and "audio" the catalogue has a column for."""
         return [] if self.spec.items is None else list(self.spec.items.media)

@@ -27,7 +27,6 @@ from ctxrec.before_validation import recommender_before_validation
 from ctxrec.config import Config, EncoderConfig
 from ctxrec.encoder import TextEncoder, Tokens, resolve_encoder
 from ctxrec.errors import UserError
-from ctxrec.features import item_features
 from ctxrec.metrics import bootstrap_means, percentile_interval, request_metrics
 from ctxrec.prepared import FeatureMeta, PreparedData
 from ctxrec.rerank_candidates import Examples, find_candidates
@@ -75,8 +74,8 @@ def train_reranker(run: str, data: PreparedData, config: Config, *, out: str | N
         UserError: there is no encoder, no text, no validation request, or the run lacks its checkpoints.
     """
     encoder_path = _encoder_path(config)
-    catalogue = item_features(data.items, data.features)
-    if not has_text(catalogue.texts).any():
+    texts = data.item_texts
+    if not has_text(texts).any():
         raise UserError(f"the items of {data.path} have no text; expected some, which the second stage reads")
     requests = validation_requests(data, config.rerank.requests)
     if requests is None:
@@ -88,7 +87,7 @@ def train_reranker(run: str, data: PreparedData, config: Config, *, out: str | N
     logger.info("the retriever ranks %d validation requests", len(requests))
     examples = find_candidates(recommender, requests, config.rerank.candidates * _DEEPER)
     torch.manual_seed(config.rerank.seed)
-    reranker = make_reranker(encoder_path, catalogue.texts, config, model_version=recommender.model_version)
+    reranker = make_reranker(encoder_path, texts, config, model_version=recommender.model_version)
     trainer = Trainer(reranker, config, recommender.features, titles_of(recommender))
     gain = trainer.fit(examples)
     save_reranker(out or storage.join(run, FOLDER), reranker)

@@ -19,11 +19,8 @@ from ctxrec.slices import COLD_AMONG_COLD, action_slices, attribute_slices, hist
 MODEL, BEFORE, RERANKED = "model", "before", "reranked"
 ABLATIONS = ("text_only", "id_only", "no_context", "frozen_encoder")
 SHUFFLED, SHUFFLED_SAME_TIME = "shuffled_context", "shuffled_context_same_time"
-ORACLES = (
-    "oracle",
-    "oracle_of_log",
-    "oracle_no_context",
-)  # know the true preferences of a simulated log: limits, not rivals
+# Know the true preferences of a simulated log: limits, not rivals.
+ORACLES = ("oracle", "oracle_of_log", "oracle_no_context")
 SLICE_K = 10  # slices are reported at this cut-off
 _ROLES = (MODEL, BEFORE, SHUFFLED, SHUFFLED_SAME_TIME)
 

@@ -20,21 +20,14 @@ BATCH_SIZE = 128
 
 def validation_requests(data: PreparedData, limit: int) -> Requests | None:
     """Requests of the validation split, at most `limit` (evenly taken); None where it is empty."""
-    parts, count = [], 0
+    parts = []
     buckets = len(data.bucket_paths)
     for bucket in range(buckets):
         histories = histories_from_table(data.read_bucket(bucket), data.features)
         requests = split_requests(histories, schema.VALID, repeats=data.spec.split.repeats)
-        share = -(-limit // buckets)
-        if len(requests) > share:
-            requests = requests.take(np.linspace(0, len(requests) - 1, share).astype(np.int64))
         if len(requests):
-            parts.append(requests)
-            count += len(requests)
-    if not count:
-        return None
-    requests = concat_requests(parts)
-    return requests if count <= limit else requests.take(np.linspace(0, count - 1, limit).astype(np.int64))
+            parts.append(requests.evenly(-(-limit // buckets)))
+    return concat_requests(parts).evenly(limit) if parts else None
 
 
 class Validator:
