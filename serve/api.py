@@ -242,7 +242,11 @@ class Reasons(BaseModel):
 
 
 class ScoredItem(BaseModel):
-    """An item and its score; higher is better, and scores of one answer compare with each other only."""
+    """An item and its score; higher is better, and scores of one answer compare with each other only.
+
+    The same request may get a score that differs by up to 1e-5 (relative) when it is answered in another batch or on
+    another CPU, because the order of the additions in a matrix product differs.
+    """
 
     item_id: str
     score: float

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from trainings import NO_AGENT
 
 from ctxrec import engine
 
@@ -80,11 +81,15 @@ class Host:
         }
 
     def run(self, *words: str, timeout_s: float = 300, check: bool = True, **env: str) -> str:
-        """Run a command there to its end; its output."""
+        """Run a command there to its end; its output. A job that no agent of Ray's can take yet is submitted again."""
+        deadline = time.monotonic() + timeout_s
         done = subprocess.run(
             self.command(*words), env=self.environment(**env), capture_output=True, text=True, timeout=timeout_s
         )
         output = done.stdout + done.stderr
+        if NO_AGENT in output and done.returncode and time.monotonic() < deadline:
+            time.sleep(1)
+            return self.run(*words, timeout_s=deadline - time.monotonic(), check=check, **env)
         if check and done.returncode:
             raise HostLost(f"{self.name}: {' '.join(words)} ended with {done.returncode}:\n{output[-6000:]}")
         return output

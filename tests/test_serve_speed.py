@@ -8,6 +8,7 @@ import time
 import httpx
 import psutil
 import pytest
+from tolerance import assert_same_json
 
 from ctxrec.retrieval import load_retriever
 
@@ -37,7 +38,9 @@ def test_direct_requests_get_the_answers_of_the_proxy(ray_cluster, tiny_run, tmp
                 client.post(f"http://127.0.0.1:{place}/v1/recommend", json=body).json()
                 for place in (port, direct, f"{port}/other")
             ]
-            assert len(answers[0]["items"]) == 3 and answers[0] == answers[1] == answers[2]
+            assert len(answers[0]["items"]) == 3
+            for other_answer in answers[1:]:
+                assert_same_json(other_answer, answers[0])
             heard = {
                 c.laddr.ip for c in psutil.net_connections("tcp4") if c.status == "LISTEN" and c.laddr.port == direct
             }

@@ -26,6 +26,7 @@ from trainings import (
     read_log,
     same_to_the_digit,
     start,
+    submit_job,
     wait_for_silence,
     wait_until,
     with_train,
@@ -245,7 +246,7 @@ def test_ray_job_submit(tiny_data, tiny_config, tmp_path):
         submit = [ray, "job", "submit", f"--address={address}", "--working-dir", str(REPO), "--"]
         submit += ["python", "-m", "ctxrec.train", "--data", tiny_data, "--out", str(tmp_path / "run")]
         submit += ["--config", str(tmp_path / "config.toml"), "--profile", "--set", "train.workers=[1,2]"]
-        done = subprocess.run(submit, env=env, capture_output=True, text=True, timeout=400)
+        done = submit_job(submit, env=env, timeout_s=400)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     finally:
         os.killpg(cluster.pid, signal.SIGTERM)

@@ -26,6 +26,20 @@ from ctxrec.tracking import PHASES
 REPO = Path(__file__).resolve().parent.parent
 
 
+NO_AGENT = "No available agent to submit job"  # Ray's answer until an agent of its dashboard has registered
+
+
+def submit_job(command: list[str], *, env: dict[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Run `ray job submit` to the job's end, and again while the cluster has no agent that could take it."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left_s = deadline - time.monotonic()
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=left_s)
+        if done.returncode == 0 or NO_AGENT not in done.stdout + done.stderr or time.monotonic() > deadline - 1:
+            return done
+        time.sleep(1)
+
+
 def read_log(run: str) -> list[dict]:
     return [json.loads(line) for line in (Path(run) / "train_log.jsonl").read_text().splitlines()]
 
