@@ -10,7 +10,7 @@ import numpy as np
 
 from ctxrec.ab_statistics import Ratio, compare, holm, ratio, sample_ratio_p
 from ctxrec.attribution import Observed
-from ctxrec.errors import UserError
+from ctxrec.core.errors import UserError
 from ctxrec.experiment import CONTROL
 
 USERS, LISTS = "users who did", "events per list"  # the two metrics of each action

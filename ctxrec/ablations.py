@@ -7,9 +7,9 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from ctxrec import storage
-from ctxrec.config import Config, load_config
-from ctxrec.errors import UserError
+from ctxrec.core import storage
+from ctxrec.core.config import Config, load_config
+from ctxrec.core.errors import UserError
 
 logger = logging.getLogger(__name__)
 

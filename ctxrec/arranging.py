@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctxrec.config import DiversityConfig
+from ctxrec.core.config import DiversityConfig
+from ctxrec.core.errors import UserError
 from ctxrec.diversity import pick
-from ctxrec.errors import UserError
 from ctxrec.events import Requests
 from ctxrec.exact_search import NO_ITEM, Allowed
 from ctxrec.filters import ItemFilter

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ctxrec.cleaning import TIME_OK, detect_unit, one_array, to_text, to_times
-from ctxrec.errors import UserError
+from ctxrec.core.dataset_spec import EventsSpec
+from ctxrec.core.errors import UserError
 from ctxrec.events import US
 from ctxrec.reading import inspect, make_pieces, read_piece, sample_column
-from ctxrec.spec import EventsSpec
 
 NO_ACTION = "(event)"  # of events without an action
 _ROWS = 1 << 20

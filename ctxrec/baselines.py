@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import scipy.sparse as sp
 
-from ctxrec import schema
+from ctxrec.core import schema
 from ctxrec.events import US, Requests, ranges
 from ctxrec.prepared import PreparedData
 

@@ -19,12 +19,12 @@ import torch
 from safetensors.torch import load as load_tensors
 
 from ctxrec import bundle as files
-from ctxrec import schema, storage
 from ctxrec.baselines import training_events
 from ctxrec.blend import Blend
-from ctxrec.config import Config
+from ctxrec.core import schema, storage
+from ctxrec.core.config import Config
+from ctxrec.core.errors import UserError
 from ctxrec.encoder import resolve_encoder
-from ctxrec.errors import UserError
 from ctxrec.features import ItemFeatures, item_features
 from ctxrec.likeness import reduced
 from ctxrec.loading import load_recommender

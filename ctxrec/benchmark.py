@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctxrec import cli
+from ctxrec.core import cli
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow.parquet as pq
 
-from ctxrec import schema, storage
+from ctxrec.core import schema, storage
 from ctxrec.metrics import bootstrap_means, percentile_interval
 from ctxrec.summary import ABLATIONS, BEFORE, MODEL, NAMES, ORACLES, SHUFFLED, Interval
 

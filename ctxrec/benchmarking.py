@@ -23,10 +23,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ctxrec import benchmark_report, benchmark_results, schema, storage
-from ctxrec.config import load_config
+from ctxrec import benchmark_report, benchmark_results
+from ctxrec.core import schema, storage
+from ctxrec.core.config import load_config
+from ctxrec.core.errors import UserError
 from ctxrec.datasets import SIMULATE
-from ctxrec.errors import UserError
 from ctxrec.suite import Entry, Suite, find_source, load_suite, overridden_spec, spec_toml
 
 

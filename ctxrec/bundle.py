@@ -24,12 +24,12 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
-from ctxrec import schema, storage
 from ctxrec.backbones import store_pretrained
 from ctxrec.blend import Blend
-from ctxrec.config import Config, ModelConfig, to_toml
+from ctxrec.core import schema, storage
+from ctxrec.core.config import Config, ModelConfig, to_toml
+from ctxrec.core.errors import UserError
 from ctxrec.encoder import TextEncoder
-from ctxrec.errors import UserError
 from ctxrec.index_building import Fill, add_here, build_index
 from ctxrec.memory import from_arrays, to_arrays
 from ctxrec.model_inputs import ModelShape

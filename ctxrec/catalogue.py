@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ctxrec import cleaning, reading, schema, shards, storage
-from ctxrec.errors import UserError
+from ctxrec import cleaning, reading, shards
+from ctxrec.core import schema, storage
+from ctxrec.core.dataset_spec import DatasetSpec, ItemsSpec, UsersSpec
+from ctxrec.core.errors import UserError
 from ctxrec.prepared import encode_categories
-from ctxrec.spec import DatasetSpec, ItemsSpec, UsersSpec
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from ctxrec import schema, storage
 from ctxrec.baselines import (
     Baseline,
     LogStatistics,
@@ -22,7 +21,8 @@ from ctxrec.baselines import (
     training_events,
     users_of_both,
 )
-from ctxrec.config import Config, EncoderConfig, EvaluateConfig
+from ctxrec.core import schema, storage
+from ctxrec.core.config import Config, EncoderConfig, EvaluateConfig
 from ctxrec.encoder import TextEncoder, resolve_encoder
 from ctxrec.ensemble import Ensemble, choose_weights, standardised
 from ctxrec.events import Requests

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ctxrec import schema
 from ctxrec.cleaning import value_text
-from ctxrec.errors import UserError
+from ctxrec.core import schema
+from ctxrec.core.errors import UserError
 from ctxrec.events import Context, time_codes
 from ctxrec.prepared import FeatureMeta
 

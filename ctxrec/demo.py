@@ -21,13 +21,13 @@ from typing import Any
 import httpx
 import pyarrow.parquet as pq
 
-from ctxrec import cli, schema, storage
-from ctxrec.config import load_config
+from ctxrec.core import cli, schema, storage
+from ctxrec.core.config import load_config
+from ctxrec.core.dataset_spec import load_spec
 from ctxrec.datasets import source_name, write_movielens_100k
 from ctxrec.evaluation import evaluate_run
 from ctxrec.preparing import prepare
 from ctxrec.preparing import summary as prepare_summary
-from ctxrec.spec import load_spec
 from ctxrec.summary import format_table
 from ctxrec.training import summary as train_summary
 from ctxrec.training import train

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from ctxrec import schema
+from ctxrec.core import schema
 
 
 class CategoryEmbedding(nn.Module):

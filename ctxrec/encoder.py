@@ -21,9 +21,9 @@ import torch
 import torch.nn as nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from ctxrec import storage
-from ctxrec.config import EncoderConfig
-from ctxrec.errors import UserError
+from ctxrec.core import storage
+from ctxrec.core.config import EncoderConfig
+from ctxrec.core.errors import UserError
 from ctxrec.item_states import ItemStates
 from ctxrec.lower_layers import cut_below, first_trained, layer_list, outside_top
 

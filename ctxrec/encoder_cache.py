@@ -19,8 +19,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ctxrec import storage
-from ctxrec.config import EncoderConfig
+from ctxrec.core import storage
+from ctxrec.core.config import EncoderConfig
 from ctxrec.encoder import Tokens, load_backbone, plan_encoding, trained_from
 from ctxrec.item_states import ItemStates
 from ctxrec.lower_layers import lower_states

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.nn as nn
 
 from ctxrec.checkpoint import make_optimizer_state
-from ctxrec.config import TrainConfig
+from ctxrec.core.config import TrainConfig
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def use_cpu_accelerator() -> None:
 
     Each Python environment has its own, compiled by its own ninja: another one's would have it compiled anew.
     """
-    from ctxrec.storage import cache_dir, sha256_json
+    from ctxrec.core.storage import cache_dir, sha256_json
 
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     folder = os.path.join(cache_dir(), "torch_extensions", sha256_json(sys.prefix)[:12])

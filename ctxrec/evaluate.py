@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ctxrec import cli, storage
-from ctxrec.config import load_config
-from ctxrec.errors import UserError
+from ctxrec.core import cli, storage
+from ctxrec.core.config import load_config
+from ctxrec.core.errors import UserError
 
 
 def main() -> None:

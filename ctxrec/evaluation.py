@@ -12,11 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ctxrec import report, runtime, schema, storage
+from ctxrec import report
 from ctxrec.ablations import train_ablations
-from ctxrec.config import Config, to_toml
 from ctxrec.contenders import SPLITS, fit_contenders
-from ctxrec.errors import UserError
+from ctxrec.core import ray_cluster, schema, storage
+from ctxrec.core.config import Config, to_toml
+from ctxrec.core.errors import UserError
 from ctxrec.events import ranges
 from ctxrec.loading import load_recommender
 from ctxrec.metrics import request_metrics
@@ -109,7 +110,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     clock = _Clock()
     rules, arranged = rules_of(config.diversity), settings(config.diversity, diversity)
-    runtime.connect()
+    ray_cluster.connect()
     plan = RankingPlan.make(bundles, prepared, split, config, arranged=arranged, rules=rules)
     check_bundles(plan, prepared.items.column(schema.ITEM_ID).to_pylist())
     clock.stop("start")

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ctxrec import storage
 from ctxrec.cleaning import value_text
+from ctxrec.core import storage
+from ctxrec.core.dataset_spec import EventsSpec
 from ctxrec.history_store import HistoryStore, LoggedEvent
-from ctxrec.spec import EventsSpec
 
 logger = logging.getLogger(__name__)
 

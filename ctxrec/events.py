@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from ctxrec import schema
+from ctxrec.core import schema
 from ctxrec.prepared import FeatureMeta
 
 US = 1_000_000  # microseconds a second

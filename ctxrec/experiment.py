@@ -10,11 +10,11 @@ import re
 import tempfile
 from dataclasses import asdict, dataclass
 
-from ctxrec import storage
 from ctxrec.bundle import check_bundle
-from ctxrec.errors import UserError
+from ctxrec.core import storage
+from ctxrec.core.errors import UserError
+from ctxrec.core.toml import build_dataclass
 from ctxrec.published import add, read_published, version_folder
-from ctxrec.typed_toml import build_dataclass
 
 EXPERIMENT = "experiment.json"
 CONTROL = "control"  # the arm of all users that no other arm has; gets the current version

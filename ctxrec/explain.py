@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctxrec import schema
 from ctxrec.blend import STATIC
+from ctxrec.core import schema
 from ctxrec.events import Requests
 from ctxrec.recommender import Recommender
 

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ctxrec import checkpoint, schema
+from ctxrec import checkpoint
 from ctxrec.blend import Blend, fit_blend
 from ctxrec.bundle import write_bundle
+from ctxrec.core import schema
 from ctxrec.encoder import TextEncoder
 from ctxrec.events import Requests
 from ctxrec.index_filling import add_on_nodes

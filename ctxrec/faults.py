@@ -14,8 +14,8 @@ import threading
 import time
 from collections.abc import Iterator
 
-from ctxrec import storage
-from ctxrec.errors import UserError
+from ctxrec.core import storage
+from ctxrec.core.errors import UserError
 
 _MISTAKE, _STOP, _SKIPPED = "mistake.json", "stop", "skipped.json"
 _LOOK_EVERY_S = 1.0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from ctxrec import schema
+from ctxrec.core import schema
 from ctxrec.prepared import FeatureMeta, encode_categories
 
 MAX_VALUES = 16  # values of one categorical feature that an item keeps

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ctxrec import schema
-from ctxrec.errors import UserError
-from ctxrec.spec import ItemsSpec
+from ctxrec.core import schema
+from ctxrec.core.dataset_spec import ItemsSpec
+from ctxrec.core.errors import UserError
 
 _CACHED_BYTES = 64 << 20  # of masks that are kept for the next request with the same rules
 

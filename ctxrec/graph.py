@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ctxrec import cleaning, reading, shards, storage
+from ctxrec import cleaning, reading, shards
 from ctxrec.cleaning import Coded
-from ctxrec.spec import GraphSpec
+from ctxrec.core import storage
+from ctxrec.core.dataset_spec import GraphSpec
 
 INCOMPLETE = "graph: incomplete triple"
 

@@ -12,11 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ctxrec import schema, shards
+from ctxrec import shards
+from ctxrec.core import schema
+from ctxrec.core.dataset_spec import DatasetSpec
+from ctxrec.core.schema import TEST
 from ctxrec.events import US, time_context
 from ctxrec.prepared import FeatureMeta, encode_categories
-from ctxrec.schema import TEST
-from ctxrec.spec import DatasetSpec
 from ctxrec.splits import Cuts, last_split, temporal_split
 
 ROWS_PER_GROUP = 16_384  # users in a row group of a bucket file

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ctxrec.errors import UserError
+from ctxrec.core.errors import UserError
 from ctxrec.history_store import KEPT_EVENTS, ItemChange, LoggedEvent, StoreError, Unwritten
 
 DATABASE, LOCK = "live.sqlite", "writing.lock"

@@ -16,9 +16,9 @@ from functools import cached_property
 import faiss
 import numpy as np
 
-from ctxrec import storage
-from ctxrec.config import IndexConfig
-from ctxrec.errors import UserError
+from ctxrec.core import storage
+from ctxrec.core.config import IndexConfig
+from ctxrec.core.errors import UserError
 from ctxrec.exact_search import NO_ITEM, Allowed, Excluded, blank, by_mask, exact_search
 
 logger = logging.getLogger(__name__)

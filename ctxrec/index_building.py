@@ -13,8 +13,8 @@ from collections.abc import Callable
 import faiss
 import numpy as np
 
-from ctxrec.config import IndexConfig
-from ctxrec.errors import UserError
+from ctxrec.core.config import IndexConfig
+from ctxrec.core.errors import UserError
 from ctxrec.exact_search import ByColumn, exact_search
 from ctxrec.index import Index, num_gpus
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ctxrec import schema
-from ctxrec.spec import ItemsSpec
+from ctxrec.core import schema
+from ctxrec.core.dataset_spec import ItemsSpec
 
 
 class ItemCards:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from ctxrec import schema
+from ctxrec.core import schema
+from ctxrec.core.dataset_spec import ItemsSpec
+from ctxrec.core.errors import UserError
 from ctxrec.diversity import NO_VALUE
-from ctxrec.errors import UserError
 from ctxrec.events import US, Events
-from ctxrec.spec import ItemsSpec
 
 _LAST_YEAR = 10_000  # numbers below are years, and others epoch times
 _MILLISECONDS, _MICROSECONDS = 1e11, 1e14  # from which on an epoch time is one of these

@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ctxrec import storage
 from ctxrec.cleaning import value_line, value_text, value_words
+from ctxrec.core import storage
+from ctxrec.core.dataset_spec import ItemsSpec
 from ctxrec.history_store import HistoryStore
-from ctxrec.spec import ItemsSpec
 
 
 def write_item_file(store: HistoryStore, folder: str, spec: ItemsSpec | None, *, since: int = 0) -> int:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from ctxrec.backbones.base import LayerNorm
 from ctxrec.batching import Batch
-from ctxrec.config import ModelConfig
+from ctxrec.core.config import ModelConfig
 from ctxrec.embeddings import CategoryEmbedding, feature_name, module_name
 from ctxrec.likeness import principal_axes
 from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable

@@ -14,10 +14,11 @@ import torch.distributed as dist
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from ctxrec import engine, schema, storage
+from ctxrec import engine
 from ctxrec.baselines import training_events
 from ctxrec.batching import Batcher
-from ctxrec.config import Config
+from ctxrec.core import schema, storage
+from ctxrec.core.config import Config
 from ctxrec.encoder import TextEncoder, Tokens, plan_encoding, resolve_encoder, tokenise
 from ctxrec.encoder_cache import Place, item_keys, vector_store, with_states
 from ctxrec.events import Requests

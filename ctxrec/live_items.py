@@ -21,16 +21,17 @@ import torch
 from safetensors.numpy import load_file as load_arrays
 
 from ctxrec import bundle as files
-from ctxrec import catalogue, schema, storage
+from ctxrec import catalogue
 from ctxrec.blend import NEW, STATIC
 from ctxrec.cleaning import value_line, value_words
+from ctxrec.core import schema, storage
+from ctxrec.core.dataset_spec import DatasetSpec, ItemsSpec
+from ctxrec.core.errors import UserError
 from ctxrec.encoder import TextEncoder, resolve_encoder
-from ctxrec.errors import UserError
 from ctxrec.features import ItemFeatures, hash_id, item_features
 from ctxrec.likeness import STAND_INS, nearest_texts, on_axes
 from ctxrec.model_inputs import ItemTensors, TextTable
 from ctxrec.recommender import Recommender
-from ctxrec.spec import DatasetSpec, ItemsSpec
 from ctxrec.texts import encode_catalogue, has_text, make_text_table
 
 ITEM_ID = "item_id"

@@ -13,8 +13,9 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 
 from ctxrec import bundle as files
-from ctxrec import storage
-from ctxrec.config import Config, load_config
+from ctxrec.core import storage
+from ctxrec.core.config import Config, load_config
+from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.encoder import TextEncoder
 from ctxrec.events import histories_from_table
 from ctxrec.features import item_features
@@ -22,7 +23,6 @@ from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, ModelShape
 from ctxrec.prepared import FeatureMeta
 from ctxrec.recommender import Recommender
-from ctxrec.spec import DatasetSpec
 from ctxrec.texts import encode_catalogue, make_text_table
 
 

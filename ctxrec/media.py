@@ -20,11 +20,11 @@ import torch.distributed as dist
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from ctxrec import storage
-from ctxrec.config import EncoderConfig
+from ctxrec.core import storage
+from ctxrec.core.config import EncoderConfig
+from ctxrec.core.errors import UserError
 from ctxrec.encoder import resolve_encoder
 from ctxrec.encoder_cache import Place, folder_of
-from ctxrec.errors import UserError
 from ctxrec.prepared import PreparedData
 from ctxrec.row_store import RowStore, digest
 from ctxrec.texts import make_text_table

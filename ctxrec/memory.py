@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ctxrec.baselines import TrainingEvents, gather_statistics
-from ctxrec.errors import UserError
+from ctxrec.core.errors import UserError
 from ctxrec.events import Events
 from ctxrec.likeness import history_weights, stand_ins
 from ctxrec.pairs import nearest, pairs_in_order, pairs_of_users

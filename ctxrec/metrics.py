@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ctxrec.errors import UserError
+from ctxrec.core.errors import UserError
 
 _DRAWS_AT_ONCE = 1 << 23  # bootstrap: 64 MB of resampled row numbers in memory at a time
 _NORMAL_95 = 1.959964  # two-sided 95 % point of the normal distribution

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ctxrec.config import ModelConfig
+from ctxrec.core.config import ModelConfig
 from ctxrec.features import ItemFeatures, id_rows
 from ctxrec.prepared import FeatureMeta
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.nn as nn
 
 from ctxrec.batching import Batch
-from ctxrec.config import TrainConfig
+from ctxrec.core.config import TrainConfig
 from ctxrec.encoder import EncodePlan, TextEncoder, Tokens, encode_share
 from ctxrec.losses import bce_loss, sampled_softmax_loss, softmax_loss
 from ctxrec.model import Towers

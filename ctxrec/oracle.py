@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ctxrec import schema, storage
-from ctxrec.errors import UserError
+from ctxrec.core import schema, storage
+from ctxrec.core.errors import UserError
 from ctxrec.events import US, Context, Histories, Requests, histories_from_table
 from ctxrec.prepared import FeatureMeta, PreparedData
 from ctxrec.simulation import (

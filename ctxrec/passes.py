@@ -17,9 +17,10 @@ import ray
 import ray.data
 from tqdm import tqdm
 
-from ctxrec import cleaning, histories, reading, schema, shards, splits, storage
-from ctxrec.errors import UserError
-from ctxrec.spec import DatasetSpec
+from ctxrec import cleaning, histories, reading, shards, splits
+from ctxrec.core import schema, storage
+from ctxrec.core.dataset_spec import DatasetSpec
+from ctxrec.core.errors import UserError
 
 TASK_ROWS = 1 << 20  # rows of the log that one task of the first pass reads, about
 

@@ -16,9 +16,10 @@ import torch.distributed as dist
 from ray.experimental import tqdm_ray
 from safetensors.torch import save as save_tensors
 
-from ctxrec import checkpoint, engine, faults, storage
+from ctxrec import checkpoint, engine, faults
+from ctxrec.core import storage
+from ctxrec.core.errors import UserError
 from ctxrec.encoder import plan_encoding
-from ctxrec.errors import UserError
 from ctxrec.export import Chosen
 from ctxrec.job import Setup, encode_table
 from ctxrec.meter import Meter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ctxrec import cli
+from ctxrec.core import cli
 from ctxrec.plan_memory import Encoder
 from ctxrec.planning import Hardware, Work, plan, report
 

@@ -11,8 +11,8 @@ import json
 import os
 from dataclasses import dataclass
 
-from ctxrec import storage
-from ctxrec.errors import UserError
+from ctxrec.core import storage
+from ctxrec.core.errors import UserError
 
 TUNES = ("freeze", "ia3", "lora", "dora", "top", "full")
 FP32, BF16 = 4, 2

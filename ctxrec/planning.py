@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ctxrec.config import Config
-from ctxrec.errors import UserError
+from ctxrec.core.config import Config
+from ctxrec.core.errors import UserError
 from ctxrec.model_inputs import MAX_ID_ROWS
 from ctxrec.plan_memory import RESERVE, TUNES, Encoder, Load, per_gpu, tower_weights
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ray
 
-from ctxrec import cli
+from ctxrec.core import cli
+from ctxrec.core.dataset_spec import load_spec
 from ctxrec.preparing import prepare, summary
-from ctxrec.spec import load_spec
 
 
 def main() -> None:

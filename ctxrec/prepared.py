@@ -1,4 +1,4 @@
-"""Read a prepared data folder (see `ctxrec.schema` for its layout)."""
+"""Read a prepared data folder (see `ctxrec.core.schema` for its layout)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ctxrec import schema, storage
-from ctxrec.errors import UserError
-from ctxrec.spec import DatasetSpec
+from ctxrec.core import schema, storage
+from ctxrec.core.dataset_spec import DatasetSpec
+from ctxrec.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import ctxrec
-from ctxrec import catalogue, cleaning, graph, histories, passes, reading, runtime, schema, shards, splits, storage
-from ctxrec.config import Config
-from ctxrec.errors import UserError
+from ctxrec import catalogue, cleaning, graph, histories, passes, reading, shards, splits
+from ctxrec.core import ray_cluster, schema, storage
+from ctxrec.core.config import Config
+from ctxrec.core.dataset_spec import DatasetSpec
+from ctxrec.core.errors import UserError
 from ctxrec.prepared import FeatureMeta, PreparedData
-from ctxrec.spec import DatasetSpec
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def prepare(spec: DatasetSpec, out: str, config: Config) -> PreparedData:
         storage.delete(storage.join(out, name))
     for name in (schema.HISTORIES, schema.REJECTS, TEMPORARY):
         storage.make_dir(storage.join(out, name))
-    runtime.connect()
+    ray_cluster.connect()
     try:
         meta = _run(source, out, config)
     finally:

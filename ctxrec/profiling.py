@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ctxrec import storage
+from ctxrec.core import storage
 from ctxrec.tracking import PHASES
 
 SECTIONS = ("data", "encode", "towers", "loss", "backward", "communication", "optimizer", "other")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 
-from ctxrec import cli, experiment, published
-from ctxrec.errors import UserError
+from ctxrec import experiment, published
+from ctxrec.core import cli
+from ctxrec.core.errors import UserError
 from ctxrec.retrieval import find_bundle
 
 

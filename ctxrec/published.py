@@ -12,9 +12,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from ctxrec import storage
 from ctxrec.bundle import MANIFEST, check_bundle
-from ctxrec.errors import UserError
+from ctxrec.core import storage
+from ctxrec.core.errors import UserError
 
 CURRENT, VERSIONS = "current.json", "versions"
 _REMEMBERED = 20  # earlier versions that can be gone back to

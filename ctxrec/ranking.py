@@ -14,11 +14,11 @@ import ray.data
 import torch
 from tqdm import tqdm
 
-from ctxrec import schema, storage
 from ctxrec.before_validation import recommender_before_validation
-from ctxrec.config import Config, DiversityConfig
 from ctxrec.contenders import SPLITS
-from ctxrec.errors import UserError
+from ctxrec.core import schema, storage
+from ctxrec.core.config import Config, DiversityConfig
+from ctxrec.core.errors import UserError
 from ctxrec.events import Requests, histories_from_table, split_requests, time_codes
 from ctxrec.loading import load_recommender
 from ctxrec.metrics import top_k

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ctxrec import cli, storage
 from ctxrec.bundle import CONFIG
-from ctxrec.config import load_config
+from ctxrec.core import cli, storage
+from ctxrec.core.config import load_config
 from ctxrec.recommending import recommend
 from ctxrec.retrieval import find_bundle
 

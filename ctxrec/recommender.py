@@ -16,13 +16,14 @@ import pyarrow as pa
 import scipy.sparse as sp
 import torch
 
-from ctxrec import schema
 from ctxrec.backbones.base import InBf16
 from ctxrec.batching import Batcher
 from ctxrec.blend import Blend
-from ctxrec.config import Config
 from ctxrec.context_reader import ContextReader
-from ctxrec.errors import UserError
+from ctxrec.core import schema
+from ctxrec.core.config import Config
+from ctxrec.core.dataset_spec import DatasetSpec
+from ctxrec.core.errors import UserError
 from ctxrec.events import (
     EARLIEST_S,
     LATEST_S,
@@ -38,7 +39,6 @@ from ctxrec.history_cache import HistoryCache, Value, history_keys
 from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, TextTable
 from ctxrec.prepared import FeatureMeta
-from ctxrec.spec import DatasetSpec
 
 BATCH_SIZE = 256
 

@@ -19,18 +19,18 @@ import ray.data
 from tqdm import tqdm
 
 from ctxrec import bundle as files
-from ctxrec import runtime, storage
 from ctxrec.bundle import check_bundle
 from ctxrec.cleaning import one_array, to_text
-from ctxrec.config import Config, DiversityConfig, IndexConfig, load_config
-from ctxrec.errors import UserError
+from ctxrec.core import ray_cluster, storage
+from ctxrec.core.config import Config, DiversityConfig, IndexConfig, load_config
+from ctxrec.core.dataset_spec import ContextSpec, DatasetSpec
+from ctxrec.core.errors import UserError
 from ctxrec.events import EARLIEST_S, LATEST_S
 from ctxrec.loading import load_recommender
 from ctxrec.recommender import RawEvent, RawRequest
 from ctxrec.reranker import check_reranker
 from ctxrec.retrieval import Retriever, find_bundle, find_reranker, load_retriever
 from ctxrec.rules import Rules, rules_of
-from ctxrec.spec import ContextSpec, DatasetSpec
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     if num_rows == 0:
         _write(out, schema, (), num_rows=0)
         return 0
-    runtime.connect()
+    ray_cluster.connect()
     fs, _ = storage.filesystem(inputs[0])
     paths = [storage.filesystem(file)[1] for file in inputs]
     num_cpus = ray.cluster_resources().get("CPU", 1)

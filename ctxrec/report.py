@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ctxrec import report_findings, spec
-from ctxrec.config import Config
+from ctxrec import report_findings
+from ctxrec.core import dataset_spec
+from ctxrec.core.config import Config
 from ctxrec.prepared import PreparedData
 from ctxrec.report_html import details, e, name, page, paragraph, percent, section, table
 from ctxrec.report_training import training
@@ -46,7 +47,7 @@ class Facts:
         )
 
 
-def _describe_split(split: spec.SplitSpec) -> str:
+def _describe_split(split: dataset_spec.SplitSpec) -> str:
     if split.strategy == "last":
         cut = "the last event of each user is the test event, the one before it the validation event"
     else:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ctxrec import cli, storage
-from ctxrec.config import load_config
+from ctxrec.core import cli, storage
+from ctxrec.core.config import load_config
 
 
 def main() -> None:

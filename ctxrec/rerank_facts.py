@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from ctxrec.core.stopwatch import Stopwatch
 from ctxrec.events import histories_from_table, split_requests
 from ctxrec.prepared import PreparedData
 from ctxrec.ranking import RankingPlan
 from ctxrec.reranker import load_reranker
 from ctxrec.retrieval import Retriever, load_retriever
 from ctxrec.summary import MODEL, SLICE_K, Metrics, verdict
-from ctxrec.timing import Stopwatch
 
 RERANK = "rerank"  # its key in metrics.json
 _TIMED, _WARM_UP = 20, 3  # requests, asked one by one

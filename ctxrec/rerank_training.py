@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from ctxrec import storage
 from ctxrec.before_validation import recommender_before_validation
-from ctxrec.config import Config, EncoderConfig
+from ctxrec.core import storage
+from ctxrec.core.config import Config, EncoderConfig
+from ctxrec.core.errors import UserError
 from ctxrec.encoder import TextEncoder, Tokens, resolve_encoder
-from ctxrec.errors import UserError
 from ctxrec.metrics import bootstrap_means, percentile_interval, request_metrics
 from ctxrec.prepared import FeatureMeta, PreparedData
 from ctxrec.rerank_candidates import Examples, find_candidates

@@ -25,10 +25,10 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
-from ctxrec import schema, storage
-from ctxrec.config import EncoderConfig
+from ctxrec.core import schema, storage
+from ctxrec.core.config import EncoderConfig
+from ctxrec.core.errors import UserError
 from ctxrec.encoder import TextEncoder, Tokens, encode_share, plan_encoding
-from ctxrec.errors import UserError
 from ctxrec.events import Requests
 from ctxrec.metrics import top_k
 from ctxrec.prepared import FeatureMeta

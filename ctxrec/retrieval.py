@@ -16,10 +16,11 @@ import numpy as np
 import scipy.sparse as sp
 
 from ctxrec import bundle as files
-from ctxrec import storage
 from ctxrec.arranging import Arranger, Found
-from ctxrec.config import DiversityConfig, IndexConfig
-from ctxrec.errors import UserError
+from ctxrec.core import storage
+from ctxrec.core.config import DiversityConfig, IndexConfig
+from ctxrec.core.errors import UserError
+from ctxrec.core.stopwatch import Stopwatch
 from ctxrec.events import Requests
 from ctxrec.exact_search import NO_ITEM, Allowed, Excluded, exact_search, top_positions
 from ctxrec.filters import ColumnRule, ItemFilter
@@ -32,7 +33,6 @@ from ctxrec.published import is_models, read_published, version_folder
 from ctxrec.recommender import Recommender
 from ctxrec.reranker import FOLDER, Reranker, load_reranker, titles_of
 from ctxrec.rules import Rules
-from ctxrec.timing import Stopwatch
 
 BUNDLE = "bundle"  # the bundle's folder in a run
 

@@ -26,12 +26,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctxrec import storage
-from ctxrec.config import DiversityConfig
-from ctxrec.errors import UserError
+from ctxrec.core import storage
+from ctxrec.core.config import DiversityConfig
+from ctxrec.core.errors import UserError
+from ctxrec.core.toml import build_dataclass, read_toml
 from ctxrec.events import US
 from ctxrec.filters import ColumnRule
-from ctxrec.typed_toml import build_dataclass, read_toml
 
 _KEPT = 64  # sets of rules in force at the same time whose masks are kept
 

@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ctxrec import cleaning, reading, schema, storage
+from ctxrec import cleaning, reading
 from ctxrec.cleaning import Coded
-from ctxrec.errors import UserError
-from ctxrec.spec import DatasetSpec, EventsSpec
+from ctxrec.core import schema, storage
+from ctxrec.core.dataset_spec import DatasetSpec, EventsSpec
+from ctxrec.core.errors import UserError
 
 SHARD_ROWS = 1 << 20
 SHARD_BYTES = 256 << 20

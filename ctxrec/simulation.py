@@ -31,8 +31,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import safetensors.numpy
 
-from ctxrec import storage
-from ctxrec.errors import UserError
+from ctxrec.core import storage
+from ctxrec.core.errors import UserError
 from ctxrec.events import US
 from ctxrec.vocabulary import ADJECTIVES, BRANDS, CATEGORIES
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctxrec.schema import TEST, TRAIN, VALID
-from ctxrec.spec import SplitSpec
+from ctxrec.core.dataset_spec import SplitSpec
+from ctxrec.core.schema import TEST, TRAIN, VALID
 
 NEVER = np.iinfo(np.int64).max  # a cut that no event reaches
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from ctxrec import schema
 from ctxrec.batching import Batch, Batcher, Windows, make_windows
+from ctxrec.core import schema
 from ctxrec.events import Histories, histories_from_table
 from ctxrec.prepared import PreparedData
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ctxrec.config import EncoderConfig
+from ctxrec.core.config import EncoderConfig
 from ctxrec.encoder import TextEncoder, encode_share, plan_encoding, tokenise
 from ctxrec.model_inputs import TextTable
 

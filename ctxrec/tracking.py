@@ -9,9 +9,9 @@ import secrets
 import tempfile
 from typing import Any
 
-from ctxrec import storage
-from ctxrec.config import TrainConfig
-from ctxrec.errors import UserError
+from ctxrec.core import storage
+from ctxrec.core.config import TrainConfig
+from ctxrec.core.errors import UserError
 
 LOG = "train_log.jsonl"
 _IDS = "checkpoints/trackers.json"  # of this training in W&B and MLflow, where a killed one goes on under its own

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from ctxrec.arranging import content_vectors
-from ctxrec.config import DiversityConfig
+from ctxrec.core.config import DiversityConfig
+from ctxrec.core.errors import UserError
 from ctxrec.diversity import mean_distance, mean_set_distance
-from ctxrec.errors import UserError
 from ctxrec.item_facts import Values
 from ctxrec.metrics import bootstrap_means, list_metrics, percentile_interval, request_metrics
 from ctxrec.recommender import Recommender

@@ -19,12 +19,13 @@ import ray.train.torch
 import torch
 from ray.train import UserCallback
 
-from ctxrec import bundle, checkpoint, engine, faults, runtime, storage
+from ctxrec import bundle, checkpoint, engine, faults
 from ctxrec.backbones import check_backbone
 from ctxrec.collectives import ProcessGroupConfig
-from ctxrec.config import BACKBONES, Config, load_config, to_toml
+from ctxrec.core import ray_cluster, storage
+from ctxrec.core.config import BACKBONES, Config, load_config, to_toml
+from ctxrec.core.errors import Failed, Stopped, UserError
 from ctxrec.encoder import check_max_tokens, resolve_encoder
-from ctxrec.errors import Failed, Stopped, UserError
 from ctxrec.job import CHECKPOINTS
 from ctxrec.prepared import PreparedData
 from ctxrec.profiling import summarise
@@ -85,12 +86,12 @@ def train(
     storage.write_text(storage.join(out, CONFIG), to_toml(config))
     for note in data.meta.get("notes", []):
         logger.info("%s", note)
-    runtime.connect()
+    ray_cluster.connect()
     begin = time.monotonic() - _logged_seconds(out)
     checkpoints = storage.join(out, CHECKPOINTS)
     faults.clear(checkpoints)
     checkpoint.tidy(checkpoints, config.train.keep_checkpoints)
-    with faults.stop_on_sigterm(checkpoints), runtime.train_knows_its_cluster():
+    with faults.stop_on_sigterm(checkpoints), ray_cluster.train_knows_its_cluster():
         try:
             job = {"config": config.to_dict(), "data": data_path, "run": out, "start": start, "profile": profile}
             _trainer(job, config, callbacks).fit()

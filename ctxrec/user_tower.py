@@ -12,11 +12,11 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ctxrec import schema
 from ctxrec.backbones import make_backbone
 from ctxrec.backbones.base import LayerNorm, states_at
 from ctxrec.batching import Batch
-from ctxrec.config import ModelConfig
+from ctxrec.core import schema
+from ctxrec.core.config import ModelConfig
 from ctxrec.embeddings import CategoryEmbedding, feature_name, module_name, small_init
 from ctxrec.features import NUM_GAP_BUCKETS, TEXT_BUCKETS
 from ctxrec.prepared import FeatureMeta

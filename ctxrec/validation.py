@@ -6,8 +6,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ctxrec import schema
 from ctxrec.batching import Batcher
+from ctxrec.core import schema
 from ctxrec.events import Requests, concat_requests, histories_from_table, split_requests
 from ctxrec.metrics import request_metrics, top_k
 from ctxrec.model_inputs import ItemTensors, TextTable

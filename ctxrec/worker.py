@@ -17,11 +17,12 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load as load_tensors
 
-from ctxrec import checkpoint, faults, profiling, schema, storage
+from ctxrec import checkpoint, faults, profiling
 from ctxrec.baselines import training_events
-from ctxrec.config import Config
+from ctxrec.core import schema, storage
+from ctxrec.core.config import Config
+from ctxrec.core.errors import UserError
 from ctxrec.encoder import TextEncoder
-from ctxrec.errors import UserError
 from ctxrec.export import Chosen, calibrate, export, tuned_encoder, tuned_text
 from ctxrec.job import BEFORE, CHECKPOINTS, Setup, choices, set_up
 from ctxrec.model import Towers

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ctxrec.errors import UserError
+from ctxrec.core.errors import UserError
 from ctxrec.events import US
 from ctxrec.experiment import CONTROL, Arm, Experiment
 from ctxrec.exposures import Exposure, write_exposures

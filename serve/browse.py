@@ -17,7 +17,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from ctxrec import schema
+from ctxrec.core import schema
 from ctxrec.events import EARLIEST_S, LATEST_S, US, Events
 from ctxrec.recommender import Recommender
 from serve.api import MAX_ITEMS, CatalogueResponse, HistoryResponse, Id, ItemRows, UsersResponse

@@ -15,7 +15,7 @@ from fastapi import Query, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from ctxrec.errors import UserError
+from ctxrec.core.errors import UserError
 from ctxrec.history_store import StoreError
 from ctxrec.live_items import BadRow, NoEncoder
 from serve import browse, edge

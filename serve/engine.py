@@ -13,17 +13,17 @@ import faiss
 import numpy as np
 import torch
 
-from ctxrec import storage
 from ctxrec.bundle import CONFIG
-from ctxrec.config import Config, load_config
-from ctxrec.errors import UserError
+from ctxrec.core import storage
+from ctxrec.core.config import Config, load_config
+from ctxrec.core.errors import UserError
+from ctxrec.core.stopwatch import Stopwatch
 from ctxrec.events import US, Events
 from ctxrec.explain import Why, explain
 from ctxrec.filters import ColumnRule
 from ctxrec.history_store import HistoryStore, LoggedEvent, StoreError
 from ctxrec.recommender import RawEvent, RawRequest
 from ctxrec.retrieval import Retriever, find_bundle, load_retriever
-from ctxrec.timing import Stopwatch
 from serve.api import Context, RecommendRequest
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from ctxrec.errors import UserError
+from ctxrec.core.errors import UserError
 from serve.api import MAX_BODY_BYTES, ErrorResponse
 from serve.edge import Edge, path_within
 

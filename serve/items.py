@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ctxrec.errors import UserError
+from ctxrec.core.errors import UserError
 from ctxrec.history_store import HistoryStore, ItemChange, StoreError
 from ctxrec.live_items import ItemEncoder, fitting, rows_to_table
 from ctxrec.retrieval import Retriever

@@ -9,12 +9,12 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from ctxrec.errors import UserError
+from ctxrec.core.dataset_spec import DatasetSpec
+from ctxrec.core.errors import UserError
 from ctxrec.event_files import write_event_files
 from ctxrec.events import US
 from ctxrec.history_store import HistoryStore, LoggedEvent, StoreError
 from ctxrec.item_files import write_item_file
-from ctxrec.spec import DatasetSpec
 from serve.api import EventsRequest
 from serve.items import Every
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from starlette.exceptions import HTTPException
 
-from ctxrec.errors import UserError
+from ctxrec.core.errors import UserError
 
 ENVIRONMENT, FILE = "CTXREC_API_KEYS", "CTXREC_API_KEYS_FILE"
 READ, WRITE, ADMIN = "read", "write", "admin"

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ctxrec import storage
+from ctxrec.core import storage
 from ctxrec.published import is_models
 from ctxrec.retrieval import BUNDLE
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from ctxrec.errors import UserError
+from ctxrec.core.errors import UserError
 from ctxrec.experiment import Experiment, read_experiment
 from ctxrec.history_store import LoggedEvent, StoreError, open_store
 from ctxrec.live_items import ItemEncoder, NoEncoder

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 
-from ctxrec import storage
 from ctxrec.arranging import Arranger
-from ctxrec.errors import UserError
+from ctxrec.core import storage
+from ctxrec.core.errors import UserError
 from ctxrec.rules import Rules, load_rules
 
 logger = logging.getLogger(__name__)

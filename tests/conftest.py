@@ -50,9 +50,9 @@ def ray_cluster():
     """A local Ray cluster of two CPUs for the whole test session."""
     import ray
 
-    from ctxrec import runtime
+    from ctxrec.core import ray_cluster
 
-    runtime.connect()
+    ray_cluster.connect()
     yield
     ray.shutdown()
 
@@ -174,9 +174,9 @@ def tiny_spec(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def tiny_data(ray_cluster, tiny_spec, tmp_path_factory) -> str:
     """The tiny data set, prepared."""
-    from ctxrec.config import Config
+    from ctxrec.core.config import Config
+    from ctxrec.core.dataset_spec import load_spec
     from ctxrec.preparing import prepare
-    from ctxrec.spec import load_spec
 
     out = str(tmp_path_factory.mktemp("data") / "tiny")
     prepare(load_spec(tiny_spec), out, Config())
@@ -186,7 +186,7 @@ def tiny_data(ray_cluster, tiny_spec, tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def tiny_config(tiny_encoder):
     """Options of a small training on two workers."""
-    from ctxrec.config import load_config
+    from ctxrec.core.config import load_config
 
     return load_config(
         None,
@@ -224,7 +224,7 @@ class World:
     table: pa.Table  # the item table that the catalogue comes from
 
     def config(self, *overrides: str):
-        from ctxrec.config import load_config
+        from ctxrec.core.config import load_config
 
         return load_config(None, ["model.dim=8", "model.history=6", *overrides])
 
@@ -274,11 +274,11 @@ def _make_world(
 ):
     import numpy as np
 
-    from ctxrec import schema
+    from ctxrec.core import schema
+    from ctxrec.core.dataset_spec import DatasetSpec
     from ctxrec.events import US, Context, Events, Histories, Users, time_codes
     from ctxrec.features import item_features
     from ctxrec.prepared import FeatureMeta
-    from ctxrec.spec import DatasetSpec
 
     rng = np.random.default_rng(seed)
     scale = {"mean": 0.3, "std": 0.5}
@@ -409,8 +409,8 @@ def make_variant():
         """Returns the new model version."""
         from safetensors.numpy import load_file, save_file
 
-        from ctxrec import storage
         from ctxrec.bundle import BLEND, MANIFEST
+        from ctxrec.core import storage
 
         shutil.copytree(bundle, out)
         arrays = load_file(out / BLEND)

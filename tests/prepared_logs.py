@@ -7,11 +7,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ctxrec import preparing, schema
-from ctxrec.config import load_config
+from ctxrec import preparing
+from ctxrec.core import schema
+from ctxrec.core.config import load_config
+from ctxrec.core.dataset_spec import load_spec
 from ctxrec.prepared import PreparedData
 from ctxrec.preparing import prepare
-from ctxrec.spec import load_spec
 
 START = 1_600_000_000
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ctxrec.ablations import CHANGES, NAMES, SASREC_OPTIONS, ablated, parse_names
-from ctxrec.config import Config, load_config
-from ctxrec.errors import UserError
+from ctxrec.core.config import Config, load_config
+from ctxrec.core.errors import UserError
 
 
 def changed_options(before: Config, after: Config) -> set[str]:

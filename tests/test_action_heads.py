@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from ctxrec.batching import Batch, Batcher, make_windows
-from ctxrec.config import TrainConfig
+from ctxrec.core.config import TrainConfig
 from ctxrec.events import Requests
 from ctxrec.loading import load_recommender
 from ctxrec.model import Towers

@@ -6,9 +6,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from ctxrec.core.dataset_spec import load_spec
+from ctxrec.core.errors import UserError
 from ctxrec.datasets.amazon_industrial import write_amazon_industrial
-from ctxrec.errors import UserError
-from ctxrec.spec import load_spec
 
 EVENTS = pd.DataFrame({"user_id": ["A1", "A1", "A2"], "item_id": ["10", "7", "10"], "timestamp": [0, 1, 0]})
 ITEMS = pd.DataFrame(

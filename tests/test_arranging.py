@@ -10,10 +10,10 @@ import pytest
 import scipy.sparse as sp
 from tolerance import assert_same_scores
 
-from ctxrec import schema
 from ctxrec.arranging import content_vectors
-from ctxrec.config import DiversityConfig, IndexConfig
-from ctxrec.errors import UserError
+from ctxrec.core import schema
+from ctxrec.core.config import DiversityConfig, IndexConfig
+from ctxrec.core.errors import UserError
 from ctxrec.index_building import build_index
 from ctxrec.live_items import EncodedItems
 from ctxrec.recommender import RawRequest

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ctxrec import benchmark_report, benchmark_results
-from ctxrec.errors import UserError
-from ctxrec.spec import load_spec
+from ctxrec.core.dataset_spec import load_spec
+from ctxrec.core.errors import UserError
 from ctxrec.suite import find_source, load_suite, overridden_spec, spec_toml
 
 ROOT = Path(__file__).resolve().parents[1]

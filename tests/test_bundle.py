@@ -15,11 +15,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from ctxrec import bundle, schema, storage
+from ctxrec import bundle
 from ctxrec.bundle import check_bundle, load_encoder, save_encoder, write_bundle
-from ctxrec.config import EncoderConfig, load_config
+from ctxrec.core import schema, storage
+from ctxrec.core.config import EncoderConfig, load_config
+from ctxrec.core.errors import UserError
 from ctxrec.encoder import TextEncoder, tokenise
-from ctxrec.errors import UserError
 from ctxrec.features import item_features
 from ctxrec.loading import load_recommender, reload_item_vectors
 from ctxrec.model import Towers

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ctxrec import cli
-from ctxrec.errors import UserError
+from ctxrec.core import cli
+from ctxrec.core.errors import UserError
 
 REPO = Path(__file__).resolve().parent.parent
 

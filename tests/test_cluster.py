@@ -164,7 +164,7 @@ def test_each_entry_point_exists_and_knows_its_options(name, command):
 
 
 def test_jobs_take_options_that_the_configuration_has():
-    from ctxrec.config import load_config
+    from ctxrec.core.config import load_config
 
     sets = [b for command in commands().values() for a, b in zip(command, command[1:], strict=False) if a == "--set"]
     assert sets and load_config(None, sets)
@@ -281,7 +281,7 @@ def test_render_check_tells_a_stale_file(tmp_path, monkeypatch, capsys):
 def test_the_password_of_redis_comes_from_the_environment(redis_server, monkeypatch):
     import redis
 
-    from ctxrec.errors import UserError
+    from ctxrec.core.errors import UserError
     from ctxrec.history_store import open_store
 
     server = redis_server()

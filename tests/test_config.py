@@ -7,8 +7,8 @@ import tomllib
 
 import pytest
 
-from ctxrec.config import Config, EncoderConfig, load_config, to_toml
-from ctxrec.errors import UserError
+from ctxrec.core.config import Config, EncoderConfig, load_config, to_toml
+from ctxrec.core.errors import UserError
 
 
 def test_no_file_gives_the_defaults():

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctxrec import schema
 from ctxrec.baselines import Baseline, gather_statistics, training_events, users_of_both
-from ctxrec.config import Config, EvaluateConfig, load_config
 from ctxrec.contenders import ENSEMBLE, TEXT, Contenders, fit_contenders
-from ctxrec.errors import UserError
+from ctxrec.core import schema
+from ctxrec.core.config import Config, EvaluateConfig, load_config
+from ctxrec.core.errors import UserError
 from ctxrec.events import concat_requests, histories_from_table, split_requests
 from ctxrec.item_models import ALS, EASE
 from ctxrec.metrics import request_metrics, top_k
@@ -118,8 +118,8 @@ def test_without_an_encoder_the_ensemble_has_no_text(tiny_data, config):
 def test_movielens_100k_agrees_with_figures_of_other_code(ray_cluster, tmp_path):
     """NDCG@10 under `last`, measured with other implementations; EASE with 50 and 500, ALS with 64 factors."""
     from ctxrec import datasets
+    from ctxrec.core.dataset_spec import SplitSpec, load_spec
     from ctxrec.preparing import prepare
-    from ctxrec.spec import SplitSpec, load_spec
 
     try:
         datasets.write_movielens_100k(str(tmp_path / "raw"))

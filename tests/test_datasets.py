@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ctxrec import datasets
+from ctxrec.core.dataset_spec import load_spec
+from ctxrec.core.errors import UserError
 from ctxrec.datasets import movielens_100k
-from ctxrec.errors import UserError
-from ctxrec.spec import load_spec
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ctxrec.core.errors import UserError
 from ctxrec.datasets import common
-from ctxrec.errors import UserError
 
 COLUMNS: dict[str, common.Kind] = {"id": "text", "amount": "number", "count": "whole", "at": "time"}
 CSV = b"id,extra,amount,count,at\n007,x,1.5,3,2011-01-02 03:04\nNA,x,,4,2011-01-03 00:00\n,x,2,,\n"

@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from ctxrec.core.dataset_spec import load_spec
 from ctxrec.datasets import DATASETS
-from ctxrec.spec import load_spec
 
 COPIES = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModel, AutoTokenizer
 
-from ctxrec.config import EncoderConfig
+from ctxrec.core.config import EncoderConfig
+from ctxrec.core.errors import UserError
 from ctxrec.encoder import TextEncoder, Tokens, check_max_tokens, encode_share, plan_encoding, resolve_encoder, tokenise
-from ctxrec.errors import UserError
 from ctxrec.network import gather_encoded
 from ctxrec.texts import encode_catalogue
 

@@ -11,10 +11,10 @@ import transformers
 from transformers import AutoModel
 
 from ctxrec import encoder_cache, lower_layers
-from ctxrec.config import EncoderConfig
+from ctxrec.core.config import EncoderConfig
+from ctxrec.core.errors import UserError
 from ctxrec.encoder import TextEncoder, encode_share, plan_encoding, tokenise
 from ctxrec.encoder_cache import Place, vector_store, with_states
-from ctxrec.errors import UserError
 from ctxrec.row_store import RowStore, digest
 
 TEXTS = ["red shoe", "a", "small soft green coat with a large hat", "", "blue lamp", "red shoe"]

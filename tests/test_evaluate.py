@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ctxrec import schema
-from ctxrec.config import Config, DiversityConfig, EvaluateConfig
-from ctxrec.errors import UserError
+from ctxrec.core import schema
+from ctxrec.core.config import Config, DiversityConfig, EvaluateConfig
+from ctxrec.core.errors import UserError
 from ctxrec.events import concat_requests, histories_from_table, split_requests
 from ctxrec.loading import load_recommender
 from ctxrec.metrics import request_metrics, top_k

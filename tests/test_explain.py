@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from ctxrec.core.schema import FIRST_CODE
 from ctxrec.explain import HISTORY_ITEMS, explain
 from ctxrec.recommender import RawEvent, RawRequest
-from ctxrec.schema import FIRST_CODE
 
 NOW = 1_700_000_000
 HISTORY = [RawEvent(f"i{n % 13}", timestamp=NOW - 1000 + n, context={"device": "tv"}) for n in range(14)]

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ctxrec import schema
+from ctxrec.core import schema
 from ctxrec.features import (
     MAX_VALUES,
     MAX_WORDS,

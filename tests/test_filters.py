@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ctxrec import schema
-from ctxrec.errors import UserError
+from ctxrec.core import schema
+from ctxrec.core.dataset_spec import ItemsSpec
+from ctxrec.core.errors import UserError
 from ctxrec.filters import ColumnRule, ItemFilter
-from ctxrec.spec import ItemsSpec
 
 KINDS = [["a", "b"], ["b"], [], None, ["c"], ["a"]]
 PRICES = [1.0, 19.99, None, 3.0, 0.0, -2.5]

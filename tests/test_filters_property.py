@@ -10,9 +10,9 @@ pytest.importorskip("hypothesis", reason="hypothesis is not installed (pip insta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctxrec import schema
+from ctxrec.core import schema
+from ctxrec.core.dataset_spec import ItemsSpec
 from ctxrec.filters import ColumnRule, ItemFilter
-from ctxrec.spec import ItemsSpec
 
 VALUES = st.sampled_from(["a", "b", "c", "", "A", "a,b", "\u00e9"])
 NUMBERS = st.none() | st.floats(-4, 4, width=32) | st.sampled_from([0.0, -0.0, 1.0, 3.4e38])

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ctxrec.errors import UserError
+from ctxrec.core.dataset_spec import ContextSpec, EventsSpec
+from ctxrec.core.errors import UserError
 from ctxrec.event_files import events_table, write_event_files
 from ctxrec.history_store import KEPT_EVENTS, LoggedEvent, StoreError, open_store
-from ctxrec.spec import ContextSpec, EventsSpec
 
 T = 1_700_000_000_000_000
 SPEC = EventsSpec(

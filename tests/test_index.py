@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from ctxrec.config import IndexConfig
-from ctxrec.errors import UserError
+from ctxrec.core.config import IndexConfig
+from ctxrec.core.errors import UserError
 from ctxrec.exact_search import NO_ITEM, ByColumn, best_columns, exact_search, top_positions
 from ctxrec.index import Index, load_index
 from ctxrec.index_building import build_index, choose_kind
@@ -236,7 +236,7 @@ def test_a_loaded_index_takes_no_memory_of_its_own(tmp_path):
     rows = np.random.default_rng(0).normal(size=(200_000, 128)).astype(np.float32)
     build_index(rows, config("flat")).save(path)
     code = (
-        "import psutil; from ctxrec.config import IndexConfig; from ctxrec.index import load_index; me = psutil.Process();"
+        "import psutil; from ctxrec.core.config import IndexConfig; from ctxrec.index import load_index; me = psutil.Process();"
         f"before = me.memory_info().rss; index = load_index({path!r}, IndexConfig(use_gpu='no'));"
         "assert index.num_items == 200_000; print(me.memory_info().rss - before)"
     )

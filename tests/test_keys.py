@@ -7,7 +7,7 @@ import hashlib
 import pytest
 from starlette.exceptions import HTTPException
 
-from ctxrec.errors import UserError
+from ctxrec.core.errors import UserError
 from serve.keys import READ, WRITE, Keys, keys_from_environment, parse_keys
 
 

@@ -14,16 +14,16 @@ import torch
 from PIL import Image
 
 from ctxrec import bundle as files
-from ctxrec.config import Config, load_config
+from ctxrec.core.config import Config, load_config
+from ctxrec.core.dataset_spec import load_spec
+from ctxrec.core.errors import UserError
 from ctxrec.encoder_cache import Place
-from ctxrec.errors import UserError
 from ctxrec.live_items import ItemEncoder, rows_to_table
 from ctxrec.loading import load_recommender
 from ctxrec.media import MediaEncoder, Unreadable, media_tables
 from ctxrec.prepared import PreparedData
 from ctxrec.preparing import prepare
 from ctxrec.recommender import RawEvent, RawRequest
-from ctxrec.spec import load_spec
 from ctxrec.training import train
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 40, 230)}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ctxrec import charts, metrics, summary
-from ctxrec.errors import UserError
+from ctxrec.core.errors import UserError
 
 
 def naive_top_k(scores: np.ndarray, k: int, excluded: list[np.ndarray]) -> list[list[int]]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ctxrec.batching import Batch, make_windows
-from ctxrec.config import TrainConfig
+from ctxrec.core.config import TrainConfig
 from ctxrec.embeddings import feature_name, module_name
 from ctxrec.encoder import TextEncoder, plan_encoding, tokenise
 from ctxrec.model import Towers

@@ -6,10 +6,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from ctxrec.core.dataset_spec import load_spec
+from ctxrec.core.errors import UserError
 from ctxrec.datasets import movielens_small, source_name
 from ctxrec.datasets.movielens_small import write_movielens_small
-from ctxrec.errors import UserError
-from ctxrec.spec import load_spec
 
 RATINGS = "userId,movieId,rating,timestamp\n2,50,4.0,1445714835\n1,1,3.5,964982703\n1,50,0.5,964981247\n"
 MOVIES = """movieId,title,genres

@@ -6,10 +6,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from ctxrec.core.dataset_spec import load_spec
+from ctxrec.core.errors import UserError
 from ctxrec.datasets import online_retail, source_name
 from ctxrec.datasets.online_retail import write_online_retail, write_online_retail_repeats
-from ctxrec.errors import UserError
-from ctxrec.spec import load_spec
 
 UK = "United Kingdom"
 COLUMNS = ["InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID", "Country"]

@@ -14,9 +14,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from ctxrec.config import EncoderConfig, load_config
+from ctxrec.core.config import EncoderConfig, load_config
+from ctxrec.core.errors import UserError
 from ctxrec.encoder import TextEncoder, Tokens, attach, plan_encoding
-from ctxrec.errors import UserError
 from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.network import Network

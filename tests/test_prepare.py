@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from prepared_logs import LAST, LOG, START, histories, items_of, only_temporary_gone, rejected, run, write_csv
 
-from ctxrec import passes, schema
-from ctxrec.errors import UserError
+from ctxrec import passes
+from ctxrec.core import schema
+from ctxrec.core.errors import UserError
 from ctxrec.prepared import PreparedData
 from ctxrec.preparing import summary
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ctxrec import experiment
-from ctxrec.errors import UserError
+from ctxrec.core.errors import UserError
 from ctxrec.experiment import Arm
 from ctxrec.publish import main
 from ctxrec.published import Published, publish, read_published, roll_back

@@ -6,7 +6,7 @@ import pytest
 
 from ctxrec import reading
 from ctxrec.cleaning import to_text
-from ctxrec.errors import UserError
+from ctxrec.core.errors import UserError
 
 
 def read(path, columns):

@@ -10,15 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ctxrec import cli
-from ctxrec.config import Config, DiversityConfig, EvaluateConfig
-from ctxrec.errors import UserError
+from ctxrec.core import cli
+from ctxrec.core.config import Config, DiversityConfig, EvaluateConfig
+from ctxrec.core.dataset_spec import ContextSpec
+from ctxrec.core.errors import UserError
 from ctxrec.recommend import main
 from ctxrec.recommender import RawEvent, RawRequest
 from ctxrec.recommending import raw_requests, recommend
 from ctxrec.retrieval import load_retriever
 from ctxrec.rules import load_rules
-from ctxrec.spec import ContextSpec
 
 NOW = 1_700_000_000
 

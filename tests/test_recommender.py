@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from ctxrec import recommender as module
-from ctxrec import schema
 from ctxrec.context_reader import ContextReader
-from ctxrec.errors import UserError
+from ctxrec.core import schema
+from ctxrec.core.errors import UserError
 from ctxrec.events import US, time_codes
 from ctxrec.features import gap_buckets
 from ctxrec.prepared import FeatureMeta

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ctxrec import charts
-from ctxrec.config import Config, to_toml
-from ctxrec.errors import UserError
+from ctxrec.core.config import Config, to_toml
+from ctxrec.core.errors import UserError
 from ctxrec.report import Example, Facts, Taken, render_report
 from ctxrec.report_training import _curves
 from ctxrec.summary import RankedLists, format_table, summarise

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from ctxrec.before_validation import recommender_before_validation
-from ctxrec.config import load_config
-from ctxrec.errors import UserError
+from ctxrec.core.config import load_config
+from ctxrec.core.errors import UserError
 from ctxrec.evaluation import open_data
 from ctxrec.loading import load_recommender
 from ctxrec.metrics import request_metrics, top_k

@@ -12,9 +12,9 @@ from tokenizers.processors import TemplateProcessing
 from tolerance import assert_same_scores
 from transformers import AutoTokenizer
 
-from ctxrec import schema, storage
-from ctxrec.config import load_config
-from ctxrec.errors import UserError
+from ctxrec.core import schema, storage
+from ctxrec.core.config import load_config
+from ctxrec.core.errors import UserError
 from ctxrec.events import split_requests
 from ctxrec.rerank_candidates import Examples, find_candidates
 from ctxrec.rerank_training import Trainer, make_reranker, summary

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ctxrec.config import IndexConfig
-from ctxrec.errors import UserError
+from ctxrec.core.config import IndexConfig
+from ctxrec.core.errors import UserError
 from ctxrec.index_building import build_index
 from ctxrec.recommender import RawEvent, RawRequest
 from ctxrec.retrieval import Retriever, find_bundle, load_retriever

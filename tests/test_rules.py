@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ctxrec.errors import UserError
+from ctxrec.core.errors import UserError
 from ctxrec.events import US
 from ctxrec.rules import Block, Boost, Pin, RuleBook, Rules, load_rules
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tolerance import assert_same_answers
 
-from ctxrec.errors import UserError
+from ctxrec.core.errors import UserError
 from ctxrec.experiment import Arm, Experiment
 from ctxrec.exposures import read_exposures
 from ctxrec.retrieval import Retriever

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ctxrec.errors import UserError
+from ctxrec.core.errors import UserError
 from serve.access_log import AccessLog, request_id
 from serve.keys import ADMIN, READ, WRITE, Keys, keys_from_environment
 from serve.limits import RateLimiter, address_of

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tolerance import assert_same_answers
 
-from ctxrec.errors import UserError
+from ctxrec.core.errors import UserError
 from ctxrec.history_store import LoggedEvent, open_store
 from ctxrec.live_items import ItemEncoder
 from ctxrec.retrieval import Retriever, find_bundle, load_retriever

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import pytest
 from prometheus_client import values
 
-from ctxrec import experiment, storage
-from ctxrec.errors import UserError
+from ctxrec import experiment
+from ctxrec.core import storage
+from ctxrec.core.errors import UserError
 from ctxrec.published import publish
 from ctxrec.retrieval import find_bundle
 from serve.api import RecommendRequest

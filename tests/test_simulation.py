@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ctxrec import schema
-from ctxrec.config import load_config
+from ctxrec.core import schema
+from ctxrec.core.config import load_config
+from ctxrec.core.errors import UserError
 from ctxrec.datasets import write_simulated
-from ctxrec.errors import UserError
 from ctxrec.events import US, Context, Events, Requests, Users, concat_requests, histories_from_table, split_requests
 from ctxrec.metrics import request_metrics, top_k
 from ctxrec.oracle import load_oracle, load_oracles, oracle_of_log
@@ -117,8 +117,8 @@ def test_the_order_of_the_log_and_the_launch(tmp_path):
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory, ray_cluster):
     """A simulated log, prepared."""
+    from ctxrec.core.dataset_spec import load_spec
     from ctxrec.preparing import prepare
-    from ctxrec.spec import load_spec
 
     folder = tmp_path_factory.mktemp("simulated")
     write_simulated(str(folder / "ds"), Simulation(users=1_500, items=400, events=36_000, context=1.0, cold=0.1))
@@ -175,8 +175,8 @@ def test_the_truth_must_be_that_of_the_data(simulated, tmp_path):
 def test_few_users_without_attributes_are_not_read_from_the_truth(tmp_path, ray_cluster, users, monkeypatch):
     """Without any event nothing is known of what is a user's own; events and items are gone through in parts."""
     from ctxrec import oracle
+    from ctxrec.core.dataset_spec import load_spec
     from ctxrec.preparing import prepare
-    from ctxrec.spec import load_spec
 
     write_simulated(str(tmp_path / "ds"), Simulation(users=users, items=50, events=100 * users, seed=2))
     spec = tmp_path / "ds/dataset.toml"
@@ -195,8 +195,8 @@ def test_few_users_without_attributes_are_not_read_from_the_truth(tmp_path, ray_
 
 
 def test_nothing_is_known_of_items_held_out(simulated, tmp_path):
+    from ctxrec.core.dataset_spec import load_spec
     from ctxrec.preparing import prepare
-    from ctxrec.spec import load_spec
     from ctxrec.splits import held_out_items
 
     folder, _ = simulated

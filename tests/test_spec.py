@@ -1,7 +1,7 @@
 import pytest
 
-from ctxrec.errors import UserError
-from ctxrec.spec import DatasetSpec, SplitSpec, load_spec
+from ctxrec.core.dataset_spec import DatasetSpec, SplitSpec, load_spec
+from ctxrec.core.errors import UserError
 
 FULL = """
 name = "my-shop"

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from ctxrec import splits
-from ctxrec.schema import TEST, TRAIN, VALID
-from ctxrec.spec import SplitSpec
+from ctxrec.core.dataset_spec import SplitSpec
+from ctxrec.core.schema import TEST, TRAIN, VALID
 
 
 @pytest.mark.parametrize(

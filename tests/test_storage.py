@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow.fs
 import pytest
 
-from ctxrec import storage
-from ctxrec.errors import UserError
+from ctxrec.core import storage
+from ctxrec.core.errors import UserError
 
 TREE = ["x.1.parquet", "xy1.parquet", "w.csv", "c/y.parquet", "c/d/z.parquet", "_tmp/t.parquet", "c/.hidden.parquet"]
 

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ctxrec import schema, stream
+from ctxrec import stream
 from ctxrec.batching import Batch
+from ctxrec.core import schema
 from ctxrec.prepared import PreparedData
 from ctxrec.stream import TrainStream
 

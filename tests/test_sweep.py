@@ -15,8 +15,8 @@ import pytest
 from trainings import command_env, read_log
 
 from ctxrec import engine
-from ctxrec.config import load_config
-from ctxrec.errors import UserError
+from ctxrec.core.config import load_config
+from ctxrec.core.errors import UserError
 from ctxrec.loading import load_recommender
 from ctxrec.prepared import PreparedData
 from tune.board import reason, table
@@ -264,7 +264,7 @@ def test_the_live_table_says_what_failed():
     assert "tower_lr=0.004" in lines[2] and "UserError: too high" in lines[3]
     assert (
         reason("Traceback\n  File\nctxrec.errors.UserError: no such option\n")
-        == "ctxrec.errors.UserError: no such option"
+        == "ctxrec.core.errors.UserError: no such option"
     )
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ctxrec.config import load_config
-from ctxrec.errors import UserError
+from ctxrec.core.config import load_config
+from ctxrec.core.errors import UserError
 from ctxrec.tracking import LOG, Tracker, check_trackers
 
 FIGURES = {

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from trainings import end_all, finish, free_ports, kill_command, same_to_the_digit, start, with_train
 
-from ctxrec import checkpoint, storage
+from ctxrec import checkpoint
+from ctxrec.core import storage
 from ctxrec.training import train
 
 

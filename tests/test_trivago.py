@@ -6,9 +6,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from ctxrec.core.dataset_spec import load_spec
+from ctxrec.core.errors import UserError
 from ctxrec.datasets.trivago import WEIGHTS, write_trivago
-from ctxrec.errors import UserError
-from ctxrec.spec import load_spec
 
 COLUMNS = ["user_id", "session_id", "timestamp", "step", "action_type", "reference", "platform", "city", "device"]
 COLUMNS += ["current_filters", "impressions", "prices"]

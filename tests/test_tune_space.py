@@ -8,9 +8,9 @@ import optuna
 import pytest
 from ray.tune.search import ConcurrencyLimiter, SearchGenerator
 
-from ctxrec import storage
-from ctxrec.config import Config, load_config
-from ctxrec.errors import UserError
+from ctxrec.core import storage
+from ctxrec.core.config import Config, load_config
+from ctxrec.core.errors import UserError
 from tune.budget import Budget, is_spent, open_account
 from tune.findings import importance, pareto_front
 from tune.options import load_sweep

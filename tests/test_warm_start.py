@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ctxrec.baselines import TrainingEvents
-from ctxrec.config import ModelConfig
+from ctxrec.core.config import ModelConfig
 from ctxrec.features import ItemFeatures
 from ctxrec.item_tower import ItemTower
 from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable

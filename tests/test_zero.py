@@ -21,9 +21,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from ctxrec import checkpoint, engine, schema, storage
+from ctxrec import checkpoint, engine
 from ctxrec.batching import Batcher
-from ctxrec.config import Config, load_config
+from ctxrec.core import schema, storage
+from ctxrec.core.config import Config, load_config
 from ctxrec.encoder import TextEncoder, tokenise
 from ctxrec.encoder_cache import Place, with_states
 from ctxrec.export import Chosen

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from ctxrec.config import to_toml
+from ctxrec.core.config import to_toml
 from ctxrec.tracking import PHASES
 
 REPO = Path(__file__).resolve().parent.parent

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray.tune
 
-from ctxrec import storage
+from ctxrec.core import storage
 
 _REDRAW_S, _REPRINT_S, _WRITE_S = 1.0, 60.0, 2.0
 _MOST_ROWS = 24

@@ -7,7 +7,7 @@ from typing import Any
 
 import ray.tune
 
-from ctxrec import storage
+from ctxrec.core import storage
 
 _WRITE_EVERY_S = 5.0
 

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ctxrec import schema, storage
-from ctxrec.errors import UserError
+from ctxrec.core import schema, storage
+from ctxrec.core.errors import UserError
 from ctxrec.prepared import PreparedData
 
 _PARTS = 1 << 20

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ctxrec import storage
-from ctxrec.config import Config, config_with
-from ctxrec.errors import UserError
-from ctxrec.typed_toml import build_dataclass, parse_value
+from ctxrec.core import storage
+from ctxrec.core.config import Config, config_with
+from ctxrec.core.errors import UserError
+from ctxrec.core.toml import build_dataclass, parse_value
 from tune.space import Parameter, default_space, parse_space, tunes_encoder
 
 METRIC = "valid_ndcg@10"

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ctxrec import storage
+from ctxrec.core import storage
 from ctxrec.tracking import read_train_log
 from ctxrec.training import MANIFEST
 from tune import report

@@ -1,4 +1,4 @@
-"""Search spaces over options: each parameter is one dotted key of `ctxrec.config.Config`.
+"""Search spaces over options: each parameter is one dotted key of `ctxrec.core.config.Config`.
 
 "train.tower_lr" = { low = 1e-3, high = 1e-2, log = true }   a number
 "model.layers"   = { low = 1, high = 4, step = 1 }           a whole number
@@ -15,8 +15,8 @@ from typing import Any
 import optuna.distributions as optuna_distributions
 import ray.tune
 
-from ctxrec.config import Config, EncoderConfig, IndexConfig, ModelConfig, TrainConfig
-from ctxrec.errors import UserError
+from ctxrec.core.config import Config, EncoderConfig, IndexConfig, ModelConfig, TrainConfig
+from ctxrec.core.errors import UserError
 
 Value = Any  # int, float, str or bool
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctxrec import cli
+from ctxrec.core import cli
 from tune.options import load_sweep
 from tune.results import say
 from tune.sweeping import sweep

@@ -14,13 +14,13 @@ import ray.tune
 from ray import cloudpickle
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 
-from ctxrec import runtime, storage
-from ctxrec.config import Config, to_toml
-from ctxrec.errors import UserError
+from ctxrec.core import ray_cluster, storage
+from ctxrec.core.config import Config, to_toml
+from ctxrec.core.errors import UserError
+from ctxrec.core.toml import build_dataclass
 from ctxrec.prepared import PreparedData
 from ctxrec.tracking import check_trackers
 from ctxrec.training import MANIFEST, train, with_absolute_paths
-from ctxrec.typed_toml import build_dataclass
 from tune import results
 from tune.board import Board
 from tune.budget import Budget, is_spent, open_account
@@ -61,7 +61,7 @@ def sweep(data_path: str, out: str, plan: Sweep) -> dict[str, Any]:
         raise UserError(f"{data_path} has no validation event to compare trials by; set split.valid in the spec")
     check_trackers(plan.base.train)
     _claim(out, plan, data)
-    runtime.connect(log_to_driver=False)
+    ray_cluster.connect(log_to_driver=False)
     _quiet()
     plan = fit_to_cluster(plan, ray.cluster_resources())
     account = storage.join(out, ACCOUNT)

@@ -23,9 +23,9 @@ import ray.tune
 from ray.train import UserCallback
 from ray.util.queue import Queue
 
-from ctxrec import storage
 from ctxrec.checkpoint import STATE
-from ctxrec.config import Config, load_config
+from ctxrec.core import storage
+from ctxrec.core.config import Config, load_config
 from ctxrec.job import CHECKPOINTS
 from ctxrec.tracking import LOG
 from ctxrec.training import CONFIG, train

@@ -9,7 +9,7 @@ from ctxrec.backbones.hstu import Hstu
 from ctxrec.backbones.language_model import LanguageModel, check_language_model, store_language_model
 from ctxrec.backbones.recurrent import Recurrent
 from ctxrec.backbones.transformer import Transformer
-from ctxrec.config import BACKBONES, ModelConfig
+from ctxrec.core.config import BACKBONES, ModelConfig
 
 __all__ = ["Backbone", "check_backbone", "make_backbone", "store_pretrained"]
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from ctxrec import storage
 from ctxrec.backbones.base import Backbone, states_at
-from ctxrec.config import ModelConfig
+from ctxrec.core import storage
+from ctxrec.core.config import ModelConfig
+from ctxrec.core.errors import UserError
 from ctxrec.encoder import lora_config, resolve_encoder
-from ctxrec.errors import UserError
 
 OPTION = "model.backbone"
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 
 from ctxrec.backbones.base import Backbone, states_at
-from ctxrec.config import ModelConfig
+from ctxrec.core.config import ModelConfig
 
 
 class Recurrent(Backbone):

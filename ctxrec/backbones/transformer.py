@@ -10,7 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ctxrec.backbones.base import Backbone, LayerNorm, states_at
-from ctxrec.config import ModelConfig
+from ctxrec.core.config import ModelConfig
 
 
 class Block(nn.Module):

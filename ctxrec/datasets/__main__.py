@@ -6,9 +6,9 @@ import argparse
 import dataclasses
 import os
 
-from ctxrec import cli
+from ctxrec.core import cli
+from ctxrec.core.errors import UserError
 from ctxrec.datasets import DATASETS, SIMULATE, source_name, write_simulated
-from ctxrec.errors import UserError
 from ctxrec.simulation import Simulation
 
 

@@ -14,8 +14,8 @@ import os
 import pandas as pd
 import pyarrow as pa
 
+from ctxrec.core.errors import UserError
 from ctxrec.datasets import common
-from ctxrec.errors import UserError
 
 NAME = "amazon-industrial"
 WRITER_VERSION = 1

@@ -20,8 +20,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ctxrec import storage
-from ctxrec.errors import UserError
+from ctxrec.core import storage
+from ctxrec.core.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ctxrec import storage
+from ctxrec.core import storage
+from ctxrec.core.errors import UserError
 from ctxrec.datasets import common, titles
-from ctxrec.errors import UserError
 
 ARCHIVE_URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
 ARCHIVE_MD5 = "0e33842e24a9c977be4e0107933c0723"  # as GroupLens publishes it next to the archive

@@ -11,8 +11,8 @@ import os
 import pandas as pd
 import pyarrow as pa
 
+from ctxrec.core.errors import UserError
 from ctxrec.datasets import common, titles
-from ctxrec.errors import UserError
 
 NAME = "ml-latest-small"
 WRITER_VERSION = 1

@@ -15,8 +15,8 @@ import os
 import pandas as pd
 import pyarrow as pa
 
+from ctxrec.core.errors import UserError
 from ctxrec.datasets import common
-from ctxrec.errors import UserError
 
 NAME, NAME_REPEATS = "online-retail", "online-retail-repeats"
 WRITER_VERSION = 1

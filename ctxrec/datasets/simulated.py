@@ -10,7 +10,7 @@ import shutil
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from ctxrec import storage
+from ctxrec.core import storage
 from ctxrec.datasets import common
 from ctxrec.simulation import TRUTH, SimulatedLog, Simulation
 

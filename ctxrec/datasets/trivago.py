@@ -27,8 +27,8 @@ import os
 import pandas as pd
 import pyarrow as pa
 
+from ctxrec.core.errors import UserError
 from ctxrec.datasets import common
-from ctxrec.errors import UserError
 
 NAME = "trivago"
 WRITER_VERSION = 1

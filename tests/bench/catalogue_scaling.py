@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from prepare_rows import Memory, make_log
 
-from ctxrec.config import TrainConfig
+from ctxrec.core.config import TrainConfig
 from ctxrec.network import choose_loss
 
 SPEC = """name = "bench"

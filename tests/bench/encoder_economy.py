@@ -29,9 +29,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from train_log import train_log
 
-from ctxrec import schema, storage
 from ctxrec.batching import Batch, Batcher
-from ctxrec.config import Config, load_config
+from ctxrec.core import schema, storage
+from ctxrec.core.config import Config, load_config
 from ctxrec.encoder import EncodePlan, TextEncoder, Tokens, plan_encoding, resolve_encoder, tokenise
 from ctxrec.encoder_cache import Place, with_states
 from ctxrec.features import item_features

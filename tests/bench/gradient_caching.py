@@ -16,9 +16,9 @@ import time
 import numpy as np
 import torch
 
-from ctxrec.config import EncoderConfig
+from ctxrec.core.config import EncoderConfig
+from ctxrec.core.storage import cache_dir
 from ctxrec.encoder import TextEncoder, encode_share, plan_encoding, resolve_encoder, tokenise
-from ctxrec.storage import cache_dir
 
 
 def measure(num_texts: int, caching: bool, encoder: str) -> None:

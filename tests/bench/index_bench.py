@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import faiss
 import numpy as np
 
-from ctxrec.config import IndexConfig
+from ctxrec.core.config import IndexConfig
 from ctxrec.exact_search import NO_ITEM, ByColumn, exact_search
 from ctxrec.index import Index
 from ctxrec.index_building import build_index, choose_kind

@@ -82,10 +82,10 @@ class Memory(threading.Thread):
 
 
 def run_ctxrec(folder: str, strategy: str) -> None:
-    from ctxrec import runtime
-    from ctxrec.config import Config
+    from ctxrec.core import ray_cluster
+    from ctxrec.core.config import Config
+    from ctxrec.core.dataset_spec import load_spec
     from ctxrec.preparing import prepare
-    from ctxrec.spec import load_spec
 
     spec = os.path.join(folder, f"{strategy}.toml")
     with open(spec, "w") as stream:
@@ -93,7 +93,7 @@ def run_ctxrec(folder: str, strategy: str) -> None:
     memory = Memory()
     memory.start()
     start = time.perf_counter()
-    runtime.connect()
+    ray_cluster.connect()
     connected = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=folder) as out:
         data = prepare(load_spec(spec), out, Config())

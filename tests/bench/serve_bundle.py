@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import torch
 
 from ctxrec.bundle import FORMAT_VERSION, write_bundle
-from ctxrec.config import load_config
+from ctxrec.core.config import load_config
+from ctxrec.core.dataset_spec import load_spec
 from ctxrec.features import item_features
 from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, ModelShape
 from ctxrec.prepared import PreparedData
 from ctxrec.preparing import prepare
-from ctxrec.spec import load_spec
 
 NUM_USERS, NUM_EVENTS = 2000, 60
 FIRST_TIME, STEP_S = 1_690_000_000, 4_000

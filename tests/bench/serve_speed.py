@@ -218,11 +218,11 @@ def main() -> None:
     import ray
     from serve_bundle import speed_bundle
 
-    from ctxrec import runtime
+    from ctxrec.core import ray_cluster
     from ctxrec.retrieval import find_bundle, load_retriever
 
     cache = os.path.join(tempfile.gettempdir(), "ctxrec-speed")
-    runtime.connect()
+    ray_cluster.connect()
     try:
         bundle = find_bundle(args.run) if args.run else speed_bundle(args.items, args.dim, cache)
         recommender = load_retriever(bundle).recommender

@@ -21,7 +21,7 @@ import torch.nn as nn
 
 from ctxrec.backbones import make_backbone
 from ctxrec.backbones.base import Backbone, InBf16
-from ctxrec.config import load_config
+from ctxrec.core.config import load_config
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Read = Callable[[Inputs], torch.Tensor]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ctxrec.config import Config
+from ctxrec.core.config import Config
 from ctxrec.recommending import recommend
 
 NOW = 1_700_000_000

@@ -16,7 +16,7 @@ import pytest
 from pydantic import ValidationError
 
 from ctxrec.client import ApiError, AsyncClient, Client
-from ctxrec.errors import UserError
+from ctxrec.core.errors import UserError
 from ctxrec.retrieval import find_bundle
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs
 
-from ctxrec.errors import UserError
+from ctxrec.core.errors import UserError
 
 _URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 

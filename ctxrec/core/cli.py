@@ -8,8 +8,8 @@ import logging
 import sys
 from collections.abc import Callable
 
-from ctxrec.config import Config, load_config
-from ctxrec.errors import Failed, Stopped, UserError
+from ctxrec.core.config import Config, load_config
+from ctxrec.core.errors import Failed, Stopped, UserError
 
 logger = logging.getLogger("ctxrec")
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ctxrec.errors import UserError
-from ctxrec.typed_toml import build_dataclass, parse_value, read_toml, toml_value
+from ctxrec.core.errors import UserError
+from ctxrec.core.toml import build_dataclass, parse_value, read_toml, toml_value
 
 _EVENTS_READ, _FEWEST_EPOCHS, _MOST_EPOCHS = 1_500_000, 4, 15  # by a phase of the towers
 BACKBONES = ("transformer", "gru", "lstm", "hstu")  # of our own; any other name is a language model's

@@ -10,8 +10,8 @@ import types
 import typing
 from typing import Any, Literal
 
-from ctxrec import storage
-from ctxrec.errors import UserError
+from ctxrec.core import storage
+from ctxrec.core.errors import UserError
 
 
 def read_toml(path: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ctxrec.errors import UserError
+from ctxrec.core.errors import UserError
 
 FORMAT_VERSION = 1
 

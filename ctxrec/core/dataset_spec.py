@@ -7,10 +7,10 @@ import tomllib
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ctxrec import storage
-from ctxrec.errors import UserError
-from ctxrec.schema import TIME_CONTEXT
-from ctxrec.typed_toml import build_dataclass
+from ctxrec.core import storage
+from ctxrec.core.errors import UserError
+from ctxrec.core.schema import TIME_CONTEXT
+from ctxrec.core.toml import build_dataclass
 
 REQUEST_TIME = "timestamp"  # in the context of a request
 
