@@ -14,8 +14,8 @@ import numpy as np
 
 from ctxrec.core.config import DiversityConfig
 from ctxrec.core.errors import UserError
+from ctxrec.data.events import Requests
 from ctxrec.diversity import pick
-from ctxrec.events import Requests
 from ctxrec.exact_search import NO_ITEM, Allowed
 from ctxrec.filters import ItemFilter
 from ctxrec.item_facts import Births, Values

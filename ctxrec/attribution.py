@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ctxrec.cleaning import TIME_OK, detect_unit, one_array, to_text, to_times
 from ctxrec.core.dataset_spec import EventsSpec
 from ctxrec.core.errors import UserError
-from ctxrec.events import US
+from ctxrec.data.events import US
+from ctxrec.data.parsing import TIME_OK, detect_unit, one_array, to_text, to_times
 from ctxrec.reading import inspect, make_pieces, read_piece, sample_column
 
 NO_ACTION = "(event)"  # of events without an action

@@ -14,8 +14,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from ctxrec.core import schema
-from ctxrec.events import US, Requests, ranges
-from ctxrec.prepared import PreparedData
+from ctxrec.data.events import US, Requests, ranges
+from ctxrec.data.prepared import PreparedData
 
 WEEK_US = 7 * 86_400 * US
 _ROWS_AT_ONCE = 1024  # of a matrix of pairs of items, worked on at a time

@@ -18,7 +18,7 @@ import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 
-from ctxrec.events import Events, Requests
+from ctxrec.data.events import Events, Requests
 from ctxrec.likeness import history_queries
 from ctxrec.memory import ItemMemory
 

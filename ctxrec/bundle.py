@@ -29,11 +29,11 @@ from ctxrec.blend import Blend
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, ModelConfig, to_toml
 from ctxrec.core.errors import UserError
+from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder import TextEncoder
 from ctxrec.index_building import Fill, add_here, build_index
 from ctxrec.memory import from_arrays, to_arrays
 from ctxrec.model_inputs import ModelShape
-from ctxrec.prepared import PreparedData
 
 FORMAT_VERSION = 4
 MANIFEST, CONFIG, DATA = "manifest.json", "config.toml", "data.json"

@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ctxrec import cleaning, reading, shards
+from ctxrec import reading, shards
 from ctxrec.core import schema, storage
 from ctxrec.core.dataset_spec import DatasetSpec, ItemsSpec, UsersSpec
 from ctxrec.core.errors import UserError
-from ctxrec.prepared import encode_categories
+from ctxrec.data import parsing
+from ctxrec.data.prepared import encode_categories
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ def read_entities(
     for piece in reading.make_pieces(files, rows=1 << 20):
         for batch in reading.read_piece(piece, wanted):
             parts.append((reading.RawBatch(batch.table.select(wanted), batch.rows, batch.malformed), piece.path))
-    ids = [cleaning.to_text(batch.table.column(id_column)) for batch, _ in parts]
-    coded = cleaning.encode(pa.chunked_array(ids, pa.string()))
+    ids = [parsing.to_text(batch.table.column(id_column)) for batch, _ in parts]
+    coded = parsing.encode(pa.chunked_array(ids, pa.string()))
     names = ["", *(f"{what} table: {r}" for r in ("missing id", "id too long", "duplicate id", "malformed row"))]
     reasons = _entity_reasons(coded, max_id_bytes)
     counts = np.bincount(reasons, minlength=len(names))
@@ -122,7 +123,7 @@ def write_media(
 
 def _media_values(column: pa.ChunkedArray, name: str, folder: str) -> pa.Array:
     """Contents as they are; paths in full, those that are relative from the item file's `folder` on; null = none."""
-    array = cleaning.one_array(column)
+    array = parsing.one_array(column)
     if pa.types.is_struct(array.type):  # as the `datasets` package stores them: bytes and path, one of them empty
         names = [f.name for f in array.type]
         inside = pc.struct_field(array, "bytes") if "bytes" in names else pa.nulls(len(array))
@@ -136,7 +137,7 @@ def _media_values(column: pa.ChunkedArray, name: str, folder: str) -> pa.Array:
     return pa.array([storage.join(folder, value) if value else None for value in values], pa.large_string())
 
 
-def _entity_reasons(ids: cleaning.Coded, max_id_bytes: int) -> np.ndarray:
+def _entity_reasons(ids: parsing.Coded, max_id_bytes: int) -> np.ndarray:
     """0 keep, 1 missing, 2 too long, 3 duplicate. int64 [N]"""
     reasons = np.zeros(len(ids.codes), np.int64)
     long = pc.greater(pc.binary_length(ids.values), max_id_bytes).to_numpy(zero_copy_only=False)
@@ -194,9 +195,9 @@ def items_table(
 
 def joined_text(column: pa.ChunkedArray) -> pa.Array:
     """A text column in one line with single spaces; values of a list joined by commas; null where empty."""
-    if cleaning.as_lists(column) is not None:
+    if parsing.as_lists(column) is not None:
         column = pc.binary_join(value_lists(column), ", ")
-    text = pc.utf8_trim_whitespace(pc.replace_substring_regex(cleaning.to_text(column), r"\s+", " "))
+    text = pc.utf8_trim_whitespace(pc.replace_substring_regex(parsing.to_text(column), r"\s+", " "))
     return pc.if_else(pc.equal(text, ""), None, text)
 
 
@@ -215,13 +216,13 @@ def join_sentences(texts: Sequence[pa.Array]) -> pa.Array:
 
 def value_lists(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """A categorical column as list<string>: lists without their empty values, single values as lists of one."""
-    lists = cleaning.as_lists(column)
+    lists = parsing.as_lists(column)
     if lists is not None:
         lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
         owner = np.repeat(np.arange(len(lists)), lengths)  # a null list may hide values, which `flatten` leaves out
-        values = cleaning.to_text(lists.flatten())
+        values = parsing.to_text(lists.flatten())
     else:
-        owner, values = np.arange(len(column)), cleaning.to_text(column)
+        owner, values = np.arange(len(column)), parsing.to_text(column)
     present = values.is_valid().to_numpy(zero_copy_only=False)
     offsets = np.zeros(len(column) + 1, np.int32)
     np.cumsum(np.bincount(owner[present], minlength=len(column)), out=offsets[1:])
@@ -229,7 +230,7 @@ def value_lists(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def numbers_or_null(column: pa.ChunkedArray) -> pa.Array:
-    numbers, _ = cleaning.to_numbers(column)
+    numbers, _ = parsing.to_numbers(column)
     return pa.array(numbers, mask=np.isnan(numbers))
 
 
@@ -266,7 +267,7 @@ def entity_features(
         lists = entities.column(name, value_lists) if entities.tables else None
         categories[name] = vocabulary(lists.flatten(), None, limit) if lists is not None else []
     for name in section.numeric if section else ():
-        parts = [cleaning.to_numbers(table.column(name)) for table in entities.tables]
+        parts = [parsing.to_numbers(table.column(name)) for table in entities.tables]
         values = np.concatenate([p[0] for p in parts] or [np.zeros(0, np.float32)])
         known = shards.signed_log(values[~np.isnan(values)])
         numbers[name] = scale(len(known), known.sum(), (known**2).sum())
@@ -287,7 +288,7 @@ def user_attributes(
     for name in section.numeric if section else ():
         empty = pa.array([], pa.float32())
         columns[schema.user_column(name)] = users.column(name, numbers_or_null) if users.tables else empty
-    ids = cleaning.Coded(codes=np.arange(len(users.ids), dtype=np.int32), values=users.ids)
+    ids = parsing.Coded(codes=np.arange(len(users.ids), dtype=np.int32), values=users.ids)
     bucket = shards.user_buckets(ids, buckets)
     order = np.argsort(bucket, kind="stable")
     bounds = np.searchsorted(bucket[order], np.arange(buckets + 1))

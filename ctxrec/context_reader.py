@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ctxrec.cleaning import value_text
 from ctxrec.core import schema
 from ctxrec.core.errors import UserError
-from ctxrec.events import Context, time_codes
-from ctxrec.prepared import FeatureMeta
+from ctxrec.data.events import Context, time_codes
+from ctxrec.data.parsing import value_text
+from ctxrec.data.prepared import FeatureMeta
 
 
 class ContextReader:

@@ -18,15 +18,15 @@ from ctxrec.contenders import SPLITS, fit_contenders
 from ctxrec.core import ray_cluster, schema, storage
 from ctxrec.core.config import Config, to_toml
 from ctxrec.core.errors import UserError
-from ctxrec.events import ranges
+from ctxrec.data.events import ranges
+from ctxrec.data.prepared import PreparedData
+from ctxrec.data.splits import held_out_items
 from ctxrec.loading import load_recommender
 from ctxrec.metrics import request_metrics
 from ctxrec.oracle import Oracle, load_oracles, oracle_of_log
-from ctxrec.prepared import PreparedData
 from ctxrec.ranking import RankingPlan, check_bundles, rank_requests, ranked_lists, run_bundles
 from ctxrec.rerank_facts import RERANK, in_words, second_stage
 from ctxrec.rules import rules_of
-from ctxrec.splits import held_out_items
 from ctxrec.summary import MODEL, RERANKED, RankedLists, best_baseline, focus, summarise
 from ctxrec.tracking import read_train_log
 from ctxrec.tradeoff import settings, tradeoff, without_arranged

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ctxrec.cleaning import value_text
 from ctxrec.core import storage
 from ctxrec.core.dataset_spec import EventsSpec
+from ctxrec.data.parsing import value_text
 from ctxrec.history_store import HistoryStore, LoggedEvent
 
 logger = logging.getLogger(__name__)

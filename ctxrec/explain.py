@@ -18,7 +18,7 @@ import numpy as np
 
 from ctxrec.blend import STATIC
 from ctxrec.core import schema
-from ctxrec.events import Requests
+from ctxrec.data.events import Requests
 from ctxrec.recommender import Recommender
 
 HISTORY_ITEMS = 10  # distinct items of the history, the latest, whose effects are told

@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ctxrec import cleaning, reading, shards
-from ctxrec.cleaning import Coded
+from ctxrec import reading, shards
 from ctxrec.core import storage
 from ctxrec.core.dataset_spec import GraphSpec
+from ctxrec.data import parsing
+from ctxrec.data.parsing import Coded
 
 INCOMPLETE = "graph: incomplete triple"
 
@@ -40,7 +41,7 @@ def read_triples(files: Sequence[reading.FileInfo], graph: GraphSpec, *, rejects
     coded, rejected = [], []
     for piece in reading.make_pieces(files, rows=1 << 20):
         for batch in reading.read_piece(piece, columns):
-            head, relation, tail = (cleaning.to_text(batch.table.column(name)) for name in columns)
+            head, relation, tail = (parsing.to_text(batch.table.column(name)) for name in columns)
             pair = pc.binary_join_element_wise(relation, tail, ": ")  # null where a part is
             complete = pc.and_(pc.is_valid(head), pc.is_valid(pair))
             coded.append([part.filter(complete).dictionary_encode() for part in (head, pair)])
@@ -50,7 +51,7 @@ def read_triples(files: Sequence[reading.FileInfo], graph: GraphSpec, *, rejects
                 reasons, paths = np.full(len(bad), INCOMPLETE, object), np.full(len(bad), piece.path, object)
                 rejected.append(shards.reject_table(raw, reasons, paths, batch.rows[bad], lines))
     kind = pa.dictionary(pa.int32(), pa.string())
-    heads, pairs = (cleaning.encode(pa.chunked_array([parts[n] for parts in coded], kind)) for n in (0, 1))
+    heads, pairs = (parsing.encode(pa.chunked_array([parts[n] for parts in coded], kind)) for n in (0, 1))
     counts: dict[str, int] = {}
     if rejected:
         table = pa.concat_tables(rejected)

@@ -16,9 +16,9 @@ from ctxrec import shards
 from ctxrec.core import schema
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.schema import TEST
-from ctxrec.events import US, time_context
-from ctxrec.prepared import FeatureMeta, encode_categories
-from ctxrec.splits import Cuts, last_split, temporal_split
+from ctxrec.data.events import US, time_context
+from ctxrec.data.prepared import FeatureMeta, encode_categories
+from ctxrec.data.splits import Cuts, last_split, temporal_split
 
 ROWS_PER_GROUP = 16_384  # users in a row group of a bucket file
 EVENTS_PER_GROUP = 1 << 20  # and events, about: a group's text must stay below Arrow's 2 GB a column

@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ctxrec.cleaning import value_line, value_text, value_words
 from ctxrec.core import storage
 from ctxrec.core.dataset_spec import ItemsSpec
+from ctxrec.data.parsing import value_line, value_text, value_words
 from ctxrec.history_store import HistoryStore
 
 

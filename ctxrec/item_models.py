@@ -11,7 +11,7 @@ import scipy.sparse as sp
 import threadpoolctl
 
 from ctxrec.baselines import LogStatistics, history_matrix
-from ctxrec.events import Requests
+from ctxrec.data.events import Requests
 from ctxrec.metrics import top_k
 
 _ROWS_AT_ONCE = 1024  # rows of an item-by-item matrix worked on at a time

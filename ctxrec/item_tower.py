@@ -14,8 +14,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ctxrec.backbones.base import LayerNorm
-from ctxrec.batching import Batch
 from ctxrec.core.config import ModelConfig
+from ctxrec.data.batching import Batch
 from ctxrec.embeddings import CategoryEmbedding, feature_name, module_name
 from ctxrec.likeness import principal_axes
 from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable

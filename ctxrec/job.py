@@ -16,18 +16,18 @@ from safetensors.torch import save as save_tensors
 
 from ctxrec import engine
 from ctxrec.baselines import training_events
-from ctxrec.batching import Batcher
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config
+from ctxrec.data.batching import Batcher
+from ctxrec.data.events import Requests
+from ctxrec.data.features import ItemFeatures, item_features
+from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder import TextEncoder, Tokens, plan_encoding, resolve_encoder, tokenise
 from ctxrec.encoder_cache import Place, item_keys, vector_store, with_states
-from ctxrec.events import Requests
-from ctxrec.features import ItemFeatures, item_features
 from ctxrec.media import media_tables
 from ctxrec.memory import ItemMemory, fit_memory
 from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.network import Network, choose_loss
-from ctxrec.prepared import PreparedData
 from ctxrec.stream import trained_items
 from ctxrec.texts import has_text, make_text_table
 from ctxrec.tracking import Tracker

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-from ctxrec.events import Events
+from ctxrec.data.events import Events
 
 DECAY, LAST = 0.7, 10  # weight of a step back in the history, and how many of them count
 STAND_INS = 5  # items whose texts are nearest to that of an item without events, which speak for it

@@ -23,12 +23,12 @@ from safetensors.numpy import load_file as load_arrays
 from ctxrec import bundle as files
 from ctxrec import catalogue
 from ctxrec.blend import NEW, STATIC
-from ctxrec.cleaning import value_line, value_words
 from ctxrec.core import schema, storage
 from ctxrec.core.dataset_spec import DatasetSpec, ItemsSpec
 from ctxrec.core.errors import UserError
+from ctxrec.data.features import ItemFeatures, hash_id, item_features
+from ctxrec.data.parsing import value_line, value_words
 from ctxrec.encoder import TextEncoder, resolve_encoder
-from ctxrec.features import ItemFeatures, hash_id, item_features
 from ctxrec.likeness import STAND_INS, nearest_texts, on_axes
 from ctxrec.model_inputs import ItemTensors, TextTable
 from ctxrec.recommender import Recommender

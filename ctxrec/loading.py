@@ -16,12 +16,12 @@ from ctxrec import bundle as files
 from ctxrec.core import storage
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.dataset_spec import DatasetSpec
+from ctxrec.data.events import histories_from_table
+from ctxrec.data.features import item_features
+from ctxrec.data.prepared import FeatureMeta
 from ctxrec.encoder import TextEncoder
-from ctxrec.events import histories_from_table
-from ctxrec.features import item_features
 from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, ModelShape
-from ctxrec.prepared import FeatureMeta
 from ctxrec.recommender import Recommender
 from ctxrec.texts import encode_catalogue, make_text_table
 

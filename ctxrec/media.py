@@ -23,9 +23,9 @@ from safetensors.numpy import save as save_arrays
 from ctxrec.core import storage
 from ctxrec.core.config import EncoderConfig
 from ctxrec.core.errors import UserError
+from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder import resolve_encoder
 from ctxrec.encoder_cache import Place, folder_of
-from ctxrec.prepared import PreparedData
 from ctxrec.row_store import RowStore, digest
 from ctxrec.texts import make_text_table
 

@@ -17,7 +17,7 @@ import scipy.sparse as sp
 
 from ctxrec.baselines import TrainingEvents, gather_statistics
 from ctxrec.core.errors import UserError
-from ctxrec.events import Events
+from ctxrec.data.events import Events
 from ctxrec.likeness import history_weights, stand_ins
 from ctxrec.pairs import nearest, pairs_in_order, pairs_of_users
 

@@ -13,8 +13,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ctxrec.backbones.base import states_at
-from ctxrec.batching import Batch
 from ctxrec.core.config import ModelConfig
+from ctxrec.data.batching import Batch
 from ctxrec.item_tower import ContentHead, ItemTower
 from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.user_tower import ActionHeads, UserTower

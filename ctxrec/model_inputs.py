@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from ctxrec.core.config import ModelConfig
-from ctxrec.features import ItemFeatures, id_rows
-from ctxrec.prepared import FeatureMeta
+from ctxrec.data.features import ItemFeatures, id_rows
+from ctxrec.data.prepared import FeatureMeta
 
 MAX_ID_ROWS = 1_000_000  # rows of the ID embedding that an automatic size takes at most
 

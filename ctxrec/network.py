@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 
-from ctxrec.batching import Batch
 from ctxrec.core.config import TrainConfig
+from ctxrec.data.batching import Batch
 from ctxrec.encoder import EncodePlan, TextEncoder, Tokens, encode_share
 from ctxrec.losses import bce_loss, sampled_softmax_loss, softmax_loss
 from ctxrec.model import Towers

@@ -16,8 +16,9 @@ import torch
 
 from ctxrec.core import schema, storage
 from ctxrec.core.errors import UserError
-from ctxrec.events import US, Context, Histories, Requests, histories_from_table
-from ctxrec.prepared import FeatureMeta, PreparedData
+from ctxrec.data.events import US, Context, Histories, Requests, histories_from_table
+from ctxrec.data.prepared import FeatureMeta, PreparedData
+from ctxrec.data.splits import held_out_items
 from ctxrec.simulation import (
     DAYPARTS,
     DEVICES,
@@ -31,7 +32,6 @@ from ctxrec.simulation import (
     Truth,
     item_id,
 )
-from ctxrec.splits import held_out_items
 from ctxrec.vocabulary import BRANDS
 
 _CANDIDATES = 1_000  # weights that an item of unknown weight may have

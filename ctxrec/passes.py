@@ -17,10 +17,11 @@ import ray
 import ray.data
 from tqdm import tqdm
 
-from ctxrec import cleaning, histories, reading, shards, splits
+from ctxrec import histories, reading, shards
 from ctxrec.core import schema, storage
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
+from ctxrec.data import parsing, splits
 
 TASK_ROWS = 1 << 20  # rows of the log that one task of the first pass reads, about
 
@@ -355,8 +356,8 @@ def duplicate_rows(table: pa.Table, rows: np.ndarray, job: shards.ShardJob, file
     names |= {name: schema.context_column(name) for name in events.context.columns}
     raw = {source: part.column(name) for source, name in names.items()}
     micros = part.column(shards.TIME)
-    if job.unit in cleaning.UNIT_US:
-        raw[events.time] = pc.divide(micros, cleaning.UNIT_US[job.unit])
+    if job.unit in parsing.UNIT_US:
+        raw[events.time] = pc.divide(micros, parsing.UNIT_US[job.unit])
     else:
         raw[events.time] = micros.cast(pa.timestamp("us")).cast(pa.string())
     sources = np.array([files[f] for f in part.column(shards.FILE).to_pylist()], object)

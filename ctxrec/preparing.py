@@ -20,12 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import ctxrec
-from ctxrec import catalogue, cleaning, graph, histories, passes, reading, shards, splits
+from ctxrec import catalogue, graph, histories, passes, reading, shards
 from ctxrec.core import ray_cluster, schema, storage
 from ctxrec.core.config import Config
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
-from ctxrec.prepared import FeatureMeta, PreparedData
+from ctxrec.data import parsing, splits
+from ctxrec.data.prepared import FeatureMeta, PreparedData
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +160,7 @@ def _run(source: Source, out: str, config: Config) -> dict[str, Any]:
         notes += [f"{kind} column {media[kind]!r}: {n} items have one" for kind, n in found.items()]
     job = shards.ShardJob(
         spec=spec,
-        unit=cleaning.detect_unit(reading.sample_column(source.events, spec.events.time)),
+        unit=parsing.detect_unit(reading.sample_column(source.events, spec.events.time)),
         buckets=options.buckets or max(-(-source.num_rows // BUCKET_EVENTS), 2),
         max_id_bytes=options.max_id_bytes,
         now_us=int(time.time() * 1e6),

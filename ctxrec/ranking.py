@@ -19,10 +19,10 @@ from ctxrec.contenders import SPLITS
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, DiversityConfig
 from ctxrec.core.errors import UserError
-from ctxrec.events import Requests, histories_from_table, split_requests, time_codes
+from ctxrec.data.events import Requests, histories_from_table, split_requests, time_codes
+from ctxrec.data.prepared import PreparedData
 from ctxrec.loading import load_recommender
 from ctxrec.metrics import top_k
-from ctxrec.prepared import PreparedData
 from ctxrec.recommender import Recommender
 from ctxrec.reranker import RerankedRecommender, check_reranker, load_reranker
 from ctxrec.retrieval import Retriever, find_reranker

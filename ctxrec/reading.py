@@ -17,9 +17,9 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from ctxrec.cleaning import value_text
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
+from ctxrec.data.parsing import value_text
 
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")

@@ -17,28 +17,19 @@ import scipy.sparse as sp
 import torch
 
 from ctxrec.backbones.base import InBf16
-from ctxrec.batching import Batcher
 from ctxrec.blend import Blend
 from ctxrec.context_reader import ContextReader
 from ctxrec.core import schema
 from ctxrec.core.config import Config
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
-from ctxrec.events import (
-    EARLIEST_S,
-    LATEST_S,
-    US,
-    Events,
-    Histories,
-    Requests,
-    Users,
-    concat_events,
-)
+from ctxrec.data.batching import Batcher
+from ctxrec.data.events import EARLIEST_S, LATEST_S, US, Events, Histories, Requests, Users, concat_events
+from ctxrec.data.prepared import FeatureMeta
 from ctxrec.exact_search import ByColumn
 from ctxrec.history_cache import HistoryCache, Value, history_keys
 from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, TextTable
-from ctxrec.prepared import FeatureMeta
 
 BATCH_SIZE = 256
 

@@ -20,12 +20,12 @@ from tqdm import tqdm
 
 from ctxrec import bundle as files
 from ctxrec.bundle import check_bundle
-from ctxrec.cleaning import one_array, to_text
 from ctxrec.core import ray_cluster, storage
 from ctxrec.core.config import Config, DiversityConfig, IndexConfig, load_config
 from ctxrec.core.dataset_spec import ContextSpec, DatasetSpec
 from ctxrec.core.errors import UserError
-from ctxrec.events import EARLIEST_S, LATEST_S
+from ctxrec.data.events import EARLIEST_S, LATEST_S
+from ctxrec.data.parsing import one_array, to_text
 from ctxrec.loading import load_recommender
 from ctxrec.recommender import RawEvent, RawRequest
 from ctxrec.reranker import check_reranker

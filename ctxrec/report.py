@@ -10,7 +10,7 @@ from typing import Any
 from ctxrec import report_findings
 from ctxrec.core import dataset_spec
 from ctxrec.core.config import Config
-from ctxrec.prepared import PreparedData
+from ctxrec.data.prepared import PreparedData
 from ctxrec.report_html import details, e, name, page, paragraph, percent, section, table
 from ctxrec.report_training import training
 from ctxrec.summary import MODEL, best_baseline, focus, verdict

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ctxrec.events import Requests
+from ctxrec.data.events import Requests
 from ctxrec.metrics import top_k
 from ctxrec.reranker import Found, of_top
 

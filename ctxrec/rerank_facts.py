@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ctxrec.core.stopwatch import Stopwatch
-from ctxrec.events import histories_from_table, split_requests
-from ctxrec.prepared import PreparedData
+from ctxrec.data.events import histories_from_table, split_requests
+from ctxrec.data.prepared import PreparedData
 from ctxrec.ranking import RankingPlan
 from ctxrec.reranker import load_reranker
 from ctxrec.retrieval import Retriever, load_retriever

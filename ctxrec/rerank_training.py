@@ -26,9 +26,9 @@ from ctxrec.before_validation import recommender_before_validation
 from ctxrec.core import storage
 from ctxrec.core.config import Config, EncoderConfig
 from ctxrec.core.errors import UserError
+from ctxrec.data.prepared import FeatureMeta, PreparedData
 from ctxrec.encoder import TextEncoder, Tokens, resolve_encoder
 from ctxrec.metrics import bootstrap_means, percentile_interval, request_metrics
-from ctxrec.prepared import FeatureMeta, PreparedData
 from ctxrec.rerank_candidates import Examples, find_candidates
 from ctxrec.reranker import (
     FOLDER,

@@ -28,10 +28,10 @@ from safetensors.torch import load_file, save_file
 from ctxrec.core import schema, storage
 from ctxrec.core.config import EncoderConfig
 from ctxrec.core.errors import UserError
+from ctxrec.data.events import Requests
+from ctxrec.data.prepared import FeatureMeta
 from ctxrec.encoder import TextEncoder, Tokens, encode_share, plan_encoding
-from ctxrec.events import Requests
 from ctxrec.metrics import top_k
-from ctxrec.prepared import FeatureMeta
 from ctxrec.slices import DAYS, MONTHS
 
 FOLDER = "reranker"  # beside the bundle in a run

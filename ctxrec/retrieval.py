@@ -21,7 +21,7 @@ from ctxrec.core import storage
 from ctxrec.core.config import DiversityConfig, IndexConfig
 from ctxrec.core.errors import UserError
 from ctxrec.core.stopwatch import Stopwatch
-from ctxrec.events import Requests
+from ctxrec.data.events import Requests
 from ctxrec.exact_search import NO_ITEM, Allowed, Excluded, exact_search, top_positions
 from ctxrec.filters import ColumnRule, ItemFilter
 from ctxrec.index import Index, load_index

@@ -19,11 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ctxrec import cleaning, reading
-from ctxrec.cleaning import Coded
+from ctxrec import reading
 from ctxrec.core import schema, storage
 from ctxrec.core.dataset_spec import DatasetSpec, EventsSpec
 from ctxrec.core.errors import UserError
+from ctxrec.data import parsing
+from ctxrec.data.parsing import Coded
 
 SHARD_ROWS = 1 << 20
 SHARD_BYTES = 256 << 20
@@ -41,9 +42,9 @@ REASONS = {
     (ITEM, "missing"): "missing item id",
     (USER, "long"): "user id too long",
     (ITEM, "long"): "item id too long",
-    (TIME, cleaning.TIME_MISSING): "missing time",
-    (TIME, cleaning.TIME_UNPARSABLE): "unparsable time",
-    (TIME, cleaning.TIME_OUT_OF_RANGE): "time out of range",
+    (TIME, parsing.TIME_MISSING): "missing time",
+    (TIME, parsing.TIME_UNPARSABLE): "unparsable time",
+    (TIME, parsing.TIME_OUT_OF_RANGE): "time out of range",
 }
 DUPLICATE = "duplicate event"
 MALFORMED = "malformed row"
@@ -146,9 +147,9 @@ def _gather(pieces: Sequence[reading.Piece], events: EventsSpec) -> Iterator[_Pa
 
 def _make_shard(part: _Part, name: str, job: ShardJob, item_ids: pa.Array) -> Iterator[pa.Table]:
     events, raw = job.spec.events, part.table
-    user = cleaning.encode(raw.column(events.user))
-    item = cleaning.encode(raw.column(events.item))
-    times, status = cleaning.to_times(raw.column(events.time), job.unit)
+    user = parsing.encode(raw.column(events.user))
+    item = parsing.encode(raw.column(events.item))
+    times, status = parsing.to_times(raw.column(events.time), job.unit)
     reasons = _reasons(user, item, status, job.max_id_bytes)
     good, bad = np.flatnonzero(reasons == 0), np.flatnonzero(reasons)
     names = np.array(["", *REASONS.values()], object)
@@ -189,7 +190,7 @@ def _reasons(user: Coded, item: Coded, status: np.ndarray, max_id_bytes: int) ->
         long = pc.greater(pc.binary_length(ids.values), max_id_bytes).to_numpy(zero_copy_only=False)
         reject(ids.codes < 0, (name, "missing"))
         reject(np.append(long, False)[ids.codes], (name, "long"))
-    for code in (cleaning.TIME_MISSING, cleaning.TIME_UNPARSABLE, cleaning.TIME_OUT_OF_RANGE):
+    for code in (parsing.TIME_MISSING, parsing.TIME_UNPARSABLE, parsing.TIME_OUT_OF_RANGE):
         reject(status == code, (TIME, code))
     return reasons
 
@@ -209,17 +210,17 @@ def _features(raw: pa.Table, good: np.ndarray, events: EventsSpec) -> Iterator[t
     coded = [(ACTION, events.action, "action")] if events.action else []
     coded += [(schema.context_column(n), n, "category") for n in events.context.categorical]
     for column, source, kind in coded:
-        values = cleaning.encode(raw.column(source)).take(good)
+        values = parsing.encode(raw.column(source)).take(good)
         count = np.bincount(values.codes[values.codes >= 0], minlength=len(values.values))
         yield column, values, [facts(kind, source, values.values, count)]
     numeric = [(VALUE, events.value)] if events.value else []
     numeric += [(schema.context_column(n), n) for n in events.context.numeric]
     for n, (column, source) in enumerate(numeric):
-        numbers, bad = cleaning.to_numbers(raw.column(source))
+        numbers, bad = parsing.to_numbers(raw.column(source))
         made = [number_facts(source, numbers[good], int(bad[good].sum()))]
         yield column, numbers[good], made if source not in dict(numeric[:n]).values() else []
     for name in events.context.text:
-        text = cleaning.to_text(raw.column(name)).take(pa.array(good))
+        text = parsing.to_text(raw.column(name)).take(pa.array(good))
         yield schema.context_column(name), text, []
 
 
@@ -351,7 +352,7 @@ def reject_table(
         "source_row": pa.array([*rows.tolist(), *[m[1] for m in malformed]], pa.int64()),
     }
     for name in raw.column_names:
-        text = cleaning.as_written(raw.column(name))
+        text = parsing.as_written(raw.column(name))
         safe = name if name not in {*columns, "source_text"} else f"{name}_"
         columns[safe] = pa.concat_arrays([text, pa.nulls(len(malformed), pa.large_string())])
     texts = [None] * len(raw) + [m[2] for m in malformed]

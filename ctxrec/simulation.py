@@ -33,7 +33,7 @@ import safetensors.numpy
 
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
-from ctxrec.events import US
+from ctxrec.data.events import US
 from ctxrec.vocabulary import ADJECTIVES, BRANDS, CATEGORIES
 
 TRUTH = "truth.safetensors"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ctxrec.events import ACTION_BITS
+from ctxrec.data.events import ACTION_BITS
 
 HISTORY_BINS = ((1, 5), (6, 20), (21, 100), (101, None))
 FEW_SHOT = 5  # items with at most so many training events, and at least one
@@ -37,7 +37,7 @@ def action_slices(sets: np.ndarray, actions: Sequence[str]) -> dict[str, np.ndar
     """Masks over targets by how they were taken, the most frequent actions first; none for a log of one action.
 
     Args:
-        sets: int64, the actions of each target (see `ctxrec.events.action_sets`).
+        sets: int64, the actions of each target (see `ctxrec.data.events.action_sets`).
         actions: names of the codes from 1 on.
     """
     if len(actions) < 2:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from ctxrec.batching import Batch, Batcher, Windows, make_windows
 from ctxrec.core import schema
-from ctxrec.events import Histories, histories_from_table
-from ctxrec.prepared import PreparedData
+from ctxrec.data.batching import Batch, Batcher, Windows, make_windows
+from ctxrec.data.events import Histories, histories_from_table
+from ctxrec.data.prepared import PreparedData
 
 SHARD_EVENTS = 10_000_000
 

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ctxrec.batching import Batcher
 from ctxrec.core import schema
-from ctxrec.events import Requests, concat_requests, histories_from_table, split_requests
+from ctxrec.data.batching import Batcher
+from ctxrec.data.events import Requests, concat_requests, histories_from_table, split_requests
+from ctxrec.data.prepared import PreparedData
 from ctxrec.metrics import request_metrics, top_k
 from ctxrec.model_inputs import ItemTensors, TextTable
 from ctxrec.network import Network
-from ctxrec.prepared import PreparedData
 
 METRIC_K = 10
 BATCH_SIZE = 128

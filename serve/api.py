@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ctxrec.cleaning import MAX_TIME_US
-from ctxrec.events import EARLIEST_S, LATEST_S, US
+from ctxrec.data.events import EARLIEST_S, LATEST_S, US
+from ctxrec.data.parsing import MAX_TIME_US
 
 MAX_BODY_BYTES = 1 << 20
 MAX_ID_BYTES = 1024

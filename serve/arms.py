@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ctxrec.core.errors import UserError
-from ctxrec.events import US
+from ctxrec.data.events import US
 from ctxrec.experiment import CONTROL, Arm, Experiment
 from ctxrec.exposures import Exposure, write_exposures
 from serve.api import RecommendRequest

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ctxrec.core import schema
-from ctxrec.events import EARLIEST_S, LATEST_S, US, Events
+from ctxrec.data.events import EARLIEST_S, LATEST_S, US, Events
 from ctxrec.recommender import Recommender
 from serve.api import MAX_ITEMS, CatalogueResponse, HistoryResponse, Id, ItemRows, UsersResponse
 from serve.engine import Engine

@@ -18,7 +18,7 @@ from ctxrec.core import storage
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.errors import UserError
 from ctxrec.core.stopwatch import Stopwatch
-from ctxrec.events import US, Events
+from ctxrec.data.events import US, Events
 from ctxrec.explain import Why, explain
 from ctxrec.filters import ColumnRule
 from ctxrec.history_store import HistoryStore, LoggedEvent, StoreError

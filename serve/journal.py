@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
+from ctxrec.data.events import US
 from ctxrec.event_files import write_event_files
-from ctxrec.events import US
 from ctxrec.history_store import HistoryStore, LoggedEvent, StoreError
 from ctxrec.item_files import write_item_file
 from serve.api import EventsRequest

@@ -229,7 +229,7 @@ class World:
         return load_config(None, ["model.dim=8", "model.history=6", *overrides])
 
     def batcher(self, config):
-        from ctxrec.batching import Batcher
+        from ctxrec.data.batching import Batcher
 
         return Batcher(self.features, history=config.model.history, action_weights=self.spec.events.actions)
 
@@ -276,9 +276,9 @@ def _make_world(
 
     from ctxrec.core import schema
     from ctxrec.core.dataset_spec import DatasetSpec
-    from ctxrec.events import US, Context, Events, Histories, Users, time_codes
-    from ctxrec.features import item_features
-    from ctxrec.prepared import FeatureMeta
+    from ctxrec.data.events import US, Context, Events, Histories, Users, time_codes
+    from ctxrec.data.features import item_features
+    from ctxrec.data.prepared import FeatureMeta
 
     rng = np.random.default_rng(seed)
     scale = {"mean": 0.3, "std": 0.5}

@@ -11,7 +11,7 @@ from ctxrec import preparing
 from ctxrec.core import schema
 from ctxrec.core.config import load_config
 from ctxrec.core.dataset_spec import load_spec
-from ctxrec.prepared import PreparedData
+from ctxrec.data.prepared import PreparedData
 from ctxrec.preparing import prepare
 
 START = 1_600_000_000

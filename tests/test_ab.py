@@ -18,7 +18,7 @@ from ctxrec.ab_report import LISTS, USERS, format_report, report
 from ctxrec.ab_statistics import compare, holm, ratio, sample_ratio_p
 from ctxrec.attribution import Log, attribute, choose_experiment
 from ctxrec.core.errors import UserError
-from ctxrec.events import US
+from ctxrec.data.events import US
 from ctxrec.experiment import Arm, Experiment
 from ctxrec.exposures import Exposure, read_exposures, write_exposures
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ctxrec.batching import Batch, Batcher, make_windows
 from ctxrec.core.config import TrainConfig
-from ctxrec.events import Requests
+from ctxrec.data.batching import Batch, Batcher, make_windows
+from ctxrec.data.events import Requests
 from ctxrec.loading import load_recommender
 from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, ModelShape

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from ctxrec import bundle
 from ctxrec.backbones import check_backbone, make_backbone, store_pretrained
 from ctxrec.backbones.hstu import NUM_TIME_BUCKETS, HstuLayer, time_buckets
-from ctxrec.batching import make_windows
 from ctxrec.core.config import BACKBONES, EvaluateConfig, TrainConfig, load_config
 from ctxrec.core.errors import UserError
+from ctxrec.data.batching import make_windows
 from ctxrec.engine import parameter_groups
 from ctxrec.evaluation import evaluate_run
 from ctxrec.loading import load_recommender

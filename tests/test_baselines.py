@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ctxrec import baselines, item_models
+from ctxrec.data.events import Context, Events, Requests, Users
 from ctxrec.ensemble import Ensemble, choose_weights, standardised
-from ctxrec.events import Context, Events, Requests, Users
 from ctxrec.metrics import request_metrics, top_k
 
 DAY_US = 86_400_000_000

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from ctxrec.batching import Windows, make_windows
-from ctxrec.events import Requests, Users
-from ctxrec.features import gap_buckets
+from ctxrec.data.batching import Windows, make_windows
+from ctxrec.data.events import Requests, Users
+from ctxrec.data.features import gap_buckets
 
 
 def spans(windows: Windows) -> list[tuple[int, int, int, int]]:

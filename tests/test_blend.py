@@ -10,7 +10,7 @@ import pytest
 from ctxrec.baselines import TrainingEvents
 from ctxrec.blend import NEW, Blend, fit_blend, source_weights
 from ctxrec.core.errors import UserError
-from ctxrec.events import Context, Events, Requests, Users
+from ctxrec.data.events import Context, Events, Requests, Users
 from ctxrec.likeness import history_queries, history_weights, reduced, stand_ins
 from ctxrec.memory import as_if_known, fit_memory, from_arrays, to_arrays
 

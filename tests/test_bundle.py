@@ -20,12 +20,12 @@ from ctxrec.bundle import check_bundle, load_encoder, save_encoder, write_bundle
 from ctxrec.core import schema, storage
 from ctxrec.core.config import EncoderConfig, load_config
 from ctxrec.core.errors import UserError
+from ctxrec.data.features import item_features
+from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder import TextEncoder, tokenise
-from ctxrec.features import item_features
 from ctxrec.loading import load_recommender, reload_item_vectors
 from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, ModelShape
-from ctxrec.prepared import PreparedData
 from ctxrec.texts import encode_catalogue, make_text_table
 from ctxrec.training import train
 

@@ -4,13 +4,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ctxrec import catalogue, cleaning
+from ctxrec import catalogue
+from ctxrec.data import parsing
 
 US = 1_000_000
 
 
 def decoded(column):
-    coded = cleaning.encode(column)
+    coded = parsing.encode(column)
     values = [*coded.values.to_pylist(), None]
     return [values[c] for c in coded.codes]
 
@@ -35,7 +36,7 @@ def decoded(column):
 )
 def test_ids_of_any_type_become_strings(column, expected):
     assert decoded(column) == expected
-    assert cleaning.to_text(column).to_pylist() == expected
+    assert parsing.to_text(column).to_pylist() == expected
 
 
 def test_chunks_with_different_dictionaries_are_one_coding():
@@ -55,21 +56,21 @@ def test_categories_of_few_values_a_file_may_have_many_in_all():
 )
 def test_one_value_reads_as_a_column_of_it_does(values):
     for value in values:
-        assert cleaning.value_text(value) == cleaning.to_text(pa.array([value])).to_pylist()[0], value
+        assert parsing.value_text(value) == parsing.to_text(pa.array([value])).to_pylist()[0], value
 
 
 def test_take_keeps_only_the_values_that_occur():
-    part = cleaning.encode(pa.array(["a", "b", None, "c"])).take(np.array([3, 2, 1]))
+    part = parsing.encode(pa.array(["a", "b", None, "c"])).take(np.array([3, 2, 1]))
     assert part.values.to_pylist() == ["b", "c"]
     assert part.codes.tolist() == [1, -1, 0]
     assert part.to_arrow().to_pylist() == ["c", None, "b"]
 
 
 def test_numbers_that_are_none_become_missing_and_are_marked():
-    numbers, bad = cleaning.to_numbers(pa.array([1.5, float("nan"), float("inf"), None]))
+    numbers, bad = parsing.to_numbers(pa.array([1.5, float("nan"), float("inf"), None]))
     assert numbers[0] == 1.5 and np.isnan(numbers[1:]).all()
     assert bad.tolist() == [False, True, True, False]
-    numbers, bad = cleaning.to_numbers(pa.array(["2", " -1e3 ", "+4.5", "n/a", "", None, "nan"]))
+    numbers, bad = parsing.to_numbers(pa.array(["2", " -1e3 ", "+4.5", "n/a", "", None, "nan"]))
     assert numbers[:3].tolist() == [2, -1000, 4.5] and np.isnan(numbers[3:]).all()
     assert bad.tolist() == [False, False, False, True, False, False, True]
 
@@ -88,11 +89,11 @@ def test_numbers_that_are_none_become_missing_and_are_marked():
     ],
 )
 def test_the_unit_of_times_is_detected(values, unit):
-    assert cleaning.detect_unit([pa.array(values)]) == unit
+    assert parsing.detect_unit([pa.array(values)]) == unit
 
 
 def test_one_unit_for_all_files():
-    assert cleaning.detect_unit([pa.array([3]), pa.array([1_600_000_000_000] * 3)]) == "ms"
+    assert parsing.detect_unit([pa.array([3]), pa.array([1_600_000_000_000] * 3)]) == "ms"
 
 
 DAY = datetime.datetime(2020, 1, 1, 2, 3, 4, tzinfo=datetime.UTC)
@@ -117,21 +118,21 @@ DAY_US = int(DAY.timestamp()) * US
     ],
 )
 def test_times_of_any_form_are_the_same_moment(column, unit):
-    times, status = cleaning.to_times(column, unit)
-    assert times.tolist() == [DAY_US] and status.tolist() == [cleaning.TIME_OK]
+    times, status = parsing.to_times(column, unit)
+    assert times.tolist() == [DAY_US] and status.tolist() == [parsing.TIME_OK]
 
 
 def test_times_that_are_none_say_why():
     ok, missing, unparsable, out = range(4)
     column = pa.array(["2020-01-01", None, " ", "soon", "2020-13-01", "-5", "99999999999999999", "1e30", "1/2/2020"])
-    assert cleaning.to_times(column, "s")[1].tolist() == [
+    assert parsing.to_times(column, "s")[1].tolist() == [
         ok, missing, missing, unparsable, unparsable, out, out, out, unparsable
     ]  # fmt: skip
     column = pa.array([0.0, -1.0, float("nan"), float("inf"), 7_258_118_400.0, None])
-    assert cleaning.to_times(column, "s")[1].tolist() == [ok, out, missing, out, out, missing]
-    assert cleaning.to_times(pa.array([True]), "s")[1].tolist() == [unparsable]
-    assert cleaning.to_times(pa.array([2**63 - 1, -(2**63)]), "s")[1].tolist() == [out, out]
-    assert cleaning.to_times(pa.array([2**64 - 1], pa.uint64()), "s")[1].tolist() == [out]
+    assert parsing.to_times(column, "s")[1].tolist() == [ok, out, missing, out, out, missing]
+    assert parsing.to_times(pa.array([True]), "s")[1].tolist() == [unparsable]
+    assert parsing.to_times(pa.array([2**63 - 1, -(2**63)]), "s")[1].tolist() == [out, out]
+    assert parsing.to_times(pa.array([2**64 - 1], pa.uint64()), "s")[1].tolist() == [out]
 
 
 def test_lists_of_one_length_are_lists():

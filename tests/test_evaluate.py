@@ -17,10 +17,10 @@ import pytest
 from ctxrec.core import schema
 from ctxrec.core.config import Config, DiversityConfig, EvaluateConfig
 from ctxrec.core.errors import UserError
-from ctxrec.events import concat_requests, histories_from_table, split_requests
+from ctxrec.data.events import concat_requests, histories_from_table, split_requests
+from ctxrec.data.prepared import PreparedData
 from ctxrec.loading import load_recommender
 from ctxrec.metrics import request_metrics, top_k
-from ctxrec.prepared import PreparedData
 from ctxrec.slices import action_slices, attribute_slices, history_slices
 from ctxrec.summary import RankedLists, best_baseline, format_table, summarise
 from ctxrec.tradeoff import format_tradeoff, parse_strengths, settings
@@ -344,7 +344,7 @@ def test_novelty_is_mean_information_of_what_is_shown():
 
 
 def test_shuffled_context_moves_context_and_keeps_who_asks():
-    from ctxrec.events import US, Context, Events, Requests, Users, time_codes
+    from ctxrec.data.events import US, Context, Events, Requests, Users, time_codes
     from ctxrec.ranking import shuffle_context
 
     num, day = 50, 86_400 * US
@@ -433,7 +433,7 @@ def test_rare_values_share_a_slice_and_numbers_are_divided_by_quantiles():
 
 
 def test_targets_that_may_not_be_recommended_are_dropped():
-    from ctxrec.events import Context, Events, Requests, Users
+    from ctxrec.data.events import Context, Events, Requests, Users
     from ctxrec.ranking import drop_targets
 
     none = np.zeros(0, np.int64)

@@ -3,11 +3,11 @@ import datetime
 import numpy as np
 import pyarrow as pa
 
-from ctxrec import events
 from ctxrec.core import schema
 from ctxrec.core.schema import TEST, TRAIN, VALID
-from ctxrec.events import Context, Events, Histories, Users
-from ctxrec.prepared import FeatureMeta
+from ctxrec.data import events
+from ctxrec.data.events import Context, Events, Histories, Users
+from ctxrec.data.prepared import FeatureMeta
 
 NO_FEATURES = FeatureMeta({}, {}, {}, {}, {}, {}, [], [])
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from ctxrec.core import schema
-from ctxrec.features import (
+from ctxrec.data.features import (
     MAX_VALUES,
     MAX_WORDS,
     NUM_GAP_BUCKETS,
@@ -22,7 +22,7 @@ from ctxrec.features import (
     scale_numbers,
     word_rows,
 )
-from ctxrec.prepared import FeatureMeta
+from ctxrec.data.prepared import FeatureMeta
 
 
 def meta(**changes) -> FeatureMeta:

@@ -13,9 +13,9 @@ from ctxrec import catalogue, graph, reading
 from ctxrec.core import schema
 from ctxrec.core.config import load_config
 from ctxrec.core.dataset_spec import DatasetSpec, GraphSpec, load_spec
-from ctxrec.features import MAX_TRIPLES, item_features
+from ctxrec.data.features import MAX_TRIPLES, item_features
+from ctxrec.data.prepared import FeatureMeta, PreparedData
 from ctxrec.live_items import ItemEncoder, rows_to_table
-from ctxrec.prepared import FeatureMeta, PreparedData
 from ctxrec.recommender import RawEvent, RawRequest
 from ctxrec.retrieval import load_retriever
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ctxrec.batching import Batch, make_windows
 from ctxrec.core.config import TrainConfig
+from ctxrec.data.batching import Batch, make_windows
 from ctxrec.embeddings import feature_name, module_name
 from ctxrec.encoder import TextEncoder, plan_encoding, tokenise
 from ctxrec.model import Towers

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ctxrec.events import Context, Events, Requests, Users
+from ctxrec.data.events import Context, Events, Requests, Users
 from ctxrec.new_items import choose_bonus, hidden_items, without_items
 
 NUM, KNOWN, NEW = 400, 60, 20

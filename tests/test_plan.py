@@ -166,7 +166,7 @@ def test_the_peak_of_a_whole_step_is_as_measured(
 
 
 def _batch(world, config):
-    from ctxrec.batching import make_windows
+    from ctxrec.data.batching import make_windows
 
     offsets = world.histories.events.offsets
     return world.batcher(config).training(

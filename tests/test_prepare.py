@@ -15,7 +15,7 @@ from prepared_logs import LAST, LOG, START, histories, items_of, only_temporary_
 from ctxrec import passes
 from ctxrec.core import schema
 from ctxrec.core.errors import UserError
-from ctxrec.prepared import PreparedData
+from ctxrec.data.prepared import PreparedData
 from ctxrec.preparing import summary
 
 

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from prepared_logs import LAST, LOG, START, histories, run, write_csv, write_spec
 
-from ctxrec import passes, preparing, reading, shards, splits
+from ctxrec import passes, preparing, reading, shards
 from ctxrec.core import schema
 from ctxrec.core.dataset_spec import load_spec
+from ctxrec.data import splits
 from ctxrec.preparing import summary
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ctxrec.batching import make_windows
+from ctxrec.data.batching import make_windows
 from ctxrec.encoder import Tokens, plan_encoding
 from ctxrec.meter import Meter, peak_flops
 from ctxrec.profiling import SECTIONS, STEPS, WARM_UP, StepTrace, in_section, seconds_by_section, section, summarise

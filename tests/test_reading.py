@@ -5,8 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ctxrec import reading
-from ctxrec.cleaning import to_text
 from ctxrec.core.errors import UserError
+from ctxrec.data.parsing import to_text
 
 
 def read(path, columns):

@@ -12,9 +12,9 @@ from ctxrec import recommender as module
 from ctxrec.context_reader import ContextReader
 from ctxrec.core import schema
 from ctxrec.core.errors import UserError
-from ctxrec.events import US, time_codes
-from ctxrec.features import gap_buckets
-from ctxrec.prepared import FeatureMeta
+from ctxrec.data.events import US, time_codes
+from ctxrec.data.features import gap_buckets
+from ctxrec.data.prepared import FeatureMeta
 from ctxrec.recommender import RawEvent, RawRequest, Recommender
 
 LATER = 1_700_000_000.0
@@ -117,7 +117,7 @@ def test_context_by_hand(recommender):
 def test_categories_are_spelled_as_prepare_spells_them(value, spelled):
     import pyarrow as pa
 
-    from ctxrec.cleaning import to_text
+    from ctxrec.data.parsing import to_text
 
     assert to_text(pa.array([value])).to_pylist() == [spelled]
     features = FeatureMeta({}, {}, {}, {}, {"c": ["other", spelled]}, {}, [], [])

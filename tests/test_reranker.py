@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from ctxrec.core import schema, storage
 from ctxrec.core.config import load_config
 from ctxrec.core.errors import UserError
-from ctxrec.events import split_requests
+from ctxrec.data.events import split_requests
 from ctxrec.rerank_candidates import Examples, find_candidates
 from ctxrec.rerank_training import Trainer, make_reranker, summary
 from ctxrec.reranker import (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ctxrec.core.errors import UserError
-from ctxrec.events import US
+from ctxrec.data.events import US
 from ctxrec.rules import Block, Boost, Pin, RuleBook, Rules, load_rules
 
 

@@ -10,11 +10,20 @@ import pytest
 from ctxrec.core import schema
 from ctxrec.core.config import load_config
 from ctxrec.core.errors import UserError
+from ctxrec.data.events import (
+    US,
+    Context,
+    Events,
+    Requests,
+    Users,
+    concat_requests,
+    histories_from_table,
+    split_requests,
+)
+from ctxrec.data.prepared import FeatureMeta
 from ctxrec.datasets import write_simulated
-from ctxrec.events import US, Context, Events, Requests, Users, concat_requests, histories_from_table, split_requests
 from ctxrec.metrics import request_metrics, top_k
 from ctxrec.oracle import load_oracle, load_oracles, oracle_of_log
-from ctxrec.prepared import FeatureMeta
 from ctxrec.simulation import DEVICES, LIKING, NEVER, PLACES, TASTE, TEST_SHARE, TRUTH, SimulatedLog, Simulation, Truth
 
 ROOT = Path(__file__).parent.parent
@@ -196,8 +205,8 @@ def test_few_users_without_attributes_are_not_read_from_the_truth(tmp_path, ray_
 
 def test_nothing_is_known_of_items_held_out(simulated, tmp_path):
     from ctxrec.core.dataset_spec import load_spec
+    from ctxrec.data.splits import held_out_items
     from ctxrec.preparing import prepare
-    from ctxrec.splits import held_out_items
 
     folder, _ = simulated
     config = load_config(overrides=["prepare.cold_items=0.1"])

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from trainings import command_env, read_log
 
-from ctxrec.prepared import PreparedData
+from ctxrec.data.prepared import PreparedData
 
 EVENTS, ITEMS, USERS, ACTIONS = 1_000_000, 1_000_000, 500, 200
 SPEC = """name = "skewed"

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from ctxrec import splits
 from ctxrec.core.dataset_spec import SplitSpec
 from ctxrec.core.schema import TEST, TRAIN, VALID
+from ctxrec.data import splits
 
 
 @pytest.mark.parametrize(

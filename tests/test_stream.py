@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ctxrec import stream
-from ctxrec.batching import Batch
 from ctxrec.core import schema
-from ctxrec.prepared import PreparedData
+from ctxrec.data.batching import Batch
+from ctxrec.data.prepared import PreparedData
 from ctxrec.stream import TrainStream
 
 HISTORY = 6

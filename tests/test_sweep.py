@@ -17,8 +17,8 @@ from trainings import command_env, read_log
 from ctxrec import engine
 from ctxrec.core.config import load_config
 from ctxrec.core.errors import UserError
+from ctxrec.data.prepared import PreparedData
 from ctxrec.loading import load_recommender
-from ctxrec.prepared import PreparedData
 from tune.board import reason, table
 from tune.fidelity import share_of_users
 from tune.options import METRIC, load_sweep

@@ -36,10 +36,10 @@ from ctxrec.bundle import check_bundle
 from ctxrec.core.config import load_config, to_toml
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.core.errors import UserError
+from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder import resolve_encoder
 from ctxrec.job import choices
 from ctxrec.loading import load_recommender, reload_item_vectors
-from ctxrec.prepared import PreparedData
 from ctxrec.preparing import prepare
 from ctxrec.training import train
 

@@ -22,19 +22,19 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from ctxrec import checkpoint, engine
-from ctxrec.batching import Batcher
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, load_config
+from ctxrec.data.batching import Batcher
+from ctxrec.data.features import item_features
+from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder import TextEncoder, tokenise
 from ctxrec.encoder_cache import Place, with_states
 from ctxrec.export import Chosen
-from ctxrec.features import item_features
 from ctxrec.job import Setup
 from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, ModelShape
 from ctxrec.network import Network
 from ctxrec.phase import PhaseRun, Progress, Resumed
-from ctxrec.prepared import PreparedData
 from ctxrec.stream import TrainStream, trained_items
 from ctxrec.texts import encode_catalogue, has_text, make_text_table
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from ctxrec.core import schema, storage
 from ctxrec.core.errors import UserError
-from ctxrec.prepared import PreparedData
+from ctxrec.data.prepared import PreparedData
 
 _PARTS = 1 << 20
 

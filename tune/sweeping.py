@@ -18,7 +18,7 @@ from ctxrec.core import ray_cluster, storage
 from ctxrec.core.config import Config, to_toml
 from ctxrec.core.errors import UserError
 from ctxrec.core.toml import build_dataclass
-from ctxrec.prepared import PreparedData
+from ctxrec.data.prepared import PreparedData
 from ctxrec.tracking import check_trackers
 from ctxrec.training import MANIFEST, train, with_absolute_paths
 from tune import results

@@ -29,16 +29,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from train_log import train_log
 
-from ctxrec.batching import Batch, Batcher
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, load_config
+from ctxrec.data.batching import Batch, Batcher
+from ctxrec.data.features import item_features
+from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder import EncodePlan, TextEncoder, Tokens, plan_encoding, resolve_encoder, tokenise
 from ctxrec.encoder_cache import Place, with_states
-from ctxrec.features import item_features
 from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.network import Network
-from ctxrec.prepared import PreparedData
 from ctxrec.stream import Step, TrainStream, trained_items
 from ctxrec.texts import encode_catalogue, has_text, make_text_table
 

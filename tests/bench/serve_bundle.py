@@ -16,10 +16,10 @@ import torch
 from ctxrec.bundle import FORMAT_VERSION, write_bundle
 from ctxrec.core.config import load_config
 from ctxrec.core.dataset_spec import load_spec
-from ctxrec.features import item_features
+from ctxrec.data.features import item_features
+from ctxrec.data.prepared import PreparedData
 from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, ModelShape
-from ctxrec.prepared import PreparedData
 from ctxrec.preparing import prepare
 
 NUM_USERS, NUM_EVENTS = 2000, 60

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ctxrec.core.config import Config
-from ctxrec.prepared import PreparedData
+from ctxrec.data.prepared import PreparedData
 
 NOW = 1_700_000_000
 

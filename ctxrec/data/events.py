@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from ctxrec.core import schema
-from ctxrec.prepared import FeatureMeta
+from ctxrec.data.prepared import FeatureMeta
 
 US = 1_000_000  # microseconds a second
 ACTION_BITS = 63

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ctxrec.core import schema
-from ctxrec.prepared import FeatureMeta, encode_categories
+from ctxrec.data.prepared import FeatureMeta, encode_categories
 
 MAX_VALUES = 16  # values of one categorical feature that an item keeps
 MAX_TRIPLES = 64  # and of the triples of a graph
