@@ -15,7 +15,7 @@ from ctxrec.core.dataset_spec import EventsSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import US
 from ctxrec.data.parsing import TIME_OK, detect_unit, one_array, to_text, to_times
-from ctxrec.reading import inspect, make_pieces, read_piece, sample_column
+from ctxrec.ingest.readers import inspect, make_pieces, read_piece, sample_column
 
 NO_ACTION = "(event)"  # of events without an action
 _ROWS = 1 << 20

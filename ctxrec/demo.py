@@ -26,8 +26,8 @@ from ctxrec.core.config import load_config
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.datasets import source_name, write_movielens_100k
 from ctxrec.evaluation import evaluate_run
-from ctxrec.preparing import prepare
-from ctxrec.preparing import summary as prepare_summary
+from ctxrec.ingest.pipeline import prepare
+from ctxrec.ingest.pipeline import summary as prepare_summary
 from ctxrec.summary import format_table
 from ctxrec.training import summary as train_summary
 from ctxrec.training import train

@@ -21,7 +21,6 @@ import torch
 from safetensors.numpy import load_file as load_arrays
 
 from ctxrec import bundle as files
-from ctxrec import catalogue
 from ctxrec.blend import NEW, STATIC
 from ctxrec.core import schema, storage
 from ctxrec.core.dataset_spec import DatasetSpec, ItemsSpec
@@ -29,6 +28,7 @@ from ctxrec.core.errors import UserError
 from ctxrec.data.features import ItemFeatures, hash_id, item_features
 from ctxrec.data.parsing import value_line, value_words
 from ctxrec.encoder import TextEncoder, resolve_encoder
+from ctxrec.ingest import entities
 from ctxrec.likeness import STAND_INS, nearest_texts, on_axes
 from ctxrec.model_inputs import ItemTensors, TextTable
 from ctxrec.recommender import Recommender
@@ -68,7 +68,7 @@ def rows_to_table(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> pa.Ta
     numbers = {name: pa.array([row.get(name) for row in rows], pa.float64()) for name in section.numeric}
     raw = {f"text {n}": text for n, text in enumerate(texts)}
     raw |= {f"category {name}": lists for name, lists in columns.items()} | numbers
-    entities = catalogue.Entities(ids=pa.array([row[ITEM_ID] for row in rows], pa.string()), tables=[pa.table(raw)])
+    entities = entities.Entities(ids=pa.array([row[ITEM_ID] for row in rows], pa.string()), tables=[pa.table(raw)])
     return _items_table(spec, section, entities, len(rows))
 
 
@@ -94,19 +94,19 @@ def fitting(row: Mapping[str, Any], spec: DatasetSpec) -> dict[str, Any]:
     return made
 
 
-def _items_table(spec: DatasetSpec, section: ItemsSpec, entities: catalogue.Entities, num_rows: int) -> pa.Table:
-    texts = [entities.column(f"text {n}", catalogue.joined_text) for n in range(len(section.text))]
+def _items_table(spec: DatasetSpec, section: ItemsSpec, entities: entities.Entities, num_rows: int) -> pa.Table:
+    texts = [entities.column(f"text {n}", entities.joined_text) for n in range(len(section.text))]
     empty = pa.array([""] * num_rows, pa.string())
     columns: dict[str, pa.Array] = {
         schema.ITEM_ID: entities.ids,
         schema.ITEM_TITLE: texts[0].fill_null("") if texts else empty,
-        schema.ITEM_TEXT: catalogue.join_sentences(texts).fill_null("") if texts else empty,
+        schema.ITEM_TEXT: entities.join_sentences(texts).fill_null("") if texts else empty,
         schema.ITEM_TRAIN_EVENTS: pa.array([0] * num_rows, pa.int64()),
     }
     for name in section.categorical:
-        columns[schema.category_column(name)] = entities.column(f"category {name}", catalogue.value_lists)
+        columns[schema.category_column(name)] = entities.column(f"category {name}", entities.value_lists)
     for name in section.numeric:
-        columns[schema.numeric_column(name)] = entities.column(name, catalogue.numbers_or_null)
+        columns[schema.numeric_column(name)] = entities.column(name, entities.numbers_or_null)
     if spec.graph is not None:
         columns[schema.category_column(schema.GRAPH)] = pa.array([[]] * num_rows, pa.list_(pa.string()))
     wanted = schema.items_schema(spec)

@@ -6,7 +6,7 @@ import ray
 
 from ctxrec.core import cli
 from ctxrec.core.dataset_spec import load_spec
-from ctxrec.preparing import prepare, summary
+from ctxrec.ingest.pipeline import prepare, summary
 
 
 def main() -> None:

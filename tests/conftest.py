@@ -176,7 +176,7 @@ def tiny_data(ray_cluster, tiny_spec, tmp_path_factory) -> str:
     """The tiny data set, prepared."""
     from ctxrec.core.config import Config
     from ctxrec.core.dataset_spec import load_spec
-    from ctxrec.preparing import prepare
+    from ctxrec.ingest.pipeline import prepare
 
     out = str(tmp_path_factory.mktemp("data") / "tiny")
     prepare(load_spec(tiny_spec), out, Config())

@@ -7,12 +7,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ctxrec import preparing
 from ctxrec.core import schema
 from ctxrec.core.config import load_config
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.data.prepared import PreparedData
-from ctxrec.preparing import prepare
+from ctxrec.ingest import pipeline
+from ctxrec.ingest.pipeline import prepare
 
 START = 1_600_000_000
 
@@ -54,7 +54,7 @@ def rejected(folder: Path) -> pa.Table:
 
 
 def only_temporary_gone(folder: Path) -> bool:
-    return not (folder / "out" / preparing.TEMPORARY).exists()
+    return not (folder / "out" / pipeline.TEMPORARY).exists()
 
 
 LOG = '[events]\npath = "events.csv"\n'

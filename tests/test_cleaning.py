@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ctxrec import catalogue
 from ctxrec.data import parsing
+from ctxrec.ingest import entities
 
 US = 1_000_000
 
@@ -137,6 +137,6 @@ def test_times_that_are_none_say_why():
 
 def test_lists_of_one_length_are_lists():
     column = pa.array([["a", "b"], None, ["c", None]], pa.list_(pa.string(), 2))
-    assert catalogue.value_lists(column).to_pylist() == [["a", "b"], [], ["c"]]
-    assert catalogue.joined_text(pa.chunked_array([column])).to_pylist() == ["a, b", None, "c"]
-    assert catalogue.value_lists(pa.chunked_array([column.slice(1)])).to_pylist() == [[], ["c"]]
+    assert entities.value_lists(column).to_pylist() == [["a", "b"], [], ["c"]]
+    assert entities.joined_text(pa.chunked_array([column])).to_pylist() == ["a, b", None, "c"]
+    assert entities.value_lists(pa.chunked_array([column.slice(1)])).to_pylist() == [[], ["c"]]

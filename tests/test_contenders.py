@@ -119,7 +119,7 @@ def test_movielens_100k_agrees_with_figures_of_other_code(ray_cluster, tmp_path)
     """NDCG@10 under `last`, measured with other implementations; EASE with 50 and 500, ALS with 64 factors."""
     from ctxrec import datasets
     from ctxrec.core.dataset_spec import SplitSpec, load_spec
-    from ctxrec.preparing import prepare
+    from ctxrec.ingest.pipeline import prepare
 
     try:
         datasets.write_movielens_100k(str(tmp_path / "raw"))

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ctxrec import catalogue, graph, reading
 from ctxrec.core import schema
 from ctxrec.core.config import load_config
 from ctxrec.core.dataset_spec import DatasetSpec, GraphSpec, load_spec
 from ctxrec.data.features import MAX_TRIPLES, item_features
 from ctxrec.data.prepared import FeatureMeta, PreparedData
+from ctxrec.ingest import entities, readers, triples
 from ctxrec.live_items import ItemEncoder, rows_to_table
 from ctxrec.recommender import RawEvent, RawRequest
 from ctxrec.retrieval import load_retriever
@@ -22,12 +22,12 @@ from ctxrec.retrieval import load_retriever
 HEADER = "head\trelation\ttail\n"
 
 
-def read(folder: Path, *texts: str) -> graph.Triples:
+def read(folder: Path, *texts: str) -> triples.Triples:
     for number, text in enumerate(texts):
         (folder / f"{number}.tsv").write_text(HEADER + text)
     spec = GraphSpec(path=str(folder / "*.tsv"))
-    files = reading.inspect(spec.path, [spec.head, spec.relation, spec.tail], section="graph")
-    return graph.read_triples(files, spec, rejects=str(folder / "rejects"))
+    files = readers.inspect(spec.path, [spec.head, spec.relation, spec.tail], section="graph")
+    return triples.read_triples(files, spec, rejects=str(folder / "rejects"))
 
 
 def test_an_item_has_the_shared_pairs_whose_head_it_is_in_the_order_of_the_files(tmp_path):
@@ -38,7 +38,7 @@ def test_an_item_has_the_shared_pairs_whose_head_it_is_in_the_order_of_the_files
     )
     assert len(triples) == 8
     assert triples.rejects == {"graph: incomplete triple": 2, "graph: malformed row": 1}
-    pairs = graph.pairs_of(triples, pa.array(["a", "none", "b", "c"]))
+    pairs = triples.pairs_of(triples, pa.array(["a", "none", "b", "c"]))
     # "by: bob" and "of: a" are of one item alone, and x is no item.
     assert pairs.to_pylist() == [["in: french", "by: ann"], [], ["by: ann", "in: french"], []]
 
@@ -46,13 +46,13 @@ def test_an_item_has_the_shared_pairs_whose_head_it_is_in_the_order_of_the_files
 def test_a_graph_without_triples_says_nothing(tmp_path):
     triples = read(tmp_path, "")
     assert len(triples) == 0 and triples.rejects == {}
-    assert graph.pairs_of(triples, pa.array(["a", "b"])).to_pylist() == [[], []]
+    assert triples.pairs_of(triples, pa.array(["a", "b"])).to_pylist() == [[], []]
 
 
 def test_an_item_keeps_more_triples_than_values_of_a_column():
     spec = DatasetSpec.from_dict({"name": "t", "events": {"path": "e.csv"}, "graph": {"path": "kg.tsv"}})
     pairs = pa.array([[f"p{n}" for n in range(99)], []], pa.list_(pa.string()))
-    table = catalogue.items_table(spec, catalogue.NO_ENTITIES, pa.array(["a", "b"]), np.zeros(2, np.int64), pairs=pairs)
+    table = entities.items_table(spec, entities.NO_ENTITIES, pa.array(["a", "b"]), np.zeros(2, np.int64), pairs=pairs)
     assert table.schema == schema.items_schema(spec)
     features = FeatureMeta({schema.GRAPH: [f"p{n}" for n in range(99)]}, {}, {}, {}, {}, {}, [], [])
     codes = item_features(table, features).cat[schema.GRAPH]
@@ -65,7 +65,7 @@ GROUPS, SIZE = 4, 10
 @pytest.fixture(scope="module")
 def run(ray_cluster, tmp_path_factory) -> str:
     """A model without IDs, texts and memory, on a log whose users stay with one director; i0 to i3 are never taken."""
-    from ctxrec.preparing import prepare
+    from ctxrec.ingest.pipeline import prepare
     from ctxrec.training import train
 
     folder = tmp_path_factory.mktemp("graph")

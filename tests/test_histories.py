@@ -2,12 +2,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ctxrec import histories, shards
 from ctxrec.core import schema
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.schema import TEST, TRAIN, VALID
 from ctxrec.data import splits
 from ctxrec.data.prepared import FeatureMeta
+from ctxrec.ingest import histories, shards
 
 US = 1_000_000
 SPEC = DatasetSpec.from_dict(

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from prepared_logs import LAST, LOG, START, histories, items_of, only_temporary_gone, rejected, run, write_csv
 
-from ctxrec import passes
 from ctxrec.core import schema
 from ctxrec.core.errors import UserError
 from ctxrec.data.prepared import PreparedData
-from ctxrec.preparing import summary
+from ctxrec.ingest import passes
+from ctxrec.ingest.pipeline import summary
 
 
 @pytest.fixture(autouse=True)

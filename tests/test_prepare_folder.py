@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from prepared_logs import LAST, LOG, START, histories, run, write_csv, write_spec
 
-from ctxrec import passes, preparing, reading, shards
 from ctxrec.core import schema
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.data import splits
-from ctxrec.preparing import summary
+from ctxrec.ingest import passes, pipeline, readers, shards
+from ctxrec.ingest.pipeline import summary
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +95,7 @@ def test_the_place_of_a_log_in_several_folders_does_not_count(tmp_path):
             (tmp_path / place / f"day={day}").mkdir(parents=True)
             (tmp_path / place / f"day={day}" / "log.csv").write_text(day)
         paths = [str(path) for path in sorted((tmp_path / place).rglob("*.csv"))]
-        found.append(preparing._signatures(paths))
+        found.append(pipeline._signatures(paths))
     assert found[0] == found[1] and [name for name, *_ in found[0]] == ["day=1/log.csv", "day=2/log.csv"]
 
 
@@ -122,8 +122,8 @@ def test_a_large_log_is_many_shards(tmp_path, monkeypatch):
     pq.write_table(pa.table({k: v[3000:] for k, v in log.items()}), files / "b.parquet")
     spec = load_spec(write_spec(tmp_path, '[events]\npath = "log"\n' + LAST))
     monkeypatch.setattr(shards, "SHARD_ROWS", 700)
-    monkeypatch.setattr(reading, "_BATCH_ROWS", 250)
-    info = preparing.inspect_source(spec).events
+    monkeypatch.setattr(readers, "_BATCH_ROWS", 250)
+    info = pipeline.inspect_source(spec).events
     job = shards.ShardJob(
         spec=spec,
         unit="s",
@@ -135,7 +135,7 @@ def test_a_large_log_is_many_shards(tmp_path, monkeypatch):
     )
     (tmp_path / "s").mkdir()
     facts = passes.LogFacts()
-    for task, pieces in enumerate(passes._group(reading.make_pieces(info, rows=1000))):
+    for task, pieces in enumerate(passes._group(readers.make_pieces(info, rows=1000))):
         for batch in shards.make_shards(pieces, task, job, pa.array([], pa.string())):
             for part in passes._runs(batch):
                 facts.add(part)

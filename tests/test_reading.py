@@ -4,17 +4,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ctxrec import reading
 from ctxrec.core.errors import UserError
 from ctxrec.data.parsing import to_text
+from ctxrec.ingest import readers
 
 
 def read(path, columns):
     """All rows of a file as (row number, values), and its malformed rows."""
-    (info,) = reading.inspect(str(path), columns, section="events")
+    (info,) = readers.inspect(str(path), columns, section="events")
     rows, malformed = [], []
-    for piece in reading.make_pieces([info], rows=3):
-        for batch in reading.read_piece(piece, columns, encoded=columns[:1]):
+    for piece in readers.make_pieces([info], rows=3):
+        for batch in readers.read_piece(piece, columns, encoded=columns[:1]):
             values = zip(*(batch.table.column(c).to_pylist() for c in columns), strict=True)
             rows += list(zip(batch.rows.tolist(), values, strict=True))
             malformed += batch.malformed
@@ -24,8 +24,8 @@ def read(path, columns):
 def test_parquet_pieces_are_ranges_of_row_groups(tmp_path):
     table = pa.table({"a": [f"x{n}" for n in range(10)], "b": range(10)})
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=2)
-    (info,) = reading.inspect(str(tmp_path), ["a"], section="events")
-    pieces = reading.make_pieces([info], rows=5)
+    (info,) = readers.inspect(str(tmp_path), ["a"], section="events")
+    pieces = readers.make_pieces([info], rows=5)
     assert [(p.start, p.stop, p.first_row, p.num_rows) for p in pieces] == [(0, 2, 1, 4), (2, 4, 5, 4), (4, 5, 9, 2)]
     assert read(tmp_path / "t.parquet", ["a", "b"])[0] == [(n + 1, (f"x{n}", n)) for n in range(10)]
 
@@ -71,9 +71,9 @@ def test_a_malformed_line_changes_no_other_line(tmp_path):
     found = []
     for text in (good, good + "{broken\n"):
         (tmp_path / "t.jsonl").write_text(text)
-        (info,) = reading.inspect(str(tmp_path / "t.jsonl"), ["a", "b"], section="events")
-        (piece,) = reading.make_pieces([info], rows=9)
-        tables = [batch.table for batch in reading.read_piece(piece, ["a", "b"])]
+        (info,) = readers.inspect(str(tmp_path / "t.jsonl"), ["a", "b"], section="events")
+        (piece,) = readers.make_pieces([info], rows=9)
+        tables = [batch.table for batch in readers.read_piece(piece, ["a", "b"])]
         found.append([[v for t in tables for v in to_text(t.column(c)).to_pylist()] for c in ("a", "b")])
     assert found[0] == found[1] == [["7", "0.5", None], ["true", "false", None]]
 
@@ -97,7 +97,7 @@ def test_header_without_rows_and_empty_file(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n")
     assert read(tmp_path / "t.csv", ["a"]) == ([], [])
     (tmp_path / "u.csv").write_text("")
-    assert reading.inspect(str(tmp_path / "u.csv"), ["a"], section="events") == []
+    assert readers.inspect(str(tmp_path / "u.csv"), ["a"], section="events") == []
 
 
 def test_a_wrong_column_is_named_with_the_file_and_the_columns_found(tmp_path):
@@ -106,24 +106,24 @@ def test_a_wrong_column_is_named_with_the_file_and_the_columns_found(tmp_path):
     with pytest.raises(
         UserError, match=r"\[events\] names column 'item', which is missing in .*2.csv; found columns user, thing"
     ):
-        reading.inspect(str(tmp_path), ["user", "item"], section="events")
+        readers.inspect(str(tmp_path), ["user", "item"], section="events")
 
 
 def test_a_column_that_stands_twice_is_refused(tmp_path):
     (tmp_path / "1.csv").write_text("a,a\n1,2\n")
     with pytest.raises(UserError, match="more than once"):
-        reading.inspect(str(tmp_path), ["a"], section="events")
+        readers.inspect(str(tmp_path), ["a"], section="events")
 
 
 def test_unknown_type_no_file_and_damaged_files(tmp_path):
     (tmp_path / "t.xlsx").write_text("x")
     with pytest.raises(UserError, match=r"t.xlsx has an unknown file type; expected one of .parquet"):
-        reading.inspect(str(tmp_path), ["a"], section="events")
+        readers.inspect(str(tmp_path), ["a"], section="events")
     with pytest.raises(UserError, match="no file found"):
-        reading.inspect(str(tmp_path / "none"), ["a"], section="events")
+        readers.inspect(str(tmp_path / "none"), ["a"], section="events")
     (tmp_path / "t.parquet").write_bytes(b"not parquet at all")
     with pytest.raises(UserError, match="is no parquet file"):
-        reading.inspect(str(tmp_path / "t.parquet"), ["a"], section="events")
+        readers.inspect(str(tmp_path / "t.parquet"), ["a"], section="events")
     (tmp_path / "latin.csv").write_bytes("a,b\né,1\n".encode("latin-1"))
     with pytest.raises(UserError, match="Expected UTF-8"):
         read(tmp_path / "latin.csv", ["a"])

@@ -127,7 +127,7 @@ def test_the_order_of_the_log_and_the_launch(tmp_path):
 def simulated(tmp_path_factory, ray_cluster):
     """A simulated log, prepared."""
     from ctxrec.core.dataset_spec import load_spec
-    from ctxrec.preparing import prepare
+    from ctxrec.ingest.pipeline import prepare
 
     folder = tmp_path_factory.mktemp("simulated")
     write_simulated(str(folder / "ds"), Simulation(users=1_500, items=400, events=36_000, context=1.0, cold=0.1))
@@ -185,7 +185,7 @@ def test_few_users_without_attributes_are_not_read_from_the_truth(tmp_path, ray_
     """Without any event nothing is known of what is a user's own; events and items are gone through in parts."""
     from ctxrec import oracle
     from ctxrec.core.dataset_spec import load_spec
-    from ctxrec.preparing import prepare
+    from ctxrec.ingest.pipeline import prepare
 
     write_simulated(str(tmp_path / "ds"), Simulation(users=users, items=50, events=100 * users, seed=2))
     spec = tmp_path / "ds/dataset.toml"
@@ -206,7 +206,7 @@ def test_few_users_without_attributes_are_not_read_from_the_truth(tmp_path, ray_
 def test_nothing_is_known_of_items_held_out(simulated, tmp_path):
     from ctxrec.core.dataset_spec import load_spec
     from ctxrec.data.splits import held_out_items
-    from ctxrec.preparing import prepare
+    from ctxrec.ingest.pipeline import prepare
 
     folder, _ = simulated
     config = load_config(overrides=["prepare.cold_items=0.1"])

@@ -101,7 +101,7 @@ class UsersSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GraphSpec:
-    """Knowledge-graph triples; those whose head is an item make a category of it (`ctxrec.graph`)."""
+    """Knowledge-graph triples; those whose head is an item make a category of it (`ctxrec.ingest.triples`)."""
 
     path: str
     head: str = "head"

@@ -85,7 +85,7 @@ def run_ctxrec(folder: str, strategy: str) -> None:
     from ctxrec.core import ray_cluster
     from ctxrec.core.config import Config
     from ctxrec.core.dataset_spec import load_spec
-    from ctxrec.preparing import prepare
+    from ctxrec.ingest.pipeline import prepare
 
     spec = os.path.join(folder, f"{strategy}.toml")
     with open(spec, "w") as stream:

@@ -122,7 +122,7 @@ def test_a_new_item_is_searchable_at_once_until_it_is_removed(client):
 def test_posted_events_become_files_that_prepare_reads_with_the_log(client, live, tiny_spec, tmp_path, wait_for):
     """The log's own file (times in seconds, shuffled) and the service's files in one folder."""
     from ctxrec.core.dataset_spec import load_spec
-    from ctxrec.preparing import prepare
+    from ctxrec.ingest.pipeline import prepare
 
     event = {"user_id": "for training", "item_id": "i7", "action": "buy", "timestamp": 1_650_000_000.25}
     event["context"] = {"device": "phone", "basket_value": 0.5, "query": "hat"}
@@ -154,7 +154,7 @@ def test_posted_items_become_a_file_that_prepare_reads_before_the_catalogues_own
 ):
     """A new item with all its columns, and an old one with a new price: the newest row is the one that is kept."""
     from ctxrec.core.dataset_spec import load_spec
-    from ctxrec.preparing import prepare
+    from ctxrec.ingest.pipeline import prepare
 
     new = {"item_id": "posted", "title": "blue lamp z", "category": ["group1", "posted"], "price": 12.5}
     old = {"item_id": "i6", "title": "another hat", "category": "group2", "price": 99}

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ctxrec import reading, shards
 from ctxrec.core import storage
 from ctxrec.core.dataset_spec import GraphSpec
 from ctxrec.data import parsing
 from ctxrec.data.parsing import Coded
+from ctxrec.ingest import readers, shards
 
 INCOMPLETE = "graph: incomplete triple"
 
@@ -35,12 +35,12 @@ class Triples:
         return len(self.heads.codes)
 
 
-def read_triples(files: Sequence[reading.FileInfo], graph: GraphSpec, *, rejects: str) -> Triples:
+def read_triples(files: Sequence[readers.FileInfo], graph: GraphSpec, *, rejects: str) -> Triples:
     """Read triples; those that lack a part are kept in the folder `rejects`."""
     columns = [graph.head, graph.relation, graph.tail]
     coded, rejected = [], []
-    for piece in reading.make_pieces(files, rows=1 << 20):
-        for batch in reading.read_piece(piece, columns):
+    for piece in readers.make_pieces(files, rows=1 << 20):
+        for batch in readers.read_piece(piece, columns):
             head, relation, tail = (parsing.to_text(batch.table.column(name)) for name in columns)
             pair = pc.binary_join_element_wise(relation, tail, ": ")  # null where a part is
             complete = pc.and_(pc.is_valid(head), pc.is_valid(pair))

@@ -20,13 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import ctxrec
-from ctxrec import catalogue, graph, histories, passes, reading, shards
 from ctxrec.core import ray_cluster, schema, storage
 from ctxrec.core.config import Config
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data import parsing, splits
 from ctxrec.data.prepared import FeatureMeta, PreparedData
+from ctxrec.ingest import entities, histories, passes, readers, shards, triples
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +76,10 @@ class Source:
     """The files of a data set, checked to have the columns that the spec names."""
 
     spec: DatasetSpec
-    events: list[reading.FileInfo]
-    items: list[reading.FileInfo]
-    users: list[reading.FileInfo]
-    graph: list[reading.FileInfo]
+    events: list[readers.FileInfo]
+    items: list[readers.FileInfo]
+    users: list[readers.FileInfo]
+    graph: list[readers.FileInfo]
 
     @property
     def num_rows(self) -> int:
@@ -96,18 +96,20 @@ def inspect_source(spec: DatasetSpec) -> Source:
     items, users, graph = spec.items, spec.users, spec.graph
     source = Source(
         spec=spec,
-        events=reading.inspect(spec.events.path, shards.event_columns(spec.events), section="events"),
-        items=reading.inspect(
+        events=readers.inspect(spec.events.path, shards.event_columns(spec.events), section="events"),
+        items=readers.inspect(
             items.path,
             [items.id, *items.text, *items.categorical, *items.numeric, *items.media.values()],
             section="items",
         )
         if items
         else [],
-        users=reading.inspect(users.path, [users.id, *users.categorical, *users.numeric], section="users")
+        users=readers.inspect(users.path, [users.id, *users.categorical, *users.numeric], section="users")
         if users
         else [],
-        graph=reading.inspect(graph.path, [graph.head, graph.relation, graph.tail], section="graph") if graph else [],
+        graph=readers.inspect(triples.path, [triples.head, triples.relation, triples.tail], section="graph")
+        if triples
+        else [],
     )
     for info in source.events:
         for name in shards.event_columns(spec.events):
@@ -153,14 +155,14 @@ def _run(source: Source, out: str, config: Config) -> dict[str, Any]:
     items, users, table_rejects = _read_tables(source, options.max_id_bytes, rejects)
     triples = None
     if spec.graph is not None:
-        triples = graph.read_triples(source.graph, spec.graph, rejects=rejects)
+        triples = triples.read_triples(source.graph, spec.graph, rejects=rejects)
         table_rejects |= triples.rejects
     if spec.items is not None and (media := spec.items.media):
-        found = catalogue.write_media(source.items, media, items.kept, storage.join(out, schema.MEDIA))
+        found = entities.write_media(source.items, media, items.kept, storage.join(out, schema.MEDIA))
         notes += [f"{kind} column {media[kind]!r}: {n} items have one" for kind, n in found.items()]
     job = shards.ShardJob(
         spec=spec,
-        unit=parsing.detect_unit(reading.sample_column(source.events, spec.events.time)),
+        unit=parsing.detect_unit(readers.sample_column(source.events, spec.events.time)),
         buckets=options.buckets or max(-(-source.num_rows // BUCKET_EVENTS), 2),
         max_id_bytes=options.max_id_bytes,
         now_us=int(time.time() * 1e6),
@@ -178,10 +180,8 @@ def _run(source: Source, out: str, config: Config) -> dict[str, Any]:
     item_ids = pa.concat_arrays([items.ids, log.new_items])
     pairs = None
     if triples is not None:
-        pairs = graph.pairs_of(triples, item_ids)
-        features.item_categories[schema.GRAPH] = catalogue.vocabulary(
-            pairs.flatten(), None, options.max_category_values
-        )
+        pairs = triples.pairs_of(triples, item_ids)
+        features.item_categories[schema.GRAPH] = entities.vocabulary(pairs.flatten(), None, options.max_category_values)
         having = int((pairs.value_lengths().to_numpy() > 0).sum())
         notes.append(
             f"graph: {len(triples)} triples; {having} items are the head of one whose relation and tail "
@@ -189,13 +189,13 @@ def _run(source: Source, out: str, config: Config) -> dict[str, Any]:
         )
     temporal = spec.split.strategy == "temporal"
     cuts = passes.temporal_cuts(log, spec, job) if temporal else splits.Cuts()
-    attributes = catalogue.user_attributes(users, spec.users, features.user_categories, buckets=job.buckets)
+    attributes = entities.user_attributes(users, spec.users, features.user_categories, buckets=job.buckets)
     bucket_job = histories.BucketJob(spec=spec, features=features, cuts=cuts, min_events=options.min_events)
     held_out = splits.held_out_items(item_ids.to_pylist(), options.cold_items) if options.cold_items else None
     totals = passes.write_histories(
         log, job, bucket_job, item_ids, attributes, [info.path for info in source.events], out, held_out
     )
-    table = catalogue.items_table(spec, items, log.new_items, totals.train_events, pairs=pairs)
+    table = entities.items_table(spec, items, log.new_items, totals.train_events, pairs=pairs)
     fs, inner = storage.filesystem(storage.join(out, schema.ITEMS))
     pq.write_table(table, inner, filesystem=fs)
     _note_log(notes, spec, log, totals)
@@ -227,11 +227,11 @@ def _run(source: Source, out: str, config: Config) -> dict[str, Any]:
 
 def _read_tables(
     source: Source, max_id_bytes: int, rejects: str
-) -> tuple[catalogue.Entities, catalogue.Entities, dict[str, int]]:
+) -> tuple[entities.Entities, entities.Entities, dict[str, int]]:
     """The item table, the user table, and what was rejected in them."""
-    spec, items, users, counts = source.spec, catalogue.NO_ENTITIES, catalogue.NO_ENTITIES, {}
+    spec, items, users, counts = source.spec, entities.NO_ENTITIES, entities.NO_ENTITIES, {}
     if spec.items is not None:
-        items = catalogue.read_entities(
+        items = entities.read_entities(
             source.items,
             spec.items.id,
             [*spec.items.text, *spec.items.categorical, *spec.items.numeric],
@@ -242,7 +242,7 @@ def _read_tables(
         counts |= items.rejects
     if spec.users is not None:
         columns = [*spec.users.categorical, *spec.users.numeric]
-        users = catalogue.read_entities(
+        users = entities.read_entities(
             source.users, spec.users.id, columns, what="user", max_id_bytes=max_id_bytes, rejects=rejects
         )
         counts |= users.rejects
@@ -251,21 +251,21 @@ def _read_tables(
 
 def _features(
     spec: DatasetSpec,
-    items: catalogue.Entities,
-    users: catalogue.Entities,
+    items: entities.Entities,
+    users: entities.Entities,
     log: passes.LogFacts,
     *,
     limit: int,
     notes: list[str],
 ) -> FeatureMeta:
     """Vocabularies and scales: of items and users over their tables, of context over the valid rows of the log."""
-    item_categories, item_numbers, item_notes = catalogue.entity_features(items, spec.items, limit=limit)
-    user_categories, user_numbers, user_notes = catalogue.entity_features(users, spec.users, limit=limit)
+    item_categories, item_numbers, item_notes = entities.entity_features(items, spec.items, limit=limit)
+    user_categories, user_numbers, user_notes = entities.entity_features(users, spec.users, limit=limit)
     notes += item_notes + user_notes
     context, scales = spec.events.context, {}
     for name, (count, total, squares, bad) in log.numbers.items():
         if name in context.numeric:
-            scales[name] = catalogue.scale(count, total, squares)
+            scales[name] = entities.scale(count, total, squares)
         if bad:
             notes.append(f"{name}: {int(bad)} values of the log are no finite number; they count as missing")
     actions = sorted(log.values("action", spec.events.action)[0].to_pylist()) if spec.events.action else []
@@ -286,7 +286,7 @@ def _features(
         user_categories=user_categories,
         user_numbers=user_numbers,
         context_categories={
-            name: catalogue.vocabulary(*log.values("category", name), limit) for name in context.categorical
+            name: entities.vocabulary(*log.values("category", name), limit) for name in context.categorical
         },
         context_numbers=scales,
         context_texts=list(context.text),

@@ -19,12 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ctxrec import reading
 from ctxrec.core import schema, storage
 from ctxrec.core.dataset_spec import DatasetSpec, EventsSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data import parsing
 from ctxrec.data.parsing import Coded
+from ctxrec.ingest import readers
 
 SHARD_ROWS = 1 << 20
 SHARD_BYTES = 256 << 20
@@ -85,7 +85,7 @@ def shard_columns(events: EventsSpec) -> dict[str, pa.DataType]:
     return columns | {schema.context_column(n): pa.float32() for n in events.context.numeric}
 
 
-def make_shards(pieces: Sequence[reading.Piece], task: int, job: ShardJob, item_ids: pa.Array) -> Iterator[pa.Table]:
+def make_shards(pieces: Sequence[readers.Piece], task: int, job: ShardJob, item_ids: pa.Array) -> Iterator[pa.Table]:
     """Read pieces of the log, write their shards and rejects, and yield facts in the log's order.
 
     A user's mistake that only reading finds comes back as a fact of kind "error".
@@ -114,9 +114,9 @@ class _Part:
     paths: dict[int, str]
 
 
-def _gather(pieces: Sequence[reading.Piece], events: EventsSpec) -> Iterator[_Part]:
+def _gather(pieces: Sequence[readers.Piece], events: EventsSpec) -> Iterator[_Part]:
     """Batches of the pieces joined to about SHARD_ROWS rows."""
-    held: list[tuple[reading.RawBatch, int]] = []
+    held: list[tuple[readers.RawBatch, int]] = []
     paths = {piece.file: piece.path for piece in pieces}
     coded = [c for c in (events.user, events.item, events.action, *events.context.categorical) if c]
 
@@ -132,7 +132,7 @@ def _gather(pieces: Sequence[reading.Piece], events: EventsSpec) -> Iterator[_Pa
 
     rows = size = 0
     for piece in pieces:
-        for batch in reading.read_piece(piece, event_columns(events), encoded=coded):
+        for batch in readers.read_piece(piece, event_columns(events), encoded=coded):
             if held and batch.table.schema != held[0][0].table.schema:
                 yield join()
                 held, rows, size = [], 0, 0

@@ -17,11 +17,11 @@ import ray
 import ray.data
 from tqdm import tqdm
 
-from ctxrec import histories, reading, shards
 from ctxrec.core import schema, storage
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data import parsing, splits
+from ctxrec.ingest import histories, readers, shards
 
 TASK_ROWS = 1 << 20  # rows of the log that one task of the first pass reads, about
 
@@ -76,7 +76,7 @@ class LogFacts:
         return table.column("key").combine_chunks(), table.column("value").combine_chunks()
 
 
-def read_log(files: Sequence[reading.FileInfo], num_rows: int, job: shards.ShardJob, item_ids: pa.Array) -> LogFacts:
+def read_log(files: Sequence[readers.FileInfo], num_rows: int, job: shards.ShardJob, item_ids: pa.Array) -> LogFacts:
     """Pass 1: read, clean and shard the log.
 
     Args:
@@ -85,7 +85,7 @@ def read_log(files: Sequence[reading.FileInfo], num_rows: int, job: shards.Shard
         job: see `ShardJob`.
         item_ids: ids of the item table.
     """
-    tasks = _group(reading.make_pieces(files, rows=TASK_ROWS))
+    tasks = _group(readers.make_pieces(files, rows=TASK_ROWS))
     inputs = [pa.table({"task": [number], "pieces": [_pack(pieces)]}) for number, pieces in enumerate(tasks)]
     log = LogFacts()
     if not inputs:
@@ -100,9 +100,9 @@ def read_log(files: Sequence[reading.FileInfo], num_rows: int, job: shards.Shard
     return log
 
 
-def _group(pieces: Sequence[reading.Piece]) -> list[list[reading.Piece]]:
+def _group(pieces: Sequence[readers.Piece]) -> list[list[readers.Piece]]:
     """Pieces in order as tasks of about TASK_ROWS rows, so that many small files cost few tasks."""
-    tasks: list[list[reading.Piece]] = []
+    tasks: list[list[readers.Piece]] = []
     rows = TASK_ROWS
     for piece in pieces:
         if rows + piece.num_rows > TASK_ROWS:
@@ -113,7 +113,7 @@ def _group(pieces: Sequence[reading.Piece]) -> list[list[reading.Piece]]:
     return tasks
 
 
-def _pack(pieces: Sequence[reading.Piece]) -> str:
+def _pack(pieces: Sequence[readers.Piece]) -> str:
     return json.dumps([[p.path, p.format, p.file, p.start, p.stop, p.first_row, p.num_rows] for p in pieces])
 
 
@@ -121,7 +121,7 @@ def shard_task(batch: pa.Table, job: shards.ShardJob, item_ids: Any) -> Iterator
     """Ray Data task of pass 1."""
     known = ray.get(item_ids)
     for row in batch.to_pylist():
-        pieces = [reading.Piece(*values) for values in json.loads(row["pieces"])]
+        pieces = [readers.Piece(*values) for values in json.loads(row["pieces"])]
         yield from shards.make_shards(pieces, row["task"], job, known)
 
 

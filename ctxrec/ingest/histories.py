@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ctxrec import shards
 from ctxrec.core import schema
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.schema import TEST
 from ctxrec.data.events import US, time_context
 from ctxrec.data.prepared import FeatureMeta, encode_categories
 from ctxrec.data.splits import Cuts, last_split, temporal_split
+from ctxrec.ingest import shards
 
 ROWS_PER_GROUP = 16_384  # users in a row group of a bucket file
 EVENTS_PER_GROUP = 1 << 20  # and events, about: a group's text must stay below Arrow's 2 GB a column

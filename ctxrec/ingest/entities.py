@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ctxrec import reading, shards
 from ctxrec.core import schema, storage
 from ctxrec.core.dataset_spec import DatasetSpec, ItemsSpec, UsersSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data import parsing
 from ctxrec.data.prepared import encode_categories
+from ctxrec.ingest import readers, shards
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ NO_ENTITIES = Entities(ids=pa.array([], pa.string()))
 
 
 def read_entities(
-    files: Sequence[reading.FileInfo],
+    files: Sequence[readers.FileInfo],
     id_column: str,
     columns: Sequence[str],
     *,
@@ -54,11 +54,11 @@ def read_entities(
         max_id_bytes: longer ids are rejected.
         rejects: folder for the rejected rows.
     """
-    parts: list[tuple[reading.RawBatch, str]] = []
+    parts: list[tuple[readers.RawBatch, str]] = []
     wanted = list(dict.fromkeys([id_column, *columns]))
-    for piece in reading.make_pieces(files, rows=1 << 20):
-        for batch in reading.read_piece(piece, wanted):
-            parts.append((reading.RawBatch(batch.table.select(wanted), batch.rows, batch.malformed), piece.path))
+    for piece in readers.make_pieces(files, rows=1 << 20):
+        for batch in readers.read_piece(piece, wanted):
+            parts.append((readers.RawBatch(batch.table.select(wanted), batch.rows, batch.malformed), piece.path))
     ids = [parsing.to_text(batch.table.column(id_column)) for batch, _ in parts]
     coded = parsing.encode(pa.chunked_array(ids, pa.string()))
     names = ["", *(f"{what} table: {r}" for r in ("missing id", "id too long", "duplicate id", "malformed row"))]
@@ -88,7 +88,7 @@ def read_entities(
 
 
 def write_media(
-    files: Sequence[reading.FileInfo], columns: dict[str, str], kept: np.ndarray, path: str
+    files: Sequence[readers.FileInfo], columns: dict[str, str], kept: np.ndarray, path: str
 ) -> dict[str, int]:
     """Write where the images and sounds of items are, file by file, so that contents need not fit into memory.
 
@@ -103,8 +103,8 @@ def write_media(
     """
     counts, writer, row, item = dict.fromkeys(columns, 0), None, 0, 0
     fs, inner = storage.filesystem(path)
-    for piece in reading.make_pieces(files, rows=1 << 16):
-        for batch in reading.read_piece(piece, list(columns.values())):
+    for piece in readers.make_pieces(files, rows=1 << 16):
+        for batch in readers.read_piece(piece, list(columns.values())):
             here = kept[row : row + len(batch.table)]
             row += len(batch.table)
             table = batch.table.filter(pa.array(here))
@@ -164,7 +164,7 @@ def items_table(
         items: rows of the item table.
         log_items: ids only in the log, in order of first appearance; they have empty content.
         train_events: int64, events of each item in the training split.
-        pairs: what the graph says of each item (`ctxrec.graph`); None: there is no graph.
+        pairs: what the graph says of each item (`ctxrec.ingest.triples`); None: there is no graph.
     """
     extra = len(log_items)
 

@@ -1,0 +1,1 @@
+"""From files to prepared data with Ray Data: readers, rejects, buckets, catalogue, graph."""
