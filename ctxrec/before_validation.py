@@ -26,7 +26,8 @@ from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
 from ctxrec.data.features import ItemFeatures, item_features
 from ctxrec.data.prepared import PreparedData
-from ctxrec.encoder import resolve_encoder
+from ctxrec.encoder.text_encoder import resolve_encoder
+from ctxrec.encoder.text_table import encode_catalogue, has_text, make_text_table
 from ctxrec.likeness import reduced
 from ctxrec.loading import load_recommender
 from ctxrec.memory import fit_memory
@@ -34,7 +35,6 @@ from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.recommender import Recommender
 from ctxrec.stream import trained_items
-from ctxrec.texts import encode_catalogue, has_text, make_text_table
 
 logger = logging.getLogger(__name__)
 

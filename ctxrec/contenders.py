@@ -25,11 +25,11 @@ from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, EncoderConfig, EvaluateConfig
 from ctxrec.data.events import Requests
 from ctxrec.data.prepared import PreparedData
-from ctxrec.encoder import TextEncoder, resolve_encoder
+from ctxrec.encoder.text_encoder import TextEncoder, resolve_encoder
+from ctxrec.encoder.text_table import encode_catalogue
 from ctxrec.ensemble import Ensemble, choose_weights, standardised
 from ctxrec.item_models import ALS, EASE, ItemKNN
 from ctxrec.metrics import request_metrics, top_k
-from ctxrec.texts import encode_catalogue
 from ctxrec.validation import validation_requests
 
 logger = logging.getLogger(__name__)

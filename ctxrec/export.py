@@ -18,7 +18,7 @@ from ctxrec.blend import Blend, fit_blend
 from ctxrec.bundle import write_bundle
 from ctxrec.core import schema
 from ctxrec.data.events import Requests
-from ctxrec.encoder import TextEncoder
+from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.index_filling import add_on_nodes
 from ctxrec.job import Setup, encode_table
 from ctxrec.likeness import reduced, text_axes

@@ -22,14 +22,14 @@ from ctxrec.data.batching import Batcher
 from ctxrec.data.events import Requests
 from ctxrec.data.features import ItemFeatures, item_features
 from ctxrec.data.prepared import PreparedData
-from ctxrec.encoder import TextEncoder, Tokens, plan_encoding, resolve_encoder, tokenise
-from ctxrec.encoder_cache import Place, item_keys, vector_store, with_states
-from ctxrec.media import media_tables
+from ctxrec.encoder.cache import Place, item_keys, vector_store, with_states
+from ctxrec.encoder.media import media_tables
+from ctxrec.encoder.text_encoder import TextEncoder, Tokens, plan_encoding, resolve_encoder, tokenise
+from ctxrec.encoder.text_table import has_text, make_text_table
 from ctxrec.memory import ItemMemory, fit_memory
 from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.network import Network, choose_loss
 from ctxrec.stream import trained_items
-from ctxrec.texts import has_text, make_text_table
 from ctxrec.tracking import Tracker
 from ctxrec.validation import Validator, validation_requests
 

@@ -27,12 +27,12 @@ from ctxrec.core.dataset_spec import DatasetSpec, ItemsSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data.features import ItemFeatures, hash_id, item_features
 from ctxrec.data.parsing import value_line, value_words
-from ctxrec.encoder import TextEncoder, resolve_encoder
+from ctxrec.encoder.text_encoder import TextEncoder, resolve_encoder
+from ctxrec.encoder.text_table import encode_catalogue, has_text, make_text_table
 from ctxrec.ingest import entities
 from ctxrec.likeness import STAND_INS, nearest_texts, on_axes
 from ctxrec.model_inputs import ItemTensors, TextTable
 from ctxrec.recommender import Recommender
-from ctxrec.texts import encode_catalogue, has_text, make_text_table
 
 ITEM_ID = "item_id"
 

@@ -19,11 +19,11 @@ from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.data.events import histories_from_table
 from ctxrec.data.features import item_features
 from ctxrec.data.prepared import FeatureMeta
-from ctxrec.encoder import TextEncoder
+from ctxrec.encoder.text_encoder import TextEncoder
+from ctxrec.encoder.text_table import encode_catalogue, make_text_table
 from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, ModelShape
 from ctxrec.recommender import Recommender
-from ctxrec.texts import encode_catalogue, make_text_table
 
 
 def load_recommender(bundle: str) -> Recommender:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ctxrec.encoder import EncodePlan, Tokens
+from ctxrec.encoder.text_encoder import EncodePlan, Tokens
 from ctxrec.stream import Step
 
 _COUNT_FIRST, _COUNT_EVERY = 2, 100  # steps whose operations are counted, which slows them

@@ -14,7 +14,7 @@ import torch.nn as nn
 
 from ctxrec.core.config import TrainConfig
 from ctxrec.data.batching import Batch
-from ctxrec.encoder import EncodePlan, TextEncoder, Tokens, encode_share
+from ctxrec.encoder.text_encoder import EncodePlan, TextEncoder, Tokens, encode_share
 from ctxrec.losses import bce_loss, sampled_softmax_loss, softmax_loss
 from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, TextTable

@@ -19,7 +19,7 @@ from safetensors.torch import save as save_tensors
 from ctxrec import checkpoint, engine, faults
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
-from ctxrec.encoder import plan_encoding
+from ctxrec.encoder.text_encoder import plan_encoding
 from ctxrec.export import Chosen
 from ctxrec.job import Setup, encode_table
 from ctxrec.meter import Meter

@@ -27,7 +27,8 @@ from ctxrec.core import storage
 from ctxrec.core.config import Config, EncoderConfig
 from ctxrec.core.errors import UserError
 from ctxrec.data.prepared import FeatureMeta, PreparedData
-from ctxrec.encoder import TextEncoder, Tokens, resolve_encoder
+from ctxrec.encoder.text_encoder import TextEncoder, Tokens, resolve_encoder
+from ctxrec.encoder.text_table import has_text
 from ctxrec.metrics import bootstrap_means, percentile_interval, request_metrics
 from ctxrec.rerank_candidates import Examples, find_candidates
 from ctxrec.reranker import (
@@ -43,7 +44,6 @@ from ctxrec.reranker import (
     save_reranker,
     titles_of,
 )
-from ctxrec.texts import has_text
 from ctxrec.validation import validation_requests
 
 logger = logging.getLogger(__name__)

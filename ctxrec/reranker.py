@@ -30,7 +30,7 @@ from ctxrec.core.config import EncoderConfig
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import Requests
 from ctxrec.data.prepared import FeatureMeta
-from ctxrec.encoder import TextEncoder, Tokens, encode_share, plan_encoding
+from ctxrec.encoder.text_encoder import TextEncoder, Tokens, encode_share, plan_encoding
 from ctxrec.metrics import top_k
 from ctxrec.slices import DAYS, MONTHS
 

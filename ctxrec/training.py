@@ -26,7 +26,7 @@ from ctxrec.core import ray_cluster, storage
 from ctxrec.core.config import BACKBONES, Config, load_config, to_toml
 from ctxrec.core.errors import Failed, Stopped, UserError
 from ctxrec.data.prepared import PreparedData
-from ctxrec.encoder import check_max_tokens, resolve_encoder
+from ctxrec.encoder.text_encoder import check_max_tokens, resolve_encoder
 from ctxrec.job import CHECKPOINTS
 from ctxrec.profiling import summarise
 from ctxrec.tracking import check_trackers, read_train_log

@@ -22,7 +22,7 @@ from ctxrec.baselines import training_events
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
-from ctxrec.encoder import TextEncoder
+from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.export import Chosen, calibrate, export, tuned_encoder, tuned_text
 from ctxrec.job import BEFORE, CHECKPOINTS, Setup, choices, set_up
 from ctxrec.model import Towers

@@ -22,11 +22,11 @@ from ctxrec.core.config import EncoderConfig, load_config
 from ctxrec.core.errors import UserError
 from ctxrec.data.features import item_features
 from ctxrec.data.prepared import PreparedData
-from ctxrec.encoder import TextEncoder, tokenise
+from ctxrec.encoder.text_encoder import TextEncoder, tokenise
+from ctxrec.encoder.text_table import encode_catalogue, make_text_table
 from ctxrec.loading import load_recommender, reload_item_vectors
 from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, ModelShape
-from ctxrec.texts import encode_catalogue, make_text_table
 from ctxrec.training import train
 
 

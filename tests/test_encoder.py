@@ -17,9 +17,17 @@ from transformers import AutoModel, AutoTokenizer
 
 from ctxrec.core.config import EncoderConfig
 from ctxrec.core.errors import UserError
-from ctxrec.encoder import TextEncoder, Tokens, check_max_tokens, encode_share, plan_encoding, resolve_encoder, tokenise
+from ctxrec.encoder.text_encoder import (
+    TextEncoder,
+    Tokens,
+    check_max_tokens,
+    encode_share,
+    plan_encoding,
+    resolve_encoder,
+    tokenise,
+)
+from ctxrec.encoder.text_table import encode_catalogue
 from ctxrec.network import gather_encoded
-from ctxrec.texts import encode_catalogue
 
 TEXTS = ["red shoe", "a", "small soft green coat with a large hat", "", "blue lamp", "red shoe"]
 CPU = torch.device("cpu")

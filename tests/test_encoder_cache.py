@@ -10,12 +10,13 @@ import torch
 import transformers
 from transformers import AutoModel
 
-from ctxrec import encoder_cache, lower_layers
 from ctxrec.core.config import EncoderConfig
 from ctxrec.core.errors import UserError
-from ctxrec.encoder import TextEncoder, encode_share, plan_encoding, tokenise
-from ctxrec.encoder_cache import Place, vector_store, with_states
-from ctxrec.row_store import RowStore, digest
+from ctxrec.encoder import cache as encoder_cache
+from ctxrec.encoder import layer_split
+from ctxrec.encoder.cache import Place, vector_store, with_states
+from ctxrec.encoder.row_store import RowStore, digest
+from ctxrec.encoder.text_encoder import TextEncoder, encode_share, plan_encoding, tokenise
 
 TEXTS = ["red shoe", "a", "small soft green coat with a large hat", "", "blue lamp", "red shoe"]
 PRESENT = np.array([True, True, True, False, True, True])
@@ -89,7 +90,7 @@ def test_a_cut_encoder_gives_the_vectors_and_gradients_of_the_whole_one(path, tu
     for name, gradient in gradients.items():
         torch.testing.assert_close(short_gradients[name], gradient, atol=1e-5 * scale, rtol=1e-4, msg=name)
     cut = TextEncoder(config, path, tune=True, cut=True)
-    layers = lower_layers.layer_list(cut.backbone)[1]
+    layers = layer_split.layer_list(cut.backbone)[1]
     assert not list(layers[0].parameters()) and not list(layers[1].parameters()) and list(layers[2].parameters())
 
 
@@ -109,13 +110,13 @@ def test_lower_states_are_those_that_the_model_itself_reports(path):
     ids, mask = tokenise(path, TEXTS, max_tokens=16).padded(np.array([0, 2]), 9)
     with torch.inference_mode():
         reported = plain(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[2]
-    found = lower_layers.lower_states(plain, 2, ids, mask)
+    found = layer_split.lower_states(plain, 2, ids, mask)
     assert torch.equal(found * mask[..., None], reported * mask[..., None])
 
 
 def test_each_text_is_computed_once(tiny_encoder, cache, monkeypatch):
     computed = []
-    plain = lower_layers.lower_states
+    plain = layer_split.lower_states
 
     def counted(backbone, first, ids, mask):
         computed.extend(tuple(row[m.bool()].tolist()) for row, m in zip(ids, mask, strict=True))

@@ -18,11 +18,11 @@ from ctxrec.core.config import Config, load_config
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.core.errors import UserError
 from ctxrec.data.prepared import PreparedData
-from ctxrec.encoder_cache import Place
+from ctxrec.encoder.cache import Place
+from ctxrec.encoder.media import MediaEncoder, Unreadable, media_tables
 from ctxrec.ingest.pipeline import prepare
 from ctxrec.live_items import ItemEncoder, rows_to_table
 from ctxrec.loading import load_recommender
-from ctxrec.media import MediaEncoder, Unreadable, media_tables
 from ctxrec.recommender import RawEvent, RawRequest
 from ctxrec.training import train
 

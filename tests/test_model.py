@@ -11,11 +11,11 @@ import torch
 from ctxrec.core.config import TrainConfig
 from ctxrec.data.batching import Batch, make_windows
 from ctxrec.embeddings import feature_name, module_name
-from ctxrec.encoder import TextEncoder, plan_encoding, tokenise
+from ctxrec.encoder.text_encoder import TextEncoder, plan_encoding, tokenise
+from ctxrec.encoder.text_table import encode_catalogue, has_text, make_text_table
 from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.network import Network, choose_loss, narrowed
-from ctxrec.texts import encode_catalogue, has_text, make_text_table
 
 BACKBONES = ["transformer", "gru", "lstm", "hstu"]
 

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertModel
 
 from ctxrec.core.config import EncoderConfig, load_config
 from ctxrec.core.errors import UserError
-from ctxrec.encoder import TextEncoder, Tokens, attach, plan_encoding
+from ctxrec.encoder.text_encoder import TextEncoder, Tokens, attach, plan_encoding
 from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.network import Network

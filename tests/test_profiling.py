@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ctxrec.data.batching import make_windows
-from ctxrec.encoder import Tokens, plan_encoding
+from ctxrec.encoder.text_encoder import Tokens, plan_encoding
 from ctxrec.meter import Meter, peak_flops
 from ctxrec.profiling import SECTIONS, STEPS, WARM_UP, StepTrace, in_section, seconds_by_section, section, summarise
 from ctxrec.stream import Step

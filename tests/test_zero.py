@@ -27,8 +27,9 @@ from ctxrec.core.config import Config, load_config
 from ctxrec.data.batching import Batcher
 from ctxrec.data.features import item_features
 from ctxrec.data.prepared import PreparedData
-from ctxrec.encoder import TextEncoder, tokenise
-from ctxrec.encoder_cache import Place, with_states
+from ctxrec.encoder.cache import Place, with_states
+from ctxrec.encoder.text_encoder import TextEncoder, tokenise
+from ctxrec.encoder.text_table import encode_catalogue, has_text, make_text_table
 from ctxrec.export import Chosen
 from ctxrec.job import Setup
 from ctxrec.model import Towers
@@ -36,7 +37,6 @@ from ctxrec.model_inputs import ItemTensors, ModelShape
 from ctxrec.network import Network
 from ctxrec.phase import PhaseRun, Progress, Resumed
 from ctxrec.stream import TrainStream, trained_items
-from ctxrec.texts import encode_catalogue, has_text, make_text_table
 
 REPO = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from ctxrec.backbones.base import Backbone, states_at
 from ctxrec.core import storage
 from ctxrec.core.config import ModelConfig
 from ctxrec.core.errors import UserError
-from ctxrec.encoder import lora_config, resolve_encoder
+from ctxrec.encoder.text_encoder import lora_config, resolve_encoder
 
 OPTION = "model.backbone"
 

@@ -34,13 +34,13 @@ from ctxrec.core.config import Config, load_config
 from ctxrec.data.batching import Batch, Batcher
 from ctxrec.data.features import item_features
 from ctxrec.data.prepared import PreparedData
-from ctxrec.encoder import EncodePlan, TextEncoder, Tokens, plan_encoding, resolve_encoder, tokenise
-from ctxrec.encoder_cache import Place, with_states
+from ctxrec.encoder.cache import Place, with_states
+from ctxrec.encoder.text_encoder import EncodePlan, TextEncoder, Tokens, plan_encoding, resolve_encoder, tokenise
+from ctxrec.encoder.text_table import encode_catalogue, has_text, make_text_table
 from ctxrec.model import Towers
 from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.network import Network
 from ctxrec.stream import Step, TrainStream, trained_items
-from ctxrec.texts import encode_catalogue, has_text, make_text_table
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,7 @@ import torch
 
 from ctxrec.core.config import EncoderConfig
 from ctxrec.core.storage import cache_dir
-from ctxrec.encoder import TextEncoder, encode_share, plan_encoding, resolve_encoder, tokenise
+from ctxrec.encoder.text_encoder import TextEncoder, encode_share, plan_encoding, resolve_encoder, tokenise
 
 
 def measure(num_texts: int, caching: bool, encoder: str) -> None:

@@ -24,10 +24,10 @@ from ctxrec.core import storage
 from ctxrec.core.config import EncoderConfig
 from ctxrec.core.errors import UserError
 from ctxrec.data.prepared import PreparedData
-from ctxrec.encoder import resolve_encoder
-from ctxrec.encoder_cache import Place, folder_of
-from ctxrec.row_store import RowStore, digest
-from ctxrec.texts import make_text_table
+from ctxrec.encoder.cache import Place, folder_of
+from ctxrec.encoder.row_store import RowStore, digest
+from ctxrec.encoder.text_encoder import resolve_encoder
+from ctxrec.encoder.text_table import make_text_table
 
 logger = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from ctxrec.core import storage
 from ctxrec.core.config import EncoderConfig
 from ctxrec.core.errors import UserError
-from ctxrec.item_states import ItemStates
-from ctxrec.lower_layers import cut_below, first_trained, layer_list, outside_top
+from ctxrec.encoder.layer_split import cut_below, first_trained, layer_list, outside_top
+from ctxrec.encoder.state_store import ItemStates
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ctxrec.core.config import EncoderConfig
-from ctxrec.encoder import TextEncoder, encode_share, plan_encoding, tokenise
+from ctxrec.encoder.text_encoder import TextEncoder, encode_share, plan_encoding, tokenise
 from ctxrec.model_inputs import TextTable
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ctxrec.row_store import RowStore
+from ctxrec.encoder.row_store import RowStore
 
 
 class ItemStates:
