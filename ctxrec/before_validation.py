@@ -31,8 +31,8 @@ from ctxrec.encoder.text_table import encode_catalogue, has_text, make_text_tabl
 from ctxrec.likeness import reduced
 from ctxrec.loading import load_recommender
 from ctxrec.memory import fit_memory
-from ctxrec.model import Towers
-from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
+from ctxrec.model.inputs import ItemTensors, ModelShape, TextTable
+from ctxrec.model.two_tower import Towers
 from ctxrec.recommender import Recommender
 from ctxrec.stream import trained_items
 

@@ -24,7 +24,6 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
-from ctxrec.backbones import store_pretrained
 from ctxrec.blend import Blend
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, ModelConfig, to_toml
@@ -33,7 +32,8 @@ from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.index_building import Fill, add_here, build_index
 from ctxrec.memory import from_arrays, to_arrays
-from ctxrec.model_inputs import ModelShape
+from ctxrec.model.backbones import store_pretrained
+from ctxrec.model.inputs import ModelShape
 
 FORMAT_VERSION = 4
 MANIFEST, CONFIG, DATA = "manifest.json", "config.toml", "data.json"

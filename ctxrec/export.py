@@ -23,9 +23,9 @@ from ctxrec.index_filling import add_on_nodes
 from ctxrec.job import Setup, encode_table
 from ctxrec.likeness import reduced, text_axes
 from ctxrec.memory import as_if_known, with_stand_ins
-from ctxrec.model import Towers
-from ctxrec.model_inputs import ItemTensors, TextTable
-from ctxrec.network import Network
+from ctxrec.model.inputs import ItemTensors, TextTable
+from ctxrec.model.network import Network
+from ctxrec.model.two_tower import Towers
 from ctxrec.new_items import choose_bonus, hidden_items, without_items
 
 logger = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ from ctxrec.encoder.text_encoder import TextEncoder, resolve_encoder
 from ctxrec.encoder.text_table import encode_catalogue, has_text, make_text_table
 from ctxrec.ingest import entities
 from ctxrec.likeness import STAND_INS, nearest_texts, on_axes
-from ctxrec.model_inputs import ItemTensors, TextTable
+from ctxrec.model.inputs import ItemTensors, TextTable
 from ctxrec.recommender import Recommender
 
 ITEM_ID = "item_id"

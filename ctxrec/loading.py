@@ -21,8 +21,8 @@ from ctxrec.data.features import item_features
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.encoder.text_table import encode_catalogue, make_text_table
-from ctxrec.model import Towers
-from ctxrec.model_inputs import ItemTensors, ModelShape
+from ctxrec.model.inputs import ItemTensors, ModelShape
+from ctxrec.model.two_tower import Towers
 from ctxrec.recommender import Recommender
 
 

@@ -23,8 +23,8 @@ from ctxrec.encoder.text_encoder import plan_encoding
 from ctxrec.export import Chosen
 from ctxrec.job import Setup, encode_table
 from ctxrec.meter import Meter
-from ctxrec.model_inputs import TextTable
-from ctxrec.network import Network, choose_loss
+from ctxrec.model.inputs import TextTable
+from ctxrec.model.network import Network, choose_loss
 from ctxrec.profiling import StepTrace, in_section, section
 from ctxrec.stream import Step, TrainStream
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
-from ctxrec.model_inputs import MAX_ID_ROWS
+from ctxrec.model.inputs import MAX_ID_ROWS
 from ctxrec.plan_memory import RESERVE, TUNES, Encoder, Load, per_gpu, tower_weights
 
 GIB = 1 << 30

@@ -16,7 +16,6 @@ import pyarrow as pa
 import scipy.sparse as sp
 import torch
 
-from ctxrec.backbones.base import InBf16
 from ctxrec.blend import Blend
 from ctxrec.context_reader import ContextReader
 from ctxrec.core import schema
@@ -28,8 +27,9 @@ from ctxrec.data.events import EARLIEST_S, LATEST_S, US, Events, Histories, Requ
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.exact_search import ByColumn
 from ctxrec.history_cache import HistoryCache, Value, history_keys
-from ctxrec.model import Towers
-from ctxrec.model_inputs import ItemTensors, TextTable
+from ctxrec.model.backbones.base import InBf16
+from ctxrec.model.inputs import ItemTensors, TextTable
+from ctxrec.model.two_tower import Towers
 
 BATCH_SIZE = 256
 

@@ -20,7 +20,6 @@ import torch
 from ray.train import UserCallback
 
 from ctxrec import bundle, checkpoint, engine, faults
-from ctxrec.backbones import check_backbone
 from ctxrec.collectives import ProcessGroupConfig
 from ctxrec.core import ray_cluster, storage
 from ctxrec.core.config import BACKBONES, Config, load_config, to_toml
@@ -28,6 +27,7 @@ from ctxrec.core.errors import Failed, Stopped, UserError
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.text_encoder import check_max_tokens, resolve_encoder
 from ctxrec.job import CHECKPOINTS
+from ctxrec.model.backbones import check_backbone
 from ctxrec.profiling import summarise
 from ctxrec.tracking import check_trackers, read_train_log
 from ctxrec.worker import train_worker

@@ -11,8 +11,8 @@ from ctxrec.data.batching import Batcher
 from ctxrec.data.events import Requests, concat_requests, histories_from_table, split_requests
 from ctxrec.data.prepared import PreparedData
 from ctxrec.metrics import request_metrics, top_k
-from ctxrec.model_inputs import ItemTensors, TextTable
-from ctxrec.network import Network
+from ctxrec.model.inputs import ItemTensors, TextTable
+from ctxrec.model.network import Network
 
 METRIC_K = 10
 BATCH_SIZE = 128

@@ -18,8 +18,8 @@ import torch
 from scipy.sparse.linalg import eigsh
 
 from ctxrec.baselines import TrainingEvents, count_followers
-from ctxrec.item_tower import ItemTower
-from ctxrec.model_inputs import ItemTensors, TextTable
+from ctxrec.model.inputs import ItemTensors, TextTable
+from ctxrec.model.item_tower import ItemTower
 
 WINDOW = 5  # steps between two items of a history that count as company, weighed by 1 / steps
 _SHIFT = 1.0  # log of the number of negatives of a skip-gram

@@ -25,8 +25,8 @@ from ctxrec.core.errors import UserError
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.export import Chosen, calibrate, export, tuned_encoder, tuned_text
 from ctxrec.job import BEFORE, CHECKPOINTS, Setup, choices, set_up
-from ctxrec.model import Towers
-from ctxrec.network import Network
+from ctxrec.model.network import Network
+from ctxrec.model.two_tower import Towers
 from ctxrec.phase import SHARE, PhaseRun, Progress, Resumed
 from ctxrec.profiling import StepTrace
 from ctxrec.stream import TrainStream

@@ -237,8 +237,8 @@ class World:
         """Towers in evaluation mode, with every weight moved off its starting value, and their catalogue."""
         import torch
 
-        from ctxrec.model import Towers
-        from ctxrec.model_inputs import ItemTensors, ModelShape
+        from ctxrec.model.inputs import ItemTensors, ModelShape
+        from ctxrec.model.two_tower import Towers
 
         torch.manual_seed(0)
         shape = ModelShape.of(config.model, self.features, num_items=len(self.catalogue), text_width=text_width)

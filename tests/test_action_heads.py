@@ -13,12 +13,12 @@ from ctxrec.core.config import TrainConfig
 from ctxrec.data.batching import Batch, Batcher, make_windows
 from ctxrec.data.events import Requests
 from ctxrec.loading import load_recommender
-from ctxrec.model import Towers
-from ctxrec.model_inputs import ItemTensors, ModelShape
-from ctxrec.network import Network
+from ctxrec.model.inputs import ItemTensors, ModelShape
+from ctxrec.model.network import Network
+from ctxrec.model.two_tower import Towers
+from ctxrec.model.user_tower import ActionHeads
 from ctxrec.recommender import RawEvent, RawRequest
 from ctxrec.training import train
-from ctxrec.user_tower import ActionHeads
 
 HEADS = "model.action_heads=true"
 VIEW, BUY = 1, 2  # codes of the world's actions, which weigh 0.5 and 1

@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from ctxrec import bundle
-from ctxrec.backbones import check_backbone, make_backbone, store_pretrained
-from ctxrec.backbones.hstu import NUM_TIME_BUCKETS, HstuLayer, time_buckets
 from ctxrec.core.config import BACKBONES, EvaluateConfig, TrainConfig, load_config
 from ctxrec.core.errors import UserError
 from ctxrec.data.batching import make_windows
 from ctxrec.engine import parameter_groups
 from ctxrec.evaluation import evaluate_run
 from ctxrec.loading import load_recommender
-from ctxrec.model import Towers
-from ctxrec.model_inputs import ItemTensors, ModelShape
-from ctxrec.network import Network
+from ctxrec.model.backbones import check_backbone, make_backbone, store_pretrained
+from ctxrec.model.backbones.hstu import NUM_TIME_BUCKETS, HstuLayer, time_buckets
+from ctxrec.model.inputs import ItemTensors, ModelShape
+from ctxrec.model.network import Network
+from ctxrec.model.two_tower import Towers
 from ctxrec.recommender import RawEvent, RawRequest
 from ctxrec.training import train
 

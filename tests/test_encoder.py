@@ -27,7 +27,7 @@ from ctxrec.encoder.text_encoder import (
     tokenise,
 )
 from ctxrec.encoder.text_table import encode_catalogue
-from ctxrec.network import gather_encoded
+from ctxrec.model.network import gather_encoded
 
 TEXTS = ["red shoe", "a", "small soft green coat with a large hat", "", "blue lamp", "red shoe"]
 CPU = torch.device("cpu")

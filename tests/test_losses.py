@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ctxrec import losses
-from ctxrec.losses import bce_loss, sampled_softmax_loss, softmax_loss
+from ctxrec.model import losses
+from ctxrec.model.losses import bce_loss, sampled_softmax_loss, softmax_loss
 
 P, D, NUM_ITEMS = 13, 6, 9
 

@@ -10,12 +10,12 @@ import torch
 
 from ctxrec.core.config import TrainConfig
 from ctxrec.data.batching import Batch, make_windows
-from ctxrec.embeddings import feature_name, module_name
 from ctxrec.encoder.text_encoder import TextEncoder, plan_encoding, tokenise
 from ctxrec.encoder.text_table import encode_catalogue, has_text, make_text_table
-from ctxrec.model import Towers
-from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
-from ctxrec.network import Network, choose_loss, narrowed
+from ctxrec.model.inputs import ItemTensors, ModelShape, TextTable
+from ctxrec.model.layers import feature_name, module_name
+from ctxrec.model.network import Network, choose_loss, narrowed
+from ctxrec.model.two_tower import Towers
 
 BACKBONES = ["transformer", "gru", "lstm", "hstu"]
 
@@ -252,7 +252,7 @@ def test_a_step_reads_no_more_of_a_catalogue_than_it_needs(encoder_step, monkeyp
             return made
 
         step["plan"] = plan_encoding(np.array([1, 4]), step["tokens"].lengths, budget=4096, world=1)
-        monkeypatch.setattr("ctxrec.network.narrowed", counted)
+        monkeypatch.setattr("ctxrec.model.network.narrowed", counted)
         value = network.eval()("loss", **step)
         value.backward()
         grads = {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}

@@ -17,9 +17,9 @@ from transformers import BertConfig, BertModel
 from ctxrec.core.config import EncoderConfig, load_config
 from ctxrec.core.errors import UserError
 from ctxrec.encoder.text_encoder import TextEncoder, Tokens, attach, plan_encoding
-from ctxrec.model import Towers
-from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
-from ctxrec.network import Network
+from ctxrec.model.inputs import ItemTensors, ModelShape, TextTable
+from ctxrec.model.network import Network
+from ctxrec.model.two_tower import Towers
 from ctxrec.plan_memory import FP32, TUNES, Encoder, Load, catalogue_bytes, per_gpu, tower_weights
 from ctxrec.planning import Hardware, Work, plan, report
 

@@ -10,8 +10,8 @@ from ctxrec.baselines import TrainingEvents
 from ctxrec.core.config import ModelConfig
 from ctxrec.data.features import ItemFeatures
 from ctxrec.data.prepared import FeatureMeta
-from ctxrec.item_tower import ItemTower
-from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
+from ctxrec.model.inputs import ItemTensors, ModelShape, TextTable
+from ctxrec.model.item_tower import ItemTower
 from ctxrec.warm_start import WINDOW, company, company_vectors, start_warm
 
 NUM_ITEMS, DIM, WIDTH = 12, 4, 6

@@ -32,9 +32,9 @@ from ctxrec.encoder.text_encoder import TextEncoder, tokenise
 from ctxrec.encoder.text_table import encode_catalogue, has_text, make_text_table
 from ctxrec.export import Chosen
 from ctxrec.job import Setup
-from ctxrec.model import Towers
-from ctxrec.model_inputs import ItemTensors, ModelShape
-from ctxrec.network import Network
+from ctxrec.model.inputs import ItemTensors, ModelShape
+from ctxrec.model.network import Network
+from ctxrec.model.two_tower import Towers
 from ctxrec.phase import PhaseRun, Progress, Resumed
 from ctxrec.stream import TrainStream, trained_items
 

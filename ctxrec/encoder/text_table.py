@@ -10,7 +10,7 @@ import torch
 
 from ctxrec.core.config import EncoderConfig
 from ctxrec.encoder.text_encoder import TextEncoder, encode_share, plan_encoding, tokenise
-from ctxrec.model_inputs import TextTable
+from ctxrec.model.inputs import TextTable
 
 
 def has_text(texts: list[str]) -> np.ndarray:

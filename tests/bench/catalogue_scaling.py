@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from prepare_rows import Memory, make_log
 
 from ctxrec.core.config import TrainConfig
-from ctxrec.network import choose_loss
+from ctxrec.model.network import choose_loss
 
 SPEC = """name = "bench"
 [events]

@@ -37,9 +37,9 @@ from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.cache import Place, with_states
 from ctxrec.encoder.text_encoder import EncodePlan, TextEncoder, Tokens, plan_encoding, resolve_encoder, tokenise
 from ctxrec.encoder.text_table import encode_catalogue, has_text, make_text_table
-from ctxrec.model import Towers
-from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
-from ctxrec.network import Network
+from ctxrec.model.inputs import ItemTensors, ModelShape, TextTable
+from ctxrec.model.network import Network
+from ctxrec.model.two_tower import Towers
 from ctxrec.stream import Step, TrainStream, trained_items
 
 CPU = torch.device("cpu")

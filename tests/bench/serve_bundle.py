@@ -19,8 +19,8 @@ from ctxrec.core.dataset_spec import load_spec
 from ctxrec.data.features import item_features
 from ctxrec.data.prepared import PreparedData
 from ctxrec.ingest.pipeline import prepare
-from ctxrec.model import Towers
-from ctxrec.model_inputs import ItemTensors, ModelShape
+from ctxrec.model.inputs import ItemTensors, ModelShape
+from ctxrec.model.two_tower import Towers
 
 NUM_USERS, NUM_EVENTS = 2000, 60
 FIRST_TIME, STEP_S = 1_690_000_000, 4_000

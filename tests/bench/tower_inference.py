@@ -19,9 +19,9 @@ from importlib.util import find_spec
 import torch
 import torch.nn as nn
 
-from ctxrec.backbones import make_backbone
-from ctxrec.backbones.base import Backbone, InBf16
 from ctxrec.core.config import load_config
+from ctxrec.model.backbones import make_backbone
+from ctxrec.model.backbones.base import Backbone, InBf16
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Read = Callable[[Inputs], torch.Tensor]

@@ -9,8 +9,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ctxrec.backbones.base import Backbone, LayerNorm, states_at
 from ctxrec.core.config import ModelConfig
+from ctxrec.model.backbones.base import Backbone, LayerNorm, states_at
 
 # Buckets of passed time: 0 unknown, then one for each 0.301 of its natural logarithm (the width of the paper's
 # code), up to 2^31 s.

@@ -15,9 +15,9 @@ import torch.nn as nn
 from ctxrec.core.config import TrainConfig
 from ctxrec.data.batching import Batch
 from ctxrec.encoder.text_encoder import EncodePlan, TextEncoder, Tokens, encode_share
-from ctxrec.losses import bce_loss, sampled_softmax_loss, softmax_loss
-from ctxrec.model import Towers
-from ctxrec.model_inputs import ItemTensors, TextTable
+from ctxrec.model.inputs import ItemTensors, TextTable
+from ctxrec.model.losses import bce_loss, sampled_softmax_loss, softmax_loss
+from ctxrec.model.two_tower import Towers
 from ctxrec.profiling import section
 
 CONTENT_POSITIONS = 512  # of a micro-batch that train the content head

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from ctxrec.backbones.base import Backbone, states_at
 from ctxrec.core import storage
 from ctxrec.core.config import ModelConfig
 from ctxrec.core.errors import UserError
 from ctxrec.encoder.text_encoder import lora_config, resolve_encoder
+from ctxrec.model.backbones.base import Backbone, states_at
 
 OPTION = "model.backbone"
 

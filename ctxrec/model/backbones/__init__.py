@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ctxrec.backbones.base import Backbone
-from ctxrec.backbones.hstu import Hstu
-from ctxrec.backbones.language_model import LanguageModel, check_language_model, store_language_model
-from ctxrec.backbones.recurrent import Recurrent
-from ctxrec.backbones.transformer import Transformer
 from ctxrec.core.config import BACKBONES, ModelConfig
+from ctxrec.model.backbones.base import Backbone
+from ctxrec.model.backbones.hstu import Hstu
+from ctxrec.model.backbones.language_model import LanguageModel, check_language_model, store_language_model
+from ctxrec.model.backbones.recurrent import Recurrent
+from ctxrec.model.backbones.transformer import Transformer
 
 __all__ = ["Backbone", "check_backbone", "make_backbone", "store_pretrained"]
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ctxrec.backbones.base import Backbone, LayerNorm, states_at
 from ctxrec.core.config import ModelConfig
+from ctxrec.model.backbones.base import Backbone, LayerNorm, states_at
 
 
 class Block(nn.Module):

@@ -13,12 +13,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ctxrec.backbones.base import LayerNorm
 from ctxrec.core.config import ModelConfig
 from ctxrec.data.batching import Batch
-from ctxrec.embeddings import CategoryEmbedding, feature_name, module_name
 from ctxrec.likeness import principal_axes
-from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
+from ctxrec.model.backbones.base import LayerNorm
+from ctxrec.model.inputs import ItemTensors, ModelShape, TextTable
+from ctxrec.model.layers import CategoryEmbedding, feature_name, module_name
 
 _ID_START = 0.1  # length of an ID vector before training
 # Where the content head starts: a step back weighs so much, down to the oldest step that counts; its temperature.

@@ -12,12 +12,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ctxrec.backbones.base import states_at
 from ctxrec.core.config import ModelConfig
 from ctxrec.data.batching import Batch
-from ctxrec.item_tower import ContentHead, ItemTower
-from ctxrec.model_inputs import ItemTensors, ModelShape, TextTable
-from ctxrec.user_tower import ActionHeads, UserTower
+from ctxrec.model.backbones.base import states_at
+from ctxrec.model.inputs import ItemTensors, ModelShape, TextTable
+from ctxrec.model.item_tower import ContentHead, ItemTower
+from ctxrec.model.user_tower import ActionHeads, UserTower
 
 
 class Towers(nn.Module):

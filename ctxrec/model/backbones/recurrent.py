@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 import torch.nn as nn
 
-from ctxrec.backbones.base import Backbone, states_at
 from ctxrec.core.config import ModelConfig
+from ctxrec.model.backbones.base import Backbone, states_at
 
 
 class Recurrent(Backbone):

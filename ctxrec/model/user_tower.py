@@ -12,14 +12,14 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ctxrec.backbones import make_backbone
-from ctxrec.backbones.base import LayerNorm, states_at
 from ctxrec.core import schema
 from ctxrec.core.config import ModelConfig
 from ctxrec.data.batching import Batch
 from ctxrec.data.features import NUM_GAP_BUCKETS, TEXT_BUCKETS
 from ctxrec.data.prepared import FeatureMeta
-from ctxrec.embeddings import CategoryEmbedding, feature_name, module_name, small_init
+from ctxrec.model.backbones import make_backbone
+from ctxrec.model.backbones.base import LayerNorm, states_at
+from ctxrec.model.layers import CategoryEmbedding, feature_name, module_name, small_init
 
 
 class ContextTower(nn.Module):

@@ -1,0 +1,1 @@
+"""The two towers, their backbones and losses: tensors only, no process group."""
