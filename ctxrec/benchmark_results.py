@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ctxrec.core import schema, storage
-from ctxrec.metrics import bootstrap_means, percentile_interval
+from ctxrec.metrics.ranking import bootstrap_means, percentile_interval
 from ctxrec.summary import ABLATIONS, BEFORE, MODEL, NAMES, ORACLES, SHUFFLED, Interval
 
 METRIC = "ndcg@10"

@@ -29,7 +29,7 @@ from ctxrec.encoder.text_encoder import TextEncoder, resolve_encoder
 from ctxrec.encoder.text_table import encode_catalogue
 from ctxrec.ensemble import Ensemble, choose_weights, standardised
 from ctxrec.item_models import ALS, EASE, ItemKNN
-from ctxrec.metrics import request_metrics, top_k
+from ctxrec.metrics.ranking import request_metrics, top_k
 from ctxrec.validation import validation_requests
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from ctxrec.data.events import ranges
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.splits import held_out_items
 from ctxrec.loading import load_recommender
-from ctxrec.metrics import request_metrics
+from ctxrec.metrics.ranking import request_metrics
 from ctxrec.oracle import Oracle, load_oracles, oracle_of_log
 from ctxrec.ranking import RankingPlan, check_bundles, rank_requests, ranked_lists, run_bundles
 from ctxrec.rerank_facts import RERANK, in_words, second_stage

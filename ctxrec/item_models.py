@@ -12,7 +12,7 @@ import threadpoolctl
 
 from ctxrec.baselines import LogStatistics, history_matrix
 from ctxrec.data.events import Requests
-from ctxrec.metrics import top_k
+from ctxrec.metrics.ranking import top_k
 
 _ROWS_AT_ONCE = 1024  # rows of an item-by-item matrix worked on at a time
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctxrec.data.events import Requests
-from ctxrec.metrics import request_metrics, top_k
+from ctxrec.metrics.ranking import request_metrics, top_k
 
 HIDDEN, _MOST_HIDDEN = 0.05, 5000  # share of the known items that are made new, and their number at most
 _K = 10  # NDCG@10 is what the bonus is chosen by

@@ -22,7 +22,7 @@ from ctxrec.core.errors import UserError
 from ctxrec.data.events import Requests, histories_from_table, split_requests, time_codes
 from ctxrec.data.prepared import PreparedData
 from ctxrec.loading import load_recommender
-from ctxrec.metrics import top_k
+from ctxrec.metrics.ranking import top_k
 from ctxrec.recommender import Recommender
 from ctxrec.reranker import RerankedRecommender, check_reranker, load_reranker
 from ctxrec.retrieval import Retriever, find_reranker

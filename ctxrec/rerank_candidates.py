@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ctxrec.data.events import Requests
-from ctxrec.metrics import top_k
+from ctxrec.metrics.ranking import top_k
 from ctxrec.reranker import Found, of_top
 
 _BATCH = 64  # requests ranked at once

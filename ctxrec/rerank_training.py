@@ -29,7 +29,7 @@ from ctxrec.core.errors import UserError
 from ctxrec.data.prepared import FeatureMeta, PreparedData
 from ctxrec.encoder.text_encoder import TextEncoder, Tokens, resolve_encoder
 from ctxrec.encoder.text_table import has_text
-from ctxrec.metrics import bootstrap_means, percentile_interval, request_metrics
+from ctxrec.metrics.ranking import bootstrap_means, percentile_interval, request_metrics
 from ctxrec.rerank_candidates import Examples, find_candidates
 from ctxrec.reranker import (
     FOLDER,

@@ -10,7 +10,7 @@ from ctxrec.core import schema
 from ctxrec.data.batching import Batcher
 from ctxrec.data.events import Requests, concat_requests, histories_from_table, split_requests
 from ctxrec.data.prepared import PreparedData
-from ctxrec.metrics import request_metrics, top_k
+from ctxrec.metrics.ranking import request_metrics, top_k
 from ctxrec.model.inputs import ItemTensors, TextTable
 from ctxrec.model.network import Network
 

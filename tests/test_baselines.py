@@ -8,7 +8,7 @@ import pytest
 from ctxrec import baselines, item_models
 from ctxrec.data.events import Context, Events, Requests, Users
 from ctxrec.ensemble import Ensemble, choose_weights, standardised
-from ctxrec.metrics import request_metrics, top_k
+from ctxrec.metrics.ranking import request_metrics, top_k
 
 DAY_US = 86_400_000_000
 

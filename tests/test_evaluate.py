@@ -20,7 +20,7 @@ from ctxrec.core.errors import UserError
 from ctxrec.data.events import concat_requests, histories_from_table, split_requests
 from ctxrec.data.prepared import PreparedData
 from ctxrec.loading import load_recommender
-from ctxrec.metrics import request_metrics, top_k
+from ctxrec.metrics.ranking import request_metrics, top_k
 from ctxrec.slices import action_slices, attribute_slices, history_slices
 from ctxrec.summary import RankedLists, best_baseline, format_table, summarise
 from ctxrec.tradeoff import format_tradeoff, parse_strengths, settings

@@ -8,8 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from ctxrec import charts, metrics, summary
+from ctxrec import charts, summary
 from ctxrec.core.errors import UserError
+from ctxrec.metrics import ranking
 
 
 def naive_top_k(scores: np.ndarray, k: int, excluded: list[np.ndarray]) -> list[list[int]]:
@@ -33,7 +34,7 @@ def naive_metrics(top: list[int], targets: set[int], k: int) -> dict[str, float]
 
 def test_one_target_by_hand():
     # The target stands at rank 3: NDCG = 1 / log2(4) = 1/2, MRR = 1/3.
-    found = metrics.request_metrics(np.array([[4, 8, 6, 2]]), np.array([0, 1]), np.array([6]), [2, 3])
+    found = ranking.request_metrics(np.array([[4, 8, 6, 2]]), np.array([0, 1]), np.array([6]), [2, 3])
     assert {name: value[0] for name, value in found.items()} == {
         "hr@2": 0, "recall@2": 0, "mrr@2": 0, "ndcg@2": 0,
         "hr@3": 1, "recall@3": 1, "mrr@3": pytest.approx(1 / 3), "ndcg@3": pytest.approx(0.5),
@@ -42,7 +43,7 @@ def test_one_target_by_hand():
 
 def test_several_targets_by_hand():
     # Targets {1, 5, 9}; hits at ranks 1 and 3 of 3. DCG = 1 + 1/2; ideal of min(3, 3) hits = 1 + 0.63093 + 0.5.
-    found = metrics.request_metrics(np.array([[5, 0, 1]]), np.array([0, 3]), np.array([1, 5, 9]), [3, 2])
+    found = ranking.request_metrics(np.array([[5, 0, 1]]), np.array([0, 3]), np.array([1, 5, 9]), [3, 2])
     assert found["ndcg@3"][0] == pytest.approx(1.5 / 2.1309297536)
     assert found["recall@3"][0] == pytest.approx(2 / 3)
     assert found["mrr@3"][0] == 1
@@ -53,31 +54,31 @@ def test_several_targets_by_hand():
 
 def test_short_lists_are_no_hits():
     # One eligible item only; -1 is no item, and the missing places count as misses.
-    found = metrics.request_metrics(np.array([[3, -1, -1]]), np.array([0, 2]), np.array([0, 3]), [3])
+    found = ranking.request_metrics(np.array([[3, -1, -1]]), np.array([0, 2]), np.array([0, 3]), [3])
     assert found["recall@3"][0] == 0.5
-    found = metrics.request_metrics(np.array([[-1, -1, -1]]), np.array([0, 1]), np.array([0]), [3])
+    found = ranking.request_metrics(np.array([[-1, -1, -1]]), np.array([0, 1]), np.array([0]), [3])
     assert found["hr@3"][0] == found["ndcg@3"][0] == found["mrr@3"][0] == 0
 
 
 def test_ties_go_to_the_first_item_of_the_catalogue():
     scores = np.zeros((1, 50))
     scores[0, [10, 30, 40]] = 1
-    assert metrics.top_k(scores, 5).tolist() == [[10, 30, 40, 0, 1]]
-    assert metrics.top_k(scores, 5, [np.array([0, 10])]).tolist() == [[30, 40, 1, 2, 3]]
+    assert ranking.top_k(scores, 5).tolist() == [[10, 30, 40, 0, 1]]
+    assert ranking.top_k(scores, 5, [np.array([0, 10])]).tolist() == [[30, 40, 1, 2, 3]]
 
 
 def test_seen_items_never_come_and_short_rows_end_in_minus_one():
     scores = np.array([[3.0, 2.0, 1.0], [1.0, -np.inf, 2.0]])
-    assert metrics.top_k(scores, 3, [np.array([0, 1, 1]), np.array([], int)]).tolist() == [[2, -1, -1], [2, 0, -1]]
-    assert metrics.top_k(scores, 7).tolist() == [[0, 1, 2, -1, -1, -1, -1], [2, 0, -1, -1, -1, -1, -1]]
-    assert metrics.top_k(np.zeros((0, 3)), 2).shape == (0, 2)
+    assert ranking.top_k(scores, 3, [np.array([0, 1, 1]), np.array([], int)]).tolist() == [[2, -1, -1], [2, 0, -1]]
+    assert ranking.top_k(scores, 7).tolist() == [[0, 1, 2, -1, -1, -1, -1], [2, 0, -1, -1, -1, -1, -1]]
+    assert ranking.top_k(np.zeros((0, 3)), 2).shape == (0, 2)
     assert scores[0, 0] == 3.0, "the caller's scores stay as they are"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_scores_that_are_no_numbers_are_refused(bad):
     with pytest.raises(UserError, match="1 of 2 requests have scores that are NaN or infinite; expected finite"):
-        metrics.top_k(np.array([[1.0, 2.0], [0.0, bad]]), 1)
+        ranking.top_k(np.array([[1.0, 2.0], [0.0, bad]]), 1)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -88,13 +89,13 @@ def test_against_the_naive_implementation(seed):
     scores = rng.integers(0, rng.integers(1, 8), size=(num_rows, num_items)).astype(np.float32)
     scores[rng.random(scores.shape) < 0.05] = -np.inf
     excluded = [rng.integers(num_items, size=rng.integers(0, num_items + 1)) for _ in range(num_rows)]
-    top = metrics.top_k(scores, k, excluded)
+    top = ranking.top_k(scores, k, excluded)
     expected = naive_top_k(scores, k, excluded)
     assert [[i for i in row if i >= 0] for row in top.tolist()] == expected
 
     targets = [rng.permutation(num_items)[: rng.integers(1, num_items + 1)] for _ in range(num_rows)]
     offsets = np.concatenate([[0], np.cumsum([len(t) for t in targets])])
-    found = metrics.request_metrics(top, offsets, np.concatenate(targets), [1, k])
+    found = ranking.request_metrics(top, offsets, np.concatenate(targets), [1, k])
     for n in range(num_rows):
         for cut in (1, k):
             for name, value in naive_metrics(expected[n], set(targets[n].tolist()), cut).items():
@@ -105,8 +106,8 @@ def test_bootstrap_interval_has_the_known_width():
     # Standard error of a mean of 400 values of variance 1 is 0.05, so 95 % lie within 1.96 * 0.05 of the mean.
     values = np.random.default_rng(0).standard_normal((400, 1))
     values = (values - values.mean()) / values.std()
-    resampled = metrics.bootstrap_means(values, num=4000, seed=1)
-    interval = metrics.percentile_interval(0.0, resampled[:, 0])
+    resampled = ranking.bootstrap_means(values, num=4000, seed=1)
+    interval = ranking.percentile_interval(0.0, resampled[:, 0])
     assert interval["low"] == pytest.approx(-0.098, abs=0.006)
     assert interval["high"] == pytest.approx(0.098, abs=0.006)
 
@@ -114,11 +115,11 @@ def test_bootstrap_interval_has_the_known_width():
 def test_bootstrap_is_repeatable_paired_and_does_not_depend_on_its_chunks(monkeypatch):
     values = np.random.default_rng(0).random((50, 2))
     values[:, 1] = values[:, 0] + 0.25
-    whole = metrics.bootstrap_means(values, num=300, seed=3)
-    monkeypatch.setattr(metrics, "_DRAWS_AT_ONCE", 120)  # two resamples at a time
-    np.testing.assert_allclose(metrics.bootstrap_means(values, num=300, seed=3), whole)
+    whole = ranking.bootstrap_means(values, num=300, seed=3)
+    monkeypatch.setattr(ranking, "_DRAWS_AT_ONCE", 120)  # two resamples at a time
+    np.testing.assert_allclose(ranking.bootstrap_means(values, num=300, seed=3), whole)
     np.testing.assert_allclose(whole[:, 1] - whole[:, 0], 0.25)
-    assert not np.allclose(metrics.bootstrap_means(values, num=300, seed=4), whole)
+    assert not np.allclose(ranking.bootstrap_means(values, num=300, seed=4), whole)
 
 
 def test_coverage_gini_and_popularity_by_hand():
@@ -126,18 +127,18 @@ def test_coverage_gini_and_popularity_by_hand():
     # Sorted counts 0 1 1 2: Gini = sum((2i - 5) x_i) / (4 * 4) = (-3*0 - 1*1 + 1*1 + 3*2) / 16 = 6/16.
     top = np.array([[0, 1, -1], [0, 2, -1]])
     eligible = np.array([True, True, True, True, False])
-    found = metrics.list_metrics(top, eligible, 2)
+    found = ranking.list_metrics(top, eligible, 2)
     assert found["coverage@2"]["mean"] == 0.75
     assert found["gini@2"]["mean"] == pytest.approx(6 / 16)
     for value in found.values():
         assert 0 <= value["low"] <= value["mean"] <= value["high"] <= 1
-    assert metrics.list_popularity(top, np.array([10, 4, 0, 7, 9]), 3).tolist() == [7.0, 5.0]
+    assert ranking.list_popularity(top, np.array([10, 4, 0, 7, 9]), 3).tolist() == [7.0, 5.0]
 
 
 def test_all_equal_lists_cover_k_items_and_equal_use_has_gini_zero():
-    found = metrics.list_metrics(np.array([[1, 2]] * 5), np.ones(4, bool), 2)
+    found = ranking.list_metrics(np.array([[1, 2]] * 5), np.ones(4, bool), 2)
     assert found["coverage@2"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
-    assert metrics.list_metrics(np.array([[0, 1], [2, 3]]), np.ones(4, bool), 2)["gini@2"]["mean"] == 0
+    assert ranking.list_metrics(np.array([[0, 1], [2, 3]]), np.ones(4, bool), 2)["gini@2"]["mean"] == 0
 
 
 def test_jackknife_of_gini_agrees_with_leaving_out_each_request():
@@ -150,12 +151,12 @@ def test_jackknife_of_gini_agrees_with_leaving_out_each_request():
 
     left_out = np.array([gini(np.delete(top, n, axis=0)) for n in range(5)])
     error = 1.959964 * np.sqrt(4 / 5 * ((left_out - left_out.mean()) ** 2).sum())
-    found = metrics.list_metrics(top, eligible, 3)["gini@3"]
+    found = ranking.list_metrics(top, eligible, 3)["gini@3"]
     assert found["mean"] == pytest.approx(gini(top))
     assert found["high"] - found["mean"] == pytest.approx(error, rel=0.35)  # ties of counts make it approximate
 
 
-@pytest.mark.parametrize("module", [metrics, summary, charts])
+@pytest.mark.parametrize("module", [ranking, summary, charts])
 def test_doctests(module):
     result = doctest.testmod(module)
     assert result.attempted and not result.failed

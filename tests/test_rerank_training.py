@@ -21,7 +21,7 @@ from ctxrec.core.config import load_config
 from ctxrec.core.errors import UserError
 from ctxrec.evaluation import open_data
 from ctxrec.loading import load_recommender
-from ctxrec.metrics import request_metrics, top_k
+from ctxrec.metrics.ranking import request_metrics, top_k
 from ctxrec.recommender import RawRequest
 from ctxrec.rerank_training import train_reranker
 from ctxrec.reranker import load_reranker, save_reranker

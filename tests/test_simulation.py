@@ -22,7 +22,7 @@ from ctxrec.data.events import (
 )
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.datasets import write_simulated
-from ctxrec.metrics import request_metrics, top_k
+from ctxrec.metrics.ranking import request_metrics, top_k
 from ctxrec.oracle import load_oracle, load_oracles, oracle_of_log
 from ctxrec.simulation import DEVICES, LIKING, NEVER, PLACES, TASTE, TEST_SHARE, TRUTH, SimulatedLog, Simulation, Truth
 

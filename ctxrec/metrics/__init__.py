@@ -1,0 +1,1 @@
+"""Formulas of ranking metrics and their intervals, in NumPy."""
