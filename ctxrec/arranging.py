@@ -16,8 +16,8 @@ from ctxrec.core.config import DiversityConfig
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import Requests
 from ctxrec.diversity import pick
-from ctxrec.exact_search import NO_ITEM, Allowed
 from ctxrec.filters import ItemFilter
+from ctxrec.index.exact import NO_ITEM, Allowed
 from ctxrec.item_facts import Births, Values
 from ctxrec.live_items import EncodedItems
 from ctxrec.recommender import Recommender

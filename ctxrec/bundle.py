@@ -30,7 +30,7 @@ from ctxrec.core.config import Config, ModelConfig, to_toml
 from ctxrec.core.errors import UserError
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.text_encoder import TextEncoder
-from ctxrec.index_building import Fill, add_here, build_index
+from ctxrec.index.builder import Fill, add_here, build_index
 from ctxrec.memory import from_arrays, to_arrays
 from ctxrec.model.backbones import store_pretrained
 from ctxrec.model.inputs import ModelShape

@@ -19,7 +19,7 @@ from ctxrec.bundle import write_bundle
 from ctxrec.core import schema
 from ctxrec.data.events import Requests
 from ctxrec.encoder.text_encoder import TextEncoder
-from ctxrec.index_filling import add_on_nodes
+from ctxrec.index.ray_fill import add_on_nodes
 from ctxrec.job import Setup, encode_table
 from ctxrec.likeness import reduced, text_axes
 from ctxrec.memory import as_if_known, with_stand_ins

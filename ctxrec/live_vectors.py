@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-from ctxrec.exact_search import Allowed, Excluded, exact_search, top_positions
-from ctxrec.index import Index
+from ctxrec.index.exact import Allowed, Excluded, exact_search, top_positions
+from ctxrec.index.faiss_index import Index
 from ctxrec.live_items import EncodedItems
 from ctxrec.recommender import Recommender
 

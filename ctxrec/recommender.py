@@ -25,8 +25,8 @@ from ctxrec.core.errors import UserError
 from ctxrec.data.batching import Batcher
 from ctxrec.data.events import EARLIEST_S, LATEST_S, US, Events, Histories, Requests, Users, concat_events
 from ctxrec.data.prepared import FeatureMeta
-from ctxrec.exact_search import ByColumn
 from ctxrec.history_cache import HistoryCache, Value, history_keys
+from ctxrec.index.exact import ByColumn
 from ctxrec.model.backbones.base import InBf16
 from ctxrec.model.inputs import ItemTensors, TextTable
 from ctxrec.model.two_tower import Towers

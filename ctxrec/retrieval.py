@@ -22,9 +22,9 @@ from ctxrec.core.config import DiversityConfig, IndexConfig
 from ctxrec.core.errors import UserError
 from ctxrec.core.stopwatch import Stopwatch
 from ctxrec.data.events import Requests
-from ctxrec.exact_search import NO_ITEM, Allowed, Excluded, exact_search, top_positions
 from ctxrec.filters import ColumnRule, ItemFilter
-from ctxrec.index import Index, load_index
+from ctxrec.index.exact import NO_ITEM, Allowed, Excluded, exact_search, top_positions
+from ctxrec.index.faiss_index import Index, load_index
 from ctxrec.item_cards import ItemCards
 from ctxrec.live_items import EncodedItems
 from ctxrec.live_vectors import LiveVectors

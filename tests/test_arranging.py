@@ -14,7 +14,7 @@ from ctxrec.arranging import content_vectors
 from ctxrec.core import schema
 from ctxrec.core.config import DiversityConfig, IndexConfig
 from ctxrec.core.errors import UserError
-from ctxrec.index_building import build_index
+from ctxrec.index.builder import build_index
 from ctxrec.live_items import EncodedItems
 from ctxrec.recommender import RawRequest
 from ctxrec.retrieval import Retriever

@@ -12,10 +12,10 @@ import scipy.sparse as sp
 
 from ctxrec.core.config import IndexConfig
 from ctxrec.core.errors import UserError
-from ctxrec.exact_search import NO_ITEM, ByColumn, best_columns, exact_search, top_positions
-from ctxrec.index import Index, load_index
-from ctxrec.index_building import build_index, choose_kind
-from ctxrec.index_filling import add_by_tasks
+from ctxrec.index.builder import build_index, choose_kind
+from ctxrec.index.exact import NO_ITEM, ByColumn, best_columns, exact_search, top_positions
+from ctxrec.index.faiss_index import Index, load_index
+from ctxrec.index.ray_fill import add_by_tasks
 
 KINDS = ["flat", "hnsw", "ivf", "ivfpq"]
 
@@ -182,7 +182,7 @@ def test_flat_breaks_ties_by_position_also_at_the_border(allowed_share):
 
 def test_exact_search_splits_large_score_matrices(monkeypatch, vectors, queries):
     whole = exact_search(vectors, queries, 7)
-    monkeypatch.setattr("ctxrec.exact_search._SCORES_AT_ONCE", 3 * len(vectors))
+    monkeypatch.setattr("ctxrec.index.exact._SCORES_AT_ONCE", 3 * len(vectors))
     parts = exact_search(vectors, queries, 7)
     assert (whole[0] == parts[0]).all()
     np.testing.assert_allclose(whole[1], parts[1], atol=1e-6)
@@ -236,7 +236,7 @@ def test_a_loaded_index_takes_no_memory_of_its_own(tmp_path):
     rows = np.random.default_rng(0).normal(size=(200_000, 128)).astype(np.float32)
     build_index(rows, config("flat")).save(path)
     code = (
-        "import psutil; from ctxrec.core.config import IndexConfig; from ctxrec.index import load_index; me = psutil.Process();"
+        "import psutil; from ctxrec.core.config import IndexConfig; from ctxrec.index.faiss_index import load_index; me = psutil.Process();"
         f"before = me.memory_info().rss; index = load_index({path!r}, IndexConfig(use_gpu='no'));"
         "assert index.num_items == 200_000; print(me.memory_info().rss - before)"
     )
@@ -374,7 +374,7 @@ def test_what_is_added_counts_with_masks_and_exclusions():
 
 def test_auto_takes_flat_for_small_catalogues_and_lists_for_large_ones(vectors, caplog):
     assert build_index(vectors, config("auto")).kind == "flat"
-    with caplog.at_level("INFO", logger="ctxrec.index"):
+    with caplog.at_level("INFO", logger="ctxrec.index.faiss_index"):
         kinds = [choose_kind(num, config("auto")) for num in (200_000, 200_001, 5_000_001)]
     assert kinds == ["flat", "ivf", "ivfpq"]
     assert all("recall" in text or "exact" in text for text in caplog.messages)
@@ -392,7 +392,7 @@ def test_auto_goes_by_a_goal_of_latency_and_says_why(vectors, caplog):
 
 
 def test_auto_searches_as_many_lists_as_the_recall_needs(vectors, queries, monkeypatch, tmp_path):
-    monkeypatch.setattr("ctxrec.index_building._AUTO_FLAT", 1000)
+    monkeypatch.setattr("ctxrec.index.builder._AUTO_FLAT", 1000)
     made = build_index(vectors, config("auto", recall=1.0))
     assert made.kind == "ivf"
     made.save(str(tmp_path / "index"))

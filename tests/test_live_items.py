@@ -12,7 +12,7 @@ from ctxrec.core import schema
 from ctxrec.core.config import IndexConfig
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.filters import ColumnRule
-from ctxrec.index_building import build_index
+from ctxrec.index.builder import build_index
 from ctxrec.live_items import BadRow, EncodedItems, ItemEncoder, rows_to_table
 from ctxrec.recommender import RawEvent, RawRequest
 from ctxrec.retrieval import Retriever, find_bundle, load_retriever

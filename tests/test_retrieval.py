@@ -10,7 +10,7 @@ import pytest
 
 from ctxrec.core.config import IndexConfig
 from ctxrec.core.errors import UserError
-from ctxrec.index_building import build_index
+from ctxrec.index.builder import build_index
 from ctxrec.recommender import RawEvent, RawRequest
 from ctxrec.retrieval import Retriever, find_bundle, load_retriever
 

@@ -10,7 +10,7 @@ import faiss
 import numpy as np
 import ray
 
-from ctxrec.index_building import add_here
+from ctxrec.index.builder import add_here
 
 logger = logging.getLogger(__name__)
 

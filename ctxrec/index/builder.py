@@ -15,8 +15,8 @@ import numpy as np
 
 from ctxrec.core.config import IndexConfig
 from ctxrec.core.errors import UserError
-from ctxrec.exact_search import ByColumn, exact_search
-from ctxrec.index import Index, num_gpus
+from ctxrec.index.exact import ByColumn, exact_search
+from ctxrec.index.faiss_index import Index, num_gpus
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def build_index(
         vectors: float32 [I, D], row = item position; at least one row.
         config: kind and its options. What is too small a catalogue for its kind becomes flat.
         queries: float32 [N, D] of some requests, by which recall is measured; None: made up.
-        fill: how lists are filled; `ctxrec.index_filling.add_on_nodes` for a cluster.
+        fill: how lists are filled; `ctxrec.index.ray_fill.add_on_nodes` for a cluster.
 
     Raises:
         UserError: `index.nlist` is larger than the catalogue.
