@@ -68,8 +68,8 @@ def rows_to_table(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> pa.Ta
     numbers = {name: pa.array([row.get(name) for row in rows], pa.float64()) for name in section.numeric}
     raw = {f"text {n}": text for n, text in enumerate(texts)}
     raw |= {f"category {name}": lists for name, lists in columns.items()} | numbers
-    entities = entities.Entities(ids=pa.array([row[ITEM_ID] for row in rows], pa.string()), tables=[pa.table(raw)])
-    return _items_table(spec, section, entities, len(rows))
+    given = entities.Entities(ids=pa.array([row[ITEM_ID] for row in rows], pa.string()), tables=[pa.table(raw)])
+    return _items_table(spec, section, given, len(rows))
 
 
 def _check(name: str, value: Any, section: ItemsSpec, place: int) -> None:
@@ -94,19 +94,19 @@ def fitting(row: Mapping[str, Any], spec: DatasetSpec) -> dict[str, Any]:
     return made
 
 
-def _items_table(spec: DatasetSpec, section: ItemsSpec, entities: entities.Entities, num_rows: int) -> pa.Table:
-    texts = [entities.column(f"text {n}", entities.joined_text) for n in range(len(section.text))]
+def _items_table(spec: DatasetSpec, section: ItemsSpec, given: entities.Entities, num_rows: int) -> pa.Table:
+    texts = [given.column(f"text {n}", entities.joined_text) for n in range(len(section.text))]
     empty = pa.array([""] * num_rows, pa.string())
     columns: dict[str, pa.Array] = {
-        schema.ITEM_ID: entities.ids,
+        schema.ITEM_ID: given.ids,
         schema.ITEM_TITLE: texts[0].fill_null("") if texts else empty,
         schema.ITEM_TEXT: entities.join_sentences(texts).fill_null("") if texts else empty,
         schema.ITEM_TRAIN_EVENTS: pa.array([0] * num_rows, pa.int64()),
     }
     for name in section.categorical:
-        columns[schema.category_column(name)] = entities.column(f"category {name}", entities.value_lists)
+        columns[schema.category_column(name)] = given.column(f"category {name}", entities.value_lists)
     for name in section.numeric:
-        columns[schema.numeric_column(name)] = entities.column(name, entities.numbers_or_null)
+        columns[schema.numeric_column(name)] = given.column(name, entities.numbers_or_null)
     if spec.graph is not None:
         columns[schema.category_column(schema.GRAPH)] = pa.array([[]] * num_rows, pa.list_(pa.string()))
     wanted = schema.items_schema(spec)

@@ -31,22 +31,22 @@ def read(folder: Path, *texts: str) -> triples.Triples:
 
 
 def test_an_item_has_the_shared_pairs_whose_head_it_is_in_the_order_of_the_files(tmp_path):
-    triples = read(
+    facts = read(
         tmp_path,
         "b\tby\tann\na\tin\tfrench\na\tby\tann\nx\tin\tfrench\n",
         "a\tby\tann\nb\tin\tfrench\na\tby\tbob\n\tby\tann\nb\tby\t\nc\tof\ta\nonly one\n",
     )
-    assert len(triples) == 8
-    assert triples.rejects == {"graph: incomplete triple": 2, "graph: malformed row": 1}
-    pairs = triples.pairs_of(triples, pa.array(["a", "none", "b", "c"]))
+    assert len(facts) == 8
+    assert facts.rejects == {"graph: incomplete triple": 2, "graph: malformed row": 1}
+    pairs = triples.pairs_of(facts, pa.array(["a", "none", "b", "c"]))
     # "by: bob" and "of: a" are of one item alone, and x is no item.
     assert pairs.to_pylist() == [["in: french", "by: ann"], [], ["by: ann", "in: french"], []]
 
 
 def test_a_graph_without_triples_says_nothing(tmp_path):
-    triples = read(tmp_path, "")
-    assert len(triples) == 0 and triples.rejects == {}
-    assert triples.pairs_of(triples, pa.array(["a", "b"])).to_pylist() == [[], []]
+    facts = read(tmp_path, "")
+    assert len(facts) == 0 and facts.rejects == {}
+    assert triples.pairs_of(facts, pa.array(["a", "b"])).to_pylist() == [[], []]
 
 
 def test_an_item_keeps_more_triples_than_values_of_a_column():

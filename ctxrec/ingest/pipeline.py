@@ -107,8 +107,8 @@ def inspect_source(spec: DatasetSpec) -> Source:
         users=readers.inspect(users.path, [users.id, *users.categorical, *users.numeric], section="users")
         if users
         else [],
-        graph=readers.inspect(triples.path, [triples.head, triples.relation, triples.tail], section="graph")
-        if triples
+        graph=readers.inspect(graph.path, [graph.head, graph.relation, graph.tail], section="graph")
+        if graph
         else [],
     )
     for info in source.events:
@@ -153,10 +153,10 @@ def _run(source: Source, out: str, config: Config) -> dict[str, Any]:
     spec, options, notes = source.spec, config.prepare, []
     rejects = storage.join(out, schema.REJECTS)
     items, users, table_rejects = _read_tables(source, options.max_id_bytes, rejects)
-    triples = None
+    facts = None
     if spec.graph is not None:
-        triples = triples.read_triples(source.graph, spec.graph, rejects=rejects)
-        table_rejects |= triples.rejects
+        facts = triples.read_triples(source.graph, spec.graph, rejects=rejects)
+        table_rejects |= facts.rejects
     if spec.items is not None and (media := spec.items.media):
         found = entities.write_media(source.items, media, items.kept, storage.join(out, schema.MEDIA))
         notes += [f"{kind} column {media[kind]!r}: {n} items have one" for kind, n in found.items()]
@@ -179,12 +179,12 @@ def _run(source: Source, out: str, config: Config) -> dict[str, Any]:
     features = _features(spec, items, users, log, limit=options.max_category_values, notes=notes)
     item_ids = pa.concat_arrays([items.ids, log.new_items])
     pairs = None
-    if triples is not None:
-        pairs = triples.pairs_of(triples, item_ids)
+    if facts is not None:
+        pairs = triples.pairs_of(facts, item_ids)
         features.item_categories[schema.GRAPH] = entities.vocabulary(pairs.flatten(), None, options.max_category_values)
         having = int((pairs.value_lengths().to_numpy() > 0).sum())
         notes.append(
-            f"graph: {len(triples)} triples; {having} items are the head of one whose relation and tail "
+            f"graph: {len(facts)} triples; {having} items are the head of one whose relation and tail "
             "another item has too"
         )
     temporal = spec.split.strategy == "temporal"
