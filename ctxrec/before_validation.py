@@ -20,7 +20,6 @@ from safetensors.torch import load as load_tensors
 
 from ctxrec import bundle as files
 from ctxrec.baselines import training_events
-from ctxrec.blend import Blend
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
@@ -28,9 +27,10 @@ from ctxrec.data.features import ItemFeatures, item_features
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.text_encoder import resolve_encoder
 from ctxrec.encoder.text_table import encode_catalogue, has_text, make_text_table
-from ctxrec.likeness import reduced
 from ctxrec.loading import load_recommender
-from ctxrec.memory import fit_memory
+from ctxrec.memory.blend import Blend
+from ctxrec.memory.item_memory import fit_memory
+from ctxrec.memory.text_similarity import reduced
 from ctxrec.model.inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.model.two_tower import Towers
 from ctxrec.recommender import Recommender

@@ -24,14 +24,14 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
-from ctxrec.blend import Blend
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, ModelConfig, to_toml
 from ctxrec.core.errors import UserError
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.index.builder import Fill, add_here, build_index
-from ctxrec.memory import from_arrays, to_arrays
+from ctxrec.memory.blend import Blend
+from ctxrec.memory.item_memory import from_arrays, to_arrays
 from ctxrec.model.backbones import store_pretrained
 from ctxrec.model.inputs import ModelShape
 
@@ -68,7 +68,7 @@ def write_bundle(
         media: vectors of images and sounds by kind, float16 [I, V].
         blend: None ranks by the towers alone.
         text_scale: "mean" and "scale" of text vectors, float32 [H] each, and where the blend has a text head its
-            "centre" [H] and "axes" [H, C] (`ctxrec.likeness`); empty without encoder.
+            "centre" [H] and "axes" [H, C] (`ctxrec.memory.text_similarity`); empty without encoder.
         encoder: the fine-tuned encoder, or None where it was not tuned.
         queries: float32 [N, D] of some requests, by which the index's recall is measured.
         fill: how the lists of an index are filled.

@@ -28,7 +28,7 @@ from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.text_encoder import TextEncoder, resolve_encoder
 from ctxrec.encoder.text_table import encode_catalogue
 from ctxrec.ensemble import Ensemble, choose_weights, standardised
-from ctxrec.item_models import ALS, EASE, ItemKNN
+from ctxrec.memory.item_models import ALS, EASE, ItemKNN
 from ctxrec.metrics.ranking import request_metrics, top_k
 from ctxrec.validation import validation_requests
 

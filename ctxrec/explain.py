@@ -3,7 +3,7 @@
 The effect of a history item is the score minus the score of the same request without any event of that item; that
 of a context feature, minus the score of the same request with the feature missing; that of hour, weekday or month,
 minus the mean score over all hours, weekdays or months. Effects are differences of real scores, all computed in one
-batch, and need not add up to the score. What adds up to it are the shares of its sources (`ctxrec.blend`).
+batch, and need not add up to the score. What adds up to it are the shares of its sources (`ctxrec.memory.blend`).
 
 Legend: V variants of a request, P items.
 """
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctxrec.blend import STATIC
 from ctxrec.core import schema
 from ctxrec.data.events import Requests
+from ctxrec.memory.blend import STATIC
 from ctxrec.recommender import Recommender
 
 HISTORY_ITEMS = 10  # distinct items of the history, the latest, whose effects are told

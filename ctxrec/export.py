@@ -14,19 +14,19 @@ import torch
 import torch.distributed as dist
 
 from ctxrec import checkpoint
-from ctxrec.blend import Blend, fit_blend
 from ctxrec.bundle import write_bundle
 from ctxrec.core import schema
 from ctxrec.data.events import Requests
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.index.ray_fill import add_on_nodes
 from ctxrec.job import Setup, encode_table
-from ctxrec.likeness import reduced, text_axes
-from ctxrec.memory import as_if_known, with_stand_ins
+from ctxrec.memory.blend import Blend, fit_blend
+from ctxrec.memory.cold_start import choose_bonus, hidden_items, without_items
+from ctxrec.memory.item_memory import as_if_known, with_stand_ins
+from ctxrec.memory.text_similarity import reduced, text_axes
 from ctxrec.model.inputs import ItemTensors, TextTable
 from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
-from ctxrec.new_items import choose_bonus, hidden_items, without_items
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from ctxrec.encoder.cache import Place, item_keys, vector_store, with_states
 from ctxrec.encoder.media import media_tables
 from ctxrec.encoder.text_encoder import TextEncoder, Tokens, plan_encoding, resolve_encoder, tokenise
 from ctxrec.encoder.text_table import has_text, make_text_table
-from ctxrec.memory import ItemMemory, fit_memory
+from ctxrec.memory.item_memory import ItemMemory, fit_memory
 from ctxrec.model.inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.model.network import Network, choose_loss
 from ctxrec.stream import trained_items

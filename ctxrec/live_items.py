@@ -21,7 +21,6 @@ import torch
 from safetensors.numpy import load_file as load_arrays
 
 from ctxrec import bundle as files
-from ctxrec.blend import NEW, STATIC
 from ctxrec.core import schema, storage
 from ctxrec.core.dataset_spec import DatasetSpec, ItemsSpec
 from ctxrec.core.errors import UserError
@@ -30,7 +29,8 @@ from ctxrec.data.parsing import value_line, value_words
 from ctxrec.encoder.text_encoder import TextEncoder, resolve_encoder
 from ctxrec.encoder.text_table import encode_catalogue, has_text, make_text_table
 from ctxrec.ingest import entities
-from ctxrec.likeness import STAND_INS, nearest_texts, on_axes
+from ctxrec.memory.blend import NEW, STATIC
+from ctxrec.memory.text_similarity import STAND_INS, nearest_texts, on_axes
 from ctxrec.model.inputs import ItemTensors, TextTable
 from ctxrec.recommender import Recommender
 

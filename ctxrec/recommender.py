@@ -16,7 +16,6 @@ import pyarrow as pa
 import scipy.sparse as sp
 import torch
 
-from ctxrec.blend import Blend
 from ctxrec.context_reader import ContextReader
 from ctxrec.core import schema
 from ctxrec.core.config import Config
@@ -27,6 +26,7 @@ from ctxrec.data.events import EARLIEST_S, LATEST_S, US, Events, Histories, Requ
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.history_cache import HistoryCache, Value, history_keys
 from ctxrec.index.exact import ByColumn
+from ctxrec.memory.blend import Blend
 from ctxrec.model.backbones.base import InBf16
 from ctxrec.model.inputs import ItemTensors, TextTable
 from ctxrec.model.two_tower import Towers

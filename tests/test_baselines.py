@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ctxrec import baselines, item_models
+from ctxrec import baselines
 from ctxrec.data.events import Context, Events, Requests, Users
 from ctxrec.ensemble import Ensemble, choose_weights, standardised
+from ctxrec.memory import item_models
 from ctxrec.metrics.ranking import request_metrics, top_k
 
 DAY_US = 86_400_000_000

@@ -15,7 +15,7 @@ from ctxrec.core.config import Config, EvaluateConfig, load_config
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import concat_requests, histories_from_table, split_requests
 from ctxrec.data.prepared import PreparedData
-from ctxrec.item_models import ALS, EASE
+from ctxrec.memory.item_models import ALS, EASE
 from ctxrec.metrics.ranking import request_metrics, top_k
 
 FAST = EvaluateConfig(als_choices=(2, 8), ease_choices=(1.0, 300.0), ease_lambda=77.0, als_factors=3)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ctxrec.data.events import Context, Events, Requests, Users
-from ctxrec.new_items import choose_bonus, hidden_items, without_items
+from ctxrec.memory.cold_start import choose_bonus, hidden_items, without_items
 
 NUM, KNOWN, NEW = 400, 60, 20
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ctxrec import pairs
 from ctxrec.baselines import LogStatistics, TrainingEvents, gather_statistics, users_of_both
-from ctxrec.item_models import EASE
-from ctxrec.pairs import COSINE_POWER, DAMPING, RIDGE, nearest, pairs_of_users
+from ctxrec.memory import cooccurrence
+from ctxrec.memory.cooccurrence import COSINE_POWER, DAMPING, RIDGE, nearest, pairs_of_users
+from ctxrec.memory.item_models import EASE
 
 
 def log_of(rows: list[list[int]], num_items: int) -> LogStatistics:
@@ -52,8 +52,8 @@ def test_small_catalogues_have_ease_damped_towards_popular_items(log):
 
 @pytest.mark.parametrize("cells", [1 << 22, 20])
 def test_rare_items_have_cosines_on_the_scale_of_ease(log, cells, monkeypatch):
-    monkeypatch.setattr(pairs, "EASE_ITEMS", 5)
-    monkeypatch.setattr(pairs, "_CELLS", cells)  # one item at a time, or all in one
+    monkeypatch.setattr(cooccurrence, "EASE_ITEMS", 5)
+    monkeypatch.setattr(cooccurrence, "_CELLS", cells)  # one item at a time, or all in one
     found = pairs_of_users(log, popularity(log)).toarray()
     frequent = np.sort(np.argsort(-log.item_counts, kind="stable")[:5])
     among = np.ix_(frequent, frequent)
@@ -71,8 +71,8 @@ def test_rare_items_have_cosines_on_the_scale_of_ease(log, cells, monkeypatch):
 
 
 def test_few_neighbours_are_kept_of_many(log, monkeypatch):
-    monkeypatch.setattr(pairs, "_MOST_PAIRS", 24)
-    monkeypatch.setattr(pairs, "_FEWEST", 1)
+    monkeypatch.setattr(cooccurrence, "_MOST_PAIRS", 24)
+    monkeypatch.setattr(cooccurrence, "_FEWEST", 1)
     counts = users_of_both(log.users_items)
     cosines = nearest(counts)
     dense = cosines.toarray()
@@ -82,6 +82,6 @@ def test_few_neighbours_are_kept_of_many(log, monkeypatch):
 
 @pytest.mark.parametrize("rows", [[], [[0], [3]]])
 def test_logs_without_pairs_have_none(rows, monkeypatch):
-    monkeypatch.setattr(pairs, "EASE_ITEMS", 2)
+    monkeypatch.setattr(cooccurrence, "EASE_ITEMS", 2)
     log = log_of(rows, 4)
     assert not pairs_of_users(log, np.zeros(4, np.float32)).toarray().any()

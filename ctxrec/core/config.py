@@ -103,7 +103,7 @@ class ModelConfig:
     dim: width of item vectors and of the history backbone.
     content_dim: width of the content head, which compares the text of an item with that of the latest
         items of the history; 0 = without.
-    use_memory: blend in what the log says of pairs of items and of popularity (`ctxrec.memory`).
+    use_memory: blend in what the log says of pairs of items and of popularity (`ctxrec.memory.item_memory`).
     backbone: what reads the history: transformer, gru, lstm, hstu, or a pretrained causal language model,
         named by a folder or a Hugging Face id ("owner/name"). `layers`, `heads` and `dropout` are for ours.
     backbone_rank: rank of a language model's LoRA adapter, which learns at train.encoder_lr; 0 = frozen.
@@ -175,7 +175,7 @@ class TrainConfig:
         (auto), or the named one; bce is binary cross-entropy with `negatives` uniform negatives.
     warm_start: begin the item tower where items that keep company in histories are near each other (`ctxrec.warm_start`).
     new_items_cost: share of the validation events' NDCG@10 that may be given up so that items without events are shown
-        more often (`ctxrec.new_items`); 0 gives up nothing.
+        more often (`ctxrec.memory.cold_start`); 0 gives up nothing.
     refit: after options and weights are chosen on the validation events, train the towers again on these too.
     precision: auto takes bf16 on GPUs that have it, and on CPUs with AMX; fp32 elsewhere. bf16 with ZeRO 0 is ZeRO 1.
     max_failures: how often workers that died (or machines) are replaced before the training fails.

@@ -107,9 +107,7 @@ def inspect_source(spec: DatasetSpec) -> Source:
         users=readers.inspect(users.path, [users.id, *users.categorical, *users.numeric], section="users")
         if users
         else [],
-        graph=readers.inspect(graph.path, [graph.head, graph.relation, graph.tail], section="graph")
-        if graph
-        else [],
+        graph=readers.inspect(graph.path, [graph.head, graph.relation, graph.tail], section="graph") if graph else [],
     )
     for info in source.events:
         for name in shards.event_columns(spec.events):

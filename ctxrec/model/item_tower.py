@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from ctxrec.core.config import ModelConfig
 from ctxrec.data.batching import Batch
-from ctxrec.likeness import principal_axes
+from ctxrec.memory.text_similarity import principal_axes
 from ctxrec.model.backbones.base import LayerNorm
 from ctxrec.model.inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.model.layers import CategoryEmbedding, feature_name, module_name

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 
 from ctxrec.data.events import Events, Requests
-from ctxrec.likeness import history_queries
-from ctxrec.memory import ItemMemory
+from ctxrec.memory.item_memory import ItemMemory
+from ctxrec.memory.text_similarity import history_queries
 
 _CELLS = 1 << 25  # scores of all sources that the fit holds at once (128 MB)
 _POOL = 20_000  # items that the fit ranks at most: the targets and others drawn at random
@@ -42,7 +42,7 @@ class Blend:
     """Weights of the sources: each head (the towers' and, behind them, that of the text), popularity, recent
     popularity, being new (1 for items without events, else 0; `with_bonus`), then the memory's.
 
-    text_IC: text vectors of unit length (`ctxrec.likeness`); None: no such head.
+    text_IC: text vectors of unit length (`ctxrec.memory.text_similarity`); None: no such head.
     widths: of the towers' heads in their vectors.
     covariances: of the item vectors of each head, which give the spread of a query's scores.
     weights_2K: before softplus, for a typical history, and what a longer one adds.
@@ -161,7 +161,7 @@ def fit_blend(
     memory, heads = blend.memory, blend.head_queries(queries_NW, requests.history)
     parts = [head @ items.T for head, items in zip(heads, vectors, strict=True)]
     parts += [np.broadcast_to(v[pool], (len(requests), len(pool))) for v in (memory.popularity_I, memory.recent_I)]
-    # What being new is worth no validation event can tell (`ctxrec.new_items`).
+    # What being new is worth no validation event can tell (`ctxrec.memory.cold_start`).
     parts.append(np.zeros_like(parts[-1]))
     parts += [scores[:, pool].toarray() for scores in memory.of_histories(requests.history)]
     fit = _Fit.of(np.stack(parts, -1), requests, pool, rng, repeats=repeats)

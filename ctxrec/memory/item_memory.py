@@ -1,7 +1,7 @@
 """What the log says of pairs of items: which go together, which follow each other, which are wanted now.
 
 Linear models on co-occurrence win where histories are short or baskets large, sequence models where order
-carries the signal; the model therefore keeps both and `ctxrec.blend` weighs them for every request.
+carries the signal; the model therefore keeps both and `ctxrec.memory.blend` weighs them for every request.
 
 Legend: N requests, I items.
 """
@@ -18,8 +18,8 @@ import scipy.sparse as sp
 from ctxrec.baselines import TrainingEvents, gather_statistics
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import Events
-from ctxrec.likeness import history_weights, stand_ins
-from ctxrec.pairs import nearest, pairs_in_order, pairs_of_users
+from ctxrec.memory.cooccurrence import nearest, pairs_in_order, pairs_of_users
+from ctxrec.memory.text_similarity import history_weights, stand_ins
 
 NEXT_STEPS = 5  # after an item that still count as following it
 RECENT_SHARE = 10  # one in so many events, the latest, tells what is wanted now
@@ -34,8 +34,8 @@ OWN = ("own", "own_recent")
 class ItemMemory:
     """Item-to-item weights, all of them 0 or more, and popularity.
 
-    together_II: how much an item speaks for another one because the same users have both (`ctxrec.pairs`).
-    next_II: how much an item speaks for what comes soon after it (`ctxrec.pairs`).
+    together_II: how much an item speaks for another one because the same users have both (`ctxrec.memory.cooccurrence`).
+    next_II: how much an item speaks for what comes soon after it (`ctxrec.memory.cooccurrence`).
     popularity_I, recent_I: log(1 + events) of all and of the latest events, standardised.
     An item without event has what its stand-ins have, the items of nearest text; without text it has nothing,
     and mean popularity.
@@ -94,7 +94,7 @@ def fit_memory(
 ) -> ItemMemory:
     """Gather a memory from the events of users, part by part (`TrainingEvents`).
 
-    `text_IC` (`ctxrec.likeness.reduced`) finds stand-ins for items without event; None: they have none.
+    `text_IC` (`ctxrec.memory.text_similarity.reduced`) finds stand-ins for items without event; None: they have none.
     """
     log = gather_statistics(parts, num_items, steps=NEXT_STEPS)
     latest = log.items[-max(len(log.items) // RECENT_SHARE, 1) :]

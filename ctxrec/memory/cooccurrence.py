@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ctxrec.baselines import LogStatistics, users_of_both
-from ctxrec.item_models import EASE
+from ctxrec.memory.item_models import EASE
 
 EASE_ITEMS = 10_000  # of the most frequent: a matrix of 800 MB, inverted in half a minute
 NEIGHBOURS = 256  # of an item that are kept
