@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 
-from ctxrec import bundle as files
 from ctxrec.baselines import training_events
+from ctxrec.bundle import format as bundle_format
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
@@ -53,15 +53,15 @@ def recommender_before_validation(run: str, data: PreparedData, *, tuned: bool =
     bundle = storage.join(run, "bundle")
     bundled = load_recommender(bundle if tuned else storage.join(run, "checkpoints", "before"))
     catalogue = item_features(data.items, data.features)
-    folder, _ = files.check_bundle(bundle, scratch=tempfile.gettempdir())
-    shape = ModelShape(features=data.features, **storage.read_json(os.path.join(folder, files.DATA))["shape"])
+    folder, _ = bundle_format.check_bundle(bundle, scratch=tempfile.gettempdir())
+    shape = ModelShape(features=data.features, **storage.read_json(os.path.join(folder, bundle_format.DATA))["shape"])
     trained = bundled.config
-    towers = Towers(files.bundled_model(trained.model, folder), shape, temperature=trained.train.temperature)
+    towers = Towers(bundle_format.bundled_model(trained.model, folder), shape, temperature=trained.train.temperature)
     phase, weights = _last_weights(run, ("encoder", "towers") if tuned else ("towers",))
     towers.load_state_dict({n.removeprefix("towers."): w for n, w in weights.items() if n.startswith("towers.")})
     towers.eval()
     text = _text_table(run, folder, shape, catalogue, trained, tuned=phase == "encoder")
-    media = files.load_media(folder)
+    media = bundle_format.load_media(folder)
     items = ItemTensors.of(catalogue, shape, trained=trained_items(data, schema.TRAIN), media=media)
     with torch.inference_mode():
         vectors_IW = towers(items, text)[0].float().numpy()
@@ -104,7 +104,7 @@ def _text_table(
     if not tuned:
         return table
     encoder_path = resolve_encoder(config.encoder.name, storage.cache_dir())
-    encoder = files.load_encoder(config, encoder_path, os.path.join(folder, files.ADAPTER))
+    encoder = bundle_format.load_encoder(config, encoder_path, os.path.join(folder, bundle_format.ADAPTER))
     logger.info("encoding %d texts with the tuned encoder", len(catalogue))
     vectors, _ = encode_catalogue(encoder, encoder_path, catalogue.texts, config.encoder)
     return dataclasses.replace(table, vectors_IH=torch.from_numpy(vectors))

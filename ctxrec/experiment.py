@@ -10,11 +10,11 @@ import re
 import tempfile
 from dataclasses import asdict, dataclass
 
-from ctxrec.bundle import check_bundle
+from ctxrec.bundle.format import check_bundle
+from ctxrec.bundle.registry import add, read_published, version_folder
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.core.toml import build_dataclass
-from ctxrec.published import add, read_published, version_folder
 
 EXPERIMENT = "experiment.json"
 CONTROL = "control"  # the arm of all users that no other arm has; gets the current version

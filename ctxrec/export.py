@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from ctxrec import checkpoint
-from ctxrec.bundle import write_bundle
+from ctxrec.bundle.format import write_bundle
 from ctxrec.core import schema
 from ctxrec.data.events import Requests
 from ctxrec.encoder.text_encoder import TextEncoder

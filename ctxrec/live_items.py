@@ -20,7 +20,7 @@ import scipy.sparse as sp
 import torch
 from safetensors.numpy import load_file as load_arrays
 
-from ctxrec import bundle as files
+from ctxrec.bundle import format as bundle_format
 from ctxrec.core import schema, storage
 from ctxrec.core.dataset_spec import DatasetSpec, ItemsSpec
 from ctxrec.core.errors import UserError
@@ -141,8 +141,8 @@ class ItemEncoder:
     def __init__(self, bundle: str, recommender: Recommender):
         self._recommender = recommender
         folder = storage.fetch_dir(bundle, scratch=tempfile.gettempdir())
-        arrays = load_arrays(os.path.join(folder, files.VECTORS))
-        about = storage.read_json(os.path.join(folder, files.DATA))
+        arrays = load_arrays(os.path.join(folder, bundle_format.VECTORS))
+        about = storage.read_json(os.path.join(folder, bundle_format.DATA))
         self._text_width: int = about["shape"]["text_width"]
         self._id_rows: int = about["shape"]["id_buckets"]
         self._num_items = len(arrays["items"])
@@ -152,7 +152,7 @@ class ItemEncoder:
         self._scale = {name: arrays[name] for name in ("mean", "scale", "centre", "axes") if name in arrays}
         self._widths = recommender.widths
         self._static = recommender.vectors.shape[1] - self._tower_width - self._text_head
-        self._media = files.load_media(folder)
+        self._media = bundle_format.load_media(folder)
         self._folder = folder
         self._encoder: TextEncoder | None = None
         self._encoder_path = ""
@@ -184,9 +184,9 @@ class ItemEncoder:
             path = resolve_encoder(config.encoder.name, storage.cache_dir())
         except UserError as error:
             raise NoEncoder(f"the bundle's text encoder is not to be had here: {error}") from error
-        adapter = os.path.join(self._folder, files.ADAPTER)
+        adapter = os.path.join(self._folder, bundle_format.ADAPTER)
         if os.path.exists(adapter):
-            self._encoder = files.load_encoder(config, path, adapter)
+            self._encoder = bundle_format.load_encoder(config, path, adapter)
         else:  # it was not tuned
             self._encoder = TextEncoder(config.encoder, path, tune=False).eval()
         self._encoder_path = path

@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 
-from ctxrec import bundle as files
+from ctxrec.bundle import format as bundle_format
 from ctxrec.core import storage
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.dataset_spec import DatasetSpec
@@ -32,30 +32,30 @@ def load_recommender(bundle: str) -> Recommender:
     Raises:
         UserError: it is missing, incomplete or damaged.
     """
-    folder, manifest = files.check_bundle(bundle, scratch=tempfile.gettempdir())
+    folder, manifest = bundle_format.check_bundle(bundle, scratch=tempfile.gettempdir())
     config, spec, shape, towers = _load_towers(folder)
-    with pa.memory_map(os.path.join(folder, files.HISTORIES)) as source:
+    with pa.memory_map(os.path.join(folder, bundle_format.HISTORIES)) as source:
         histories = histories_from_table(pa.ipc.open_file(source).read_all(), shape.features)
     return Recommender(
         config=config,
         spec=spec,
         features=shape.features,
         towers=towers,
-        items=pq.read_table(os.path.join(folder, files.ITEMS)),
-        item_vectors=load_arrays(os.path.join(folder, files.VECTORS))["items"],
+        items=pq.read_table(os.path.join(folder, bundle_format.ITEMS)),
+        item_vectors=load_arrays(os.path.join(folder, bundle_format.VECTORS))["items"],
         histories=histories,
         model_version=manifest["model_version"],
-        blend=files.load_blend(folder),
+        blend=bundle_format.load_blend(folder),
     )
 
 
 def _load_towers(folder: str) -> tuple[Config, DatasetSpec, ModelShape, Towers]:
     """Options, data set, sizes and towers, ready to score, of a checked local bundle."""
-    config = load_config(os.path.join(folder, files.CONFIG))
-    about = storage.read_json(os.path.join(folder, files.DATA))
+    config = load_config(os.path.join(folder, bundle_format.CONFIG))
+    about = storage.read_json(os.path.join(folder, bundle_format.DATA))
     shape = ModelShape(features=FeatureMeta(**about["features"]), **about["shape"])
-    towers = Towers(files.bundled_model(config.model, folder), shape, temperature=config.train.temperature)
-    towers.load_state_dict(load_file(os.path.join(folder, files.TOWERS)))
+    towers = Towers(bundle_format.bundled_model(config.model, folder), shape, temperature=config.train.temperature)
+    towers.load_state_dict(load_file(os.path.join(folder, bundle_format.TOWERS)))
     return config, DatasetSpec.from_dict(about["spec"]), shape, towers.eval()
 
 
@@ -64,19 +64,19 @@ def reload_item_vectors(bundle: str, *, encoder_path: str, data_items: pa.Table)
 
     Proves that what is exported is what was trained; `data_items` has the texts.
     """
-    folder, _ = files.check_bundle(bundle, scratch=tempfile.gettempdir())
+    folder, _ = bundle_format.check_bundle(bundle, scratch=tempfile.gettempdir())
     config, _, shape, towers = _load_towers(folder)
     catalogue = item_features(data_items, shape.features)
-    text, arrays = None, load_arrays(os.path.join(folder, files.VECTORS))
+    text, arrays = None, load_arrays(os.path.join(folder, bundle_format.VECTORS))
     if shape.text_width:
-        adapter = os.path.join(folder, files.ADAPTER)
+        adapter = os.path.join(folder, bundle_format.ADAPTER)
         if os.path.exists(adapter):
-            encoder = files.load_encoder(config, encoder_path, adapter)
+            encoder = bundle_format.load_encoder(config, encoder_path, adapter)
         else:  # it was not tuned
             encoder = TextEncoder(config.encoder, encoder_path, tune=False).eval()
         vectors, present = encode_catalogue(encoder, encoder_path, catalogue.texts, config.encoder)
         text = make_text_table(vectors, present, mean=arrays["mean"], scale=arrays["scale"])
     with torch.inference_mode():
-        items = ItemTensors.of(catalogue, shape, trained=arrays["trained"] > 0, media=files.load_media(folder))
+        items = ItemTensors.of(catalogue, shape, trained=arrays["trained"] > 0, media=bundle_format.load_media(folder))
         vectors, _ = towers(items, text)
     return vectors.numpy()

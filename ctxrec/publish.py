@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 
-from ctxrec import experiment, published
+from ctxrec import experiment
+from ctxrec.bundle import registry
 from ctxrec.core import cli
 from ctxrec.core.errors import UserError
 from ctxrec.retrieval import find_bundle
@@ -32,9 +33,9 @@ def main() -> None:
     if (args.run is None) == (args.rollback is None):
         raise UserError("expected one of --run RUN, to publish it, and --rollback, to go back to an earlier version")
     if args.run is not None:
-        now = published.publish(find_bundle(args.run), args.to)
+        now = registry.publish(find_bundle(args.run), args.to)
     else:
-        now = published.roll_back(args.to, args.rollback or None)
+        now = registry.roll_back(args.to, args.rollback or None)
     print(f"{args.to} serves {now.version}" + (f"; before: {', '.join(now.previous)}" if now.previous else ""))
 
 
@@ -43,13 +44,13 @@ def _test(args: argparse.Namespace) -> str:
     if args.end_test:
         if args.test or args.run or args.rollback is not None:
             raise UserError("--end-test goes alone with --to; publish the winner with another call")
-        return f"the test {experiment.end(args.to).name} has ended; {args.to} serves {published.read_published(args.to).version}"
+        return f"the test {experiment.end(args.to).name} has ended; {args.to} serves {registry.read_published(args.to).version}"
     if args.share is None or args.rollback is not None or (args.run and args.version):
         raise UserError("--test needs --share, and --run RUN or --version VERSION for a new arm; not --rollback")
     bundle = find_bundle(args.run) if args.run else None
     now = experiment.start(bundle, args.to, name=args.test, arm=args.arm, share=args.share, version=args.version)
     arms = [f"{a.name} {a.version} for {a.share:.1%}" for a in now.arms]
-    return f"test {now.name}: {', '.join(arms)}; {experiment.CONTROL} {published.read_published(args.to).version} for the rest"
+    return f"test {now.name}: {', '.join(arms)}; {experiment.CONTROL} {registry.read_published(args.to).version} for the rest"
 
 
 if __name__ == "__main__":

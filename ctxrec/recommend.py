@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctxrec.bundle import CONFIG
+from ctxrec.bundle.format import CONFIG
 from ctxrec.core import cli, storage
 from ctxrec.core.config import load_config
 from ctxrec.recommending import recommend

@@ -18,8 +18,8 @@ import ray
 import ray.data
 from tqdm import tqdm
 
-from ctxrec import bundle as files
-from ctxrec.bundle import check_bundle
+from ctxrec.bundle import format as bundle_format
+from ctxrec.bundle.format import check_bundle
 from ctxrec.core import ray_cluster, storage
 from ctxrec.core.config import Config, DiversityConfig, IndexConfig, load_config
 from ctxrec.core.dataset_spec import ContextSpec, DatasetSpec
@@ -63,13 +63,13 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
         raise UserError(f"--k is {k}; expected at least 1")
     bundle = find_bundle(run)
     folder, manifest = check_bundle(bundle, scratch=tempfile.gettempdir())
-    config = config or load_config(storage.join(folder, files.CONFIG))
+    config = config or load_config(storage.join(folder, bundle_format.CONFIG))
     if config.rerank.use:
         check_reranker(find_reranker(bundle), manifest["model_version"])
     rules = rules_of(config.diversity)
     if config.diversity.is_on:  # a mistake is one line here, and in an actor a traceback
         Retriever(load_recommender(bundle), diversity=config.diversity, rules=rules)
-    context = DatasetSpec.from_dict(storage.read_json(storage.join(folder, files.DATA))["spec"]).events.context
+    context = DatasetSpec.from_dict(storage.read_json(storage.join(folder, bundle_format.DATA))["spec"]).events.context
     inputs = storage.list_files(requests)
     columns, num_rows = _check_requests(inputs, context)
     schema = _output_schema(inputs[0])

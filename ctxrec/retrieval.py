@@ -15,8 +15,9 @@ from functools import cached_property
 import numpy as np
 import scipy.sparse as sp
 
-from ctxrec import bundle as files
 from ctxrec.arranging import Arranger, Found
+from ctxrec.bundle import format as bundle_format
+from ctxrec.bundle.registry import is_models, read_published, version_folder
 from ctxrec.core import storage
 from ctxrec.core.config import DiversityConfig, IndexConfig
 from ctxrec.core.errors import UserError
@@ -29,7 +30,6 @@ from ctxrec.item_cards import ItemCards
 from ctxrec.live_items import EncodedItems
 from ctxrec.live_vectors import LiveVectors
 from ctxrec.loading import load_recommender
-from ctxrec.published import is_models, read_published, version_folder
 from ctxrec.recommender import Recommender
 from ctxrec.reranker import FOLDER, Reranker, load_reranker, titles_of
 from ctxrec.rules import Rules
@@ -345,7 +345,7 @@ def find_bundle(run: str) -> str:
     if is_models(run):
         return version_folder(run, read_published(run).version)
     for folder in (storage.join(run, BUNDLE), run):
-        if storage.exists(storage.join(folder, files.DATA)):
+        if storage.exists(storage.join(folder, bundle_format.DATA)):
             return folder
     found = f"a folder without {BUNDLE}/" if storage.exists(run) else "nothing"
     raise UserError(f"found {found} at {run}; expected a run that python -m ctxrec.train finished, or its bundle")
@@ -382,5 +382,5 @@ def load_retriever(
     if rerank:
         second = load_reranker(find_reranker(bundle), model_version=recommender.model_version)
         second = second if second.weight > 0 else None
-    found = load_index(storage.join(bundle, files.INDEX), index or recommender.config.index)
+    found = load_index(storage.join(bundle, bundle_format.INDEX), index or recommender.config.index)
     return Retriever(recommender, found, second, diversity, rules)

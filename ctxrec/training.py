@@ -19,7 +19,8 @@ import ray.train.torch
 import torch
 from ray.train import UserCallback
 
-from ctxrec import bundle, checkpoint, engine, faults
+from ctxrec import checkpoint, engine, faults
+from ctxrec.bundle import format as bundle_format
 from ctxrec.collectives import ProcessGroupConfig
 from ctxrec.core import ray_cluster, storage
 from ctxrec.core.config import BACKBONES, Config, load_config, to_toml
@@ -204,7 +205,7 @@ def _logged_seconds(run: str) -> float:
 
 
 def _manifest(out: str, data: PreparedData, config: Config, seconds: float) -> dict[str, Any]:
-    inside = storage.read_json(storage.join(out, "bundle", bundle.MANIFEST))
+    inside = storage.read_json(storage.join(out, "bundle", bundle_format.MANIFEST))
     return {
         "format_version": FORMAT_VERSION,
         "packages": {name: _version(name) for name in _PACKAGES},

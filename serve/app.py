@@ -15,8 +15,8 @@ import uuid
 import ray.serve
 from ray.serve.config import BackpressureConfig
 
-from ctxrec.bundle import check_bundle
-from ctxrec.published import is_models
+from ctxrec.bundle.format import check_bundle
+from ctxrec.bundle.registry import is_models
 from ctxrec.retrieval import find_bundle
 from serve.deployment import Service
 from serve.engine import served_config

@@ -13,7 +13,7 @@ import faiss
 import numpy as np
 import torch
 
-from ctxrec.bundle import CONFIG
+from ctxrec.bundle.format import CONFIG
 from ctxrec.core import storage
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.errors import UserError

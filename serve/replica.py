@@ -11,11 +11,11 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
+from ctxrec.bundle.registry import Published, is_models, read_published, version_folder
 from ctxrec.core.errors import UserError
 from ctxrec.experiment import Experiment, read_experiment
 from ctxrec.history_store import LoggedEvent, StoreError, open_store
 from ctxrec.live_items import ItemEncoder, NoEncoder
-from ctxrec.published import Published, is_models, read_published, version_folder
 from ctxrec.retrieval import find_bundle
 from ctxrec.rules import Rules
 from serve.api import RecommendRequest

@@ -409,7 +409,7 @@ def make_variant():
         """Returns the new model version."""
         from safetensors.numpy import load_file, save_file
 
-        from ctxrec.bundle import BLEND, MANIFEST
+        from ctxrec.bundle.format import BLEND, MANIFEST
         from ctxrec.core import storage
 
         shutil.copytree(bundle, out)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from ctxrec import bundle
+from ctxrec.bundle import format as bundle_format
 from ctxrec.core.config import BACKBONES, EvaluateConfig, TrainConfig, load_config
 from ctxrec.core.errors import UserError
 from ctxrec.data.batching import make_windows
@@ -260,11 +260,11 @@ def test_language_model_trains_and_its_weights_are_enough(make_world, language_m
         assert float(rounded) == pytest.approx(float(network("loss", **step)), rel=0.02)
 
     folder = tmp_path / "bundle"
-    store_pretrained(config.model, str(folder / bundle.BACKBONE))
+    store_pretrained(config.model, str(folder / bundle_format.BACKBONE))
     save_file(weights, folder / "towers.safetensors")
     shutil.rmtree(original)
-    inside = bundle.bundled_model(config.model, str(folder))
-    assert inside.backbone == str(folder / bundle.BACKBONE)
+    inside = bundle_format.bundled_model(config.model, str(folder))
+    assert inside.backbone == str(folder / bundle_format.BACKBONE)
     torch.manual_seed(5)
     again = Towers(inside, shape, temperature=0.07)
     again.load_state_dict(load_file(folder / "towers.safetensors"))

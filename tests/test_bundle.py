@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from ctxrec import bundle
-from ctxrec.bundle import check_bundle, load_encoder, save_encoder, write_bundle
+from ctxrec.bundle import format as bundle_format
+from ctxrec.bundle.format import check_bundle, load_encoder, save_encoder, write_bundle
 from ctxrec.core import schema, storage
 from ctxrec.core.config import EncoderConfig, load_config
 from ctxrec.core.errors import UserError
@@ -90,9 +90,9 @@ def test_a_manifest_that_was_edited_is_found(copy):
 
 def test_another_format_version_is_refused(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
-    for version in (bundle.FORMAT_VERSION + 1, None, "1"):
+    for version in (bundle_format.FORMAT_VERSION + 1, None, "1"):
         (copy / "manifest.json").write_text(json.dumps({**manifest, "format_version": version}))
-        with pytest.raises(UserError, match=f"format version {version}; expected {bundle.FORMAT_VERSION}"):
+        with pytest.raises(UserError, match=f"format version {version}; expected {bundle_format.FORMAT_VERSION}"):
             load_recommender(str(copy))
 
 

@@ -13,7 +13,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from ctxrec import bundle as files
+from ctxrec.bundle import format as bundle_format
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.core.errors import UserError
@@ -220,7 +220,7 @@ def test_posters_alone_tell_what_a_user_takes_next(posters, image_encoder, tmp_p
             "a new item's poster"
         )
 
-    assert files.load_media(f"{run}/bundle")["image"].shape == (42, 16)
+    assert bundle_format.load_media(f"{run}/bundle")["image"].shape == (42, 16)
     rows = rows_to_table([{"item_id": "green5"}, {"item_id": "new"}], recommender.spec)
     made = ItemEncoder(f"{run}/bundle", recommender).encode(rows)
     known = recommender.item_position["green5"]

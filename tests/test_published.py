@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from ctxrec import experiment
+from ctxrec.bundle.registry import Published, publish, read_published, roll_back
 from ctxrec.core.errors import UserError
 from ctxrec.experiment import Arm
 from ctxrec.publish import main
-from ctxrec.published import Published, publish, read_published, roll_back
 from ctxrec.retrieval import find_bundle, load_retriever
 
 

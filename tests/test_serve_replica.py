@@ -11,9 +11,9 @@ import pytest
 from prometheus_client import values
 
 from ctxrec import experiment
+from ctxrec.bundle.registry import publish
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
-from ctxrec.published import publish
 from ctxrec.retrieval import find_bundle
 from serve.api import RecommendRequest
 from serve.metrics import Metrics

@@ -32,7 +32,7 @@ from trainings import (
     with_train,
 )
 
-from ctxrec.bundle import check_bundle
+from ctxrec.bundle.format import check_bundle
 from ctxrec.core.config import load_config, to_toml
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.core.errors import UserError

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ctxrec.bundle import FORMAT_VERSION, write_bundle
+from ctxrec.bundle.format import FORMAT_VERSION, write_bundle
 from ctxrec.core.config import load_config
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.data.features import item_features

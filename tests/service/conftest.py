@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ctxrec.published import publish
+from ctxrec.bundle.registry import publish
 from ctxrec.retrieval import find_bundle, load_retriever
 
 

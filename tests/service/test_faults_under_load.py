@@ -23,7 +23,7 @@ import httpx
 import pytest
 from trainings import free_ports
 
-from ctxrec.published import publish, roll_back
+from ctxrec.bundle.registry import publish, roll_back
 from ctxrec.retrieval import find_bundle, load_retriever
 from serve.api import RecommendRequest
 from serve.engine import Engine

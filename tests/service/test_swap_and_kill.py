@@ -14,9 +14,9 @@ import httpx
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from ctxrec.bundle.registry import publish, roll_back
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
-from ctxrec.published import publish, roll_back
 from ctxrec.retrieval import find_bundle, load_retriever
 from serve.api import RecommendRequest
 from serve.engine import Engine

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from ctxrec.bundle import MANIFEST, check_bundle
+from ctxrec.bundle.format import MANIFEST, check_bundle
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 
