@@ -110,7 +110,7 @@ def train_ablations(run: str, data: str, names: Sequence[str]) -> dict[str, str]
         data: its prepared data.
         names: some of NAMES.
     """
-    from ctxrec.training import train  # it needs DeepSpeed, which ranking does not
+    from ctxrec.training.driver import train
 
     bundles = {}
     for name in names:

@@ -34,7 +34,7 @@ from ctxrec.memory.text_similarity import reduced
 from ctxrec.model.inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.model.two_tower import Towers
 from ctxrec.recommender import Recommender
-from ctxrec.stream import trained_items
+from ctxrec.training.window_sampler import trained_items
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from ctxrec.encoder.text_table import encode_catalogue
 from ctxrec.ensemble import Ensemble, choose_weights, standardised
 from ctxrec.memory.item_models import ALS, EASE, ItemKNN
 from ctxrec.metrics.ranking import request_metrics, top_k
-from ctxrec.validation import validation_requests
+from ctxrec.training.validator import validation_requests
 
 logger = logging.getLogger(__name__)
 

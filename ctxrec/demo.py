@@ -29,8 +29,8 @@ from ctxrec.evaluation import evaluate_run
 from ctxrec.ingest.pipeline import prepare
 from ctxrec.ingest.pipeline import summary as prepare_summary
 from ctxrec.summary import format_table
-from ctxrec.training import summary as train_summary
-from ctxrec.training import train
+from ctxrec.training.driver import summary as train_summary
+from ctxrec.training.driver import train
 
 OPTIONS = ["train.workers=2", "train.zero_stage=2", "encoder.tune=lora"]
 LONG_SASREC = {"ndcg@10": 0.108, "hr@10": 0.200}  # trained long with full cross-entropy, same split and protocol

@@ -28,8 +28,8 @@ from ctxrec.ranking import RankingPlan, check_bundles, rank_requests, ranked_lis
 from ctxrec.rerank_facts import RERANK, in_words, second_stage
 from ctxrec.rules import rules_of
 from ctxrec.summary import MODEL, RERANKED, RankedLists, best_baseline, focus, summarise
-from ctxrec.tracking import read_train_log
 from ctxrec.tradeoff import settings, tradeoff, without_arranged
+from ctxrec.training.trackers import read_train_log
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from ctxrec.core import cli
-from ctxrec.plan_memory import Encoder
-from ctxrec.planning import Hardware, Work, plan, report
+from ctxrec.training.capacity_plan import Hardware, Work, plan, report
+from ctxrec.training.memory_model import Encoder
 
 
 def main() -> None:

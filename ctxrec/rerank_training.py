@@ -44,7 +44,7 @@ from ctxrec.reranker import (
     save_reranker,
     titles_of,
 )
-from ctxrec.validation import validation_requests
+from ctxrec.training.validator import validation_requests
 
 logger = logging.getLogger(__name__)
 

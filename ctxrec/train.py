@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ctxrec.core import cli
-from ctxrec.training import summary, train
+from ctxrec.training.driver import summary, train
 
 
 def main() -> None:

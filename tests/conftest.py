@@ -208,7 +208,7 @@ def tiny_config(tiny_encoder):
 @pytest.fixture(scope="session")
 def tiny_run(tiny_data, tiny_config, tmp_path_factory) -> str:
     """A finished training on the tiny data set: two workers, ZeRO-2, LoRA."""
-    from ctxrec.training import train
+    from ctxrec.training.driver import train
 
     return train(tiny_data, str(tmp_path_factory.mktemp("runs") / "tiny"), tiny_config)
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 from trainings import NO_AGENT
 
-from ctxrec import engine
+from ctxrec.training import deepspeed_engine
 
-engine.use_cpu_accelerator()
+deepspeed_engine.use_cpu_accelerator()
 EXTENSIONS = os.environ["TORCH_EXTENSIONS_DIR"]  # DeepSpeed's, compiled once and not on each host
 REPO = Path(__file__).resolve().parent.parent
 SUBNET = "10.213.7"

@@ -18,7 +18,7 @@ from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
 from ctxrec.model.user_tower import ActionHeads
 from ctxrec.recommender import RawEvent, RawRequest
-from ctxrec.training import train
+from ctxrec.training.driver import train
 
 HEADS = "model.action_heads=true"
 VIEW, BUY = 1, 2  # codes of the world's actions, which weigh 0.5 and 1

@@ -18,7 +18,6 @@ from ctxrec.bundle import format as bundle_format
 from ctxrec.core.config import BACKBONES, EvaluateConfig, TrainConfig, load_config
 from ctxrec.core.errors import UserError
 from ctxrec.data.batching import make_windows
-from ctxrec.engine import parameter_groups
 from ctxrec.evaluation import evaluate_run
 from ctxrec.loading import load_recommender
 from ctxrec.model.backbones import check_backbone, make_backbone, store_pretrained
@@ -27,7 +26,8 @@ from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
 from ctxrec.recommender import RawEvent, RawRequest
-from ctxrec.training import train
+from ctxrec.training.deepspeed_engine import parameter_groups
+from ctxrec.training.driver import train
 
 WORDS = 30
 

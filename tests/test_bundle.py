@@ -27,7 +27,7 @@ from ctxrec.encoder.text_table import encode_catalogue, make_text_table
 from ctxrec.loading import load_recommender, reload_item_vectors
 from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.two_tower import Towers
-from ctxrec.training import train
+from ctxrec.training.driver import train
 
 
 @pytest.fixture

@@ -25,9 +25,9 @@ from conftest import RedisServer, make_dataset, make_encoder
 from trainings import Nodes, command_env, free_ports, lose_power
 
 from cluster.settings import load
-from ctxrec import engine
+from ctxrec.training import deepspeed_engine
 
-engine.use_cpu_accelerator()
+deepspeed_engine.use_cpu_accelerator()
 pytestmark = pytest.mark.slow
 
 KUBERAY = Path(__file__).resolve().parent.parent / "cluster" / "kuberay"

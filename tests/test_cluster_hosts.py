@@ -19,7 +19,7 @@ def lan():
 
 
 def test_an_address_leads_to_its_interface():
-    from ctxrec.collectives import interface_of
+    from ctxrec.training.process_group import interface_of
 
     own = {h.address: name for name, held in psutil.net_if_addrs().items() for h in held if h.family == socket.AF_INET}
     for address, name in own.items():
@@ -87,7 +87,7 @@ def _until(true, timeout_s: float = 30) -> None:
 def test_processes_reduce_over_the_network_by_the_interface_of_their_address(lan, tmp_path):
     """gloo, which trains without GPUs, takes the address that a host's own name leads to, unless told the interface.
 
-    `ctxrec.collectives` tells Ray Train's workers (see test_cluster_jobs.py).
+    `ctxrec.training.process_group` tells Ray Train's workers (see test_cluster_jobs.py).
     """
     program = (
         "import datetime, torch, torch.distributed as d\n"

@@ -24,7 +24,7 @@ from ctxrec.metrics.ranking import request_metrics, top_k
 from ctxrec.slices import action_slices, attribute_slices, history_slices
 from ctxrec.summary import RankedLists, best_baseline, format_table, summarise
 from ctxrec.tradeoff import format_tradeoff, parse_strengths, settings
-from ctxrec.validation import validation_requests
+from ctxrec.training.validator import validation_requests
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -34,10 +34,10 @@ from trainings import (
     with_train,
 )
 
-from ctxrec import checkpoint, faults
 from ctxrec.core import schema, storage
 from ctxrec.core.errors import UserError
-from ctxrec.training import train
+from ctxrec.training import checkpoint, faults
+from ctxrec.training.driver import train
 
 SEED = int(os.environ.get("CTXREC_CHAOS_SEED", random.SystemRandom().randrange(1000)))  # printed where a test fails
 

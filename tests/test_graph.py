@@ -66,7 +66,7 @@ GROUPS, SIZE = 4, 10
 def run(ray_cluster, tmp_path_factory) -> str:
     """A model without IDs, texts and memory, on a log whose users stay with one director; i0 to i3 are never taken."""
     from ctxrec.ingest.pipeline import prepare
-    from ctxrec.training import train
+    from ctxrec.training.driver import train
 
     folder = tmp_path_factory.mktemp("graph")
     rng = random.Random(0)

@@ -24,7 +24,7 @@ from ctxrec.ingest.pipeline import prepare
 from ctxrec.live_items import ItemEncoder, rows_to_table
 from ctxrec.loading import load_recommender
 from ctxrec.recommender import RawEvent, RawRequest
-from ctxrec.training import train
+from ctxrec.training.driver import train
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 40, 230)}
 PER_COLOUR, COLD = 14, 4  # items of a colour, and those of them that nobody had in training

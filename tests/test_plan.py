@@ -20,8 +20,8 @@ from ctxrec.encoder.text_encoder import TextEncoder, Tokens, attach, plan_encodi
 from ctxrec.model.inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
-from ctxrec.plan_memory import FP32, TUNES, Encoder, Load, catalogue_bytes, per_gpu, tower_weights
-from ctxrec.planning import Hardware, Work, plan, report
+from ctxrec.training.capacity_plan import Hardware, Work, plan, report
+from ctxrec.training.memory_model import FP32, TUNES, Encoder, Load, catalogue_bytes, per_gpu, tower_weights
 
 REPO = Path(__file__).resolve().parent.parent
 

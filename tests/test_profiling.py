@@ -12,9 +12,18 @@ import torch
 
 from ctxrec.data.batching import make_windows
 from ctxrec.encoder.text_encoder import Tokens, plan_encoding
-from ctxrec.meter import Meter, peak_flops
-from ctxrec.profiling import SECTIONS, STEPS, WARM_UP, StepTrace, in_section, seconds_by_section, section, summarise
-from ctxrec.stream import Step
+from ctxrec.training.profiler import (
+    SECTIONS,
+    STEPS,
+    WARM_UP,
+    StepTrace,
+    in_section,
+    seconds_by_section,
+    section,
+    summarise,
+)
+from ctxrec.training.throughput import Meter, peak_flops
+from ctxrec.training.window_sampler import Step
 
 CPU = torch.device("cpu")
 

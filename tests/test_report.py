@@ -14,7 +14,7 @@ from ctxrec.core.errors import UserError
 from ctxrec.report import Example, Facts, Taken, render_report
 from ctxrec.report_training import _curves
 from ctxrec.summary import RankedLists, format_table, summarise
-from ctxrec.tracking import parse_train_log
+from ctxrec.training.trackers import parse_train_log
 
 NASTY = 'Café 🍰 <script>alert("x")</script> & co'
 VOID = {"meta", "br"}

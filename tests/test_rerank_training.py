@@ -26,7 +26,7 @@ from ctxrec.recommender import RawRequest
 from ctxrec.rerank_training import train_reranker
 from ctxrec.reranker import load_reranker, save_reranker
 from ctxrec.retrieval import load_retriever
-from ctxrec.validation import validation_requests
+from ctxrec.training.validator import validation_requests
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = ("candidates=10", "max_tokens=32", "item_tokens=6", "epochs=1", "batch_size=8")

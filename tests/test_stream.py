@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ctxrec import stream
 from ctxrec.core import schema
 from ctxrec.data.batching import Batch
 from ctxrec.data.prepared import PreparedData
-from ctxrec.stream import TrainStream
+from ctxrec.training import window_sampler
+from ctxrec.training.window_sampler import TrainStream
 
 HISTORY = 6
 
@@ -97,7 +97,7 @@ def per_step(made: TrainStream, epoch: int = 0, start: int = 0) -> list[list[int
 @pytest.fixture(params=["one shard", "many shards"])
 def shards(request, monkeypatch) -> str:
     if request.param == "many shards":
-        monkeypatch.setattr(stream, "SHARD_EVENTS", 20)
+        monkeypatch.setattr(window_sampler, "SHARD_EVENTS", 20)
     return request.param
 
 
@@ -118,9 +118,9 @@ def test_every_training_event_weighs_once_an_epoch(shop, shards, size):
 
 
 def test_shards_follow_their_limit(shop, monkeypatch):
-    monkeypatch.setattr(stream, "SHARD_EVENTS", 20)
+    monkeypatch.setattr(window_sampler, "SHARD_EVENTS", 20)
     assert len(make(shop)._shards(0)) > 1
-    monkeypatch.setattr(stream, "SHARD_EVENTS", 10**6)
+    monkeypatch.setattr(window_sampler, "SHARD_EVENTS", 10**6)
     assert make(shop)._shards(0) == [[0, 1, 2]]
 
 

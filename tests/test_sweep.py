@@ -14,17 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 from trainings import command_env, read_log
 
-from ctxrec import engine
 from ctxrec.core.config import load_config
 from ctxrec.core.errors import UserError
 from ctxrec.data.prepared import PreparedData
 from ctxrec.loading import load_recommender
+from ctxrec.training import deepspeed_engine
 from tune.board import reason, table
 from tune.fidelity import share_of_users
 from tune.options import METRIC, load_sweep
 from tune.sweeping import sweep
 
-engine.use_cpu_accelerator()
+deepspeed_engine.use_cpu_accelerator()
 EXTENSIONS = {"TORCH_EXTENSIONS_DIR": os.environ["TORCH_EXTENSIONS_DIR"]}  # DeepSpeed's, compiled once for all caches
 REPO = Path(__file__).resolve().parent.parent
 SPACE = """

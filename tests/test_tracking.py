@@ -9,7 +9,7 @@ import pytest
 
 from ctxrec.core.config import load_config
 from ctxrec.core.errors import UserError
-from ctxrec.tracking import LOG, Tracker, check_trackers
+from ctxrec.training.trackers import LOG, Tracker, check_trackers
 
 FIGURES = {
     "loss": 3.5, "lr": 1e-3, "events_per_s": 900.0, "tokens_per_s": 4000.0, "padding": 0.02, "distinct_items": 0.4,

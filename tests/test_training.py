@@ -39,9 +39,9 @@ from ctxrec.core.errors import UserError
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.text_encoder import resolve_encoder
 from ctxrec.ingest.pipeline import prepare
-from ctxrec.job import choices
 from ctxrec.loading import load_recommender, reload_item_vectors
-from ctxrec.training import train
+from ctxrec.training.driver import train
+from ctxrec.training.worker_setup import choices
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from trainings import end_all, finish, free_ports, kill_command, same_to_the_digit, start, with_train
 
-from ctxrec import checkpoint
 from ctxrec.core import storage
-from ctxrec.training import train
+from ctxrec.training import checkpoint
+from ctxrec.training.driver import train
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from ctxrec.data.features import ItemFeatures
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.model.inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.model.item_tower import ItemTower
-from ctxrec.warm_start import WINDOW, company, company_vectors, start_warm
+from ctxrec.training.warm_start import WINDOW, company, company_vectors, start_warm
 
 NUM_ITEMS, DIM, WIDTH = 12, 4, 6
 

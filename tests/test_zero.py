@@ -21,7 +21,6 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from ctxrec import checkpoint, engine
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, load_config
 from ctxrec.data.batching import Batcher
@@ -30,13 +29,14 @@ from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.cache import Place, with_states
 from ctxrec.encoder.text_encoder import TextEncoder, tokenise
 from ctxrec.encoder.text_table import encode_catalogue, has_text, make_text_table
-from ctxrec.export import Chosen
-from ctxrec.job import Setup
 from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
-from ctxrec.phase import PhaseRun, Progress, Resumed
-from ctxrec.stream import TrainStream, trained_items
+from ctxrec.training import checkpoint, deepspeed_engine
+from ctxrec.training.export import Chosen
+from ctxrec.training.phase_trainer import PhaseRun, Progress, Resumed
+from ctxrec.training.window_sampler import TrainStream, trained_items
+from ctxrec.training.worker_setup import Setup
 
 REPO = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -115,7 +115,7 @@ def run_phase(setup: Setup, folder: str, best: str, resume: str | None) -> Watch
 
 
 def zero_worker(rank: int, world: int, folder: str) -> None:
-    engine.use_cpu_accelerator()
+    deepspeed_engine.use_cpu_accelerator()
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world)}  # as Ray Train sets them
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store-{world}", rank=rank, world_size=world)
@@ -178,7 +178,7 @@ def run_all(
 
 @pytest.fixture
 def run_here(tiny_data, tiny_encoder, tiny_gpt2, tmp_path):
-    engine.use_cpu_accelerator()
+    deepspeed_engine.use_cpu_accelerator()
 
     def run(ways: list[tuple[str, str]], stages: list[tuple[int, bool]], *overrides: str) -> dict[str, dict]:
         encoders = {"bert": tiny_encoder, "gpt2": tiny_gpt2}
@@ -243,8 +243,8 @@ def test_the_table_is_encoded_anew_on_its_schedule(run_here):
 
 def test_a_build_that_was_cut_off_does_not_hold_up_the_next_training(tmp_path):
     """PyTorch's own mark of a build, which a killed process leaves behind, is waited for without end."""
-    engine.use_cpu_accelerator()
-    engine.load_extensions(offload=False)
+    deepspeed_engine.use_cpu_accelerator()
+    deepspeed_engine.load_extensions(offload=False)
     folder = tmp_path / "extensions"
     shutil.copytree(os.environ["TORCH_EXTENSIONS_DIR"], folder, ignore=shutil.ignore_patterns("cpu_adam", "lock"))
     left = folder / "deepspeed_shm_comm" / "lock"

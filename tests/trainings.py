@@ -21,7 +21,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from ctxrec.core.config import to_toml
-from ctxrec.tracking import PHASES
+from ctxrec.training.trackers import PHASES
 
 REPO = Path(__file__).resolve().parent.parent
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ctxrec.core import storage
-from ctxrec.tracking import read_train_log
-from ctxrec.training import MANIFEST
+from ctxrec.training.driver import MANIFEST
+from ctxrec.training.trackers import read_train_log
 from tune import report
 from tune.findings import importance, pareto_front
 from tune.options import METRIC, Sweep, SweepConfig

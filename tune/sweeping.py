@@ -19,8 +19,8 @@ from ctxrec.core.config import Config, to_toml
 from ctxrec.core.errors import UserError
 from ctxrec.core.toml import build_dataclass
 from ctxrec.data.prepared import PreparedData
-from ctxrec.tracking import check_trackers
-from ctxrec.training import MANIFEST, train, with_absolute_paths
+from ctxrec.training.driver import MANIFEST, train, with_absolute_paths
+from ctxrec.training.trackers import check_trackers
 from tune import results
 from tune.board import Board
 from tune.budget import Budget, is_spent, open_account

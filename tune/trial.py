@@ -1,4 +1,4 @@
-"""One trial: a training by `ctxrec.training.train`, as Ray Tune's function in an actor that holds no CPU.
+"""One trial: a training by `ctxrec.training.driver.train`, as Ray Tune's function in an actor that holds no CPU.
 
     trial's actor (no CPU) --train()--> Ray Train's controller (no CPU) --> Ray Train's workers (the trial's CPUs and GPUs)
            ^-------- queue <-------- Reporter: figures of each evaluation ----'
@@ -23,12 +23,12 @@ import ray.tune
 from ray.train import UserCallback
 from ray.util.queue import Queue
 
-from ctxrec.checkpoint import STATE
 from ctxrec.core import storage
 from ctxrec.core.config import Config, load_config
-from ctxrec.job import CHECKPOINTS
-from ctxrec.tracking import LOG
-from ctxrec.training import CONFIG, train
+from ctxrec.training.checkpoint import STATE
+from ctxrec.training.driver import CONFIG, train
+from ctxrec.training.trackers import LOG
+from ctxrec.training.worker_setup import CHECKPOINTS
 from tune.space import value_of, with_values
 
 KEPT = "kept.json"  # in pbt, a trial's checkpoint for Ray Tune: where the weights lie

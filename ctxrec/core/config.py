@@ -173,7 +173,7 @@ class TrainConfig:
         evaluations and checkpoints alone. 1 is as if no item came from a table, and costs as much.
     loss: full softmax up to full_softmax_items items, sampled softmax with logQ correction above
         (auto), or the named one; bce is binary cross-entropy with `negatives` uniform negatives.
-    warm_start: begin the item tower where items that keep company in histories are near each other (`ctxrec.warm_start`).
+    warm_start: begin the item tower where items that keep company in histories are near each other (`ctxrec.training.warm_start`).
     new_items_cost: share of the validation events' NDCG@10 that may be given up so that items without events are shown
         more often (`ctxrec.memory.cold_start`); 0 gives up nothing.
     refit: after options and weights are chosen on the validation events, train the towers again on these too.

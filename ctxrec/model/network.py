@@ -18,7 +18,7 @@ from ctxrec.encoder.text_encoder import EncodePlan, TextEncoder, Tokens, encode_
 from ctxrec.model.inputs import ItemTensors, TextTable
 from ctxrec.model.losses import bce_loss, sampled_softmax_loss, softmax_loss
 from ctxrec.model.two_tower import Towers
-from ctxrec.profiling import section
+from ctxrec.training.profiler import section
 
 CONTENT_POSITIONS = 512  # of a micro-batch that train the content head
 

@@ -40,7 +40,7 @@ from ctxrec.encoder.text_table import encode_catalogue, has_text, make_text_tabl
 from ctxrec.model.inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
-from ctxrec.stream import Step, TrainStream, trained_items
+from ctxrec.training.window_sampler import Step, TrainStream, trained_items
 
 CPU = torch.device("cpu")
 

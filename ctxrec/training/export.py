@@ -13,13 +13,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ctxrec import checkpoint
 from ctxrec.bundle.format import write_bundle
 from ctxrec.core import schema
 from ctxrec.data.events import Requests
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.index.ray_fill import add_on_nodes
-from ctxrec.job import Setup, encode_table
 from ctxrec.memory.blend import Blend, fit_blend
 from ctxrec.memory.cold_start import choose_bonus, hidden_items, without_items
 from ctxrec.memory.item_memory import as_if_known, with_stand_ins
@@ -27,6 +25,8 @@ from ctxrec.memory.text_similarity import reduced, text_axes
 from ctxrec.model.inputs import ItemTensors, TextTable
 from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
+from ctxrec.training import checkpoint
+from ctxrec.training.worker_setup import Setup, encode_table
 
 logger = logging.getLogger(__name__)
 

@@ -17,20 +17,20 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load as load_tensors
 
-from ctxrec import checkpoint, faults, profiling
 from ctxrec.baselines import training_events
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
 from ctxrec.encoder.text_encoder import TextEncoder
-from ctxrec.export import Chosen, calibrate, export, tuned_encoder, tuned_text
-from ctxrec.job import BEFORE, CHECKPOINTS, Setup, choices, set_up
 from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
-from ctxrec.phase import SHARE, PhaseRun, Progress, Resumed
-from ctxrec.profiling import StepTrace
-from ctxrec.stream import TrainStream
-from ctxrec.warm_start import company, company_vectors, start_warm
+from ctxrec.training import checkpoint, faults, profiler
+from ctxrec.training.export import Chosen, calibrate, export, tuned_encoder, tuned_text
+from ctxrec.training.phase_trainer import SHARE, PhaseRun, Progress, Resumed
+from ctxrec.training.profiler import StepTrace
+from ctxrec.training.warm_start import company, company_vectors, start_warm
+from ctxrec.training.window_sampler import TrainStream
+from ctxrec.training.worker_setup import BEFORE, CHECKPOINTS, Setup, choices, set_up
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ def _run_phase(
     )
     trace = None
     if setup.profile and setup.rank == 0:
-        trace = StepTrace(storage.join(setup.run, profiling.FOLDER), phase, setup.scratch)
+        trace = StepTrace(storage.join(setup.run, profiler.FOLDER), phase, setup.scratch)
     run = PhaseRun(setup, phase, network, stream, epochs, best_path, chosen, trace)
     run.start(resumed)
     return run.train()

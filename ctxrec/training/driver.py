@@ -19,19 +19,19 @@ import ray.train.torch
 import torch
 from ray.train import UserCallback
 
-from ctxrec import checkpoint, engine, faults
 from ctxrec.bundle import format as bundle_format
-from ctxrec.collectives import ProcessGroupConfig
 from ctxrec.core import ray_cluster, storage
 from ctxrec.core.config import BACKBONES, Config, load_config, to_toml
 from ctxrec.core.errors import Failed, Stopped, UserError
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.text_encoder import check_max_tokens, resolve_encoder
-from ctxrec.job import CHECKPOINTS
 from ctxrec.model.backbones import check_backbone
-from ctxrec.profiling import summarise
-from ctxrec.tracking import check_trackers, read_train_log
-from ctxrec.worker import train_worker
+from ctxrec.training import checkpoint, deepspeed_engine, faults
+from ctxrec.training.process_group import ProcessGroupConfig
+from ctxrec.training.profiler import summarise
+from ctxrec.training.trackers import check_trackers, read_train_log
+from ctxrec.training.worker import train_worker
+from ctxrec.training.worker_setup import CHECKPOINTS
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def _trainer(job: dict[str, Any], config: Config, callbacks: Sequence[UserCallba
     resources = {"CPU": cpus} | ({"GPU": options.gpus_per_worker} if use_gpu else {})
     env = {"OMP_NUM_THREADS": str(max(int(cpus), 1)), "TOKENIZERS_PARALLELISM": "false"}
     if not use_gpu:
-        engine.use_cpu_accelerator()
+        deepspeed_engine.use_cpu_accelerator()
         env |= {name: os.environ[name] for name in ("DS_ACCELERATOR", "TORCH_EXTENSIONS_DIR")}
     elif "DS_ACCELERATOR" in os.environ:
         env["DS_ACCELERATOR"] = "cuda"  # the driver's own choice, which its workers inherit, may be a head without GPU

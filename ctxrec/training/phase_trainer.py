@@ -16,17 +16,17 @@ import torch.distributed as dist
 from ray.experimental import tqdm_ray
 from safetensors.torch import save as save_tensors
 
-from ctxrec import checkpoint, engine, faults
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.encoder.text_encoder import plan_encoding
-from ctxrec.export import Chosen
-from ctxrec.job import Setup, encode_table
-from ctxrec.meter import Meter
 from ctxrec.model.inputs import TextTable
 from ctxrec.model.network import Network, choose_loss
-from ctxrec.profiling import StepTrace, in_section, section
-from ctxrec.stream import Step, TrainStream
+from ctxrec.training import checkpoint, deepspeed_engine, faults
+from ctxrec.training.export import Chosen
+from ctxrec.training.profiler import StepTrace, in_section, section
+from ctxrec.training.throughput import Meter
+from ctxrec.training.window_sampler import Step, TrainStream
+from ctxrec.training.worker_setup import Setup, encode_table
 
 logger = logging.getLogger(__name__)
 
@@ -90,15 +90,15 @@ class PhaseRun:
             self.text.vectors_IH = self.text.vectors_IH.clone()
         lr = self.config.encoder_phase_tower_lr if phase == "encoder" else self.config.tower_lr
         self.peak_lr = self.config.encoder_lr if phase == "encoder" else lr  # of what the phase is there for
-        groups = engine.parameter_groups(network, self.config, tower_lr=lr, encoder_lr=self.config.encoder_lr)
-        ds_config = engine.deepspeed_config(
+        groups = deepspeed_engine.parameter_groups(network, self.config, tower_lr=lr, encoder_lr=self.config.encoder_lr)
+        ds_config = deepspeed_engine.deepspeed_config(
             self.config,
             world=setup.world,
             accumulation=stream.accumulation,
             rows_per_micro_batch=max(stream.rows_at_once // setup.world, 1),
             dtype=setup.dtype,
         )
-        self.engine = engine.start_engine(network, groups, ds_config)
+        self.engine = deepspeed_engine.start_engine(network, groups, ds_config)
         self.progress = Progress(phase)
         self.stopping = False
         self.table_is_fresh = False  # whether every text vector is the present encoder's
@@ -173,7 +173,7 @@ class PhaseRun:
             dist.all_reduce(both)
         total, self.stopping = both[0], bool(both[1] > 0)
         torch.manual_seed(hash((self.config.seed, self.phase == "encoder", self.progress.step, setup.rank)))
-        engine.set_learning_rate(self.engine, self._lr_factor())
+        deepspeed_engine.set_learning_rate(self.engine, self._lr_factor())
         mean = 0.0
         for number, (batch, distinct) in enumerate(zip(micro, step.distinct_items, strict=True)):
             with section("data"):

@@ -14,7 +14,6 @@ import torch.distributed as dist
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from ctxrec import engine
 from ctxrec.baselines import training_events
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config
@@ -29,9 +28,10 @@ from ctxrec.encoder.text_table import has_text, make_text_table
 from ctxrec.memory.item_memory import ItemMemory, fit_memory
 from ctxrec.model.inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.model.network import Network, choose_loss
-from ctxrec.stream import trained_items
-from ctxrec.tracking import Tracker
-from ctxrec.validation import Validator, validation_requests
+from ctxrec.training import deepspeed_engine
+from ctxrec.training.trackers import Tracker
+from ctxrec.training.validator import Validator, validation_requests
+from ctxrec.training.window_sampler import trained_items
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def set_up(config: Config, data_path: str, run: str, scratch: str, *, profile: b
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     if device.type == "cpu":
-        engine.use_cpu_accelerator()
+        deepspeed_engine.use_cpu_accelerator()
     else:
         torch.set_float32_matmul_precision("high")  # TF32 in the losses, which are float32 beside bf16
     torch.set_num_threads(max(int(os.environ.get("OMP_NUM_THREADS", "1")), 1))
@@ -125,7 +125,7 @@ def set_up(config: Config, data_path: str, run: str, scratch: str, *, profile: b
         rank=rank,
         world=world,
         device=device,
-        dtype=engine.choose_precision(config.train, device),
+        dtype=deepspeed_engine.choose_precision(config.train, device),
         catalogue=catalogue,
         shape=shape,
         items=ItemTensors.of(catalogue, shape, device, trained=trained_items(data, schema.TRAIN), media=media),

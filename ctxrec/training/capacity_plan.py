@@ -8,7 +8,7 @@ from typing import Any
 from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
 from ctxrec.model.inputs import MAX_ID_ROWS
-from ctxrec.plan_memory import RESERVE, TUNES, Encoder, Load, per_gpu, tower_weights
+from ctxrec.training.memory_model import RESERVE, TUNES, Encoder, Load, per_gpu, tower_weights
 
 GIB = 1 << 30
 EVENT_BYTES = 24  # of prepared histories on disk, compressed

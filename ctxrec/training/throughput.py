@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ctxrec.encoder.text_encoder import EncodePlan, Tokens
-from ctxrec.stream import Step
+from ctxrec.training.window_sampler import Step
 
 _COUNT_FIRST, _COUNT_EVERY = 2, 100  # steps whose operations are counted, which slows them
 

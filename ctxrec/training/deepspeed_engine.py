@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 
-from ctxrec.checkpoint import make_optimizer_state
 from ctxrec.core.config import TrainConfig
+from ctxrec.training.checkpoint import make_optimizer_state
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from ctxrec.core import storage
-from ctxrec.tracking import PHASES
+from ctxrec.training.trackers import PHASES
 
 SECTIONS = ("data", "encode", "towers", "loss", "backward", "communication", "optimizer", "other")
 FOLDER, SUMMARY = "profile", "summary.txt"

@@ -1,0 +1,1 @@
+"""Training with DeepSpeed on Ray Train: driver, workers, phases, checkpoints, faults and the capacity planner."""
