@@ -16,11 +16,11 @@ from ctxrec.core.config import DiversityConfig
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import Requests
 from ctxrec.diversity import pick
-from ctxrec.filters import ItemFilter
 from ctxrec.index.exact import NO_ITEM, Allowed
 from ctxrec.item_facts import Births, Values
-from ctxrec.live_items import EncodedItems
-from ctxrec.recommender import Recommender
+from ctxrec.retrieval.filters import ItemFilter
+from ctxrec.retrieval.item_encoder import EncodedItems
+from ctxrec.retrieval.recommender import Recommender
 from ctxrec.rules import InForce, Rule, RuleBook, Rules
 
 Found = list[tuple[np.ndarray, np.ndarray]]  # of each request item positions and scores

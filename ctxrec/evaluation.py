@@ -21,11 +21,11 @@ from ctxrec.core.errors import UserError
 from ctxrec.data.events import ranges
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.splits import held_out_items
-from ctxrec.loading import load_recommender
 from ctxrec.metrics.ranking import request_metrics
 from ctxrec.oracle import Oracle, load_oracles, oracle_of_log
 from ctxrec.ranking import RankingPlan, check_bundles, rank_requests, ranked_lists, run_bundles
 from ctxrec.rerank_facts import RERANK, in_words, second_stage
+from ctxrec.retrieval.load import load_recommender
 from ctxrec.rules import rules_of
 from ctxrec.summary import MODEL, RERANKED, RankedLists, best_baseline, focus, summarise
 from ctxrec.tradeoff import settings, tradeoff, without_arranged
@@ -56,7 +56,7 @@ def evaluate_run(
     Args:
         run: run folder (path or URI) of a finished training.
         split: "valid" or "test". Baselines are fitted on all events of earlier splits. Validation requests are ranked
-            by the model as it was before it saw any of them (`ctxrec.before_validation`).
+            by the model as it was before it saw any of them (`ctxrec.retrieval.pre_validation`).
         out: folder to write to; None = the run folder.
         config: options; the `evaluate` section matters here.
         data: the prepared data, when it no longer lies where the run's manifest says.

@@ -12,7 +12,7 @@ from ctxrec import experiment
 from ctxrec.bundle import registry
 from ctxrec.core import cli
 from ctxrec.core.errors import UserError
-from ctxrec.retrieval import find_bundle
+from ctxrec.retrieval.retriever import find_bundle
 
 
 def main() -> None:

@@ -14,18 +14,18 @@ import ray.data
 import torch
 from tqdm import tqdm
 
-from ctxrec.before_validation import recommender_before_validation
 from ctxrec.contenders import SPLITS
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, DiversityConfig
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import Requests, histories_from_table, split_requests, time_codes
 from ctxrec.data.prepared import PreparedData
-from ctxrec.loading import load_recommender
 from ctxrec.metrics.ranking import top_k
-from ctxrec.recommender import Recommender
-from ctxrec.reranker import RerankedRecommender, check_reranker, load_reranker
-from ctxrec.retrieval import Retriever, find_reranker
+from ctxrec.retrieval.cross_encoder import RerankedRecommender, check_reranker, load_reranker
+from ctxrec.retrieval.load import load_recommender
+from ctxrec.retrieval.pre_validation import recommender_before_validation
+from ctxrec.retrieval.recommender import Recommender
+from ctxrec.retrieval.retriever import Retriever, find_reranker
 from ctxrec.rules import Rules
 from ctxrec.slices import time_labels
 from ctxrec.summary import BEFORE, MODEL, RERANKED, SHUFFLED, SHUFFLED_SAME_TIME, SLICE_K, RankedLists

@@ -5,8 +5,8 @@ from __future__ import annotations
 from ctxrec.bundle.format import CONFIG
 from ctxrec.core import cli, storage
 from ctxrec.core.config import load_config
-from ctxrec.recommending import recommend
-from ctxrec.retrieval import find_bundle
+from ctxrec.retrieval.batch_scoring import recommend
+from ctxrec.retrieval.retriever import find_bundle
 
 
 def main() -> None:

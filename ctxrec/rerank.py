@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("--data", metavar="DATA", help="the prepared data, when it was moved after training")
     args = parser.parse_args()
     from ctxrec.evaluation import open_data  # after the arguments: torch and ray take seconds to import
-    from ctxrec.rerank_training import summary, train_reranker
+    from ctxrec.retrieval.cross_encoder_training import summary, train_reranker
 
     data = open_data(args.run, args.data)
     config = load_config(args.config, args.overrides, base=storage.join(args.run, "config.toml"))

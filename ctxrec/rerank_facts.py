@@ -10,8 +10,8 @@ from ctxrec.core.stopwatch import Stopwatch
 from ctxrec.data.events import histories_from_table, split_requests
 from ctxrec.data.prepared import PreparedData
 from ctxrec.ranking import RankingPlan
-from ctxrec.reranker import load_reranker
-from ctxrec.retrieval import Retriever, load_retriever
+from ctxrec.retrieval.cross_encoder import load_reranker
+from ctxrec.retrieval.retriever import Retriever, load_retriever
 from ctxrec.summary import MODEL, SLICE_K, Metrics, verdict
 
 RERANK = "rerank"  # its key in metrics.json

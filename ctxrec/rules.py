@@ -31,7 +31,7 @@ from ctxrec.core.config import DiversityConfig
 from ctxrec.core.errors import UserError
 from ctxrec.core.toml import build_dataclass, read_toml
 from ctxrec.data.events import US
-from ctxrec.filters import ColumnRule
+from ctxrec.retrieval.filters import ColumnRule
 
 _KEPT = 64  # sets of rules in force at the same time whose masks are kept
 

@@ -17,7 +17,7 @@ from ctxrec.core.errors import UserError
 from ctxrec.diversity import mean_distance, mean_set_distance
 from ctxrec.item_facts import Values
 from ctxrec.metrics.ranking import bootstrap_means, list_metrics, percentile_interval, request_metrics
-from ctxrec.recommender import Recommender
+from ctxrec.retrieval.recommender import Recommender
 from ctxrec.summary import MODEL, SLICE_K, Interval, Metrics, RankedLists
 
 PREFIX = "diversity="  # of the names of systems whose lists were arranged; a strength or an option alone follows

@@ -17,7 +17,7 @@ from ray.serve.config import BackpressureConfig
 
 from ctxrec.bundle.format import check_bundle
 from ctxrec.bundle.registry import is_models
-from ctxrec.retrieval import find_bundle
+from ctxrec.retrieval.retriever import find_bundle
 from serve.deployment import Service
 from serve.engine import served_config
 from serve.keys import keys_from_environment

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from ctxrec.core.errors import UserError
 from ctxrec.history_store import StoreError
-from ctxrec.live_items import BadRow, NoEncoder
+from ctxrec.retrieval.item_encoder import BadRow, NoEncoder
 from serve import browse, edge
 from serve.access_log import request_id
 from serve.api import (

@@ -19,11 +19,11 @@ from ctxrec.core.config import Config, load_config
 from ctxrec.core.errors import UserError
 from ctxrec.core.stopwatch import Stopwatch
 from ctxrec.data.events import US, Events
-from ctxrec.explain import Why, explain
-from ctxrec.filters import ColumnRule
 from ctxrec.history_store import HistoryStore, LoggedEvent, StoreError
-from ctxrec.recommender import RawEvent, RawRequest
-from ctxrec.retrieval import Retriever, find_bundle, load_retriever
+from ctxrec.retrieval.explain import Why, explain
+from ctxrec.retrieval.filters import ColumnRule
+from ctxrec.retrieval.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.retriever import Retriever, find_bundle, load_retriever
 from serve.api import Context, RecommendRequest
 
 logger = logging.getLogger(__name__)

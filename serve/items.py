@@ -9,8 +9,8 @@ from typing import Any
 
 from ctxrec.core.errors import UserError
 from ctxrec.history_store import HistoryStore, ItemChange, StoreError
-from ctxrec.live_items import ItemEncoder, fitting, rows_to_table
-from ctxrec.retrieval import Retriever
+from ctxrec.retrieval.item_encoder import ItemEncoder, fitting, rows_to_table
+from ctxrec.retrieval.retriever import Retriever
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from ctxrec.bundle.registry import Published, is_models, read_published, version
 from ctxrec.core.errors import UserError
 from ctxrec.experiment import Experiment, read_experiment
 from ctxrec.history_store import LoggedEvent, StoreError, open_store
-from ctxrec.live_items import ItemEncoder, NoEncoder
-from ctxrec.retrieval import find_bundle
+from ctxrec.retrieval.item_encoder import ItemEncoder, NoEncoder
+from ctxrec.retrieval.retriever import find_bundle
 from ctxrec.rules import Rules
 from serve.api import RecommendRequest
 from serve.arms import Arms, Call, ExposureLog, Version

@@ -252,7 +252,7 @@ class World:
         """A recommender of random towers without text encoder."""
         import torch
 
-        from ctxrec.recommender import Recommender
+        from ctxrec.retrieval.recommender import Recommender
 
         towers, items = self.towers(config)
         with torch.inference_mode():

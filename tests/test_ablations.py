@@ -67,7 +67,7 @@ def test_names_are_checked():
 
 def test_ablations_are_trained_once_and_evaluated_beside_the_model(tiny_run, tmp_path, monkeypatch):
     from ctxrec.evaluation import evaluate_run
-    from ctxrec.loading import load_recommender
+    from ctxrec.retrieval.load import load_recommender
 
     monkeypatch.setitem(SASREC_OPTIONS, "train.tower_epochs", 4)  # it is about the way, not the accuracy
     run = tmp_path / "run"

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from ctxrec.core.config import TrainConfig
 from ctxrec.data.batching import Batch, Batcher, make_windows
 from ctxrec.data.events import Requests
-from ctxrec.loading import load_recommender
 from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
 from ctxrec.model.user_tower import ActionHeads
-from ctxrec.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.load import load_recommender
+from ctxrec.retrieval.recommender import RawEvent, RawRequest
 from ctxrec.training.driver import train
 
 HEADS = "model.action_heads=true"

@@ -15,9 +15,9 @@ from ctxrec.core import schema
 from ctxrec.core.config import DiversityConfig, IndexConfig
 from ctxrec.core.errors import UserError
 from ctxrec.index.builder import build_index
-from ctxrec.live_items import EncodedItems
-from ctxrec.recommender import RawRequest
-from ctxrec.retrieval import Retriever
+from ctxrec.retrieval.item_encoder import EncodedItems
+from ctxrec.retrieval.recommender import RawRequest
+from ctxrec.retrieval.retriever import Retriever
 from ctxrec.rules import load_rules
 
 NOW = 1_700_000_000.0

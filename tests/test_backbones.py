@@ -19,13 +19,13 @@ from ctxrec.core.config import BACKBONES, EvaluateConfig, TrainConfig, load_conf
 from ctxrec.core.errors import UserError
 from ctxrec.data.batching import make_windows
 from ctxrec.evaluation import evaluate_run
-from ctxrec.loading import load_recommender
 from ctxrec.model.backbones import check_backbone, make_backbone, store_pretrained
 from ctxrec.model.backbones.hstu import NUM_TIME_BUCKETS, HstuLayer, time_buckets
 from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
-from ctxrec.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.load import load_recommender
+from ctxrec.retrieval.recommender import RawEvent, RawRequest
 from ctxrec.training.deepspeed_engine import parameter_groups
 from ctxrec.training.driver import train
 

@@ -24,9 +24,9 @@ from ctxrec.data.features import item_features
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.text_encoder import TextEncoder, tokenise
 from ctxrec.encoder.text_table import encode_catalogue, make_text_table
-from ctxrec.loading import load_recommender, reload_item_vectors
 from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.two_tower import Towers
+from ctxrec.retrieval.load import load_recommender, reload_item_vectors
 from ctxrec.training.driver import train
 
 

@@ -19,8 +19,8 @@ from ctxrec.core.config import Config, DiversityConfig, EvaluateConfig
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import concat_requests, histories_from_table, split_requests
 from ctxrec.data.prepared import PreparedData
-from ctxrec.loading import load_recommender
 from ctxrec.metrics.ranking import request_metrics, top_k
+from ctxrec.retrieval.load import load_recommender
 from ctxrec.slices import action_slices, attribute_slices, history_slices
 from ctxrec.summary import RankedLists, best_baseline, format_table, summarise
 from ctxrec.tradeoff import format_tradeoff, parse_strengths, settings
@@ -80,7 +80,7 @@ def test_metrics_json_has_the_shape_of_the_contract(evaluated):
 
 
 def test_sharded_evaluation_equals_one_process(evaluated, tiny_run):
-    from ctxrec.loading import load_recommender
+    from ctxrec.retrieval.load import load_recommender
 
     metrics, out = evaluated
     data, recommender = data_of(tiny_run), load_recommender(f"{tiny_run}/bundle")
@@ -114,8 +114,8 @@ def test_nothing_depends_on_actors_and_batches(evaluated, tiny_run, tmp_path):
 
 def test_validation_requests_are_ranked_by_what_has_not_seen_them(tiny_run, tmp_path):
     """The bundle has: its memory knows what followed."""
-    from ctxrec.before_validation import recommender_before_validation
     from ctxrec.evaluation import evaluate_run, open_data
+    from ctxrec.retrieval.pre_validation import recommender_before_validation
 
     metrics = evaluate_run(tiny_run, split="valid", out=str(tmp_path), config=Config())
     assert any(note.startswith("validation split: ctxrec is ranked as it was before") for note in metrics["notes"])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ctxrec.core.schema import FIRST_CODE
-from ctxrec.explain import HISTORY_ITEMS, explain
-from ctxrec.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.explain import HISTORY_ITEMS, explain
+from ctxrec.retrieval.recommender import RawEvent, RawRequest
 
 NOW = 1_700_000_000
 HISTORY = [RawEvent(f"i{n % 13}", timestamp=NOW - 1000 + n, context={"device": "tv"}) for n in range(14)]

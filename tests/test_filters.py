@@ -9,7 +9,7 @@ import pytest
 from ctxrec.core import schema
 from ctxrec.core.dataset_spec import ItemsSpec
 from ctxrec.core.errors import UserError
-from ctxrec.filters import ColumnRule, ItemFilter
+from ctxrec.retrieval.filters import ColumnRule, ItemFilter
 
 KINDS = [["a", "b"], ["b"], [], None, ["c"], ["a"]]
 PRICES = [1.0, 19.99, None, 3.0, 0.0, -2.5]
@@ -62,7 +62,7 @@ def test_a_rule_that_does_not_fit_is_named(rules, says):
 
 
 def test_many_rules_keep_few_masks(monkeypatch):
-    monkeypatch.setattr("ctxrec.filters._CACHED_BYTES", 18)  # three masks of six items
+    monkeypatch.setattr("ctxrec.retrieval.filters._CACHED_BYTES", 18)  # three masks of six items
     items = made()
     first = items.mask({"price": ColumnRule(min=0)})
     assert items.mask({"price": ColumnRule(min=0)}) is first

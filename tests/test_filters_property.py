@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ctxrec.core import schema
 from ctxrec.core.dataset_spec import ItemsSpec
-from ctxrec.filters import ColumnRule, ItemFilter
+from ctxrec.retrieval.filters import ColumnRule, ItemFilter
 
 VALUES = st.sampled_from(["a", "b", "c", "", "A", "a,b", "\u00e9"])
 NUMBERS = st.none() | st.floats(-4, 4, width=32) | st.sampled_from([0.0, -0.0, 1.0, 3.4e38])

@@ -15,9 +15,9 @@ from ctxrec.core.dataset_spec import DatasetSpec, GraphSpec, load_spec
 from ctxrec.data.features import MAX_TRIPLES, item_features
 from ctxrec.data.prepared import FeatureMeta, PreparedData
 from ctxrec.ingest import entities, readers, triples
-from ctxrec.live_items import ItemEncoder, rows_to_table
-from ctxrec.recommender import RawEvent, RawRequest
-from ctxrec.retrieval import load_retriever
+from ctxrec.retrieval.item_encoder import ItemEncoder, rows_to_table
+from ctxrec.retrieval.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.retriever import load_retriever
 
 HEADER = "head\trelation\ttail\n"
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from ctxrec.history_cache import HistoryCache, history_keys
 from ctxrec.memory.blend import Blend
 from ctxrec.memory.item_memory import ItemMemory
-from ctxrec.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.history_cache import HistoryCache, history_keys
+from ctxrec.retrieval.recommender import RawEvent, RawRequest
 
 LATER = 1_700_000_000.0
 BACKBONES = ["transformer", "gru", "hstu"]

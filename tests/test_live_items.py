@@ -11,11 +11,11 @@ import scipy.sparse as sp
 from ctxrec.core import schema
 from ctxrec.core.config import IndexConfig
 from ctxrec.core.dataset_spec import DatasetSpec
-from ctxrec.filters import ColumnRule
 from ctxrec.index.builder import build_index
-from ctxrec.live_items import BadRow, EncodedItems, ItemEncoder, rows_to_table
-from ctxrec.recommender import RawEvent, RawRequest
-from ctxrec.retrieval import Retriever, find_bundle, load_retriever
+from ctxrec.retrieval.filters import ColumnRule
+from ctxrec.retrieval.item_encoder import BadRow, EncodedItems, ItemEncoder, rows_to_table
+from ctxrec.retrieval.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.retriever import Retriever, find_bundle, load_retriever
 
 SPEC = DatasetSpec.from_dict(
     {

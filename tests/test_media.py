@@ -21,9 +21,9 @@ from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.cache import Place
 from ctxrec.encoder.media import MediaEncoder, Unreadable, media_tables
 from ctxrec.ingest.pipeline import prepare
-from ctxrec.live_items import ItemEncoder, rows_to_table
-from ctxrec.loading import load_recommender
-from ctxrec.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.item_encoder import ItemEncoder, rows_to_table
+from ctxrec.retrieval.load import load_recommender
+from ctxrec.retrieval.recommender import RawEvent, RawRequest
 from ctxrec.training.driver import train
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 40, 230)}

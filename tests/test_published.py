@@ -14,7 +14,7 @@ from ctxrec.bundle.registry import Published, publish, read_published, roll_back
 from ctxrec.core.errors import UserError
 from ctxrec.experiment import Arm
 from ctxrec.publish import main
-from ctxrec.retrieval import find_bundle, load_retriever
+from ctxrec.retrieval.retriever import find_bundle, load_retriever
 
 
 @pytest.fixture

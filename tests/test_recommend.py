@@ -15,9 +15,9 @@ from ctxrec.core.config import Config, DiversityConfig, EvaluateConfig
 from ctxrec.core.dataset_spec import ContextSpec
 from ctxrec.core.errors import UserError
 from ctxrec.recommend import main
-from ctxrec.recommender import RawEvent, RawRequest
-from ctxrec.recommending import raw_requests, recommend
-from ctxrec.retrieval import load_retriever
+from ctxrec.retrieval.batch_scoring import raw_requests, recommend
+from ctxrec.retrieval.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.retriever import load_retriever
 from ctxrec.rules import load_rules
 
 NOW = 1_700_000_000

@@ -16,16 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ctxrec.before_validation import recommender_before_validation
 from ctxrec.core.config import load_config
 from ctxrec.core.errors import UserError
 from ctxrec.evaluation import open_data
-from ctxrec.loading import load_recommender
 from ctxrec.metrics.ranking import request_metrics, top_k
-from ctxrec.recommender import RawRequest
-from ctxrec.rerank_training import train_reranker
-from ctxrec.reranker import load_reranker, save_reranker
-from ctxrec.retrieval import load_retriever
+from ctxrec.retrieval.cross_encoder import load_reranker, save_reranker
+from ctxrec.retrieval.cross_encoder_training import train_reranker
+from ctxrec.retrieval.load import load_recommender
+from ctxrec.retrieval.pre_validation import recommender_before_validation
+from ctxrec.retrieval.recommender import RawRequest
+from ctxrec.retrieval.retriever import load_retriever
 from ctxrec.training.validator import validation_requests
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,7 +103,7 @@ def test_evaluation_ranks_it_beside_the_model(run, tmp_path):
 
 
 def test_retrieval_and_batch_scoring_use_it(run, tmp_path):
-    from ctxrec.recommending import recommend
+    from ctxrec.retrieval.batch_scoring import recommend
 
     plain, both = load_retriever(run), load_retriever(run, rerank=True)
     raw = [RawRequest(user_id=f"u{n}", timestamp=1_700_000_000.0) for n in range(6)]

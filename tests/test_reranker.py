@@ -16,9 +16,7 @@ from ctxrec.core import schema, storage
 from ctxrec.core.config import load_config
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import split_requests
-from ctxrec.rerank_candidates import Examples, find_candidates
-from ctxrec.rerank_training import Trainer, make_reranker, summary
-from ctxrec.reranker import (
+from ctxrec.retrieval.cross_encoder import (
     PairReader,
     RerankedRecommender,
     load_reranker,
@@ -28,6 +26,8 @@ from ctxrec.reranker import (
     retrieved_features,
     save_reranker,
 )
+from ctxrec.retrieval.cross_encoder_training import Trainer, make_reranker, summary
+from ctxrec.retrieval.rerank_candidates import Examples, find_candidates
 
 NUM_ITEMS, NUM_CANDIDATES = 60, 12
 WANTED = ("shoe", "coat", "chair")  # words of the items that the planted signal makes users take

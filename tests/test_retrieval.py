@@ -11,8 +11,8 @@ import pytest
 from ctxrec.core.config import IndexConfig
 from ctxrec.core.errors import UserError
 from ctxrec.index.builder import build_index
-from ctxrec.recommender import RawEvent, RawRequest
-from ctxrec.retrieval import Retriever, find_bundle, load_retriever
+from ctxrec.retrieval.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.retriever import Retriever, find_bundle, load_retriever
 
 RAW = [
     RawRequest(user_id="u1", timestamp=1_700_000_000.0, context={"device": "tv"}),

@@ -8,7 +8,7 @@ from tolerance import assert_same_answers
 from ctxrec.core.errors import UserError
 from ctxrec.experiment import Arm, Experiment
 from ctxrec.exposures import read_exposures
-from ctxrec.retrieval import Retriever
+from ctxrec.retrieval.retriever import Retriever
 from serve.api import RecommendRequest
 from serve.arms import Arms, Call, ExposureLog
 from serve.engine import Engine, served_config

@@ -13,8 +13,8 @@ from tolerance import assert_same_answers
 
 from ctxrec.core.errors import UserError
 from ctxrec.history_store import LoggedEvent, open_store
-from ctxrec.live_items import ItemEncoder
-from ctxrec.retrieval import Retriever, find_bundle, load_retriever
+from ctxrec.retrieval.item_encoder import ItemEncoder
+from ctxrec.retrieval.retriever import Retriever, find_bundle, load_retriever
 from serve.api import RecommendRequest
 from serve.batching import MicroBatcher
 from serve.engine import Answer, Engine

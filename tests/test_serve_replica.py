@@ -14,7 +14,7 @@ from ctxrec import experiment
 from ctxrec.bundle.registry import publish
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
-from ctxrec.retrieval import find_bundle
+from ctxrec.retrieval.retriever import find_bundle
 from serve.api import RecommendRequest
 from serve.metrics import Metrics
 from serve.options import AppArgs

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from tolerance import assert_same_json
 
-from ctxrec.retrieval import load_retriever
+from ctxrec.retrieval.retriever import load_retriever
 
 
 def free_port() -> int:

@@ -17,7 +17,7 @@ from trainings import command_env, read_log
 from ctxrec.core.config import load_config
 from ctxrec.core.errors import UserError
 from ctxrec.data.prepared import PreparedData
-from ctxrec.loading import load_recommender
+from ctxrec.retrieval.load import load_recommender
 from ctxrec.training import deepspeed_engine
 from tune.board import reason, table
 from tune.fidelity import share_of_users

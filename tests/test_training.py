@@ -39,7 +39,7 @@ from ctxrec.core.errors import UserError
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.text_encoder import resolve_encoder
 from ctxrec.ingest.pipeline import prepare
-from ctxrec.loading import load_recommender, reload_item_vectors
+from ctxrec.retrieval.load import load_recommender, reload_item_vectors
 from ctxrec.training.driver import train
 from ctxrec.training.worker_setup import choices
 

@@ -27,8 +27,8 @@ from pydantic import BaseModel
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from ctxrec.loading import load_recommender
-from ctxrec.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.load import load_recommender
+from ctxrec.retrieval.recommender import RawEvent, RawRequest
 
 
 class Event(BaseModel):

@@ -71,7 +71,7 @@ def in_process(bundle: str, bodies: list[bytes], size: int, *, kept_mb: int = 0)
     With `kept_mb` the histories were read before.
     """
     from ctxrec.history_store import open_store
-    from ctxrec.retrieval import load_retriever
+    from ctxrec.retrieval.retriever import load_retriever
     from serve.api import RecommendRequest
     from serve.engine import Engine, use_threads
 
@@ -219,7 +219,7 @@ def main() -> None:
     from serve_bundle import speed_bundle
 
     from ctxrec.core import ray_cluster
-    from ctxrec.retrieval import find_bundle, load_retriever
+    from ctxrec.retrieval.retriever import find_bundle, load_retriever
 
     cache = os.path.join(tempfile.gettempdir(), "ctxrec-speed")
     ray_cluster.connect()

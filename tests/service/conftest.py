@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from ctxrec.bundle.registry import publish
-from ctxrec.retrieval import find_bundle, load_retriever
+from ctxrec.retrieval.retriever import find_bundle, load_retriever
 
 
 class ServiceClient(httpx.Client):

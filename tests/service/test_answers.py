@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ctxrec.core.config import Config
-from ctxrec.recommending import recommend
+from ctxrec.retrieval.batch_scoring import recommend
 
 NOW = 1_700_000_000
 

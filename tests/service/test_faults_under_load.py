@@ -24,7 +24,7 @@ import pytest
 from trainings import free_ports
 
 from ctxrec.bundle.registry import publish, roll_back
-from ctxrec.retrieval import find_bundle, load_retriever
+from ctxrec.retrieval.retriever import find_bundle, load_retriever
 from serve.api import RecommendRequest
 from serve.engine import Engine
 

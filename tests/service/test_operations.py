@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from ctxrec.client import ApiError, AsyncClient, Client
 from ctxrec.core.errors import UserError
-from ctxrec.retrieval import find_bundle
+from ctxrec.retrieval.retriever import find_bundle
 
 
 def test_the_python_clients_do_all_of_it(client):

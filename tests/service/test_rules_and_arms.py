@@ -13,7 +13,7 @@ from ctxrec.ab_report import report
 from ctxrec.attribution import attribute, choose_experiment, read_log
 from ctxrec.core.dataset_spec import EventsSpec
 from ctxrec.exposures import read_exposures
-from ctxrec.retrieval import find_bundle, load_retriever
+from ctxrec.retrieval.retriever import find_bundle, load_retriever
 from serve.api import RecommendRequest
 from serve.engine import Engine
 

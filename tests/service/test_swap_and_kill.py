@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from ctxrec.bundle.registry import publish, roll_back
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
-from ctxrec.retrieval import find_bundle, load_retriever
+from ctxrec.retrieval.retriever import find_bundle, load_retriever
 from serve.api import RecommendRequest
 from serve.engine import Engine
 

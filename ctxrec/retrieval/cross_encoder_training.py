@@ -1,4 +1,4 @@
-"""Train the second stage of a finished run, on its validation requests (`ctxrec.rerank_candidates`).
+"""Train the second stage of a finished run, on its validation requests (`ctxrec.retrieval.rerank_candidates`).
 
 Requests are divided at random. The largest part trains; by the second the epoch and the weight beside the retriever's
 score are chosen; the third measures what is gained, and decides whether the second stage is used at all.
@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from ctxrec.before_validation import recommender_before_validation
 from ctxrec.core import storage
 from ctxrec.core.config import Config, EncoderConfig
 from ctxrec.core.errors import UserError
@@ -30,8 +29,7 @@ from ctxrec.data.prepared import FeatureMeta, PreparedData
 from ctxrec.encoder.text_encoder import TextEncoder, Tokens, resolve_encoder
 from ctxrec.encoder.text_table import has_text
 from ctxrec.metrics.ranking import bootstrap_means, percentile_interval, request_metrics
-from ctxrec.rerank_candidates import Examples, find_candidates
-from ctxrec.reranker import (
+from ctxrec.retrieval.cross_encoder import (
     FOLDER,
     CrossEncoder,
     Found,
@@ -44,6 +42,8 @@ from ctxrec.reranker import (
     save_reranker,
     titles_of,
 )
+from ctxrec.retrieval.pre_validation import recommender_before_validation
+from ctxrec.retrieval.rerank_candidates import Examples, find_candidates
 from ctxrec.training.validator import validation_requests
 
 logger = logging.getLogger(__name__)

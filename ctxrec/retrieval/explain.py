@@ -19,7 +19,7 @@ import numpy as np
 from ctxrec.core import schema
 from ctxrec.data.events import Requests
 from ctxrec.memory.blend import STATIC
-from ctxrec.recommender import Recommender
+from ctxrec.retrieval.recommender import Recommender
 
 HISTORY_ITEMS = 10  # distinct items of the history, the latest, whose effects are told
 MEMORY = "memory"

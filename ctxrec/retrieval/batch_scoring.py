@@ -26,10 +26,10 @@ from ctxrec.core.dataset_spec import ContextSpec, DatasetSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import EARLIEST_S, LATEST_S
 from ctxrec.data.parsing import one_array, to_text
-from ctxrec.loading import load_recommender
-from ctxrec.recommender import RawEvent, RawRequest
-from ctxrec.reranker import check_reranker
-from ctxrec.retrieval import Retriever, find_bundle, find_reranker, load_retriever
+from ctxrec.retrieval.cross_encoder import check_reranker
+from ctxrec.retrieval.load import load_recommender
+from ctxrec.retrieval.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.retriever import Retriever, find_bundle, find_reranker, load_retriever
 from ctxrec.rules import Rules, rules_of
 
 logger = logging.getLogger(__name__)

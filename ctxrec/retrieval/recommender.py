@@ -16,7 +16,6 @@ import pyarrow as pa
 import scipy.sparse as sp
 import torch
 
-from ctxrec.context_reader import ContextReader
 from ctxrec.core import schema
 from ctxrec.core.config import Config
 from ctxrec.core.dataset_spec import DatasetSpec
@@ -24,12 +23,13 @@ from ctxrec.core.errors import UserError
 from ctxrec.data.batching import Batcher
 from ctxrec.data.events import EARLIEST_S, LATEST_S, US, Events, Histories, Requests, Users, concat_events
 from ctxrec.data.prepared import FeatureMeta
-from ctxrec.history_cache import HistoryCache, Value, history_keys
 from ctxrec.index.exact import ByColumn
 from ctxrec.memory.blend import Blend
 from ctxrec.model.backbones.base import InBf16
 from ctxrec.model.inputs import ItemTensors, TextTable
 from ctxrec.model.two_tower import Towers
+from ctxrec.retrieval.history_cache import HistoryCache, Value, history_keys
+from ctxrec.retrieval.request_reader import ContextReader
 
 BATCH_SIZE = 256
 
@@ -57,7 +57,7 @@ class RawRequest:
 
 
 class Recommender:
-    """Scores requests with the towers of a bundle. Made by `ctxrec.loading`."""
+    """Scores requests with the towers of a bundle. Made by `ctxrec.retrieval.load`."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class Recommender:
         return sp.csr_array(sp.hstack([remembered, pairs @ self._spoken_for.T]))
 
     def grow(self, vectors: np.ndarray, spoken_for: sp.csr_array, *, changed: np.ndarray) -> None:
-        """Take over a catalogue with items behind those of the bundle (`ctxrec.live_items`).
+        """Take over a catalogue with items behind those of the bundle (`ctxrec.retrieval.item_encoder`).
 
         Args:
             vectors: float32 [I + J, D], as `vectors`.

@@ -23,7 +23,7 @@ from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.encoder.text_table import encode_catalogue, make_text_table
 from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.two_tower import Towers
-from ctxrec.recommender import Recommender
+from ctxrec.retrieval.recommender import Recommender
 
 
 def load_recommender(bundle: str) -> Recommender:

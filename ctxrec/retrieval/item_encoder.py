@@ -32,7 +32,7 @@ from ctxrec.ingest import entities
 from ctxrec.memory.blend import NEW, STATIC
 from ctxrec.memory.text_similarity import STAND_INS, nearest_texts, on_axes
 from ctxrec.model.inputs import ItemTensors, TextTable
-from ctxrec.recommender import Recommender
+from ctxrec.retrieval.recommender import Recommender
 
 ITEM_ID = "item_id"
 

@@ -23,15 +23,15 @@ from ctxrec.core.config import DiversityConfig, IndexConfig
 from ctxrec.core.errors import UserError
 from ctxrec.core.stopwatch import Stopwatch
 from ctxrec.data.events import Requests
-from ctxrec.filters import ColumnRule, ItemFilter
 from ctxrec.index.exact import NO_ITEM, Allowed, Excluded, exact_search, top_positions
 from ctxrec.index.faiss_index import Index, load_index
-from ctxrec.item_cards import ItemCards
-from ctxrec.live_items import EncodedItems
-from ctxrec.live_vectors import LiveVectors
-from ctxrec.loading import load_recommender
-from ctxrec.recommender import Recommender
-from ctxrec.reranker import FOLDER, Reranker, load_reranker, titles_of
+from ctxrec.retrieval.cross_encoder import FOLDER, Reranker, load_reranker, titles_of
+from ctxrec.retrieval.filters import ColumnRule, ItemFilter
+from ctxrec.retrieval.item_cards import ItemCards
+from ctxrec.retrieval.item_encoder import EncodedItems
+from ctxrec.retrieval.live_vectors import LiveVectors
+from ctxrec.retrieval.load import load_recommender
+from ctxrec.retrieval.recommender import Recommender
 from ctxrec.rules import Rules
 
 BUNDLE = "bundle"  # the bundle's folder in a run

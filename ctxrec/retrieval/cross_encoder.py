@@ -184,7 +184,7 @@ class Reranker:
     weight: how much its logits count beside the retriever's standardised scores; 0 leaves the retriever's order.
     candidates: the best of the retriever that it puts in a new order.
     items: tokens of the catalogue's texts; later items have none.
-    gain: what it added on validation requests kept apart from all choices (`ctxrec.rerank_training`).
+    gain: what it added on validation requests kept apart from all choices (`ctxrec.retrieval.cross_encoder_training`).
     """
 
     network: CrossEncoder

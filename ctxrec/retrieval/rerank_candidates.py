@@ -1,6 +1,6 @@
 """What the second stage learns from: validation requests, with candidates of a retriever that has not seen them.
 
-The retriever is the run's own as it was before any validation event (`ctxrec.before_validation`).
+The retriever is the run's own as it was before any validation event (`ctxrec.retrieval.pre_validation`).
 The bundle itself would not do: its towers were refitted on the very events that are to be told from the others, so
 it ranks them higher than it will ever rank a coming event, and what is learnt from its scores would be to trust them
 blindly. The last training events would not do either, as the towers have learnt them. Only the weights of the blend,
@@ -17,7 +17,7 @@ import numpy as np
 
 from ctxrec.data.events import Requests
 from ctxrec.metrics.ranking import top_k
-from ctxrec.reranker import Found, of_top
+from ctxrec.retrieval.cross_encoder import Found, of_top
 
 _BATCH = 64  # requests ranked at once
 

@@ -10,8 +10,8 @@ import scipy.sparse as sp
 
 from ctxrec.index.exact import Allowed, Excluded, exact_search, top_positions
 from ctxrec.index.faiss_index import Index
-from ctxrec.live_items import EncodedItems
-from ctxrec.recommender import Recommender
+from ctxrec.retrieval.item_encoder import EncodedItems
+from ctxrec.retrieval.recommender import Recommender
 
 _ROOM = 1024  # rows by which the vectors grow at least
 _FEW = 256  # items out of place that a flat index rather fetches and drops than skips

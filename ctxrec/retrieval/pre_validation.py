@@ -27,13 +27,13 @@ from ctxrec.data.features import ItemFeatures, item_features
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.text_encoder import resolve_encoder
 from ctxrec.encoder.text_table import encode_catalogue, has_text, make_text_table
-from ctxrec.loading import load_recommender
 from ctxrec.memory.blend import Blend
 from ctxrec.memory.item_memory import fit_memory
 from ctxrec.memory.text_similarity import reduced
 from ctxrec.model.inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.model.two_tower import Towers
-from ctxrec.recommender import Recommender
+from ctxrec.retrieval.load import load_recommender
+from ctxrec.retrieval.recommender import Recommender
 from ctxrec.training.window_sampler import trained_items
 
 logger = logging.getLogger(__name__)
