@@ -26,7 +26,7 @@ from ctxrec.oracle import Oracle, load_oracles, oracle_of_log
 from ctxrec.ranking import RankingPlan, check_bundles, rank_requests, ranked_lists, run_bundles
 from ctxrec.rerank_facts import RERANK, in_words, second_stage
 from ctxrec.retrieval.load import load_recommender
-from ctxrec.rules import rules_of
+from ctxrec.retrieval.slate.rules import rules_of
 from ctxrec.summary import MODEL, RERANKED, RankedLists, best_baseline, focus, summarise
 from ctxrec.tradeoff import settings, tradeoff, without_arranged
 from ctxrec.training.trackers import read_train_log

@@ -26,7 +26,7 @@ from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.pre_validation import recommender_before_validation
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import Retriever, find_reranker
-from ctxrec.rules import Rules
+from ctxrec.retrieval.slate.rules import Rules
 from ctxrec.slices import time_labels
 from ctxrec.summary import BEFORE, MODEL, RERANKED, SHUFFLED, SHUFFLED_SAME_TIME, SLICE_K, RankedLists
 

@@ -17,7 +17,7 @@ from ctxrec.experiment import Experiment, read_experiment
 from ctxrec.history_store import LoggedEvent, StoreError, open_store
 from ctxrec.retrieval.item_encoder import ItemEncoder, NoEncoder
 from ctxrec.retrieval.retriever import find_bundle
-from ctxrec.rules import Rules
+from ctxrec.retrieval.slate.rules import Rules
 from serve.api import RecommendRequest
 from serve.arms import Arms, Call, ExposureLog, Version
 from serve.batching import MicroBatcher

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 
-from ctxrec.arranging import Arranger
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
-from ctxrec.rules import Rules, load_rules
+from ctxrec.retrieval.slate.builder import Arranger
+from ctxrec.retrieval.slate.rules import Rules, load_rules
 
 logger = logging.getLogger(__name__)
 

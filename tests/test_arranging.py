@@ -10,7 +10,6 @@ import pytest
 import scipy.sparse as sp
 from tolerance import assert_same_scores
 
-from ctxrec.arranging import content_vectors
 from ctxrec.core import schema
 from ctxrec.core.config import DiversityConfig, IndexConfig
 from ctxrec.core.errors import UserError
@@ -18,7 +17,8 @@ from ctxrec.index.builder import build_index
 from ctxrec.retrieval.item_encoder import EncodedItems
 from ctxrec.retrieval.recommender import RawRequest
 from ctxrec.retrieval.retriever import Retriever
-from ctxrec.rules import load_rules
+from ctxrec.retrieval.slate.builder import content_vectors
+from ctxrec.retrieval.slate.rules import load_rules
 
 NOW = 1_700_000_000.0
 KINDS = ["kind.of", "maker"]

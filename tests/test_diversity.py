@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ctxrec.diversity import NO_VALUE, mean_distance, mean_set_distance, pick
+from ctxrec.retrieval.slate.mmr import NO_VALUE, mean_distance, mean_set_distance, pick
 
 # Items 0 and 1 are alike (cosine 0.8), 2 is like neither, 3 is the opposite of 0.
 VECTORS = np.array([[[1.0, 0], [0.8, 0.6], [0, 1], [-1, 0]]], np.float32)

@@ -18,7 +18,7 @@ from ctxrec.recommend import main
 from ctxrec.retrieval.batch_scoring import raw_requests, recommend
 from ctxrec.retrieval.recommender import RawEvent, RawRequest
 from ctxrec.retrieval.retriever import load_retriever
-from ctxrec.rules import load_rules
+from ctxrec.retrieval.slate.rules import load_rules
 
 NOW = 1_700_000_000
 

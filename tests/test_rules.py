@@ -7,7 +7,7 @@ import pytest
 
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import US
-from ctxrec.rules import Block, Boost, Pin, RuleBook, Rules, load_rules
+from ctxrec.retrieval.slate.rules import Block, Boost, Pin, RuleBook, Rules, load_rules
 
 
 def rules_of(tmp_path, text: str) -> Rules:

@@ -385,7 +385,7 @@ class RerankConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DiversityConfig:
-    """What is done with the best candidates of a request at the end (`ctxrec.arranging`); by default nothing.
+    """What is done with the best candidates of a request at the end (`ctxrec.retrieval.slate.builder`); by default nothing.
 
     strength: of MMR: 0 keeps the order of the scores, 1 asks only that the items of a list differ.
     pool: the best of the model that compete for the places of a list; more where a request asks for more items.
@@ -394,7 +394,7 @@ class DiversityConfig:
     freshness: what an item that is quite new gains, as a share of the span of the candidates' scores; an item
         `half_life_days` old gains half of it. Its age counts from the number in `date_column` (a year, or epoch
         seconds, milliseconds or microseconds), or, where that is empty, from its first event before the request.
-    rules: file of blocks, boosts and pins (`ctxrec.rules`), path or URI; empty: none.
+    rules: file of blocks, boosts and pins (`ctxrec.retrieval.slate.rules`), path or URI; empty: none.
     """
 
     strength: float = 0.0

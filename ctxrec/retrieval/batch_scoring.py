@@ -30,7 +30,7 @@ from ctxrec.retrieval.cross_encoder import check_reranker
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.recommender import RawEvent, RawRequest
 from ctxrec.retrieval.retriever import Retriever, find_bundle, find_reranker, load_retriever
-from ctxrec.rules import Rules, rules_of
+from ctxrec.retrieval.slate.rules import Rules, rules_of
 
 logger = logging.getLogger(__name__)
 

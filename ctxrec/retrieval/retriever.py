@@ -15,7 +15,6 @@ from functools import cached_property
 import numpy as np
 import scipy.sparse as sp
 
-from ctxrec.arranging import Arranger, Found
 from ctxrec.bundle import format as bundle_format
 from ctxrec.bundle.registry import is_models, read_published, version_folder
 from ctxrec.core import storage
@@ -32,7 +31,8 @@ from ctxrec.retrieval.item_encoder import EncodedItems
 from ctxrec.retrieval.live_vectors import LiveVectors
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.recommender import Recommender
-from ctxrec.rules import Rules
+from ctxrec.retrieval.slate.builder import Arranger, Found
+from ctxrec.retrieval.slate.rules import Rules
 
 BUNDLE = "bundle"  # the bundle's folder in a run
 

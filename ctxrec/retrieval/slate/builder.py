@@ -15,13 +15,13 @@ import numpy as np
 from ctxrec.core.config import DiversityConfig
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import Requests
-from ctxrec.diversity import pick
 from ctxrec.index.exact import NO_ITEM, Allowed
-from ctxrec.item_facts import Births, Values
 from ctxrec.retrieval.filters import ItemFilter
 from ctxrec.retrieval.item_encoder import EncodedItems
 from ctxrec.retrieval.recommender import Recommender
-from ctxrec.rules import InForce, Rule, RuleBook, Rules
+from ctxrec.retrieval.slate.item_attributes import Births, Values
+from ctxrec.retrieval.slate.mmr import pick
+from ctxrec.retrieval.slate.rules import InForce, Rule, RuleBook, Rules
 
 Found = list[tuple[np.ndarray, np.ndarray]]  # of each request item positions and scores
 More = Callable[[np.ndarray, Sequence[np.ndarray], int], Found]

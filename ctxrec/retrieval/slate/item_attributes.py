@@ -12,7 +12,7 @@ from ctxrec.core import schema
 from ctxrec.core.dataset_spec import ItemsSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import US, Events
-from ctxrec.diversity import NO_VALUE
+from ctxrec.retrieval.slate.mmr import NO_VALUE
 
 _LAST_YEAR = 10_000  # numbers below are years, and others epoch times
 _MILLISECONDS, _MICROSECONDS = 1e11, 1e14  # from which on an epoch time is one of these
