@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ctxrec.core.errors import UserError
-from ctxrec.history_store import StoreError
+from ctxrec.live.store import StoreError
 from ctxrec.retrieval.item_encoder import BadRow, NoEncoder
 from serve import browse, edge
 from serve.access_log import request_id

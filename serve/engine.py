@@ -19,7 +19,7 @@ from ctxrec.core.config import Config, load_config
 from ctxrec.core.errors import UserError
 from ctxrec.core.stopwatch import Stopwatch
 from ctxrec.data.events import US, Events
-from ctxrec.history_store import HistoryStore, LoggedEvent, StoreError
+from ctxrec.live.store import HistoryStore, LoggedEvent, StoreError
 from ctxrec.retrieval.explain import Why, explain
 from ctxrec.retrieval.filters import ColumnRule
 from ctxrec.retrieval.recommender import RawEvent, RawRequest

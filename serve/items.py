@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ctxrec.core.errors import UserError
-from ctxrec.history_store import HistoryStore, ItemChange, StoreError
+from ctxrec.live.store import HistoryStore, ItemChange, StoreError
 from ctxrec.retrieval.item_encoder import ItemEncoder, fitting, rows_to_table
 from ctxrec.retrieval.retriever import Retriever
 

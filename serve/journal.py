@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import US
-from ctxrec.event_files import write_event_files
-from ctxrec.history_store import HistoryStore, LoggedEvent, StoreError
-from ctxrec.item_files import write_item_file
+from ctxrec.live.event_files import write_event_files
+from ctxrec.live.item_files import write_item_file
+from ctxrec.live.store import HistoryStore, LoggedEvent, StoreError
 from serve.api import EventsRequest
 from serve.items import Every
 

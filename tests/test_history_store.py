@@ -14,8 +14,8 @@ import pytest
 
 from ctxrec.core.dataset_spec import ContextSpec, EventsSpec
 from ctxrec.core.errors import UserError
-from ctxrec.event_files import events_table, write_event_files
-from ctxrec.history_store import KEPT_EVENTS, LoggedEvent, StoreError, open_store
+from ctxrec.live.event_files import events_table, write_event_files
+from ctxrec.live.store import KEPT_EVENTS, LoggedEvent, StoreError, open_store
 
 T = 1_700_000_000_000_000
 SPEC = EventsSpec(

@@ -12,7 +12,7 @@ import pytest
 from tolerance import assert_same_answers
 
 from ctxrec.core.errors import UserError
-from ctxrec.history_store import LoggedEvent, open_store
+from ctxrec.live.store import LoggedEvent, open_store
 from ctxrec.retrieval.item_encoder import ItemEncoder
 from ctxrec.retrieval.retriever import Retriever, find_bundle, load_retriever
 from serve.api import RecommendRequest

@@ -52,7 +52,7 @@ class NoEncoder(UserError):
 def rows_to_table(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> pa.Table:
     """Rows with `item_id` and columns of the item file, as a table of `schema.items_schema`.
 
-    A column that a row lacks is missing; image and audio columns are taken, and used by the next training (`ctxrec.item_files`).
+    A column that a row lacks is missing; image and audio columns are taken, and used by the next training (`ctxrec.live.item_files`).
 
     Raises:
         BadRow: names the row, the column, and what is valid.

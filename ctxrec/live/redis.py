@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ctxrec.core.errors import UserError
-from ctxrec.history_store import KEPT_EVENTS, ItemChange, LoggedEvent, StoreError, Unwritten
+from ctxrec.live.store import KEPT_EVENTS, ItemChange, LoggedEvent, StoreError, Unwritten
 
 try:
     import redis

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from ctxrec.core import storage
 from ctxrec.core.dataset_spec import EventsSpec
 from ctxrec.data.parsing import value_text
-from ctxrec.history_store import HistoryStore, LoggedEvent
+from ctxrec.live.store import HistoryStore, LoggedEvent
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ctxrec.core import storage
 from ctxrec.core.dataset_spec import ItemsSpec
 from ctxrec.data.parsing import value_line, value_text, value_words
-from ctxrec.history_store import HistoryStore
+from ctxrec.live.store import HistoryStore
 
 
 def write_item_file(store: HistoryStore, folder: str, spec: ItemsSpec | None, *, since: int = 0) -> int:

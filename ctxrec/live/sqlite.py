@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ctxrec.core.errors import UserError
-from ctxrec.history_store import KEPT_EVENTS, ItemChange, LoggedEvent, StoreError, Unwritten
+from ctxrec.live.store import KEPT_EVENTS, ItemChange, LoggedEvent, StoreError, Unwritten
 
 DATABASE, LOCK = "live.sqlite", "writing.lock"
 _BUSY_S = 5.0  # how long a write waits for another process's

@@ -1,7 +1,7 @@
 """What users did since the bundle was made: a store that all replicas share, written before it is acknowledged.
 
 `open_store` gives the embedded one (SQLite, one machine) or Redis (several machines). Both keep, beside the
-histories, a log of what has not been written to event files yet (`ctxrec.event_files`), and the items that were posted.
+histories, a log of what has not been written to event files yet (`ctxrec.live.event_files`), and the items that were posted.
 """
 
 from __future__ import annotations
@@ -121,11 +121,11 @@ def open_store(where: str, *, durable: bool = True) -> HistoryStore:
         UserError: it cannot be opened.
     """
     if where.startswith(("redis://", "rediss://", "unix://")):
-        from ctxrec.history_redis import RedisStore  # an optional dependency
+        from ctxrec.live.redis import RedisStore
 
         return RedisStore(where, durable=durable)
     if storage.is_uri(where):
         raise UserError(f"store is {where!r}; expected a local folder, or a URL with redis://, rediss:// or unix://")
-    from ctxrec.history_sqlite import SqliteStore  # as above: each store loads only what it needs
+    from ctxrec.live.sqlite import SqliteStore
 
     return SqliteStore(os.path.abspath(where))
