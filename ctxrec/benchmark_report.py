@@ -7,8 +7,8 @@ from typing import Any
 
 from ctxrec import benchmark_results as results_of
 from ctxrec import charts
+from ctxrec.evaluation.summary import verdict
 from ctxrec.report_html import chart, e, finding, legend, name, page, paragraph, percent, section, table
-from ctxrec.summary import verdict
 
 
 def render(results: dict[str, Any]) -> str:

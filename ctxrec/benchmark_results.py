@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ctxrec.core import schema, storage
+from ctxrec.evaluation.summary import ABLATIONS, BEFORE, MODEL, NAMES, ORACLES, SHUFFLED, Interval
 from ctxrec.metrics.ranking import bootstrap_means, percentile_interval
-from ctxrec.summary import ABLATIONS, BEFORE, MODEL, NAMES, ORACLES, SHUFFLED, Interval
 
 METRIC = "ndcg@10"
 RESAMPLES = 2000

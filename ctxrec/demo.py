@@ -25,10 +25,10 @@ from ctxrec.core import cli, schema, storage
 from ctxrec.core.config import load_config
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.datasets import source_name, write_movielens_100k
-from ctxrec.evaluation import evaluate_run
+from ctxrec.evaluation.offline import evaluate_run
+from ctxrec.evaluation.summary import format_table
 from ctxrec.ingest.pipeline import prepare
 from ctxrec.ingest.pipeline import summary as prepare_summary
-from ctxrec.summary import format_table
 from ctxrec.training.driver import summary as train_summary
 from ctxrec.training.driver import train
 

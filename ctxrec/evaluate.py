@@ -38,10 +38,10 @@ def main() -> None:
         raise UserError("--ablations needs --run: ablations are trainings of a run with one option changed")
     if args.run is None and args.diversity:
         raise UserError("--diversity needs --run: it re-ranks the lists of a model")
-    from ctxrec.ablations import parse_names  # after the arguments: torch and ray take seconds to import
-    from ctxrec.evaluation import evaluate_data, evaluate_run
-    from ctxrec.summary import format_table
-    from ctxrec.tradeoff import format_tradeoff, parse_strengths
+    from ctxrec.evaluation.ablations import parse_names
+    from ctxrec.evaluation.diversity_tradeoff import format_tradeoff, parse_strengths
+    from ctxrec.evaluation.offline import evaluate_data, evaluate_run
+    from ctxrec.evaluation.summary import format_table
 
     out = args.out or args.run
     # A missing run is reported by evaluate_run, in terms of the run and not of one of its files.

@@ -41,7 +41,7 @@ _EVENTS_AT_ONCE, _ITEMS_AT_ONCE = 1 << 18, 1 << 12
 
 @dataclass(frozen=True)
 class Oracle:
-    """Ranks by the true probabilities (the `Ranker` protocol of `ctxrec.ranking`).
+    """Ranks by the true probabilities (the `Ranker` protocol of `ctxrec.evaluation.rank_requests`).
 
     Items are in the order of the item table, which is the catalogue's. Without context, the probabilities are
     averaged over the distribution of device, place and part of the day.

@@ -11,10 +11,10 @@ from ctxrec import report_findings
 from ctxrec.core import dataset_spec
 from ctxrec.core.config import Config
 from ctxrec.data.prepared import PreparedData
+from ctxrec.evaluation.diversity_tradeoff import rows
+from ctxrec.evaluation.summary import MODEL, best_baseline, focus, verdict
 from ctxrec.report_html import details, e, name, page, paragraph, percent, section, table
 from ctxrec.report_training import training
-from ctxrec.summary import MODEL, best_baseline, focus, verdict
-from ctxrec.tradeoff import rows
 
 __all__ = ["Example", "Facts", "render_report"]
 

@@ -6,8 +6,8 @@ import html
 from collections.abc import Iterable, Sequence
 
 from ctxrec import charts
+from ctxrec.evaluation.summary import BEFORE, MODEL, NAMES, ORACLES, Interval, Metrics
 from ctxrec.report_style import STYLE
-from ctxrec.summary import BEFORE, MODEL, NAMES, ORACLES, Interval, Metrics
 
 Row = tuple[str, Sequence[str], bool]  # name, finished cells, whether it is the one to look at
 

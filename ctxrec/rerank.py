@@ -13,7 +13,7 @@ def main() -> None:
     parser.add_argument("--out", metavar="DIR", help="where it is written (default: RUN/reranker, where it is used)")
     parser.add_argument("--data", metavar="DATA", help="the prepared data, when it was moved after training")
     args = parser.parse_args()
-    from ctxrec.evaluation import open_data  # after the arguments: torch and ray take seconds to import
+    from ctxrec.evaluation.offline import open_data
     from ctxrec.retrieval.cross_encoder_training import summary, train_reranker
 
     data = open_data(args.run, args.data)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ctxrec.ablations import CHANGES, NAMES, SASREC_OPTIONS, ablated, parse_names
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.errors import UserError
+from ctxrec.evaluation.ablations import CHANGES, NAMES, SASREC_OPTIONS, ablated, parse_names
 
 
 def changed_options(before: Config, after: Config) -> set[str]:
@@ -66,7 +66,7 @@ def test_names_are_checked():
 
 
 def test_ablations_are_trained_once_and_evaluated_beside_the_model(tiny_run, tmp_path, monkeypatch):
-    from ctxrec.evaluation import evaluate_run
+    from ctxrec.evaluation.offline import evaluate_run
     from ctxrec.retrieval.load import load_recommender
 
     monkeypatch.setitem(SASREC_OPTIONS, "train.tower_epochs", 4)  # it is about the way, not the accuracy

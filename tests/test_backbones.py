@@ -18,7 +18,7 @@ from ctxrec.bundle import format as bundle_format
 from ctxrec.core.config import BACKBONES, EvaluateConfig, TrainConfig, load_config
 from ctxrec.core.errors import UserError
 from ctxrec.data.batching import make_windows
-from ctxrec.evaluation import evaluate_run
+from ctxrec.evaluation.offline import evaluate_run
 from ctxrec.model.backbones import check_backbone, make_backbone, store_pretrained
 from ctxrec.model.backbones.hstu import NUM_TIME_BUCKETS, HstuLayer, time_buckets
 from ctxrec.model.inputs import ItemTensors, ModelShape

@@ -19,11 +19,11 @@ from ctxrec.core.config import Config, DiversityConfig, EvaluateConfig
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import concat_requests, histories_from_table, split_requests
 from ctxrec.data.prepared import PreparedData
+from ctxrec.evaluation.diversity_tradeoff import format_tradeoff, parse_strengths, settings
+from ctxrec.evaluation.slices import action_slices, attribute_slices, history_slices
+from ctxrec.evaluation.summary import RankedLists, best_baseline, format_table, summarise
 from ctxrec.metrics.ranking import request_metrics, top_k
 from ctxrec.retrieval.load import load_recommender
-from ctxrec.slices import action_slices, attribute_slices, history_slices
-from ctxrec.summary import RankedLists, best_baseline, format_table, summarise
-from ctxrec.tradeoff import format_tradeoff, parse_strengths, settings
 from ctxrec.training.validator import validation_requests
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module")
 def evaluated(tiny_run, tmp_path_factory) -> tuple[dict, Path]:
     """Metrics and folder of the tiny run's test evaluation."""
-    from ctxrec.evaluation import evaluate_run
+    from ctxrec.evaluation.offline import evaluate_run
 
     out = tmp_path_factory.mktemp("evaluation")
     return evaluate_run(tiny_run, split="test", out=str(out), config=Config()), out
@@ -102,7 +102,7 @@ def test_sharded_evaluation_equals_one_process(evaluated, tiny_run):
 
 
 def test_nothing_depends_on_actors_and_batches(evaluated, tiny_run, tmp_path):
-    from ctxrec.evaluation import evaluate_run
+    from ctxrec.evaluation.offline import evaluate_run
 
     config = Config(evaluate=EvaluateConfig(actors=1, batch_size=3))
     again = evaluate_run(tiny_run, split="test", out=str(tmp_path), config=config)
@@ -114,7 +114,7 @@ def test_nothing_depends_on_actors_and_batches(evaluated, tiny_run, tmp_path):
 
 def test_validation_requests_are_ranked_by_what_has_not_seen_them(tiny_run, tmp_path):
     """The bundle has: its memory knows what followed."""
-    from ctxrec.evaluation import evaluate_run, open_data
+    from ctxrec.evaluation.offline import evaluate_run, open_data
     from ctxrec.retrieval.pre_validation import recommender_before_validation
 
     metrics = evaluate_run(tiny_run, split="valid", out=str(tmp_path), config=Config())
@@ -190,7 +190,7 @@ def test_mistakes_are_one_line_and_status_two(tiny_run, arguments, message):
 
 
 def test_other_data_than_the_run_was_trained_on_is_refused(tiny_run, tmp_path):
-    from ctxrec.evaluation import evaluate_run
+    from ctxrec.evaluation.offline import evaluate_run
 
     manifest = json.loads((Path(tiny_run) / "manifest.json").read_text())
     manifest["data_fingerprint"] = "0" * 64
@@ -200,7 +200,7 @@ def test_other_data_than_the_run_was_trained_on_is_refused(tiny_run, tmp_path):
 
 
 def test_a_split_without_events_is_said(tiny_run, tmp_path):
-    from ctxrec.evaluation import evaluate_run
+    from ctxrec.evaluation.offline import evaluate_run
 
     data = data_of(tiny_run)
     folder = tmp_path / "data"
@@ -216,7 +216,7 @@ def test_a_split_without_events_is_said(tiny_run, tmp_path):
 def test_a_damaged_bundle_is_refused(tiny_run, tmp_path):
     import shutil
 
-    from ctxrec.evaluation import evaluate_run
+    from ctxrec.evaluation.offline import evaluate_run
 
     shutil.copytree(tiny_run, tmp_path / "run")
     path = tmp_path / "run" / "bundle" / "vectors.safetensors"
@@ -345,7 +345,7 @@ def test_novelty_is_mean_information_of_what_is_shown():
 
 def test_shuffled_context_moves_context_and_keeps_who_asks():
     from ctxrec.data.events import US, Context, Events, Requests, Users, time_codes
-    from ctxrec.ranking import shuffle_context
+    from ctxrec.evaluation.rank_requests import shuffle_context
 
     num, day = 50, 86_400 * US
     times = np.arange(100, 100 + num) * 37 * day // 24
@@ -434,7 +434,7 @@ def test_rare_values_share_a_slice_and_numbers_are_divided_by_quantiles():
 
 def test_targets_that_may_not_be_recommended_are_dropped():
     from ctxrec.data.events import Context, Events, Requests, Users
-    from ctxrec.ranking import drop_targets
+    from ctxrec.evaluation.rank_requests import drop_targets
 
     none = np.zeros(0, np.int64)
     requests = Requests(

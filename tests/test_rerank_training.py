@@ -18,7 +18,7 @@ import torch
 
 from ctxrec.core.config import load_config
 from ctxrec.core.errors import UserError
-from ctxrec.evaluation import open_data
+from ctxrec.evaluation.offline import open_data
 from ctxrec.metrics.ranking import request_metrics, top_k
 from ctxrec.retrieval.cross_encoder import load_reranker, save_reranker
 from ctxrec.retrieval.cross_encoder_training import train_reranker
@@ -82,8 +82,8 @@ def test_candidates_come_from_a_model_that_has_not_seen_the_validation_events(ti
 
 
 def test_evaluation_ranks_it_beside_the_model(run, tmp_path):
-    from ctxrec.evaluation import evaluate_run
-    from ctxrec.summary import format_table
+    from ctxrec.evaluation.offline import evaluate_run
+    from ctxrec.evaluation.summary import format_table
 
     config = load_config(None, ["rerank.use=true", "evaluate.bootstrap=50"], base=f"{run}/config.toml")
     metrics = evaluate_run(run, split="test", out=str(tmp_path), config=config)

@@ -31,8 +31,8 @@ from ctxrec.core.errors import UserError
 from ctxrec.data.events import Requests
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.encoder.text_encoder import TextEncoder, Tokens, encode_share, plan_encoding
+from ctxrec.evaluation.slices import DAYS, MONTHS
 from ctxrec.metrics.ranking import top_k
-from ctxrec.slices import DAYS, MONTHS
 
 FOLDER = "reranker"  # beside the bundle in a run
 FORMAT_VERSION = 1

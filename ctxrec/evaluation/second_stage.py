@@ -9,10 +9,10 @@ import numpy as np
 from ctxrec.core.stopwatch import Stopwatch
 from ctxrec.data.events import histories_from_table, split_requests
 from ctxrec.data.prepared import PreparedData
-from ctxrec.ranking import RankingPlan
+from ctxrec.evaluation.rank_requests import RankingPlan
+from ctxrec.evaluation.summary import MODEL, SLICE_K, Metrics, verdict
 from ctxrec.retrieval.cross_encoder import load_reranker
 from ctxrec.retrieval.retriever import Retriever, load_retriever
-from ctxrec.summary import MODEL, SLICE_K, Metrics, verdict
 
 RERANK = "rerank"  # its key in metrics.json
 _TIMED, _WARM_UP = 20, 3  # requests, asked one by one

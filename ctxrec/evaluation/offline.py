@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ctxrec import report
-from ctxrec.ablations import train_ablations
 from ctxrec.contenders import SPLITS, fit_contenders
 from ctxrec.core import ray_cluster, schema, storage
 from ctxrec.core.config import Config, to_toml
@@ -21,14 +20,15 @@ from ctxrec.core.errors import UserError
 from ctxrec.data.events import ranges
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.splits import held_out_items
+from ctxrec.evaluation.ablations import train_ablations
+from ctxrec.evaluation.diversity_tradeoff import settings, tradeoff, without_arranged
+from ctxrec.evaluation.rank_requests import RankingPlan, check_bundles, rank_requests, ranked_lists, run_bundles
+from ctxrec.evaluation.second_stage import RERANK, in_words, second_stage
+from ctxrec.evaluation.summary import MODEL, RERANKED, RankedLists, best_baseline, focus, summarise
 from ctxrec.metrics.ranking import request_metrics
 from ctxrec.oracle import Oracle, load_oracles, oracle_of_log
-from ctxrec.ranking import RankingPlan, check_bundles, rank_requests, ranked_lists, run_bundles
-from ctxrec.rerank_facts import RERANK, in_words, second_stage
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.slate.rules import rules_of
-from ctxrec.summary import MODEL, RERANKED, RankedLists, best_baseline, focus, summarise
-from ctxrec.tradeoff import settings, tradeoff, without_arranged
 from ctxrec.training.trackers import read_train_log
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def evaluate_run(
         out: folder to write to; None = the run folder.
         config: options; the `evaluate` section matters here.
         data: the prepared data, when it no longer lies where the run's manifest says.
-        ablations: trainings to compare with (see `ctxrec.ablations`); those that the run lacks are done first.
+        ablations: trainings to compare with (see `ctxrec.evaluation.ablations`); those that the run lacks are done first.
         oracle: folder of a simulated log, whose true preferences are ranked beside the model.
         diversity: strengths of MMR whose lists are compared with the plain ones, with the other options of
             `config.diversity`; without any, these options as they are, where they change lists.

@@ -20,6 +20,8 @@ from ctxrec.core.config import Config, DiversityConfig
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import Requests, histories_from_table, split_requests, time_codes
 from ctxrec.data.prepared import PreparedData
+from ctxrec.evaluation.slices import time_labels
+from ctxrec.evaluation.summary import BEFORE, MODEL, RERANKED, SHUFFLED, SHUFFLED_SAME_TIME, SLICE_K, RankedLists
 from ctxrec.metrics.ranking import top_k
 from ctxrec.retrieval.cross_encoder import RerankedRecommender, check_reranker, load_reranker
 from ctxrec.retrieval.load import load_recommender
@@ -27,8 +29,6 @@ from ctxrec.retrieval.pre_validation import recommender_before_validation
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import Retriever, find_reranker
 from ctxrec.retrieval.slate.rules import Rules
-from ctxrec.slices import time_labels
-from ctxrec.summary import BEFORE, MODEL, RERANKED, SHUFFLED, SHUFFLED_SAME_TIME, SLICE_K, RankedLists
 
 _SCORES_AT_ONCE = 1 << 25  # scores in memory at a time in one actor (128 MB)
 _NOTHING = np.zeros(0, np.int64)

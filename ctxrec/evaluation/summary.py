@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ctxrec.data.events import ranges
+from ctxrec.evaluation.slices import COLD_AMONG_COLD, action_slices, attribute_slices, history_slices, item_slices
 from ctxrec.metrics.ranking import bootstrap_means, list_metrics, list_popularity, percentile_interval, request_metrics
-from ctxrec.slices import COLD_AMONG_COLD, action_slices, attribute_slices, history_slices, item_slices
 
 MODEL, BEFORE, RERANKED = "model", "before", "reranked"
 ABLATIONS = ("text_only", "id_only", "no_context", "frozen_encoder")

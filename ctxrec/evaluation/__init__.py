@@ -1,0 +1,1 @@
+"""Offline comparison of a model with baselines: requests, slices, intervals, report."""
