@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ctxrec import baselines
 from ctxrec.data.events import Context, Events, Requests, Users
-from ctxrec.ensemble import Ensemble, choose_weights, standardised
+from ctxrec.evaluation.baselines import baselines
+from ctxrec.evaluation.baselines.ensemble import Ensemble, choose_weights, standardised
 from ctxrec.memory import item_models
 from ctxrec.metrics.ranking import request_metrics, top_k
 

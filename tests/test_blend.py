@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ctxrec.baselines import TrainingEvents
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import Context, Events, Requests, Users
+from ctxrec.evaluation.baselines.baselines import TrainingEvents
 from ctxrec.memory.blend import NEW, Blend, fit_blend, source_weights
 from ctxrec.memory.item_memory import as_if_known, fit_memory, from_arrays, to_arrays
 from ctxrec.memory.text_similarity import history_queries, history_weights, reduced, stand_ins

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctxrec.baselines import Baseline, gather_statistics, training_events, users_of_both
-from ctxrec.contenders import ENSEMBLE, TEXT, Contenders, fit_contenders
 from ctxrec.core import schema
 from ctxrec.core.config import Config, EvaluateConfig, load_config
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import concat_requests, histories_from_table, split_requests
 from ctxrec.data.prepared import PreparedData
+from ctxrec.evaluation.baselines.baselines import Baseline, gather_statistics, training_events, users_of_both
+from ctxrec.evaluation.baselines.selection import ENSEMBLE, TEXT, Contenders, fit_contenders
 from ctxrec.memory.item_models import ALS, EASE
 from ctxrec.metrics.ranking import request_metrics, top_k
 

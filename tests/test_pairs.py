@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ctxrec.baselines import LogStatistics, TrainingEvents, gather_statistics, users_of_both
+from ctxrec.evaluation.baselines.baselines import LogStatistics, TrainingEvents, gather_statistics, users_of_both
 from ctxrec.memory import cooccurrence
 from ctxrec.memory.cooccurrence import COSINE_POWER, DAMPING, RIDGE, nearest, pairs_of_users
 from ctxrec.memory.item_models import EASE

@@ -148,7 +148,7 @@ def test_cold_items_have_test_events_alone(simulated):
 
 
 def test_the_oracle_is_above_every_baseline_and_above_itself_without_context(simulated):
-    from ctxrec.contenders import fit_contenders
+    from ctxrec.evaluation.baselines.selection import fit_contenders
 
     folder, data = simulated
     fitted = fit_contenders(data, "test", load_config(overrides=["encoder.name="]), run=None).fitted

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from ctxrec.baselines import TrainingEvents
 from ctxrec.core.config import ModelConfig
 from ctxrec.data.features import ItemFeatures
 from ctxrec.data.prepared import FeatureMeta
+from ctxrec.evaluation.baselines.baselines import TrainingEvents
 from ctxrec.model.inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.model.item_tower import ItemTower
 from ctxrec.training.warm_start import WINDOW, company, company_vectors, start_warm

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ctxrec import report
-from ctxrec.contenders import SPLITS, fit_contenders
 from ctxrec.core import ray_cluster, schema, storage
 from ctxrec.core.config import Config, to_toml
 from ctxrec.core.errors import UserError
@@ -21,6 +20,7 @@ from ctxrec.data.events import ranges
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.splits import held_out_items
 from ctxrec.evaluation.ablations import train_ablations
+from ctxrec.evaluation.baselines.selection import SPLITS, fit_contenders
 from ctxrec.evaluation.diversity_tradeoff import settings, tradeoff, without_arranged
 from ctxrec.evaluation.rank_requests import RankingPlan, check_bundles, rank_requests, ranked_lists, run_bundles
 from ctxrec.evaluation.second_stage import RERANK, in_words, second_stage

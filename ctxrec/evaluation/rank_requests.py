@@ -14,12 +14,12 @@ import ray.data
 import torch
 from tqdm import tqdm
 
-from ctxrec.contenders import SPLITS
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, DiversityConfig
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import Requests, histories_from_table, split_requests, time_codes
 from ctxrec.data.prepared import PreparedData
+from ctxrec.evaluation.baselines.selection import SPLITS
 from ctxrec.evaluation.slices import time_labels
 from ctxrec.evaluation.summary import BEFORE, MODEL, RERANKED, SHUFFLED, SHUFFLED_SAME_TIME, SLICE_K, RankedLists
 from ctxrec.metrics.ranking import top_k

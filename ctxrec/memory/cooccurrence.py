@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-from ctxrec.baselines import LogStatistics, users_of_both
+from ctxrec.evaluation.baselines.baselines import LogStatistics, users_of_both
 from ctxrec.memory.item_models import EASE
 
 EASE_ITEMS = 10_000  # of the most frequent: a matrix of 800 MB, inverted in half a minute

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from ctxrec.baselines import TrainingEvents, gather_statistics
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import Events
+from ctxrec.evaluation.baselines.baselines import TrainingEvents, gather_statistics
 from ctxrec.memory.cooccurrence import nearest, pairs_in_order, pairs_of_users
 from ctxrec.memory.text_similarity import history_weights, stand_ins
 

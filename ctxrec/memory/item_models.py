@@ -1,6 +1,6 @@
 """Recommenders that weigh items by items or by latent factors, fitted on the training events (numpy, scipy, implicit).
 
-Legend: N requests, I items, F factors. See `ctxrec.baselines` for what they are fitted on.
+Legend: N requests, I items, F factors. See `ctxrec.evaluation.baselines.baselines` for what they are fitted on.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import scipy.linalg.lapack
 import scipy.sparse as sp
 import threadpoolctl
 
-from ctxrec.baselines import LogStatistics, history_matrix
 from ctxrec.data.events import Requests
+from ctxrec.evaluation.baselines.baselines import LogStatistics, history_matrix
 from ctxrec.metrics.ranking import top_k
 
 _ROWS_AT_ONCE = 1024  # rows of an item-by-item matrix worked on at a time
@@ -28,7 +28,7 @@ class ItemKNN:
         self.neighbours = neighbours
 
     def fit(self, users_II: np.ndarray) -> ItemKNN:
-        """`users_II`: how many users have two items (`ctxrec.baselines.users_of_both`)."""
+        """`users_II`: how many users have two items (`ctxrec.evaluation.baselines.baselines.users_of_both`)."""
         num_items = len(users_II)
         norms = np.sqrt(np.maximum(np.diagonal(users_II), 1))
         rows, columns, values = [], [], []
@@ -63,7 +63,7 @@ class EASE:
         self.weight = weight
 
     def fit(self, users_II: np.ndarray) -> EASE:
-        """`users_II`: how many users have two items, which is G (`ctxrec.baselines.users_of_both`)."""
+        """`users_II`: how many users have two items, which is G (`ctxrec.evaluation.baselines.baselines.users_of_both`)."""
         matrix = users_II.astype(np.float64)
         matrix[np.diag_indices_from(matrix)] += self.weight
         # Inverse by Cholesky, in place: half the time and a third of the memory of the general one. LAPACK

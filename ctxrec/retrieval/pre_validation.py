@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 
-from ctxrec.baselines import training_events
 from ctxrec.bundle import format as bundle_format
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config
@@ -27,6 +26,7 @@ from ctxrec.data.features import ItemFeatures, item_features
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.text_encoder import resolve_encoder
 from ctxrec.encoder.text_table import encode_catalogue, has_text, make_text_table
+from ctxrec.evaluation.baselines.baselines import training_events
 from ctxrec.memory.blend import Blend
 from ctxrec.memory.item_memory import fit_memory
 from ctxrec.memory.text_similarity import reduced

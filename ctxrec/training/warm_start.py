@@ -17,7 +17,7 @@ import scipy.sparse as sp
 import torch
 from scipy.sparse.linalg import eigsh
 
-from ctxrec.baselines import TrainingEvents, count_followers
+from ctxrec.evaluation.baselines.baselines import TrainingEvents, count_followers
 from ctxrec.model.inputs import ItemTensors, TextTable
 from ctxrec.model.item_tower import ItemTower
 

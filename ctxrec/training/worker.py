@@ -17,11 +17,11 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load as load_tensors
 
-from ctxrec.baselines import training_events
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
 from ctxrec.encoder.text_encoder import TextEncoder
+from ctxrec.evaluation.baselines.baselines import training_events
 from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
 from ctxrec.training import checkpoint, faults, profiler

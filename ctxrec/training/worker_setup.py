@@ -14,7 +14,6 @@ import torch.distributed as dist
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from ctxrec.baselines import training_events
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config
 from ctxrec.data.batching import Batcher
@@ -25,6 +24,7 @@ from ctxrec.encoder.cache import Place, item_keys, vector_store, with_states
 from ctxrec.encoder.media import media_tables
 from ctxrec.encoder.text_encoder import TextEncoder, Tokens, plan_encoding, resolve_encoder, tokenise
 from ctxrec.encoder.text_table import has_text, make_text_table
+from ctxrec.evaluation.baselines.baselines import training_events
 from ctxrec.memory.item_memory import ItemMemory, fit_memory
 from ctxrec.model.inputs import ItemTensors, ModelShape, TextTable
 from ctxrec.model.network import Network, choose_loss

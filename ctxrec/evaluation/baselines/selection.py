@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from ctxrec.baselines import (
+from ctxrec.core import schema, storage
+from ctxrec.core.config import Config, EncoderConfig, EvaluateConfig
+from ctxrec.data.events import Requests
+from ctxrec.data.prepared import PreparedData
+from ctxrec.encoder.text_encoder import TextEncoder, resolve_encoder
+from ctxrec.encoder.text_table import encode_catalogue
+from ctxrec.evaluation.baselines.baselines import (
     Baseline,
     LogStatistics,
     Markov,
@@ -21,13 +27,7 @@ from ctxrec.baselines import (
     training_events,
     users_of_both,
 )
-from ctxrec.core import schema, storage
-from ctxrec.core.config import Config, EncoderConfig, EvaluateConfig
-from ctxrec.data.events import Requests
-from ctxrec.data.prepared import PreparedData
-from ctxrec.encoder.text_encoder import TextEncoder, resolve_encoder
-from ctxrec.encoder.text_table import encode_catalogue
-from ctxrec.ensemble import Ensemble, choose_weights, standardised
+from ctxrec.evaluation.baselines.ensemble import Ensemble, choose_weights, standardised
 from ctxrec.memory.item_models import ALS, EASE, ItemKNN
 from ctxrec.metrics.ranking import request_metrics, top_k
 from ctxrec.training.validator import validation_requests

@@ -1,0 +1,1 @@
+"""The models that ctxrec is compared with."""
