@@ -6,9 +6,9 @@ import datetime
 from typing import Any
 
 from ctxrec import benchmark_results as results_of
-from ctxrec import charts
+from ctxrec.evaluation.report import charts
+from ctxrec.evaluation.report.html import chart, e, finding, legend, name, page, paragraph, percent, section, table
 from ctxrec.evaluation.summary import verdict
-from ctxrec.report_html import chart, e, finding, legend, name, page, paragraph, percent, section, table
 
 
 def render(results: dict[str, Any]) -> str:

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from ctxrec import charts
 from ctxrec.core.errors import UserError
 from ctxrec.evaluation import summary
+from ctxrec.evaluation.report import charts
 from ctxrec.metrics import ranking
 
 

@@ -8,12 +8,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from ctxrec import charts
 from ctxrec.core.config import Config, to_toml
 from ctxrec.core.errors import UserError
+from ctxrec.evaluation.report import charts
+from ctxrec.evaluation.report.page import Example, Facts, Taken, render_report
+from ctxrec.evaluation.report.training import _curves
 from ctxrec.evaluation.summary import RankedLists, format_table, summarise
-from ctxrec.report import Example, Facts, Taken, render_report
-from ctxrec.report_training import _curves
 from ctxrec.training.trackers import parse_train_log
 
 NASTY = 'Café 🍰 <script>alert("x")</script> & co'

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ctxrec import charts
-from ctxrec.report_html import chart, details, e, finding, legend, page, paragraph, percent, section, table
+from ctxrec.evaluation.report import charts
+from ctxrec.evaluation.report.html import chart, details, e, finding, legend, page, paragraph, percent, section, table
 from tune.options import Sweep
 from tune.parallel import parallel_coordinates
 

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ctxrec import report
 from ctxrec.core import ray_cluster, schema, storage
 from ctxrec.core.config import Config, to_toml
 from ctxrec.core.errors import UserError
@@ -23,6 +22,7 @@ from ctxrec.evaluation.ablations import train_ablations
 from ctxrec.evaluation.baselines.selection import SPLITS, fit_contenders
 from ctxrec.evaluation.diversity_tradeoff import settings, tradeoff, without_arranged
 from ctxrec.evaluation.rank_requests import RankingPlan, check_bundles, rank_requests, ranked_lists, run_bundles
+from ctxrec.evaluation.report import page
 from ctxrec.evaluation.second_stage import RERANK, in_words, second_stage
 from ctxrec.evaluation.summary import MODEL, RERANKED, RankedLists, best_baseline, focus, summarise
 from ctxrec.metrics.ranking import request_metrics
@@ -244,9 +244,9 @@ def _write(
     pq.write_table(requests, sink)
     storage.write_bytes(storage.join(out, "requests.parquet"), sink.getvalue())
 
-    page = report.render_report(
+    page = page.render_report(
         metrics,
-        facts=report.Facts.of(prepared, config),
+        facts=page.Facts.of(prepared, config),
         train_log=read_train_log(run) if run is not None else [],
         examples=_examples(
             prepared, lists, ndcg, table, system=system, other=best_baseline(metrics), seed=config.evaluate.seed
@@ -285,7 +285,7 @@ def _examples(
     system: str,
     other: str | None,
     seed: int,
-) -> list[report.Example]:
+) -> list[page.Example]:
     """Three users drawn among those with a hit in the first ten, and three among the others."""
     rng = np.random.default_rng(seed)
     drawn = [rng.permutation(np.flatnonzero(mask))[:3] for mask in (ndcg > 0, ndcg == 0)]
@@ -304,9 +304,9 @@ def _examples(
     for n in np.concatenate(drawn):
         top, targets = lists.tops[system][n], lists.targets(n)
         place = {int(item): rank for rank, item in enumerate(top, 1) if item >= 0}
-        taken = [report.Taken(t, place.get(int(i))) for t, i in zip(names(targets), targets, strict=True)]
+        taken = [page.Taken(t, place.get(int(i))) for t, i in zip(names(targets), targets, strict=True)]
         examples.append(
-            report.Example(
+            page.Example(
                 user_id=lists.user_ids[n],
                 about=[_asked_at(asked[int(n)].as_py()), *_facts_of(lists, n)],
                 saw=names(recent[int(n)].values.to_numpy()),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ctxrec import charts
-from ctxrec.report_html import details, e, legend, paragraph, section, table
+from ctxrec.evaluation.report import charts
+from ctxrec.evaluation.report.html import details, e, legend, paragraph, section, table
 
 _MAX_POINTS = 300  # of a curve; longer ones are averaged in steps
 PHASES = {"towers": "towers", "encoder": "towers and encoder", "refit": "refit"}

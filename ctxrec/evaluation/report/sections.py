@@ -5,20 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ctxrec import charts
-from ctxrec.evaluation.slices import COLD, COLD_AMONG_COLD, FEW, FEW_SHOT, HELD_OUT, NEW_USERS, WARM
-from ctxrec.evaluation.summary import (
-    BEFORE,
-    MODEL,
-    SHUFFLED,
-    SHUFFLED_SAME_TIME,
-    Metrics,
-    best_baseline,
-    focus,
-    ranked_systems,
-    verdict,
-)
-from ctxrec.report_html import (
+from ctxrec.evaluation.report import charts
+from ctxrec.evaluation.report.html import (
     bar,
     chart,
     details,
@@ -32,6 +20,18 @@ from ctxrec.report_html import (
     percent,
     section,
     table,
+)
+from ctxrec.evaluation.slices import COLD, COLD_AMONG_COLD, FEW, FEW_SHOT, HELD_OUT, NEW_USERS, WARM
+from ctxrec.evaluation.summary import (
+    BEFORE,
+    MODEL,
+    SHUFFLED,
+    SHUFFLED_SAME_TIME,
+    Metrics,
+    best_baseline,
+    focus,
+    ranked_systems,
+    verdict,
 )
 
 MAIN = "ndcg@10"

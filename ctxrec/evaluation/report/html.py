@@ -5,9 +5,9 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
-from ctxrec import charts
+from ctxrec.evaluation.report import charts
+from ctxrec.evaluation.report.style import STYLE
 from ctxrec.evaluation.summary import BEFORE, MODEL, NAMES, ORACLES, Interval, Metrics
-from ctxrec.report_style import STYLE
 
 Row = tuple[str, Sequence[str], bool]  # name, finished cells, whether it is the one to look at
 

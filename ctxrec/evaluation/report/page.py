@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ctxrec import report_findings
 from ctxrec.core import dataset_spec
 from ctxrec.core.config import Config
 from ctxrec.data.prepared import PreparedData
 from ctxrec.evaluation.diversity_tradeoff import rows
+from ctxrec.evaluation.report import sections
+from ctxrec.evaluation.report.html import details, e, name, page, paragraph, percent, section, table
+from ctxrec.evaluation.report.training import training
 from ctxrec.evaluation.summary import MODEL, best_baseline, focus, verdict
-from ctxrec.report_html import details, e, name, page, paragraph, percent, section, table
-from ctxrec.report_training import training
 
 __all__ = ["Example", "Facts", "render_report"]
 
@@ -98,12 +98,12 @@ def render_report(
     title = f"{facts.name}: ctxrec evaluation"
     sections = [
         _header(metrics, facts),
-        report_findings.ranking(metrics),
+        sections.ranking(metrics),
         _users(examples, metrics),
-        report_findings.sources(metrics),
-        report_findings.context(metrics),
-        report_findings.new_items(metrics),
-        report_findings.where_it_works(metrics),
+        sections.sources(metrics),
+        sections.context(metrics),
+        sections.new_items(metrics),
+        sections.where_it_works(metrics),
         _diversity(metrics),
         training(train_log) if metrics[MODEL] else "",
         _about(metrics, facts, config_toml),
