@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ctxrec.ab_report import format_report, report
-from ctxrec.attribution import attribute, choose_experiment, read_log
 from ctxrec.core import cli, storage
 from ctxrec.core.dataset_spec import EventsSpec, load_spec
 from ctxrec.core.errors import UserError
-from ctxrec.exposures import read_exposures
+from ctxrec.experiments.ab_report import format_report, report
+from ctxrec.experiments.event_credit import attribute, choose_experiment, read_log
+from ctxrec.experiments.exposures import read_exposures
 
 
 def main() -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 
-from ctxrec import experiment
 from ctxrec.bundle import registry
 from ctxrec.core import cli
 from ctxrec.core.errors import UserError
+from ctxrec.experiments import ab_test
 from ctxrec.retrieval.retriever import find_bundle
 
 
@@ -44,13 +44,15 @@ def _test(args: argparse.Namespace) -> str:
     if args.end_test:
         if args.test or args.run or args.rollback is not None:
             raise UserError("--end-test goes alone with --to; publish the winner with another call")
-        return f"the test {experiment.end(args.to).name} has ended; {args.to} serves {registry.read_published(args.to).version}"
+        return f"the test {ab_test.end(args.to).name} has ended; {args.to} serves {registry.read_published(args.to).version}"
     if args.share is None or args.rollback is not None or (args.run and args.version):
         raise UserError("--test needs --share, and --run RUN or --version VERSION for a new arm; not --rollback")
     bundle = find_bundle(args.run) if args.run else None
-    now = experiment.start(bundle, args.to, name=args.test, arm=args.arm, share=args.share, version=args.version)
+    now = ab_test.start(bundle, args.to, name=args.test, arm=args.arm, share=args.share, version=args.version)
     arms = [f"{a.name} {a.version} for {a.share:.1%}" for a in now.arms]
-    return f"test {now.name}: {', '.join(arms)}; {experiment.CONTROL} {registry.read_published(args.to).version} for the rest"
+    return (
+        f"test {now.name}: {', '.join(arms)}; {ab_test.CONTROL} {registry.read_published(args.to).version} for the rest"
+    )
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import US
-from ctxrec.experiment import CONTROL, Arm, Experiment
-from ctxrec.exposures import Exposure, write_exposures
+from ctxrec.experiments.ab_test import CONTROL, Arm, Experiment
+from ctxrec.experiments.exposures import Exposure, write_exposures
 from serve.api import RecommendRequest
 from serve.engine import Answer, Engine, Reply
 from serve.items import Every, ItemSync

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from ctxrec.bundle.registry import Published, is_models, read_published, version_folder
 from ctxrec.core.errors import UserError
-from ctxrec.experiment import Experiment, read_experiment
+from ctxrec.experiments.ab_test import Experiment, read_experiment
 from ctxrec.live.store import LoggedEvent, StoreError, open_store
 from ctxrec.retrieval.item_encoder import ItemEncoder, NoEncoder
 from ctxrec.retrieval.retriever import find_bundle

@@ -14,13 +14,13 @@ import pytest
 import scipy.stats
 
 from ctxrec.ab import main
-from ctxrec.ab_report import LISTS, USERS, format_report, report
-from ctxrec.ab_statistics import compare, holm, ratio, sample_ratio_p
-from ctxrec.attribution import Log, attribute, choose_experiment
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import US
-from ctxrec.experiment import Arm, Experiment
-from ctxrec.exposures import Exposure, read_exposures, write_exposures
+from ctxrec.experiments.ab_report import LISTS, USERS, format_report, report
+from ctxrec.experiments.ab_test import Arm, Experiment
+from ctxrec.experiments.event_credit import Log, attribute, choose_experiment
+from ctxrec.experiments.exposures import Exposure, read_exposures, write_exposures
+from ctxrec.experiments.statistics import compare, holm, ratio, sample_ratio_p
 
 HALF = Experiment(name="half", arms=(Arm(name="b", version="2", share=0.5),))
 ONES = np.ones

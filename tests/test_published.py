@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ctxrec import experiment
 from ctxrec.bundle.registry import Published, publish, read_published, roll_back
 from ctxrec.core.errors import UserError
-from ctxrec.experiment import Arm
+from ctxrec.experiments import ab_test
+from ctxrec.experiments.ab_test import Arm
 from ctxrec.publish import main
 from ctxrec.retrieval.retriever import find_bundle, load_retriever
 
@@ -79,31 +79,31 @@ def test_there_must_be_something_to_go_back_to(bundles, tmp_path):
 def test_a_test_runs_beside_what_is_served_until_it_ends(bundles, tmp_path):
     models, (a, b, c) = str(tmp_path / "models"), bundles
     publish(bundles[a], models)
-    assert experiment.read_experiment(models) is None
+    assert ab_test.read_experiment(models) is None
     with pytest.raises(UserError, match=f"{a} is what .* serves to everybody"):
-        experiment.start(bundles[a], models, name="t", arm="b", share=0.1)
+        ab_test.start(bundles[a], models, name="t", arm="b", share=0.1)
     with pytest.raises(UserError, match="arm 'b' has no version yet"):
-        experiment.start(None, models, name="t", arm="b", share=0.1)
+        ab_test.start(None, models, name="t", arm="b", share=0.1)
     with pytest.raises(UserError, match=r"share of arm 'b' is 1\.5"):
-        experiment.start(bundles[b], models, name="t", arm="b", share=1.5)
+        ab_test.start(bundles[b], models, name="t", arm="b", share=1.5)
     assert not (tmp_path / "models" / "versions" / b).exists(), "nothing has changed"
-    made = experiment.start(bundles[b], models, name="t", arm="b", share=0.1)
+    made = ab_test.start(bundles[b], models, name="t", arm="b", share=0.1)
     assert made.arms == (Arm(name="b", version=b, share=0.1),) and read_published(models) == Published(a)
-    assert experiment.read_experiment(models) == made
-    more = experiment.start(bundles[c], models, name="t", arm="c", share=0.25)
-    assert experiment.start(None, models, name="t", arm="b", share=0.2).arms == (
+    assert ab_test.read_experiment(models) == made
+    more = ab_test.start(bundles[c], models, name="t", arm="c", share=0.25)
+    assert ab_test.start(None, models, name="t", arm="b", share=0.2).arms == (
         Arm(name="b", version=b, share=0.2),
         more.arms[1],
     )
     with pytest.raises(UserError, match="runs the test 't'; end it"):
-        experiment.start(bundles[c], models, name="other", arm="c", share=0.1)
+        ab_test.start(bundles[c], models, name="other", arm="c", share=0.1)
     assert publish(bundles[b], models) == Published(b, (a,)), "the control follows what is published"
-    assert experiment.end(models).name == "t" and experiment.read_experiment(models) is None
+    assert ab_test.end(models).name == "t" and ab_test.read_experiment(models) is None
     with pytest.raises(UserError, match="no test runs"):
-        experiment.end(models)
+        ab_test.end(models)
     (tmp_path / "models" / "experiment.json").write_text('{"name": "t", "arms": [{"name": "b"}]}')
     with pytest.raises(UserError, match=r"experiment\.json: missing arms\[0\]\.version"):
-        experiment.read_experiment(models)
+        ab_test.read_experiment(models)
 
 
 def command(*args: str) -> subprocess.CompletedProcess:

@@ -6,8 +6,8 @@ import pytest
 from tolerance import assert_same_answers
 
 from ctxrec.core.errors import UserError
-from ctxrec.experiment import Arm, Experiment
-from ctxrec.exposures import read_exposures
+from ctxrec.experiments.ab_test import Arm, Experiment
+from ctxrec.experiments.exposures import read_exposures
 from ctxrec.retrieval.retriever import Retriever
 from serve.api import RecommendRequest
 from serve.arms import Arms, Call, ExposureLog

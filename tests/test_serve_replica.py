@@ -10,10 +10,10 @@ from collections.abc import Callable
 import pytest
 from prometheus_client import values
 
-from ctxrec import experiment
 from ctxrec.bundle.registry import publish
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
+from ctxrec.experiments import ab_test
 from ctxrec.retrieval.retriever import find_bundle
 from serve.api import RecommendRequest
 from serve.metrics import Metrics
@@ -53,7 +53,7 @@ def test_a_test_begins_changes_and_ends_while_its_control_is_swapped(versions, t
             found.setdefault(arm, set()).add(answer.model_version)
             if arm is not None and test is not None and answer.experiment[0] == test.name:
                 said = test.arm_of(user)
-                assert arm == (said.name if said else experiment.CONTROL)
+                assert arm == (said.name if said else ab_test.CONTROL)
         return found
 
     async def becomes(wanted: dict[str | None, set[str]]) -> None:
@@ -66,7 +66,7 @@ def test_a_test_begins_changes_and_ends_while_its_control_is_swapped(versions, t
     async def live() -> None:
         nonlocal test
         await becomes({None: {a}})
-        test = experiment.start(versions[b], models, name="t", arm="b", share=0.5)
+        test = ab_test.start(versions[b], models, name="t", arm="b", share=0.5)
         await becomes({"control": {a}, "b": {b}})
         publish(versions[c], models)  # the control is swapped, the arm stays
         await becomes({"control": {c}, "b": {b}})
@@ -74,14 +74,14 @@ def test_a_test_begins_changes_and_ends_while_its_control_is_swapped(versions, t
         shutil.copytree(versions[broken], damaged)
         (damaged / "items.parquet").write_bytes(b"PAR1")
         with pytest.raises(UserError, match=r"items\.parquet"):
-            experiment.start(None, models, name="t", arm="c", share=0.3, version=broken)
-        more = dataclasses.replace(test, arms=(*test.arms, experiment.Arm(name="c", version=broken, share=0.3)))
-        storage.write_json(f"{models}/{experiment.EXPERIMENT}", dataclasses.asdict(more))
+            ab_test.start(None, models, name="t", arm="c", share=0.3, version=broken)
+        more = dataclasses.replace(test, arms=(*test.arms, ab_test.Arm(name="c", version=broken, share=0.3)))
+        storage.write_json(f"{models}/{ab_test.EXPERIMENT}", dataclasses.asdict(more))
         assert await refused(metrics.render)
         assert await by_arm() == {"control": {c}, "b": {b}}, "all stays as it is"
         publish(versions[b], models)  # the arm wins
         await becomes({"control": {b}, "b": {b}})
-        experiment.end(models)
+        ab_test.end(models)
         await becomes({None: {b}})
 
     test = None

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ctxrec import experiment
-from ctxrec.ab_report import report
-from ctxrec.attribution import attribute, choose_experiment, read_log
 from ctxrec.core.dataset_spec import EventsSpec
-from ctxrec.exposures import read_exposures
+from ctxrec.experiments import ab_test
+from ctxrec.experiments.ab_report import report
+from ctxrec.experiments.event_credit import attribute, choose_experiment, read_log
+from ctxrec.experiments.exposures import read_exposures
 from ctxrec.retrieval.retriever import find_bundle, load_retriever
 from serve.api import RecommendRequest
 from serve.engine import Engine
@@ -61,11 +61,11 @@ def test_the_rule_file_is_followed_and_a_damaged_one_is_not(client, rule_file, w
 def running_test(client, models, tiny_run, make_variant, tmp_path, wait_for):
     """A test in which half of the users get another version; with the bundles by arm."""
     make_variant(find_bundle(tiny_run), tmp_path / "other", by=5)
-    test = experiment.start(str(tmp_path / "other"), models, name="half", arm="b", share=0.5)
+    test = ab_test.start(str(tmp_path / "other"), models, name="half", arm="b", share=0.5)
     wait_for(lambda: "experiment" in client.ask(user_id="u1"), 90)
     yield test, {"control": find_bundle(tiny_run), "b": str(tmp_path / "other")}
-    if experiment.read_experiment(models) is not None:
-        experiment.end(models)
+    if ab_test.read_experiment(models) is not None:
+        ab_test.end(models)
     wait_for(lambda: "experiment" not in client.ask(user_id="u1"))
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ctxrec.ab_statistics import Ratio, compare, holm, ratio, sample_ratio_p
-from ctxrec.attribution import Observed
 from ctxrec.core.errors import UserError
-from ctxrec.experiment import CONTROL
+from ctxrec.experiments.ab_test import CONTROL
+from ctxrec.experiments.event_credit import Observed
+from ctxrec.experiments.statistics import Ratio, compare, holm, ratio, sample_ratio_p
 
 USERS, LISTS = "users who did", "events per list"  # the two metrics of each action
 MISMATCH = 0.001  # p-value of the arms' sizes below which the test is broken

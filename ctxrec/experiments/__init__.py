@@ -1,0 +1,1 @@
+"""A/B tests of published versions: exposures, credit of events, statistics."""
