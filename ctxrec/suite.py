@@ -13,8 +13,8 @@ from ctxrec.core.dataset_spec import DatasetSpec, load_spec
 from ctxrec.core.errors import UserError
 from ctxrec.core.toml import build_dataclass, parse_value, read_toml, toml_value
 from ctxrec.datasets import DATASETS
+from ctxrec.datasets.simulation import Simulation
 from ctxrec.evaluation.ablations import parse_names
-from ctxrec.simulation import Simulation
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

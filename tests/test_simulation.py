@@ -22,9 +22,20 @@ from ctxrec.data.events import (
 )
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.datasets import write_simulated
+from ctxrec.datasets.oracle import load_oracle, load_oracles, oracle_of_log
+from ctxrec.datasets.simulation import (
+    DEVICES,
+    LIKING,
+    NEVER,
+    PLACES,
+    TASTE,
+    TEST_SHARE,
+    TRUTH,
+    SimulatedLog,
+    Simulation,
+    Truth,
+)
 from ctxrec.metrics.ranking import request_metrics, top_k
-from ctxrec.oracle import load_oracle, load_oracles, oracle_of_log
-from ctxrec.simulation import DEVICES, LIKING, NEVER, PLACES, TASTE, TEST_SHARE, TRUTH, SimulatedLog, Simulation, Truth
 
 ROOT = Path(__file__).parent.parent
 
@@ -183,8 +194,8 @@ def test_the_truth_must_be_that_of_the_data(simulated, tmp_path):
 @pytest.mark.parametrize("users", [3, 40])
 def test_few_users_without_attributes_are_not_read_from_the_truth(tmp_path, ray_cluster, users, monkeypatch):
     """Without any event nothing is known of what is a user's own; events and items are gone through in parts."""
-    from ctxrec import oracle
     from ctxrec.core.dataset_spec import load_spec
+    from ctxrec.datasets import oracle
     from ctxrec.ingest.pipeline import prepare
 
     write_simulated(str(tmp_path / "ds"), Simulation(users=users, items=50, events=100 * users, seed=2))
@@ -257,8 +268,8 @@ def test_titles_carry_category_and_brand(tmp_path):
 
 
 def test_several_files_hold_the_same_log(tmp_path, monkeypatch):
-    from ctxrec import simulation
     from ctxrec.datasets import simulated as writer
+    from ctxrec.datasets import simulation
 
     plan = Simulation(users=30, items=30, events=5_000)
     monkeypatch.setattr(simulation, "EVENTS_AT_ONCE", 500)

@@ -9,7 +9,7 @@ import os
 from ctxrec.core import cli
 from ctxrec.core.errors import UserError
 from ctxrec.datasets import DATASETS, SIMULATE, source_name, write_simulated
-from ctxrec.simulation import Simulation
+from ctxrec.datasets.simulation import Simulation
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ctxrec.core import storage
 from ctxrec.datasets import common
-from ctxrec.simulation import TRUTH, SimulatedLog, Simulation
+from ctxrec.datasets.simulation import TRUTH, SimulatedLog, Simulation
 
 logger = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from ctxrec.core.errors import UserError
 from ctxrec.data.events import ranges
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.splits import held_out_items
+from ctxrec.datasets.oracle import Oracle, load_oracles, oracle_of_log
 from ctxrec.evaluation.ablations import train_ablations
 from ctxrec.evaluation.baselines.selection import SPLITS, fit_contenders
 from ctxrec.evaluation.diversity_tradeoff import settings, tradeoff, without_arranged
@@ -26,7 +27,6 @@ from ctxrec.evaluation.report import page
 from ctxrec.evaluation.second_stage import RERANK, in_words, second_stage
 from ctxrec.evaluation.summary import MODEL, RERANKED, RankedLists, best_baseline, focus, summarise
 from ctxrec.metrics.ranking import request_metrics
-from ctxrec.oracle import Oracle, load_oracles, oracle_of_log
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.slate.rules import rules_of
 from ctxrec.training.trackers import read_train_log

@@ -19,7 +19,7 @@ from ctxrec.core.errors import UserError
 from ctxrec.data.events import US, Context, Histories, Requests, histories_from_table
 from ctxrec.data.prepared import FeatureMeta, PreparedData
 from ctxrec.data.splits import held_out_items
-from ctxrec.simulation import (
+from ctxrec.datasets.simulation import (
     DAYPARTS,
     DEVICES,
     FROM_ATTRIBUTES,
@@ -32,7 +32,7 @@ from ctxrec.simulation import (
     Truth,
     item_id,
 )
-from ctxrec.vocabulary import BRANDS
+from ctxrec.datasets.vocabulary import BRANDS
 
 _CANDIDATES = 1_000  # weights that an item of unknown weight may have
 _ITERATIONS = 100  # of the search for the likeliest tastes

@@ -1,4 +1,4 @@
-"""Words of the simulated catalogue's titles (see `ctxrec.simulation`)."""
+"""Words of the simulated catalogue's titles (see `ctxrec.datasets.simulation`)."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ import safetensors.numpy
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import US
-from ctxrec.vocabulary import ADJECTIVES, BRANDS, CATEGORIES
+from ctxrec.datasets.vocabulary import ADJECTIVES, BRANDS, CATEGORIES
 
 TRUTH = "truth.safetensors"
 TEST_SHARE = 0.1  # of the temporal split that cold items are launched after
