@@ -15,8 +15,8 @@ def main() -> None:
     parser.add_argument("--sources", metavar="DIR", help="folder with one sub-folder of own files for each data set")
     parser.add_argument("--only", metavar="LABEL", action="append", help="this data set alone; may be given many times")
     args = parser.parse_args()
-    from ctxrec.benchmark_results import markdown  # after the arguments: its imports take seconds
-    from ctxrec.benchmarking import run_from
+    from ctxrec.benchmarks.results import markdown
+    from ctxrec.benchmarks.runner import run_from
 
     results = run_from(
         args.suite, args.out, sources=args.sources, only=args.only, config=args.config, overrides=args.overrides

@@ -23,12 +23,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ctxrec import benchmark_report, benchmark_results
+from ctxrec.benchmarks import report as benchmark_report
+from ctxrec.benchmarks.suite import Entry, Suite, find_source, load_suite, overridden_spec, spec_toml
 from ctxrec.core import schema, storage
 from ctxrec.core.config import load_config
 from ctxrec.core.errors import UserError
 from ctxrec.datasets import SIMULATE
-from ctxrec.suite import Entry, Suite, find_source, load_suite, overridden_spec, spec_toml
 
 
 class StepFailed(Exception):
@@ -111,10 +111,10 @@ def run_suite(suite: Suite, options: Options) -> dict[str, Any]:
     for number, entry in enumerate(suite.dataset, 1):
         print(f"== {number}/{len(suite.dataset)} {entry.title}", flush=True)
         outcomes.append(run_entry(entry, suite, options))
-        rows = [benchmark_results.row(o.entry.title, o.folder, o.runs, o.failures) for o in outcomes]
+        rows = [results.row(o.entry.title, o.folder, o.runs, o.failures) for o in outcomes]
         results = {"seeds": list(suite.seeds), "ablations": list(suite.ablations), "datasets": rows}
         storage.write_json(os.path.join(options.out, "results.json"), results)
-        storage.write_text(os.path.join(options.out, "results.md"), benchmark_results.markdown(results))
+        storage.write_text(os.path.join(options.out, "results.md"), results.markdown(results))
         storage.write_text(os.path.join(options.out, "report.html"), benchmark_report.render(results))
     return results
 

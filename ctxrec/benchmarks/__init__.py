@@ -1,0 +1,1 @@
+"""Suites of data sets, seeds and ablations, and their table."""
