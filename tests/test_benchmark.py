@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ctxrec.benchmarks import report as benchmark_report
-from ctxrec.benchmarks import results
+from ctxrec.benchmarks import results as results_table
 from ctxrec.benchmarks.suite import find_source, load_suite, overridden_spec, spec_toml
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.core.errors import UserError
@@ -118,7 +118,7 @@ def test_seeds_are_pooled_request_by_request(tmp_path):
         1: write_run(tmp_path, 1, second, shuffled_context={**interval(0.4), "drop": {"mean": 0.2}}),
         0: write_run(tmp_path, 0, first, slices=cold),
     }
-    row = results.row("toy", str(tmp_path), runs, [])
+    row = results_table.row("toy", str(tmp_path), runs, [])
     assert (row["seeds"], row["requests"], row["train_minutes"]) == ([0, 1], 4, 1.5)
     assert row["model"]["mean"] == pytest.approx(0.5)
     assert row["model"]["low"] < 0.5 < row["model"]["high"]
@@ -134,11 +134,11 @@ def test_seeds_are_pooled_request_by_request(tmp_path):
 
 def test_the_interval_holds_the_chance_of_seeds_and_of_requests():
     same = np.full(400, 0.3)
-    assert results.pooled([same, same]) == pytest.approx({"mean": 0.3, "low": 0.3, "high": 0.3})
-    seeds = results.pooled([same, same + 0.2])  # no chance in the requests: that of two seeds is left
+    assert results_table.pooled([same, same]) == pytest.approx({"mean": 0.3, "low": 0.3, "high": 0.3})
+    seeds = results_table.pooled([same, same + 0.2])  # no chance in the requests: that of two seeds is left
     assert seeds == pytest.approx({"mean": 0.4, "low": 0.3, "high": 0.5})
     draws = np.random.default_rng(0).random(400)
-    requests = results.pooled([draws] * 3)
+    requests = results_table.pooled([draws] * 3)
     # Of a uniform variable: 1.96 * sqrt(1 / 12 / 400) each side.
     assert requests["high"] - requests["low"] == pytest.approx(2 * 0.02829, rel=0.15)
 
@@ -152,16 +152,16 @@ def test_what_is_missing_is_an_empty_cell():
          "gain": {"mean": 0.1, "low": 0.05, "high": 0.15, "share": 1.0}, "slices": {}},
     ]  # fmt: skip
     results = {"seeds": [0], "ablations": [], "datasets": rows}
-    header, cells = results.table(results)
+    header, cells = results_table.table(results)
     assert header == ["data set", "requests", "ctxrec", "best single baseline", "gain over it"]
     assert cells[0] == ["nothing", "", "(failed: train of seed 1)", "", ""]
     assert cells[1][2:] == ["0.2000 (0.1000 to 0.3000)", "EASE 0.1000", "+100.0 %: +0.1000 (+0.0500 to +0.1500)"]
-    of_three = results.table(results | {"seeds": [0, 1, 2]})[1]
+    of_three = results_table.table(results | {"seeds": [0, 1, 2]})[1]
     assert [row[0] for row in of_three] == ["nothing", "some (1 of 3 seeds)"]
     rows[1]["ensemble_gain"] = {"mean": -0.1, "low": -0.15, "high": 0.05, "share": -0.5}
-    header, cells = results.table(results)
+    header, cells = results_table.table(results)
     assert (header[-1], cells[1][-1]) == ("gain over the ensemble", "-50.0 %: -0.1000 (-0.1500 to +0.0500)")
-    text = results.markdown(results)
+    text = results_table.markdown(results)
     assert "- nothing: train of seed 1 failed: error: a | b" in text and text.count("\n| nothing | ") == 1
     page = benchmark_report.render(results)
     assert "What failed" in page and "some" in page and "<script" not in page

@@ -126,7 +126,7 @@ def planted():
 
 
 def test_all_targets_of_the_requests_that_are_ranked_compete_in_large_catalogues(monkeypatch):
-    from ctxrec.memory import blend
+    from ctxrec.memory import blend as module
 
     rng = np.random.default_rng(0)
     num, num_items, dim, found = 400, 200, 4, []
@@ -143,10 +143,10 @@ def test_all_targets_of_the_requests_that_are_ranked_compete_in_large_catalogues
         target_offsets=np.arange(num + 1),
         target_items=rng.integers(0, num_items, num).astype(np.int32),
     )
-    fit_of = blend._Fit.of
-    monkeypatch.setattr(blend, "_POOL", 40)
-    monkeypatch.setattr(blend, "_CELLS", 40 * len(blend.sources) * 16)  # room for 16 requests
-    monkeypatch.setattr(blend._Fit, "of", lambda *a, **k: found.append(fit_of(*a, **k)) or found[-1])
+    fit_of = module._Fit.of
+    monkeypatch.setattr(module, "_POOL", 40)
+    monkeypatch.setattr(module, "_CELLS", 40 * len(blend.sources) * 16)  # room for 16 requests
+    monkeypatch.setattr(module._Fit, "of", lambda *a, **k: found.append(fit_of(*a, **k)) or found[-1])
     fit_blend(blend, vectors, vectors[requests.target_items], requests, repeats=True, seed=0)
     assert 40 <= found[0].scores_NIK.shape[1] <= 60
     assert sorted(found[0].row_T.tolist()) == list(range(16))  # a target each

@@ -13,7 +13,7 @@ from ctxrec.core.errors import UserError
 from ctxrec.data.events import US, time_codes
 from ctxrec.data.features import gap_buckets
 from ctxrec.data.prepared import FeatureMeta
-from ctxrec.retrieval import recommender
+from ctxrec.retrieval import recommender as module
 from ctxrec.retrieval.recommender import RawEvent, RawRequest, Recommender
 from ctxrec.retrieval.request_reader import ContextReader
 
@@ -177,7 +177,7 @@ def test_scores_are_products_and_do_not_depend_on_the_batch(recommender, monkeyp
     requests, _ = recommender.make_requests(raw)
     queries, scores = recommender.queries(requests), recommender.scores(requests)
     np.testing.assert_allclose(scores, queries @ recommender.item_vectors.T, atol=1e-6)
-    monkeypatch.setattr(recommender, "BATCH_SIZE", 4)
+    monkeypatch.setattr(module, "BATCH_SIZE", 4)
     np.testing.assert_allclose(recommender.queries(requests), queries, atol=1e-5)
     for n in range(11):
         alone, _ = recommender.make_requests(raw[n : n + 1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
+from ctxrec.benchmarks import results as results_table
 from ctxrec.evaluation.report import charts
 from ctxrec.evaluation.report.html import chart, e, finding, legend, name, page, paragraph, percent, section, table
 from ctxrec.evaluation.summary import verdict
@@ -74,9 +75,9 @@ def _levels(made: list[dict[str, Any]]) -> str:
 
 
 def _table(results: dict[str, Any]) -> str:
-    header, rows = results.table(results)
+    header, rows = results_table.table(results)
     finished = [(cells[0], [_cell(text) for text in cells[1:]], False) for cells in rows]
-    return section("All figures", paragraph(results.about(results)), table(["", *header[1:]], finished))
+    return section("All figures", paragraph(results_table.about(results)), table(["", *header[1:]], finished))
 
 
 def _cell(text: str) -> str:
@@ -87,7 +88,7 @@ def _cell(text: str) -> str:
 
 def _failures(results: dict[str, Any]) -> str:
     lines = [
-        paragraph(f"{row['label']}, {results.failed_step(failure)}: {failure['message']}")
+        paragraph(f"{row['label']}, {results_table.failed_step(failure)}: {failure['message']}")
         for row in results["datasets"]
         for failure in row["failures"]
     ]

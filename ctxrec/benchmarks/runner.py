@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ctxrec.benchmarks import report as benchmark_report
+from ctxrec.benchmarks import results as results_table
 from ctxrec.benchmarks.suite import Entry, Suite, find_source, load_suite, overridden_spec, spec_toml
 from ctxrec.core import schema, storage
 from ctxrec.core.config import load_config
@@ -111,10 +112,10 @@ def run_suite(suite: Suite, options: Options) -> dict[str, Any]:
     for number, entry in enumerate(suite.dataset, 1):
         print(f"== {number}/{len(suite.dataset)} {entry.title}", flush=True)
         outcomes.append(run_entry(entry, suite, options))
-        rows = [results.row(o.entry.title, o.folder, o.runs, o.failures) for o in outcomes]
+        rows = [results_table.row(o.entry.title, o.folder, o.runs, o.failures) for o in outcomes]
         results = {"seeds": list(suite.seeds), "ablations": list(suite.ablations), "datasets": rows}
         storage.write_json(os.path.join(options.out, "results.json"), results)
-        storage.write_text(os.path.join(options.out, "results.md"), results.markdown(results))
+        storage.write_text(os.path.join(options.out, "results.md"), results_table.markdown(results))
         storage.write_text(os.path.join(options.out, "report.html"), benchmark_report.render(results))
     return results
 

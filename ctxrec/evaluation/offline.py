@@ -23,7 +23,7 @@ from ctxrec.evaluation.ablations import train_ablations
 from ctxrec.evaluation.baselines.selection import SPLITS, fit_contenders
 from ctxrec.evaluation.diversity_tradeoff import settings, tradeoff, without_arranged
 from ctxrec.evaluation.rank_requests import RankingPlan, check_bundles, rank_requests, ranked_lists, run_bundles
-from ctxrec.evaluation.report import page
+from ctxrec.evaluation.report import page as report_page
 from ctxrec.evaluation.second_stage import RERANK, in_words, second_stage
 from ctxrec.evaluation.summary import MODEL, RERANKED, RankedLists, best_baseline, focus, summarise
 from ctxrec.metrics.ranking import request_metrics
@@ -244,16 +244,16 @@ def _write(
     pq.write_table(requests, sink)
     storage.write_bytes(storage.join(out, "requests.parquet"), sink.getvalue())
 
-    page = page.render_report(
+    html = report_page.render_report(
         metrics,
-        facts=page.Facts.of(prepared, config),
+        facts=report_page.Facts.of(prepared, config),
         train_log=read_train_log(run) if run is not None else [],
         examples=_examples(
             prepared, lists, ndcg, table, system=system, other=best_baseline(metrics), seed=config.evaluate.seed
         ),
         config_toml=to_toml(config),
     )
-    storage.write_text(storage.join(out, "report.html"), page)
+    storage.write_text(storage.join(out, "report.html"), html)
     storage.write_json(storage.join(out, "metrics.json"), metrics)
 
 
@@ -285,7 +285,7 @@ def _examples(
     system: str,
     other: str | None,
     seed: int,
-) -> list[page.Example]:
+) -> list[report_page.Example]:
     """Three users drawn among those with a hit in the first ten, and three among the others."""
     rng = np.random.default_rng(seed)
     drawn = [rng.permutation(np.flatnonzero(mask))[:3] for mask in (ndcg > 0, ndcg == 0)]
@@ -304,9 +304,9 @@ def _examples(
     for n in np.concatenate(drawn):
         top, targets = lists.tops[system][n], lists.targets(n)
         place = {int(item): rank for rank, item in enumerate(top, 1) if item >= 0}
-        taken = [page.Taken(t, place.get(int(i))) for t, i in zip(names(targets), targets, strict=True)]
+        taken = [report_page.Taken(t, place.get(int(i))) for t, i in zip(names(targets), targets, strict=True)]
         examples.append(
-            page.Example(
+            report_page.Example(
                 user_id=lists.user_ids[n],
                 about=[_asked_at(asked[int(n)].as_py()), *_facts_of(lists, n)],
                 saw=names(recent[int(n)].values.to_numpy()),

@@ -96,7 +96,7 @@ def render_report(
         config_toml: the options as TOML.
     """
     title = f"{facts.name}: ctxrec evaluation"
-    sections = [
+    parts = [
         _header(metrics, facts),
         sections.ranking(metrics),
         _users(examples, metrics),
@@ -108,7 +108,7 @@ def render_report(
         training(train_log) if metrics[MODEL] else "",
         _about(metrics, facts, config_toml),
     ]
-    return page(title, sections)
+    return page(title, parts)
 
 
 def _diversity(metrics: dict[str, Any]) -> str:
