@@ -45,11 +45,11 @@ test-all: setup
 	$(BIN)/python -m pytest $(ARGS)
 
 fault-test: setup
-	$(BIN)/python -m pytest tests/test_faults.py tests/test_zero.py tests/test_training.py tests/test_cluster_jobs.py $(ARGS)
+	$(BIN)/python -m pytest tests/system/test_faults.py tests/system/test_zero.py tests/system/test_training.py tests/system/test_cluster_jobs.py $(ARGS)
 
 cluster-test: setup
 	$(BIN)/python -m cluster.render --check
-	$(BIN)/python -m pytest tests/test_cluster*.py tests/test_plan.py $(ARGS)
+	$(BIN)/python -m pytest tests/cluster tests/system/test_cluster*.py tests/training/test_capacity_plan.py $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

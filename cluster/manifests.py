@@ -269,7 +269,7 @@ def _redis(settings: Settings) -> list[dict[str, Any]]:
     container = {
         "name": "redis",
         "image": "redis:7.4",
-        # What the service acknowledges must be on disk: see store_durable in serve/options.py.
+        # What the service acknowledges must be on disk: see store_durable in serve/arguments.py.
         "args": ["--appendonly", "yes", "--appendfsync", "always", "--save", "", "--requirepass", "$(REDIS_PASSWORD)"],
         "env": [{"name": "REDIS_PASSWORD", "valueFrom": password}],
         "ports": [{"name": "redis", "containerPort": 6379}],

@@ -18,10 +18,10 @@ from ray.serve.config import BackpressureConfig
 from ctxrec.bundle.format import check_bundle
 from ctxrec.bundle.registry import is_models
 from ctxrec.retrieval.retriever import find_bundle
+from serve.arguments import AppArgs
 from serve.deployment import Service
 from serve.engine import served_config
 from serve.keys import keys_from_environment
-from serve.options import AppArgs
 from serve.rule_file import RuleFile
 from serve.stopping import drain_on_sigterm
 

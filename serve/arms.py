@@ -16,7 +16,7 @@ from ctxrec.experiments.ab_test import CONTROL, Arm, Experiment
 from ctxrec.experiments.exposures import Exposure, write_exposures
 from serve.api import RecommendRequest
 from serve.engine import Answer, Engine, Reply
-from serve.items import Every, ItemSync
+from serve.item_sync import Every, ItemSync
 
 logger = logging.getLogger(__name__)
 

@@ -31,14 +31,14 @@ from serve.api import (
     RecommendBatch,
     RecommendRequest,
 )
+from serve.arguments import AppArgs
 from serve.direct import DirectServer
 from serve.engine import answer_json
 from serve.http import AsciiJson, install_shortcuts, is_batch, make_app, parse, user_error
 from serve.journal import Refused, logged_events
 from serve.keys import READ, WRITE, Keys
-from serve.metrics import CONTENT_TYPE, Metrics
-from serve.options import AppArgs
 from serve.replica import Replica
+from serve.service_metrics import CONTENT_TYPE, Metrics
 
 app = make_app()
 app.include_router(browse.router)

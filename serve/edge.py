@@ -12,10 +12,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Message, Receive, Scope, Send
 
 from serve.access_log import AccessLog, request_id
+from serve.arguments import AppArgs
 from serve.keys import Keys
 from serve.limits import RateLimiter, address_of
-from serve.metrics import Metrics
-from serve.options import AppArgs
+from serve.service_metrics import Metrics
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 

@@ -16,7 +16,7 @@ from ctxrec.live.event_files import write_event_files
 from ctxrec.live.item_files import write_item_file
 from ctxrec.live.store import HistoryStore, LoggedEvent, StoreError
 from serve.api import EventsRequest
-from serve.items import Every
+from serve.item_sync import Every
 
 logger = logging.getLogger(__name__)
 

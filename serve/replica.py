@@ -19,14 +19,14 @@ from ctxrec.retrieval.item_encoder import ItemEncoder, NoEncoder
 from ctxrec.retrieval.retriever import find_bundle
 from ctxrec.retrieval.slate.rules import Rules
 from serve.api import RecommendRequest
+from serve.arguments import AppArgs
 from serve.arms import Arms, Call, ExposureLog, Version
-from serve.batching import MicroBatcher
 from serve.engine import Answer, Engine, Reply, load_engine, use_threads
-from serve.items import Every, ItemSync
+from serve.item_sync import Every, ItemSync
 from serve.journal import FileWriter, Journal, Refused
-from serve.metrics import Metrics
-from serve.options import AppArgs
+from serve.micro_batching import MicroBatcher
 from serve.rule_file import RuleFile
+from serve.service_metrics import Metrics
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import logging
 
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
-from ctxrec.retrieval.slate.builder import Arranger
 from ctxrec.retrieval.slate.rules import Rules, load_rules
+from ctxrec.retrieval.slate.slate_builder import Arranger
 
 logger = logging.getLogger(__name__)
 

@@ -16,13 +16,13 @@ import time
 from pathlib import Path
 
 import pytest
+from paths import REPO
 from trainings import NO_AGENT
 
 from ctxrec.training import deepspeed_engine
 
 deepspeed_engine.use_cpu_accelerator()
 EXTENSIONS = os.environ["TORCH_EXTENSIONS_DIR"]  # DeepSpeed's, compiled once and not on each host
-REPO = Path(__file__).resolve().parent.parent
 SUBNET = "10.213.7"
 
 

@@ -1,4 +1,4 @@
-"""Imports go one way: what is pure needs neither Ray nor DeepSpeed, the product needs no tool built on it."""
+"""The house: which package may import which, and what keeps a file small enough to read in one sitting."""
 
 from __future__ import annotations
 
@@ -6,38 +6,95 @@ import ast
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from paths import REPO
 
-REPO = Path(__file__).resolve().parent.parent
-PACKAGES = ("ctxrec", "tune", "serve")
-PURE = [
-    "errors", "storage", "config", "spec", "schema", "prepared", "events", "features", "batching", "backbones",
-    "model", "losses", "encoder", "texts", "metrics", "exact_search", "index", "index_building", "baselines", "item_models", "ensemble", "slices", "summary", "bundle", "recommender", "retrieval",
-    "likeness", "pairs", "memory", "blend", "new_items", "history_cache", "reranker", "rerank_candidates", "rerank_training", "simulation", "stream", "network", "validation", "cli",
-    "history_store", "history_sqlite", "history_redis", "event_files", "item_files", "filters", "timing",
-    "live_items", "live_vectors", "client", "published", "publish",
-    "plan_memory", "planning", "explain", "item_cards", "encoder_cache", "item_states", "lower_layers", "row_store", "faults",
-    "meter", "profiling", "tracking", "media",
-    "model_inputs", "embeddings", "loading", "before_validation", "context_reader", "oracle", "graph", "item_tower", "user_tower",
-]  # fmt: skip
-BASE = [
-    "errors",
-    "storage",
-    "typed_toml",
-    "config",
-    "spec",
-    "schema",
-    "prepared",
-    "events",
-    "history_sqlite",
-    "event_files",
-    "item_files",
-    "rules",
-    "diversity",
-]  # no torch either
-ENTRIES = [f"ctxrec/{name}.py" for name in ("prepare", "train", "evaluate", "recommend", "rerank", "benchmark", "plan")]
+# Each package of ctxrec, and the packages of ctxrec that it may import, anywhere in it.
+LAYERS: dict[str, tuple[str, ...]] = {
+    "core": (),
+    "metrics": ("core",),
+    "index": ("core",),
+    "data": ("core",),
+    "encoder": ("core", "data"),
+    "live": ("core", "data"),
+    "datasets": ("core", "data"),
+    "ingest": ("core", "data"),
+    "model": ("core", "data", "encoder"),
+    "memory": ("core", "data", "index", "metrics"),
+    "bundle": ("core", "data", "encoder", "index", "memory", "model"),
+    "experiments": ("core", "data", "ingest", "bundle"),
+    "training": ("core", "data", "ingest", "encoder", "model", "metrics", "index", "memory", "bundle"),
+    "retrieval": ("core", "data", "encoder", "model", "metrics", "memory", "index", "bundle"),
+    "evaluation": (
+        "core", "data", "ingest", "encoder", "model", "metrics", "index", "memory", "bundle", "training", "retrieval",
+        "live", "datasets",
+    ),
+    "benchmarks": ("core", "datasets", "evaluation", "metrics"),
+}  # fmt: skip
+# Third-party packages that a layer must not need, even inside a function.
+WITHOUT: dict[str, tuple[str, ...]] = {
+    "metrics": ("ray", "deepspeed", "torch"),
+    "data": ("ray", "deepspeed"),
+    "encoder": ("ray", "deepspeed"),
+    "live": ("ray", "deepspeed", "torch"),
+    "model": ("ray", "deepspeed"),
+    "memory": ("ray", "deepspeed"),
+    "bundle": ("ray", "deepspeed"),
+}
+COMMANDS = ("ab", "benchmark", "demo", "evaluate", "plan", "prepare", "publish", "recommend", "rerank", "train")
+MOST_FILES, MOST_LINES_OF_A_COMMAND, MOST_LINES = 18, 60, 400
+
+
+def files(package: str) -> list[Path]:
+    return sorted((REPO / package).rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports anywhere in it, in full; relative imports are not used in this repository."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_every_package_has_a_layer():
+    folders = {p.name for p in (REPO / "ctxrec").iterdir() if p.is_dir() and p.name != "__pycache__"}
+    assert folders == set(LAYERS)
+    seen: list[str] = []
+    for package, below in LAYERS.items():
+        assert set(below) <= set(seen), f"{package} may only import what stands above it in the table"
+        seen.append(package)
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_imports_go_one_way(package):
+    allowed = {package, *LAYERS[package]}
+    for path in files(f"ctxrec/{package}"):
+        for name in imports(path):
+            parts = name.split(".")
+            if parts[0] == "ctxrec":
+                assert parts[1] in allowed, f"{path.relative_to(REPO)} imports {name}; {package} may not"
+            assert parts[0] not in ("tune", "serve", "tests"), f"{path.relative_to(REPO)} imports {name}"
+            assert parts[0] not in WITHOUT.get(package, ()), f"{path.relative_to(REPO)} imports {name}"
+
+
+def test_the_thin_packages_do_not_import_each_other():
+    for package, other in (("tune", "serve"), ("serve", "tune")):
+        for path in files(package):
+            assert other not in {name.split(".")[0] for name in imports(path)}, path
+
+
+def test_no_two_modules_have_one_name():
+    names = Counter(path.stem for package in ("ctxrec", "serve", "tune") for path in files(package))
+    assert {name for name, count in names.items() if count > 1} <= {"__init__"}
+
 
 REFUSE = """
 import importlib, importlib.abc, sys
@@ -48,89 +105,49 @@ class Refuse(importlib.abc.MetaPathFinder):
             raise ImportError(f"{name} is refused")
 sys.meta_path.insert(0, Refuse())
 for module in modules:
-    importlib.import_module("ctxrec." + module)
+    importlib.import_module(module)
 """
 
 
-def import_without(blocked: list[str], modules: list[str]) -> subprocess.CompletedProcess:
+def import_without(blocked: tuple[str, ...], modules: list[str]) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", REFUSE, ",".join(blocked), ",".join(modules)]
     env = os.environ | {"PYTHONPATH": str(REPO)}
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=180, check=False)
 
 
-@pytest.mark.parametrize(
-    ("blocked", "modules"), [(["ray", "deepspeed", "tune", "serve"], PURE), (["ray", "deepspeed", "torch"], BASE)]
-)
-def test_pure_modules_import_without_ray_and_deepspeed(blocked, modules):
-    done = import_without(blocked, modules)
+def test_pure_packages_run_without_ray_and_deepspeed():
+    """The table above reads the sources; this runs them, so that what they import is seen through as well."""
+    modules = [
+        ".".join(path.relative_to(REPO).with_suffix("").parts)
+        for package, blocked in WITHOUT.items()
+        if "ray" in blocked
+        for path in files(f"ctxrec/{package}")
+    ]
+    done = import_without(("ray", "deepspeed", "tune", "serve"), modules)
     assert done.returncode == 0, done.stderr
+    assert len(modules) > 30
 
 
 def test_the_refusal_works():
-    done = import_without(["ray"], ["runtime"])
+    done = import_without(("ray",), ["ctxrec.core.ray_cluster"])
     assert done.returncode != 0 and "ray is refused" in done.stderr
 
 
-def imports(path: Path) -> set[str]:
-    """Modules that a file imports anywhere in it, in full; relative imports are not used in this repository."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+def test_the_private_parts_of_ray_are_used_in_one_file():
+    private = ("ray._private", "ray.dashboard", "ray.train.v2._internal", "ray.serve._private", "ray.tune._")
+    users = {
+        str(path.relative_to(REPO))
+        for package in ("ctxrec", "serve", "tune", "cluster")
+        for path in files(package)
+        if any(name.startswith(private) or "._internal" in name for name in imports(path) if name.startswith("ray."))
+    }
+    assert users == {"ctxrec/core/ray_private.py"}
 
 
-def files(package: str) -> list[Path]:
-    return sorted((REPO / package).rglob("*.py"))
-
-
-def test_the_product_imports_no_package_built_on_it():
-    for path in files("ctxrec"):
-        assert not {name.split(".")[0] for name in imports(path)} & {"tune", "serve", "tests"}, path
-
-
-def test_the_thin_packages_do_not_import_each_other():
-    for package, other in (("tune", "serve"), ("serve", "tune")):
-        for path in files(package):
-            assert other not in {name.split(".")[0] for name in imports(path)}, path
-
-
-def test_no_cycle_of_modules():
-    """At import time no module of ctxrec needs, by any way, a module that needs it."""
-    modules: dict[str, list[Path]] = {}  # a package is one module
-    for path in files("ctxrec"):
-        modules.setdefault(path.relative_to(REPO / "ctxrec").parts[0].removesuffix(".py"), []).append(path)
-
-    def top_level(path: Path) -> set[str]:
-        names: set[str] = set()
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "ctxrec":
-                parts = node.module.split(".")[1:]
-                names |= set(parts[:1]) if parts else {alias.name for alias in node.names}
-        return names & set(modules)
-
-    needs = {name: set().union(*map(top_level, paths)) - {name} for name, paths in modules.items()}
-    done: set[str] = set()
-
-    def visit(name: str, way: tuple[str, ...]) -> None:
-        assert name not in way, " -> ".join((*way, name))
-        if name not in done:
-            for needed in sorted(needs[name]):
-                visit(needed, (*way, name))
-            done.add(name)
-
-    for name in needs:
-        visit(name, ())
-    assert "backbones" in needs["model"] and needs["training"] and needs["backbones"], "imports were found"
-
-
-@pytest.mark.parametrize("entry", ENTRIES)
-def test_entry_modules_define_main_alone(entry):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_define_main_alone(command):
     """What is pickled to Ray's workers must not live in a module that runs as `__main__`."""
-    body = ast.parse((REPO / entry).read_text()).body
+    body = ast.parse((REPO / f"ctxrec/{command}.py").read_text()).body
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
     defined = [node for node in body if isinstance(node, kinds)]
     assert [node.name for node in defined if isinstance(node, ast.FunctionDef)] == ["main"] and len(defined) == 1
@@ -138,6 +155,23 @@ def test_entry_modules_define_main_alone(entry):
     assert isinstance(last, ast.If) and ast.unparse(last) == "if __name__ == '__main__':\n    cli.run(main)"
 
 
-def test_modules_are_short_enough_to_read():
-    long = {str(p.relative_to(REPO)): n for p in files("ctxrec") if (n := len(p.read_text().splitlines())) >= 500}
+def test_the_top_of_the_product_is_its_commands():
+    top = sorted((REPO / "ctxrec").glob("*.py"))
+    assert len(top) <= MOST_FILES
+    assert {p.stem for p in top} - {"__init__", "api", "client"} == set(COMMANDS)
+    long = {p.name: n for p in top if (n := len(p.read_text().splitlines())) > MOST_LINES_OF_A_COMMAND}
+    assert set(long) <= {"client.py"}, long
+
+
+@pytest.mark.parametrize("package", ["ctxrec", "serve", "tune"])
+def test_modules_are_short_enough_to_read(package):
+    long = {str(p.relative_to(REPO)): n for p in files(package) if (n := len(p.read_text().splitlines())) > MOST_LINES}
     assert not long, long
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_packages_say_what_they_know(package):
+    for init in (REPO / "ctxrec" / package).rglob("__init__.py"):
+        assert ast.get_docstring(ast.parse(init.read_text())), init
+    readme = REPO / "ctxrec" / package / "README.md"
+    assert readme.exists() and len(readme.read_text().splitlines()) <= 60

@@ -18,13 +18,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from paths import REPO
 from safetensors.numpy import load_file
 
 from ctxrec.core.config import to_toml
 from ctxrec.training.trackers import PHASES
-
-REPO = Path(__file__).resolve().parent.parent
-
 
 NO_AGENT = "No available agent to submit job"  # Ray's answer until an agent of its dashboard has registered
 

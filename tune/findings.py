@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 
-from tune.options import Sweep
+from tune.sweep_options import Sweep
 
 _FEWEST = 6  # trials below which a statement about single options is chance
 

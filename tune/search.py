@@ -11,8 +11,8 @@ import ray.tune.schedulers
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
-from tune.options import Sweep
 from tune.space import Parameter, defaults_inside
+from tune.sweep_options import Sweep
 
 TIME = "epoch"
 _BRACKETS = 3  # of HyperBand: grace periods of 1, `reduction` and its square

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ctxrec.core import cli
-from tune.options import load_sweep
-from tune.results import say
+from tune.sweep_options import load_sweep
+from tune.sweep_results import say
 from tune.sweeping import sweep
 
 

@@ -21,13 +21,13 @@ from ctxrec.core.toml import build_dataclass
 from ctxrec.data.prepared import PreparedData
 from ctxrec.training.driver import MANIFEST, train, with_absolute_paths
 from ctxrec.training.trackers import check_trackers
-from tune import results
+from tune import sweep_results
 from tune.board import Board
 from tune.budget import Budget, is_spent, open_account
 from tune.fidelity import share_of_users
-from tune.options import METRIC, Sweep, SweepConfig
 from tune.search import first_points, make_scheduler, make_searcher
 from tune.space import SECTIONS, tunes_encoder, with_values
+from tune.sweep_options import METRIC, Sweep, SweepConfig
 from tune.trial import TrialJob, begin_from, is_checkpoint, keep_checkpoint, make_trainable
 
 logger = logging.getLogger(__name__)
@@ -73,13 +73,13 @@ def sweep(data_path: str, out: str, plan: Sweep) -> dict[str, Any]:
     if not (stages and is_spent(storage.read_json(account))):
         stages.append(_full_stage(data_path, out, plan, stages))
         _run_stage(stages[-1], out)
-    rows = results.collect(out, [stage.name for stage in stages], plan)
-    best = results.best_of(rows, plan.options)
+    rows = sweep_results.collect(out, [stage.name for stage in stages], plan)
+    best = sweep_results.best_of(rows, plan.options)
     config = _options_of(plan, best)
     storage.write_text(storage.join(out, BEST), to_toml(config))
     if plan.options.final:
         _train_best(data_path, out, config, best)
-    return results.write(out, rows, best, plan, account=storage.read_json(account))
+    return sweep_results.write(out, rows, best, plan, account=storage.read_json(account))
 
 
 def _absolute(path: str) -> str:
@@ -197,8 +197,8 @@ def _full_stage(data_path: str, out: str, plan: Sweep, before: list[Stage]) -> S
     points = first_points(plan)
     if before:
         count = max(math.ceil(plan.options.fidelity.promote * plan.options.trials), 1)
-        rows = results.collect(out, [stage.name for stage in before], plan)
-        points = [row["values"] for row in results.in_order(rows, plan.options)][:count]
+        rows = sweep_results.collect(out, [stage.name for stage in before], plan)
+        points = [row["values"] for row in sweep_results.in_order(rows, plan.options)][:count]
         if not points:
             raise UserError(f"no cheap trial reached an evaluation: {_first_error(rows)}")
         plan = dataclasses.replace(plan, options=dataclasses.replace(plan.options, trials=len(points)))
@@ -217,7 +217,7 @@ def _run_stage(stage: Stage, out: str) -> None:
         UserError: the budget ends before anything is known.
         RuntimeError: every trial failed.
     """
-    record = results.record_path(out, stage.name)
+    record = sweep_results.record_path(out, stage.name)
     account = storage.join(out, ACCOUNT)
     if not _done(record, stage, account):
         options = stage.sweep.options

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ctxrec.benchmarks import report as benchmark_report
+from ctxrec.benchmarks import html_page as benchmark_page
 from ctxrec.benchmarks import results as results_table
 from ctxrec.benchmarks.suite import Entry, Suite, find_source, load_suite, overridden_spec, spec_toml
 from ctxrec.core import schema, storage
@@ -116,7 +116,7 @@ def run_suite(suite: Suite, options: Options) -> dict[str, Any]:
         results = {"seeds": list(suite.seeds), "ablations": list(suite.ablations), "datasets": rows}
         storage.write_json(os.path.join(options.out, "results.json"), results)
         storage.write_text(os.path.join(options.out, "results.md"), results_table.markdown(results))
-        storage.write_text(os.path.join(options.out, "report.html"), benchmark_report.render(results))
+        storage.write_text(os.path.join(options.out, "report.html"), benchmark_page.render(results))
     return results
 
 

@@ -385,7 +385,7 @@ class RerankConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DiversityConfig:
-    """What is done with the best candidates of a request at the end (`ctxrec.retrieval.slate.builder`); by default nothing.
+    """What is done with the best candidates of a request at the end (`ctxrec.retrieval.slate.slate_builder`); by default nothing.
 
     strength: of MMR: 0 keeps the order of the scores, 1 asks only that the items of a list differ.
     pool: the best of the model that compete for the places of a list; more where a request asks for more items.

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ctxrec.data.events import US, Context, Events, Histories, Requests, Users
+from ctxrec.data.events import US, Context, Events, Histories, Users
 from ctxrec.data.features import gap_buckets, scale_numbers, word_rows
 from ctxrec.data.prepared import FeatureMeta
+from ctxrec.data.requests import Requests
 
 
 @dataclass

@@ -105,51 +105,6 @@ class Histories:
         return len(self.users.ids)
 
 
-@dataclass(frozen=True)
-class Requests:
-    """N requests: what the user did before, who asks, when, in which context; targets when known."""
-
-    users: Users
-    history: Events
-    times: np.ndarray  # int64 [N] microseconds
-    context: Context  # [N]
-    target_offsets: np.ndarray | None = None  # int64 [N + 1]
-    target_items: np.ndarray | None = None  # int32
-    target_actions: np.ndarray | None = None  # int64, like target_items: see `action_sets`
-
-    def __len__(self) -> int:
-        return len(self.times)
-
-    def seen(self) -> list[np.ndarray]:
-        """Items of each request's history."""
-        return [self.history.items[self.history.row(n)] for n in range(len(self))]
-
-    def targets(self, n: int) -> np.ndarray:
-        assert self.target_offsets is not None and self.target_items is not None
-        return self.target_items[self.target_offsets[n] : self.target_offsets[n + 1]]
-
-    def evenly(self, limit: int) -> Requests:
-        """At most so many of them, at even distances."""
-        num = len(self)
-        return self if num <= limit else self.take(np.linspace(0, num - 1, limit).astype(np.int64))
-
-    def take(self, index: np.ndarray) -> Requests:
-        starts, stops = self.history.offsets[index], self.history.offsets[index + 1]
-        targets: dict[str, np.ndarray] = {}
-        if self.target_offsets is not None and self.target_items is not None:
-            positions, offsets = ranges(self.target_offsets[index], self.target_offsets[index + 1])
-            targets = {"target_offsets": offsets, "target_items": self.target_items[positions]}
-            if self.target_actions is not None:
-                targets["target_actions"] = self.target_actions[positions]
-        return Requests(
-            users=self.users.take(index),
-            history=self.history.cut(starts, stops),
-            times=self.times[index],
-            context=self.context.take(index),
-            **targets,
-        )
-
-
 def action_sets(codes: np.ndarray) -> np.ndarray:
     """Action codes as sets of one, int64: bit c stands for code c, the last bit for all codes that have none.
 
@@ -226,92 +181,39 @@ def histories_from_table(table: pa.Table, features: FeatureMeta) -> Histories:
     return Histories(users=users, events=events, split=flat(schema.EVENT_SPLIT))
 
 
-def split_requests(histories: Histories, split: int, *, repeats: bool) -> Requests:
-    """One request for each user with an eligible event in `split` (schema.VALID or schema.TEST).
-
-    The history is every event before the user's first one in the split; the request is made with the
-    time and context of that first event. Targets are the distinct items of the split's events, without
-    those of the history when `repeats` is False, each with all actions that the split's events have for it; a user
-    left without target makes no request.
-    """
-    events = histories.events
-    of_row = np.repeat(np.arange(len(histories)), events.lengths)
-    inside = np.flatnonzero(histories.split == split)
-    rows, first = np.unique(of_row[inside], return_index=True)
-    first = inside[first]  # absolute position of each row's first event in the split
-    history = events.cut(events.offsets[rows], first)
-
-    new_row = np.full(len(histories), -1, np.int64)
-    new_row[rows] = np.arange(len(rows))
-    span = int(events.items.max(initial=0)) + 1
-    pair = new_row[of_row[inside]] * span + events.items[inside]
-    pair, place = np.unique(pair, return_inverse=True)
-    actions = np.zeros(len(pair), np.int64)
-    np.bitwise_or.at(actions, place, action_sets(events.actions[inside]))
-    if not repeats:
-        seen = np.repeat(np.arange(len(rows)), history.lengths) * span + history.items
-        new = ~np.isin(pair, seen)
-        pair, actions = pair[new], actions[new]
-    counts = np.bincount(pair // span, minlength=len(rows)) if len(pair) else np.zeros(len(rows), np.int64)
-    kept = np.flatnonzero(counts)
-    requests = Requests(
-        users=histories.users.take(rows),
-        history=history,
-        times=events.times[first],
-        context=events.context.take(first),
-        target_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        target_items=(pair % span).astype(np.int32),
-        target_actions=actions,
-    )
-    return requests.take(kept)
-
-
 def concat_events(parts: list[Events]) -> Events:
     """The rows of several `Events` as those of one."""
     assert parts
     return Events(
-        offsets=_concat_offsets([p.offsets for p in parts]),
+        offsets=concat_offsets([p.offsets for p in parts]),
         items=np.concatenate([p.items for p in parts]),
         times=np.concatenate([p.times for p in parts]),
         actions=np.concatenate([p.actions for p in parts]),
-        context=_concat_contexts([p.context for p in parts]),
+        context=concat_contexts([p.context for p in parts]),
     )
 
 
-def concat_requests(parts: list[Requests]) -> Requests:
-    """Requests of several buckets as one."""
-    assert parts
-    return Requests(
-        users=Users(
-            ids=np.concatenate([p.users.ids for p in parts]),
-            cat=_concat_arrays([p.users.cat for p in parts]),
-            num=_concat_arrays([p.users.num for p in parts]),
-        ),
-        history=concat_events([p.history for p in parts]),
-        times=np.concatenate([p.times for p in parts]),
-        context=_concat_contexts([p.context for p in parts]),
-        target_offsets=_concat_offsets([p.target_offsets for p in parts if p.target_offsets is not None]),
-        target_items=np.concatenate([p.target_items for p in parts if p.target_items is not None]),
-        target_actions=_concat_known([p.target_actions for p in parts]),
-    )
-
-
-def _concat_offsets(parts: list[np.ndarray]) -> np.ndarray:
+def concat_offsets(parts: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(np.concatenate([np.diff(offsets) for offsets in parts]))]).astype(np.int64)
 
 
-def _concat_known(parts: list[np.ndarray | None]) -> np.ndarray | None:
-    known = [part for part in parts if part is not None]
-    return np.concatenate(known) if len(known) == len(parts) else None
-
-
-def _concat_arrays(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def concat_arrays(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _concat_contexts(parts: list[Context]) -> Context:
+def concat_contexts(parts: list[Context]) -> Context:
     return Context(
-        cat=_concat_arrays([c.cat for c in parts]),
-        num=_concat_arrays([c.num for c in parts]),
-        text=_concat_arrays([c.text for c in parts]),
+        cat=concat_arrays([c.cat for c in parts]),
+        num=concat_arrays([c.num for c in parts]),
+        text=concat_arrays([c.text for c in parts]),
     )
+
+
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+
+
+MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
+          "November", "December")  # fmt: skip
+
+
+HOURS = ("00-05 h", "06-11 h", "12-17 h", "18-23 h")

@@ -16,8 +16,9 @@ import torch
 
 from ctxrec.core import schema, storage
 from ctxrec.core.errors import UserError
-from ctxrec.data.events import US, Context, Histories, Requests, histories_from_table
+from ctxrec.data.events import US, Context, Histories, histories_from_table
 from ctxrec.data.prepared import FeatureMeta, PreparedData
+from ctxrec.data.requests import Requests
 from ctxrec.data.splits import held_out_items
 from ctxrec.datasets.simulation import (
     DAYPARTS,

@@ -5,12 +5,13 @@ Legend: I items, H encoder width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
 from ctxrec.core.config import EncoderConfig
 from ctxrec.encoder.text_encoder import TextEncoder, encode_share, plan_encoding, tokenise
-from ctxrec.model.inputs import TextTable
 
 
 def has_text(texts: list[str]) -> np.ndarray:
@@ -52,3 +53,18 @@ def encode_catalogue(
         with torch.inference_mode():
             vectors[plan.order] = encode_share(encoder, tokens, plan, 0, torch.device("cpu")).numpy()
     return vectors, present
+
+
+@dataclass
+class TextTable:
+    """Text vectors of the catalogue. `mean` and `scale` (of the un-tuned encoder's vectors) centre and
+    scale them, since raw language-model vectors share one direction (arXiv 2402.10602)."""
+
+    vectors_IH: torch.Tensor  # float32
+    present_I: torch.Tensor  # float32, 0 where an item has no text
+    mean_H: torch.Tensor
+    scale_H: torch.Tensor
+
+    def take(self, which_n: torch.Tensor) -> TextTable:
+        """The texts of these items alone, in this order."""
+        return TextTable(self.vectors_IH[which_n], self.present_I[which_n], self.mean_H, self.scale_H)

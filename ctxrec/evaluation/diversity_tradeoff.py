@@ -16,9 +16,9 @@ from ctxrec.core.errors import UserError
 from ctxrec.evaluation.summary import MODEL, SLICE_K, Interval, Metrics, RankedLists
 from ctxrec.metrics.ranking import bootstrap_means, list_metrics, percentile_interval, request_metrics
 from ctxrec.retrieval.recommender import Recommender
-from ctxrec.retrieval.slate.builder import content_vectors
 from ctxrec.retrieval.slate.item_attributes import Values
 from ctxrec.retrieval.slate.mmr import mean_distance, mean_set_distance
+from ctxrec.retrieval.slate.slate_builder import content_vectors
 
 PREFIX = "diversity="  # of the names of systems whose lists were arranged; a strength or an option alone follows
 CONTENT = f"distance@{SLICE_K}"  # of content vectors; that of a categorical column has its name behind a "/"

@@ -17,8 +17,9 @@ from tqdm import tqdm
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, DiversityConfig
 from ctxrec.core.errors import UserError
-from ctxrec.data.events import Requests, histories_from_table, split_requests, time_codes
+from ctxrec.data.events import histories_from_table, time_codes
 from ctxrec.data.prepared import PreparedData
+from ctxrec.data.requests import Requests, split_requests
 from ctxrec.evaluation.baselines.selection import SPLITS
 from ctxrec.evaluation.slices import time_labels
 from ctxrec.evaluation.summary import BEFORE, MODEL, RERANKED, SHUFFLED, SHUFFLED_SAME_TIME, SLICE_K, RankedLists

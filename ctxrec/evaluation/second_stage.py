@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from ctxrec.core.stopwatch import Stopwatch
-from ctxrec.data.events import histories_from_table, split_requests
+from ctxrec.data.events import histories_from_table
 from ctxrec.data.prepared import PreparedData
+from ctxrec.data.requests import split_requests
 from ctxrec.evaluation.rank_requests import RankingPlan
 from ctxrec.evaluation.summary import MODEL, SLICE_K, Metrics, verdict
 from ctxrec.retrieval.cross_encoder import load_reranker

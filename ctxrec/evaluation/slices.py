@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ctxrec.data.events import ACTION_BITS
+from ctxrec.data.events import ACTION_BITS, DAYS, HOURS, MONTHS
 
 HISTORY_BINS = ((1, 5), (6, 20), (21, 100), (101, None))
 FEW_SHOT = 5  # items with at most so many training events, and at least one
@@ -17,10 +17,6 @@ MAX_VALUES = 10  # values of an attribute with a slice of their own; the others 
 QUANTILES = (0.25, 0.5, 0.75)
 COLD, WARM, FEW, HELD_OUT = "cold_items", "warm_items", "few_shot_items", "held_out_items"
 COLD_AMONG_COLD, NEW_USERS = "cold_among_cold", "new_users"
-DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
-          "November", "December")  # fmt: skip
-HOURS = ("00-05 h", "06-11 h", "12-17 h", "18-23 h")
 
 
 def item_slices(item_counts: np.ndarray, held_out: np.ndarray | None = None) -> dict[str, np.ndarray]:

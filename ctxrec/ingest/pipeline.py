@@ -24,7 +24,7 @@ from ctxrec.core import ray_cluster, schema, storage
 from ctxrec.core.config import Config
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
-from ctxrec.data import parsing, splits
+from ctxrec.data import item_rows, parsing, splits
 from ctxrec.data.prepared import FeatureMeta, PreparedData
 from ctxrec.ingest import entities, histories, passes, readers, shards, triples
 
@@ -193,7 +193,7 @@ def _run(source: Source, out: str, config: Config) -> dict[str, Any]:
     totals = passes.write_histories(
         log, job, bucket_job, item_ids, attributes, [info.path for info in source.events], out, held_out
     )
-    table = entities.items_table(spec, items, log.new_items, totals.train_events, pairs=pairs)
+    table = item_rows.items_table(spec, items, log.new_items, totals.train_events, pairs=pairs)
     fs, inner = storage.filesystem(storage.join(out, schema.ITEMS))
     pq.write_table(table, inner, filesystem=fs)
     _note_log(notes, spec, log, totals)
@@ -225,9 +225,9 @@ def _run(source: Source, out: str, config: Config) -> dict[str, Any]:
 
 def _read_tables(
     source: Source, max_id_bytes: int, rejects: str
-) -> tuple[entities.Entities, entities.Entities, dict[str, int]]:
+) -> tuple[item_rows.Entities, item_rows.Entities, dict[str, int]]:
     """The item table, the user table, and what was rejected in them."""
-    spec, items, users, counts = source.spec, entities.NO_ENTITIES, entities.NO_ENTITIES, {}
+    spec, items, users, counts = source.spec, item_rows.NO_ENTITIES, item_rows.NO_ENTITIES, {}
     if spec.items is not None:
         items = entities.read_entities(
             source.items,
@@ -249,8 +249,8 @@ def _read_tables(
 
 def _features(
     spec: DatasetSpec,
-    items: entities.Entities,
-    users: entities.Entities,
+    items: item_rows.Entities,
+    users: item_rows.Entities,
     log: passes.LogFacts,
     *,
     limit: int,

@@ -18,7 +18,8 @@ import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 
-from ctxrec.data.events import Events, Requests
+from ctxrec.data.events import Events
+from ctxrec.data.requests import Requests
 from ctxrec.memory.item_memory import ItemMemory
 from ctxrec.memory.text_similarity import history_queries
 

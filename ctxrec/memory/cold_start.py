@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctxrec.data.events import Requests
+from ctxrec.data.requests import Requests
 from ctxrec.metrics.ranking import request_metrics, top_k
 
 HIDDEN, _MOST_HIDDEN = 0.05, 5000  # share of the known items that are made new, and their number at most

@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-from ctxrec.evaluation.baselines.baselines import LogStatistics, users_of_both
-from ctxrec.memory.item_models import EASE
+from ctxrec.data.log_statistics import LogStatistics, users_of_both
+from ctxrec.memory.ease import EASE
 
 EASE_ITEMS = 10_000  # of the most frequent: a matrix of 800 MB, inverted in half a minute
 NEIGHBOURS = 256  # of an item that are kept

@@ -17,7 +17,7 @@ import scipy.sparse as sp
 
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import Events
-from ctxrec.evaluation.baselines.baselines import TrainingEvents, gather_statistics
+from ctxrec.data.log_statistics import TrainingEvents, gather_statistics
 from ctxrec.memory.cooccurrence import nearest, pairs_in_order, pairs_of_users
 from ctxrec.memory.text_similarity import history_weights, stand_ins
 

@@ -9,18 +9,13 @@ import numpy as np
 import scipy.sparse as sp
 
 from ctxrec.data.events import Events
+from ctxrec.data.vectors import normalised, principal_axes
 
 DECAY, LAST = 0.7, 10  # weight of a step back in the history, and how many of them count
 STAND_INS = 5  # items whose texts are nearest to that of an item without events, which speak for it
 _SHARPNESS = 10.0  # of their weights, exp(sharpness * cosine)
 _CELLS = 1 << 24  # cosines held at once
 _MOST_PAIRS = 1 << 36  # of items without and with events; beyond, nobody speaks for the former
-
-
-def principal_axes(centred_NH: np.ndarray, width: int) -> np.ndarray:
-    """The `width` directions in which vectors vary most, by falling variance: float32 [H, width]."""
-    _, axes = np.linalg.eigh((centred_NH.T @ centred_NH).astype(np.float64))
-    return np.ascontiguousarray(axes[:, ::-1][:, :width], dtype=np.float32)
 
 
 def text_axes(vectors_IH: np.ndarray, present_I: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -44,11 +39,6 @@ def on_axes(vectors_IH: np.ndarray, present_I: np.ndarray, centre_H: np.ndarray,
 def reduced(vectors_IH: np.ndarray, present_I: np.ndarray, width: int) -> np.ndarray:
     """Text vectors on their own principal axes (`on_axes`). float32 [I, C]"""
     return on_axes(vectors_IH, present_I, *text_axes(vectors_IH, present_I, width))
-
-
-def normalised(rows: np.ndarray) -> np.ndarray:
-    """Rows of unit length; a row of zeros stays."""
-    return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)).astype(np.float32)
 
 
 def history_weights(history: Events, num_items: int, *, decay: float, last: int | None = None) -> sp.csr_array:

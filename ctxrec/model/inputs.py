@@ -91,18 +91,3 @@ class ItemTensors:
             place_I=torch.arange(len(which_n), device=which_n.device),
             media_IV={kind: vectors[which_n] for kind, vectors in self.media_IV.items()},
         )
-
-
-@dataclass
-class TextTable:
-    """Text vectors of the catalogue. `mean` and `scale` (of the un-tuned encoder's vectors) centre and
-    scale them, since raw language-model vectors share one direction (arXiv 2402.10602)."""
-
-    vectors_IH: torch.Tensor  # float32
-    present_I: torch.Tensor  # float32, 0 where an item has no text
-    mean_H: torch.Tensor
-    scale_H: torch.Tensor
-
-    def take(self, which_n: torch.Tensor) -> TextTable:
-        """The texts of these items alone, in this order."""
-        return TextTable(self.vectors_IH[which_n], self.present_I[which_n], self.mean_H, self.scale_H)

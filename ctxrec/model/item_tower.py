@@ -15,9 +15,10 @@ import torch.nn.functional as F
 
 from ctxrec.core.config import ModelConfig
 from ctxrec.data.batching import Batch
-from ctxrec.memory.text_similarity import principal_axes
+from ctxrec.data.vectors import principal_axes
+from ctxrec.encoder.text_table import TextTable
 from ctxrec.model.backbones.base import LayerNorm
-from ctxrec.model.inputs import ItemTensors, ModelShape, TextTable
+from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.layers import CategoryEmbedding, feature_name, module_name
 
 _ID_START = 0.1  # length of an ID vector before training

@@ -13,12 +13,13 @@ import torch.distributed as dist
 import torch.nn as nn
 
 from ctxrec.core.config import TrainConfig
+from ctxrec.core.tracing import section
 from ctxrec.data.batching import Batch
 from ctxrec.encoder.text_encoder import EncodePlan, TextEncoder, Tokens, encode_share
-from ctxrec.model.inputs import ItemTensors, TextTable
+from ctxrec.encoder.text_table import TextTable
+from ctxrec.model.inputs import ItemTensors
 from ctxrec.model.losses import bce_loss, sampled_softmax_loss, softmax_loss
 from ctxrec.model.two_tower import Towers
-from ctxrec.training.profiler import section
 
 CONTENT_POSITIONS = 512  # of a micro-batch that train the content head
 

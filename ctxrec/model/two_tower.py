@@ -14,8 +14,9 @@ import torch.nn.functional as F
 
 from ctxrec.core.config import ModelConfig
 from ctxrec.data.batching import Batch
+from ctxrec.encoder.text_table import TextTable
 from ctxrec.model.backbones.base import states_at
-from ctxrec.model.inputs import ItemTensors, ModelShape, TextTable
+from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.item_tower import ContentHead, ItemTower
 from ctxrec.model.user_tower import ActionHeads, UserTower
 

@@ -28,10 +28,10 @@ from safetensors.torch import load_file, save_file
 from ctxrec.core import schema, storage
 from ctxrec.core.config import EncoderConfig
 from ctxrec.core.errors import UserError
-from ctxrec.data.events import Requests
+from ctxrec.data.events import DAYS, MONTHS
 from ctxrec.data.prepared import FeatureMeta
+from ctxrec.data.requests import Requests
 from ctxrec.encoder.text_encoder import TextEncoder, Tokens, encode_share, plan_encoding
-from ctxrec.evaluation.slices import DAYS, MONTHS
 from ctxrec.metrics.ranking import top_k
 
 FOLDER = "reranker"  # beside the bundle in a run

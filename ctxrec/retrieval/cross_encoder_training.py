@@ -26,6 +26,7 @@ from ctxrec.core import storage
 from ctxrec.core.config import Config, EncoderConfig
 from ctxrec.core.errors import UserError
 from ctxrec.data.prepared import FeatureMeta, PreparedData
+from ctxrec.data.requests import validation_requests
 from ctxrec.encoder.text_encoder import TextEncoder, Tokens, resolve_encoder
 from ctxrec.encoder.text_table import has_text
 from ctxrec.metrics.ranking import bootstrap_means, percentile_interval, request_metrics
@@ -44,7 +45,6 @@ from ctxrec.retrieval.cross_encoder import (
 )
 from ctxrec.retrieval.pre_validation import recommender_before_validation
 from ctxrec.retrieval.rerank_candidates import Examples, find_candidates
-from ctxrec.training.validator import validation_requests
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctxrec.core import schema
-from ctxrec.data.events import Requests
+from ctxrec.data.requests import Requests
 from ctxrec.memory.blend import STATIC
 from ctxrec.retrieval.recommender import Recommender
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ctxrec.data.events import Requests
+from ctxrec.data.requests import Requests
 
 Value = tuple[np.ndarray, ...]
 

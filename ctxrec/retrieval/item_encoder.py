@@ -25,13 +25,13 @@ from ctxrec.core import schema, storage
 from ctxrec.core.dataset_spec import DatasetSpec, ItemsSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data.features import ItemFeatures, hash_id, item_features
+from ctxrec.data.item_rows import Entities, join_sentences, joined_text, numbers_or_null, value_lists
 from ctxrec.data.parsing import value_line, value_words
 from ctxrec.encoder.text_encoder import TextEncoder, resolve_encoder
-from ctxrec.encoder.text_table import encode_catalogue, has_text, make_text_table
-from ctxrec.ingest import entities
+from ctxrec.encoder.text_table import TextTable, encode_catalogue, has_text, make_text_table
 from ctxrec.memory.blend import NEW, STATIC
 from ctxrec.memory.text_similarity import STAND_INS, nearest_texts, on_axes
-from ctxrec.model.inputs import ItemTensors, TextTable
+from ctxrec.model.inputs import ItemTensors
 from ctxrec.retrieval.recommender import Recommender
 
 ITEM_ID = "item_id"
@@ -68,7 +68,7 @@ def rows_to_table(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> pa.Ta
     numbers = {name: pa.array([row.get(name) for row in rows], pa.float64()) for name in section.numeric}
     raw = {f"text {n}": text for n, text in enumerate(texts)}
     raw |= {f"category {name}": lists for name, lists in columns.items()} | numbers
-    given = entities.Entities(ids=pa.array([row[ITEM_ID] for row in rows], pa.string()), tables=[pa.table(raw)])
+    given = Entities(ids=pa.array([row[ITEM_ID] for row in rows], pa.string()), tables=[pa.table(raw)])
     return _items_table(spec, section, given, len(rows))
 
 
@@ -94,19 +94,19 @@ def fitting(row: Mapping[str, Any], spec: DatasetSpec) -> dict[str, Any]:
     return made
 
 
-def _items_table(spec: DatasetSpec, section: ItemsSpec, given: entities.Entities, num_rows: int) -> pa.Table:
-    texts = [given.column(f"text {n}", entities.joined_text) for n in range(len(section.text))]
+def _items_table(spec: DatasetSpec, section: ItemsSpec, given: Entities, num_rows: int) -> pa.Table:
+    texts = [given.column(f"text {n}", joined_text) for n in range(len(section.text))]
     empty = pa.array([""] * num_rows, pa.string())
     columns: dict[str, pa.Array] = {
         schema.ITEM_ID: given.ids,
         schema.ITEM_TITLE: texts[0].fill_null("") if texts else empty,
-        schema.ITEM_TEXT: entities.join_sentences(texts).fill_null("") if texts else empty,
+        schema.ITEM_TEXT: join_sentences(texts).fill_null("") if texts else empty,
         schema.ITEM_TRAIN_EVENTS: pa.array([0] * num_rows, pa.int64()),
     }
     for name in section.categorical:
-        columns[schema.category_column(name)] = given.column(f"category {name}", entities.value_lists)
+        columns[schema.category_column(name)] = given.column(f"category {name}", value_lists)
     for name in section.numeric:
-        columns[schema.numeric_column(name)] = given.column(name, entities.numbers_or_null)
+        columns[schema.numeric_column(name)] = given.column(name, numbers_or_null)
     if spec.graph is not None:
         columns[schema.category_column(schema.GRAPH)] = pa.array([[]] * num_rows, pa.list_(pa.string()))
     wanted = schema.items_schema(spec)

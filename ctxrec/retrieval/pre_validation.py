@@ -23,18 +23,17 @@ from ctxrec.core import schema, storage
 from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
 from ctxrec.data.features import ItemFeatures, item_features
+from ctxrec.data.log_statistics import trained_items, training_events
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.text_encoder import resolve_encoder
-from ctxrec.encoder.text_table import encode_catalogue, has_text, make_text_table
-from ctxrec.evaluation.baselines.baselines import training_events
+from ctxrec.encoder.text_table import TextTable, encode_catalogue, has_text, make_text_table
 from ctxrec.memory.blend import Blend
 from ctxrec.memory.item_memory import fit_memory
 from ctxrec.memory.text_similarity import reduced
-from ctxrec.model.inputs import ItemTensors, ModelShape, TextTable
+from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.two_tower import Towers
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.recommender import Recommender
-from ctxrec.training.window_sampler import trained_items
 
 logger = logging.getLogger(__name__)
 

@@ -21,12 +21,14 @@ from ctxrec.core.config import Config
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data.batching import Batcher
-from ctxrec.data.events import EARLIEST_S, LATEST_S, US, Events, Histories, Requests, Users, concat_events
+from ctxrec.data.events import EARLIEST_S, LATEST_S, US, Events, Histories, Users, concat_events
 from ctxrec.data.prepared import FeatureMeta
+from ctxrec.data.requests import Requests
+from ctxrec.encoder.text_table import TextTable
 from ctxrec.index.exact import ByColumn
 from ctxrec.memory.blend import Blend
 from ctxrec.model.backbones.base import InBf16
-from ctxrec.model.inputs import ItemTensors, TextTable
+from ctxrec.model.inputs import ItemTensors
 from ctxrec.model.two_tower import Towers
 from ctxrec.retrieval.history_cache import HistoryCache, Value, history_keys
 from ctxrec.retrieval.request_reader import ContextReader

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ctxrec.data.events import Requests
+from ctxrec.data.requests import Requests
 from ctxrec.metrics.ranking import top_k
 from ctxrec.retrieval.cross_encoder import Found, of_top
 

@@ -21,7 +21,7 @@ from ctxrec.core import storage
 from ctxrec.core.config import DiversityConfig, IndexConfig
 from ctxrec.core.errors import UserError
 from ctxrec.core.stopwatch import Stopwatch
-from ctxrec.data.events import Requests
+from ctxrec.data.requests import Requests
 from ctxrec.index.exact import NO_ITEM, Allowed, Excluded, exact_search, top_positions
 from ctxrec.index.faiss_index import Index, load_index
 from ctxrec.retrieval.cross_encoder import FOLDER, Reranker, load_reranker, titles_of
@@ -31,8 +31,8 @@ from ctxrec.retrieval.item_encoder import EncodedItems
 from ctxrec.retrieval.live_vectors import LiveVectors
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.recommender import Recommender
-from ctxrec.retrieval.slate.builder import Arranger, Found
 from ctxrec.retrieval.slate.rules import Rules
+from ctxrec.retrieval.slate.slate_builder import Arranger, Found
 
 BUNDLE = "bundle"  # the bundle's folder in a run
 

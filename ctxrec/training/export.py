@@ -15,14 +15,15 @@ import torch.distributed as dist
 
 from ctxrec.bundle.format import write_bundle
 from ctxrec.core import schema
-from ctxrec.data.events import Requests
+from ctxrec.data.requests import Requests
 from ctxrec.encoder.text_encoder import TextEncoder
+from ctxrec.encoder.text_table import TextTable
 from ctxrec.index.ray_fill import add_on_nodes
 from ctxrec.memory.blend import Blend, fit_blend
 from ctxrec.memory.cold_start import choose_bonus, hidden_items, without_items
 from ctxrec.memory.item_memory import as_if_known, with_stand_ins
 from ctxrec.memory.text_similarity import reduced, text_axes
-from ctxrec.model.inputs import ItemTensors, TextTable
+from ctxrec.model.inputs import ItemTensors
 from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
 from ctxrec.training import checkpoint

@@ -1,7 +1,7 @@
 """What a training needs of a GPU's memory, from the sizes of the encoder, the towers and the catalogue.
 
 Activations are what autograd keeps of a BERT-like layer without dropout and with fused attention, which keeps no scores,
-counted tensor by tensor; they and the peak of whole steps are held to measured sizes by tests/test_plan.py. States of the optimizer are divided as ZeRO does it (Rajbhandari et al. 2020, arXiv 1910.02054).
+counted tensor by tensor; they and the peak of whole steps are held to measured sizes by tests/training/test_capacity_plan.py. States of the optimizer are divided as ZeRO does it (Rajbhandari et al. 2020, arXiv 1910.02054).
 All sizes are in bytes.
 """
 

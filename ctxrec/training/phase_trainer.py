@@ -18,12 +18,13 @@ from safetensors.torch import save as save_tensors
 
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
+from ctxrec.core.tracing import section
 from ctxrec.encoder.text_encoder import plan_encoding
-from ctxrec.model.inputs import TextTable
+from ctxrec.encoder.text_table import TextTable
 from ctxrec.model.network import Network, choose_loss
 from ctxrec.training import checkpoint, deepspeed_engine, faults
 from ctxrec.training.export import Chosen
-from ctxrec.training.profiler import StepTrace, in_section, section
+from ctxrec.training.profiler import StepTrace, in_section
 from ctxrec.training.throughput import Meter
 from ctxrec.training.window_sampler import Step, TrainStream
 from ctxrec.training.worker_setup import Setup, encode_table

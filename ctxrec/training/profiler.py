@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
 import os
@@ -11,29 +10,19 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile
 
 from ctxrec.core import storage
+from ctxrec.core.tracing import PREFIX, section, set_tracing
 from ctxrec.training.trackers import PHASES
 
 SECTIONS = ("data", "encode", "towers", "loss", "backward", "communication", "optimizer", "other")
 FOLDER, SUMMARY = "profile", "summary.txt"
 WARM_UP, STEPS = 3, 5  # of a phase, as far as it has them: steps before the trace, and in it
-_PREFIX = "ctxrec."
 _COMMUNICATION = re.compile(r"gloo:|nccl:|ncclDevKernel")
 
-_tracing = False
 T = TypeVar("T")
 Span = tuple[str, float, float]  # section, start and end
-
-
-@contextlib.contextmanager
-def section(name: str) -> Iterator[None]:
-    """Names what runs inside in a trace; costs nothing to speak of when there is none."""
-    with record_function(_PREFIX + name):
-        yield
-        if _tracing and torch.cuda.is_available():
-            torch.cuda.synchronize()  # what was started here ends here
 
 
 def in_section(name: str, items: Iterable[T]) -> Iterator[T]:
@@ -58,8 +47,7 @@ class StepTrace:
     def step_done(self) -> None:
         self._done += 1
         if self._done == WARM_UP:
-            global _tracing
-            _tracing = True
+            set_tracing(True)
             gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
             self._profile = profile(activities=[ProfilerActivity.CPU, *gpu])
             self._profile.start()
@@ -70,8 +58,7 @@ class StepTrace:
         """Save what there is."""
         if self._profile is None:
             return
-        global _tracing
-        _tracing = False
+        set_tracing(False)
         self._profile.stop()
         steps = self._done - WARM_UP
         if steps:
@@ -93,8 +80,8 @@ def _spans(events: Iterable[dict[str, Any]]) -> list[Span]:
         if event.get("ph") != "X":
             continue
         name, start = str(event["name"]), event["ts"] / 1e6
-        if name.startswith(_PREFIX) and event.get("cat") == "user_annotation":  # and not its shadow on a GPU
-            spans.append((name.removeprefix(_PREFIX), start, start + event["dur"] / 1e6))
+        if name.startswith(PREFIX) and event.get("cat") == "user_annotation":  # and not its shadow on a GPU
+            spans.append((name.removeprefix(PREFIX), start, start + event["dur"] / 1e6))
         elif _COMMUNICATION.match(name):
             spans.append(("communication", start, start + event["dur"] / 1e6))
     return spans

@@ -6,28 +6,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ctxrec.core import schema
 from ctxrec.data.batching import Batcher
-from ctxrec.data.events import Requests, concat_requests, histories_from_table, split_requests
-from ctxrec.data.prepared import PreparedData
+from ctxrec.data.requests import Requests
+from ctxrec.encoder.text_table import TextTable
 from ctxrec.metrics.ranking import request_metrics, top_k
-from ctxrec.model.inputs import ItemTensors, TextTable
+from ctxrec.model.inputs import ItemTensors
 from ctxrec.model.network import Network
 
 METRIC_K = 10
 BATCH_SIZE = 128
-
-
-def validation_requests(data: PreparedData, limit: int) -> Requests | None:
-    """Requests of the validation split, at most `limit` (evenly taken); None where it is empty."""
-    parts = []
-    buckets = len(data.bucket_paths)
-    for bucket in range(buckets):
-        histories = histories_from_table(data.read_bucket(bucket), data.features)
-        requests = split_requests(histories, schema.VALID, repeats=data.spec.split.repeats)
-        if len(requests):
-            parts.append(requests.evenly(-(-limit // buckets)))
-    return concat_requests(parts).evenly(limit) if parts else None
 
 
 class Validator:

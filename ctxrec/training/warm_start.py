@@ -17,8 +17,9 @@ import scipy.sparse as sp
 import torch
 from scipy.sparse.linalg import eigsh
 
-from ctxrec.evaluation.baselines.baselines import TrainingEvents, count_followers
-from ctxrec.model.inputs import ItemTensors, TextTable
+from ctxrec.data.log_statistics import TrainingEvents, count_followers
+from ctxrec.encoder.text_table import TextTable
+from ctxrec.model.inputs import ItemTensors
 from ctxrec.model.item_tower import ItemTower
 
 WINDOW = 5  # steps between two items of a history that count as company, weighed by 1 / steps

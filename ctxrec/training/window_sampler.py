@@ -166,13 +166,3 @@ class TrainStream:
         stops = offsets[:-1] + np.diff(inside[offsets])
         windows = make_windows(offsets[:-1], stops, self.batcher.history)
         return int(inside[-1]), len(windows)
-
-
-def trained_items(data: PreparedData, last_split: int) -> np.ndarray:
-    """Items that have an event in a split up to `last_split`: bool [I]."""
-    trained = np.zeros(data.num_items, bool)
-    for bucket in range(len(data.bucket_paths)):
-        table = data.read_bucket(bucket, [schema.EVENT_ITEMS, schema.EVENT_SPLIT])
-        items, splits = (table.column(c).combine_chunks().flatten().to_numpy() for c in table.column_names)
-        trained[items[splits <= last_split]] = True
-    return trained

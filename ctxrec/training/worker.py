@@ -20,8 +20,8 @@ from safetensors.torch import load as load_tensors
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
+from ctxrec.data.log_statistics import training_events
 from ctxrec.encoder.text_encoder import TextEncoder
-from ctxrec.evaluation.baselines.baselines import training_events
 from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
 from ctxrec.training import checkpoint, faults, profiler

@@ -17,21 +17,20 @@ from safetensors.torch import save as save_tensors
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config
 from ctxrec.data.batching import Batcher
-from ctxrec.data.events import Requests
 from ctxrec.data.features import ItemFeatures, item_features
+from ctxrec.data.log_statistics import trained_items, training_events
 from ctxrec.data.prepared import PreparedData
+from ctxrec.data.requests import Requests, validation_requests
 from ctxrec.encoder.cache import Place, item_keys, vector_store, with_states
 from ctxrec.encoder.media import media_tables
 from ctxrec.encoder.text_encoder import TextEncoder, Tokens, plan_encoding, resolve_encoder, tokenise
-from ctxrec.encoder.text_table import has_text, make_text_table
-from ctxrec.evaluation.baselines.baselines import training_events
+from ctxrec.encoder.text_table import TextTable, has_text, make_text_table
 from ctxrec.memory.item_memory import ItemMemory, fit_memory
-from ctxrec.model.inputs import ItemTensors, ModelShape, TextTable
+from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.network import Network, choose_loss
 from ctxrec.training import deepspeed_engine
 from ctxrec.training.trackers import Tracker
-from ctxrec.training.validator import Validator, validation_requests
-from ctxrec.training.window_sampler import trained_items
+from ctxrec.training.validator import Validator
 
 logger = logging.getLogger(__name__)
 

@@ -33,14 +33,15 @@ from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, load_config
 from ctxrec.data.batching import Batch, Batcher
 from ctxrec.data.features import item_features
+from ctxrec.data.log_statistics import trained_items
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.cache import Place, with_states
 from ctxrec.encoder.text_encoder import EncodePlan, TextEncoder, Tokens, plan_encoding, resolve_encoder, tokenise
-from ctxrec.encoder.text_table import encode_catalogue, has_text, make_text_table
-from ctxrec.model.inputs import ItemTensors, ModelShape, TextTable
+from ctxrec.encoder.text_table import TextTable, encode_catalogue, has_text, make_text_table
+from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
-from ctxrec.training.window_sampler import Step, TrainStream, trained_items
+from ctxrec.training.window_sampler import Step, TrainStream
 
 CPU = torch.device("cpu")
 

@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--services", nargs="+", choices=SERVICES, default=DEFAULT)
     parser.add_argument("--seconds", type=float, default=6, help="of one measurement")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of serve.options:AppArgs")
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of serve.arguments:AppArgs")
     args = parser.parse_args()
     os.environ["PYTHONPATH"] = f"{ROOT}:{BENCH}"
     os.environ.setdefault("RAY_worker_niceness", "0")

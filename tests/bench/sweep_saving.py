@@ -29,9 +29,9 @@ import torch.distributed as dist
 from ray.train.v2._internal.execution.train_fn_utils import LocalTrainFnUtils, set_train_fn_utils
 
 from ctxrec.training.worker import train_worker
-from tune.options import METRIC, Sweep, load_sweep
 from tune.search import first_points, make_scheduler, make_searcher
 from tune.space import with_values
+from tune.sweep_options import METRIC, Sweep, load_sweep
 
 HERE = Path(__file__).resolve().parent
 ORDERS = 200

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ctxrec.data.events import Requests
-from ctxrec.evaluation.baselines.baselines import Baseline
+from ctxrec.data.requests import Requests
+from ctxrec.evaluation.baselines.protocol import Baseline
 
 _GRID = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # weights tried, relative to a start of 1 each
 _ROUNDS = 3

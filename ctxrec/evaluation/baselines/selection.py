@@ -12,25 +12,20 @@ import safetensors.numpy
 
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, EncoderConfig, EvaluateConfig
-from ctxrec.data.events import Requests
+from ctxrec.data.log_statistics import LogStatistics, gather_statistics, training_events, users_of_both
 from ctxrec.data.prepared import PreparedData
+from ctxrec.data.requests import Requests, validation_requests
 from ctxrec.encoder.text_encoder import TextEncoder, resolve_encoder
 from ctxrec.encoder.text_table import encode_catalogue
-from ctxrec.evaluation.baselines.baselines import (
-    Baseline,
-    LogStatistics,
-    Markov,
-    Popularity,
-    RecentPopularity,
-    UntunedEncoder,
-    gather_statistics,
-    training_events,
-    users_of_both,
-)
+from ctxrec.evaluation.baselines.als import ALS
 from ctxrec.evaluation.baselines.ensemble import Ensemble, choose_weights, standardised
-from ctxrec.memory.item_models import ALS, EASE, ItemKNN
+from ctxrec.evaluation.baselines.itemknn import ItemKNN
+from ctxrec.evaluation.baselines.markov import Markov
+from ctxrec.evaluation.baselines.popularity import Popularity, RecentPopularity
+from ctxrec.evaluation.baselines.protocol import Baseline
+from ctxrec.evaluation.baselines.text import UntunedEncoder
+from ctxrec.memory.ease import EASE
 from ctxrec.metrics.ranking import request_metrics, top_k
-from ctxrec.training.validator import validation_requests
 
 logger = logging.getLogger(__name__)
 

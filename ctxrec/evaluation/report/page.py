@@ -13,7 +13,7 @@ from ctxrec.data.prepared import PreparedData
 from ctxrec.evaluation.diversity_tradeoff import rows
 from ctxrec.evaluation.report import sections
 from ctxrec.evaluation.report.html import details, e, name, page, paragraph, percent, section, table
-from ctxrec.evaluation.report.training import training
+from ctxrec.evaluation.report.training_curves import training
 from ctxrec.evaluation.summary import MODEL, best_baseline, focus, verdict
 
 __all__ = ["Example", "Facts", "render_report"]

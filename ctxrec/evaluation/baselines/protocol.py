@@ -1,0 +1,20 @@
+"""What the evaluation asks of a baseline.
+
+Legend: N requests, I items.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from ctxrec.data.requests import Requests
+
+
+class Baseline(Protocol):
+    """A recommender that was fitted on the training events; a request without history gets defined scores too."""
+
+    def scores(self, requests: Requests) -> np.ndarray:
+        """float [N, I], higher is better."""
+        ...

@@ -1,0 +1,139 @@
+"""Published versions: one is served, others wait; nothing damaged gets there; going back."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from paths import REPO
+
+from ctxrec.bundle.registry import Published, publish, read_published, roll_back
+from ctxrec.core.errors import UserError
+from ctxrec.experiments import ab_test
+from ctxrec.experiments.ab_test import Arm
+from ctxrec.publish import main
+from ctxrec.retrieval.retriever import find_bundle, load_retriever
+
+
+@pytest.fixture
+def bundles(tiny_run, make_variant, tmp_path) -> dict[str, str]:
+    """Three versions, in order."""
+    first = find_bundle(tiny_run)
+    second = make_variant(first, tmp_path / "second")
+    third = make_variant(str(tmp_path / "second"), tmp_path / "third")
+    version = load_retriever(tiny_run).recommender.model_version
+    return {version: first, second: str(tmp_path / "second"), third: str(tmp_path / "third")}
+
+
+def test_versions_follow_each_other_and_come_back(bundles, tmp_path):
+    models = str(tmp_path / "models")
+    a, b, c = bundles
+    assert publish(bundles[a], models) == Published(a)
+    assert publish(bundles[b], models) == Published(b, (a,))
+    assert publish(bundles[b], models) == Published(b, (a,)), "once more changes nothing"
+    assert publish(bundles[c], models) == Published(c, (a, b))
+    assert find_bundle(models) == str(tmp_path / "models" / "versions" / c)
+    assert load_retriever(models).recommender.model_version == c
+    assert roll_back(models) == read_published(models) == Published(b, (a,))
+    assert publish(bundles[c], models) == Published(c, (a, b)), "it still lies there"
+    assert roll_back(models, a) == Published(a, (b, c))
+    assert roll_back(models, a) == Published(a, (b, c))
+    assert publish(bundles[b], models) == Published(b, (c, a))
+    assert sorted(p.name for p in (tmp_path / "models" / "versions").iterdir()) == sorted(bundles)
+
+
+def test_what_is_damaged_is_never_served(bundles, tmp_path):
+    models = str(tmp_path / "models")
+    a, b, _ = bundles
+    publish(bundles[a], models)
+    publish(bundles[b], models)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(bundles[b], damaged)
+    (damaged / "items.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"items\.parquet does not match"):
+        publish(str(damaged), models)
+    (tmp_path / "models" / "versions" / a / "index.faiss").unlink()
+    with pytest.raises(UserError, match=r"index\.faiss is missing"):
+        roll_back(models)
+    assert read_published(models) == Published(b, (a,))
+    (tmp_path / "models" / "current.json").write_text("[]")
+    with pytest.raises(UserError, match="names no version; publish again"):
+        find_bundle(models)
+
+
+def test_there_must_be_something_to_go_back_to(bundles, tmp_path):
+    models = str(tmp_path / "models")
+    with pytest.raises(UserError, match=r"current\.json is missing.*ctxrec\.publish first"):
+        roll_back(models)
+    a = next(iter(bundles))
+    publish(bundles[a], models)
+    with pytest.raises(UserError, match="no version before"):
+        roll_back(models)
+    publish(list(bundles.values())[1], models)
+    with pytest.raises(UserError, match=f"'nonsense' was never served.*{a}"):
+        roll_back(models, "nonsense")
+
+
+def test_a_test_runs_beside_what_is_served_until_it_ends(bundles, tmp_path):
+    models, (a, b, c) = str(tmp_path / "models"), bundles
+    publish(bundles[a], models)
+    assert ab_test.read_experiment(models) is None
+    with pytest.raises(UserError, match=f"{a} is what .* serves to everybody"):
+        ab_test.start(bundles[a], models, name="t", arm="b", share=0.1)
+    with pytest.raises(UserError, match="arm 'b' has no version yet"):
+        ab_test.start(None, models, name="t", arm="b", share=0.1)
+    with pytest.raises(UserError, match=r"share of arm 'b' is 1\.5"):
+        ab_test.start(bundles[b], models, name="t", arm="b", share=1.5)
+    assert not (tmp_path / "models" / "versions" / b).exists(), "nothing has changed"
+    made = ab_test.start(bundles[b], models, name="t", arm="b", share=0.1)
+    assert made.arms == (Arm(name="b", version=b, share=0.1),) and read_published(models) == Published(a)
+    assert ab_test.read_experiment(models) == made
+    more = ab_test.start(bundles[c], models, name="t", arm="c", share=0.25)
+    assert ab_test.start(None, models, name="t", arm="b", share=0.2).arms == (
+        Arm(name="b", version=b, share=0.2),
+        more.arms[1],
+    )
+    with pytest.raises(UserError, match="runs the test 't'; end it"):
+        ab_test.start(bundles[c], models, name="other", arm="c", share=0.1)
+    assert publish(bundles[b], models) == Published(b, (a,)), "the control follows what is published"
+    assert ab_test.end(models).name == "t" and ab_test.read_experiment(models) is None
+    with pytest.raises(UserError, match="no test runs"):
+        ab_test.end(models)
+    (tmp_path / "models" / "experiment.json").write_text('{"name": "t", "arms": [{"name": "b"}]}')
+    with pytest.raises(UserError, match=r"experiment\.json: missing arms\[0\]\.version"):
+        ab_test.read_experiment(models)
+
+
+def command(*args: str) -> subprocess.CompletedProcess:
+    run = [sys.executable, "-m", "ctxrec.publish", *args]
+    repo = REPO
+    return subprocess.run(run, capture_output=True, text=True, cwd=repo, timeout=120, check=False)
+
+
+def test_the_command(bundles, tmp_path, monkeypatch, capsys):
+    """As people type it, once well and once badly; the rest in this process, which has loaded all it needs."""
+    models, (a, b, _) = str(tmp_path / "models"), bundles
+    assert command("--run", bundles[a], "--to", models).stdout == f"{models} serves {a}\n"
+    done = command("--to", models, "--rollback")
+    assert done.returncode == 2 and "no version before" in done.stderr and "Traceback" not in done.stderr
+
+    def typed(*args: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["publish", *args])
+        main()
+        return capsys.readouterr().out
+
+    assert typed("--run", bundles[b], "--to", models) == f"{models} serves {b}; before: {a}\n"
+    assert typed("--to", models, "--rollback", a) == f"{models} serves {a}; before: {b}\n"
+    started = typed("--run", bundles[b], "--to", models, "--test", "spring", "--share", "0.1")
+    assert started == f"test spring: treatment {b} for 10.0%; control {a} for the rest\n"
+    assert typed("--to", models, "--end-test") == f"the test spring has ended; {models} serves {a}\n"
+    for args, says in (
+        (["--to", models], "expected one of --run RUN"),
+        (["--run", str(tmp_path), "--to", models], "a run"),
+        (["--run", bundles[b], "--to", models, "--test", "spring"], "--test needs --share"),
+        (["--run", bundles[b], "--to", models, "--end-test"], "--end-test goes alone"),
+    ):
+        with pytest.raises(UserError, match=says):
+            typed(*args)

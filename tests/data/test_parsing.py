@@ -1,0 +1,141 @@
+import datetime
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ctxrec.data import item_rows, parsing
+
+US = 1_000_000
+
+
+def decoded(column):
+    coded = parsing.encode(column)
+    values = [*coded.values.to_pylist(), None]
+    return [values[c] for c in coded.codes]
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pa.array([17850.0, 1.5, float("nan"), None, 2.0]), ["17850", "1.5", None, None, "2"]),
+        (pa.array([7, None, -3]), ["7", None, "-3"]),
+        (pa.array([0.1, 2.0, None], pa.float32()), ["0.1", "2", None]),
+        (pa.array(["007", "", "  ", None, "a b"]), ["007", None, None, None, "a b"]),
+        (pa.array(["x", None, "y", "x"], pa.large_string()), ["x", None, "y", "x"]),
+        (pa.array(["x", None, "y", "x"]).dictionary_encode(), ["x", None, "y", "x"]),
+        (pa.array([5, 6, 5, None]).dictionary_encode(), ["5", "6", "5", None]),
+        (pa.array([0.0, -0.0]), ["0", "0"]),
+        (pa.array([b"ab", b"\xff"]), ["ab", "\\xff"]),
+        (pa.array([True, None]), ["true", None]),
+        (pa.array([None, None]), [None, None]),
+        (pa.array(["🎉 café", "日本"]), ["🎉 café", "日本"]),
+        (pa.array([], pa.string()), []),
+    ],
+)
+def test_ids_of_any_type_become_strings(column, expected):
+    assert decoded(column) == expected
+    assert parsing.to_text(column).to_pylist() == expected
+
+
+def test_chunks_with_different_dictionaries_are_one_coding():
+    column = pa.chunked_array([pa.array(["a", "b"]).dictionary_encode(), pa.array(["b", "c"]).dictionary_encode()])
+    assert decoded(column) == ["a", "b", "b", "c"]
+
+
+def test_categories_of_few_values_a_file_may_have_many_in_all():
+    """pandas writes a category of up to 128 values with codes of 8 bits."""
+    parts = [pa.array([f"{p}{n}" for n in range(100)]).dictionary_encode() for p in "ab"]
+    small = [pa.DictionaryArray.from_arrays(p.indices.cast(pa.int8()), p.dictionary) for p in parts]
+    assert decoded(pa.chunked_array(small)) == [f"{p}{n}" for p in "ab" for n in range(100)]
+
+
+@pytest.mark.parametrize(
+    "values", [[1, 2**60], [1.0, 0.1, 1e300, 2.0**60, -0.0], [True, False], ["a", " ", "007"], [None, float("nan")]]
+)
+def test_one_value_reads_as_a_column_of_it_does(values):
+    for value in values:
+        assert parsing.value_text(value) == parsing.to_text(pa.array([value])).to_pylist()[0], value
+
+
+def test_take_keeps_only_the_values_that_occur():
+    part = parsing.encode(pa.array(["a", "b", None, "c"])).take(np.array([3, 2, 1]))
+    assert part.values.to_pylist() == ["b", "c"]
+    assert part.codes.tolist() == [1, -1, 0]
+    assert part.to_arrow().to_pylist() == ["c", None, "b"]
+
+
+def test_numbers_that_are_none_become_missing_and_are_marked():
+    numbers, bad = parsing.to_numbers(pa.array([1.5, float("nan"), float("inf"), None]))
+    assert numbers[0] == 1.5 and np.isnan(numbers[1:]).all()
+    assert bad.tolist() == [False, True, True, False]
+    numbers, bad = parsing.to_numbers(pa.array(["2", " -1e3 ", "+4.5", "n/a", "", None, "nan"]))
+    assert numbers[:3].tolist() == [2, -1000, 4.5] and np.isnan(numbers[3:]).all()
+    assert bad.tolist() == [False, False, False, True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("values", "unit"),
+    [
+        ([0, 5, 10], "s"),
+        ([1.6e9], "s"),
+        ([1_600_000_000_000, 1_600_000_000_001, 7], "ms"),
+        ([1_600_000_000_000_000], "us"),
+        (["1600000000000"], "ms"),
+        (["2020-01-01", "2020-01-02"], "iso8601"),
+        ([datetime.datetime(2020, 1, 1)], "timestamp"),
+        ([], "s"),
+    ],
+)
+def test_the_unit_of_times_is_detected(values, unit):
+    assert parsing.detect_unit([pa.array(values)]) == unit
+
+
+def test_one_unit_for_all_files():
+    assert parsing.detect_unit([pa.array([3]), pa.array([1_600_000_000_000] * 3)]) == "ms"
+
+
+DAY = datetime.datetime(2020, 1, 1, 2, 3, 4, tzinfo=datetime.UTC)
+DAY_US = int(DAY.timestamp()) * US
+
+
+@pytest.mark.parametrize(
+    ("column", "unit"),
+    [
+        (pa.array([DAY_US // US]), "s"),
+        (pa.array([DAY_US / US]), "s"),
+        (pa.array([DAY_US // 1000]), "ms"),
+        (pa.array([DAY_US]), "us"),
+        (pa.array([str(DAY_US // US)]), "s"),
+        (pa.array([f" {DAY_US / US:.1f}"]), "s"),
+        (pa.array(["2020-01-01T02:03:04Z"]), "iso8601"),
+        (pa.array(["2020-01-01 02:03:04"]), "iso8601"),
+        (pa.array(["2020-01-01T04:03:04+02:00"]), "iso8601"),
+        (pa.array(["2020-01-01T02:03:04.000"]).dictionary_encode(), "iso8601"),
+        (pa.array([DAY.replace(tzinfo=None)], pa.timestamp("ns")), "timestamp"),
+        (pa.array([DAY], pa.timestamp("ms", tz="America/New_York")), "timestamp"),
+    ],
+)
+def test_times_of_any_form_are_the_same_moment(column, unit):
+    times, status = parsing.to_times(column, unit)
+    assert times.tolist() == [DAY_US] and status.tolist() == [parsing.TIME_OK]
+
+
+def test_times_that_are_none_say_why():
+    ok, missing, unparsable, out = range(4)
+    column = pa.array(["2020-01-01", None, " ", "soon", "2020-13-01", "-5", "99999999999999999", "1e30", "1/2/2020"])
+    assert parsing.to_times(column, "s")[1].tolist() == [
+        ok, missing, missing, unparsable, unparsable, out, out, out, unparsable
+    ]  # fmt: skip
+    column = pa.array([0.0, -1.0, float("nan"), float("inf"), 7_258_118_400.0, None])
+    assert parsing.to_times(column, "s")[1].tolist() == [ok, out, missing, out, out, missing]
+    assert parsing.to_times(pa.array([True]), "s")[1].tolist() == [unparsable]
+    assert parsing.to_times(pa.array([2**63 - 1, -(2**63)]), "s")[1].tolist() == [out, out]
+    assert parsing.to_times(pa.array([2**64 - 1], pa.uint64()), "s")[1].tolist() == [out]
+
+
+def test_lists_of_one_length_are_lists():
+    column = pa.array([["a", "b"], None, ["c", None]], pa.list_(pa.string(), 2))
+    assert item_rows.value_lists(column).to_pylist() == [["a", "b"], [], ["c"]]
+    assert item_rows.joined_text(pa.chunked_array([column])).to_pylist() == ["a, b", None, "c"]
+    assert item_rows.value_lists(pa.chunked_array([column.slice(1)])).to_pylist() == [[], ["c"]]

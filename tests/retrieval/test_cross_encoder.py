@@ -1,0 +1,267 @@
+"""The second stage by itself: what it reads, where it starts, what it learns, how it is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers.processors import TemplateProcessing
+from tolerance import assert_same_scores
+from transformers import AutoTokenizer
+
+from ctxrec.core import schema, storage
+from ctxrec.core.config import load_config
+from ctxrec.core.errors import UserError
+from ctxrec.data.requests import split_requests
+from ctxrec.retrieval.cross_encoder import (
+    PairReader,
+    RerankedRecommender,
+    load_reranker,
+    merge_adapter,
+    new_order,
+    request_texts,
+    retrieved_features,
+    save_reranker,
+)
+from ctxrec.retrieval.cross_encoder_training import Trainer, make_reranker, summary
+from ctxrec.retrieval.rerank_candidates import Examples, find_candidates
+
+NUM_ITEMS, NUM_CANDIDATES = 60, 12
+WANTED = ("shoe", "coat", "chair")  # words of the items that the planted signal makes users take
+
+
+@pytest.fixture(scope="module")
+def world(make_world):
+    return make_world(lengths=(3, 4, 2, 5) * 60, num_items=NUM_ITEMS)
+
+
+@pytest.fixture(scope="module")
+def requests(world):
+    """One request a user, made at the last event."""
+    events = world.histories.events
+    split = np.zeros(len(events.items), np.int8)
+    split[events.offsets[1:] - 1] = schema.VALID
+    return split_requests(dataclasses.replace(world.histories, split=split), schema.VALID, repeats=True)
+
+
+@pytest.fixture(scope="module")
+def config(tiny_encoder):
+    options = ["candidates=12", "max_tokens=32", "item_tokens=6", "epochs=6", "batch_size=8", "lr=5e-3", "head_lr=2e-2"]
+    return load_config(None, [f"encoder.name={tiny_encoder}", *(f"rerank.{option}" for option in options)])
+
+
+@pytest.fixture
+def fresh(world, tiny_encoder, config):
+    """A second stage that has learnt nothing."""
+    torch.manual_seed(0)
+    return make_reranker(tiny_encoder, world.catalogue.texts, config, model_version="0" * 12)
+
+
+def titles(world) -> list[str]:
+    return world.table.column(schema.ITEM_TITLE).to_pylist()
+
+
+def examples_where(world, requests, takes) -> Examples:
+    """Candidates at random with scores of no meaning; `takes(items)` says which one of them was taken."""
+    rng, found, hits = np.random.default_rng(1), [], []
+    for _ in range(len(requests)):
+        items = rng.choice(NUM_ITEMS, NUM_CANDIDATES, replace=False)
+        found.append((items, np.sort(rng.normal(size=NUM_CANDIDATES)).astype(np.float32)[::-1].copy()))
+        hits.append(np.arange(NUM_CANDIDATES) == takes(rng, items))
+    targets = np.array([items[hit][0] for (items, _), hit in zip(found, hits, strict=True)], np.int32)
+    offsets = np.arange(len(requests) + 1)
+    return Examples(dataclasses.replace(requests, target_offsets=offsets, target_items=targets), found, hits)
+
+
+def is_wanted(world, items) -> np.ndarray:
+    return np.array([any(word in world.catalogue.texts[item] for word in WANTED) for item in items])
+
+
+def of_wanted_text(world):
+    def takes(rng, items) -> int:
+        wanted = np.flatnonzero(is_wanted(world, items))
+        return int(rng.choice(wanted)) if len(wanted) else 0
+
+    return takes
+
+
+def test_what_a_request_says(world, requests):
+    n = next(n for n in range(len(requests)) if requests.history.lengths[n] >= 3)
+    said = request_texts(requests, world.features, titles(world), history_items=2)[n].split("; ")
+    latest = requests.history.items[requests.history.row(n)][::-1]
+    assert said[-2:] == [f"title {latest[0]}", f"title {latest[1]}"]
+    genders = {schema.FIRST_CODE: ["gender: F"], schema.FIRST_CODE + 1: ["gender: M"]}
+    assert [s for s in said if s.startswith("gender")] == genders.get(int(requests.users.cat["gender"][n]), [])
+    query = requests.context.text["query"][n]
+    assert [s for s in said if s.startswith("query")] == ([f"query: {query}"] if query else [])
+    hour = int(requests.context.cat["hour"][n]) - schema.FIRST_CODE
+    daytime = ("night", "morning", "afternoon", "evening")[hour // 6]
+    assert any(s.endswith(f"{daytime}, September") for s in said), "the log begins on 13 September 2020"
+
+
+def test_titles_that_nobody_knows_are_left_out(world, requests):
+    said = request_texts(requests, world.features, [None] * NUM_ITEMS, history_items=5)
+    assert not any("title" in text for text in said)
+    assert request_texts(requests, world.features, [], history_items=5) == said, "items behind the catalogue"
+
+
+def test_pairs_by_hand(tiny_encoder, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    special = [(t, tokenizer.convert_tokens_to_ids(t)) for t in ("[CLS]", "[SEP]")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=special
+    )
+    tokenizer.save_pretrained(tmp_path)
+
+    def words_of(folder: str, max_tokens: int) -> list[str]:
+        reader = PairReader(folder, max_tokens=max_tokens)
+        asked, items = (
+            reader.plain(["hat; red", "soft blue green lamp"], 16),
+            reader.plain(["red shoe", "", "coat"], 16),
+        )
+        pairs = reader.pairs(asked, items, np.array([1, 0, 1]), np.array([0, 1, 2]))
+        return [" ".join(tokenizer.convert_ids_to_tokens(row)) for row in np.split(pairs.ids, pairs.offsets[1:-1])]
+
+    assert words_of(str(tmp_path), 8) == [
+        "[CLS] soft blue green [SEP] red shoe [SEP]",
+        "[CLS] hat [UNK] red [SEP] [SEP]",
+        "[CLS] soft blue green lamp [SEP] coat [SEP]",
+    ]
+    assert words_of(tiny_encoder, 4)[0] == "soft [SEP] red shoe", "a separator where the tokenizer has no template"
+
+
+def test_what_the_head_sees_of_the_retriever():
+    features = retrieved_features(np.array([3.0, 2.0, 1.0, -5.0], np.float32), 3)
+    np.testing.assert_allclose(features[:, 0], np.array([1, 0, -1, -7]) / np.sqrt(2 / 3), rtol=1e-6)
+    np.testing.assert_allclose(features[:, 1], 1 / np.log2([2, 3, 4, 5]), rtol=1e-6)
+    assert retrieved_features(np.ones(2, np.float32), 2)[:, 0].tolist() == [0, 0]
+    assert new_order(np.array([2.0, 1.0, 0.0]), np.array([0.0, 0.0, 9.0]), 1.0, 3).tolist() == [2, 0, 1]
+
+
+def test_it_starts_as_the_retriever(world, requests, fresh):
+    recommender = world.recommender(world.config())
+    found = find_candidates(recommender, requests, 20).found
+    again = fresh.rerank(requests, found, 10, features=world.features, titles=titles(world))
+    for (items, scores), (new_items, new_scores) in zip(found, again, strict=True):
+        assert new_items.tolist() == items[:10].tolist()
+        assert_same_scores(new_scores, scores[:10])
+    part = requests.take(np.arange(5))
+    both = RerankedRecommender(recommender, fresh)
+    assert_same_scores(both.scores(part), recommender.scores(part))
+
+
+def test_only_the_order_of_the_candidates_changes(world, requests, fresh):
+    torch.nn.init.normal_(fresh.network.head.weight)
+    recommender, part = world.recommender(world.config()), requests.take(np.arange(8))
+    before = recommender.scores(part)
+    after = RerankedRecommender(recommender, fresh).scores(part)
+    assert (before != after).any()
+    found = find_candidates(recommender, part, NUM_CANDIDATES).found
+    for n, (items, scores) in enumerate(found):
+        rest = np.setdiff1d(np.arange(NUM_ITEMS), items)
+        assert_same_scores(sorted(after[n, items].tolist(), reverse=True), scores)
+        assert_same_scores(after[n, rest], before[n, rest])
+    longer = find_candidates(recommender, part, 20).found
+    for (items, _), (new, scores) in zip(
+        longer, fresh.rerank(part, longer, 20, features=world.features, titles=titles(world)), strict=True
+    ):
+        assert set(new[:NUM_CANDIDATES].tolist()) == set(items[:NUM_CANDIDATES].tolist())
+        assert new[NUM_CANDIDATES:].tolist() == items[NUM_CANDIDATES:].tolist() and (np.diff(scores) <= 0).all()
+
+
+def test_items_without_known_text_keep_their_places(world, requests, fresh):
+    torch.nn.init.normal_(fresh.network.head.weight)
+    later = NUM_ITEMS + 7
+    found = [(np.array([3, later, 8, 1]), np.array([4.0, 3.0, 2.0, 1.0], np.float32))]
+    ((items, _),) = fresh.rerank(requests.take(np.array([0])), found, 4, features=world.features, titles=titles(world))
+    assert items[1] == later and sorted(items.tolist()) == [1, 3, 8, later]
+    only_later = [(np.array([later]), np.array([1.0], np.float32))]
+    assert fresh.rerank(requests.take(np.array([0])), only_later, 4, features=world.features, titles=[])[0][
+        0
+    ].tolist() == [later]
+
+
+def test_it_learns_a_planted_signal_and_survives_saving(world, requests, fresh, config, tmp_path):
+    examples = examples_where(world, requests, of_wanted_text(world))
+    gain = Trainer(fresh, config, world.features, titles(world)).fit(examples)
+    assert gain["gain"]["low"] > 0.1 and gain["reranked"] > gain["retriever"] + 0.1 and gain["weight"] > 0
+    assert "use it with" in summary(gain)
+    part = requests.take(np.arange(20))
+    found = examples.found[:20]
+    wanted, first, first_before = 0, 0, 0
+    for (items, _), (new, _) in zip(
+        found, fresh.rerank(part, found, 1, features=world.features, titles=titles(world)), strict=True
+    ):
+        wanted += is_wanted(world, items).any()
+        first += is_wanted(world, new).all()
+        first_before += is_wanted(world, items[:1]).all()
+    assert first >= 0.6 * wanted > 0.4 * wanted > first_before
+
+    save_reranker(str(tmp_path / "reranker"), fresh)
+    loaded = load_reranker(str(tmp_path / "reranker"), model_version=fresh.model_version)
+    assert loaded.weight == fresh.weight and loaded.gain == gain
+    says = [r.logits(part, found, features=world.features, titles=titles(world)) for r in (fresh, loaded)]
+    np.testing.assert_allclose(np.concatenate(says[1]), np.concatenate(says[0]), atol=1e-5)
+    kinds = {Path(name).suffix for name in storage.local_files(str(tmp_path / "reranker"))}
+    assert kinds <= {".json", ".safetensors", ".jinja", ".txt"}, "nothing that could run"
+
+
+def test_where_nothing_is_gained_the_retriever_stays(world, requests, fresh, config):
+    examples = examples_where(world, requests, lambda rng, items: 0)  # what the retriever puts first is taken
+    config = dataclasses.replace(config, rerank=dataclasses.replace(config.rerank, epochs=1))
+    gain = Trainer(fresh, config, world.features, titles(world)).fit(examples)
+    assert gain["weight"] == fresh.weight == 0 and gain["gain"]["mean"] <= 0 and "nothing gained" in summary(gain)
+    torch.nn.init.normal_(fresh.network.head.weight)
+    part = requests.take(np.arange(4))
+    again = fresh.rerank(part, examples.found[:4], 5, features=world.features, titles=titles(world))
+    for (items, scores), (new, new_scores) in zip(examples.found, again, strict=False):
+        assert new.tolist() == items[:5].tolist()
+        assert_same_scores(new_scores, scores[:5])
+
+
+def test_a_merged_adapter_says_the_same(world, requests, fresh):
+    with torch.no_grad():
+        for parameter in fresh.network.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    part, found = requests.take(np.arange(3)), [(np.arange(5), np.arange(5, 0, -1).astype(np.float32))] * 3
+    before = fresh.logits(part, found, features=world.features, titles=titles(world))
+    merge_adapter(fresh.network)
+    after = fresh.logits(part, found, features=world.features, titles=titles(world))
+    np.testing.assert_allclose(np.concatenate(after), np.concatenate(before), atol=1e-5)
+
+
+def test_damage_and_another_model_are_refused(fresh, tmp_path):
+    merge_adapter(fresh.network)
+    folder = tmp_path / "reranker"
+    save_reranker(str(folder), fresh)
+    for name in storage.local_files(str(folder)):
+        whole = (folder / name).read_bytes()
+        broken = bytearray(whole)
+        broken[len(whole) // 2] ^= 1
+        (folder / name).write_bytes(broken)
+        with pytest.raises(UserError, match=Path(name).name):
+            load_reranker(str(folder), model_version=fresh.model_version)
+        (folder / name).unlink()
+        with pytest.raises(UserError, match=f"{Path(name).name}.* is missing"):
+            load_reranker(str(folder), model_version=fresh.model_version)
+        (folder / name).write_bytes(whole)
+    with pytest.raises(UserError, match="was trained for model 000000000000; the bundle is model abc"):
+        load_reranker(str(folder), model_version="abc")
+    load_reranker(str(folder), model_version=fresh.model_version)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rerank.candidates=1", "rerank.candidates is 1; expected at least 2"),
+        ("rerank.max_tokens=20", "rerank.max_tokens is 20; expected at least item_tokens"),
+        ("rerank.lr=0", "rerank.lr is 0"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(override, message):
+    with pytest.raises(UserError, match=message):
+        load_config(None, [override])

@@ -1,0 +1,176 @@
+"""The page in a real browser: what it shows is what the service answers, and everybody can use it.
+
+Screenshots are kept in test-output/.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from typing import Any
+
+import pytest
+from paths import REPO
+
+SHOTS = REPO / "test-output"
+NAMELESS = """
+return [...document.querySelectorAll("input, select, button, output")].filter(e => e.offsetParent !== null)
+  .filter(e => !(e.labels && e.labels.length) && !e.getAttribute("aria-label") && !e.textContent.trim())
+  .map(e => e.outerHTML)
+"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
+        pytest.skip("no browser is installed (apt-get install chromium chromium-driver)")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install selenium)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1440,1000"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    yield made
+    made.quit()
+
+
+class Page:
+    """The page, with what a person sees of it."""
+
+    def __init__(self, browser: Any):
+        self.browser = browser
+
+    def all(self, selector: str) -> list[Any]:
+        return self.browser.find_elements("css selector", selector)
+
+    def text(self, selector: str) -> str:
+        return self.all(selector)[0].text
+
+    def ids(self) -> list[str]:
+        return [item.get_attribute("data-item") for item in self.all("#list > li")]
+
+    def scores(self) -> list[float]:
+        """In full, as they stand in the titles of the rounded ones."""
+        return [float(number.get_attribute("title")) for number in self.all("#list .score .number")]
+
+    def until(self, condition, seconds: float = 30) -> None:
+        """Wait for what must come; elements may be replaced while they are read."""
+        from selenium.common.exceptions import StaleElementReferenceException
+
+        stop_at = time.monotonic() + seconds
+        while True:
+            try:
+                if condition():
+                    return
+            except (StaleElementReferenceException, IndexError):
+                pass
+            assert time.monotonic() < stop_at, f"waited in vain; the page says {self.text('#status')!r}"
+            time.sleep(0.1)
+
+    def keep(self, name: str) -> None:
+        SHOTS.mkdir(exist_ok=True)
+        assert self.browser.save_screenshot(str(SHOTS / f"page-{name}.png"))
+
+
+@pytest.fixture
+def page(browser, client) -> Page:
+    browser.get(str(client.base_url))
+    made = Page(browser)
+    made.until(lambda: len(made.ids()) == 12 and made.all("#history li"))
+    return made
+
+
+def moment(page: Page) -> int:
+    script = 'return Date.parse(document.getElementById("moment").value + "Z") / 1000'
+    return int(page.browser.execute_script(script))
+
+
+def test_the_page_shows_what_the_service_answers(page, client):
+    user = page.all("#user")[0].get_attribute("value")
+    asked = {"user_id": user, "k": 12, "context": {"timestamp": moment(page)}}
+    assert page.ids() == [i["item_id"] for i in client.ask(**asked)["items"]]
+    history = client.get(f"/v1/users/{user}/history", params={"before": moment(page)}).json()["events"]
+    assert len(page.all("#history li")) == len(history) > 0 and history[0]["title"] in page.text("#history li")
+    page.until(lambda: page.text("#health") == "ready" and page.text("#latency").endswith(" ms"))
+    stages = ["parse", "wait", "history", "filter", "tower", "memory", "search", "serialise"]
+    page.until(lambda: [row.text for row in page.all("#stages tbody th") if row.text in stages] == stages)
+    assert page.text("#version") == client.get("/readyz").json()["model_version"]
+    page.keep("start")
+
+
+def test_the_list_follows_the_context(page, client):
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import Select
+
+    before, hour = page.scores(), page.text("#hour-text")
+    page.all("#hour")[0].send_keys(Keys.ARROW_LEFT if hour == "23:00" else Keys.ARROW_RIGHT)
+    page.until(lambda: page.text("#hour-text") != hour and page.scores() != before)
+    labels = {label.text: label.get_attribute("for") for label in page.all("#context label")}
+    assert set(labels) == {"device", "basket_value", "query"}
+    before = page.scores()
+    Select(page.all(f"#{labels['device']}")[0]).select_by_visible_text("tv")
+    page.until(lambda: page.scores() != before)
+    before = page.scores()
+    page.all(f"#{labels['query']}")[0].send_keys("red shoe")
+    page.all(f"#{labels['basket_value']}")[0].send_keys("0.5")
+    asked = {"user_id": page.all("#user")[0].get_attribute("value"), "k": 12}
+    asked["context"] = {"timestamp": moment(page), "device": "tv", "query": "red shoe", "basket_value": 0.5}
+    wanted = client.ask(**asked)["items"]
+    page.until(lambda: page.scores() == pytest.approx([i["score"] for i in wanted], abs=1e-4))
+    assert page.ids() == [i["item_id"] for i in wanted] and page.scores() != before
+    Select(page.all("#filter-0")[0]).select_by_visible_text("group2")
+    page.until(lambda: page.ids() and all(int(i[1:]) % 4 == 2 for i in page.ids()))
+    page.keep("context")
+
+
+def test_why_and_similar_open_by_keyboard(page, client):
+    from selenium.webdriver.common.keys import Keys
+
+    why, similar = page.all("#list .why")[0], page.all("#list .similar")[1]
+    why.send_keys(Keys.ENTER)
+    page.until(lambda: page.all(".effects"))
+    assert why.get_attribute("aria-expanded") == "true"
+    user = page.all("#user")[0].get_attribute("value")
+    answer = client.ask(user_id=user, k=12, context={"timestamp": moment(page)}, explain=True)
+    reasons = answer["items"][0]["why"]
+    rows = page.all("#list > li:first-child .effects tr")
+    assert len(rows) == sum(map(len, reasons.values()))
+    numbers = [row.find_element("css selector", "td.number").text.replace("\u2212", "-") for row in rows]
+    shown = sum(map(float, numbers[-len(reasons["sources"]) :]))
+    assert shown == pytest.approx(answer["items"][0]["score"], abs=0.05)
+    similar.send_keys(Keys.SPACE)
+    page.until(lambda: len(page.all(".plain li")) == 8)
+    page.keep("why")
+    why.send_keys(Keys.ENTER)
+    assert why.get_attribute("aria-expanded") == "false" and not page.all(".effects")[0].is_displayed()
+
+
+def test_a_stranger_and_nobody(page):
+    page.all("#user")[0].clear()
+    page.all("#user")[0].send_keys("never seen <b>before</b>")
+    page.until(lambda: "nothing is known of who asks" in page.text("#status"))
+    page.until(lambda: "Nothing is known of this user" in page.text("#history-hint") and not page.all("#history li"))
+    page.keep("stranger")
+    page.all("#some-users button")[1].click()
+    page.until(lambda: page.all("#history li") and page.text("#status") == "12 items")
+    assert page.all("#some-users button")[1].get_attribute("aria-pressed") == "true"
+
+
+def test_everything_has_a_name_and_nothing_comes_from_elsewhere(page, client):
+    assert page.browser.execute_script(NAMELESS) == []
+    loaded = page.browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert loaded and all(url.startswith(str(client.base_url)) for url in loaded)
+    headers = client.get("/").headers
+    assert (
+        "default-src 'none'" in headers["content-security-policy"]
+        and "unsafe" not in headers["content-security-policy"]
+    )
+    assert client.get("/page/main.js").headers["content-type"].startswith("text/javascript")
+    assert client.get("/page/..%2Fkeys.py").status_code == client.get("/page/missing.js").status_code == 404
+    assert [entry for entry in page.browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    page.browser.set_window_size(420, 900)
+    wide = page.browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
+    page.keep("narrow")
+    page.browser.set_window_size(1440, 1000)
+    assert wide <= 0, "a narrow window need not scroll sideways"

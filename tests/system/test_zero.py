@@ -1,0 +1,260 @@
+"""Every way to tune under every ZeRO stage, with and without offload, on one and two workers: one curve of losses.
+
+The phases' own loop (`PhaseRun`) with real DeepSpeed over gloo, without Ray, so that all combinations fit a test:
+`python test_zero.py RANK WORLD FOLDER` runs what FOLDER/job.json lists and writes FOLDER/WORLD-RANK.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from paths import REPO, TESTS
+from safetensors.torch import load_file
+
+from ctxrec.core import schema, storage
+from ctxrec.core.config import Config, load_config
+from ctxrec.data.batching import Batcher
+from ctxrec.data.features import item_features
+from ctxrec.data.log_statistics import trained_items
+from ctxrec.data.prepared import PreparedData
+from ctxrec.encoder.cache import Place, with_states
+from ctxrec.encoder.text_encoder import TextEncoder, tokenise
+from ctxrec.encoder.text_table import encode_catalogue, has_text, make_text_table
+from ctxrec.model.inputs import ItemTensors, ModelShape
+from ctxrec.model.network import Network
+from ctxrec.model.two_tower import Towers
+from ctxrec.training import checkpoint, deepspeed_engine
+from ctxrec.training.export import Chosen
+from ctxrec.training.phase_trainer import PhaseRun, Progress, Resumed
+from ctxrec.training.window_sampler import TrainStream
+from ctxrec.training.worker_setup import Setup
+
+CPU = torch.device("cpu")
+PLAIN = [(0, False), (1, False), (2, False), (3, False)]  # ZeRO stage, offload
+OFFLOADED = [(1, True), (2, True), (3, True)]
+TUNES = ["lora", "dora", "ia3", "top", "full"]
+AT_ONCE = 8  # windows of a micro-batch over all workers
+EPOCHS, HALF = 2, 3  # steps before the checkpoint that others go on from
+
+
+class Watched(PhaseRun):
+    """A phase that keeps its losses, and leaves a checkpoint in a folder instead of with Ray Train."""
+
+    def watch(self, folder: str) -> None:
+        self.losses, self.refreshed, self._folder = [], [], folder
+
+    def _step(self, step) -> float:
+        loss = super()._step(step)
+        self.losses.append(self._average(loss))
+        return loss
+
+    def _refresh(self) -> None:
+        if not self.table_is_fresh:
+            self.refreshed.append(self.progress.step)
+        super()._refresh()
+
+    def _checkpoint(self) -> None:
+        self._refresh()
+        weights, moments = checkpoint.full_weights(self.engine), checkpoint.full_moments(self.engine)
+        if self.setup.rank == 0 and self.progress.step == HALF:
+            state = {"progress": self.progress.to_dict(), "optimizer_step": checkpoint.optimizer_step(self.engine)}
+            os.makedirs(self._folder)
+            checkpoint.save(self._folder, weights, moments, state)
+
+
+def set_up(config: Config, data_path: str, rank: int, world: int, scratch: str) -> Setup:
+    """What `job.set_up` makes on a Ray Train worker, here without one."""
+    data = PreparedData.open(data_path)
+    catalogue = item_features(data.items, data.features)
+    path, present = config.encoder.name, has_text(catalogue.texts)
+    tokens = tokenise(path, catalogue.texts, max_tokens=config.encoder.max_tokens)
+    tokens = with_states(tokens, present, path, config.encoder, Place(rank, world, rank, world, CPU))
+    frozen = TextEncoder(config.encoder, path, tune=False).eval()
+    text = make_text_table(*encode_catalogue(frozen, path, catalogue.texts, config.encoder))
+    shape = ModelShape.of(config.model, data.features, num_items=len(catalogue), text_width=frozen.width)
+    items = ItemTensors.of(catalogue, shape, trained=trained_items(data, schema.TRAIN))
+    batcher = Batcher(data.features, history=config.model.history, action_weights=data.spec.events.actions)
+    return Setup(
+        config=config, data=data, run=scratch, rank=rank, world=world, device=CPU, dtype=torch.float32,
+        catalogue=catalogue, shape=shape, items=items, refit_items=items, batcher=batcher, valid=None, validator=None,
+        encoder_path=path, tokens=tokens, present=present, frozen=text, media={}, scratch=scratch, profile=False,
+    )  # fmt: skip
+
+
+def run_phase(setup: Setup, folder: str, best: str, resume: str | None) -> Watched:
+    """The encoder's phase, run to its end, from the checkpoint in `resume` on if there is one."""
+    config = setup.config.train
+    torch.manual_seed(config.seed)
+    towers = Towers(setup.config.model, setup.shape, temperature=config.temperature)
+    encoder = TextEncoder(setup.config.encoder, setup.encoder_path, tune=True, cut=setup.tokens.states is not None)
+    stream = TrainStream(
+        setup.data, setup.batcher, global_batch_size=config.global_batch_size, micro_batch_size=config.micro_batch_size,
+        seed=config.seed, rank=setup.rank, world=setup.world,
+    )  # fmt: skip
+    network = Network(towers, encoder)
+    run = Watched(setup, "encoder", network, stream, EPOCHS, best, Chosen(setup.frozen, None, 1.0), None)
+    run.validator = None
+    run.watch(folder)
+    found = None
+    if resume is not None:
+        state = storage.read_json(os.path.join(resume, checkpoint.STATE))
+        found = Resumed(Progress(**state["progress"]), resume, state["optimizer_step"])
+    run.start(found)
+    run.train()
+    return run
+
+
+def zero_worker(rank: int, world: int, folder: str) -> None:
+    deepspeed_engine.use_cpu_accelerator()
+    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world)}  # as Ray Train sets them
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store-{world}", rank=rank, world_size=world)
+    job = json.loads(Path(folder, "job.json").read_text())
+    found = {}
+    for kind, tune in job["ways"]:
+        base = load_config(None, [f"encoder.name={job['encoders'][kind]}", f"encoder.tune={tune}", *job["options"]])
+        for stage, offload in job["stages"]:
+            # As many windows at once on all workers together, as the fresh items of these compete.
+            options = dataclasses.replace(
+                base.train, zero_stage=stage, offload=offload, workers=world, micro_batch_size=AT_ONCE // world
+            )
+            name, alone = f"{kind}-{tune}-{world}-{stage}-{offload}", f"{kind}-{tune}-1-0-False"
+            with tempfile.TemporaryDirectory() as scratch:
+                setup = set_up(dataclasses.replace(base, train=options), job["data"], rank, world, scratch)
+                best = f"{folder}/{name}.safetensors"
+                run = run_phase(setup, f"{folder}/{name}", best, None)
+                found[name] = {"losses": run.losses, "refreshed": run.refreshed}
+                if name != alone and (0, False) in map(tuple, job["stages"]):
+                    run = run_phase(setup, f"{folder}/{name}-2", best + ".2", f"{folder}/{alone}")
+                    found[name]["resumed"] = run.losses
+    Path(folder, f"{world}-{rank}.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def run_all(
+    folder: Path,
+    data: str,
+    encoders: dict[str, str],
+    ways: list[tuple[str, str]],
+    stages: list[tuple[int, bool]],
+    *overrides: str,
+) -> dict[str, dict]:
+    """What each way of tuning makes of the phase under each stage on one and on two workers."""
+    options = ["model.dim=16", "model.history=10", "model.dropout=0", "model.id_dropout=0", "model.text_dropout=0"]
+    options += [
+        "encoder.top_layers=1",
+        "encoder.token_budget=64",
+        "train.global_batch_size=16",
+    ]
+    options += [f"train.checkpoint_every={HALF}", "train.fresh_items=24", "train.trackers=[]", *overrides]
+    job = {"data": data, "encoders": encoders, "ways": ways, "stages": stages, "options": options}
+    (folder / "job.json").write_text(json.dumps(job))
+    env = os.environ | {"PYTHONPATH": f"{REPO}{os.pathsep}{TESTS}", "CTXREC_CACHE": str(folder / "cache")}
+    env["TORCH_EXTENSIONS_DIR"] = os.environ["TORCH_EXTENSIONS_DIR"]  # compiled once for all tests
+    found: dict[str, dict] = {}
+    for world in (1, 2):
+        commands = [[sys.executable, __file__, str(rank), str(world), str(folder)] for rank in range(world)]
+        ranks = [
+            subprocess.Popen(c, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in commands
+        ]
+        said = [rank.communicate(timeout=1800)[0] for rank in ranks]
+        assert [rank.returncode for rank in ranks] == [0] * world, "\n".join(text[-3000:] for text in said)
+        curves = [json.loads((folder / f"{world}-{rank}.json").read_text()) for rank in range(world)]
+        assert all(other == curves[0] for other in curves), "all workers see the same mean loss"
+        found |= curves[0]
+    return found
+
+
+@pytest.fixture
+def run_here(tiny_data, tiny_encoder, tiny_gpt2, tmp_path):
+    deepspeed_engine.use_cpu_accelerator()
+
+    def run(ways: list[tuple[str, str]], stages: list[tuple[int, bool]], *overrides: str) -> dict[str, dict]:
+        encoders = {"bert": tiny_encoder, "gpt2": tiny_gpt2}
+        for left in tmp_path.glob("*"):  # of a run before
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        return run_all(tmp_path, tiny_data, encoders, ways, stages, *overrides)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("ways", "stages"),
+    [
+        pytest.param([("gpt2", "lora")], PLAIN, id="gpt2-lora without offload"),
+        *(
+            pytest.param([(kind, tune)], PLAIN + OFFLOADED, id=f"{kind}-{tune}", marks=pytest.mark.slow)
+            for kind in ("bert", "gpt2")
+            for tune in TUNES
+        ),
+    ],
+)
+def test_one_curve_under_every_stage_on_one_and_two_workers(run_here, tmp_path, ways, stages):
+    """Losses within 1e-4, relative, at every step; so are those of a training that goes on from the checkpoint of another
+    stage and number of workers. Weights come out whole from all of them."""
+    found = run_here(ways, stages)
+    for kind, tune in ways:
+        alone = f"{kind}-{tune}-1-0-False"
+        expected = found[alone]["losses"]
+        assert len(expected) > 2 * HALF
+        first, last = np.split(np.array(expected), EPOCHS)  # epochs read the same windows, steps do not
+        assert last.mean() < first.mean()
+        weights = load_file(tmp_path / f"{alone}.safetensors")
+        assert any(name.startswith("encoder.") for name in weights)
+        for world in (1, 2):
+            for stage, offload in stages:
+                name = f"{kind}-{tune}-{world}-{stage}-{offload}"
+                np.testing.assert_allclose(found[name]["losses"], expected, rtol=1e-4, err_msg=name)
+                ours = load_file(tmp_path / f"{name}.safetensors")
+                assert {n: w.shape for n, w in ours.items()} == {n: w.shape for n, w in weights.items()}, name
+                if name != alone:
+                    np.testing.assert_allclose(found[name]["resumed"], expected[HALF:], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
+def test_the_table_is_encoded_anew_on_its_schedule(run_here):
+    """Every second step, beside evaluations, checkpoints and the phase's start; the curve is another one, on any workers."""
+    ways, stages = [("bert", "lora")], [(2, False)]
+    options = ["train.fresh_items=4", "train.encoder_lr=0.01"]  # most items come from the table, which changes fast
+    plain, often = (run_here(ways, stages, *options, f"train.refresh_every={every}") for every in (0, 2))
+    steps = len(plain["bert-lora-1-2-False"]["losses"])
+    due = {*range(0, steps + 1, HALF), steps // EPOCHS, steps}
+    for found, expected in ((plain, due), (often, due | set(range(0, steps, 2)))):
+        assert set(found["bert-lora-2-2-False"]["refreshed"]) == expected
+        one, two = (found[f"bert-lora-{world}-2-False"]["losses"] for world in (1, 2))
+        np.testing.assert_allclose(two, one, rtol=1e-4)
+    first, last = (
+        abs(a / b - 1)
+        for a, b in ((found["bert-lora-1-2-False"]["losses"][n] for found in (plain, often)) for n in (0, -1))
+    )
+    assert first < 1e-6 < last
+
+
+def test_a_build_that_was_cut_off_does_not_hold_up_the_next_training(tmp_path):
+    """PyTorch's own mark of a build, which a killed process leaves behind, is waited for without end."""
+    deepspeed_engine.use_cpu_accelerator()
+    deepspeed_engine.load_extensions(offload=False)
+    folder = tmp_path / "extensions"
+    shutil.copytree(os.environ["TORCH_EXTENSIONS_DIR"], folder, ignore=shutil.ignore_patterns("cpu_adam", "lock"))
+    left = folder / "deepspeed_shm_comm" / "lock"
+    left.touch()
+    env = os.environ | {"PYTHONPATH": str(REPO), "TORCH_EXTENSIONS_DIR": str(folder)}
+    script = "from ctxrec import engine; engine.load_extensions(offload=False)"
+    subprocess.run([sys.executable, "-c", script], env=env, check=True, timeout=300)
+    assert not left.exists()
+
+
+if __name__ == "__main__":
+    zero_worker(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
