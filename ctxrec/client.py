@@ -87,7 +87,13 @@ def request(
 ) -> dict[str, Any]:
     """The body of one request, as `recommend_many` takes a list of; see the README's "Ask it" for the fields."""
     body: dict[str, Any] = {"k": k}
-    given = {"user_id": user_id, "context": context, "history": history, "allow": allow, "filter": filter}
+    given: dict[str, Any] = {
+        "user_id": user_id,
+        "context": context,
+        "history": history,
+        "allow": allow,
+        "filter": filter,
+    }
     given["diversity"] = diversity
     body |= {name: value for name, value in given.items() if value is not None}
     return {**body, "exclude": list(exclude)} if exclude else body

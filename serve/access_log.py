@@ -16,6 +16,8 @@ import sys
 import threading
 from typing import Any, TextIO
 
+from starlette.types import Scope
+
 logger = logging.getLogger(__name__)
 
 _SAFE_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
@@ -66,7 +68,7 @@ class AccessLog:
                 logger.warning("the access log cannot be written: %s", error)
 
 
-def request_id(scope: dict[str, Any]) -> str | None:
+def request_id(scope: Scope) -> str | None:
     """The request's X-Request-ID, which Ray Serve makes where a client sent none; None where it is not fit to print."""
     for name, value in scope["headers"]:
         if name == b"x-request-id":

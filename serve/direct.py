@@ -16,7 +16,7 @@ import tempfile
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Any
 
 import ray
 import ray.serve
@@ -53,7 +53,13 @@ class DirectServer:
             logger.warning("no requests straight to this replica at %s:%d: %s", host, port, error)
             self._claim.close()
             return
-        options = {"lifespan": "off", "ws": "none", "log_config": None, "access_log": False, "proxy_headers": False}
+        options: dict[str, Any] = {
+            "lifespan": "off",
+            "ws": "none",
+            "log_config": None,
+            "access_log": False,
+            "proxy_headers": False,
+        }
         config = uvicorn.Config(
             _with_request_id(app), interface="asgi3", timeout_graceful_shutdown=_GRACE_S, server_header=False, **options
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+
+from starlette.types import Scope
 
 _REMEMBERED = 50_000  # callers, beyond which those with a full bucket are forgotten
 
@@ -49,7 +50,7 @@ class RateLimiter:
         self._full_at = kept
 
 
-def address_of(scope: dict[str, Any], proxies: int) -> str:
+def address_of(scope: Scope, proxies: int) -> str:
     """The address of the client, as the outermost of so many trusted proxies saw it; without any, its own.
 
     What lies further to the left in X-Forwarded-For is the client's own word and not taken.

@@ -117,7 +117,9 @@ class Replica:
 
     def _count_by_arm(self, events: Sequence[LoggedEvent]) -> None:
         test, actions = self._arms.test, self._engine.retriever.recommender.features.actions
-        for event in events if test is not None else ():
+        for event in events:
+            if test is None:
+                break
             action = event.action if event.action in actions else "other"  # a label is for a few values
             self._metrics.arm_events.labels(test.name, self._arms.arm_of(event.user_id), action).inc()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess, values
@@ -26,7 +27,7 @@ class Metrics:
         os.environ[_FOLDER] = folder
         values.ValueClass = values.get_value_class()  # Ray may have loaded the client before the folder was known
         self._folder = folder
-        own = {"registry": CollectorRegistry()}
+        own: dict[str, Any] = {"registry": CollectorRegistry()}
         self.requests = Counter("ctxrec_requests", "HTTP requests", ["route", "status"], **own)
         self.request_seconds = Histogram(
             "ctxrec_request_seconds",

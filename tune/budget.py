@@ -32,7 +32,7 @@ class Budget(ray.tune.Stopper):
         return {"path": self.path, "gpus_per_trial": self.gpus_per_trial}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+        self.__init__(**state)  # type: ignore[misc]
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Take account of a trial's time; a trial by itself is never stopped here."""

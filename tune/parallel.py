@@ -61,7 +61,7 @@ class _Axis:
 
     def __init__(self, values: Sequence[Any], *, log: bool) -> None:
         numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
-        distinct = sorted(set(values)) if numbers else sorted(set(map(str, values)))
+        distinct: list[Any] = sorted(set(values)) if numbers else sorted(set(map(str, values)))
         self._log, self._names = log, None if numbers else distinct
         if numbers:
             self.marks = [distinct[0], distinct[-1]] if len(distinct) > 1 else distinct

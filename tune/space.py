@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ def _check_key(key: str, *, pbt: bool) -> None:
     section, _, option = key.partition(".")
     if section not in SECTIONS:
         raise UserError(f"[space] {key} is no option that a training depends on; expected one of {_names(SECTIONS)}")
-    known = SECTIONS[section].__dataclass_fields__
+    known = [field.name for field in dataclasses.fields(SECTIONS[section])]
     if option not in known:
         raise UserError(f"[space] unknown key {key!r}; valid keys are {', '.join(f'{section}.{n}' for n in known)}")
     if key in _FIXED:

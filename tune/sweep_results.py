@@ -35,7 +35,7 @@ def collect(out: str, stages: Sequence[str], plan: Sweep) -> list[dict[str, Any]
     run, curve ([(epoch, best so far)]), epochs (done in the run, which may be ahead of Ray Tune's decision) and planned
     (epochs of the whole training).
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for stage in stages:
         for record in storage.read_json(record_path(out, stage)):
             run = _last_run(run_of(storage.join(out, "trials", stage), record["trial_id"]))

@@ -43,7 +43,7 @@ def _gains(made: list[dict[str, Any]]) -> str:
         lines = []
         for gain, system in ((row.get("gain"), row.get("best_baseline")), (row.get("ensemble_gain"), "ensemble")):
             level = row["systems"].get(system)
-            if gain and level:
+            if gain and level and system:
                 scaled = [100 * gain[key] / level for key in ("mean", "low", "high")]
                 lines.append(charts.Dots(f"against {name(system)}", "", ((*scaled, "model"),)))
         rows += [charts.Dots(row["label"]), *lines] if lines else []

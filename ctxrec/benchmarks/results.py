@@ -24,9 +24,14 @@ SLICES = ("cold_items", "held_out_items", "cold_among_cold", "new_users")
 class FailureLike(Protocol):
     """Where and why a step failed."""
 
-    step: str
-    seed: int | None
-    message: str
+    @property
+    def step(self) -> str: ...
+
+    @property
+    def seed(self) -> int | None: ...
+
+    @property
+    def message(self) -> str: ...
 
 
 def row(label: str, folder: str, runs: dict[int, str], failures: Sequence[FailureLike]) -> dict[str, Any]:

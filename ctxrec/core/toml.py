@@ -80,7 +80,7 @@ def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
             (a for a in args if a is not type(None)), key=lambda a: is_list != (typing.get_origin(a) is tuple)
         )
         return _convert(kinds[0], value, source, key)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return build_dataclass(hint, value, source=source, prefix=key + ".")
     if origin is Literal:
         if value not in args or isinstance(value, bool):

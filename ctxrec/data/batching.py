@@ -9,6 +9,7 @@ Rows are padded at the end, so a causal mask alone keeps padding out of every re
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ class Batch:
     asked_mix_BA: torch.Tensor  # float32, shares of the actions that a request asks for; 0 in training
 
     def to(self, device: torch.device) -> Batch:
-        def move(value: object) -> object:
+        def move(value: Any) -> Any:
             if isinstance(value, dict):
                 return {k: v.to(device, non_blocking=True) for k, v in value.items()}
             return value.to(device, non_blocking=True)

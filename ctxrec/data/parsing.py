@@ -84,7 +84,8 @@ def value_text(value: object) -> str | None:
     if isinstance(value, (float, np.floating)):
         if math.isnan(value):
             return None
-        value = int(value) if value.is_integer() and abs(value) < _EXACT else value
+        number = float(value)
+        value = int(number) if number.is_integer() and abs(number) < _EXACT else value
     text = None if value is None else str(value)
     return text if text is not None and text.strip() else None
 

@@ -132,7 +132,8 @@ class Truth:
             raise UserError(f"there is no {path}; expected a folder that python -m ctxrec.datasets simulate wrote")
         arrays = safetensors.numpy.load(storage.read_bytes(path))
         arrays["item_cold"] = arrays["item_cold"].astype(bool)
-        return Truth(**{**arrays, "launch_us": int(arrays["launch_us"][0])})
+        launch_us = int(arrays.pop("launch_us")[0])
+        return Truth(launch_us=launch_us, **arrays)
 
 
 def item_id(n: int) -> str:

@@ -77,7 +77,7 @@ def attribute_slices(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
         missing = np.isnan(values)
         slices = _number_slices(name, values, ~missing)
     else:
-        missing = np.equal(values, None)
+        missing = np.array([value is None for value in values], bool)
         slices = _value_slices(name, values, ~missing)
     return slices | ({f"{name} missing": missing} if missing.any() else {})
 

@@ -72,7 +72,7 @@ def read_log(path: str, spec: EventsSpec) -> Log:
             texts = [_texts(batch.table.column(name)) for name in names if name != spec.time]
             if not spec.action:
                 texts.append(np.full(len(times), None, object))
-            usable = (status == TIME_OK) & np.not_equal(texts[0], None)
+            usable = (status == TIME_OK) & np.array([text is not None for text in texts[0]], bool)
             parts.append([*(text[usable] for text in texts), times[usable]])
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.zeros(0, object)] * 4
     users, items, actions, times = columns

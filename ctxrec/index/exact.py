@@ -64,7 +64,7 @@ def exact_search(
     ids, scores = blank(len(queries), width)
     for rows, mask in by_mask(allowed, len(queries)):
         few = mask is not None and mask.sum() < _GATHERED_SHARE * len(mask)
-        positions = np.flatnonzero(mask) if few else None
+        positions = np.flatnonzero(mask) if mask is not None and few else None
         candidates = vectors if positions is None else _gather(vectors, positions)
         rows_at_once = max(1, _SCORES_AT_ONCE // max(len(candidates), 1))
         for part in np.split(rows, range(rows_at_once, len(rows), rows_at_once)):

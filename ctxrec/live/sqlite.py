@@ -142,7 +142,7 @@ class SqliteStore:
         self._lock_file = file
         return True
 
-    def _fact(self, name: str):
+    def _fact(self, name: str) -> Any:
         return self._connection().execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()[0]
 
     def _set(self, name: str, value: int) -> None:

@@ -90,13 +90,13 @@ def request_metrics(
     hits = _hits(top, num_targets, target_items)
     discounts = 1 / np.log2(np.arange(max(*ks, top.shape[1])) + 2)
     ideals = np.concatenate([[0.0], np.cumsum(discounts)])
-    metrics = {}
+    metrics: dict[str, np.ndarray] = {}
     for k in ks:
         of_k = hits[:, :k]
         any_hit = of_k.any(axis=1)
         reachable = np.minimum(num_targets, k)
         metrics[f"hr@{k}"] = any_hit.astype(np.float64)
-        metrics[f"recall@{k}"] = of_k.sum(axis=1) / reachable
+        metrics[f"recall@{k}"] = np.asarray(of_k.sum(axis=1) / reachable)
         metrics[f"mrr@{k}"] = any_hit / (of_k.argmax(axis=1) + 1)
         metrics[f"ndcg@{k}"] = of_k @ discounts[: of_k.shape[1]] / ideals[reachable]
     return metrics

@@ -67,7 +67,9 @@ def _curves(
     train_log: Sequence[dict[str, Any]],
 ) -> tuple[list[charts.Line], list[charts.Line], tuple[float, str] | None]:
     """Loss and validation curves of each phase on one axis of steps, and where the last phase begins."""
-    losses, valid, offset, boundary = [], [], 0.0, None
+    losses: list[charts.Line] = []
+    valid: list[charts.Line] = []
+    offset, boundary = 0.0, None
     phases = list(dict.fromkeys(record["phase"] for record in train_log))
     for n, phase in enumerate(phases):
         records = [r for r in train_log if r["phase"] == phase]
