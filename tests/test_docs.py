@@ -1,0 +1,74 @@
+"""The documentation names only what is there: files, links, modules, options; and it stays short."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+from paths import REPO
+from test_layers import LAYERS
+
+from ctxrec.core.config import Config
+
+# The lab book is history: it may name options and files that have been removed since.
+PAGES = sorted(
+    path
+    for folder in ("", "ctxrec", "serve", "tune", "cluster", "tests")
+    for path in (REPO / folder).glob("*.md" if not folder else "**/*.md")
+    if path.name != "RESULTS.md"
+)
+MOST_LINES = {"README.md": 200, "ctxrec/README.md": 120, "cluster/README.md": 120}
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(REPO))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not target.startswith(("http", "#")):
+            file, _, anchor = target.partition("#")
+            assert (page.parent / file).exists(), target
+            if anchor:
+                titles = re.findall(r"^#+ (.*)$", (page.parent / file).read_text(), re.MULTILINE)
+                assert anchor in {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}, target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_named_files_are_there(page):
+    """A path with a folder, from the repository, from ctxrec/ or from the page's own folder."""
+    for found in set(re.findall(r"(?<![\w/.])(?:\w+/)+\w+\.(?:py|toml|md)\b", page.read_text())):
+        if not found.startswith(("my/", "runs/", "RUN/", "SWEEP/")):
+            assert any((base / found).exists() for base in (REPO, REPO / "ctxrec", page.parent)), found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_named_commands_are_there(page):
+    for found in set(re.findall(r"python -m ((?:ctxrec|tune|cluster)\.\w+)", page.read_text())):
+        assert importlib.util.find_spec(found), found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_named_options_are_there(page):
+    options = {
+        section.name: {option.name for option in dataclasses.fields(section.default_factory())}
+        for section in dataclasses.fields(Config)
+    }
+    for section, option in set(re.findall(r"(?<![\w./-])(\w+)\.(\w+)(?![\w/(])", page.read_text())):
+        if section in options and option not in ("py", "md", "toml", "yaml"):
+            assert option in options[section], f"{section}.{option}"
+
+
+def test_the_map_has_the_table_of_layers():
+    rows = re.findall(r"^\| `(\w+)` \| .* \| ([^|]+) \|$", (REPO / "ctxrec/README.md").read_text(), re.MULTILINE)
+    found = {package: () if below == "nothing of ctxrec" else tuple(below.split(", ")) for package, below in rows}
+    assert {package: set(below) for package, below in found.items()} == {p: set(b) for p, b in LAYERS.items()}
+
+
+@pytest.mark.parametrize("page", MOST_LINES)
+def test_pages_are_short_enough_to_read(page):
+    assert len((REPO / page).read_text().splitlines()) <= MOST_LINES[page]
