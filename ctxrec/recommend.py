@@ -24,7 +24,7 @@ def main() -> None:
     cli.add_rules(parser)
     args = parser.parse_args()
     # Options start from those of the run, not from the defaults.
-    config = load_config(args.config or storage.join(find_bundle(args.run), CONFIG), cli.overrides(args))
+    config = load_config(args.config, cli.overrides(args), base=storage.join(find_bundle(args.run), CONFIG))
     num_rows = recommend(args.run, args.requests, args.out, k=args.k, config=config)
     print(f"{num_rows} requests answered: {args.out}")
 

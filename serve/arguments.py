@@ -25,8 +25,9 @@ class AppArgs(BaseModel):
     cpus_per_replica: float = Field(default=1, gt=0, description="also the number of computing threads")
     gpus_per_replica: float = Field(default=0, ge=0)
     max_batch_size: int = Field(default=32, ge=1, description="requests that go through the model together")
-    precision: Literal["fp32", "bf16", "int8"] = Field(
-        default="fp32", description="in which histories are read; what is lighter is less exact"
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32",
+        description="number format in which histories are read; bf16 is faster on CPUs with AMX, and less exact",
     )
     history_cache_mb: int = Field(
         default=128,

@@ -30,7 +30,7 @@ _FIXED = (
 # Options that a trial may change in the middle: no shape of a weight and no length of a schedule depends on them.
 _CHANGEABLE = (
     "train.tower_lr", "train.encoder_lr", "train.encoder_phase_tower_lr", "train.weight_decay", "train.clip",
-    "train.label_smoothing", "train.final_lr", "train.negatives", "model.dropout", "model.id_dropout",
+    "train.final_lr", "train.negatives", "model.dropout", "model.id_dropout",
     "model.text_dropout", "encoder.adapter_dropout",
 )  # fmt: skip
 _ENCODER_PHASE = (
@@ -210,7 +210,6 @@ def default_space(base: Config, *, pbt: bool = False) -> list[Parameter]:
     rates = [
         Parameter(key="train.tower_lr", low=1e-3, high=1.5e-2, log=True),
         Parameter(key="train.weight_decay", low=1e-3, high=0.1, log=True),
-        Parameter(key="train.label_smoothing", low=0.0, high=0.2),
         Parameter(key="model.dropout", low=0.05, high=0.5),
         Parameter(key="model.id_dropout", low=0.0, high=0.6),
         Parameter(key="model.text_dropout", low=0.0, high=0.3),

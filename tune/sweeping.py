@@ -17,6 +17,7 @@ from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ctxrec.core import ray_cluster, storage
 from ctxrec.core.config import Config, to_toml
 from ctxrec.core.errors import UserError
+from ctxrec.core.removed_options import without_removed
 from ctxrec.core.toml import build_dataclass
 from ctxrec.data.prepared import PreparedData
 from ctxrec.training.driver import MANIFEST, train, with_absolute_paths
@@ -109,7 +110,8 @@ def _claim(out: str, plan: Sweep, data: PreparedData) -> None:
 
 def _essence(plan: dict[str, Any]) -> dict[str, Any]:
     """What may not change between two starts; options that the code has had since then count with their defaults."""
-    config = Config.from_dict({k: v for k, v in plan.items() if k in Config.__dataclass_fields__}).to_dict()
+    saved = {key: value for key, value in plan.items() if key in Config.__dataclass_fields__}
+    config = Config.from_dict(without_removed(saved, source=PLAN)).to_dict()
     options = dataclasses.asdict(build_dataclass(SweepConfig, plan["sweep"], source=PLAN))
     kept = {section: config[section] for section in SECTIONS}
     kept["sweep"] = {k: v for k, v in options.items() if k not in _MAY_CHANGE}

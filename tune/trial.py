@@ -94,7 +94,7 @@ def _place(job: TrialJob, config: Config) -> tuple[str, str]:
     with found.as_directory() as folder:
         start = storage.read_json(os.path.join(folder, KEPT))["folder"]
     generation = 0
-    while storage.exists(storage.join(run, CONFIG)) and load_config(storage.join(run, CONFIG)) != config:
+    while storage.exists(storage.join(run, CONFIG)) and load_config(base=storage.join(run, CONFIG)) != config:
         generation += 1
         run = f"{run_of(job.folder, trial_id)}.{generation}"
     begin_from(start, run)

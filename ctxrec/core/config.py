@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ctxrec.core.errors import UserError
+from ctxrec.core.removed_options import refuse_removed, without_removed
 from ctxrec.core.toml import build_dataclass, parse_value, read_toml, toml_value
 
 _EVENTS_READ, _FEWEST_EPOCHS, _MOST_EPOCHS = 1_500_000, 4, 15  # by a phase of the towers
@@ -67,8 +68,6 @@ class EncoderConfig:
     gradient_checkpointing: keep the inputs of the encoder's layers alone and compute the rest again.
     gradient_caching: encode the items of a step without a graph, then again pass by pass with the gradients of their
         vectors, so that train.fresh_items is not bounded by memory; about a third more work in the encoder.
-    compile: train the encoder through torch.compile, which needs a C++ compiler and takes a minute at first; not with
-        ZeRO-3, whose hooks it would bypass.
     """
 
     name: str = "sentence-transformers/all-MiniLM-L6-v2"
@@ -85,7 +84,6 @@ class EncoderConfig:
     cache_gb: float = 20.0
     gradient_checkpointing: bool = False
     gradient_caching: bool = False
-    compile: bool = False
 
     def __post_init__(self) -> None:
         for key in ("rank", "max_tokens", "token_budget"):
@@ -169,11 +167,8 @@ class TrainConfig:
         large logs have said all after a few.
     encoder_epochs, encoder_lr, ...: the second phase, in which the step's items get fresh vectors.
     fresh_items: distinct items of a step that the encoder encodes with gradient, at most.
-    refresh_every: steps of the encoder's phase after which the table of all other items is encoded anew; 0 = before
-        evaluations and checkpoints alone. 1 is as if no item came from a table, and costs as much.
     loss: full softmax up to full_softmax_items items, sampled softmax with logQ correction above
         (auto), or the named one; bce is binary cross-entropy with `negatives` uniform negatives.
-    warm_start: begin the item tower where items that keep company in histories are near each other (`ctxrec.training.warm_start`).
     new_items_cost: share of the validation events' NDCG@10 that may be given up so that items without events are shown
         more often (`ctxrec.memory.cold_start`); 0 gives up nothing.
     refit: after options and weights are chosen on the validation events, train the towers again on these too.
@@ -204,16 +199,13 @@ class TrainConfig:
     final_lr: float = 0.1
     clip: float = 1.0
     fresh_items: int = 128
-    refresh_every: int = 0
     loss: Literal["auto", "softmax", "sampled_softmax", "bce"] = "auto"
     full_softmax_items: int = 50_000
     negatives: int = 1024
     temperature: float = 0.07
-    label_smoothing: float = 0.0
     eval_every: int = 0
     patience: int = 4
     valid_users: int = 20_000
-    warm_start: bool = False
     new_items_cost: float = 0.01
     refit: bool = True
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -234,7 +226,6 @@ class TrainConfig:
             "encoder_epochs",
             "eval_every",
             "checkpoint_every",
-            "refresh_every",
             "micro_batch_size",
         )
         for key in (*counts, "cpus_per_worker", "valid_users", "max_failures", "weight_decay", "final_lr", "seed"):
@@ -243,7 +234,7 @@ class TrainConfig:
             _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "above 0")
         _require(self.keep_checkpoints >= 2, "train.keep_checkpoints", self.keep_checkpoints, "at least 2")
         _require(self.zero_stage in (0, 1, 2, 3), "train.zero_stage", self.zero_stage, "0, 1, 2 or 3")
-        for key in ("warmup", "label_smoothing", "new_items_cost"):
+        for key in ("warmup", "new_items_cost"):
             _require(0 <= getattr(self, key) < 1, f"train.{key}", getattr(self, key), "a share from 0 to below 1")
         _require(self.clip >= 0, "train.clip", self.clip, "0 (no clipping) or more")
         ordered = isinstance(self.workers, int) or (len(self.workers) == 2 and self.workers[0] <= self.workers[1])
@@ -308,8 +299,8 @@ class EvaluateConfig:
 
     ks: cut-offs of the metrics. bootstrap: resamples for the intervals.
     ease_choices, als_choices: ridge weights of EASE and numbers of factors of ALS to choose from, by NDCG@10
-        on up to choice_requests requests of the validation split; where there is none before the evaluated
-        split, ease_lambda and als_factors.
+        on up to choice_requests requests of the validation split. The first ones serve where there is no
+        validation split before the evaluated one.
     max_baseline_items: larger catalogues leave out EASE, ItemKNN and the ensemble, whose item-by-item matrix
         would not fit.
     batch_size: requests scored at once. actors: 0 takes one for each CPU of the cluster.
@@ -317,9 +308,7 @@ class EvaluateConfig:
 
     ks: tuple[int, ...] = (5, 10, 20)
     bootstrap: int = 1000
-    ease_lambda: float = 500.0
-    ease_choices: tuple[float, ...] = (50.0, 200.0, 500.0)
-    als_factors: int = 64
+    ease_choices: tuple[float, ...] = (500.0, 200.0, 50.0)
     als_choices: tuple[int, ...] = (64, 128)
     choice_requests: int = 5_000
     knn_neighbours: int = 100
@@ -331,14 +320,13 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         _require(bool(self.ks) and min(self.ks) >= 1, "evaluate.ks", self.ks, "one or more cut-offs of at least 1")
         _require(10 in self.ks, "evaluate.ks", self.ks, "a list that has 10, the cut-off of early stopping")
-        for key in ("bootstrap", "als_factors", "choice_requests", "knn_neighbours", "batch_size"):
+        for key in ("bootstrap", "choice_requests", "knn_neighbours", "batch_size"):
             _require(getattr(self, key) >= 1, f"evaluate.{key}", getattr(self, key), "at least 1")
         for key in ("ease_choices", "als_choices"):
             values = getattr(self, key)
             _require(bool(values) and min(values) > 0, f"evaluate.{key}", values, "one or more values above 0")
         for key in ("max_baseline_items", "actors"):
             _require(getattr(self, key) >= 0, f"evaluate.{key}", getattr(self, key), "0 or more")
-        _require(self.ease_lambda > 0, "evaluate.ease_lambda", self.ease_lambda, "above 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -431,10 +419,6 @@ class Config:
     rerank: RerankConfig = field(default_factory=RerankConfig)
     diversity: DiversityConfig = field(default_factory=DiversityConfig)
 
-    def __post_init__(self) -> None:
-        if self.encoder.compile:
-            _require(self.train.zero_stage < 3, "train.zero_stage", 3, "0, 1 or 2 with encoder.compile")
-
     def for_events(self, num_events: int) -> Config:
         """The options with what they leave to the size of the log: its number of training events."""
         if self.train.tower_epochs:
@@ -447,17 +431,25 @@ class Config:
 
     @staticmethod
     def from_dict(raw: dict[str, Any], *, source: str = "config") -> Config:
+        refuse_removed(raw, source=source)
         return build_dataclass(Config, raw, source=source)
 
 
 def load_config(path: str | None = None, overrides: Sequence[str] = (), *, base: str | None = None) -> Config:
     """Read a config file (none: defaults) and apply `section.key=value` overrides in order.
 
-    Values of overrides are TOML (`0.1`, `true`, `["tensorboard"]`); what is no TOML is a string.
-    Options that `path` leaves out come from the file `base` where one is given (a run's config.toml).
+    Args:
+        path: a file that a user wrote.
+        overrides: their values are TOML (`0.1`, `true`, `["tensorboard"]`); a value that is not TOML is a string.
+        base: a `config.toml` that ctxrec wrote (of a run or a bundle), where options that `path` leaves out come from.
+            Options that were removed since are dropped with a warning.
+
+    Raises:
+        UserError: an option is unknown, was removed, or has a value of the wrong type or out of range.
     """
-    raw = read_toml(base) if base is not None else {}
-    for section, options in (read_toml(path) if path is not None else {}).items():
+    raw = without_removed(read_toml(base), source=base) if base is not None else {}
+    given = read_toml(path) if path is not None else {}
+    for section, options in given.items():
         both = isinstance(options, dict) and isinstance(raw.get(section), dict)
         raw[section] = raw[section] | options if both else options
     return config_with(raw, overrides, source=path or "--set")

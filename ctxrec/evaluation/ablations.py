@@ -62,8 +62,6 @@ SASREC_OPTIONS: dict[str, Any] = {
     "train.clip": 1.0,
     "train.loss": "auto",
     "train.temperature": 0.07,
-    "train.label_smoothing": 0.0,
-    "train.warm_start": False,
     "train.full_softmax_items": 50_000,
     "train.negatives": 1024,
     "train.refit": True,
@@ -116,6 +114,6 @@ def train_ablations(run: str, data: str, names: Sequence[str]) -> dict[str, str]
     for name in names:
         out = storage.join(run, FOLDER, name)
         logger.info("ablation %s: %s", name, out)
-        config = ablated(load_config(storage.join(run, "config.toml")), name)
+        config = ablated(load_config(base=storage.join(run, "config.toml")), name)
         bundles[name] = storage.join(train(data, out, config), "bundle")
     return bundles

@@ -17,7 +17,7 @@ _NO_SCORE = -1e4  # of an item that takes no part; finite, as there may be no ot
 
 
 def softmax_loss(
-    q_PD: torch.Tensor, v_ID: torch.Tensor, target_P: torch.Tensor, weight_P: torch.Tensor, *, smoothing: float = 0.0
+    q_PD: torch.Tensor, v_ID: torch.Tensor, target_P: torch.Tensor, weight_P: torch.Tensor
 ) -> torch.Tensor:
     """Sum of weighted cross-entropies over all items.
 
@@ -26,8 +26,8 @@ def softmax_loss(
     """
     liked = weight_P >= 0
     if liked.all():
-        return _SoftmaxLoss.apply(q_PD, v_ID, target_P, weight_P, smoothing)
-    total = _SoftmaxLoss.apply(q_PD[liked], v_ID, target_P[liked], weight_P[liked], smoothing)
+        return _SoftmaxLoss.apply(q_PD, v_ID, target_P, weight_P)
+    total = _SoftmaxLoss.apply(q_PD[liked], v_ID, target_P[liked], weight_P[liked])
     disliked = torch.nonzero(~liked).squeeze(1)
     for part in disliked.split(_chunk_rows(v_ID)):
         total = total + checkpoint(_unlikelihood, q_PD[part], v_ID, target_P[part], weight_P[part], use_reentrant=False)
@@ -47,7 +47,6 @@ class _SoftmaxLoss(torch.autograd.Function):
         v_ID: torch.Tensor,
         target_P: torch.Tensor,
         weight_P: torch.Tensor,
-        smoothing: float,
     ) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=q_PD.device)
         grad_q, grad_v = torch.empty_like(q_PD), torch.zeros_like(v_ID)
@@ -58,15 +57,11 @@ class _SoftmaxLoss(torch.autograd.Function):
             scores = (q_PD[part] @ v_ID.T).float()
             scores -= scores.amax(1, keepdim=True)
             wanted = scores.gather(1, target_p1)
-            if smoothing:
-                wanted = (1 - smoothing) * wanted + smoothing * scores.mean(1, keepdim=True)
             odds = scores.exp_()
             normaliser = odds.sum(1, keepdim=True)
             total += ((normaliser.log() - wanted) * weight_p1).sum()
             grad = odds.mul_(weight_p1 / normaliser)  # p, minus what was wanted, is the gradient of the scores
-            grad.scatter_add_(1, target_p1, -(1 - smoothing) * weight_p1)
-            if smoothing:
-                grad -= smoothing / len(v_ID) * weight_p1
+            grad.scatter_add_(1, target_p1, -weight_p1)
             grad = grad.to(q_PD.dtype)
             grad_q[part] = grad @ v_ID
             grad_v.addmm_(grad.T, q_PD[part])
@@ -77,7 +72,7 @@ class _SoftmaxLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: torch.Tensor):
         grad_q, grad_v = ctx.saved_tensors
-        return grad * grad_q, grad * grad_v, None, None, None
+        return grad * grad_q, grad * grad_v, None, None
 
 
 def _chunk_rows(v_ID: torch.Tensor) -> int:

@@ -179,7 +179,7 @@ def _head_loss(
 ) -> torch.Tensor:
     """`expected`: how often an item comes among the negatives, drawn uniformly with replacement."""
     if loss == "softmax":
-        return softmax_loss(q_PD, v_ID, target_P, weight_P, smoothing=config.label_smoothing)
+        return softmax_loss(q_PD, v_ID, target_P, weight_P)
     assert negatives is not None
     if loss == "bce":
         return bce_loss(q_PD, v_ID, target_P, weight_P, negatives)

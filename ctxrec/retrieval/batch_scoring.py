@@ -63,7 +63,7 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
         raise UserError(f"--k is {k}; expected at least 1")
     bundle = find_bundle(run)
     folder, manifest = check_bundle(bundle, scratch=tempfile.gettempdir())
-    config = config or load_config(storage.join(folder, bundle_format.CONFIG))
+    config = config or load_config(base=storage.join(folder, bundle_format.CONFIG))
     if config.rerank.use:
         check_reranker(find_reranker(bundle), manifest["model_version"])
     rules = rules_of(config.diversity)

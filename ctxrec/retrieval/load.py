@@ -51,7 +51,7 @@ def load_recommender(bundle: str) -> Recommender:
 
 def _load_towers(folder: str) -> tuple[Config, DatasetSpec, ModelShape, Towers]:
     """Options, data set, sizes and towers, ready to score, of a checked local bundle."""
-    config = load_config(os.path.join(folder, bundle_format.CONFIG))
+    config = load_config(base=os.path.join(folder, bundle_format.CONFIG))
     about = storage.read_json(os.path.join(folder, bundle_format.DATA))
     shape = ModelShape(features=FeatureMeta(**about["features"]), **about["shape"])
     towers = Towers(bundle_format.bundled_model(config.model, folder), shape, temperature=config.train.temperature)

@@ -110,15 +110,12 @@ class Recommender:
         return self._by_column.vectors
 
     def lighten(self, precision: str) -> None:
-        """Read histories in "bf16" or, its weights and products alone, in "int8"; "fp32" is what was trained.
+        """Read histories in "bf16"; "fp32" is the precision of the training.
 
-        bf16 is for CPUs that multiply it (AVX512-BF16, AMX), where others are many times slower.
+        bf16 is for CPUs that multiply it in hardware (AVX512-BF16, AMX). Other CPUs are many times slower with it.
         """
-        user = self._towers.user
-        if precision == "int8":
-            user.backbone = torch.ao.quantization.quantize_dynamic(user.backbone, {torch.nn.Linear}, torch.qint8)
-        elif precision == "bf16":
-            user.backbone = InBf16(user.backbone)
+        if precision == "bf16":
+            self._towers.user.backbone = InBf16(self._towers.user.backbone)
 
     def queries(self, requests: Requests) -> np.ndarray:
         """Query vectors of requests, for `vectors`: float32 [N, D]."""

@@ -133,7 +133,7 @@ def _finished(out: str, config: Config, data: PreparedData) -> bool:
     saved = storage.join(out, CONFIG)
     if not storage.exists(saved):
         return False
-    if _training_options(load_config(saved)) != _training_options(config):
+    if _training_options(load_config(base=saved)) != _training_options(config):
         raise UserError(f"{out} holds a training of another configuration; give another --out, or delete it")
     manifest = storage.join(out, MANIFEST)
     if not storage.exists(manifest):

@@ -129,8 +129,6 @@ class PhaseRun:
             self.meter.begin()
             for step in in_section("data", self.stream.epoch(epoch, start=start)):
                 if (self.phase, progress.step) not in self.skipped:
-                    if self.config.refresh_every and progress.step % self.config.refresh_every == 0:
-                        self._refresh()
                     loss = self.meter.measured(self._step, step)
                     progress.loss_sum += loss
                     progress.num_losses += 1

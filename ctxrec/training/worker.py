@@ -20,7 +20,6 @@ from safetensors.torch import load as load_tensors
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
-from ctxrec.data.log_statistics import training_events
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
@@ -28,7 +27,6 @@ from ctxrec.training import checkpoint, faults, profiler
 from ctxrec.training.export import Chosen, calibrate, export, tuned_encoder, tuned_text
 from ctxrec.training.phase_trainer import SHARE, PhaseRun, Progress, Resumed
 from ctxrec.training.profiler import StepTrace
-from ctxrec.training.warm_start import company, company_vectors, start_warm
 from ctxrec.training.window_sampler import TrainStream
 from ctxrec.training.worker_setup import BEFORE, CHECKPOINTS, Setup, choices, set_up
 
@@ -152,18 +150,12 @@ def _run_phase(
         made.load_state_dict(towers)
     elif made.content is not None and setup.frozen is not None:
         made.content.start_from(setup.frozen)
-    if config.warm_start and not towers:
-        parts = training_events(setup.data, last_split + 1)
-        vectors_ID = company_vectors(company(parts, setup.shape.num_items), setup.config.model.dim, seed=config.seed)
-        start_warm(made.item, setup.refit_items if phase == "refit" else setup.items, chosen.text, vectors_ID)
     encoder = None
     if phase == "encoder":
         assert setup.tokens is not None
         cut = setup.tokens.states is not None
         encoder = TextEncoder(setup.config.encoder, setup.encoder_path, tune=True, cut=cut)
         encoder.fit_to(setup.device, setup.dtype)
-        if setup.config.encoder.compile:
-            encoder.backbone.compile(dynamic=True)  # in place, so that weights keep their names
     network = Network(made, encoder).to(setup.device)
     stream = TrainStream(
         setup.data,

@@ -56,7 +56,6 @@ class Way:
     fresh: int = 0  # items with gradient a step; 0 = all
     top_layers: int = 0  # 0 = adapters in all layers
     cut: bool = False  # states below them from disk
-    compiled: bool = False
 
 
 WAYS = [
@@ -66,7 +65,6 @@ WAYS = [
     Way("+ 128 items fresh, others from the table", fresh=128),
     Way("+ adapters in the top 2 layers", fresh=128, top_layers=2),
     Way("+ states below them from disk", fresh=128, top_layers=2, cut=True),
-    Way("the same with torch.compile", fresh=128, top_layers=2, cut=True, compiled=True),
 ]
 
 
@@ -141,8 +139,6 @@ def measure(way: Way, material: Material, num_steps: int, parts: int = 1) -> dic
     if way.cut:
         tokens = with_states(tokens, material.present, material.path, config, Place(0, 1, 0, 1, CPU))
     encoder = TextEncoder(config, material.path, tune=True, cut=way.cut)
-    if way.compiled:
-        encoder.backbone = torch.compile(encoder.backbone, dynamic=True)
     torch.manual_seed(0)
     network = Network(Towers(material.config.model, material.shape, temperature=0.07), encoder).train()
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-4)
@@ -150,8 +146,8 @@ def measure(way: Way, material: Material, num_steps: int, parts: int = 1) -> dic
     seconds, events, padding, flops = 0.0, 0.0, [], 0
     for number, step in enumerate(itertools.islice(material.steps_in(parts).epoch(0), num_steps + 2)):
         plans = [plan_of(way, material, step, part, number) for part in range(parts)]
-        # Counting costs time, so its step does not count; what is compiled cannot be counted.
-        counting = FlopCounterMode(display=False) if number == 1 and not way.compiled else None
+        # Counting costs time, so its step does not count.
+        counting = FlopCounterMode(display=False) if number == 1 else None
         begin = time.perf_counter()
         if counting is not None:
             counting.__enter__()

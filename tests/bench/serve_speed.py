@@ -45,7 +45,6 @@ SERVICES = {  # by name: what it is, and options of ours or of the peer
     "ctxrec": ("ctxrec, through Serve's proxy", {}),
     "ctxrec-direct": ("ctxrec, direct", {}),
     "ctxrec-unkept": ("ctxrec, direct, every history read anew", {"history_cache_mb": 0}),
-    "ctxrec-int8": ("the same in int8", {"history_cache_mb": 0, "precision": "int8"}),
     "ctxrec-bf16": ("the same in bf16", {"history_cache_mb": 0, "precision": "bf16"}),
 }
 DEFAULT = ["fastapi", "fastapi-threads", "ray-serve", "ctxrec", "ctxrec-direct", "ctxrec-unkept"]

@@ -1,4 +1,4 @@
-"""Reading histories in lighter ways: fp32 as it is, compiled, by ONNX Runtime, in bf16 and int8; one thread.
+"""Reading histories in lighter ways: fp32 as it is, compiled, by ONNX Runtime, in bf16; one thread.
 
     python tests/bench/tower_inference.py [--dim 128 --layers 2 --history 50 --batches 1 32]
 
@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 
 import torch
-import torch.nn as nn
 
 from ctxrec.core.config import load_config
 from ctxrec.model.backbones import make_backbone
@@ -43,8 +42,6 @@ def ways(backbone: Backbone, examples: Iterable[Inputs]) -> Iterator[tuple[str, 
         yield "ONNX Runtime", by_onnx
     lighter = InBf16(copy.deepcopy(backbone))
     yield "bf16", lambda inputs: lighter(*inputs)
-    whole = torch.ao.quantization.quantize_dynamic(backbone, {nn.Linear}, torch.qint8)
-    yield "int8", lambda inputs: whole(*inputs)
 
 
 def onnx_session(backbone: Backbone, example: Inputs):

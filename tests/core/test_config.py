@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 
 import pytest
 
 from ctxrec.core.config import Config, EncoderConfig, load_config, to_toml
 from ctxrec.core.errors import UserError
+from ctxrec.core.removed_options import REMOVED
 
 
 def test_no_file_gives_the_defaults():
@@ -67,9 +69,7 @@ def test_overrides_are_toml_or_a_string(override, section, key, value):
         ("train.workers=[1, 65]", ["train.global_batch_size", "at least 65"]),
         ("train.workers=two", ["train.workers", "a whole number"]),
         ("train.micro_batch_size=-1", ["train.micro_batch_size"]),
-        ("train.refresh_every=-1", ["train.refresh_every"]),
         ("train.keep_checkpoints=1", ["train.keep_checkpoints", "at least 2"]),
-        ("train.label_smoothing=1.5", ["train.label_smoothing"]),
         ("train.valid_users=-5", ["train.valid_users"]),
         ("train.seed=-1", ["train.seed"]),
         ("prepare.max_category_values=0", ["prepare.max_category_values"]),
@@ -161,3 +161,28 @@ def test_epochs_follow_from_the_size_of_the_log(events, epochs):
 def test_epochs_that_are_named_stay():
     config = load_config(None, ["train.tower_epochs=30"])
     assert config.for_events(10_000_000) == config
+
+
+OLD = "[train]\nseed = 7\nlabel_smoothing = 0.1\nwarm_start = true\n[evaluate]\nease_lambda = 300.0\n"
+
+
+def test_a_file_of_an_earlier_version_loads_without_its_removed_options(tmp_path, caplog):
+    saved = tmp_path / "config.toml"
+    saved.write_text(OLD)
+    config = load_config(None, ["train.workers=2"], base=str(saved))
+    assert (config.train.seed, config.train.workers) == (7, 2)
+    (warning,) = [record.getMessage() for record in caplog.records]
+    expected = (
+        "these options were removed and are ignored: train.label_smoothing, train.warm_start, evaluate.ease_lambda"
+    )
+    assert warning == f"{saved}: {expected}"
+
+
+def test_a_user_who_sets_a_removed_option_learns_what_to_use(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(OLD)
+    with pytest.raises(UserError, match=r"mine\.toml: train\.label_smoothing is no longer an option; leave it out"):
+        load_config(str(file))
+    for key in REMOVED:
+        with pytest.raises(UserError, match=f"^--set: {key} is no longer an option; {re.escape(REMOVED[key])}"):
+            load_config(None, [f"{key}=1"])

@@ -47,7 +47,6 @@ def test_sasrec_is_the_same_whatever_the_run_was():
             "model.history=7",
             "train.tower_lr=0.1",
             "train.loss=bce",
-            "train.warm_start=true",
             "train.seed=3",
         ],
     )

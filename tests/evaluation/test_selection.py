@@ -21,7 +21,7 @@ from ctxrec.evaluation.baselines.selection import ENSEMBLE, TEXT, Contenders, fi
 from ctxrec.memory.ease import EASE
 from ctxrec.metrics.ranking import request_metrics, top_k
 
-FAST = EvaluateConfig(als_choices=(2, 8), ease_choices=(1.0, 300.0), ease_lambda=77.0, als_factors=3)
+FAST = EvaluateConfig(als_choices=(2, 8), ease_choices=(1.0, 300.0))
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +97,10 @@ def test_fitted_on_the_events_of_all_earlier_splits(fitted, tiny_data, config):
     assert fitted.item_counts.sum() == counts["train"] + counts["valid"]
     valid = fit_contenders(data, "valid", config, run=None)
     assert valid.item_counts.sum() == counts["train"]
-    # Before the validation split there is nothing to choose on: defaults.
+    # Before the validation split there is nothing to choose on, so the first of the choices serve.
     assert valid.options["chosen_on"] == "defaults"
-    assert (valid.options["ease_lambda"], valid.options["als_factors"]) == (77.0, 3)
-    assert isinstance(valid.fitted["ease"], EASE) and valid.fitted["ease"].weight == 77.0
+    assert (valid.options["ease_lambda"], valid.options["als_factors"]) == (1.0, 2)
+    assert isinstance(valid.fitted["ease"], EASE) and valid.fitted["ease"].weight == 1.0
 
 
 def test_big_catalogues_leave_out_what_needs_a_matrix_of_items(tiny_data, config):

@@ -110,13 +110,6 @@ def test_gradient_caching_equals_one_process_without(tiny_data, plain_config, on
     assert_same_training(train(tiny_data, str(tmp_path / "run"), config), one_process)
 
 
-@pytest.mark.slow
-def test_a_compiled_encoder_equals_one_process_without(tiny_data, plain_config, one_process, tmp_path):
-    encoder = dataclasses.replace(plain_config.encoder, compile=True)
-    config = with_workers(dataclasses.replace(plain_config, encoder=encoder), 2, 2)
-    assert_same_training(train(tiny_data, str(tmp_path / "run"), config), one_process)
-
-
 def test_micro_batches_equal_the_whole(tiny_data, plain_config, one_process, tmp_path):
     """Gradient accumulation: with all text vectors frozen, four micro-batches are one batch."""
     frozen = dataclasses.replace(plain_config, encoder=dataclasses.replace(plain_config.encoder, tune="freeze"))

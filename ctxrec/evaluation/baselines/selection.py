@@ -60,7 +60,7 @@ def fit_contenders(prepared: PreparedData, split: str, config: Config, *, run: s
 
     Options are chosen with models fitted on the training events alone, by NDCG@10 on the validation split;
     then all are fitted anew on the events of all earlier splits. Where `split` is the validation split, or
-    there is none, options are the documented defaults of `EvaluateConfig`.
+    there is none, the first of each of the choices of `EvaluateConfig` serves.
 
     Args:
         prepared: the data.
@@ -76,7 +76,7 @@ def fit_contenders(prepared: PreparedData, split: str, config: Config, *, run: s
             f"evaluate.max_baseline_items ({limits.max_baseline_items:,})"
         )
     text = _text_baseline(prepared, config, run, notes)
-    options, chosen = Options(limits.ease_lambda, limits.als_factors, dict(_DEFAULT_WEIGHTS)), False
+    options, chosen = Options(limits.ease_choices[0], limits.als_choices[0], dict(_DEFAULT_WEIGHTS)), False
     requests = None
     if split == "test":
         limit = min(limits.choice_requests, _CELLS // max(prepared.num_items, 1))
@@ -170,7 +170,7 @@ def _choose(
     best_factors = max(factors, key=lambda f: factors[f])
     logger.info("ALS factors: %s", _listed(factors))
     if users_II is None:
-        return Options(limits.ease_lambda, best_factors, {})
+        return Options(limits.ease_choices[0], best_factors, {})
     lambdas, mixes, others = {}, {}, None
     for weight in limits.ease_choices:
         ease = EASE(weight=weight).fit(users_II)
