@@ -1,41 +1,49 @@
-"""How much the heads of the model and its item memory count for a request.
+"""The blend: how much each head of the model and each source of the item memory counts for a request.
 
-Every source is scaled to a standard deviation of 1 over the catalogue and takes a weight of 0 or more that
-depends on the length of the history; the weights are those that rank the validation events best.
-Sources that are inner products stay one (their weights go into the query), so an index still finds the best.
+Every source is scaled to a standard deviation of 1 over the catalogue and takes a weight of 0 or more. The weight
+depends on the length of the history; `ctxrec.memory.blend_fit` fits it to the validation events.
+A source that is an inner product stays one, because its weight goes into the query: an index still finds the best items.
 
-Legend: N requests, I items, K sources, W width of the towers' vectors.
+Legend: N requests, I items, K sources, W width of the towers' vectors, C width of text vectors.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-import torch
-import torch.nn.functional as F
 
 from ctxrec.data.events import Events
-from ctxrec.data.requests import Requests
 from ctxrec.memory.item_memory import ItemMemory
 from ctxrec.memory.text_similarity import history_queries
 
-_CELLS = 1 << 25  # scores of all sources that the fit holds at once (128 MB)
-_POOL = 20_000  # items that the fit ranks at most: the targets and others drawn at random
-_TYPICAL = 2.0  # log(1 + events) of a typical history, where the second weight has no say
-_PENALTY, _RANKING_PENALTY = 1e-3, 1e-2  # the second keeps the ranking from learning the validation events by heart
-_STEP = 0.1  # of a score, in which a rank changes smoothly
-_TARGETS = 20  # of a request, drawn at random, that count in the fit at most
-_NO_SCORE = -1e9
-_START = -1.0  # of the weights, before softplus
-_SEQUENCE, _OTHERS = 1.5, 0.2  # weights where there is nothing to fit them to
-_NOTHING = -20.0  # before softplus
-_ITERATIONS = 60
 STATIC = ("popularity", "recent popularity", "new item")  # columns behind the vectors of the heads
 NEW = STATIC[-1]
+_NO_WEIGHT = -20.0  # before softplus; after it, a weight of 0
+
+
+@dataclass(frozen=True)
+class BlendParams:
+    """Tuned numbers of the blend's weights. The lab book is `tests/bench/RESULTS.md`.
+
+    Attributes:
+        typical: log(1 + events) of a typical history, for which the second row of the weights has no effect. No
+            measurement supports it.
+        start: weight of every source before the fit, before softplus. No measurement supports it.
+        unfitted_sequence, unfitted_other: weights of the sequence head and of every other source where no validation
+            event exists. They are near the weights that the fit chose on several data sets of shops and films.
+    """
+
+    typical: float = 2.0
+    start: float = -1.0
+    unfitted_sequence: float = 1.5
+    unfitted_other: float = 0.2
+
+
+BLEND = BlendParams()
 
 
 @dataclass(frozen=True)
@@ -61,24 +69,26 @@ class Blend:
         heads = [item_vectors_IW[:, part] for part in head_slices(widths)] + ([] if text_IC is None else [text_IC])
         covariances = [np.atleast_2d(np.cov(head, rowvar=False, bias=True)).astype(np.float32) for head in heads]
         weights = np.zeros((2, len(heads) + len(STATIC) + len(memory.sources)), np.float32)
-        weights[0] = _START
+        weights[0] = BLEND.start
         return Blend(memory, text_IC, tuple(widths), tuple(covariances), weights).with_bonus(0)
 
     @property
     def unfitted_2K(self) -> np.ndarray:
-        """Weights for a log without validation events: near what these chose on several data sets of shops and films."""
+        """Weights for a log without validation events (`BlendParams`): float32 [2, K], before softplus."""
         weights = np.zeros_like(self.weights_2K)
-        weights[0] = np.log(np.expm1([_SEQUENCE if name == "sequence" else _OTHERS for name in self.sources]))
+        chosen = [BLEND.unfitted_sequence if name == "sequence" else BLEND.unfitted_other for name in self.sources]
+        weights[0] = np.log(np.expm1(chosen))
         return dataclasses.replace(self, weights_2K=weights).with_bonus(0).weights_2K
 
     def with_bonus(self, bonus: float) -> Blend:
-        """The blend that adds so much (0 or more) to the scores of new items."""
+        """The blend that adds `bonus` (0 or more) to the scores of new items."""
         weights = self.weights_2K.copy()
-        weights[:, self.sources.index(NEW)] = np.log(np.expm1(bonus)) if bonus > 1e-6 else _NOTHING, 0
+        weights[:, self.sources.index(NEW)] = np.log(np.expm1(bonus)) if bonus > 1e-6 else _NO_WEIGHT, 0
         return dataclasses.replace(self, weights_2K=weights)
 
     @property
     def sources(self) -> list[str]:
+        """Names of the K sources, in the order of the weights."""
         heads = list(("sequence", "content")[: len(self.widths)]) + ([] if self.text_IC is None else ["text"])
         return [*heads, *STATIC, *self.memory.sources]
 
@@ -93,7 +103,7 @@ class Blend:
         return np.concatenate([item_vectors_IW, *text, static], 1)
 
     def queries(self, queries_NW: np.ndarray, history: Events) -> np.ndarray:
-        """Queries for `vectors`, the weights in them. float32 [N, W + C + 3]"""
+        """Queries for `vectors` that contain the weights: float32 [N, W + C + 3]."""
         weights_NK = source_weights(self.weights_2K, history.lengths)
         static = weights_NK[:, self._num_heads : self._num_heads + len(STATIC)]
         heads = self.head_queries(queries_NW, history)
@@ -105,10 +115,10 @@ class Blend:
         heads = [queries_NW[:, part] for part in head_slices(self.widths)]
         if self.text_IC is not None:
             heads.append(history_queries(history, self.text_IC))
-        return [_scaled(head, covariance) for head, covariance in zip(heads, self.covariances, strict=True)]
+        return [_scaled_queries(head, covariance) for head, covariance in zip(heads, self.covariances, strict=True)]
 
     def remembered(self, history: Events) -> sp.csr_array:
-        """What the memory adds: sparse, 0 or more. float32 [N, I]"""
+        """The memory's weighted scores, 0 or more: sparse float32 [N, I]."""
         weights_NK = source_weights(self.weights_2K, history.lengths)[:, self._num_heads + len(STATIC) :]
         total = sp.csr_array((len(history.lengths), len(self.memory.popularity_I)), dtype=np.float32)
         for k, scores in enumerate(self.memory.of_histories(history)):
@@ -118,130 +128,21 @@ class Blend:
 
 def source_weights(weights_2K: np.ndarray, lengths_N: np.ndarray) -> np.ndarray:
     """Weight of every source for histories of these lengths: float32 [N, K], above 0."""
-    return np.logaddexp(0, _gate(lengths_N) @ weights_2K).astype(np.float32)
+    return np.logaddexp(0, length_features(lengths_N) @ weights_2K).astype(np.float32)
 
 
-def _gate(lengths_N: np.ndarray) -> np.ndarray:
-    return np.stack([np.ones(len(lengths_N)), np.log1p(lengths_N) - _TYPICAL], 1)
+def length_features(lengths_N: np.ndarray) -> np.ndarray:
+    """What the weights depend on: 1, and log(1 + length) minus that of a typical history. float64 [N, 2]"""
+    return np.stack([np.ones(len(lengths_N)), np.log1p(lengths_N) - BLEND.typical], 1)
 
 
 def head_slices(widths: Sequence[int]) -> list[slice]:
+    """Columns of each head in the towers' vectors."""
     ends = np.cumsum(widths)
     return [slice(int(end - width), int(end)) for width, end in zip(widths, ends, strict=True)]
 
 
-def _scaled(queries: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+def _scaled_queries(queries: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """Queries over the standard deviation of their scores; 0 where all items score the same."""
     spread = np.sqrt(np.maximum(((queries @ covariance) * queries).sum(1, keepdims=True), 0))
-    return np.divide(queries, spread, out=np.zeros_like(queries), where=spread > 1e-6)  # else it tells no two apart
-
-
-def fit_blend(
-    blend: Blend, item_vectors_IW: np.ndarray, queries_NW: np.ndarray, requests: Requests, *, repeats: bool, seed: int
-) -> np.ndarray:
-    """Weights [2, K] that rank the requests' targets best: first by their likelihood, then by a smooth NDCG.
-
-    Args:
-        blend: its memory fitted on the events before the requests, as the towers are.
-        queries_NW: the towers' queries of the requests.
-        requests: with targets.
-        repeats: whether the items of a history compete; otherwise they are left out.
-    """
-    rng = np.random.default_rng(seed)
-    num_items = len(item_vectors_IW)
-    limit = max(_CELLS // (min(num_items, _POOL) * len(blend.sources)), 16)
-    if len(requests) > limit:
-        rows = np.sort(rng.choice(len(requests), limit, replace=False))
-        requests, queries_NW = requests.take(rows), queries_NW[rows]
-    assert requests.target_items is not None
-    pool = np.arange(num_items)
-    if num_items > _POOL:
-        targets = rng.permutation(np.unique(requests.target_items))[: _POOL // 2]
-        pool = np.union1d(rng.choice(num_items, _POOL, replace=False), targets)
-    vectors = [item_vectors_IW[pool, part] for part in head_slices(blend.widths)]
-    vectors += [] if blend.text_IC is None else [blend.text_IC[pool]]
-    memory, heads = blend.memory, blend.head_queries(queries_NW, requests.history)
-    parts = [head @ items.T for head, items in zip(heads, vectors, strict=True)]
-    parts += [np.broadcast_to(v[pool], (len(requests), len(pool))) for v in (memory.popularity_I, memory.recent_I)]
-    # What being new is worth no validation event can tell (`ctxrec.memory.cold_start`).
-    parts.append(np.zeros_like(parts[-1]))
-    parts += [scores[:, pool].toarray() for scores in memory.of_histories(requests.history)]
-    fit = _Fit.of(np.stack(parts, -1), requests, pool, rng, repeats=repeats)
-    likely = _descend(fit.surprise, torch.from_numpy(blend.weights_2K), penalty=_PENALTY)
-    # Likelihood cares for targets that no list will show; the ranking at the top decides the rest.
-    return _descend(fit.smooth_regret, likely, penalty=_RANKING_PENALTY).numpy()
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """What the weights are fitted to: scores of all sources for the requests' targets and what competes with them."""
-
-    scores_NIK: torch.Tensor
-    gate_N2: torch.Tensor
-    out_NI: torch.Tensor  # bool, what may not be recommended
-    row_T: torch.Tensor  # the request of each target
-    target_T: torch.Tensor
-    share_T: torch.Tensor  # 1 over the number of targets of the request
-
-    @staticmethod
-    def of(
-        scores_NIK: np.ndarray, requests: Requests, pool: np.ndarray, rng: np.random.Generator, *, repeats: bool
-    ) -> _Fit:
-        num = len(requests)
-        assert requests.target_items is not None and requests.target_offsets is not None
-        place = np.full(
-            int(max(pool.max(), requests.history.items.max(initial=0), requests.target_items.max())) + 1, -1
-        )
-        place[pool] = np.arange(len(pool))
-        out = np.zeros((num, len(pool)), bool)
-        if not repeats:
-            seen, row = place[requests.history.items], np.repeat(np.arange(num), requests.history.lengths)
-            out[row[seen >= 0], seen[seen >= 0]] = True
-        counts = np.diff(requests.target_offsets)
-        row = np.repeat(np.arange(num), counts)
-        # Of a long list of targets any may count, not the first: those of a new user's first minutes are of one kind.
-        shuffled = np.lexsort((rng.random(len(row)), row))
-        number = np.arange(len(row)) - np.repeat(requests.target_offsets[:-1], counts)
-        most = int(np.clip(_CELLS // (len(pool) * num), 1, _TARGETS))
-        chosen = shuffled[number < most]
-        row, target = row[chosen], place[requests.target_items[chosen]]
-        row, target = row[target >= 0], target[target >= 0]
-        share = 1.0 / np.bincount(row, minlength=num)[row]
-        return _Fit(
-            scores_NIK=torch.from_numpy(np.ascontiguousarray(scores_NIK, np.float32)),
-            gate_N2=torch.from_numpy(_gate(requests.history.lengths).astype(np.float32)),
-            out_NI=torch.from_numpy(out),
-            row_T=torch.from_numpy(row),
-            target_T=torch.from_numpy(target),
-            share_T=torch.from_numpy(share.astype(np.float32)),
-        )
-
-    def _mixed(self, weights_2K: torch.Tensor) -> torch.Tensor:
-        weights_NK = F.softplus(self.gate_N2 @ weights_2K)
-        return torch.bmm(self.scores_NIK, weights_NK[..., None]).squeeze(-1).masked_fill(self.out_NI, _NO_SCORE)
-
-    def surprise(self, weights_2K: torch.Tensor) -> torch.Tensor:
-        """Mean of -log p(target) under a softmax over what competes."""
-        log_p = torch.log_softmax(self._mixed(weights_2K), 1)[self.row_T, self.target_T]
-        return -(log_p * self.share_T).sum() / len(self.gate_N2)
-
-    def smooth_regret(self, weights_2K: torch.Tensor) -> torch.Tensor:
-        """Minus the mean NDCG, with a rank in which a step is a sigmoid (ApproxNDCG; Qin, Liu and Li, 2010)."""
-        mixed = self._mixed(weights_2K)
-        ahead = (mixed[self.row_T] - mixed[self.row_T, self.target_T][:, None]) / _STEP
-        rank = torch.sigmoid(ahead).sum(1) + 0.5  # the target itself counts a half
-        return -(self.share_T / torch.log2(1 + rank)).sum() / len(self.gate_N2)
-
-
-def _descend(loss: Callable[[torch.Tensor], torch.Tensor], start_2K: torch.Tensor, *, penalty: float) -> torch.Tensor:
-    """The weights of least loss, by L-BFGS; `penalty` times their squared distance from the start is added."""
-    weights = start_2K.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([weights], lr=1, max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        value = loss(weights) + penalty * (weights - start_2K).square().sum()
-        value.backward()
-        return value
-
-    optimizer.step(closure)
-    return weights.detach()
+    return np.divide(queries, spread, out=np.zeros_like(queries), where=spread > 1e-6)

@@ -18,14 +18,38 @@ import scipy.sparse as sp
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import Events
 from ctxrec.data.log_statistics import TrainingEvents, gather_statistics
-from ctxrec.memory.cooccurrence import nearest, pairs_in_order, pairs_of_users
-from ctxrec.memory.text_similarity import history_weights, stand_ins
+from ctxrec.memory.cooccurrence import COOCCURRENCE, CooccurrenceParams, nearest, pairs_in_order, pairs_of_users
+from ctxrec.memory.text_similarity import TEXT_SIMILARITY, TextSimilarityParams, history_weights, stand_ins
 
-NEXT_STEPS = 5  # after an item that still count as following it
-RECENT_SHARE = 10  # one in so many events, the latest, tells what is wanted now
 
-_TOGETHER_DECAY, _NEXT_DECAY, _OWN_DECAY = 0.97, 0.7, 0.98  # a step back in the history
-_NEXT_LAST = 10
+@dataclass(frozen=True)
+class ItemMemoryParams:
+    """Tuned numbers of the item memory. The lab book is `tests/bench/RESULTS.md`.
+
+    Attributes:
+        next_steps: an item that comes up to so many steps after another one counts as following it, 1 / steps each time.
+            5 steps instead of 1 improved the likelihood of the validation events or left it on all data sets; 10 and 20
+            are level with 5.
+        recent_share: recent popularity is that of the latest 1 / `recent_share` of the events. A tenth has a better or
+            equal likelihood than a twentieth on all data sets that were tried; a fifth and a fiftieth are not better.
+        cooccurrence_decay: weight of an item of the history, relative to the item one step later, in the scores of the
+            recent items by cooccurrence. Other decays did not improve the likelihood.
+        next_decay, next_last: the same for what follows, and how many of the latest items count. Slower decays are
+            level with 0.7. No measurement supports the number of items.
+        repeat_decay: the same for the user's own items. No measurement supports it.
+    """
+
+    next_steps: int = 5
+    recent_share: int = 10
+    cooccurrence_decay: float = 0.97
+    next_decay: float = 0.7
+    next_last: int = 10
+    repeat_decay: float = 0.98
+    cooccurrence: CooccurrenceParams = COOCCURRENCE
+    text_similarity: TextSimilarityParams = TEXT_SIMILARITY
+
+
+ITEM_MEMORY = ItemMemoryParams()
 PAIRS = ("together", "together_recent", "next")
 OWN = ("own", "own_recent")
 
@@ -41,6 +65,7 @@ class ItemMemory:
     and mean popularity.
     known_I: which items have events.
     own: whether the user's own items may come again, so that they are a source.
+    params: tuned numbers.
     """
 
     together_II: sp.csr_array
@@ -49,6 +74,7 @@ class ItemMemory:
     recent_I: np.ndarray  # float32
     known_I: np.ndarray  # bool
     own: bool
+    params: ItemMemoryParams = ITEM_MEMORY
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -60,16 +86,16 @@ class ItemMemory:
         return [_scaled(self._source(name, history)) for name in self.sources]
 
     def _source(self, name: str, history: Events) -> sp.csr_array:
-        num_items = len(self.popularity_I)
+        num_items, params = len(self.popularity_I), self.params
         if name == "next":
-            return history_weights(history, num_items, decay=_NEXT_DECAY, last=_NEXT_LAST) @ self.next_II
+            return history_weights(history, num_items, decay=params.next_decay, last=params.next_last) @ self.next_II
         if name in OWN:
-            own = history_weights(history, num_items, decay=1.0 if name == "own" else _OWN_DECAY)
+            own = history_weights(history, num_items, decay=1.0 if name == "own" else params.repeat_decay)
             if name == "own":
                 own.data = np.log1p(own.data)
             return own
         if name == "together_recent":
-            return history_weights(history, num_items, decay=_TOGETHER_DECAY) @ self.together_II
+            return history_weights(history, num_items, decay=params.cooccurrence_decay) @ self.together_II
         items = history_weights(history, num_items, decay=1.0)
         items.data[:] = 1
         return items @ self.together_II
@@ -90,23 +116,29 @@ def _scaled(scores_NI: sp.csr_array) -> sp.csr_array:
 
 
 def fit_memory(
-    parts: Iterable[TrainingEvents], num_items: int, *, repeats: bool, text_IC: np.ndarray | None = None
+    parts: Iterable[TrainingEvents],
+    num_items: int,
+    *,
+    repeats: bool,
+    text_IC: np.ndarray | None = None,
+    params: ItemMemoryParams = ITEM_MEMORY,
 ) -> ItemMemory:
     """Gather a memory from the events of users, part by part (`TrainingEvents`).
 
     `text_IC` (`ctxrec.memory.text_similarity.reduced`) finds stand-ins for items without event; None: they have none.
     """
-    log = gather_statistics(parts, num_items, steps=NEXT_STEPS)
-    latest = log.items[-max(len(log.items) // RECENT_SHARE, 1) :]
+    log = gather_statistics(parts, num_items, steps=params.next_steps)
+    latest = log.items[-max(len(log.items) // params.recent_share, 1) :]
     known = log.item_counts > 0
     popularity = _standardised(log.item_counts, known)
     memory = ItemMemory(
-        together_II=pairs_of_users(log, popularity),
-        next_II=pairs_in_order(log),
+        together_II=pairs_of_users(log, popularity, params=params.cooccurrence),
+        next_II=pairs_in_order(log, params=params.cooccurrence),
         popularity_I=popularity,
         recent_I=_standardised(np.bincount(latest, minlength=num_items), known),
         known_I=known,
         own=repeats,
+        params=params,
     )
     return with_stand_ins(memory, text_IC)
 
@@ -122,10 +154,10 @@ def as_if_known(memory: ItemMemory, known_I: np.ndarray, text_IC: np.ndarray | N
     """The memory as if of its known items only these (bool [I]) had events: of the others it holds the mean of what is
     known of their stand-ins, or nothing without texts."""
     alone = sp.diags_array(known_I.astype(np.float32)).tocsr()
-    spoken_for_II = alone if text_IC is None else stand_ins(text_IC, known_I)
+    spoken_for_II = alone if text_IC is None else stand_ins(text_IC, known_I, params=memory.params.text_similarity)
 
     def pairs(matrix_II: sp.csr_array) -> sp.csr_array:
-        return nearest(spoken_for_II @ matrix_II @ spoken_for_II.T)
+        return nearest(spoken_for_II @ matrix_II @ spoken_for_II.T, params=memory.params.cooccurrence)
 
     return dataclasses.replace(
         memory,

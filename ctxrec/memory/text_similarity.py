@@ -5,17 +5,38 @@ Legend: N requests, I items, H encoder width, C reduced width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import scipy.sparse as sp
 
 from ctxrec.data.events import Events
 from ctxrec.data.vectors import normalised, principal_axes
 
-DECAY, LAST = 0.7, 10  # weight of a step back in the history, and how many of them count
-STAND_INS = 5  # items whose texts are nearest to that of an item without events, which speak for it
-_SHARPNESS = 10.0  # of their weights, exp(sharpness * cosine)
-_CELLS = 1 << 24  # cosines held at once
-_MOST_PAIRS = 1 << 36  # of items without and with events; beyond, nobody speaks for the former
+
+@dataclass(frozen=True)
+class TextSimilarityParams:
+    """Tuned numbers and limits of text similarity. The lab book is `tests/bench/RESULTS.md`.
+
+    Attributes:
+        decay: weight of a text, relative to the text one step later in the history. Other decays did not improve the
+            likelihood of the validation events on any data set of the lab book.
+        last: number of the latest texts of a history that count. No measurement supports it.
+        num_proxies: number of proxies of an item without events. No measurement supports it.
+        sharpness: the weight of a proxy is proportional to exp(sharpness * cosine). No measurement supports it.
+        cosines_at_once: limit of memory: 64 MB of float32.
+        max_pairs: limit of time: with more pairs of items without and with events, items without events have no proxies.
+    """
+
+    decay: float = 0.7
+    last: int = 10
+    num_proxies: int = 5
+    sharpness: float = 10.0
+    cosines_at_once: int = 1 << 24
+    max_pairs: int = 1 << 36
+
+
+TEXT_SIMILARITY = TextSimilarityParams()
 
 
 def text_axes(vectors_IH: np.ndarray, present_I: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,17 +74,21 @@ def history_weights(history: Events, num_items: int, *, decay: float, last: int 
     return matrix
 
 
-def history_queries(history: Events, text_IC: np.ndarray) -> np.ndarray:
+def history_queries(
+    history: Events, text_IC: np.ndarray, *, params: TextSimilarityParams = TEXT_SIMILARITY
+) -> np.ndarray:
     """Directions of the latest texts of each history: float32 [N, C], of unit length or 0."""
     age = np.repeat(history.offsets[1:], history.lengths) - 1 - np.arange(len(history.items))
-    near = np.flatnonzero(age < LAST)
-    ends = np.concatenate([[0], np.cumsum(np.minimum(history.lengths, LAST))])
-    parts = ((DECAY ** age[near]).astype(np.float32), np.arange(len(near)), ends)
+    near = np.flatnonzero(age < params.last)
+    ends = np.concatenate([[0], np.cumsum(np.minimum(history.lengths, params.last))])
+    parts = ((params.decay ** age[near]).astype(np.float32), np.arange(len(near)), ends)
     weights = sp.csr_array(parts, shape=(len(history.lengths), len(near)))
     return normalised(weights @ text_IC[history.items[near]])  # of these rows alone: the table may be a large view
 
 
-def stand_ins(text_IC: np.ndarray, known_I: np.ndarray) -> sp.csr_array:
+def stand_ins(
+    text_IC: np.ndarray, known_I: np.ndarray, *, params: TextSimilarityParams = TEXT_SIMILARITY
+) -> sp.csr_array:
     """For every item the items that speak for it: itself if it is known, else the known ones of nearest text.
 
     Returns:
@@ -73,24 +98,26 @@ def stand_ins(text_IC: np.ndarray, known_I: np.ndarray) -> sp.csr_array:
     has_text = np.abs(text_IC).sum(1) > 0
     asked, answers = np.flatnonzero(~known_I & has_text), np.flatnonzero(known_I & has_text)
     own = sp.diags_array(known_I.astype(np.float32)).tocsr()
-    num = min(STAND_INS, len(answers))
-    if not num or len(asked) * len(answers) > _MOST_PAIRS:
+    num = min(params.num_proxies, len(answers))
+    if not num or len(asked) * len(answers) > params.max_pairs:
         return own
-    nearest, weights = nearest_texts(text_IC[asked], text_IC[answers], num)
+    nearest, weights = nearest_texts(text_IC[asked], text_IC[answers], num, params=params)
     where = (np.repeat(asked, num), answers[nearest].ravel())
     others = sp.coo_array((weights.ravel(), where), shape=(num_items, num_items)).tocsr()
     return sp.csr_array(own + others, dtype=np.float32)
 
 
-def nearest_texts(asked_NC: np.ndarray, answers_MC: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest_texts(
+    asked_NC: np.ndarray, answers_MC: np.ndarray, num: int, *, params: TextSimilarityParams = TEXT_SIMILARITY
+) -> tuple[np.ndarray, np.ndarray]:
     """The `num` rows of nearest text for each asked one (int64 [N, num]), and their weights, which sum to 1."""
     found, weights = [np.zeros((0, num), np.int64)], [np.zeros((0, num), np.float32)]
-    rows = max(_CELLS // len(answers_MC), 1)
+    rows = max(params.cosines_at_once // len(answers_MC), 1)
     for start in range(0, len(asked_NC), rows):
         cosine = asked_NC[start : start + rows] @ answers_MC.T
         nearest = np.argpartition(-cosine, num - 1, axis=1)[:, :num]
         near = np.take_along_axis(cosine, nearest, axis=1)
-        odds = np.exp(_SHARPNESS * (near - near.max(1, keepdims=True)))
+        odds = np.exp(params.sharpness * (near - near.max(1, keepdims=True)))
         found.append(nearest)
         weights.append(odds / odds.sum(1, keepdims=True))
     return np.concatenate(found), np.concatenate(weights)

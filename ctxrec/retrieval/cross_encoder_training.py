@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -48,14 +49,37 @@ from ctxrec.retrieval.rerank_candidates import Examples, find_candidates
 
 logger = logging.getLogger(__name__)
 
-_DEEPER = 4  # times as many candidates to learn from as are put in a new order
-_CHOICE, _CHECK = 0.2, 0.2  # shares of the requests that choose, and that measure
-_WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0, 16.0)
-_BATCH = 64  # requests ranked at once
-_TARGETS = 3  # of a request that a step learns from
-_RESAMPLES = 1000
-_METRIC, _K = "ndcg@10", 10
-_WARMUP, _CLIP = 0.1, 1.0
+_K = 10  # NDCG@10 chooses and measures
+_METRIC = f"ndcg@{_K}"
+
+
+@dataclass(frozen=True)
+class RerankTrainingParams:
+    """Tuned numbers of the second stage's training. No measurement supports any of them.
+
+    Attributes:
+        depth: the network learns from `depth` times as many candidates as it puts in a new order later.
+        choice_share, check_share: shares of the requests that choose the epoch and the weight, and that measure.
+        weights: weights beside the retriever's score that are tried.
+        max_targets: number of targets of a request that a step learns from, drawn at random.
+        warmup: share of the steps in which the learning rates rise.
+        clip: norm of the gradients at most.
+        resamples: number of bootstrap resamples of the measured gain.
+        requests_at_once: limit of memory: number of requests that are ranked at once.
+    """
+
+    depth: int = 4
+    choice_share: float = 0.2
+    check_share: float = 0.2
+    weights: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 16.0)
+    max_targets: int = 3
+    warmup: float = 0.1
+    clip: float = 1.0
+    resamples: int = 1000
+    requests_at_once: int = 64
+
+
+RERANK_TRAINING = RerankTrainingParams()
 
 
 def train_reranker(run: str, data: PreparedData, config: Config, *, out: str | None = None) -> dict[str, Any]:
@@ -85,7 +109,7 @@ def train_reranker(run: str, data: PreparedData, config: Config, *, out: str | N
         )
     recommender = recommender_before_validation(run, data)
     logger.info("the retriever ranks %d validation requests", len(requests))
-    examples = find_candidates(recommender, requests, config.rerank.candidates * _DEEPER)
+    examples = find_candidates(recommender, requests, config.rerank.candidates * RERANK_TRAINING.depth)
     torch.manual_seed(config.rerank.seed)
     reranker = make_reranker(encoder_path, texts, config, model_version=recommender.model_version)
     trainer = Trainer(reranker, config, recommender.features, titles_of(recommender))
@@ -130,7 +154,15 @@ def make_reranker(encoder_path: str, texts: list[str], config: Config, *, model_
 class Trainer:
     """Trains a fresh `Reranker` in place."""
 
-    def __init__(self, reranker: Reranker, config: Config, features: FeatureMeta, titles: list[str | None]):
+    def __init__(
+        self,
+        reranker: Reranker,
+        config: Config,
+        features: FeatureMeta,
+        titles: list[str | None],
+        params: RerankTrainingParams = RERANK_TRAINING,
+    ) -> None:
+        self.params = params
         self.reranker, self.options = reranker, config.rerank
         self.features, self.titles = features, titles
         self.rng = np.random.default_rng(config.rerank.seed)
@@ -142,7 +174,7 @@ class Trainer:
         rows = train.with_hit()
         logger.info(
             "%d of %d requests have a target among the best %d; %d and %d others choose and measure",
-            len(rows), len(train), self.options.candidates * _DEEPER, len(choice), len(check),
+            len(rows), len(train), self.options.candidates * self.params.depth, len(choice), len(check),
         )  # fmt: skip
         weight, state = self._train(train.take(rows), choice) if len(rows) else (0.0, self._state())
         self.reranker.network.load_state_dict(state, strict=False)
@@ -159,7 +191,9 @@ class Trainer:
     def _divide(self, examples: Examples) -> list[Examples]:
         """The parts that train, choose and measure."""
         order = self.rng.permutation(len(examples))
-        num_choice, num_check = round(_CHOICE * len(order)), round(_CHECK * len(order))
+        num_choice, num_check = (
+            round(share * len(order)) for share in (self.params.choice_share, self.params.check_share)
+        )
         parts = np.split(order, [len(order) - num_choice - num_check, len(order) - num_check])
         return [examples.take(part) for part in parts]
 
@@ -176,7 +210,7 @@ class Trainer:
                 self.reranker.network.train()
                 optimizer.zero_grad()
                 losses.append(self._backward(train, asked, order[start : start + self.options.batch_size]))
-                torch.nn.utils.clip_grad_norm_(self.reranker.network.parameters(), _CLIP)
+                torch.nn.utils.clip_grad_norm_(self.reranker.network.parameters(), self.params.clip)
                 optimizer.step()
                 schedule.step()
             gains = self._gains(choice)
@@ -196,7 +230,7 @@ class Trainer:
             [{"params": adapter, "lr": options.lr}, {"params": network.head.parameters(), "lr": options.head_lr}]
         )
         steps = options.epochs * -(-num_train // options.batch_size)
-        warm = max(_WARMUP * steps, 1)
+        warm = max(self.params.warmup * steps, 1)
         return optimizer, torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / warm, max(steps - step, 1) / max(steps - warm, 1), 1.0)
         )
@@ -229,7 +263,7 @@ class Trainer:
     def _draw(self, hits: np.ndarray) -> np.ndarray:
         """Places of the targets among a request's candidates, and of others drawn at random."""
         taken, others = np.flatnonzero(hits), np.flatnonzero(~hits)
-        taken = self.rng.permutation(taken)[:_TARGETS]
+        taken = self.rng.permutation(taken)[: self.params.max_targets]
         num = min(len(others), self.options.negatives * len(taken))
         return np.concatenate([taken, self.rng.choice(others, num, replace=False)])
 
@@ -242,7 +276,10 @@ class Trainer:
         """What each weight adds to the retriever's NDCG@10 on a part of the requests."""
         retrieved = self._ndcg(part, None, 0.0)
         logits = self._logits(part)
-        return {w: float((self._ndcg(part, logits, w) - retrieved).mean()) if len(part) else 0.0 for w in _WEIGHTS}
+        return {
+            w: float((self._ndcg(part, logits, w) - retrieved).mean()) if len(part) else 0.0
+            for w in self.params.weights
+        }
 
     def _measure(self, part: Examples) -> dict[str, Any]:
         """NDCG@10 with and without the second stage, the paired difference with its interval, and the time it takes."""
@@ -254,7 +291,7 @@ class Trainer:
             nothing = {"mean": 0.0, "low": 0.0, "high": 0.0}
             return {"requests": 0, "retriever": 0.0, "reranked": 0.0, "gain": nothing}
         differences = reranked - retrieved
-        resampled = bootstrap_means(differences[:, None], num=_RESAMPLES, seed=self.options.seed)[:, 0]
+        resampled = bootstrap_means(differences[:, None], num=self.params.resamples, seed=self.options.seed)[:, 0]
         num = max(len(part.with_hit()), 1)
         logger.info("%.0f ms a request for %d candidates", 1e3 * seconds / num, self.options.candidates)
         return {
@@ -273,8 +310,8 @@ class Trainer:
         found = self._candidates(part)
         logits = [np.zeros(len(items), np.float32) for items, _ in found]
         useful = [n for n in range(len(part)) if part.hits[n][: self.options.candidates].any()]
-        for start in range(0, len(useful), _BATCH):
-            rows = np.array(useful[start : start + _BATCH])
+        for start in range(0, len(useful), self.params.requests_at_once):
+            rows = np.array(useful[start : start + self.params.requests_at_once])
             made = self.reranker.logits(
                 part.requests.take(rows), [found[n] for n in rows], features=self.features, titles=self.titles
             )

@@ -30,7 +30,7 @@ from ctxrec.data.parsing import value_line, value_words
 from ctxrec.encoder.text_encoder import TextEncoder, resolve_encoder
 from ctxrec.encoder.text_table import TextTable, encode_catalogue, has_text, make_text_table
 from ctxrec.memory.blend import NEW, STATIC
-from ctxrec.memory.text_similarity import STAND_INS, nearest_texts, on_axes
+from ctxrec.memory.text_similarity import TEXT_SIMILARITY, nearest_texts, on_axes
 from ctxrec.model.inputs import ItemTensors
 from ctxrec.retrieval.recommender import Recommender
 
@@ -272,7 +272,7 @@ class ItemEncoder:
         texts_IC = self._vectors[:, start : start + self._text_head]
         answers = np.flatnonzero(self._trained & (np.abs(texts_IC).sum(1) > 0)) if self._text_head else []
         asked = np.flatnonzero((known < 0) & (np.abs(on_text_axes).sum(1) > 0))
-        num = min(STAND_INS, len(answers))
+        num = min(TEXT_SIMILARITY.num_proxies, len(answers))
         if not num or not len(asked):
             return sp.csr_array(shape, dtype=np.float32)
         nearest, weights = nearest_texts(on_text_axes[asked], texts_IC[answers], num)

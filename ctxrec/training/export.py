@@ -19,7 +19,8 @@ from ctxrec.data.requests import Requests
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.encoder.text_table import TextTable
 from ctxrec.index.ray_fill import add_on_nodes
-from ctxrec.memory.blend import Blend, fit_blend
+from ctxrec.memory.blend import Blend
+from ctxrec.memory.blend_fit import fit_blend
 from ctxrec.memory.cold_start import choose_bonus, hidden_items, without_items
 from ctxrec.memory.item_memory import as_if_known, with_stand_ins
 from ctxrec.memory.text_similarity import reduced, text_axes

@@ -11,7 +11,8 @@ from ctxrec.core.errors import UserError
 from ctxrec.data.events import Context, Events, Users
 from ctxrec.data.log_statistics import TrainingEvents
 from ctxrec.data.requests import Requests
-from ctxrec.memory.blend import NEW, Blend, fit_blend, source_weights
+from ctxrec.memory.blend import NEW, Blend, source_weights
+from ctxrec.memory.blend_fit import BlendFit, BlendFitParams, fit_blend
 from ctxrec.memory.item_memory import as_if_known, fit_memory, from_arrays, to_arrays
 from ctxrec.memory.text_similarity import history_queries, history_weights, reduced, stand_ins
 
@@ -127,8 +128,6 @@ def planted():
 
 
 def test_all_targets_of_the_requests_that_are_ranked_compete_in_large_catalogues(monkeypatch):
-    from ctxrec.memory import blend as module
-
     rng = np.random.default_rng(0)
     num, num_items, dim, found = 400, 200, 4, []
     vectors = rng.normal(size=(num_items, dim)).astype(np.float32)
@@ -144,11 +143,10 @@ def test_all_targets_of_the_requests_that_are_ranked_compete_in_large_catalogues
         target_offsets=np.arange(num + 1),
         target_items=rng.integers(0, num_items, num).astype(np.int32),
     )
-    fit_of = module._Fit.of
-    monkeypatch.setattr(module, "_POOL", 40)
-    monkeypatch.setattr(module, "_CELLS", 40 * len(blend.sources) * 16)  # room for 16 requests
-    monkeypatch.setattr(module._Fit, "of", lambda *a, **k: found.append(fit_of(*a, **k)) or found[-1])
-    fit_blend(blend, vectors, vectors[requests.target_items], requests, repeats=True, seed=0)
+    fit_of = BlendFit.of
+    params = BlendFitParams(max_items=40, scores_at_once=40 * len(blend.sources) * 16)  # room for 16 requests
+    monkeypatch.setattr(BlendFit, "of", lambda *a, **k: found.append(fit_of(*a, **k)) or found[-1])
+    fit_blend(blend, vectors, vectors[requests.target_items], requests, repeats=True, seed=0, params=params)
     assert 40 <= found[0].scores_NIK.shape[1] <= 60
     assert sorted(found[0].row_T.tolist()) == list(range(16))  # a target each
 
