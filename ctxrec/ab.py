@@ -12,7 +12,11 @@ from ctxrec.experiments.exposures import read_exposures
 
 def main() -> None:
     """Read both logs, compare the arms, print and write the table."""
-    parser = cli.parser("ctxrec.ab", "Compare the arms of an A/B test by what their users did after they saw a list.")
+    parser = cli.parser(
+        "ctxrec.ab",
+        "Compare the arms of an A/B test by what their users did after they saw a list.",
+        reads_options=False,
+    )
     parser.add_argument(
         "--exposures", required=True, help="what the service wrote to live/exposures; path, glob or URI"
     )
@@ -23,7 +27,6 @@ def main() -> None:
     parser.add_argument("--shown-only", action="store_true", help="count only events on items of the list")
     parser.add_argument("--out", metavar="AB.json", help="where the table goes as JSON; path or URI")
     args = parser.parse_args()
-    cli.config_from(args)
     if not args.window_hours > 0:
         raise UserError(f"--window-hours is {args.window_hours}; expected above 0")
     spec = load_spec(args.spec).events if args.spec else EventsSpec(path=args.events, action="action")

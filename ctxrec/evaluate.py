@@ -10,26 +10,16 @@ from ctxrec.core.errors import UserError
 def main() -> None:
     """Read the options, evaluate, print the table."""
     parser = cli.parser("ctxrec.evaluate", "Rank the whole catalogue for every request of a split, next to baselines.")
-    parser.add_argument("--run", metavar="RUN", help="run folder of ctxrec.train; without one only baselines rank")
-    parser.add_argument("--split", choices=("valid", "test"), default="test", help="which events are the targets")
-    parser.add_argument("--out", metavar="DIR", help="where metrics.json and report.html go (default: RUN)")
-    parser.add_argument(
-        "--data", metavar="DATA", help="the prepared data; with --run, when it was moved after training"
-    )
-    parser.add_argument(
-        "--ablations",
-        metavar="NAMES",
-        default="",
-        help="text_only, id_only, no_context, frozen_encoder, sasrec (comma-separated) or all: trains each once into RUN/ablations",
-    )
-    parser.add_argument("--oracle", metavar="SIM", help="folder of a simulated log: adds the best possible ranking")
-    parser.add_argument(
-        "--diversity",
-        metavar="STRENGTHS",
-        default="",
-        help="such as 0,0.3,0.7: compares lists re-ranked by MMR, and with the caps, freshness and rules of the options, "
-        "each alone and together, with the plain ones",
-    )
+    add = parser.add_argument
+    add("--run", metavar="RUN", help="run folder of ctxrec.train; without one only baselines rank")
+    add("--split", choices=("valid", "test"), default="test", help="which events are the targets")
+    add("--out", metavar="DIR", help="where metrics.json and report.html go (default: RUN)")
+    add("--data", metavar="DATA", help="the prepared data; with --run, when it was moved after training")
+    ablations = "text_only, id_only, no_context, frozen_encoder, sasrec (comma-separated) or all"
+    add("--ablations", metavar="NAMES", default="", help=f"{ablations}: trains each once into RUN/ablations")
+    add("--oracle", metavar="SIM", help="folder of a simulated log: adds the best possible ranking")
+    lists = "compares lists re-ranked by MMR, and with the caps, freshness and rules of the options, each alone and all"
+    add("--diversity", metavar="STRENGTHS", default="", help=f"such as 0,0.3,0.7: {lists} together, with plain lists")
     cli.add_rules(parser)
     args = parser.parse_args()
     if args.run is None and args.data is None:
@@ -43,28 +33,20 @@ def main() -> None:
     from ctxrec.evaluation.offline import evaluate_data, evaluate_run
     from ctxrec.evaluation.summary import format_table
 
-    out = args.out or args.run
     # A missing run is reported by evaluate_run, in terms of the run and not of one of its files.
     saved = storage.join(args.run, "config.toml") if args.run else None
     config = load_config(args.config, cli.overrides(args), base=saved if saved and storage.exists(saved) else None)
+    common = {"split": args.split, "out": args.out or args.run, "config": config, "oracle": args.oracle}
     if args.run is None:
-        metrics = evaluate_data(args.data, split=args.split, out=out, config=config, oracle=args.oracle)
+        metrics = evaluate_data(args.data, **common)
     else:
-        metrics = evaluate_run(
-            args.run,
-            split=args.split,
-            out=out,
-            config=config,
-            data=args.data,
-            ablations=parse_names(args.ablations),
-            oracle=args.oracle,
-            diversity=parse_strengths(args.diversity),
-        )
+        ablated, strengths = parse_names(args.ablations), parse_strengths(args.diversity)
+        metrics = evaluate_run(args.run, data=args.data, ablations=ablated, diversity=strengths, **common)
     print(format_table(metrics))
     if "diversity" in metrics:
         print(format_tradeoff(metrics["diversity"]))
-    if out is not None:
-        print(f"report: {storage.join(out, 'report.html')}")
+    if common["out"] is not None:
+        print(f"report: {storage.join(common['out'], 'report.html')}")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ctxrec.bundle.format import CONFIG
+from ctxrec.bundle.registry import find_bundle
 from ctxrec.core import cli, storage
 from ctxrec.core.config import load_config
 from ctxrec.retrieval.batch_scoring import recommend
-from ctxrec.retrieval.retriever import find_bundle
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, metavar="O.parquet", help="columns request_id, item_ids, scores")
     cli.add_rules(parser)
     args = parser.parse_args()
-    # Options start from those of the run, not from the defaults.
+    # What neither --config nor --set names is as the run has it.
     config = load_config(args.config, cli.overrides(args), base=storage.join(find_bundle(args.run), CONFIG))
     num_rows = recommend(args.run, args.requests, args.out, k=args.k, config=config)
     print(f"{num_rows} requests answered: {args.out}")

@@ -16,8 +16,7 @@ import ray.serve
 from ray.serve.config import BackpressureConfig
 
 from ctxrec.bundle.format import check_bundle
-from ctxrec.bundle.registry import is_models
-from ctxrec.retrieval.retriever import find_bundle
+from ctxrec.bundle.registry import find_bundle, is_models
 from serve.arguments import AppArgs
 from serve.deployment import Service
 from serve.engine import served_config

@@ -7,9 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ctxrec.bundle.registry import is_models
+from ctxrec.bundle.registry import BUNDLE, is_models
 from ctxrec.core import storage
-from ctxrec.retrieval.retriever import BUNDLE
 
 LIVE = "live"  # the folder of what happens after training: posted events and items
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ctxrec.bundle.format import CONFIG
+from ctxrec.bundle.registry import find_bundle
 from ctxrec.core import storage
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.errors import UserError
@@ -23,7 +24,7 @@ from ctxrec.live.store import HistoryStore, LoggedEvent, StoreError
 from ctxrec.retrieval.explain import Why, explain
 from ctxrec.retrieval.filters import ColumnRule
 from ctxrec.retrieval.recommender import RawEvent, RawRequest
-from ctxrec.retrieval.retriever import Retriever, find_bundle, load_retriever
+from ctxrec.retrieval.retriever import Retriever, load_retriever
 from serve.api import Context, RecommendRequest
 
 logger = logging.getLogger(__name__)

@@ -11,12 +11,11 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from ctxrec.bundle.registry import Published, is_models, read_published, version_folder
+from ctxrec.bundle.registry import Published, find_bundle, is_models, read_published, version_folder
 from ctxrec.core.errors import UserError
 from ctxrec.experiments.ab_test import Experiment, read_experiment
 from ctxrec.live.store import LoggedEvent, StoreError, open_store
 from ctxrec.retrieval.item_encoder import ItemEncoder, NoEncoder
-from ctxrec.retrieval.retriever import find_bundle
 from ctxrec.retrieval.slate.rules import Rules
 from serve.api import RecommendRequest
 from serve.arguments import AppArgs

@@ -32,7 +32,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "core", "data", "ingest", "encoder", "model", "metrics", "index", "memory", "bundle", "training", "retrieval",
         "live", "datasets",
     ),
-    "benchmarks": ("core", "datasets", "evaluation", "metrics"),
+    "benchmarks": ("core", "data", "ingest", "training", "datasets", "evaluation", "metrics"),
 }  # fmt: skip
 # Third-party packages that a layer must not need, even inside a function.
 WITHOUT: dict[str, tuple[str, ...]] = {

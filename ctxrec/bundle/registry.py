@@ -6,16 +6,18 @@ MODELS/current.json        which version is served, and which were before; repla
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
 from dataclasses import dataclass
 from typing import Any
 
-from ctxrec.bundle.format import MANIFEST, check_bundle
+from ctxrec.bundle.format import DATA, MANIFEST, check_bundle
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 
+BUNDLE = "bundle"  # the bundle's folder in a run
 CURRENT, VERSIONS = "current.json", "versions"
 _REMEMBERED = 20  # earlier versions that can be gone back to
 
@@ -51,6 +53,24 @@ def read_published(models: str) -> Published:
 
 def version_folder(models: str, version: str) -> str:
     return storage.join(models, VERSIONS, version)
+
+
+def find_bundle(run: str) -> str:
+    """The bundle of a run folder, the served bundle of published models, or `run` itself when it is a bundle.
+
+    A local path becomes absolute.
+
+    Raises:
+        UserError: none of these is there.
+    """
+    run = run if storage.is_uri(run) else os.path.abspath(run)
+    if is_models(run):
+        return version_folder(run, read_published(run).version)
+    for folder in (storage.join(run, BUNDLE), run):
+        if storage.exists(storage.join(folder, DATA)):
+            return folder
+    found = f"a folder without {BUNDLE}/" if storage.exists(run) else "nothing"
+    raise UserError(f"found {found} at {run}; expected a run that python -m ctxrec.train finished, or its bundle")
 
 
 def add(bundle: str, models: str) -> str:

@@ -1,4 +1,4 @@
-"""What every command shares: options, exit codes, logging."""
+"""What every command shares: `--config` and `--set`, exit codes, logging."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.errors import Failed, Stopped, UserError
@@ -14,10 +15,21 @@ from ctxrec.core.errors import Failed, Stopped, UserError
 logger = logging.getLogger("ctxrec")
 
 
-def parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """A command's argument parser with `--config` and `--set`, which every command takes."""
+def parser(prog: str, description: str, *, reads_options: bool = True) -> argparse.ArgumentParser:
+    """A command's argument parser with `--config` and `--set`.
+
+    Args:
+        prog: module of the command, such as "ctxrec.train".
+        description: what `--help` says that the command does.
+        reads_options: whether the command reads any option of `ctxrec.core.config`. If not, giving `--config` or
+            `--set` is a `UserError` while the arguments are parsed.
+    """
     made = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
-    made.add_argument("--config", metavar="FILE.toml", help="options; see the README's table")
+    if not reads_options:
+        for flag in ("--config", "--set"):
+            made.add_argument(flag, action=_RefusedFlag, help=argparse.SUPPRESS)
+        return made
+    made.add_argument("--config", metavar="FILE.toml", help="file of options; the README lists them")
     made.add_argument(
         "--set",
         dest="overrides",
@@ -29,22 +41,34 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
     return made
 
 
+class _RefusedFlag(argparse.Action):
+    """A flag that other commands take and this one could only ignore."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _namespace: Any, value: Any, flag: str | None = None) -> None:
+        raise UserError(f"{flag} {value} has no effect: {parser.prog} reads no options of the model; leave {flag} out")
+
+
 def add_rules(parser: argparse.ArgumentParser) -> None:
-    """The option `--rules`, short for `--set diversity.rules=FILE`."""
+    """Add the flag `--rules FILE`, which is short for `--set diversity.rules=FILE`."""
     parser.add_argument("--rules", metavar="RULES.toml", help="file of blocks, boosts and pins; path or URI")
 
 
 def overrides(args: argparse.Namespace) -> list[str]:
-    """`--set` options of a command, with those that have a name of their own."""
+    """The `--set` overrides of a command, together with those of flags such as `--rules`."""
     return args.overrides + ([f"diversity.rules={json.dumps(args.rules)}"] if args.rules else [])
 
 
 def config_from(args: argparse.Namespace) -> Config:
+    """The options of a command line: the defaults, then `--config`, then `--set`.
+
+    Raises:
+        UserError: an option is unknown or has a bad value.
+    """
     return load_config(args.config, args.overrides)
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a command's `main` and exit: 0 on success, 2 on a user's mistake (one line), 1 otherwise."""
+    """Call a command's `main` and exit with 0 on success, 2 on a user's mistake (one line on stderr), 1 otherwise."""
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )

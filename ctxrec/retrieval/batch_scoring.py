@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ctxrec.bundle import format as bundle_format
 from ctxrec.bundle.format import check_bundle
+from ctxrec.bundle.registry import find_bundle
 from ctxrec.core import ray_cluster, storage
 from ctxrec.core.config import Config, DiversityConfig, IndexConfig, load_config
 from ctxrec.core.dataset_spec import ContextSpec, DatasetSpec
@@ -29,7 +30,7 @@ from ctxrec.data.parsing import one_array, to_text
 from ctxrec.retrieval.cross_encoder import check_reranker
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.recommender import RawEvent, RawRequest
-from ctxrec.retrieval.retriever import Retriever, find_bundle, find_reranker, load_retriever
+from ctxrec.retrieval.retriever import Retriever, find_reranker, load_retriever
 from ctxrec.retrieval.slate.rules import Rules, rules_of
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,6 @@ Legend: I items, N requests.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ctxrec.bundle import format as bundle_format
-from ctxrec.bundle.registry import is_models, read_published, version_folder
+from ctxrec.bundle.registry import find_bundle
 from ctxrec.core import storage
 from ctxrec.core.config import DiversityConfig, IndexConfig
 from ctxrec.core.errors import UserError
@@ -33,8 +32,6 @@ from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.slate.rules import Rules
 from ctxrec.retrieval.slate.slate_builder import Arranger, Found
-
-BUNDLE = "bundle"  # the bundle's folder in a run
 
 
 class Retriever:
@@ -332,23 +329,6 @@ def _rows(matrix: sp.csr_array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def _of_request(given: Excluded | Allowed, n: int) -> np.ndarray | None:
     """Request n's share of what is given for all requests (an array) or for each of them (a list)."""
     return given if given is None or isinstance(given, np.ndarray) else given[n]
-
-
-def find_bundle(run: str) -> str:
-    """The bundle of a run folder, the served one of published models, or `run` itself when that is a bundle;
-    absolute for a local path.
-
-    Raises:
-        UserError: none of these is there.
-    """
-    run = run if storage.is_uri(run) else os.path.abspath(run)
-    if is_models(run):
-        return version_folder(run, read_published(run).version)
-    for folder in (storage.join(run, BUNDLE), run):
-        if storage.exists(storage.join(folder, bundle_format.DATA)):
-            return folder
-    found = f"a folder without {BUNDLE}/" if storage.exists(run) else "nothing"
-    raise UserError(f"found {found} at {run}; expected a run that python -m ctxrec.train finished, or its bundle")
 
 
 def find_reranker(bundle: str) -> str:

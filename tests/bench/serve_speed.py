@@ -217,8 +217,9 @@ def main() -> None:
     import ray
     from serve_bundle import speed_bundle
 
+    from ctxrec.bundle.registry import find_bundle
     from ctxrec.core import ray_cluster
-    from ctxrec.retrieval.retriever import find_bundle, load_retriever
+    from ctxrec.retrieval.retriever import load_retriever
 
     cache = os.path.join(tempfile.gettempdir(), "ctxrec-speed")
     ray_cluster.connect()

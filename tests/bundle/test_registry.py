@@ -9,12 +9,12 @@ import sys
 import pytest
 from paths import REPO
 
-from ctxrec.bundle.registry import Published, publish, read_published, roll_back
+from ctxrec.bundle.registry import Published, find_bundle, publish, read_published, roll_back
 from ctxrec.core.errors import UserError
 from ctxrec.experiments import ab_test
 from ctxrec.experiments.ab_test import Arm
 from ctxrec.publish import main
-from ctxrec.retrieval.retriever import find_bundle, load_retriever
+from ctxrec.retrieval.retriever import load_retriever
 
 
 @pytest.fixture

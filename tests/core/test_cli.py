@@ -98,3 +98,58 @@ def test_options_reach_the_config(tmp_path):
     )
     config = cli.config_from(args)
     assert (config.model.dim, config.model.heads, config.train.seed) == (16, 4, 3)
+
+
+@pytest.mark.parametrize("module", ["ctxrec.publish", "ctxrec.ab"])
+@pytest.mark.parametrize("flag", [["--config", "c.toml"], ["--set", "train.seed=3"]])
+def test_options_that_a_command_would_ignore_are_refused(module, flag, monkeypatch, capsys):
+    import importlib
+
+    main = importlib.import_module(module).main
+    monkeypatch.setattr(sys, "argv", [module, *flag])
+    assert ended(main) == 2
+    assert f"error: {flag[0]} {flag[1]} has no effect: python -m {module} reads no options" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    assert ended(main) == 0
+    assert flag[0] not in capsys.readouterr().out
+
+
+def called_with(module: str, function: str, arguments: list[str], monkeypatch) -> dict:
+    """Run a command's `main` with the function that does its work replaced; returns its arguments by name."""
+    import importlib
+    import inspect
+
+    command = importlib.import_module(module)
+    signature = inspect.signature(getattr(command, function))
+    calls = []
+
+    def record(*args, **kwargs):
+        calls.append(signature.bind(*args, **kwargs).arguments)
+        return 0
+
+    monkeypatch.setattr(command, function, record)
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    command.main()
+    return dict(calls[0])
+
+
+def test_a_config_file_of_recommend_adds_to_the_options_of_the_run(tmp_path, monkeypatch):
+    bundle = tmp_path / "run" / "bundle"
+    bundle.mkdir(parents=True)
+    (bundle / "data.json").write_text("{}")
+    (bundle / "config.toml").write_text("[model]\ndim = 16\n[evaluate]\nbatch_size = 7\n")
+    (tmp_path / "c.toml").write_text("[evaluate]\nactors = 2\n")
+    given = ["--run", f"{tmp_path}/run", "--requests", "r", "--k", "5", "--out", "o", "--config", f"{tmp_path}/c.toml"]
+    config = called_with("ctxrec.recommend", "recommend", [*given, "--set", "diversity.pool=50"], monkeypatch)["config"]
+    assert (config.model.dim, config.evaluate.batch_size, config.evaluate.actors) == (16, 7, 2)
+    assert config.diversity.pool == 50
+
+
+def test_a_config_file_of_the_demo_replaces_its_options(tmp_path, monkeypatch):
+    from ctxrec.benchmarks.main_job import demo_config
+
+    (tmp_path / "c.toml").write_text("[train]\nworkers = 1\nseed = 5\n")
+    config = demo_config(str(tmp_path / "c.toml"), ["train.seed=6"])
+    assert (config.train.workers, config.train.zero_stage, config.train.seed, config.encoder.tune) == (1, 2, 6, "lora")
+    called = called_with("ctxrec.demo", "run_main_job", ["--config", "c.toml", "--set", "train.seed=6"], monkeypatch)
+    assert (called["config_path"], called["overrides"]) == ("c.toml", ["train.seed=6"])

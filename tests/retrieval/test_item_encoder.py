@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 
+from ctxrec.bundle.registry import find_bundle
 from ctxrec.core import schema
 from ctxrec.core.config import IndexConfig
 from ctxrec.core.dataset_spec import DatasetSpec
@@ -15,7 +16,7 @@ from ctxrec.index.builder import build_index
 from ctxrec.retrieval.filters import ColumnRule
 from ctxrec.retrieval.item_encoder import BadRow, EncodedItems, ItemEncoder, rows_to_table
 from ctxrec.retrieval.recommender import RawEvent, RawRequest
-from ctxrec.retrieval.retriever import Retriever, find_bundle, load_retriever
+from ctxrec.retrieval.retriever import Retriever, load_retriever
 
 SPEC = DatasetSpec.from_dict(
     {

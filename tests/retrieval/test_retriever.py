@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ctxrec.bundle.registry import find_bundle
 from ctxrec.core.config import IndexConfig
 from ctxrec.core.errors import UserError
 from ctxrec.index.builder import build_index
 from ctxrec.retrieval.recommender import RawEvent, RawRequest
-from ctxrec.retrieval.retriever import Retriever, find_bundle, load_retriever
+from ctxrec.retrieval.retriever import Retriever, load_retriever
 
 RAW = [
     RawRequest(user_id="u1", timestamp=1_700_000_000.0, context={"device": "tv"}),

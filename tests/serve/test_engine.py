@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from tolerance import assert_same_answers
 
+from ctxrec.bundle.registry import find_bundle
 from ctxrec.core.errors import UserError
 from ctxrec.live.store import LoggedEvent, open_store
 from ctxrec.retrieval.item_encoder import ItemEncoder
-from ctxrec.retrieval.retriever import Retriever, find_bundle, load_retriever
+from ctxrec.retrieval.retriever import Retriever, load_retriever
 from serve.api import RecommendRequest
 from serve.engine import Answer, Engine
 from serve.item_sync import ItemSync

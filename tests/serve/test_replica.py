@@ -10,11 +10,10 @@ from collections.abc import Callable
 import pytest
 from prometheus_client import values
 
-from ctxrec.bundle.registry import publish
+from ctxrec.bundle.registry import find_bundle, publish
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.experiments import ab_test
-from ctxrec.retrieval.retriever import find_bundle
 from serve.api import RecommendRequest
 from serve.arguments import AppArgs
 from serve.replica import Replica

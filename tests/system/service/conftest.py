@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from ctxrec.bundle.registry import publish
-from ctxrec.retrieval.retriever import find_bundle, load_retriever
+from ctxrec.bundle.registry import find_bundle, publish
+from ctxrec.retrieval.retriever import load_retriever
 
 
 class ServiceClient(httpx.Client):

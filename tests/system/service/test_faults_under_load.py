@@ -23,8 +23,8 @@ import httpx
 import pytest
 from trainings import free_ports
 
-from ctxrec.bundle.registry import publish, roll_back
-from ctxrec.retrieval.retriever import find_bundle, load_retriever
+from ctxrec.bundle.registry import find_bundle, publish, roll_back
+from ctxrec.retrieval.retriever import load_retriever
 from serve.api import RecommendRequest
 from serve.engine import Engine
 

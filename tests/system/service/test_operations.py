@@ -15,9 +15,9 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
+from ctxrec.bundle.registry import find_bundle
 from ctxrec.client import ApiError, AsyncClient, Client
 from ctxrec.core.errors import UserError
-from ctxrec.retrieval.retriever import find_bundle
 
 
 def test_the_python_clients_do_all_of_it(client):

@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from ctxrec.bundle.registry import find_bundle
 from ctxrec.core.dataset_spec import EventsSpec
 from ctxrec.experiments import ab_test
 from ctxrec.experiments.ab_report import report
 from ctxrec.experiments.event_credit import attribute, choose_experiment, read_log
 from ctxrec.experiments.exposures import read_exposures
-from ctxrec.retrieval.retriever import find_bundle, load_retriever
+from ctxrec.retrieval.retriever import load_retriever
 from serve.api import RecommendRequest
 from serve.engine import Engine
 

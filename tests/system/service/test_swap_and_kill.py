@@ -14,10 +14,10 @@ import httpx
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ctxrec.bundle.registry import publish, roll_back
+from ctxrec.bundle.registry import find_bundle, publish, roll_back
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
-from ctxrec.retrieval.retriever import find_bundle, load_retriever
+from ctxrec.retrieval.retriever import load_retriever
 from serve.api import RecommendRequest
 from serve.engine import Engine
 

@@ -1,0 +1,224 @@
+"""The main job from end to end on MovieLens-100K, as `make demo` runs it.
+
+It writes the data set, prepares it, fine-tunes on two workers, evaluates next to baselines, serves the model, asks it
+over HTTP and stops it. It reuses what an earlier run left where nothing has changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import httpx
+import pyarrow.parquet as pq
+import ray
+
+from ctxrec.core import schema, storage
+from ctxrec.core.config import Config, config_with
+from ctxrec.core.dataset_spec import load_spec
+from ctxrec.core.toml import read_toml
+from ctxrec.datasets import source_name, write_movielens_100k
+from ctxrec.evaluation.offline import evaluate_run
+from ctxrec.evaluation.summary import format_table
+from ctxrec.ingest.pipeline import prepare
+from ctxrec.ingest.pipeline import summary as prepare_summary
+from ctxrec.training.driver import summary as train_summary
+from ctxrec.training.driver import train
+
+OPTIONS: dict[str, dict[str, Any]] = {"train": {"workers": 2, "zero_stage": 2}, "encoder": {"tune": "lora"}}
+LONG_SASREC = {"ndcg@10": 0.108, "hr@10": 0.200}  # trained long with full cross-entropy, same split and protocol
+START_TIMEOUT_S = 120
+
+
+def run_main_job(
+    out: str,
+    *,
+    source: str | None = None,
+    config_path: str | None = None,
+    overrides: Sequence[str] = (),
+    port: int = 0,
+    keep: bool = False,
+) -> None:
+    """Write the data set, prepare, train, evaluate, serve, and ask over HTTP; print what each step says.
+
+    Args:
+        out: local folder for everything.
+        source: folder or zip with MovieLens-100K; None looks for one.
+        config_path: file of options, which replace those of OPTIONS.
+        overrides: `section.key=value` options, which replace those of the file.
+        port: TCP port of the service; 0 takes a free one.
+        keep: whether the service stays up.
+
+    Raises:
+        UserError: an option is wrong, or no data set is found.
+        RuntimeError: the service does not start, or refuses a request.
+    """
+    begin = time.monotonic()
+    run = _build(out, source, demo_config(config_path, overrides))
+    print(f"trained and evaluated {time.monotonic() - begin:.0f} s after the start")
+    _serve(run, port or _free_port(), keep=keep)
+    print(f"\nreport: {os.path.join(run, 'report.html')}")
+    print(f"the whole demo took {time.monotonic() - begin:.0f} s")
+
+
+def demo_config(path: str | None, overrides: Sequence[str]) -> Config:
+    """OPTIONS, then the options of a file, then those of `--set`."""
+    raw = {section: dict(options) for section, options in OPTIONS.items()}
+    for section, options in (read_toml(path) if path is not None else {}).items():
+        merge = section in raw and isinstance(options, dict)
+        raw[section] = raw[section] | options if merge else options
+    return config_with(raw, overrides, source=path or "--set")
+
+
+def _build(out: str, source: str | None, config: Config) -> str:
+    """Write the data set, prepare, train and evaluate; returns the run's folder."""
+    raw, data_path, run = (os.path.abspath(os.path.join(out, name)) for name in ("movielens-100k", "data", "run"))
+    _title("1/4 data set: MovieLens-100K")
+    written = write_movielens_100k(raw, source)
+    print(f"{'written' if written else 'reused: nothing changed'}; source: {source_name(raw)}")
+    data = prepare(load_spec(os.path.join(raw, "dataset.toml")), data_path, config)
+    print(prepare_summary(data))
+    _title(f"2/4 train: {config.encoder.name}, {config.train.workers} workers, ZeRO-{config.train.zero_stage}, LoRA")
+    train(data_path, run, config)
+    print(train_summary(run))
+    _title("3/4 evaluate: test events, whole catalogue ranked, seen items excluded")
+    metrics = _evaluate(run, config)
+    print(format_table(metrics))
+    print("before = this model before its encoder was fine-tuned; encoder = un-tuned text vectors alone")
+    print(_distance(metrics))
+    ray.shutdown()
+    return run
+
+
+def _evaluate(run: str, config: Config) -> dict[str, Any]:
+    """Metrics of the run; they are computed again only when the model or the options of evaluation have changed."""
+    path, stamp = storage.join(run, "metrics.json"), storage.join(run, "evaluated.txt")
+    version = storage.read_json(storage.join(run, "manifest.json"))["model_version"]
+    key = f"{version} {storage.sha256_json(config.to_dict()['evaluate'])}"
+    if storage.exists(path) and storage.exists(stamp) and storage.read_text(stamp) == key:
+        print("reused: nothing changed")
+        return storage.read_json(path)
+    metrics = evaluate_run(run, split="test", out=None, config=config)
+    storage.write_text(stamp, key)
+    return metrics
+
+
+def _distance(metrics: dict[str, Any]) -> str:
+    """How far the model is from a SASRec trained long."""
+    parts = [
+        f"{name} {metrics['model'][name]['mean']:.4f} against {goal:.3f} ({metrics['model'][name]['mean'] / goal - 1:+.1%})"
+        for name, goal in LONG_SASREC.items()
+    ]
+    return "next to a SASRec trained long with full cross-entropy on the same split: " + "; ".join(parts)
+
+
+def _serve(run: str, port: int, *, keep: bool) -> None:
+    _title("4/4 serve")
+    log = os.path.join(os.path.dirname(run), "serve.log")
+    with _service(run, port, log, keep=keep) as (url, process):
+        with httpx.Client(base_url=url, timeout=30) as client:
+            _ask(client, run)
+        if keep:
+            print(f"\nthe service stays up at {url} (docs: {url}/docs, log: {log}); stop it with: kill {process.pid}")
+            print(
+                f"curl -s {url}/v1/recommend -H 'content-type: application/json' "
+                """-d '{"user_id": "196", "k": 5, "context": {"timestamp": 893286638}}'"""
+            )
+
+
+@contextlib.contextmanager
+def _service(run: str, port: int, log: str, *, keep: bool) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """`serve run serve.app:build_app run=RUN` as a process of its own, ready for requests."""
+    url = f"http://127.0.0.1:{port}"
+    config = os.path.join(os.path.dirname(run), "serve.yaml")
+    storage.write_text(
+        config,
+        f"proxy_location: HeadOnly\nhttp_options:\n  host: 127.0.0.1\n  port: {port}\napplications:\n"
+        f"  - name: ctxrec\n    route_prefix: /\n    import_path: serve.app:build_app\n"
+        f"    args:\n      run: {run!r}\n",
+    )
+    command = [os.path.join(os.path.dirname(sys.executable), "serve"), "run", config]
+    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with open(log, "wb") as sink:
+        process = subprocess.Popen(command, stdout=sink, stderr=sink, env=env, start_new_session=True)
+    done = False
+    try:
+        _wait_ready(url, process, log)
+        yield url, process
+        done = True
+    finally:
+        if not (keep and done):
+            _stop(process)
+
+
+def _wait_ready(url: str, process: subprocess.Popen[bytes], log: str) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
+                return
+        if process.poll() is not None:
+            break
+        time.sleep(0.5)
+    raise RuntimeError(f"the service did not become ready; its log is {log}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop the service as Ctrl-C does, and make sure of it."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    print("service stopped")
+
+
+def _ask(client: httpx.Client, run: str) -> None:
+    """One user in two contexts, and someone new with three clicks."""
+    items = pq.read_table(os.path.join(run, "bundle", "items.parquet"), columns=[schema.ITEM_ID, schema.ITEM_TITLE])
+    titles = dict(zip(*(column.to_pylist() for column in items.columns), strict=True))
+    client.post("/v1/recommend", json={"user_id": "1"})  # the first request pays for opening connections
+    moments = (
+        datetime.datetime(1998, 4, 24, 21, tzinfo=datetime.UTC),
+        datetime.datetime(1998, 12, 14, 8, tzinfo=datetime.UTC),
+    )
+    for moment in moments:
+        body = {"user_id": "196", "k": 5, "context": {"timestamp": moment.timestamp()}}
+        _show(client, f"user 196 on {moment:%A %d %B %Y, %H:%M}", body, titles)
+    clicks = [
+        item for item, title in titles.items() if title.startswith(("Toy Story (", "Aladdin (", "The Lion King ("))
+    ]
+    named = ", ".join(titles[c] for c in clicks)
+    body = {"k": 5, "history": [{"item_id": c} for c in clicks], "context": {"timestamp": moments[0].timestamp()}}
+    _show(client, f"someone new, three clicks ({named})", body, titles)
+
+
+def _show(client: httpx.Client, who: str, body: dict[str, Any], titles: dict[str, str]) -> None:
+    begin = time.perf_counter()
+    answer = client.post("/v1/recommend", json=body)
+    milliseconds = (time.perf_counter() - begin) * 1000
+    if answer.status_code != 200:
+        raise RuntimeError(f"the service answered {answer.status_code}: {answer.text[:500]}")
+    print(f"\n{who}: {milliseconds:.1f} ms over HTTP")
+    for item in answer.json()["items"]:
+        print(f"  {item['score']:7.3f}  {titles[item['item_id']]}")
+
+
+def _title(text: str) -> None:
+    print(f"\n== {text}", flush=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
