@@ -1,3 +1,5 @@
 """ctxrec: context-aware recommendation with a large pretrained encoder, on Ray."""
 
-__version__ = "0.1.0"
+from ctxrec.core.version import VERSION as __version__
+
+__all__ = ["__version__"]

@@ -11,19 +11,24 @@ from collections.abc import Iterator
 import ray
 import ray.data
 
+from ctxrec.core import ray_private
+
 logger = logging.getLogger(__name__)
 
-# Variables of every worker process. DeepSpeed must know its accelerator before it is imported, and its
-# CPU extension is built once and shared; GPU nodes override both in their own environment.
+# Environment variables that every worker process gets. DeepSpeed must know its accelerator before it is imported, and
+# its CPU extension is built once and shared. GPU nodes override both in their own environment.
 _WORKER_ENV = ("DS_ACCELERATOR", "TORCH_EXTENSIONS_DIR", "HF_HUB_OFFLINE", "CTXREC_CACHE", "PYTHONPATH")
 
 _API_SERVER = "RAY_API_SERVER_ADDRESS"
 
 
 def connect(*, log_to_driver: bool = True) -> None:
-    """Connect to the cluster named by RAY_ADDRESS (a submitted job has it), else start a local one.
+    """Connect to the cluster that RAY_ADDRESS names, as it does in a submitted job, or start a local cluster.
 
-    Calling it again in one process does nothing. With `log_to_driver` this terminal shows what all processes print.
+    A second call in one process does nothing.
+
+    Args:
+        log_to_driver: whether this terminal shows what all processes of the cluster print.
     """
     if ray.is_initialized():
         return
@@ -43,17 +48,14 @@ def connect(*, log_to_driver: bool = True) -> None:
 
 @contextlib.contextmanager
 def train_knows_its_cluster() -> Iterator[None]:
-    """While this is open, trainings that begin tell Ray Train's own helpers which cluster is theirs.
+    """Trainings that begin inside this context tell Ray Train's helper processes which cluster they belong to.
 
-    By themselves these look for a cluster on the machine, and give up where there are two, say a service beside a
-    sweep. Then nobody gives back the CPUs of a training whose driver has gone, and the next trial waits for ever.
+    Without it a helper looks for a cluster on the machine and gives up where it finds two, such as a service beside a
+    sweep. Then nothing frees the CPUs of a training whose driver has died, and the next trial waits forever.
     """
-    from ray.dashboard.utils import ray_address_to_api_server_url  # slow to import, and for trainings alone
-    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
-
-    ENV_VARS_TO_PROPAGATE.add(_API_SERVER)
+    ray_private.pass_to_train_processes(_API_SERVER)
     before = os.environ.get(_API_SERVER)
-    os.environ[_API_SERVER] = ray_address_to_api_server_url(ray.get_runtime_context().gcs_address)
+    os.environ[_API_SERVER] = ray_private.api_server_url(ray.get_runtime_context().gcs_address)
     try:
         yield
     finally:
@@ -63,7 +65,7 @@ def train_knows_its_cluster() -> Iterator[None]:
 
 
 def _object_store_bytes() -> int:
-    """A fifth of this machine's memory, at most 4 GB, and never more than shared memory has room for."""
+    """Bytes of the object store: a fifth of the memory, at most 4 GB, and at most 80 % of what shared memory has free."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     shm = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
     room = os.statvfs(shm)
@@ -71,7 +73,7 @@ def _object_store_bytes() -> int:
 
 
 def _quiet_small_clusters() -> None:
-    """Ray Data's defaults are for big clusters: 200 blocks a read are overhead on two cores."""
+    """Read in fewer blocks on a small cluster: Ray Data's default of 200 blocks is overhead on two cores."""
     context = ray.data.DataContext.get_current()
     cpus = int(ray.cluster_resources().get("CPU", 1))
     context.read_op_min_num_blocks = min(context.read_op_min_num_blocks, 2 * cpus)

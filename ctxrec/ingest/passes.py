@@ -17,7 +17,7 @@ import ray
 import ray.data
 from tqdm import tqdm
 
-from ctxrec.core import schema, storage
+from ctxrec.core import ray_private, schema, storage
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data import parsing, splits
@@ -129,7 +129,7 @@ def _run(inputs: list[pa.Table], task: Callable, **arguments: Any) -> Iterator[p
     """Map each input block by a task of its own; results in the order of the inputs."""
     # Our own bar counts rows; Ray Data's log of plans and its hint on bars would only interrupt it.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    ray_private.quiet_data_progress()
     data = ray.data.from_arrow(inputs).map_batches(
         task, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, fn_kwargs=arguments
     )

@@ -19,11 +19,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import ctxrec
 from ctxrec.core import ray_cluster, schema, storage
 from ctxrec.core.config import Config
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
+from ctxrec.core.version import VERSION
 from ctxrec.data import item_rows, parsing, splits
 from ctxrec.data.prepared import FeatureMeta, PreparedData
 from ctxrec.ingest import entities, histories, passes, readers, shards, triples
@@ -126,9 +126,7 @@ def _fingerprint(source: Source, config: Config) -> str:
         if spec[section] is not None:
             spec[section]["path"] = _signatures([info.path for info in getattr(source, section)])
     options = dataclasses.asdict(config.prepare)
-    return storage.sha256_json(
-        {"format": schema.FORMAT_VERSION, "version": ctxrec.__version__, "spec": spec, "prepare": options}
-    )
+    return storage.sha256_json({"format": schema.FORMAT_VERSION, "version": VERSION, "spec": spec, "prepare": options})
 
 
 def _signatures(paths: Sequence[str]) -> list[list[Any]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from typing import Any
 
 import psutil
 import ray.util
-from ray.train._internal.base_worker_group import BaseWorkerGroup
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
+
+from ctxrec.core.ray_private import torch_backend
 
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 
@@ -37,15 +38,9 @@ def choose_interface() -> None:
         os.environ[_INTERFACE] = name
 
 
-class _Backend(_TorchBackend):
-    def on_start(self, worker_group: BaseWorkerGroup, backend_config: TorchConfig) -> None:
-        worker_group.execute(choose_interface)
-        super().on_start(worker_group, backend_config)
-
-
 class ProcessGroupConfig(TorchConfig):
     """`TorchConfig` whose workers find each other between machines."""
 
     @property
-    def backend_cls(self) -> type[_Backend]:
-        return _Backend
+    def backend_cls(self) -> type[Any]:
+        return torch_backend(choose_interface)

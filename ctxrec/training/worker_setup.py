@@ -14,7 +14,7 @@ import torch.distributed as dist
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from ctxrec.core import schema, storage
+from ctxrec.core import ray_private, schema, storage
 from ctxrec.core.config import Config
 from ctxrec.data.batching import Batcher
 from ctxrec.data.features import ItemFeatures, item_features
@@ -79,10 +79,7 @@ class Setup:
 
 
 def set_up(config: Config, data_path: str, run: str, scratch: str, *, profile: bool = False) -> Setup:
-    # A line for every report is ours to write; Ray names one of its loggers by its module's file.
-    inside = os.path.join(os.path.dirname(ray.train.__file__), "v2", "_internal", "execution", "context.py")
-    for name in (inside, "ray.train.v2._internal.execution.storage"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    ray_private.quiet_train_reports()  # the tracker writes a line for every report
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()

@@ -1,0 +1,57 @@
+"""All that ctxrec uses of Ray's private modules, written for the version in WRITTEN_FOR.
+
+Another version may rename any of it without notice, so whoever changes Ray's version reads this file first.
+Imports lie inside the functions, as some of these modules take seconds to import.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+WRITTEN_FOR = "2.60.0"
+
+
+def api_server_url(gcs_address: str) -> str:
+    """The URL of the dashboard's API server of the cluster whose global control store is at `gcs_address`."""
+    from ray.dashboard.utils import ray_address_to_api_server_url
+
+    return ray_address_to_api_server_url(gcs_address)
+
+
+def pass_to_train_processes(variable: str) -> None:
+    """Let Ray Train copy an environment variable of the driver to its controller and its helpers."""
+    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+
+    ENV_VARS_TO_PROPAGATE.add(variable)
+
+
+def torch_backend(before_start: Callable[[], None]) -> type[Any]:
+    """Ray Train's backend for PyTorch, which calls `before_start` on every worker before the process group is made."""
+    from ray.train._internal.base_worker_group import BaseWorkerGroup
+    from ray.train.torch import TorchConfig
+    from ray.train.torch.config import _TorchBackend
+
+    class TorchBackend(_TorchBackend):
+        def on_start(self, worker_group: BaseWorkerGroup, backend_config: TorchConfig) -> None:
+            worker_group.execute(before_start)
+            super().on_start(worker_group, backend_config)
+
+    return TorchBackend
+
+
+def quiet_train_reports() -> None:
+    """Keep Ray Train from logging a line for every report of a worker."""
+    import ray.train
+
+    # Ray names this logger by the file of its module.
+    context = os.path.join(os.path.dirname(ray.train.__file__), "v2", "_internal", "execution", "context.py")
+    for name in (context, "ray.train.v2._internal.execution.storage"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def quiet_data_progress() -> None:
+    """Keep Ray Data from logging a hint about its progress bars."""
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
