@@ -137,7 +137,7 @@ def about(engine: Engine) -> dict[str, Any]:
 def item_rows(engine: Engine, ids: Sequence[str]) -> list[dict[str, Any]]:
     retriever = engine.retriever
     known = [retriever.recommender.item_position[item] for item in ids if retriever.has_item(item)]
-    return retriever.cards.cards(known)
+    return retriever.catalogue.cards(known)
 
 
 def find_users(engine: Engine, prefix: str, limit: int) -> list[dict[str, Any]]:
@@ -155,7 +155,7 @@ def user_history(engine: Engine, user_id: str, before: float | None, limit: int)
     recommender = engine.retriever.recommender
     events, degraded = engine.history(user_id, before)
     told = {"user_id": user_id, "known": len(events.items) > 0, "events": _told(recommender, events, limit)}
-    titles = engine.retriever.cards.cards([recommender.item_position[event["item_id"]] for event in told["events"]])
+    titles = engine.retriever.catalogue.cards([recommender.item_position[event["item_id"]] for event in told["events"]])
     for event, card in zip(told["events"], titles, strict=True):
         event["title"] = card["title"]
     return told if degraded is None else {**told, "degraded": degraded}

@@ -102,7 +102,8 @@ class Engine:
 
     def _answers(self, bodies: Sequence[RecommendRequest], watch: Stopwatch) -> list[Answer | UserError]:
         try:
-            return list(self._answer_all(bodies, watch))
+            with self._retriever.catalogue.reading():  # positions and masks must fit the catalogue that is searched
+                return list(self._answer_all(bodies, watch))
         except UserError as error:
             if len(bodies) == 1:
                 return [error]

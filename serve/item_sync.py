@@ -9,7 +9,7 @@ from typing import Any
 
 from ctxrec.core.errors import UserError
 from ctxrec.live.store import HistoryStore, ItemChange, StoreError
-from ctxrec.retrieval.item_encoder import ItemEncoder, fitting, rows_to_table
+from ctxrec.retrieval.item_encoder import ItemEncoder, check_rows, fitting, rows_to_table
 from ctxrec.retrieval.retriever import Retriever
 
 logger = logging.getLogger(__name__)
@@ -45,10 +45,11 @@ class ItemSync:
             NoEncoder: texts cannot be encoded here.
             StoreError: they may not be stored.
         """
-        rows_to_table(rows, self._retriever.recommender.spec)
+        check_rows(rows, self._retriever.recommender.spec)
         self._encoder.load()
-        self._store.change_items({row["item_id"]: {k: v for k, v in row.items() if k != "item_id"} for row in rows})
-        self.catch_up(run)
+        accepted = {row["item_id"]: {k: v for k, v in row.items() if k != "item_id"} for row in rows}
+        self._store.change_items(accepted)
+        self.catch_up(run, accepted)
         return len(rows)
 
     def remove(self, item_id: str, run: Run) -> bool:
@@ -60,19 +61,25 @@ class ItemSync:
         self.catch_up(run)
         return True
 
-    def catch_up(self, run: Run | None = None) -> None:
-        """Take over what the store has and the retriever lacks; without `run` while nobody searches it yet."""
+    def catch_up(self, run: Run | None = None, accepted: Mapping[str, Any] | None = None) -> None:
+        """Take over what the store has and the retriever lacks; without `run` while nobody searches it yet.
+
+        `accepted` are rows by item id that were checked already.
+        """
         changes = self._store.item_changes(self._number)
         for start in range(0, len(changes), _AT_ONCE):
             part = changes[start : start + _AT_ONCE]
-            self._take(part, run or (lambda change: change()))
+            self._take(part, run or (lambda change: change()), accepted or {})
             self._number = part[-1].number
 
-    def _take(self, changes: Sequence[ItemChange], run: Run) -> None:
-        recommender = self._retriever.recommender
-        rows = [{**c.row, "item_id": c.item_id} for c in changes if c.row is not None]
-        rows = [fitting(row, recommender.spec) for row in rows]  # another version's item file may have had more
-        encoded = self._encoder.encode(rows_to_table(rows, recommender.spec)) if rows else None
+    def _take(self, changes: Sequence[ItemChange], run: Run, accepted: Mapping[str, Any]) -> None:
+        spec, rows = self._retriever.recommender.spec, []
+        for change in changes:
+            if change.row is not None:
+                row = {**change.row, "item_id": change.item_id}
+                # What another replica took may have columns that the item file of this version lacks.
+                rows.append(row if change.row == accepted.get(change.item_id) else fitting(row, spec))
+        encoded = self._encoder.encode(rows_to_table(rows, spec)) if rows else None
         removed = [c.item_id for c in changes if c.row is None]
         run(lambda: self._retriever.update(encoded, removed))
 

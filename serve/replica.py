@@ -51,7 +51,7 @@ class Replica:
         self._rules = RuleFile(args.rules)
         self._arms = Arms()
         self._engine, self._items = self._first_version()
-        self._rules.put_in_force(self._engine.retriever.arranger)
+        self._rules.put_in_force(self._engine.retriever.slate_builder)
         self._journal = Journal(self._store, lambda contexts: self._engine.check_contexts(contexts))
         self._exposures = ExposureLog(args.exposures, every_s=args.event_files_every_s)
         self._batches = MicroBatcher(self._recommend_all, self._computing, max_size=args.max_batch_size, size=len)
@@ -188,7 +188,7 @@ class Replica:
             load_engine, bundle, self._args.max_batch_size, self._store, overrides=self._args.overrides
         ).result()
         recommender = engine.retriever.recommender
-        recommender.lighten(self._args.precision)
+        recommender.set_precision(self._args.precision)
         recommender.keep_histories(self._args.history_cache_mb << 20)
         encoder = ItemEncoder(find_bundle(bundle), recommender)
         items = ItemSync(engine.retriever, encoder, self._store)
@@ -256,7 +256,7 @@ class Replica:
 
         def change() -> None:
             for engine, _ in arms.versions.values():
-                self._rules.put_in_force(engine.retriever.arranger)
+                self._rules.put_in_force(engine.retriever.slate_builder)
             self._arms = arms
 
         for _, items in arms.versions.values():
@@ -268,7 +268,7 @@ class Replica:
         self._catch_up_one(items)
 
         def change() -> None:
-            self._rules.put_in_force(engine.retriever.arranger)
+            self._rules.put_in_force(engine.retriever.slate_builder)
             self._engine, self._items = engine, items
 
         self._between_batches(change)
@@ -288,9 +288,9 @@ class Replica:
         logger.info("rules of %s are in force", self._args.rules)
 
     def _take_over(self, rules: Rules) -> None:
-        self._rules.take_over(rules, self._engine.retriever.arranger)
+        self._rules.take_over(rules, self._engine.retriever.slate_builder)
         for engine, _ in self._arms.versions.values():
-            self._rules.put_in_force(engine.retriever.arranger)
+            self._rules.put_in_force(engine.retriever.slate_builder)
 
     def _load_encoder(self) -> None:
         try:

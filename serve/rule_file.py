@@ -8,7 +8,7 @@ import logging
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.retrieval.slate.rules import Rules, load_rules
-from ctxrec.retrieval.slate.slate_builder import Arranger
+from ctxrec.retrieval.slate.slate_builder import SlateBuilder
 
 logger = logging.getLogger(__name__)
 
@@ -40,18 +40,18 @@ class RuleFile:
         self._seen = content
         return load_rules(self._path)
 
-    def take_over(self, rules: Rules, arranger: Arranger) -> None:
+    def take_over(self, rules: Rules, slate_builder: SlateBuilder) -> None:
         """Put rules in force.
 
         Raises:
             UserError: one does not fit the catalogue; the old rules stay.
         """
-        arranger.use_rules(rules)
+        slate_builder.use_rules(rules)
         self._rules = rules
 
-    def put_in_force(self, arranger: Arranger) -> None:
+    def put_in_force(self, slate_builder: SlateBuilder) -> None:
         """The present rules on another catalogue, without those that do not fit it."""
-        for problem in arranger.use_rules(self._rules, lenient=True):
+        for problem in slate_builder.use_rules(self._rules, lenient=True):
             logger.error("a rule of %s is left out: %s", self._path, problem)
 
     def _content(self) -> str:

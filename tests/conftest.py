@@ -248,8 +248,8 @@ class World:
                 parameter.add_(0.2 * torch.randn_like(parameter))
         return towers, ItemTensors.of(self.catalogue, shape)
 
-    def recommender(self, config):
-        """A recommender of random towers without text encoder."""
+    def recommender(self, config, *, blend=None):
+        """A recommender of random towers without text encoder; `blend` makes one of item vectors and their widths."""
         import torch
 
         from ctxrec.retrieval.recommender import Recommender
@@ -266,6 +266,7 @@ class World:
             item_vectors=vectors.numpy(),
             histories=self.histories,
             model_version="test",
+            blend=None if blend is None else blend(vectors.numpy(), towers.widths),
         )
 
 

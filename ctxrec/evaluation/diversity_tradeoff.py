@@ -16,7 +16,6 @@ from ctxrec.core.errors import UserError
 from ctxrec.evaluation.summary import MODEL, SLICE_K, Interval, Metrics, RankedLists
 from ctxrec.metrics.ranking import bootstrap_means, list_metrics, percentile_interval, request_metrics
 from ctxrec.retrieval.recommender import Recommender
-from ctxrec.retrieval.slate.item_attributes import Values
 from ctxrec.retrieval.slate.mmr import mean_distance, mean_set_distance
 from ctxrec.retrieval.slate.slate_builder import content_vectors
 
@@ -106,7 +105,7 @@ def _distances(recommender: Recommender) -> dict[str, Callable[[np.ndarray], flo
     }
     spec = recommender.spec.items
     for column in spec.categorical if spec is not None else ():
-        made[f"{CONTENT}/{column}"] = by_values(Values(recommender.items, spec, column, option="columns").codes_IM)
+        made[f"{CONTENT}/{column}"] = by_values(recommender.catalogue.codes(column, option="columns").codes_IM)
     return made
 
 

@@ -1,6 +1,6 @@
-"""Rules on item columns as masks of the catalogue: values wanted or not, ranges of numbers.
+"""Filters: rules on item columns as masks of the catalogue, by values that are wanted or not and by ranges of numbers.
 
-Legend: I items.
+Legend: I items, of the bundle and added ones.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from ctxrec.core import schema
-from ctxrec.core.dataset_spec import ItemsSpec
 from ctxrec.core.errors import UserError
+from ctxrec.retrieval.live_catalogue import LiveCatalogue
 
 _CACHED_BYTES = 64 << 20  # of masks that are kept for the next request with the same rules
 
@@ -39,24 +39,17 @@ class ColumnRule:
 
 
 class ItemFilter:
-    """Answers which items pass rules; keeps the masks of rules that come again."""
+    """Answers which items of a catalogue pass rules; keeps the masks of rules that come again."""
 
-    def __init__(self, items: pa.Table, spec: ItemsSpec | None):
-        self._num_items = self._num_bundled = items.num_rows
+    def __init__(self, catalogue: LiveCatalogue):
+        self._catalogue, items, spec = catalogue, catalogue.bundled, catalogue.spec
         categorical, numeric = (spec.categorical, spec.numeric) if spec is not None else ((), ())
         self._values = {name: _positions_by_value(items, name) for name in categorical}
         self._numbers = {name: items.column(schema.numeric_column(name)).to_numpy() for name in numeric}
+        self._columns = {name: schema.category_column(name) for name in categorical}
+        self._columns |= {name: schema.numeric_column(name) for name in numeric if name not in categorical}
         self._masks: OrderedDict[tuple, np.ndarray] = OrderedDict()
-        self._rows: dict[int, dict[str, Any]] = {}  # of items that came or changed later
-
-    def put(self, places: np.ndarray, items: pa.Table) -> None:
-        """Take over rows of items at these positions, which may lie behind the last one."""
-        columns = {name: schema.category_column(name) for name in self._values}
-        columns |= {name: schema.numeric_column(name) for name in self._numbers}
-        rows = items.select(list(columns.values())).rename_columns(list(columns)).to_pylist()
-        self._rows |= dict(zip(places.tolist(), rows or [{}] * len(places), strict=True))
-        self._num_items = max(self._num_items, int(places.max(initial=-1)) + 1)
-        self._masks.clear()
+        self._version = catalogue.version  # of the catalogue that the kept masks are for
 
     def mask(self, rules: Mapping[str, ColumnRule]) -> np.ndarray:
         """The items that pass every rule: bool [I]; not to be changed.
@@ -67,16 +60,20 @@ class ItemFilter:
             UserError: a column is unknown, or a rule does not fit its kind; names it and what is valid.
         """
         key = tuple(sorted((column, rule.key()) for column, rule in rules.items()))
+        num_items = len(self._catalogue)
+        if self._version != self._catalogue.version:
+            self._masks.clear()
+            self._version = self._catalogue.version
         found = self._masks.pop(key, None)
         if found is None:
-            found = np.ones(self._num_items, bool)
+            found = np.ones(num_items, bool)
             for column, rule in rules.items():
-                self._apply(found[: self._num_bundled], column, rule)
-            for place, row in self._rows.items():
-                found[place] = all(_passes(row[column], rule) for column, rule in rules.items())
+                self._apply(found[: self._catalogue.num_bundled], column, rule)
+            for place, row in self._catalogue.later_rows.items():
+                found[place] = all(_passes(row[self._columns[column]], rule) for column, rule in rules.items())
             found.flags.writeable = False
         self._masks[key] = found
-        if len(self._masks) * self._num_items > _CACHED_BYTES and len(self._masks) > 1:
+        if len(self._masks) * num_items > _CACHED_BYTES and len(self._masks) > 1:
             self._masks.popitem(last=False)
         return found
 
@@ -103,7 +100,7 @@ class ItemFilter:
             raise UserError(f"filter: unknown column {column!r}; valid columns are {valid}")
 
     def _having(self, column: str, values: Sequence[str]) -> np.ndarray:
-        mask = np.zeros(self._num_bundled, bool)
+        mask = np.zeros(self._catalogue.num_bundled, bool)
         for value in values:
             mask[self._values[column].get(value, [])] = True
         return mask

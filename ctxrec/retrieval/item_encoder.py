@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from ctxrec.encoder.text_table import TextTable, encode_catalogue, has_text, mak
 from ctxrec.memory.blend import NEW, STATIC
 from ctxrec.memory.text_similarity import TEXT_SIMILARITY, nearest_texts, on_axes
 from ctxrec.model.inputs import ItemTensors
+from ctxrec.retrieval.live_catalogue import EncodedItems
 from ctxrec.retrieval.recommender import Recommender
 
 ITEM_ID = "item_id"
@@ -49,18 +49,23 @@ class NoEncoder(UserError):
     """The bundle's text encoder cannot be had on this machine."""
 
 
-def rows_to_table(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> pa.Table:
-    """Rows with `item_id` and columns of the item file, as a table of `schema.items_schema`.
+def check_rows(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> None:
+    """Check rows with `item_id` and columns of the item file, which somebody has posted.
 
-    A column that a row lacks is missing; image and audio columns are taken, and used by the next training (`ctxrec.live.item_files`).
+    Image and audio columns are accepted; the next training uses them (`ctxrec.live.item_files`).
 
     Raises:
-        BadRow: names the row, the column, and what is valid.
+        BadRow: a column is unknown or a value does not fit; names the row, the column, and what is valid.
     """
     section = spec.items or ItemsSpec(path="")
     for place, row in enumerate(rows):
         for name, value in row.items():
             _check(name, value, section, place)
+
+
+def rows_to_table(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> pa.Table:
+    """Checked rows (`check_rows`) as a table of `schema.items_schema`; a column that a row lacks is missing."""
+    section = spec.items or ItemsSpec(path="")
     columns = {
         name: pa.array([value_words(r.get(name)) for r in rows], pa.list_(pa.string())) for name in section.categorical
     }
@@ -83,7 +88,7 @@ def _check(name: str, value: Any, section: ItemsSpec, place: int) -> None:
 
 
 def fitting(row: Mapping[str, Any], spec: DatasetSpec) -> dict[str, Any]:
-    """A row that another version of the data set has accepted, without what this one does not know."""
+    """A row that another version of the data set has accepted, without the columns that this one does not accept."""
     section, made = spec.items or ItemsSpec(path=""), {}
     for name, value in row.items():
         try:
@@ -115,19 +120,6 @@ def _items_table(spec: DatasetSpec, section: ItemsSpec, given: Entities, num_row
 
 def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
-
-
-@dataclass(frozen=True)
-class EncodedItems:
-    """Rows ready to be searched.
-
-    vectors: float32 [n, D], as `Recommender.vectors`.
-    spoken_for: float32 [n, I], the bundle's items that speak for each; empty rows for items that it has.
-    """
-
-    table: pa.Table
-    vectors: np.ndarray
-    spoken_for: sp.csr_array
 
 
 class ItemEncoder:
@@ -203,13 +195,13 @@ class ItemEncoder:
         text, on_text_axes = self._texts(features.texts)
         towers = self._recommender.encode_items(self._tensors(features, known), text)
         self._fill_own_scores(towers, known)
-        spoken_for = self._stand_ins(on_text_axes, known)
+        proxy_weights = self._proxy_weights(on_text_axes, known)
         static_IS = self._vectors[:, self._vectors.shape[1] - self._static :]
-        static = np.where(known[:, None] >= 0, static_IS[np.maximum(known, 0)], spoken_for @ static_IS)
+        static = np.where(known[:, None] >= 0, static_IS[np.maximum(known, 0)], proxy_weights @ static_IS)
         if self._static:
             static[known < 0, STATIC.index(NEW)] = 1
         vectors = np.concatenate([towers, on_text_axes, static], 1).astype(np.float32)
-        return EncodedItems(table, vectors, spoken_for)
+        return EncodedItems(table, vectors, proxy_weights)
 
     def _with_triples(self, table: pa.Table, known: np.ndarray) -> pa.Table:
         """Rows of the bundle's items with what the graph says of them; of new items it says nothing."""
@@ -266,7 +258,7 @@ class ItemEncoder:
         new = (known < 0) | ~self._trained[np.maximum(known, 0)]
         towers[new, column] = scores[self._trained].mean()
 
-    def _stand_ins(self, on_text_axes: np.ndarray, known: np.ndarray) -> sp.csr_array:
+    def _proxy_weights(self, on_text_axes: np.ndarray, known: np.ndarray) -> sp.csr_array:
         shape = (len(known), self._num_items)
         start = self._tower_width
         texts_IC = self._vectors[:, start : start + self._text_head]

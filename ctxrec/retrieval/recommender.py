@@ -25,12 +25,12 @@ from ctxrec.data.events import EARLIEST_S, LATEST_S, US, Events, Histories, User
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.data.requests import Requests
 from ctxrec.encoder.text_table import TextTable
-from ctxrec.index.exact import ByColumn
 from ctxrec.memory.blend import Blend
 from ctxrec.model.backbones.base import InBf16
 from ctxrec.model.inputs import ItemTensors
 from ctxrec.model.two_tower import Towers
 from ctxrec.retrieval.history_cache import HistoryCache, Value, history_keys
+from ctxrec.retrieval.live_catalogue import LiveCatalogue
 from ctxrec.retrieval.request_reader import ContextReader
 
 BATCH_SIZE = 256
@@ -75,22 +75,17 @@ class Recommender:
         blend: Blend | None = None,
     ) -> None:
         self.config, self.spec, self.features = config, spec, features
-        self.items, self.item_vectors, self.model_version = items, item_vectors, model_version
-        self.item_ids: list[str] = items.column(schema.ITEM_ID).to_pylist()
-        self.item_position = {item: n for n, item in enumerate(self.item_ids)}
-        self.histories = histories
+        self.model_version, self.histories = model_version, histories
         self.user_row = {user: n for n, user in enumerate(histories.users.ids)}
         self._towers, self.widths = towers, towers.widths
-        self.blend = blend
-        self.vectors = item_vectors if blend is None else blend.vectors(item_vectors)  # what queries are for
-        self._spoken_for: sp.csr_array | None = None
+        vectors = item_vectors if blend is None else blend.vectors(item_vectors)
+        self.catalogue = LiveCatalogue(items, spec.items, vectors, histories.events)
+        self._blend, self._version = blend, self.catalogue.version
         self.cache: HistoryCache | None = None
-        self._by_column: ByColumn | None = None
         none = torch.zeros(0, dtype=torch.int64)
         self._tensors = ItemTensors(
             id_rows_I=none, trained_I=torch.zeros(0), cat_IM={}, num_IF=torch.zeros(0, 0), pool=None, place_I=none
         )
-        self._vectors = torch.from_numpy(item_vectors)
         self._batcher = Batcher(features, history=config.model.history, action_weights=spec.events.actions)
         self._action_codes = {action: code for code, action in enumerate(features.actions, 1)}
         self.contexts = ContextReader(features)
@@ -103,13 +98,37 @@ class Recommender:
         self.cache = HistoryCache(max_bytes) if max_bytes else None
 
     @property
-    def search_vectors(self) -> np.ndarray:
-        """`vectors` as an exact search wants them: a copy, made when it is first asked for."""
-        if self._by_column is None:
-            self._by_column = ByColumn(self.vectors)
-        return self._by_column.vectors
+    def items(self) -> pa.Table:
+        """The bundle's item table."""
+        return self.catalogue.bundled
 
-    def lighten(self, precision: str) -> None:
+    @property
+    def item_ids(self) -> list[str]:
+        """Ids of all items by position."""
+        return self.catalogue.ids
+
+    @property
+    def item_position(self) -> dict[str, int]:
+        """Positions of all items by id."""
+        return self.catalogue.position
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """What `queries` are multiplied with: float32 [I, D]."""
+        return self.catalogue.vectors
+
+    @property
+    def item_vectors(self) -> np.ndarray:
+        """The towers' part of `vectors`: float32 [I, W]."""
+        return self.catalogue.vectors[:, : sum(self.widths)]
+
+    @property
+    def blend(self) -> Blend | None:
+        """The weights of all sources, with the text vectors of the catalogue as it is now."""
+        self._follow_catalogue()
+        return self._blend
+
+    def set_precision(self, precision: str) -> None:
         """Read histories in "bf16"; "fp32" is the precision of the training.
 
         bf16 is for CPUs that multiply it in hardware (AVX512-BF16, AMX). Other CPUs are many times slower with it.
@@ -119,23 +138,28 @@ class Recommender:
 
     def queries(self, requests: Requests) -> np.ndarray:
         """Query vectors of requests, for `vectors`: float32 [N, D]."""
-        parts = []
+        with self.catalogue.reading():
+            return self._queries(requests)
+
+    def _queries(self, requests: Requests) -> np.ndarray:
+        parts, blend = [], self.blend
         for start in range(0, len(requests), BATCH_SIZE):
             stop = min(start + BATCH_SIZE, len(requests))
             part = requests if stop - start == len(requests) else requests.take(np.arange(start, stop))
             with torch.inference_mode():
                 parts.append(self._tower_queries(part).numpy())
-        found = np.concatenate(parts) if parts else np.zeros((0, self.item_vectors.shape[1]), np.float32)
-        return found if self.blend is None else self.blend.queries(found, requests.history)
+        found = np.concatenate(parts) if parts else np.zeros((0, sum(self.widths)), np.float32)
+        return found if blend is None else blend.queries(found, requests.history)
 
     def _tower_queries(self, requests: Requests) -> torch.Tensor:
+        vectors = torch.from_numpy(self.item_vectors)
         if self.cache is None or self._towers.user.backbone.reads_time:
             batch = self._batcher.requests(requests)
-            return self._towers(self._tensors, None, batch, item_vectors=self._vectors, last=True)[1]
+            return self._towers(self._tensors, None, batch, item_vectors=vectors, last=True)[1]
 
         def read(rows: np.ndarray) -> list[Value]:
             batch = self._batcher.requests(requests.take(rows))
-            return [(row.copy(),) for row in self._towers.read(batch, self._vectors).numpy()]
+            return [(row.copy(),) for row in self._towers.read(batch, vectors).numpy()]
 
         known = self.cache.of([b"read" + key for key in history_keys(requests)], read)
         states = torch.from_numpy(np.stack([state for (state,) in known]))
@@ -143,8 +167,10 @@ class Recommender:
 
     def remembered(self, requests: Requests) -> sp.csr_array | None:
         """What the item memory adds to the products of queries and vectors: 0 or more, float32 [N, I]."""
-        if self.blend is None:
-            return None
+        with self.catalogue.reading():
+            return None if self.blend is None else self._remembered(requests)
+
+    def _remembered(self, requests: Requests) -> sp.csr_array:
         if self.cache is None or not len(requests):
             return self._remember(requests.history)
 
@@ -161,34 +187,28 @@ class Recommender:
         return sp.csr_array((values, columns, offsets), shape=(len(known), len(self.vectors)))
 
     def _remember(self, history: Events) -> sp.csr_array:
-        assert self.blend is not None
-        if self._spoken_for is None:
-            return self.blend.remembered(history)
-        history = _without_items_from(history, self._spoken_for.shape[1])
-        remembered = pairs = self.blend.remembered(history)
-        if self.blend.memory.own:  # what the user had says nothing of items with a like text
-            pairs = dataclasses.replace(self.blend, memory=dataclasses.replace(self.blend.memory, own=False))
+        blend, catalogue = self.blend, self.catalogue
+        assert blend is not None
+        if not catalogue.num_added:
+            return blend.remembered(history)
+        history = _without_items_from(history, catalogue.num_bundled)
+        remembered = pairs = blend.remembered(history)
+        if blend.memory.own:  # that a user had an item says nothing of added items with a similar text
+            pairs = dataclasses.replace(blend, memory=dataclasses.replace(blend.memory, own=False))
             pairs = pairs.remembered(history)
-        return sp.csr_array(sp.hstack([remembered, pairs @ self._spoken_for.T]))
+        return sp.csr_array(sp.hstack([remembered, pairs @ catalogue.proxy_weights.T]))
 
-    def grow(self, vectors: np.ndarray, spoken_for: sp.csr_array, *, changed: np.ndarray) -> None:
-        """Take over a catalogue with items behind those of the bundle (`ctxrec.retrieval.item_encoder`).
-
-        Args:
-            vectors: float32 [I + J, D], as `vectors`.
-            spoken_for: float32 [J, I], what the memory holds of the bundle's items that speak for the new ones.
-            changed: int64, which items are new or have another vector than before.
-        """
-        width = self.item_vectors.shape[1]
-        self.vectors, self.item_vectors = vectors, vectors[:, :width]
-        self._vectors, self._spoken_for = torch.from_numpy(vectors)[:, :width], spoken_for
-        if self.blend is not None and self.blend.text_IC is not None:
-            text = vectors[:, width : width + self.blend.text_IC.shape[1]]
-            self.blend = dataclasses.replace(self.blend, text_IC=text)
+    def _follow_catalogue(self) -> None:
+        """Drop what was computed from the catalogue as it was before its last change."""
+        if self._version == self.catalogue.version:
+            return
+        if self._blend is not None and self._blend.text_IC is not None:
+            start = sum(self.widths)
+            text = self.vectors[:, start : start + self._blend.text_IC.shape[1]]
+            self._blend = dataclasses.replace(self._blend, text_IC=text)
         if self.cache is not None:
             self.cache.clear()
-        if self._by_column is not None:
-            self._by_column.put(vectors, changed)
+        self._version = self.catalogue.version
 
     def encode_items(self, items: ItemTensors, text: TextTable | None) -> np.ndarray:
         """The towers' vectors of items: float32 [n, W]."""
@@ -197,9 +217,10 @@ class Recommender:
 
     def scores(self, requests: Requests) -> np.ndarray:
         """Scores of all items: float32 [N, I]."""
-        scores = self.queries(requests) @ self.vectors.T
-        remembered = self.remembered(requests)
-        return scores if remembered is None else scores + remembered.toarray()
+        with self.catalogue.reading():
+            scores = self.queries(requests) @ self.vectors.T
+            remembered = self.remembered(requests)
+            return scores if remembered is None else scores + remembered.toarray()
 
     def make_requests(self, raw: Sequence[RawRequest]) -> tuple[Requests, np.ndarray]:
         """Requests as arrays, and which of them have no history to go by (bool [N], "fallback").

@@ -25,13 +25,12 @@ from ctxrec.index.exact import NO_ITEM, Allowed, Excluded, exact_search, top_pos
 from ctxrec.index.faiss_index import Index, load_index
 from ctxrec.retrieval.cross_encoder import FOLDER, Reranker, load_reranker, titles_of
 from ctxrec.retrieval.filters import ColumnRule, ItemFilter
-from ctxrec.retrieval.item_cards import ItemCards
-from ctxrec.retrieval.item_encoder import EncodedItems
-from ctxrec.retrieval.live_vectors import LiveVectors
+from ctxrec.retrieval.live_catalogue import EncodedItems
+from ctxrec.retrieval.live_search import search_live
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.slate.rules import Rules
-from ctxrec.retrieval.slate.slate_builder import Arranger, Found
+from ctxrec.retrieval.slate.slate_builder import Found, SlateBuilder
 
 
 class Retriever:
@@ -62,9 +61,8 @@ class Retriever:
         self.recommender = recommender
         self.index = index
         self.reranker = reranker
-        self.cards = ItemCards(recommender.items, recommender.spec.items)
-        self.arranger = Arranger(recommender, self._filter, diversity or DiversityConfig(), rules or Rules())
-        self._live: LiveVectors | None = None
+        self.catalogue = recommender.catalogue
+        self.slate_builder = SlateBuilder(recommender, self._filter, diversity or DiversityConfig(), rules or Rules())
 
     def top_k(
         self,
@@ -92,20 +90,29 @@ class Retriever:
             For each request item positions (int64) and scores (float32, non-increasing; without diversity and rules
             ties by position).
         """
-        if len(requests) == 0:
-            return []
-        watch = watch or Stopwatch()
+        with self.catalogue.reading():
+            return self._top_k(requests, k, exclude, allowed, diversity, watch or Stopwatch()) if len(requests) else []
+
+    def _top_k(
+        self,
+        requests: Requests,
+        k: int | Sequence[int],
+        exclude: Excluded,
+        allowed: Allowed,
+        diversity: Sequence[float | None] | None,
+        watch: Stopwatch,
+    ) -> Found:
         ks = [k] * len(requests) if isinstance(k, int) else list(k)
-        strengths = self.arranger.strengths(diversity, len(requests))
-        arranged = self.arranger.is_needed(strengths)
+        strengths = self.slate_builder.strengths(diversity, len(requests))
+        arranged = self.slate_builder.is_needed(strengths)
         # As many as each request alone would get, so that no list depends on what else is asked.
-        sizes = [self.arranger.num_candidates(k) for k in ks] if arranged else ks
+        sizes = [self.slate_builder.num_candidates(k) for k in ks] if arranged else ks
         wanted = max(sizes)
         queries = self.recommender.queries(requests)
         watch.lap("tower")
         remembered = self.recommender.remembered(requests)
         watch.lap("memory")
-        allowed = self.arranger.open_items(requests, allowed)
+        allowed = self.slate_builder.open_items(requests, allowed)
         asked = _Asked(queries, remembered, self._unwanted(requests, exclude), allowed)
         found = self._find(asked, wanted if self.reranker is None else max(wanted, self.reranker.candidates))
         watch.lap("search")
@@ -115,7 +122,7 @@ class Retriever:
             watch.lap("rerank")
         found = [(items[:size], scores[:size]) for (items, scores), size in zip(found, sizes, strict=True)]
         if arranged:
-            found = self.arranger.arrange(
+            found = self.slate_builder.arrange(
                 requests, found, ks, strengths, lambda rows, masks, num: self._find(asked.take(rows, masks), num)
             )
             watch.lap("arrange")
@@ -125,46 +132,38 @@ class Retriever:
         """The k items most like `item` by the mean cosine of the towers' vectors, itself left out."""
         widths = self.recommender.widths
         query = np.zeros((1, self.recommender.vectors.shape[1]), np.float32)
-        query[0, : sum(widths)] = self.recommender.item_vectors[item] / len(widths)
-        query[0, np.cumsum(widths) - 1] = 0  # the items' own scores say nothing of likeness
-        return self._search(query, k, exclude=[np.array([item])], allowed=None)[0]
+        with self.catalogue.reading():
+            query[0, : sum(widths)] = self.recommender.item_vectors[item] / len(widths)
+            query[0, np.cumsum(widths) - 1] = 0  # the items' own scores say nothing of similarity
+            return self._search(query, k, exclude=[np.array([item])], allowed=None)[0]
 
     def update(self, changed: EncodedItems | None, removed: Iterable[str] = ()) -> None:
         """Put items into the catalogue, or in the place of those of the same id, and take items out of it.
 
-        They are searched exactly, beside the index. Not to be called while another thread searches.
+        Such items are searched exactly, beside the index. The change waits until no other thread searches.
         """
-        self._live = self._live or LiveVectors(self.recommender)
-        if changed is not None:
-            places = self._live.put(changed)
-            self._filter.put(places, changed.table)
-            self.cards.put(places, changed.table)
-            self.arranger.put(places, changed)
-        self._live.remove(self.positions(removed))
-        self.arranger.forget()
+        self.catalogue.update(changed, removed)
 
     @property
     def num_live_items(self) -> int:
         """Items that are searched beside the index."""
-        return 0 if self._live is None else len(self._live.fresh)
+        return len(self.catalogue.fresh)
 
     @property
     def num_items(self) -> int:
         """Items that may be found."""
-        return len(self.recommender.item_ids) if self._live is None else int(self._live.alive.sum())
+        return self.catalogue.num_alive
 
     def has_item(self, item_id: str) -> bool:
         """Whether the catalogue has the item, so that it can be recommended."""
-        place = self.recommender.item_position.get(item_id)
-        return place is not None and (self._live is None or bool(self._live.alive[place]))
+        return self.catalogue.has(item_id)
 
     def positions(self, item_ids: Iterable[str]) -> np.ndarray:
         """Positions of those ids that the catalogue has; the others are left out."""
-        known = self.recommender.item_position
-        return np.array([known[i] for i in item_ids if i in known], np.int64)
+        return self.catalogue.positions(item_ids)
 
     def item_ids(self, positions: np.ndarray) -> list[str]:
-        ids = self.recommender.item_ids
+        ids = self.catalogue.ids
         return [ids[p] for p in positions.tolist()]
 
     def compile_filter(
@@ -183,12 +182,18 @@ class Retriever:
         Raises:
             UserError: a column is unknown or a rule does not fit it; names it and what is valid.
         """
+        with self.catalogue.reading():
+            return self._mask(wanted, allow)
+
+    def _mask(
+        self, wanted: Mapping[str, ColumnRule | Sequence[str]] | None, allow: Iterable[str] | None
+    ) -> np.ndarray | None:
         mask = None
         if wanted:
             rules = {c: r if isinstance(r, ColumnRule) else ColumnRule(any=r) for c, r in wanted.items()}
             mask = self._filter.mask(rules)
         if allow is not None:
-            listed = np.zeros(len(self.recommender.item_ids), bool)
+            listed = np.zeros(len(self.catalogue), bool)
             listed[self.positions(allow)] = True
             mask = listed if mask is None else mask & listed
         return mask
@@ -199,7 +204,7 @@ class Retriever:
 
     @cached_property
     def _filter(self) -> ItemFilter:
-        return ItemFilter(self.recommender.items, self.recommender.spec.items)
+        return ItemFilter(self.catalogue)
 
     def _find(self, asked: _Asked, k: int) -> Found:
         """The best k eligible items of each request."""
@@ -248,8 +253,7 @@ class Retriever:
         extra = remembered
         if allowed is not None:
             extra = extra[allowed[extra]]
-        if self._live is not None:
-            extra = extra[self._live.alive[extra]]
+        extra = extra[self.catalogue.alive[extra]]
         if unwanted is not None and len(unwanted):
             extra = extra[~np.isin(extra, unwanted)]
         candidates = np.union1d(found, extra)
@@ -266,9 +270,9 @@ class Retriever:
         if self._is_exact:
             return self._rank_all(queries, k, exclude=exclude, allowed=allowed)
         assert self.index is not None
-        if self._live is None:
+        if not self.catalogue.version:
             return _without_gaps(*self.index.search(queries, k, allowed=allowed, excluded=exclude))
-        return self._live.search(self.index, queries, k, exclude=exclude, allowed=allowed)
+        return search_live(self.index, self.catalogue, queries, k, exclude=exclude, allowed=allowed)
 
     @property
     def _is_exact(self) -> bool:
@@ -278,9 +282,7 @@ class Retriever:
     def _rank_all(
         self, queries: np.ndarray, k: int, *, exclude: Excluded, allowed: Allowed, added: sp.csr_array | None = None
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        if self._live is not None:
-            allowed = self._live.among_alive(allowed)
-        vectors = self.recommender.search_vectors
+        allowed, vectors = self.catalogue.alive_among(allowed), self.catalogue.vectors_by_column
         return _without_gaps(*exact_search(vectors, queries, k, allowed=allowed, excluded=exclude, added=added))
 
 

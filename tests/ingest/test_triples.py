@@ -115,4 +115,4 @@ def test_an_item_that_is_put_again_keeps_its_triples_and_a_new_one_has_none(run)
     column = made.table.column(schema.category_column(schema.GRAPH)).to_pylist()
     assert column[0] == ["directed by: d1", "shot in: place"] and not column[1]
     retriever.update(made)
-    assert retriever.cards.cards([5])[0]["item_id"] == "i5" and retriever.has_item("new")
+    assert retriever.catalogue.cards([5])[0]["item_id"] == "i5" and retriever.has_item("new")

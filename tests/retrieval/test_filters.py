@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
+from catalogues import catalogue_of, with_ids
 
 from ctxrec.core import schema
 from ctxrec.core.dataset_spec import ItemsSpec
@@ -21,7 +22,7 @@ def made() -> ItemFilter:
         schema.category_column("kind"): pa.array(KINDS, pa.list_(pa.string())),
         schema.numeric_column("price"): pa.array(PRICES, pa.float32()),
     }
-    return ItemFilter(pa.table(columns), SPEC)
+    return ItemFilter(catalogue_of(with_ids(columns, [f"i{n}" for n in range(len(KINDS))]), SPEC))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
+from catalogues import catalogue_of, encoded, with_ids
 
 pytest.importorskip("hypothesis", reason="hypothesis is not installed (pip install hypothesis)")
 from hypothesis import given, settings
@@ -25,12 +26,13 @@ PRICE = st.builds(ColumnRule, min=BOUND, max=BOUND)
 SPEC = ItemsSpec(path="", categorical=("kind",), numeric=("price",))
 
 
-def table(rows) -> pa.Table:
-    return pa.table(
+def table(rows, places) -> pa.Table:
+    return with_ids(
         {
             schema.category_column("kind"): pa.array([kinds for kinds, _ in rows], pa.list_(pa.string())),
             schema.numeric_column("price"): pa.array([price for _, price in rows], pa.float32()),
-        }
+        },
+        [f"i{n}" for n in places],
     )
 
 
@@ -49,13 +51,14 @@ def passes(kinds, price, kind: ColumnRule, bounds: ColumnRule) -> bool:
 @settings(max_examples=300, deadline=None)
 @given(rows=ROWS, later=ROWS, kind=KIND, bounds=PRICE, data=st.data())
 def test_a_mask_has_the_items_that_pass_one_by_one(rows, later, kind, bounds, data):
-    made = ItemFilter(table(rows), SPEC)
+    catalogue = catalogue_of(table(rows, range(len(rows))), SPEC)
+    made = ItemFilter(catalogue)
     rules = {"kind": kind, "price": bounds}
     assert made.mask(rules).tolist() == [passes(*row, kind, bounds) for row in rows]
     # Changed and new items come in the place of old ones and behind them.
     changed = data.draw(st.lists(st.integers(0, len(rows) - 1), unique=True, max_size=min(len(rows), len(later) - 1)))
     places = changed + list(range(len(rows), len(rows) + len(later) - len(changed)))
-    made.put(np.array(places, np.int64), table(later))
+    catalogue.put(encoded(table(later, places), len(rows)))
     whole = dict(enumerate(rows)) | dict(zip(places, later, strict=True))
     assert made.mask(rules).tolist() == [passes(*whole[n], kind, bounds) for n in range(len(whole))]
     assert made.mask({"kind": kind}) is made.mask({"kind": kind}), "a mask that comes again is kept"

@@ -9,6 +9,7 @@ import scipy.sparse as sp
 from ctxrec.memory.blend import Blend
 from ctxrec.memory.item_memory import ItemMemory
 from ctxrec.retrieval.history_cache import HistoryCache, history_keys
+from ctxrec.retrieval.live_catalogue import EncodedItems
 from ctxrec.retrieval.recommender import RawEvent, RawRequest
 
 LATER = 1_700_000_000.0
@@ -20,19 +21,17 @@ def world(make_world):
     return make_world(lengths=(9, 0, 5))
 
 
-def with_memory(recommender):
-    """The recommender with a random memory blended in."""
+def with_memory(item_vectors, widths):
+    """A blend with a random memory."""
     rng = np.random.default_rng(0)
-    num = len(recommender.item_ids)
+    num = len(item_vectors)
     pairs = sp.random_array((num, num), density=0.3, format="csr", dtype=np.float32, rng=rng)
     memory = ItemMemory(
         together_II=pairs, next_II=pairs.T.tocsr(), own=True,
         popularity_I=rng.normal(size=num).astype(np.float32), recent_I=rng.normal(size=num).astype(np.float32),
         known_I=np.arange(num) > 0,
     )  # fmt: skip
-    recommender.blend = Blend.of(memory, None, recommender.item_vectors, recommender.widths)
-    recommender.vectors = recommender.blend.vectors(recommender.item_vectors)
-    return recommender
+    return Blend.of(memory, None, item_vectors, widths)
 
 
 def make_raw(world) -> list[RawRequest]:
@@ -48,7 +47,7 @@ def make_raw(world) -> list[RawRequest]:
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_answers_are_the_same_with_and_without(world, backbone):
-    plain, kept = (with_memory(world.recommender(world.config(f"model.backbone={backbone}"))) for _ in range(2))
+    plain, kept = (world.recommender(world.config(f"model.backbone={backbone}"), blend=with_memory) for _ in range(2))
     kept.keep_histories(1 << 20)
     requests, _ = plain.make_requests(make_raw(world))
     for order in (np.arange(len(requests)), np.arange(len(requests))[::-1], np.array([3, 0])):
@@ -63,13 +62,12 @@ def test_answers_are_the_same_with_and_without(world, backbone):
 
 
 def test_a_changed_item_vector_is_seen(world):
-    kept = with_memory(world.recommender(world.config()))
+    kept = world.recommender(world.config(), blend=with_memory)
     kept.keep_histories(1 << 20)
     requests, _ = kept.make_requests([RawRequest(None, LATER, history=[RawEvent("i3")])])
     before = kept.queries(requests)
-    vectors = kept.vectors.copy()
-    vectors[3] = vectors[4]
-    kept.grow(vectors, sp.csr_array((0, len(vectors)), dtype=np.float32), changed=np.array([3]))
+    proxies = sp.csr_array((1, len(kept.vectors)), dtype=np.float32)
+    kept.catalogue.put(EncodedItems(kept.items.slice(3, 1), kept.vectors[[4]], proxies))
     after = kept.queries(requests)
     assert np.abs(after - before).max() > 1e-3
     kept.keep_histories(0)

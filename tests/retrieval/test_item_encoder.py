@@ -14,7 +14,8 @@ from ctxrec.core.config import IndexConfig
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.index.builder import build_index
 from ctxrec.retrieval.filters import ColumnRule
-from ctxrec.retrieval.item_encoder import BadRow, EncodedItems, ItemEncoder, rows_to_table
+from ctxrec.retrieval.item_encoder import BadRow, ItemEncoder, check_rows, rows_to_table
+from ctxrec.retrieval.live_catalogue import EncodedItems
 from ctxrec.retrieval.recommender import RawEvent, RawRequest
 from ctxrec.retrieval.retriever import Retriever, load_retriever
 
@@ -58,7 +59,7 @@ def test_rows_become_the_table_that_prepare_makes():
 )  # fmt: skip
 def test_a_bad_row_is_named_with_its_column(row, column, says):
     with pytest.raises(BadRow, match=says) as caught:
-        rows_to_table([{"item_id": "a"}, {"item_id": "b", **row}], SPEC)
+        check_rows([{"item_id": "a"}, {"item_id": "b", **row}], SPEC)
     assert (caught.value.place, caught.value.column) == (1, column)
 
 
@@ -66,7 +67,7 @@ def test_a_data_set_without_item_file_takes_bare_ids():
     spec = DatasetSpec.from_dict({"name": "log", "events": {"path": "e"}})
     assert rows_to_table([{"item_id": "a"}], spec).to_pylist()[0]["text"] == ""
     with pytest.raises(BadRow, match="valid columns are item_id"):
-        rows_to_table([{"item_id": "a", "title": "x"}], spec)
+        check_rows([{"item_id": "a", "title": "x"}], spec)
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_rows_of_the_item_file_give_the_vectors_of_the_training(tiny_spec, retri
     made = encoder.encode(rows_to_table(rows, retriever.recommender.spec))
     places = [retriever.recommender.item_position[row["item_id"]] for row in rows]
     np.testing.assert_allclose(made.vectors, retriever.recommender.vectors[places], atol=2e-4)
-    assert made.spoken_for.nnz == 0
+    assert made.proxy_weights.nnz == 0
 
 
 def test_a_new_item_has_its_content_and_what_its_like_have(tiny_spec, retriever, encoder):
@@ -104,11 +105,11 @@ def test_a_new_item_has_its_content_and_what_its_like_have(tiny_spec, retriever,
     content = slice(recommender.widths[0], sum(recommender.widths) - 1)
     np.testing.assert_allclose(made.vectors[0, content], old[content], atol=2e-4)
     assert not np.allclose(made.vectors[0, : recommender.widths[0]], old[: recommender.widths[0]], atol=1e-2), "no ID"
-    speaks = made.spoken_for[[0]]
+    speaks = made.proxy_weights[[0]]
     assert recommender.item_position["i5"] in speaks.indices and np.isclose(speaks.sum(), 1)
     popularity = speaks @ recommender.vectors[:, -3:-1]
     np.testing.assert_allclose(made.vectors[0, -3:-1], popularity[0], atol=1e-5)
-    assert made.spoken_for[[1]].nnz == 0 and not made.vectors[1, -3:-1].any()
+    assert made.proxy_weights[[1]].nnz == 0 and not made.vectors[1, -3:-1].any()
     assert made.vectors[:, -1].tolist() == [1, 1] and old[-1] == 0, "they are new"
 
 

@@ -109,10 +109,10 @@ def test_a_changed_rule_file_is_taken_over_and_a_damaged_one_is_not(make_world, 
     best = shown(made)
     path.write_text(f'[[block]]\nitems = ["{best[0]}"]')
     file = RuleFile(str(path))
-    file.put_in_force(made.arranger)
+    file.put_in_force(made.slate_builder)
     assert file.look() is None and best[0] not in shown(made)
     path.write_text(f'[[block]]\nitems = ["{best[1]}"]')
-    file.take_over(file.look(), made.arranger)
+    file.take_over(file.look(), made.slate_builder)
     assert best[0] in shown(made) and best[1] not in shown(made)
     path.write_text("[[block]")
     with pytest.raises(UserError, match="not valid TOML"):
@@ -123,10 +123,10 @@ def test_a_changed_rule_file_is_taken_over_and_a_damaged_one_is_not(make_world, 
         file.look()
     path.write_text('[[block]]\nitems = ["i999"]')
     with pytest.raises(UserError, match="'i999'"):
-        file.take_over(file.look(), made.arranger)
+        file.take_over(file.look(), made.slate_builder)
     assert best[1] not in shown(made)
     fewer = retriever(int(best[1][1:]) or 5)  # another version, without that item
-    file.put_in_force(fewer.arranger)
+    file.put_in_force(fewer.slate_builder)
     assert shown(fewer)
 
 

@@ -1,6 +1,8 @@
-"""What the end of the pipeline asks of items: values of categorical columns as codes, and how old items are.
+"""Attributes of items that diversity and freshness need: values of categorical columns as codes, and birth times.
 
-Legend: I items, of the bundle and later ones; M most values of an item in a column.
+Both are owned by `ctxrec.retrieval.live_catalogue.LiveCatalogue`, which gives them the rows of later items.
+
+Legend: I items, of the bundle and added ones; M most values of an item in a column.
 """
 
 from __future__ import annotations
@@ -19,8 +21,11 @@ _MILLISECONDS, _MICROSECONDS = 1e11, 1e14  # from which on an epoch time is one 
 _YEAR_US = 365.2425 * 86_400 * US
 
 
-class Values:
+class CategoricalCodes:
     """Codes of the values that items have in a categorical column.
+
+    Attributes:
+        codes_IM: int32, filled up with `NO_VALUE`.
 
     Raises:
         UserError: the catalogue has no such column.
@@ -36,7 +41,8 @@ class Values:
         self.codes_IM = self._coded(items)
 
     def put(self, places: np.ndarray, items: pa.Table) -> None:
-        """Take over rows at these positions, which may lie behind the last one."""
+        """Take over rows at these positions, which may lie behind the last one; of a position that comes twice the last row
+        counts."""
         rows = self._coded(items)
         self.codes_IM = _with_rows(self.codes_IM, places, rows, NO_VALUE)
 
@@ -54,14 +60,15 @@ class Values:
         return made
 
 
-class Births:
-    """When items came to be, in microseconds since 1970; NaN where that is not known.
+class ItemBirthTimes:
+    """When each item was born, in microseconds since 1970; NaN where that is not known.
 
     Args:
         items: the bundle's item table.
         spec: names the columns.
-        date_column: a numeric one with years or epoch times; empty: an item is born with its first event, and one
-            that came after training when it is asked for.
+        date_column: a numeric column with years or epoch times. Empty: an item is born with its first event, and an
+            item that came after training is always new.
+        events: the events of the bundle's histories.
 
     Raises:
         UserError: the catalogue has no such column.
@@ -81,7 +88,8 @@ class Births:
             self._born_I = np.where(first == np.iinfo(np.int64).max, np.nan, first.astype(np.float64))
 
     def put(self, places: np.ndarray, items: pa.Table) -> None:
-        """Take over rows at these positions, which may lie behind the last one."""
+        """Take over rows at these positions, which may lie behind the last one; of a position that comes twice the last row
+        counts."""
         if self._column is not None:
             born = _as_times(items.column(self._column).to_numpy())
         else:  # the log knows when those of the bundle came, and later ones are always new
@@ -92,7 +100,7 @@ class Births:
     def days(self, positions: np.ndarray, times_us: np.ndarray) -> np.ndarray:
         """Ages of items [N, P] at the times of N requests, in days, 0 or more; NaN where not known.
 
-        An item whose first event comes after the request is one of which nothing is known then.
+        Nothing is known of an item whose first event comes after the request.
         """
         born = self._born_I[positions]
         age = (times_us[:, None] - born) / (86_400 * US)

@@ -17,9 +17,7 @@ from ctxrec.core.errors import UserError
 from ctxrec.data.requests import Requests
 from ctxrec.index.exact import NO_ITEM, Allowed
 from ctxrec.retrieval.filters import ItemFilter
-from ctxrec.retrieval.item_encoder import EncodedItems
 from ctxrec.retrieval.recommender import Recommender
-from ctxrec.retrieval.slate.item_attributes import Births, Values
 from ctxrec.retrieval.slate.mmr import pick
 from ctxrec.retrieval.slate.rules import InForce, Rule, RuleBook, Rules
 
@@ -27,11 +25,11 @@ Found = list[tuple[np.ndarray, np.ndarray]]  # of each request item positions an
 More = Callable[[np.ndarray, Sequence[np.ndarray], int], Found]
 
 
-class Arranger:
+class SlateBuilder:
     """Makes lists of candidates.
 
     Args:
-        recommender: its catalogue may grow (`put`).
+        recommender: its catalogue may change.
         item_filter: of the same catalogue.
         config: what to do.
         rules: besides; see `use_rules`.
@@ -42,12 +40,11 @@ class Arranger:
 
     def __init__(self, recommender: Recommender, item_filter: ItemFilter, config: DiversityConfig, rules: Rules):
         self._recommender, self._filter, self._config = recommender, item_filter, config
-        items, spec = recommender.items, recommender.spec.items
-        self._values = {column: Values(items, spec, column, option="diversity.caps") for column in config.caps}
-        self._births = None
-        if config.freshness:
-            self._births = Births(items, spec, config.date_column, recommender.histories.events)
-        self._book = RuleBook(Rules(), self._matching)
+        self._catalogue = recommender.catalogue
+        self._codes = {column: self._catalogue.codes(column, option="diversity.caps") for column in config.caps}
+        self._births = self._catalogue.births(config.date_column) if config.freshness else None
+        self._known_rules = RuleBook(Rules(), self._matching)
+        self._version = self._catalogue.version  # of the catalogue that the rules' masks are for
         self.use_rules(rules)
 
     def use_rules(self, rules: Rules, *, lenient: bool = False) -> list[str]:
@@ -72,19 +69,16 @@ class Arranger:
         if wrong and not lenient:
             raise UserError(wrong[0])
         fitting = {name: tuple(r for r in getattr(rules, name) if r in kept) for name in ("block", "boost", "pin")}
-        self._book = RuleBook(Rules(**fitting), self._matching)
+        self._known_rules = RuleBook(Rules(**fitting), self._matching)
         return wrong
 
-    def put(self, places: np.ndarray, changed: EncodedItems) -> None:
-        """Take over rows of items at these positions."""
-        for values in self._values.values():
-            values.put(places, changed.table)
-        if self._births is not None:
-            self._births.put(places, changed.table)
-
-    def forget(self) -> None:
-        """To be called when items came, changed or went."""
-        self._book.forget()
+    @property
+    def _book(self) -> RuleBook:
+        """The rules in force, whose masks fit the catalogue as it is now."""
+        if self._version != self._catalogue.version:
+            self._known_rules.forget()
+            self._version = self._catalogue.version
+        return self._known_rules
 
     def strengths(self, given: Sequence[float | None] | None, num: int) -> np.ndarray:
         """Strength of MMR for each request, float32 [N]: its own, else that of the options."""
@@ -140,7 +134,7 @@ class Arranger:
         lengths = [k + self._book.num_pins for k in ks]  # a pin may take an item from above its place
         picked = self._pick(pools, strengths_N, max(lengths))
         lists = [row[row >= 0][:k] for row, k in zip(picked, lengths, strict=True)]
-        if self._values:
+        if self._codes:
             for n, k in enumerate(lengths):
                 if len(lists[n]) < min(k, pools[n].num):
                     lists[n] = self._fill(n, pools[n], lists[n], k, strengths_N[n], more)
@@ -152,7 +146,7 @@ class Arranger:
     def _problem(self, rule: Rule) -> str | None:
         kind = type(rule).__name__.lower()
         if rule.items:
-            missing = [item for item in rule.items if item not in self._recommender.item_position]
+            missing = [item for item in rule.items if item not in self._catalogue.position]
             return f"a {kind} rule names the item {missing[0]!r}; the catalogue has no such item" if missing else None
         try:
             self._filter.mask(rule.on_column())
@@ -163,8 +157,8 @@ class Arranger:
     def _matching(self, rule: Rule) -> np.ndarray:
         if not rule.items:
             return self._filter.mask(rule.on_column())
-        known = self._recommender.item_position
-        mask = np.zeros(len(self._recommender.item_ids), bool)
+        known = self._catalogue.position
+        mask = np.zeros(len(self._catalogue), bool)
         mask[[known[item] for item in rule.items if item in known]] = True
         return mask
 
@@ -194,7 +188,7 @@ class Arranger:
         items = np.stack([np.pad(pool.items, (0, width - pool.num), constant_values=NO_ITEM) for pool in pools])
         relevance = np.stack([np.pad(pool.relevance, (0, width - pool.num), constant_values=-np.inf) for pool in pools])
         vectors = content_vectors(self._recommender, items) if (strengths_N > 0).any() else np.zeros((*items.shape, 0))
-        caps = [(self._values[column].codes_IM[items], cap) for column, cap in self._config.caps.items()]
+        caps = [(self._codes[column].codes_IM[items], cap) for column, cap in self._config.caps.items()]
         return pick(relevance, vectors, strengths_N, k, caps)
 
     def _fill(self, n: int, pool: _Pool, places: np.ndarray, k: int, strength: np.float32, more: More) -> np.ndarray:
@@ -211,10 +205,10 @@ class Arranger:
 
     def _below_caps(self, listed: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """Items besides the candidates none of whose values is as often in the list as it may be: bool [I]."""
-        mask = np.ones(len(self._recommender.item_ids), bool)
+        mask = np.ones(len(self._catalogue), bool)
         mask[candidates] = False
         for column, cap in self._config.caps.items():
-            codes_IM = self._values[column].codes_IM
+            codes_IM = self._codes[column].codes_IM
             values, counts = np.unique(codes_IM[listed], return_counts=True)
             full = values[(counts >= cap) & (values >= 0)]
             mask &= ~np.isin(codes_IM, full).any(1)

@@ -14,7 +14,7 @@ from ctxrec.core import schema
 from ctxrec.core.config import DiversityConfig, IndexConfig
 from ctxrec.core.errors import UserError
 from ctxrec.index.builder import build_index
-from ctxrec.retrieval.item_encoder import EncodedItems
+from ctxrec.retrieval.live_catalogue import EncodedItems
 from ctxrec.retrieval.recommender import RawRequest
 from ctxrec.retrieval.retriever import Retriever
 from ctxrec.retrieval.slate.rules import load_rules
@@ -178,10 +178,10 @@ def test_rules_that_do_not_fit_the_catalogue_are_refused_and_the_old_ones_stay(r
     (tmp_path / "other.toml").write_text(rules + f'\n[[block]]\nitems = ["{ids(made, 1)[0]}"]')
     other = load_rules(str(tmp_path / "other.toml"))
     with pytest.raises(UserError, match=says):
-        made.arranger.use_rules(other)
+        made.slate_builder.use_rules(other)
     second = ids(made, 1)[0]
     assert best not in ids(made, 60)
-    assert len(made.arranger.use_rules(other, lenient=True)) == 1
+    assert len(made.slate_builder.use_rules(other, lenient=True)) == 1
     assert best in ids(made, 60) and second not in ids(made, 60), "what fits holds"
 
 
@@ -229,7 +229,7 @@ def test_live_items_are_capped_blocked_lifted_pinned_and_fresh(retriever, kind):
     made = retriever(kind=kind, freshness=3)
     live(made, "later", ["b"], place)
     assert ids(made, 1) == ["later"], "quite new"
-    made.arranger.use_rules(load_rules_of(rules, made))
+    made.slate_builder.use_rules(load_rules_of(rules, made))
     assert ids(made, 10)[2] == "later"
     made.update(None, ["later"])
     assert "later" not in ids(made, 10)
