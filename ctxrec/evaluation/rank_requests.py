@@ -23,7 +23,7 @@ from ctxrec.data.requests import Requests, split_requests
 from ctxrec.evaluation.baselines.selection import SPLITS
 from ctxrec.evaluation.slices import time_labels
 from ctxrec.evaluation.summary import BEFORE, MODEL, RERANKED, SHUFFLED, SHUFFLED_SAME_TIME, SLICE_K, RankedLists
-from ctxrec.metrics.ranking import top_k
+from ctxrec.index.topk import top_k
 from ctxrec.retrieval.cross_encoder import RerankedRecommender, check_reranker, load_reranker
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.pre_validation import recommender_before_validation

@@ -10,13 +10,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import scipy.sparse as sp
 
-NO_ITEM = -1  # pads the ids of a row that has fewer than k eligible items; its score is -inf
+from ctxrec.index.topk import NO_ITEM, scores_of, top_k
 
 Allowed = np.ndarray | Sequence[np.ndarray | None] | None  # one mask [I] for all rows, or one a row
 Excluded = Sequence[np.ndarray] | None  # item positions, one array a row
 
 _GATHERED_SHARE = 0.2  # of the items: fewer are ranked by themselves, more among all
-_BLOCK = 64  # columns of a row that are looked at by their maximum first
 _SCORES_AT_ONCE = 1 << 24  # floats of a score matrix held at a time (64 MiB)
 
 
@@ -75,73 +74,17 @@ def exact_search(
                 part_scores[:, ~mask] = -np.inf
             if excluded is not None:
                 _drop(part_scores, [excluded[n] for n in part], positions)
-            best, best_scores = best_columns(part_scores, min(width, len(candidates)))
+            if not len(candidates):
+                continue
+            best = top_k(part_scores, min(width, len(candidates)))
             num = best.shape[1]
             ids[part, :num] = best if positions is None else np.where(best < 0, best, positions[best])
-            scores[part, :num] = best_scores
+            scores[part, :num] = scores_of(part_scores, best)
     return ids, scores
 
 
 def _gather(vectors: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return vectors[positions] if vectors.flags.c_contiguous else np.take(vectors.T, positions, axis=1).T
-
-
-def best_columns(scores: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `width` highest scores above -inf of each row: columns int64 and scores, both [N, width], best first,
-    equal scores by column; `NO_ITEM` and -inf where a row has fewer.
-
-    The best `width` of a row lie in the `width` blocks of the highest maxima, so only those are sorted.
-    """
-    num_rows, num_columns = scores.shape
-    ids, found = blank(num_rows, width)
-    if not num_rows or not width:
-        return ids, found
-    maxima = None
-    if num_columns > 2 * _BLOCK * width:
-        maxima = _block_maxima(scores)
-        columns = _in_best_blocks(maxima, width, num_columns)
-        values = np.take_along_axis(scores, np.minimum(columns, num_columns - 1), 1)
-        values[columns >= num_columns] = -np.inf
-    else:
-        columns, values = np.broadcast_to(np.arange(num_columns), scores.shape), scores
-    values_at = values
-    if width < columns.shape[1]:
-        top = np.argpartition(values, columns.shape[1] - width, axis=1)[:, columns.shape[1] - width :]
-        columns, values = np.take_along_axis(columns, top, 1), np.take_along_axis(values, top, 1)
-    order = np.lexsort((columns, -values), axis=-1)
-    ids[:], found[:] = np.take_along_axis(columns, order, 1), np.take_along_axis(values, order, 1)
-    # Equal scores at the border, or too few above -inf: the plain way.
-    border = found[:, -1:]
-    unsure = (values_at >= border).sum(1) > width
-    if maxima is not None:  # one more block reaches the border
-        unsure |= (maxima >= border).sum(1) > width
-    for n in np.flatnonzero(unsure):
-        best = top_positions(scores[n], width)
-        ids[n], found[n] = NO_ITEM, -np.inf
-        ids[n, : len(best)], found[n, : len(best)] = best, scores[n, best]
-    ids[found == -np.inf] = NO_ITEM
-    return ids, found
-
-
-def _block_maxima(scores: np.ndarray) -> np.ndarray:
-    """The highest score of every block: [N, blocks].
-
-    A block is every so manieth column, so that maxima of neighbours are found together; the last one is what is left.
-    """
-    num_rows, num_columns = scores.shape
-    whole = num_columns // _BLOCK
-    maxima = scores[:, : whole * _BLOCK].reshape(num_rows, _BLOCK, whole).max(1)
-    if whole * _BLOCK < num_columns:
-        maxima = np.concatenate([maxima, scores[:, whole * _BLOCK :].max(1, keepdims=True)], 1)
-    return maxima
-
-
-def _in_best_blocks(maxima: np.ndarray, width: int, num_columns: int) -> np.ndarray:
-    """Columns of the `width` blocks of each row that have the highest maxima; some may lie behind the last one."""
-    blocks = np.argpartition(maxima, maxima.shape[1] - width, axis=1)[:, maxima.shape[1] - width :, None]
-    whole, members = num_columns // _BLOCK, np.arange(_BLOCK)
-    columns = np.where(blocks < whole, blocks + whole * members, whole * _BLOCK + members)
-    return columns.reshape(len(maxima), -1)
 
 
 def _add(scores: np.ndarray, added: sp.csr_array, rows: np.ndarray, positions: np.ndarray | None) -> None:
@@ -172,23 +115,8 @@ def _columns_of(positions: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, 
     return places, positions[places] == wanted
 
 
-def top_positions(scores: np.ndarray, k: int) -> np.ndarray:
-    """Positions of the k highest scores above -inf, best first, equal scores by position; int64.
-
-    >>> top_positions(np.array([1.0, 3.0, 3.0, 2.0, 3.0]), 2).tolist()
-    [1, 2]
-    """
-    if k < len(scores):
-        border = np.partition(scores, len(scores) - k)[len(scores) - k]
-        above = np.flatnonzero(scores > border)
-        kept = np.concatenate([above, np.flatnonzero(scores == border)[: k - len(above)]])
-    else:
-        kept = np.arange(len(scores))
-    kept = kept[scores[kept] > -np.inf]
-    return kept[np.lexsort((kept, -scores[kept]))]
-
-
 def blank(num_rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and scores of rows in which nothing was found yet."""
     return np.full((num_rows, width), NO_ITEM, np.int64), np.full((num_rows, width), -np.inf, np.float32)
 
 

@@ -19,7 +19,8 @@ import numpy as np
 from ctxrec.core import storage
 from ctxrec.core.config import IndexConfig
 from ctxrec.core.errors import UserError
-from ctxrec.index.exact import NO_ITEM, Allowed, Excluded, blank, by_mask, exact_search
+from ctxrec.index.exact import Allowed, Excluded, blank, by_mask, exact_search
+from ctxrec.index.topk import NO_ITEM
 
 logger = logging.getLogger(__name__)
 

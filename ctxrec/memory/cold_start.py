@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctxrec.data.requests import Requests
-from ctxrec.metrics.ranking import request_metrics, top_k
+from ctxrec.index.topk import top_k
+from ctxrec.metrics.ranking import request_metrics
 
 
 @dataclass(frozen=True)

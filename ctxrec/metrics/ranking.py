@@ -1,4 +1,4 @@
-"""Ranking metrics over the full catalogue, their intervals, and the exact top-k they are made of.
+"""Ranking metrics over the full catalogue, and their intervals.
 
 Legend: N requests, I items, K longest list, M metrics (or columns), E targets of all requests.
 """
@@ -9,58 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ctxrec.core.errors import UserError
-
 _DRAWS_AT_ONCE = 1 << 23  # bootstrap: 64 MB of resampled row numbers in memory at a time
 _NORMAL_95 = 1.959964  # two-sided 95 % point of the normal distribution
-
-
-def top_k(scores: np.ndarray, k: int, excluded: Sequence[np.ndarray] | None = None) -> np.ndarray:
-    """The k best items of each row, best first; among equal scores the item that comes first in the catalogue.
-
-    The catalogue is never sorted: a selection finds the k-th best score of a row, and only what
-    reaches it is put in order.
-
-    Args:
-        scores: float [N, I]; -inf marks an item that is not eligible.
-        k: length of the lists, at least 1.
-        excluded: for each row the positions that may not be recommended (seen items).
-
-    Returns:
-        int64 [N, k] item positions; -1 fills up where fewer than k items are eligible.
-
-    Raises:
-        UserError: a score is NaN or +inf.
-
-    >>> top_k(np.array([[0.5, 0.9, 0.5, 0.5]]), 3).tolist()
-    [[1, 0, 2]]
-    >>> top_k(np.array([[0.5, 0.9, 0.5]]), 3, [np.array([1])]).tolist()
-    [[0, 2, -1]]
-    """
-    assert k >= 1 and scores.ndim == 2
-    num_rows, num_items = scores.shape
-    best = np.full((num_rows, k), -1, np.int64)
-    if num_rows == 0 or num_items == 0:
-        return best
-    broken = ~(scores.max(axis=1) < np.inf)  # a maximum is NaN when any score is
-    if broken.any():
-        raise UserError(
-            f"{int(broken.sum())} of {num_rows} requests have scores that are NaN or infinite; expected finite "
-            "scores. The training diverged: lower its learning rates or set train.precision=fp32"
-        )
-    width = min(k, num_items)
-    for n in range(num_rows):
-        row = scores[n]
-        if excluded is not None and len(excluded[n]):
-            row = row.copy()
-            row[excluded[n]] = -np.inf
-        border = np.partition(row, num_items - width)[num_items - width]
-        above = np.flatnonzero(row > border)
-        above = above[np.argsort(-row[above], kind="stable")]
-        best[n, : len(above)] = above
-        if border > -np.inf:  # else fewer than k items are eligible, and all of them are above
-            best[n, len(above) : width] = np.flatnonzero(row == border)[: width - len(above)]
-    return best
 
 
 def request_metrics(
@@ -73,7 +23,7 @@ def request_metrics(
     1 / log2(p + 1), divided by the same sum for min(k, |T|) hits at the top (Järvelin and Kekäläinen, 2002).
 
     Args:
-        top: int [N, K] item positions, best first, -1 = none (see `top_k`).
+        top: int [N, K] item positions, best first, -1 = none (`ctxrec.index.topk.top_k`).
         target_offsets: int64 [N + 1]; request n has the targets [offsets[n], offsets[n + 1]), at least one.
         target_items: int [E] distinct within a request.
         ks: cut-offs.

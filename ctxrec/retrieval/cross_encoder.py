@@ -32,7 +32,7 @@ from ctxrec.data.events import DAYS, MONTHS
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.data.requests import Requests
 from ctxrec.encoder.text_encoder import TextEncoder, Tokens, encode_share, plan_encoding
-from ctxrec.metrics.ranking import top_k
+from ctxrec.index.topk import top_k
 
 FOLDER = "reranker"  # beside the bundle in a run
 FORMAT_VERSION = 1

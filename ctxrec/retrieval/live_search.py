@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ctxrec.index.exact import Allowed, Excluded, exact_search, top_positions
+from ctxrec.index.exact import Allowed, Excluded, exact_search
 from ctxrec.index.faiss_index import Index
+from ctxrec.index.topk import NO_ITEM, top_k
 from ctxrec.retrieval.live_catalogue import LiveCatalogue
 
 _FEW = 256  # stale items up to which the index fetches and drops them; more are masked out
@@ -42,7 +43,8 @@ def search_live(
         both = np.concatenate([ids[n], fresh_ids[n]])
         both_scores = np.concatenate([scores[n], fresh_scores[n]])
         order = np.argsort(both, kind="stable")  # equal scores by position
-        best = order[top_positions(both_scores[order], k)]
+        best = top_k(both_scores[None, order], k)[0]
+        best = order[best[best != NO_ITEM]]
         found.append((both[best], both_scores[best]))
     return found
 

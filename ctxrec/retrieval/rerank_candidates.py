@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ctxrec.data.requests import Requests
-from ctxrec.metrics.ranking import top_k
+from ctxrec.index.topk import top_k
 from ctxrec.retrieval.cross_encoder import Found, of_top
 
 _BATCH = 64  # requests ranked at once

@@ -21,8 +21,9 @@ from ctxrec.core.config import DiversityConfig, IndexConfig
 from ctxrec.core.errors import UserError
 from ctxrec.core.stopwatch import Stopwatch
 from ctxrec.data.requests import Requests
-from ctxrec.index.exact import NO_ITEM, Allowed, Excluded, exact_search, top_positions
+from ctxrec.index.exact import Allowed, Excluded, exact_search
 from ctxrec.index.faiss_index import Index, load_index
+from ctxrec.index.topk import NO_ITEM, top_k
 from ctxrec.retrieval.cross_encoder import FOLDER, Reranker, load_reranker, titles_of
 from ctxrec.retrieval.filters import ColumnRule, ItemFilter
 from ctxrec.retrieval.live_catalogue import EncodedItems
@@ -261,7 +262,8 @@ class Retriever:
         place = np.minimum(np.searchsorted(candidates, remembered), len(candidates) - 1)
         inside = candidates[place] == remembered if len(candidates) else np.zeros(len(remembered), bool)
         scores[place[inside]] += added[inside]
-        best = top_positions(scores, k)
+        best = top_k(scores[None], k)[0]
+        best = best[best != NO_ITEM]
         return candidates[best], scores[best]
 
     def _search(

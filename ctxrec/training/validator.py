@@ -9,7 +9,8 @@ import torch.distributed as dist
 from ctxrec.data.batching import Batcher
 from ctxrec.data.requests import Requests
 from ctxrec.encoder.text_table import TextTable
-from ctxrec.metrics.ranking import request_metrics, top_k
+from ctxrec.index.topk import top_k
+from ctxrec.metrics.ranking import request_metrics
 from ctxrec.model.inputs import ItemTensors
 from ctxrec.model.network import Network
 

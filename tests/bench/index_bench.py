@@ -25,8 +25,9 @@ import numpy as np
 
 from ctxrec.core.config import IndexConfig
 from ctxrec.index.builder import build_index, choose_kind
-from ctxrec.index.exact import NO_ITEM, ByColumn, exact_search
+from ctxrec.index.exact import ByColumn, exact_search
 from ctxrec.index.faiss_index import Index
+from ctxrec.index.topk import NO_ITEM
 
 KINDS = ("exact", "flat", "hnsw", "ivf", "ivfpq", "auto")
 SHARES = (1.0, 0.5, 0.1, 0.05, 0.01, 0.001, 0.0001)

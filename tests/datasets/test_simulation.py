@@ -28,7 +28,8 @@ from ctxrec.datasets.simulation import (
     Simulation,
     Truth,
 )
-from ctxrec.metrics.ranking import request_metrics, top_k
+from ctxrec.index.topk import top_k
+from ctxrec.metrics.ranking import request_metrics
 
 # In another order than the simulation's own, and without one place: codes are the prepared data's.
 FEATURES = FeatureMeta(

@@ -15,9 +15,10 @@ from ctxrec.evaluation.baselines.itemknn import ItemKNN
 from ctxrec.evaluation.baselines.markov import Markov
 from ctxrec.evaluation.baselines.popularity import Popularity, RecentPopularity
 from ctxrec.evaluation.baselines.text import UntunedEncoder
+from ctxrec.index.topk import top_k
 from ctxrec.memory import ease
 from ctxrec.memory.ease import EASE, _symmetric_float32
-from ctxrec.metrics.ranking import request_metrics, top_k
+from ctxrec.metrics.ranking import request_metrics
 
 DAY_US = 86_400_000_000
 

@@ -24,7 +24,8 @@ from ctxrec.data.requests import concat_requests, split_requests, validation_req
 from ctxrec.evaluation.diversity_tradeoff import format_tradeoff, parse_strengths, settings
 from ctxrec.evaluation.slices import action_slices, attribute_slices, history_slices
 from ctxrec.evaluation.summary import RankedLists, best_baseline, format_table, summarise
-from ctxrec.metrics.ranking import request_metrics, top_k
+from ctxrec.index.topk import top_k
+from ctxrec.metrics.ranking import request_metrics
 from ctxrec.retrieval.load import load_recommender
 
 

@@ -18,8 +18,9 @@ from ctxrec.data.requests import concat_requests, split_requests
 from ctxrec.evaluation.baselines.als import ALS
 from ctxrec.evaluation.baselines.protocol import Baseline
 from ctxrec.evaluation.baselines.selection import ENSEMBLE, TEXT, Contenders, fit_contenders
+from ctxrec.index.topk import top_k
 from ctxrec.memory.ease import EASE
-from ctxrec.metrics.ranking import request_metrics, top_k
+from ctxrec.metrics.ranking import request_metrics
 
 FAST = EvaluateConfig(als_choices=(2, 8), ease_choices=(1.0, 300.0))
 

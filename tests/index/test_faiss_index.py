@@ -13,9 +13,10 @@ import scipy.sparse as sp
 from ctxrec.core.config import IndexConfig
 from ctxrec.core.errors import UserError
 from ctxrec.index.builder import build_index, choose_kind
-from ctxrec.index.exact import NO_ITEM, ByColumn, best_columns, exact_search, top_positions
+from ctxrec.index.exact import ByColumn, exact_search
 from ctxrec.index.faiss_index import Index, load_index
 from ctxrec.index.ray_fill import add_by_tasks
+from ctxrec.index.topk import NO_ITEM
 
 KINDS = ["flat", "hnsw", "ivf", "ivfpq"]
 
@@ -188,13 +189,6 @@ def test_exact_search_splits_large_score_matrices(monkeypatch, vectors, queries)
     np.testing.assert_allclose(whole[1], parts[1], atol=1e-6)
 
 
-def test_top_positions_by_hand():
-    scores = np.array([2.0, -np.inf, 5.0, 2.0, 2.0, 1.0])
-    assert top_positions(scores, 3).tolist() == [2, 0, 3]
-    assert top_positions(scores, 99).tolist() == [2, 0, 3, 4, 5]  # -inf is not eligible
-    assert top_positions(np.zeros(0), 3).tolist() == []
-
-
 @pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
 def test_lists_filled_by_tasks_are_those_filled_here(kind, vectors, queries, ray_cluster):
     here = build_index(vectors, config(kind))
@@ -331,25 +325,6 @@ def test_gpu_answers_are_the_right_ones(kind, share, vectors, queries):
         check_row(vectors, queries[n], ids[n], scores[n], num=len(wanted), allowed=allowed[n], excluded=excluded[n])
         found.append(recall(ids[n], wanted) if wanted else 1.0)
     assert np.mean(found) >= 0.99
-
-
-@pytest.mark.parametrize("num_columns", [1, 5, 64, 1000, 1291])
-@pytest.mark.parametrize("width", [1, 3, 10])
-def test_best_columns_by_blocks_equal_those_of_a_full_sort(num_columns, width):
-    """With distinct scores, many equal ones, and rows that have fewer scores than are asked for."""
-    rng = np.random.default_rng(num_columns + width)
-    width = min(width, num_columns)
-    scores = rng.normal(size=(9, num_columns)).astype(np.float32)
-    scores[3:6] = rng.integers(0, 4, (3, num_columns))
-    scores[6] = 1.5
-    scores[7, width // 2 :] = -np.inf
-    scores[8] = -np.inf
-    ids, found = best_columns(scores, width)
-    for n in range(9):
-        wanted = [c for c in np.lexsort((np.arange(num_columns), -scores[n])) if scores[n, c] > -np.inf][:width]
-        padding = width - len(wanted)
-        assert ids[n].tolist() == [*wanted, *[NO_ITEM] * padding]
-        assert found[n].tolist() == [*scores[n, wanted].tolist(), *[-np.inf] * padding]
 
 
 def test_what_is_added_counts_with_masks_and_exclusions():

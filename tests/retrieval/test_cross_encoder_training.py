@@ -21,7 +21,8 @@ from ctxrec.core.config import load_config
 from ctxrec.core.errors import UserError
 from ctxrec.data.requests import validation_requests
 from ctxrec.evaluation.offline import open_data
-from ctxrec.metrics.ranking import request_metrics, top_k
+from ctxrec.index.topk import top_k
+from ctxrec.metrics.ranking import request_metrics
 from ctxrec.retrieval.cross_encoder import load_reranker, save_reranker
 from ctxrec.retrieval.cross_encoder_training import train_reranker
 from ctxrec.retrieval.load import load_recommender

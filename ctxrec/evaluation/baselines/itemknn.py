@@ -9,7 +9,7 @@ import scipy.sparse as sp
 
 from ctxrec.data.log_statistics import history_matrix
 from ctxrec.data.requests import Requests
-from ctxrec.metrics.ranking import top_k
+from ctxrec.index.topk import top_k
 
 _ROWS_AT_ONCE = 1024  # rows of an item-by-item matrix worked on at a time
 

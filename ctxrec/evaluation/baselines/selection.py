@@ -24,8 +24,9 @@ from ctxrec.evaluation.baselines.markov import Markov
 from ctxrec.evaluation.baselines.popularity import Popularity, RecentPopularity
 from ctxrec.evaluation.baselines.protocol import Baseline
 from ctxrec.evaluation.baselines.text import UntunedEncoder
+from ctxrec.index.topk import top_k
 from ctxrec.memory.ease import EASE
-from ctxrec.metrics.ranking import request_metrics, top_k
+from ctxrec.metrics.ranking import request_metrics
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ import numpy as np
 from ctxrec.core.config import DiversityConfig
 from ctxrec.core.errors import UserError
 from ctxrec.data.requests import Requests
-from ctxrec.index.exact import NO_ITEM, Allowed
+from ctxrec.index.exact import Allowed
+from ctxrec.index.topk import NO_ITEM
 from ctxrec.retrieval.filters import ItemFilter
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.slate.mmr import pick
