@@ -1,12 +1,12 @@
-"""What others reach on prepared data in a given time: sentence-transformers and RecBole, each by its own trainer.
+"""Accuracy of sentence-transformers and RecBole on prepared data in a given time, each with its own trainer.
 
     python tests/bench/encoder_peers.py sentence-transformers --data DATA --encoder FOLDER --minutes 10 [--bf16]
     python tests/bench/encoder_peers.py recbole --data DATA --minutes 10
     python tests/bench/encoder_peers.py ctxrec --run RUN
 
-Made to run in an environment of the peers' own (`pip install sentence-transformers peft datasets recbole==1.2.1`), so
-it imports nothing of ctxrec; the last form reads what a training of ours has written. All train on the events before
-the validation event of each user and rank it among all items that the user has not had. A line is one evaluation:
+It runs in an environment of its own (`pip install sentence-transformers peft datasets recbole==1.2.1`), so it imports
+nothing of ctxrec; the last form reads the log of a ctxrec training. All systems train on the events before each user's
+validation event and rank that event among all items that the user has not had. Each line is one evaluation:
 seconds of training so far (evaluation not counted), training examples a second, NDCG@10.
 """
 

@@ -1,9 +1,10 @@
-"""Every kind of index at several sizes: recall, times of single queries, building, size; and recall under filters.
+"""Measures every kind of index at several sizes: recall, time of single queries, build time, size, and recall under filters.
 
     python tests/bench/index_bench.py                          # 10,000 and 100,000 vectors of 128 numbers, minutes
     python tests/bench/index_bench.py --sizes 1000000 --kinds flat ivf ivfpq
 
-Indexes are built by all cores and searched by one thread unless OMP_NUM_THREADS says otherwise. Vectors lie around centres, as those of items do; queries lie between two. Prints Markdown.
+Indexes are built by all cores and searched by one thread, unless OMP_NUM_THREADS is set. Vectors are clustered, as item
+vectors are; each query lies between two of them. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def make_vectors(num: int, dim: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def make_queries(vectors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Between two items each, as users of two interests are, with noise."""
+    """Noisy queries between two items each, as of users with two interests."""
     first, second = (vectors[rng.integers(len(vectors), size=NUM_QUERIES)] for _ in range(2))
     noise = rng.standard_normal(first.shape, dtype=np.float32) / first.shape[1] ** 0.5
     return first + 0.6 * second + 0.5 * noise

@@ -1,4 +1,4 @@
-"""Rows a second of `ctxrec.prepare` on a synthetic log, next to polars doing the same sequences in one process.
+"""Rows a second of `ctxrec.prepare` on a synthetic log, next to polars building the same sequences in one process.
 
 python tests/bench/prepare_rows.py --events 10000000 --dir build/bench
 python tests/bench/prepare_rows.py --events 100000000 --users 5000000 --no-polars

@@ -1,6 +1,6 @@
 """A bundle of random weights for the speed benches: a catalogue of any size, users with full histories.
 
-What a request costs depends on sizes and not on what the weights have learnt.
+The cost of a request depends on sizes and not on the values of the weights.
 """
 
 from __future__ import annotations

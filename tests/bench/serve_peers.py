@@ -1,7 +1,7 @@
-"""What the service is measured against: the same model and a FAISS flat index behind FastAPI, and behind Ray Serve.
+"""The peers of the service: the same model and a FAISS flat index behind FastAPI, and behind plain Ray Serve.
 
-Plain, straightforward code: requests become tensors by ctxrec's own functions, the tower runs as it stands and
-FAISS searches all vectors. No history store, keys, metrics, filters or checks of what comes in beyond pydantic's.
+The code is plain: ctxrec's own functions turn requests into tensors, the tower runs unchanged, and FAISS searches all
+vectors. There is no history store, and there are no keys, metrics, filters, or checks beyond pydantic's.
 
     python tests/bench/serve_peers.py BUNDLE PORT          # FastAPI and uvicorn, one process, no batches
     python tests/bench/serve_peers.py BUNDLE PORT threads  # as many requests at once as there are cores

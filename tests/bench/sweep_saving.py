@@ -1,4 +1,4 @@
-"""What early stopping saves: the same trials to the end, and stopped by the scheduler that sweeps use.
+"""Measures what early stopping saves: the same trials run to the end, and stopped by the scheduler of sweeps.
 
     OMP_NUM_THREADS=1 python tests/bench/sweep_saving.py --data DATA --out DIR [--set section.key=value ...]
 

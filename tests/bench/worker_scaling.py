@@ -1,4 +1,4 @@
-"""What a second worker brings: events a second of both phases of training with one and two of the machine's cores.
+"""Measures the gain of a second core and a second worker: events a second of both phases of training.
 
     python tests/bench/worker_scaling.py --data DATA [--set section.key=value ...]
 
