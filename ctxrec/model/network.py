@@ -1,11 +1,12 @@
 """The trained whole: encoder and towers in one module, so that one engine owns all parameters.
 
-Legend: I items, n fresh items of a step, H encoder width, P positions with a target, N negatives.
+Legend: B rows, S query slots, W width of all heads' vectors, D width of one head's, I items, n fresh items of a step,
+H encoder width, P positions with a target, N negatives.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,10 +50,57 @@ def gather_encoded(share_nH: torch.Tensor, plan: EncodePlan) -> torch.Tensor:
     return ranks.transpose(0, 1).reshape(-1, share_nH.shape[-1])[: plan.num_texts]
 
 
+@dataclass(frozen=True, eq=False)
+class EncodeInputs:
+    """Asks a `Network` for the vectors of a plan's texts, of which each worker encodes its share.
+
+    tokens: of the whole catalogue. plan: which of its texts are read, and how they are divided over workers and passes.
+    rank: this worker's. device: where the encoder is.
+    """
+
+    tokens: Tokens
+    plan: EncodePlan
+    rank: int
+    device: torch.device
+
+
+@dataclass(frozen=True, eq=False)
+class RankInputs:
+    """Asks a `Network` for item vectors and for the queries of requests.
+
+    batch: the requests; without it there are no queries. item_vectors_IW: saves computing them again.
+    """
+
+    items: ItemTensors
+    text: TextTable | None
+    batch: Batch | None = None
+    item_vectors_IW: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class LossInputs:
+    """Asks a `Network` for the loss of a batch of training windows.
+
+    loss: "softmax", "sampled_softmax" or "bce" (`choose_loss`).
+    negatives_N: int64, drawn uniformly with replacement from `items.pool` (from all items where that is None); None for
+        the full softmax.
+    fresh: the texts that the encoder reads in this step, with gradient; `text` takes their vectors over. None outside of
+        the encoder phase.
+    """
+
+    items: ItemTensors
+    text: TextTable | None
+    batch: Batch
+    loss: str
+    negatives_N: torch.Tensor | None = None
+    fresh: EncodeInputs | None = None
+
+
 class Network(nn.Module):
     """Towers and, in the encoder phase, the encoder; `forward` does all that needs parameters.
 
-    ZeRO-3 gathers parameters around module calls, so every use of them goes through a call of this module.
+    ZeRO-3 gathers parameters around module calls, so every use of them goes through a call of this module. The type of
+    what it is called with says what is asked for.
     """
 
     def __init__(self, towers: Towers, encoder: TextEncoder | None) -> None:
@@ -60,89 +108,86 @@ class Network(nn.Module):
         self.towers = towers
         self.encoder = encoder
 
-    def forward(self, task: str, **inputs):
-        """`task`: "loss", "encode" (a plan's share) or "rank" (item vectors and last queries).
+    def forward(
+        self, inputs: LossInputs | RankInputs | EncodeInputs
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor | None]:
+        """Compute what the type of `inputs` asks for.
 
-        With weights in bfloat16 (DeepSpeed keeps them in float32 beside) products are computed so, and norms,
-        vectors of items and queries, and the losses in float32.
+        With weights in bfloat16 (DeepSpeed keeps a copy of them in float32) matrix products are computed in bfloat16, and
+        norms, vectors of items and queries, and losses in float32.
+
+        Returns:
+            For `LossInputs` the sum of weighted losses over the batch's positions, a scalar: divide it by the total
+            weight of the step. For `EncodeInputs` the vectors of the plan's texts in its order, [num_texts, H]. For
+            `RankInputs` the item vectors [I, W] and the query of each request [B, W], or None without requests.
         """
         weight = next(self.parameters())
         with torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype == torch.bfloat16):
-            return getattr(self, f"_{task}")(**inputs)
+            match inputs:
+                case LossInputs():
+                    return self._loss(inputs)
+                case RankInputs(items, text, batch, item_vectors_IW):
+                    return self.towers(items, text, batch, item_vectors=item_vectors_IW, last=True)
+                case EncodeInputs():
+                    return self._encode(inputs)
+        raise TypeError(f"a network is called with LossInputs, RankInputs or EncodeInputs, not {type(inputs).__name__}")
 
-    def _encode(self, tokens: Tokens, plan: EncodePlan, rank: int, device: torch.device) -> torch.Tensor:
-        with torch.autocast(device.type, enabled=False):  # it knows what to compute in which precision
-            return gather_encoded(encode_share(self.encoder, tokens, plan, rank, device), plan)
+    def _encode(self, inputs: EncodeInputs) -> torch.Tensor:
+        with torch.autocast(inputs.device.type, enabled=False):  # the encoder chooses its own precision
+            share_nH = encode_share(self.encoder, inputs.tokens, inputs.plan, inputs.rank, inputs.device)
+            return gather_encoded(share_nH, inputs.plan)
 
-    def _rank(
-        self, items: ItemTensors, text: TextTable | None, batch: Batch | None, item_vectors: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return self.towers(items, text, batch, item_vectors=item_vectors, last=True)
+    def _loss(self, inputs: LossInputs) -> torch.Tensor:
+        """The loss of a step; fresh vectors replace those of the table, so that the table follows the encoder.
 
-    def _loss(
-        self,
-        items: ItemTensors,
-        text: TextTable | None,
-        batch: Batch,
-        config: TrainConfig,
-        loss: str,
-        negatives: torch.Tensor | None,
-        tokens: Tokens | None = None,
-        plan: EncodePlan | None = None,
-        rank: int = 0,
-    ) -> torch.Tensor:
-        """Weighted sum of losses over the batch's positions (a scalar); divide by the step's total weight.
-
-        With a `plan` its items' vectors come fresh from the encoder, with gradient; `text` takes them over, so that
-        the table follows the encoder. The items of the table give it no gradient, so it learns more of what a step's
-        items have that is wanted than of what the others lack; that ranks better than the gradient of all items, which
-        weights for the fresh ones would give on average (what was tried: README.md).
+        The items of the table give the encoder no gradient, so it learns more of what a step's items have that is wanted
+        than of what the others lack. That ranks better than the gradient of all items, which weights for the fresh ones
+        would give on average (measured: README.md of this package).
         """
-        which = fresh_nH = None
-        if plan is not None:
+        items, text, batch, negatives_N = inputs.items, inputs.text, inputs.batch, inputs.negatives_N
+        which_n = fresh_nH = None
+        if inputs.fresh is not None:
+            plan = inputs.fresh.plan
             with section("encode"):
-                fresh_nH = self._encode(tokens, plan, rank, text.vectors_IH.device)
-            which = torch.from_numpy(plan.order[: plan.num_texts]).to(fresh_nH.device)
+                fresh_nH = self._encode(inputs.fresh)
+            which_n = torch.from_numpy(plan.order[: plan.num_texts]).to(fresh_nH.device)
             fresh_nH = fresh_nH.to(text.vectors_IH.dtype)
-            text.vectors_IH[which] = fresh_nH.detach()
+            text.vectors_IH[which_n] = fresh_nH.detach()
         num_candidates = len(items.id_rows_I) if items.pool is None else len(items.pool)
-        if negatives is not None:  # a large catalogue: no more of it than the step needs
-            negatives = negatives if items.pool is None else items.pool[negatives]
-            items, text, batch, negatives, which = narrowed(items, text, batch, negatives, which)
+        if negatives_N is not None:  # a large catalogue: read no more of it than the step needs
+            negatives_N = negatives_N if items.pool is None else items.pool[negatives_N]
+            items, text, batch, negatives_N, which_n = narrowed(items, text, batch, negatives_N, which_n)
         if fresh_nH is not None:
-            text = replace(text, vectors_IH=text.vectors_IH.index_copy(0, which, fresh_nH))
+            text = replace(text, vectors_IH=text.vectors_IH.index_copy(0, which_n, fresh_nH))
         with section("towers"):
-            vectors_IW, queries = self.towers(items, text, batch)
+            vectors_IW, queries_BSW = self.towers(items, text, batch)
         if items.pool is not None:
             vectors_IW = vectors_IW.index_select(0, items.pool)
-        expected = 0.0 if negatives is None else len(negatives) / num_candidates
+        expected = 0.0 if negatives_N is None else len(negatives_N) / num_candidates
         with torch.autocast(vectors_IW.device.type, enabled=False):
             return self._head_losses(
-                items, batch, config, loss, negatives, expected, vectors_IW.float(), queries.float()
+                items, batch, inputs.loss, negatives_N, expected, vectors_IW.float(), queries_BSW.float()
             )
 
     def _head_losses(
         self,
         items: ItemTensors,
         batch: Batch,
-        config: TrainConfig,
         loss: str,
-        negatives: torch.Tensor | None,
+        negatives_N: torch.Tensor | None,
         expected: float,
         vectors_IW: torch.Tensor,
-        queries: torch.Tensor,
+        queries_BSW: torch.Tensor,
     ) -> torch.Tensor:
         asked = torch.nonzero(batch.weights_BS != 0, as_tuple=True)
         total = vectors_IW.new_zeros(())
-        # Each head learns alone: trained as a sum, the sequence head memorises what the content head explains.
-        heads = zip(queries.split(self.towers.widths, -1), vectors_IW.split(self.towers.widths, -1), strict=True)
+        # Each head has a loss of its own: trained as a sum, the sequence head memorises what the content head explains.
+        heads = zip(queries_BSW.split(self.towers.widths, -1), vectors_IW.split(self.towers.widths, -1), strict=True)
         for number, (query, vectors) in enumerate(heads):
             where = asked if number == 0 else _thinned(asked)
             target_P, weight_P = items.place_I[batch.targets_BS[where]], batch.weights_BS[where]
             share = batch.weights_BS.abs().sum() / weight_P.abs().sum().clamp(min=1e-9)
-            total = total + share * _head_loss(
-                query[where], vectors, target_P, weight_P, config, loss, negatives, expected
-            )
+            total = total + share * _head_loss(query[where], vectors, target_P, weight_P, loss, negatives_N, expected)
         return total
 
 
@@ -172,22 +217,22 @@ def _head_loss(
     v_ID: torch.Tensor,
     target_P: torch.Tensor,
     weight_P: torch.Tensor,
-    config: TrainConfig,
     loss: str,
-    negatives: torch.Tensor | None,
+    negatives_N: torch.Tensor | None,
     expected: float,
 ) -> torch.Tensor:
-    """`expected`: how often an item comes among the negatives, drawn uniformly with replacement."""
+    """`expected`: how often an item is expected among the negatives, drawn uniformly with replacement."""
     if loss == "softmax":
         return softmax_loss(q_PD, v_ID, target_P, weight_P)
-    assert negatives is not None
+    assert negatives_N is not None
     if loss == "bce":
-        return bce_loss(q_PD, v_ID, target_P, weight_P, negatives)
+        return bce_loss(q_PD, v_ID, target_P, weight_P, negatives_N)
     log_expected = torch.full((), np.log(expected), device=q_PD.device)
-    return sampled_softmax_loss(q_PD, v_ID, target_P, weight_P, negatives, log_expected)
+    return sampled_softmax_loss(q_PD, v_ID, target_P, weight_P, negatives_N, log_expected)
 
 
 def choose_loss(config: TrainConfig, num_items: int) -> str:
+    """The loss that `train.loss` names; "auto" is the full softmax for catalogues up to `train.full_softmax_items`."""
     if config.loss != "auto":
         return config.loss
     return "softmax" if num_items <= config.full_softmax_items else "sampled_softmax"

@@ -21,7 +21,7 @@ from ctxrec.core.errors import UserError
 from ctxrec.core.tracing import section
 from ctxrec.encoder.text_encoder import plan_encoding
 from ctxrec.encoder.text_table import TextTable
-from ctxrec.model.network import Network, choose_loss
+from ctxrec.model.network import EncodeInputs, LossInputs, Network, choose_loss
 from ctxrec.training import checkpoint, deepspeed_engine, faults
 from ctxrec.training.export import Chosen
 from ctxrec.training.profiler import StepTrace, in_section
@@ -176,19 +176,10 @@ class PhaseRun:
         mean = 0.0
         for number, (batch, distinct) in enumerate(zip(micro, step.distinct_items, strict=True)):
             with section("data"):
-                batch, negatives = batch.to(setup.device), self._negatives(number)
+                batch, negatives_N = batch.to(setup.device), self._negatives(number)
                 fresh = self._fresh(distinct, number)
             with section("loss"):  # less what its own parts take
-                loss = self.engine(
-                    "loss",
-                    items=self.items,
-                    text=self.text,
-                    batch=batch,
-                    config=self.config,
-                    loss=self.loss_name,
-                    negatives=negatives,
-                    **fresh,
-                )
+                loss = self.engine(LossInputs(self.items, self.text, batch, self.loss_name, negatives_N, fresh))
             # DeepSpeed averages over workers and micro-batches; ours is a sum over the global batch.
             loss = loss * (setup.world * len(micro)) / total.clamp(min=1e-9)
             value = float(loss.detach())
@@ -229,10 +220,10 @@ class PhaseRun:
         drawn = self._generator(number).integers(0, self.num_negatives_from, self.config.negatives)
         return torch.from_numpy(drawn).to(self.setup.device)
 
-    def _fresh(self, distinct: np.ndarray, number: int) -> dict[str, Any]:
+    def _fresh(self, distinct: np.ndarray, number: int) -> EncodeInputs | None:
         """In the encoder phase: which items of the micro-batch are encoded with gradient, and how."""
         if self.phase != "encoder":
-            return {}
+            return None
         assert self.setup.tokens is not None and self.present is not None
         which = np.intersect1d(distinct, self.present)
         if len(which) > self.config.fresh_items:
@@ -242,7 +233,7 @@ class PhaseRun:
         budget = self.setup.config.encoder.token_budget
         plan = plan_encoding(which, self.setup.tokens.lengths, budget=budget, world=self.setup.world)
         self.meter.encoded(self.setup.tokens, plan)
-        return {"tokens": self.setup.tokens, "plan": plan, "rank": self.setup.rank}
+        return EncodeInputs(self.setup.tokens, plan, self.setup.rank, self.setup.device)
 
     def _refresh(self) -> None:
         """Encode the whole table anew with the encoder as it is, unless it is up to date."""

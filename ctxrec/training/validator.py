@@ -12,7 +12,7 @@ from ctxrec.encoder.text_table import TextTable
 from ctxrec.index.topk import top_k
 from ctxrec.metrics.ranking import request_metrics
 from ctxrec.model.inputs import ItemTensors
-from ctxrec.model.network import Network
+from ctxrec.model.network import Network, RankInputs
 
 METRIC_K = 10
 BATCH_SIZE = 128
@@ -34,13 +34,13 @@ class Validator:
     def ndcg(self, network: Network, items: ItemTensors, text: TextTable | None) -> float:
         """Mean NDCG@10 over all workers' requests; `network` is the module, under an engine or plain."""
         network.eval()
-        item_vectors, _ = network("rank", items=items, text=text, batch=None, item_vectors=None)
+        item_vectors_IW, _ = network(RankInputs(items, text))
         values = []
         for start in range(0, len(self.requests), BATCH_SIZE):
             part = self.requests.take(np.arange(start, min(start + BATCH_SIZE, len(self.requests))))
             batch = self.batcher.requests(part).to(self.device)
-            _, queries = network("rank", items=items, text=text, batch=batch, item_vectors=item_vectors)
-            scores = (queries.float() @ item_vectors.float().T).cpu().numpy()
+            _, queries_BW = network(RankInputs(items, text, batch, item_vectors_IW))
+            scores = (queries_BW.float() @ item_vectors_IW.float().T).cpu().numpy()
             seen = None if self.repeats else part.seen()
             top = top_k(scores, METRIC_K, seen)
             assert part.target_offsets is not None and part.target_items is not None

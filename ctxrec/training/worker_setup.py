@@ -27,7 +27,7 @@ from ctxrec.encoder.text_encoder import TextEncoder, Tokens, plan_encoding, reso
 from ctxrec.encoder.text_table import TextTable, has_text, make_text_table
 from ctxrec.memory.item_memory import ItemMemory, fit_memory
 from ctxrec.model.inputs import ItemTensors, ModelShape
-from ctxrec.model.network import Network, choose_loss
+from ctxrec.model.network import EncodeInputs, Network, choose_loss
 from ctxrec.training import deepspeed_engine
 from ctxrec.training.trackers import Tracker
 from ctxrec.training.validator import Validator
@@ -232,6 +232,6 @@ def encode_table(
     was_training = network.training
     network.eval()
     plan = plan_encoding(np.flatnonzero(present), tokens.lengths, budget=config.encoder.token_budget, world=world)
-    vectors = network("encode", tokens=tokens, plan=plan, rank=rank, device=device)
+    vectors = network(EncodeInputs(tokens, plan, rank, device))
     table_IH[torch.from_numpy(plan.order[: plan.num_texts]).to(table_IH.device)] = vectors.to(table_IH)
     network.train(was_training)

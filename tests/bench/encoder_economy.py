@@ -39,7 +39,7 @@ from ctxrec.encoder.cache import Place, with_states
 from ctxrec.encoder.text_encoder import EncodePlan, TextEncoder, Tokens, plan_encoding, resolve_encoder, tokenise
 from ctxrec.encoder.text_table import TextTable, encode_catalogue, has_text, make_text_table
 from ctxrec.model.inputs import ItemTensors, ModelShape
-from ctxrec.model.network import Network
+from ctxrec.model.network import EncodeInputs, LossInputs, Network
 from ctxrec.model.two_tower import Towers
 from ctxrec.training.window_sampler import Step, TrainStream
 
@@ -152,10 +152,8 @@ def measure(way: Way, material: Material, num_steps: int, parts: int = 1) -> dic
         if counting is not None:
             counting.__enter__()
         for batch, plan in zip(step.micro_batches, plans, strict=True):
-            loss = network(
-                "loss", items=material.items, text=text, batch=batch, config=material.config.train, loss="softmax",
-                negatives=None, tokens=tokens, plan=plan, rank=0,
-            )  # fmt: skip
+            fresh = EncodeInputs(tokens, plan, rank=0, device=CPU)
+            loss = network(LossInputs(material.items, text, batch, "softmax", fresh=fresh))
             (loss / parts).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -9,11 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ctxrec.core.config import TrainConfig
 from ctxrec.data.batching import Batch, Batcher, make_windows
 from ctxrec.data.requests import Requests
 from ctxrec.model.inputs import ItemTensors, ModelShape
-from ctxrec.model.network import Network
+from ctxrec.model.network import LossInputs, Network
 from ctxrec.model.two_tower import Towers
 from ctxrec.model.user_tower import ActionHeads
 from ctxrec.retrieval.load import load_recommender
@@ -77,9 +76,7 @@ def test_a_target_teaches_the_head_of_its_own_action_alone(make_world, code, los
     batch.weights_BS = batch.weights_BS * (batch.asked_BS == code)
     assert batch.weights_BS.any()
     towers, items = new_towers(world, config)
-    value = Network(towers, None)(
-        "loss", items=items, text=None, batch=batch, config=TrainConfig(), loss=loss, negatives=torch.arange(10)
-    )
+    value = Network(towers, None)(LossInputs(items, None, batch, loss, negatives_N=torch.arange(10)))
     value.backward()
     taught = towers.actions.own_ADD.grad.flatten(1).any(1).tolist()
     assert taught == [code == VIEW, code == BUY]

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from ctxrec.bundle import format as bundle_format
-from ctxrec.core.config import BACKBONES, EvaluateConfig, TrainConfig, load_config
+from ctxrec.core.config import BACKBONES, EvaluateConfig, load_config
 from ctxrec.core.errors import UserError
 from ctxrec.data.batching import make_windows
 from ctxrec.evaluation.offline import evaluate_run
 from ctxrec.model.backbones import check_backbone, make_backbone, store_pretrained
 from ctxrec.model.backbones.hstu import NUM_TIME_BUCKETS, HstuLayer, time_buckets
 from ctxrec.model.inputs import ItemTensors, ModelShape
-from ctxrec.model.network import Network
+from ctxrec.model.network import LossInputs, Network
 from ctxrec.model.two_tower import Towers
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.recommender import RawEvent, RawRequest
@@ -242,10 +242,10 @@ def test_language_model_trains_and_its_weights_are_enough(make_world, language_m
     network = Network(towers, None)
     groups = parameter_groups(network, config.train, tower_lr=4e-3, encoder_lr=4e-3)
     optimizer = torch.optim.AdamW([{**group, "lr": group["peak_lr"]} for group in groups])
-    step = {"items": items, "text": None, "batch": batch, "config": TrainConfig(), "loss": "softmax", "negatives": None}
+    step = LossInputs(items, None, batch, "softmax")
     losses = []
     for _ in range(12):
-        loss = network("loss", **step)
+        loss = network(step)
         optimizer.zero_grad()
         loss.backward()
         assert not [name for name, p in towers.named_parameters() if p.requires_grad and p.grad is None]
@@ -256,8 +256,8 @@ def test_language_model_trains_and_its_weights_are_enough(make_world, language_m
     assert any(value.any() for name, value in weights.items() if "lora_B" in name)
     with torch.inference_mode():
         expected = towers.eval()(items, None, batch)
-        rounded = copy.deepcopy(network).bfloat16()("loss", **step)
-        assert float(rounded) == pytest.approx(float(network("loss", **step)), rel=0.02)
+        rounded = copy.deepcopy(network).bfloat16()(step)
+        assert float(rounded) == pytest.approx(float(network(step)), rel=0.02)
 
     folder = tmp_path / "bundle"
     store_pretrained(config.model, str(folder / bundle_format.BACKBONE))

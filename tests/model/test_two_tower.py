@@ -14,7 +14,7 @@ from ctxrec.encoder.text_encoder import TextEncoder, plan_encoding, tokenise
 from ctxrec.encoder.text_table import TextTable, encode_catalogue, has_text, make_text_table
 from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.layers import feature_name, module_name
-from ctxrec.model.network import Network, choose_loss, narrowed
+from ctxrec.model.network import EncodeInputs, LossInputs, Network, RankInputs, choose_loss, narrowed
 from ctxrec.model.two_tower import Towers
 
 BACKBONES = ["transformer", "gru", "lstm", "hstu"]
@@ -158,7 +158,7 @@ def test_feature_names_survive_as_module_names():
 def encoder_step(make_world, tiny_encoder):
     """A function: the network at its starting weights, and what its loss needs in a step of the encoder's phase."""
 
-    def make(rich: bool, loss: str, *overrides: str) -> tuple[Network, dict]:
+    def make(rich: bool, loss: str, *overrides: str) -> tuple[Network, LossInputs]:
         torch.manual_seed(0)
         world = make_world(rich=rich)
         config = world.config(f"encoder.name={tiny_encoder}", *overrides)
@@ -169,17 +169,15 @@ def encoder_step(make_world, tiny_encoder):
         network = Network(Towers(config.model, shape, temperature=0.07), encoder)
         tokens = tokenise(tiny_encoder, world.catalogue.texts, max_tokens=16)
         present = np.flatnonzero(has_text(world.catalogue.texts))
-        return network, {
-            "items": ItemTensors.of(world.catalogue, shape),
-            "text": text,
-            "batch": training_batch(world, config),
-            "config": TrainConfig(),
-            "loss": loss,
-            "negatives": torch.arange(10),
-            "tokens": tokens,
-            "plan": plan_encoding(present, tokens.lengths, budget=4096, world=1),
-            "rank": 0,
-        }
+        plan = plan_encoding(present, tokens.lengths, budget=4096, world=1)
+        return network, LossInputs(
+            items=ItemTensors.of(world.catalogue, shape),
+            text=text,
+            batch=training_batch(world, config),
+            loss=loss,
+            negatives_N=torch.arange(10),
+            fresh=EncodeInputs(tokens, plan, rank=0, device=torch.device("cpu")),
+        )
 
     return make
 
@@ -191,9 +189,9 @@ def encoder_step(make_world, tiny_encoder):
 def test_every_trained_weight_gets_a_gradient(encoder_step, rich, backbone, loss, dtype):
     """ZeRO waits for the gradient of each weight; one that is never used would hang or lag behind."""
     network, step = encoder_step(rich, loss, f"model.backbone={backbone}")
-    text = step["text"]
+    text = step.text
     old = text.vectors_IH.clone()
-    network.to(dtype)("loss", **step).backward()
+    network.to(dtype)(step).backward()
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     without = [name for name, p in trained.items() if p.grad is None]
     assert not without
@@ -214,7 +212,7 @@ def test_bfloat16_has_the_loss_and_the_gradients_of_float32(encoder_step, backbo
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
         network, step = encoder_step(True, loss, f"model.backbone={backbone}", "model.dropout=0", *overrides)
-        value = network.eval().to(dtype)("loss", **step)
+        value = network.eval().to(dtype)(step)
         assert value.dtype == torch.float32
         value.backward()
         grads = [p.grad.float().flatten() for _, p in sorted(network.named_parameters()) if p.grad is not None]
@@ -233,13 +231,13 @@ def test_a_step_reads_no_more_of_a_catalogue_than_it_needs(encoder_step, monkeyp
         network, step = encoder_step(True, loss, "model.dropout=0")
         if with_unknown:  # items without training event are in no loss
             seen = torch.zeros(20, dtype=torch.bool)
-            seen[step["batch"].items_BL.unique()] = seen[step["batch"].targets_BS.unique()] = True
+            seen[step.batch.items_BL.unique()] = seen[step.batch.targets_BS.unique()] = True
             pool = torch.nonzero(seen).squeeze(1)
             known = {"trained_I": seen.float(), "pool": pool, "place_I": (seen.cumsum(0) - 1).clamp(min=0)}
-            step["items"] = dataclasses.replace(step["items"], **known)
-            step["negatives"] = torch.arange(5) % len(pool)
+            items = dataclasses.replace(step.items, **known)
+            step = dataclasses.replace(step, items=items, negatives_N=torch.arange(5) % len(pool))
         else:
-            step["negatives"] = torch.tensor([3, 3, 11, 7])
+            step = dataclasses.replace(step, negatives_N=torch.tensor([3, 3, 11, 7]))
         read = []
 
         def counted(items, text, batch, negatives, fresh, narrow=narrow, read=read):
@@ -251,15 +249,32 @@ def test_a_step_reads_no_more_of_a_catalogue_than_it_needs(encoder_step, monkeyp
             read.append(len(made[0].id_rows_I))
             return made
 
-        step["plan"] = plan_encoding(np.array([1, 4]), step["tokens"].lengths, budget=4096, world=1)
+        plan = plan_encoding(np.array([1, 4]), step.fresh.tokens.lengths, budget=4096, world=1)
+        step = dataclasses.replace(step, fresh=dataclasses.replace(step.fresh, plan=plan))
         monkeypatch.setattr("ctxrec.model.network.narrowed", counted)
-        value = network.eval()("loss", **step)
+        value = network.eval()(step)
         value.backward()
         grads = {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
-        found.append((read[0], value.detach(), grads, step["text"].vectors_IH))
+        found.append((read[0], value.detach(), grads, step.text.vectors_IH))
     (few, *ours), (every, *theirs) = found
     assert few < every == 20
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_the_type_of_the_inputs_says_what_is_asked_for(encoder_step):
+    network, step = encoder_step(True, "softmax")
+    network.eval()
+    with torch.inference_mode():
+        vectors_IW, nothing = network(RankInputs(step.items, step.text))
+        again_IW, queries_BW = network(RankInputs(step.items, step.text, step.batch, vectors_IW))
+        expected_IW, expected_BW = network.towers(step.items, step.text, step.batch, last=True)
+        fresh_nH = network(step.fresh)
+    assert nothing is None and again_IW is vectors_IW
+    torch.testing.assert_close(vectors_IW, expected_IW)
+    torch.testing.assert_close(queries_BW, expected_BW)
+    torch.testing.assert_close(fresh_nH, step.text.vectors_IH[step.fresh.plan.order], atol=1e-5, rtol=0)
+    with pytest.raises(TypeError, match="not str"):
+        network("loss")
 
 
 def test_choice_of_loss():

@@ -19,7 +19,7 @@ from ctxrec.core.errors import UserError
 from ctxrec.encoder.text_encoder import TextEncoder, Tokens, attach, plan_encoding
 from ctxrec.encoder.text_table import TextTable
 from ctxrec.model.inputs import ItemTensors, ModelShape
-from ctxrec.model.network import Network
+from ctxrec.model.network import EncodeInputs, LossInputs, Network
 from ctxrec.model.two_tower import Towers
 from ctxrec.training.capacity_plan import Hardware, Work, plan, report
 from ctxrec.training.memory_model import FP32, TUNES, Encoder, Load, catalogue_bytes, per_gpu, tower_weights
@@ -90,11 +90,11 @@ def test_catalogue_is_as_measured(make_world, width, dim, content):
         items = ItemTensors.of(world.catalogue, shape)
         network = Network(Towers(config.model, shape, temperature=0.07).train(), None)
         table = TextTable(torch.randn(num_items, width), torch.ones(num_items), torch.zeros(width), torch.ones(width))
-        inputs = {"items": items, "text": table, "batch": _batch(world, config), "config": config.train}
+        inputs = LossInputs(items, table, _batch(world, config), "softmax")
         steady = [*vars(table).values(), items.id_rows_I, items.trained_I, items.place_I]
 
         def step():
-            network("loss", **inputs, loss="softmax", negatives=None)
+            network(inputs)
 
         return sum(t.nbytes for t in steady) + kept_bytes(step, [*network.parameters(), *steady])
 
@@ -140,15 +140,13 @@ def test_the_peak_of_a_whole_step_is_as_measured(
     network = Network(Towers(config.model, shape, temperature=0.07), encoder).train()
     table = TextTable(torch.randn(num_items, hidden), torch.ones(num_items), torch.zeros(hidden), torch.ones(hidden))
     tokens = Tokens(np.ones(texts * length, np.int32), np.arange(texts + 1) * length, pad_id=0)
-    plan = plan_encoding(np.arange(texts), tokens.lengths, budget=options.token_budget, world=1)
+    division = plan_encoding(np.arange(texts), tokens.lengths, budget=options.token_budget, world=1)
+    fresh = EncodeInputs(tokens, division, rank=0, device=torch.device("cpu"))
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], foreach=False)
 
     def step() -> None:
         optimizer.zero_grad()
-        network(
-            "loss", items=items, text=table, batch=batch, config=config.train, loss="softmax", negatives=None,
-            tokens=tokens, plan=plan,
-        ).backward()  # fmt: skip
+        network(LossInputs(items, table, batch, "softmax", fresh=fresh)).backward()
         optimizer.step()
         optimizer.zero_grad()
 
