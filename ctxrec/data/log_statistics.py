@@ -1,6 +1,9 @@
-"""What models and baselines need to know of the training events, gathered from the buckets.
+"""What models and baselines need to know of the log, gathered from the buckets of histories.
 
-Legend: I items, E training events, U users."""
+`scan_log` reads each bucket once and answers all that a training asks before its first step.
+
+Legend: I items, E events, U users, K buckets.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import scipy.sparse as sp
 
 from ctxrec.core import schema
+from ctxrec.data.batching import make_windows
+from ctxrec.data.events import histories_from_table
 from ctxrec.data.prepared import PreparedData
+from ctxrec.data.requests import Requests, join_requests, validation_share
 
 _ROWS_AT_ONCE = 1024  # of a matrix of pairs of items, worked on at a time
+
+
+_EVENT_COLUMNS = [schema.EVENT_ITEMS, schema.EVENT_TIMES, schema.EVENT_SPLIT]
 
 
 @dataclass(frozen=True)
@@ -31,18 +41,110 @@ class TrainingEvents:
         return TrainingEvents(offsets=kept[offsets].astype(np.int64), items=items[keep], times=times[keep])
 
 
+@dataclass(frozen=True)
+class BucketEvents:
+    """All events of a bucket with their splits: user n owns [offsets[n], offsets[n + 1]), oldest first."""
+
+    offsets: np.ndarray  # int64 [U + 1]
+    items: np.ndarray  # int32 [E]
+    times: np.ndarray  # int64 [E] microseconds
+    split: np.ndarray  # int8 [E]
+
+    @staticmethod
+    def of(table: pa.Table) -> BucketEvents:
+        """The events of a table that `PreparedData.read_bucket` gave."""
+        items, times, split = (table.column(name).combine_chunks() for name in _EVENT_COLUMNS)
+        lengths = items.value_lengths().to_numpy(zero_copy_only=False)
+        return BucketEvents(
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            items=items.flatten().to_numpy(),
+            times=times.flatten().to_numpy(),
+            split=split.flatten().to_numpy(),
+        )
+
+    def before(self, split: int) -> TrainingEvents:
+        """The events of earlier splits than `split`."""
+        return TrainingEvents.select(self.offsets, self.items, self.times, self.split < split)
+
+
 def training_events(prepared: PreparedData, before: int) -> Iterator[TrainingEvents]:
     """The events of the splits earlier than `before` (schema.VALID or schema.TEST), bucket by bucket."""
     for bucket in range(len(prepared.bucket_paths)):
-        table = prepared.read_bucket(bucket, [schema.EVENT_ITEMS, schema.EVENT_TIMES, schema.EVENT_SPLIT])
-        items, times, splits = (table.column(c).combine_chunks() for c in table.column_names)
-        lengths = items.value_lengths().to_numpy(zero_copy_only=False)
-        yield TrainingEvents.select(
-            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            items.flatten().to_numpy(),
-            times.flatten().to_numpy(),
-            splits.flatten().to_numpy() < before,
+        yield BucketEvents.of(prepared.read_bucket(bucket, _EVENT_COLUMNS)).before(before)
+
+
+@dataclass(frozen=True)
+class TrainingPart:
+    """What a training reads whose events are those up to one split."""
+
+    trained_I: np.ndarray  # bool, which items have such an event
+    events_K: np.ndarray  # int64, events of each bucket
+    windows_K: np.ndarray  # int64, windows of each bucket (`ctxrec.data.batching.make_windows`)
+
+
+@dataclass(frozen=True)
+class LogScan:
+    """What a training needs to know of the log before its first step.
+
+    train, refit: of the events up to the training split, and up to the validation split.
+    validation: requests of the validation split; None where there are none, or none were asked for.
+    events: all events of each bucket; empty where they were not asked for.
+    """
+
+    train: TrainingPart
+    refit: TrainingPart
+    validation: Requests | None
+    events: tuple[BucketEvents, ...]
+
+    def up_to(self, last_split: int) -> TrainingPart:
+        """The part whose events are those of the splits up to `last_split` (schema.TRAIN or schema.VALID)."""
+        return {schema.TRAIN: self.train, schema.VALID: self.refit}[last_split]
+
+    def training_events(self, before: int) -> Iterator[TrainingEvents]:
+        """The events of the splits earlier than `before`, bucket by bucket, from memory."""
+        return (part.before(before) for part in self.events)
+
+
+def scan_log(
+    data: PreparedData, *, history: int, num_validation_requests: int = 0, keep_events: bool = False
+) -> LogScan:
+    """Read each bucket of the log once.
+
+    Args:
+        data: the prepared log.
+        history: events that the model reads at most, which the number of windows depends on.
+        num_validation_requests: how many requests of the validation split are taken at most, at even distances; with 0 no
+            more than items, times and splits are read.
+        keep_events: keep item, time and split of every event, 13 bytes each, for `LogScan.training_events`.
+    """
+    num_buckets = len(data.bucket_paths)
+    parts = {
+        last: TrainingPart(
+            np.zeros(data.num_items, bool), np.zeros(num_buckets, np.int64), np.zeros(num_buckets, np.int64)
         )
+        for last in (schema.TRAIN, schema.VALID)
+    }
+    requests, kept = [], []
+    for bucket in range(num_buckets):
+        table = data.read_bucket(bucket, None if num_validation_requests else _EVENT_COLUMNS)
+        events = BucketEvents.of(table)
+        for last, part in parts.items():
+            training = events.before(last + 1)
+            part.trained_I[training.items] = True
+            part.events_K[bucket] = len(training.items)
+            # Splits follow time, so the training events of a user are the first ones.
+            part.windows_K[bucket] = len(make_windows(training.offsets[:-1], training.offsets[1:], history))
+        if num_validation_requests:
+            histories = histories_from_table(table, data.features)
+            requests.append(validation_share(histories, data, num_validation_requests))
+        if keep_events:
+            kept.append(events)
+    return LogScan(
+        train=parts[schema.TRAIN],
+        refit=parts[schema.VALID],
+        validation=join_requests(requests, num_validation_requests),
+        events=tuple(kept),
+    )
 
 
 @dataclass(frozen=True)
@@ -111,13 +213,3 @@ def history_matrix(offsets: np.ndarray, items: np.ndarray, num_items: int) -> sp
     matrix.sum_duplicates()
     matrix.data[:] = 1
     return matrix
-
-
-def trained_items(data: PreparedData, last_split: int) -> np.ndarray:
-    """Items that have an event in a split up to `last_split`: bool [I]."""
-    trained = np.zeros(data.num_items, bool)
-    for bucket in range(len(data.bucket_paths)):
-        table = data.read_bucket(bucket, [schema.EVENT_ITEMS, schema.EVENT_SPLIT])
-        items, splits = (table.column(c).combine_chunks().flatten().to_numpy() for c in table.column_names)
-        trained[items[splits <= last_split]] = True
-    return trained

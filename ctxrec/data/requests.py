@@ -130,15 +130,22 @@ def concat_requests(parts: list[Requests]) -> Requests:
 
 
 def validation_requests(data: PreparedData, limit: int) -> Requests | None:
-    """Requests of the validation split, at most `limit` (evenly taken); None where it is empty."""
-    parts = []
-    buckets = len(data.bucket_paths)
-    for bucket in range(buckets):
-        histories = histories_from_table(data.read_bucket(bucket), data.features)
-        requests = split_requests(histories, schema.VALID, repeats=data.spec.split.repeats)
-        if len(requests):
-            parts.append(requests.evenly(-(-limit // buckets)))
-    return concat_requests(parts).evenly(limit) if parts else None
+    """Requests of the validation split, at most `limit` (taken at even distances); None where it is empty."""
+    buckets = range(len(data.bucket_paths))
+    histories = (histories_from_table(data.read_bucket(bucket), data.features) for bucket in buckets)
+    return join_requests([validation_share(part, data, limit) for part in histories], limit)
+
+
+def validation_share(histories: Histories, data: PreparedData, limit: int) -> Requests:
+    """The validation requests of one bucket of `data`, at most its share of `limit`."""
+    requests = split_requests(histories, schema.VALID, repeats=data.spec.split.repeats)
+    return requests.evenly(-(-limit // len(data.bucket_paths)))
+
+
+def join_requests(parts: list[Requests], limit: int) -> Requests | None:
+    """Requests of several buckets, at most `limit` (taken at even distances); None where there are none."""
+    some = [part for part in parts if len(part)]
+    return concat_requests(some).evenly(limit) if some else None
 
 
 def _concat_known(parts: list[np.ndarray | None]) -> np.ndarray | None:

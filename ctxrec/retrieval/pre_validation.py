@@ -23,7 +23,7 @@ from ctxrec.core import schema, storage
 from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
 from ctxrec.data.features import ItemFeatures, item_features
-from ctxrec.data.log_statistics import trained_items, training_events
+from ctxrec.data.log_statistics import LogScan, scan_log
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.text_encoder import resolve_encoder
 from ctxrec.encoder.text_table import TextTable, encode_catalogue, has_text, make_text_table
@@ -61,12 +61,13 @@ def recommender_before_validation(run: str, data: PreparedData, *, tuned: bool =
     towers.eval()
     text = _text_table(run, folder, shape, catalogue, trained, tuned=phase == "encoder")
     media = bundle_format.load_media(folder)
-    items = ItemTensors.of(catalogue, shape, trained=trained_items(data, schema.TRAIN), media=media)
+    log = scan_log(data, history=trained.model.history, keep_events=bundled.blend is not None)
+    items = ItemTensors.of(catalogue, shape, trained=log.train.trained_I, media=media)
     with torch.inference_mode():
         vectors_IW = towers(items, text)[0].float().numpy()
     blend = None
     if bundled.blend is not None:
-        blend = _blend_before(data, bundled.blend, vectors_IW, text, trained)
+        blend = _blend_before(data, log, bundled.blend, vectors_IW, text, trained)
     return Recommender(
         config=trained,
         spec=bundled.spec,
@@ -110,13 +111,13 @@ def _text_table(
 
 
 def _blend_before(
-    data: PreparedData, bundled: Blend, vectors_IW: np.ndarray, text: TextTable | None, config: Config
+    data: PreparedData, log: LogScan, bundled: Blend, vectors_IW: np.ndarray, text: TextTable | None, config: Config
 ) -> Blend:
     """The blend with a memory of the training events alone; the weights are the bundle's."""
     text_IC = None
     if bundled.text_IC is not None and text is not None:
         text_IC = reduced(text.vectors_IH.numpy(), text.present_I.numpy(), config.model.content_dim)
     memory = fit_memory(
-        training_events(data, schema.VALID), len(vectors_IW), repeats=data.spec.split.repeats, text_IC=text_IC
+        log.training_events(schema.VALID), len(vectors_IW), repeats=data.spec.split.repeats, text_IC=text_IC
     )
     return dataclasses.replace(Blend.of(memory, text_IC, vectors_IW, bundled.widths), weights_2K=bundled.weights_2K)

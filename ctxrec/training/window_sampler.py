@@ -16,6 +16,7 @@ import pyarrow as pa
 from ctxrec.core import schema
 from ctxrec.data.batching import Batch, Batcher, Windows, make_windows
 from ctxrec.data.events import Histories, histories_from_table
+from ctxrec.data.log_statistics import LogScan
 from ctxrec.data.prepared import PreparedData
 
 SHARD_EVENTS = 10_000_000
@@ -38,6 +39,7 @@ class TrainStream:
     def __init__(
         self,
         data: PreparedData,
+        log: LogScan,
         batcher: Batcher,
         *,
         global_batch_size: int,
@@ -47,7 +49,8 @@ class TrainStream:
         world: int,
         last_split: int = schema.TRAIN,
     ) -> None:
-        """`last_split`: events of splits up to this one are trained on (VALID: refit on both)."""
+        """`last_split`: events of splits up to this one are trained on (VALID: refit on both); `log`: a scan of `data`
+        for the same length of history as the batcher's."""
         self.data = data
         self.batcher = batcher
         self.global_batch_size = global_batch_size
@@ -55,9 +58,9 @@ class TrainStream:
         self.rows_at_once = min(micro_batch_size or per_worker, per_worker) * world
         self.seed, self.rank, self.world, self.last_split = seed, rank, world, last_split
         self._cached: tuple[tuple[int, ...], Histories] | None = None
-        counts = [self._count(bucket) for bucket in range(len(data.bucket_paths))]
-        self.bucket_events = [events for events, _ in counts]
-        self.bucket_windows = [windows for _, windows in counts]
+        part = log.up_to(last_split)
+        self.bucket_events: list[int] = part.events_K.tolist()
+        self.bucket_windows: list[int] = part.windows_K.tolist()
 
     @property
     def accumulation(self) -> int:
@@ -156,13 +159,3 @@ class TrainStream:
         offsets = histories.events.offsets
         inside = np.concatenate([[0], np.cumsum(histories.split <= self.last_split)])
         return offsets[:-1], offsets[:-1] + np.diff(inside[offsets])
-
-    def _count(self, bucket: int) -> tuple[int, int]:
-        """Training events and windows of a bucket, from its split column alone."""
-        column = self.data.read_bucket(bucket, [schema.EVENT_SPLIT]).column(schema.EVENT_SPLIT).combine_chunks()
-        lengths = column.value_lengths().to_numpy(zero_copy_only=False)
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        inside = np.concatenate([[0], np.cumsum(column.flatten().to_numpy() <= self.last_split)])
-        stops = offsets[:-1] + np.diff(inside[offsets])
-        windows = make_windows(offsets[:-1], stops, self.batcher.history)
-        return int(inside[-1]), len(windows)

@@ -28,7 +28,7 @@ from ctxrec.training.export import Chosen, calibrate, export, tuned_encoder, tun
 from ctxrec.training.phase_trainer import SHARE, PhaseRun, Progress, Resumed
 from ctxrec.training.profiler import StepTrace
 from ctxrec.training.window_sampler import TrainStream
-from ctxrec.training.worker_setup import BEFORE, CHECKPOINTS, Setup, choices, set_up
+from ctxrec.training.worker_setup import BEFORE, CHECKPOINTS, Setup, choices, prepare_process, set_up
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def train_worker(job: dict[str, Any]) -> None:
 
 def _train(job: dict[str, Any], scratch: str) -> None:
     config = Config.from_dict(job["config"])
-    setup = set_up(config, job["data"], job["run"], scratch, profile=job["profile"])
+    setup = set_up(config, job["data"], job["run"], scratch, prepare_process(), profile=job["profile"])
     phases = ["towers"] + ["encoder"] * _tunes_encoder(setup) + ["refit"] * _refits(setup)
     if setup.rank == 0:
         logger.info("training on %d worker%s", setup.world, "s" * (setup.world > 1))
@@ -159,6 +159,7 @@ def _run_phase(
     network = Network(made, encoder).to(setup.device)
     stream = TrainStream(
         setup.data,
+        setup.log,
         setup.batcher,
         global_batch_size=config.global_batch_size,
         micro_batch_size=config.micro_batch_size,

@@ -14,13 +14,13 @@ import torch.distributed as dist
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from ctxrec.core import ray_private, schema, storage
+from ctxrec.core import ray_private, storage
 from ctxrec.core.config import Config
 from ctxrec.data.batching import Batcher
 from ctxrec.data.features import ItemFeatures, item_features
-from ctxrec.data.log_statistics import trained_items, training_events
+from ctxrec.data.log_statistics import LogScan, scan_log
 from ctxrec.data.prepared import PreparedData
-from ctxrec.data.requests import Requests, validation_requests
+from ctxrec.data.requests import Requests
 from ctxrec.encoder.cache import Place, item_keys, vector_store, with_states
 from ctxrec.encoder.media import media_tables
 from ctxrec.encoder.text_encoder import TextEncoder, Tokens, plan_encoding, resolve_encoder, tokenise
@@ -53,6 +53,7 @@ class Setup:
     items: ItemTensors  # with what the training events say of them
     refit_items: ItemTensors  # with the validation events too
     batcher: Batcher
+    log: LogScan  # with its events on rank 0 alone, which alone makes memories
     valid: Requests | None
     validator: Validator | None
     encoder_path: str  # empty without text encoder
@@ -69,7 +70,7 @@ class Setup:
         """What the events of earlier splits than `before` say of items; fitted when it is first asked for, as it takes
         minutes for a large catalogue."""
         if before not in self._memories:
-            parts, repeats = training_events(self.data, before), self.data.spec.split.repeats
+            parts, repeats = self.log.training_events(before), self.data.spec.split.repeats
             self._memories[before] = fit_memory(parts, self.shape.num_items, repeats=repeats)
         return self._memories[before]
 
@@ -78,20 +79,39 @@ class Setup:
         return storage.join(self.run, CHECKPOINTS)
 
 
-def set_up(config: Config, data_path: str, run: str, scratch: str, *, profile: bool = False) -> Setup:
+def prepare_process() -> Place:
+    """Make this process of a Ray Train worker ready to train: its logging, device and threads; returns its place."""
     ray_private.quiet_train_reports()  # the tracker writes a line for every report
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
+    context, device = ray.train.get_context(), ray.train.torch.get_device()
     if device.type == "cpu":
         deepspeed_engine.use_cpu_accelerator()
     else:
         torch.set_float32_matmul_precision("high")  # TF32 in the losses, which are float32 beside bf16
     torch.set_num_threads(max(int(os.environ.get("OMP_NUM_THREADS", "1")), 1))
+    return Place(
+        context.get_world_rank(),
+        context.get_world_size(),
+        context.get_local_rank(),
+        context.get_local_world_size(),
+        device,
+    )
+
+
+def set_up(config: Config, data_path: str, run: str, scratch: str, place: Place, *, profile: bool = False) -> Setup:
+    """Read and make what all phases share; every worker must call it.
+
+    Args:
+        config: all options.
+        data_path: folder that `prepare` wrote.
+        run: the run, which keeps text vectors for later starts.
+        scratch: a local folder for as long as the training lasts.
+        place: of this worker.
+        profile: trace some steps of each phase.
+    """
+    rank, world, device = place.rank, place.world, place.device
     data = PreparedData.open(data_path)
     catalogue = item_features(data.items, data.features)
     encoder_path, tokens, frozen = "", None, None
-    place = Place(rank, world, context.get_local_rank(), context.get_local_world_size(), device)
     present = has_text(catalogue.texts)
     if config.encoder.name and config.model.use_text and present.any():
         encoder_path = resolve_encoder(config.encoder.name, storage.cache_dir())
@@ -110,7 +130,9 @@ def set_up(config: Config, data_path: str, run: str, scratch: str, *, profile: b
         media_widths={kind: vectors.shape[1] for kind, vectors in media.items()},
     )
     batcher = Batcher(data.features, history=config.model.history, action_weights=data.spec.events.actions)
-    requests = validation_requests(data, config.train.valid_users)
+    history, num_requests = config.model.history, config.train.valid_users
+    log = scan_log(data, history=history, num_validation_requests=num_requests, keep_events=rank == 0)
+    requests = log.validation
     validator = None
     if requests is not None:
         validator = Validator(requests, batcher, repeats=data.spec.split.repeats, rank=rank, world=world, device=device)
@@ -124,9 +146,10 @@ def set_up(config: Config, data_path: str, run: str, scratch: str, *, profile: b
         dtype=deepspeed_engine.choose_precision(config.train, device),
         catalogue=catalogue,
         shape=shape,
-        items=ItemTensors.of(catalogue, shape, device, trained=trained_items(data, schema.TRAIN), media=media),
-        refit_items=ItemTensors.of(catalogue, shape, device, trained=trained_items(data, schema.VALID), media=media),
+        items=ItemTensors.of(catalogue, shape, device, trained=log.train.trained_I, media=media),
+        refit_items=ItemTensors.of(catalogue, shape, device, trained=log.refit.trained_I, media=media),
         batcher=batcher,
+        log=log,
         valid=requests,
         validator=validator,
         encoder_path=encoder_path,

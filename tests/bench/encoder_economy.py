@@ -29,11 +29,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from train_log import train_log
 
-from ctxrec.core import schema, storage
+from ctxrec.core import storage
 from ctxrec.core.config import Config, load_config
 from ctxrec.data.batching import Batch, Batcher
 from ctxrec.data.features import item_features
-from ctxrec.data.log_statistics import trained_items
+from ctxrec.data.log_statistics import LogScan, scan_log
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.cache import Place, with_states
 from ctxrec.encoder.text_encoder import EncodePlan, TextEncoder, Tokens, plan_encoding, resolve_encoder, tokenise
@@ -75,6 +75,7 @@ class Material:
     config: Config
     path: str
     data: PreparedData
+    log: LogScan
     batcher: Batcher
     shape: ModelShape
     items: ItemTensors
@@ -86,7 +87,8 @@ class Material:
         """The same steps, each in so many micro-batches."""
         size = self.config.train.global_batch_size
         return TrainStream(
-            self.data, self.batcher, global_batch_size=size, micro_batch_size=-(-size // parts), seed=0, rank=0, world=1
+            self.data, self.log, self.batcher, global_batch_size=size, micro_batch_size=-(-size // parts), seed=0,
+            rank=0, world=1,
         )  # fmt: skip
 
 
@@ -98,13 +100,15 @@ def gather(data_path: str, config: Config) -> Material:
     text = make_text_table(*encode_catalogue(frozen, path, catalogue.texts, config.encoder))
     shape = ModelShape.of(config.model, data.features, num_items=len(catalogue), text_width=frozen.width)
     batcher = Batcher(data.features, history=config.model.history, action_weights=data.spec.events.actions)
+    log = scan_log(data, history=config.model.history)
     return Material(
         config=config,
         path=path,
         data=data,
+        log=log,
         batcher=batcher,
         shape=shape,
-        items=ItemTensors.of(catalogue, shape, trained=trained_items(data, schema.TRAIN)),
+        items=ItemTensors.of(catalogue, shape, trained=log.train.trained_I),
         tokens=tokenise(path, catalogue.texts, max_tokens=config.encoder.max_tokens),
         present=has_text(catalogue.texts),
         text=text,

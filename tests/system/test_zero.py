@@ -22,23 +22,17 @@ import torch.distributed as dist
 from paths import REPO, TESTS
 from safetensors.torch import load_file
 
-from ctxrec.core import schema, storage
-from ctxrec.core.config import Config, load_config
-from ctxrec.data.batching import Batcher
-from ctxrec.data.features import item_features
-from ctxrec.data.log_statistics import trained_items
-from ctxrec.data.prepared import PreparedData
-from ctxrec.encoder.cache import Place, with_states
-from ctxrec.encoder.text_encoder import TextEncoder, tokenise
-from ctxrec.encoder.text_table import encode_catalogue, has_text, make_text_table
-from ctxrec.model.inputs import ItemTensors, ModelShape
+from ctxrec.core import storage
+from ctxrec.core.config import load_config
+from ctxrec.encoder.cache import Place
+from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
 from ctxrec.training import checkpoint, deepspeed_engine
 from ctxrec.training.export import Chosen
 from ctxrec.training.phase_trainer import PhaseRun, Progress, Resumed
 from ctxrec.training.window_sampler import TrainStream
-from ctxrec.training.worker_setup import Setup
+from ctxrec.training.worker_setup import Setup, set_up
 
 CPU = torch.device("cpu")
 PLAIN = [(0, False), (1, False), (2, False), (3, False)]  # ZeRO stage, offload
@@ -73,25 +67,6 @@ class Watched(PhaseRun):
             checkpoint.save(self._folder, weights, moments, state)
 
 
-def set_up(config: Config, data_path: str, rank: int, world: int, scratch: str) -> Setup:
-    """What `job.set_up` makes on a Ray Train worker, here without one."""
-    data = PreparedData.open(data_path)
-    catalogue = item_features(data.items, data.features)
-    path, present = config.encoder.name, has_text(catalogue.texts)
-    tokens = tokenise(path, catalogue.texts, max_tokens=config.encoder.max_tokens)
-    tokens = with_states(tokens, present, path, config.encoder, Place(rank, world, rank, world, CPU))
-    frozen = TextEncoder(config.encoder, path, tune=False).eval()
-    text = make_text_table(*encode_catalogue(frozen, path, catalogue.texts, config.encoder))
-    shape = ModelShape.of(config.model, data.features, num_items=len(catalogue), text_width=frozen.width)
-    items = ItemTensors.of(catalogue, shape, trained=trained_items(data, schema.TRAIN))
-    batcher = Batcher(data.features, history=config.model.history, action_weights=data.spec.events.actions)
-    return Setup(
-        config=config, data=data, run=scratch, rank=rank, world=world, device=CPU, dtype=torch.float32,
-        catalogue=catalogue, shape=shape, items=items, refit_items=items, batcher=batcher, valid=None, validator=None,
-        encoder_path=path, tokens=tokens, present=present, frozen=text, media={}, scratch=scratch, profile=False,
-    )  # fmt: skip
-
-
 def run_phase(setup: Setup, folder: str, best: str, resume: str | None) -> Watched:
     """The encoder's phase, run to its end, from the checkpoint in `resume` on if there is one."""
     config = setup.config.train
@@ -99,8 +74,8 @@ def run_phase(setup: Setup, folder: str, best: str, resume: str | None) -> Watch
     towers = Towers(setup.config.model, setup.shape, temperature=config.temperature)
     encoder = TextEncoder(setup.config.encoder, setup.encoder_path, tune=True, cut=setup.tokens.states is not None)
     stream = TrainStream(
-        setup.data, setup.batcher, global_batch_size=config.global_batch_size, micro_batch_size=config.micro_batch_size,
-        seed=config.seed, rank=setup.rank, world=setup.world,
+        setup.data, setup.log, setup.batcher, global_batch_size=config.global_batch_size,
+        micro_batch_size=config.micro_batch_size, seed=config.seed, rank=setup.rank, world=setup.world,
     )  # fmt: skip
     network = Network(towers, encoder)
     run = Watched(setup, "encoder", network, stream, EPOCHS, best, Chosen(setup.frozen, None, 1.0), None)
@@ -131,7 +106,8 @@ def zero_worker(rank: int, world: int, folder: str) -> None:
             )
             name, alone = f"{kind}-{tune}-{world}-{stage}-{offload}", f"{kind}-{tune}-1-0-False"
             with tempfile.TemporaryDirectory() as scratch:
-                setup = set_up(dataclasses.replace(base, train=options), job["data"], rank, world, scratch)
+                config, place = dataclasses.replace(base, train=options), Place(rank, world, rank, world, CPU)
+                setup = set_up(config, job["data"], f"{folder}/{name}-run", scratch, place)
                 best = f"{folder}/{name}.safetensors"
                 run = run_phase(setup, f"{folder}/{name}", best, None)
                 found[name] = {"losses": run.losses, "refreshed": run.refreshed}
@@ -158,6 +134,7 @@ def run_all(
         "encoder.token_budget=64",
         "train.global_batch_size=16",
     ]
+    options += ["train.precision=fp32"]
     options += [f"train.checkpoint_every={HALF}", "train.fresh_items=24", "train.trackers=[]", *overrides]
     job = {"data": data, "encoders": encoders, "ways": ways, "stages": stages, "options": options}
     (folder / "job.json").write_text(json.dumps(job))

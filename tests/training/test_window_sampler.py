@@ -4,85 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import tracemalloc
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from bucket_files import write_data, write_shop
 
 from ctxrec.core import schema
 from ctxrec.data.batching import Batch
-from ctxrec.data.prepared import PreparedData
+from ctxrec.data.log_statistics import scan_log
 from ctxrec.training import window_sampler
 from ctxrec.training.window_sampler import TrainStream
 
 HISTORY = 6
 
 
-def write_data(folder: Path, worlds: list, splits: list[np.ndarray]) -> PreparedData:
-    """A prepared folder with one bucket for each world."""
-    (folder / schema.HISTORIES).mkdir(parents=True)
-    for bucket, (world, split) in enumerate(zip(worlds, splits, strict=True)):
-        events = world.histories.events
-
-        def lists(values: np.ndarray, kind: pa.DataType, offsets=events.offsets) -> pa.Array:
-            return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, kind))
-
-        columns = {
-            schema.USER_ID: pa.array([f"{bucket}-{user}" for user in world.histories.users.ids]),
-            schema.EVENT_ITEMS: lists(events.items, pa.int32()),
-            schema.EVENT_TIMES: lists(events.times, pa.int64()),
-            schema.EVENT_SPLIT: lists(split, pa.int8()),
-            schema.EVENT_ACTIONS: lists(events.actions, pa.int16()),
-        }
-        for name in schema.TIME_CONTEXT:
-            columns[name] = lists(events.context.cat[name] - schema.FIRST_CODE, pa.int8())
-        pq.write_table(pa.table(columns), folder / schema.HISTORIES / f"bucket-{bucket:05d}.parquet")
-    first = worlds[0]
-    meta = {
-        "format_version": schema.FORMAT_VERSION,
-        "spec": first.spec.to_dict(),
-        "features": dataclasses.asdict(first.features),
-        "counts": {"items": len(first.catalogue)},
-    }
-    (folder / schema.META).write_text(json.dumps(meta))
-    return PreparedData.open(str(folder))
-
-
 @pytest.fixture(scope="module")
 def shop(make_world, tmp_path_factory):
-    """Three buckets, the last without training events; items tell events apart; and the training events."""
-    lengths = [(9, 1, 25, 4, 7, 2, 13), (3, 3, 17, 1), (2, 1)]
-    worlds, splits, number = [], [], 0
-    for seed, some in enumerate(lengths):
-        world = make_world(rich=False, lengths=some, num_items=200, seed=seed)
-        events = world.histories.events
-        items = np.arange(number, number + len(events.items), dtype=np.int32)
-        number += len(items)
-        split = np.zeros(len(items), np.int8)
-        if seed == 2:
-            split[:] = schema.TEST
-        for start, stop in zip(events.offsets, events.offsets[1:], strict=False):
-            if stop - start >= 3:
-                split[stop - 2], split[stop - 1] = schema.VALID, schema.TEST
-        histories = dataclasses.replace(world.histories, events=dataclasses.replace(events, items=items), split=split)
-        worlds.append(dataclasses.replace(world, histories=histories))
-        splits.append(split)
-    data = write_data(tmp_path_factory.mktemp("stream") / "data", worlds, splits)
-    all_items = np.concatenate([w.histories.events.items for w in worlds])
-    return data, worlds[0].batcher(worlds[0].config()), all_items[np.concatenate(splits) == schema.TRAIN].tolist()
+    """Three buckets (`write_shop`), a batcher, and the items of the training events."""
+    data, worlds = write_shop(tmp_path_factory.mktemp("stream") / "data", make_world)
+    training = [w.histories.events.items[w.histories.split == schema.TRAIN] for w in worlds]
+    return data, worlds[0].batcher(worlds[0].config()), np.concatenate(training).tolist()
 
 
 def make(
     shop, *, rank: int = 0, world: int = 1, size: int = 8, micro: int = 0, seed: int = 0, **options
 ) -> TrainStream:
     data, batcher, _ = shop
+    log = scan_log(data, history=batcher.history)
     return TrainStream(
-        data, batcher, global_batch_size=size, micro_batch_size=micro, seed=seed, rank=rank, world=world, **options
+        data, log, batcher, global_batch_size=size, micro_batch_size=micro, seed=seed, rank=rank, world=world, **options
     )
 
 
