@@ -28,7 +28,8 @@ from ctxrec.model.inputs import ItemTensors
 from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
 from ctxrec.training import checkpoint
-from ctxrec.training.worker_setup import Setup, encode_table
+from ctxrec.training.catalogue_vectors import encode_table
+from ctxrec.training.worker_setup import Setup
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,9 @@ class Chosen:
 
 def tuned_encoder(setup: Setup, best: dict[str, torch.Tensor]) -> TextEncoder:
     """The whole encoder of a phase's best weights, as a service has it."""
-    encoder = TextEncoder(setup.config.encoder, setup.encoder_path, tune=True)
+    texts = setup.catalogue.texts
+    assert texts is not None
+    encoder = TextEncoder(setup.config.encoder, texts.encoder_path, tune=True)
     weights = {n.removeprefix("encoder."): w for n, w in best.items() if n.startswith("encoder.")}
     checkpoint.load_weights(encoder, weights)
     return encoder
@@ -59,25 +62,27 @@ def tuned_text(setup: Setup, encoder: TextEncoder) -> TextTable:
 
     By all of its layers: vectors from stored states of 16 bits would differ in the fourth digit from a service's.
     """
-    assert setup.tokens is not None and setup.frozen is not None
-    text = TextTable(**{**vars(setup.frozen), "vectors_IH": setup.frozen.vectors_IH.clone()})
-    network = Network(torch.nn.Identity(), encoder).to(setup.device)  # type: ignore[arg-type]
-    encode_table(
-        network, setup.tokens, setup.present, setup.config, text.vectors_IH, setup.rank, setup.world, setup.device
-    )
+    texts = setup.catalogue.texts
+    assert texts is not None
+    text = TextTable(**{**vars(texts.frozen), "vectors_IH": texts.frozen.vectors_IH.clone()})
+    network = Network(torch.nn.Identity(), encoder).to(setup.worker.device)  # type: ignore[arg-type]
+    budget, place = setup.config.encoder.token_budget, setup.worker.place
+    encode_table(network, texts.tokens, texts.present_I, text.vectors_IH, budget=budget, place=place)
     return text
 
 
 def calibrate(setup: Setup, towers: dict[str, torch.Tensor], text: TextTable | None) -> np.ndarray | None:
     """Weights of the blend, by the validation requests; rank 0 alone. None where there is no memory or no request."""
-    if setup.rank != 0 or not setup.config.model.use_memory or setup.valid is None:
+    if setup.worker.rank != 0 or not setup.config.model.use_memory or setup.log.validation is None:
         return None
     made = _made(setup, towers)
-    vectors = _vectors(made, setup.items, text)
-    queries = _queries(made, setup, text, vectors, setup.valid)
+    vectors = _vectors(made, setup.catalogue.items, text)
+    queries = _queries(made, setup, text, vectors, setup.log.validation)
     blend, item_vectors = _blend(setup, schema.VALID, vectors, made, text), vectors.cpu().numpy()
-    repeats = setup.data.spec.split.repeats
-    weights = fit_blend(blend, item_vectors, queries, setup.valid, repeats=repeats, seed=setup.config.train.seed)
+    repeats = setup.log.data.spec.split.repeats
+    weights = fit_blend(
+        blend, item_vectors, queries, setup.log.validation, repeats=repeats, seed=setup.config.train.seed
+    )
     blend = dataclasses.replace(blend, weights_2K=weights)
     if setup.config.train.new_items_cost:
         blend = _with_bonus(setup, made, blend, text)
@@ -88,11 +93,11 @@ def calibrate(setup: Setup, towers: dict[str, torch.Tensor], text: TextTable | N
 
 def _with_bonus(setup: Setup, made: Towers, blend: Blend, text: TextTable | None) -> Blend:
     """The blend with a bonus for new items, by validation requests before which some items have no event."""
-    assert setup.valid is not None
+    assert setup.log.validation is not None
     known_I = blend.memory.known_I
     hidden_I = hidden_items(known_I, seed=setup.config.train.seed)
-    trained_I = setup.items.trained_I * torch.from_numpy(~hidden_I).to(setup.items.trained_I)
-    vectors = _vectors(made, dataclasses.replace(setup.items, trained_I=trained_I), text)
+    trained_I = setup.catalogue.items.trained_I * torch.from_numpy(~hidden_I).to(setup.catalogue.items.trained_I)
+    vectors = _vectors(made, dataclasses.replace(setup.catalogue.items, trained_I=trained_I), text)
     memory = as_if_known(blend.memory, known_I & ~hidden_I, blend.text_IC)
     without = Blend.of(memory, blend.text_IC, vectors.cpu().numpy(), made.widths)
     without = dataclasses.replace(without, weights_2K=blend.weights_2K)
@@ -104,10 +109,10 @@ def _with_bonus(setup: Setup, made: Towers, blend: Blend, text: TextTable | None
 
     bonus = choose_bonus(
         scores,
-        without_items(setup.valid, hidden_I),
+        without_items(setup.log.validation, hidden_I),
         ~memory.known_I,
         cost=setup.config.train.new_items_cost,
-        repeats=setup.data.spec.split.repeats,
+        repeats=setup.log.data.spec.split.repeats,
     )
     found = "new items get %.2f more: their NDCG@10 goes from %.4f to %.4f, that of all requests from %.4f to %.4f"
     logger.info(found, bonus.value, *bonus.new_ndcg, *bonus.ndcg)
@@ -127,9 +132,9 @@ def export(
 
     `weights` of the blend are None where there was nothing to fit them to.
     """
-    if setup.rank == 0:
+    if setup.worker.rank == 0:
         made = _made(setup, towers)
-        items = setup.refit_items if refitted else setup.items
+        items = setup.catalogue.refit_items if refitted else setup.catalogue.items
         text = chosen.text
         vectors = _vectors(made, items, text)
         blend = None
@@ -143,26 +148,26 @@ def export(
         write_bundle(
             path,
             config=setup.config,
-            data=setup.data,
-            shape=setup.shape,
+            data=setup.log.data,
+            shape=setup.catalogue.shape,
             towers={n: w.contiguous() for n, w in towers.items()},
             item_vectors=np.ascontiguousarray(vectors.cpu().numpy()),
             trained=items.trained_I.cpu().numpy() > 0,
             text_scale=scale,
-            media=setup.media,
+            media=setup.catalogue.media_IV,
             encoder=chosen.encoder.cpu() if chosen.encoder is not None else None,
             blend=blend,
             queries=_sample_queries(made, setup, text, vectors, blend),
             fill=add_on_nodes,
-            scratch=setup.scratch,
+            scratch=setup.worker.scratch,
         )
     dist.barrier()
 
 
 def _made(setup: Setup, towers: dict[str, torch.Tensor]) -> Towers:
-    made = Towers(setup.config.model, setup.shape, temperature=setup.config.train.temperature)
+    made = Towers(setup.config.model, setup.catalogue.shape, temperature=setup.config.train.temperature)
     made.load_state_dict(towers)
-    return made.to(setup.device).eval()
+    return made.to(setup.worker.device).eval()
 
 
 @torch.inference_mode()
@@ -179,8 +184,8 @@ def _queries(
     queries = []
     for start in range(0, len(requests), _BATCH):
         part = requests.take(np.arange(start, min(start + _BATCH, len(requests))))
-        batch = setup.batcher.requests(part).to(setup.device)
-        _, query = made(setup.items, text, batch, item_vectors=vectors_IW, last=True)
+        batch = setup.log.batcher.requests(part).to(setup.worker.device)
+        _, query = made(setup.catalogue.items, text, batch, item_vectors=vectors_IW, last=True)
         queries.append(query.float().cpu().numpy())
     return np.concatenate(queries)
 
@@ -189,9 +194,9 @@ def _sample_queries(
     made: Towers, setup: Setup, text: TextTable | None, vectors_IW: torch.Tensor, blend: Blend | None
 ) -> np.ndarray | None:
     """What some validation requests search the index with: float32 [N, D]; None where there are no such requests."""
-    if setup.valid is None:
+    if setup.log.validation is None:
         return None
-    sample = setup.valid.evenly(_SAMPLE)
+    sample = setup.log.validation.evenly(_SAMPLE)
     queries = _queries(made, setup, text, vectors_IW, sample)
     return queries if blend is None else blend.queries(queries, sample.history)
 
@@ -202,5 +207,5 @@ def _blend(setup: Setup, before: int, vectors_IW: torch.Tensor, made: Towers, te
     if text is not None and setup.config.model.content_dim:
         vectors, present = text.vectors_IH.cpu().numpy(), text.present_I.cpu().numpy()
         text_IC = reduced(vectors, present, setup.config.model.content_dim)
-    memory = with_stand_ins(setup.memory(before), text_IC)
+    memory = with_stand_ins(setup.log.memory(before), text_IC)
     return Blend.of(memory, text_IC, vectors_IW.cpu().numpy(), made.widths)

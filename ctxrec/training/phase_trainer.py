@@ -23,11 +23,12 @@ from ctxrec.encoder.text_encoder import plan_encoding
 from ctxrec.encoder.text_table import TextTable
 from ctxrec.model.network import EncodeInputs, LossInputs, Network, choose_loss
 from ctxrec.training import checkpoint, deepspeed_engine, faults
+from ctxrec.training.catalogue_vectors import encode_table
 from ctxrec.training.export import Chosen
 from ctxrec.training.profiler import StepTrace, in_section
 from ctxrec.training.throughput import Meter
 from ctxrec.training.window_sampler import Step, TrainStream
-from ctxrec.training.worker_setup import Setup, encode_table
+from ctxrec.training.worker_setup import Setup
 
 logger = logging.getLogger(__name__)
 
@@ -75,44 +76,45 @@ class PhaseRun:
         trace: StepTrace | None,
     ) -> None:
         self.setup, self.phase, self.stream, self.best_path = setup, phase, stream, best_path
-        self.config = setup.config.train
+        self.config, self.worker = setup.config.train, setup.worker
         self.steps_per_epoch = stream.steps_per_epoch
         self.total_steps = max(epochs * self.steps_per_epoch, 1)
         # A refit has nothing left to choose by: it stops where the first phase was best, on the same schedule.
         self.last_step = max(round(chosen.share * self.total_steps), 1) if phase == "refit" else self.total_steps
-        self.items = setup.refit_items if phase == "refit" else setup.items
-        self.num_negatives_from = setup.shape.num_items if self.items.pool is None else len(self.items.pool)
-        self.validator = None if phase == "refit" else setup.validator
+        self.items = setup.catalogue.refit_items if phase == "refit" else setup.catalogue.items
+        self.num_negatives_from = setup.catalogue.shape.num_items if self.items.pool is None else len(self.items.pool)
+        self.validator = None if phase == "refit" else setup.log.validator
         self.eval_every = self.config.eval_every or self.steps_per_epoch
-        self.loss_name = choose_loss(self.config, setup.shape.num_items)
-        table = chosen.text if phase == "refit" else setup.frozen
-        self.text = None if table is None else TextTable(**vars(table))
-        if phase == "encoder" and self.text is not None:
-            self.text.vectors_IH = self.text.vectors_IH.clone()
+        self.loss_name = choose_loss(self.config, setup.catalogue.shape.num_items)
+        table = chosen.text if phase == "refit" else setup.catalogue.frozen
+        self.table = None if table is None else TextTable(**vars(table))
+        if phase == "encoder" and self.table is not None:
+            self.table.vectors_IH = self.table.vectors_IH.clone()
         lr = self.config.encoder_phase_tower_lr if phase == "encoder" else self.config.tower_lr
         self.peak_lr = self.config.encoder_lr if phase == "encoder" else lr  # of what the phase is there for
         groups = deepspeed_engine.parameter_groups(network, self.config, tower_lr=lr, encoder_lr=self.config.encoder_lr)
         ds_config = deepspeed_engine.deepspeed_config(
             self.config,
-            world=setup.world,
+            world=self.worker.world,
             accumulation=stream.accumulation,
-            rows_per_micro_batch=max(stream.rows_at_once // setup.world, 1),
-            dtype=setup.dtype,
+            rows_per_micro_batch=max(stream.rows_at_once // self.worker.world, 1),
+            dtype=self.worker.dtype,
         )
         self.engine = deepspeed_engine.start_engine(network, groups, ds_config)
         self.progress = Progress(phase)
         self.stopping = False
         self.table_is_fresh = False  # whether every text vector is the present encoder's
-        self.present = np.flatnonzero(setup.present) if setup.tokens is not None else None
+        self.texts = setup.catalogue.texts
+        self.present = None if self.texts is None else np.flatnonzero(self.texts.present_I)
         self.trace = trace
-        self.meter = Meter(setup.world, setup.device, setup.dtype)
+        self.meter = Meter(self.worker.world, self.worker.device, self.worker.dtype)
         self.skipped = faults.skipped(setup.checkpoints)
         self.stop = faults.StopWatch(setup.checkpoints)
 
     def start(self, resumed: Resumed | None) -> None:
         """Go on from a checkpoint, or measure where the phase begins."""
-        if self.setup.tracker is not None:  # before the phase says anything: what a start before it said is done again
-            self.setup.tracker.forget_after(self.phase, resumed.progress.step if resumed is not None else -1)
+        if self.worker.tracker is not None:  # drop what an earlier start said of steps that are done again
+            self.worker.tracker.forget_after(self.phase, resumed.progress.step if resumed is not None else -1)
         if resumed is not None:
             self.progress = resumed.progress
             checkpoint.restore(self.engine, resumed.folder, resumed.optimizer_step)
@@ -123,7 +125,7 @@ class PhaseRun:
     def train(self) -> bool:
         """False: the training was asked to end, and has saved."""
         progress, begin = self.progress, time.monotonic() - self.progress.seconds
-        bar = Bar(self.phase, progress.step, self.last_step) if self.setup.rank == 0 else None
+        bar = Bar(self.phase, progress.step, self.last_step) if self.worker.rank == 0 else None
         while progress.step < self.last_step and progress.stale < self.config.patience:
             epoch, start = divmod(progress.step, self.steps_per_epoch)
             self.meter.begin()
@@ -163,25 +165,25 @@ class PhaseRun:
 
     def _step(self, step: Step) -> float:
         """One global batch: forward, backward, update; returns its mean loss on this worker's share."""
-        setup, micro = self.setup, step.micro_batches
+        micro = step.micro_batches
         weight = torch.stack([b.weights_BS.abs().sum() for b in micro]).sum()
         # All workers must stop after the same step, so the word of it goes with what they add up anyway.
-        stop = setup.rank == 0 and self.stop.look()
-        both = torch.stack([weight, torch.tensor(float(stop))]).to(setup.device)
-        if setup.world > 1:
+        stop = self.worker.rank == 0 and self.stop.look()
+        both = torch.stack([weight, torch.tensor(float(stop))]).to(self.worker.device)
+        if self.worker.world > 1:
             dist.all_reduce(both)
         total, self.stopping = both[0], bool(both[1] > 0)
-        torch.manual_seed(hash((self.config.seed, self.phase == "encoder", self.progress.step, setup.rank)))
+        torch.manual_seed(hash((self.config.seed, self.phase == "encoder", self.progress.step, self.worker.rank)))
         deepspeed_engine.set_learning_rate(self.engine, self._lr_factor())
         mean = 0.0
         for number, (batch, distinct) in enumerate(zip(micro, step.distinct_items, strict=True)):
             with section("data"):
-                batch, negatives_N = batch.to(setup.device), self._negatives(number)
+                batch, negatives_N = batch.to(self.worker.device), self._negatives(number)
                 fresh = self._fresh(distinct, number)
             with section("loss"):  # less what its own parts take
-                loss = self.engine(LossInputs(self.items, self.text, batch, self.loss_name, negatives_N, fresh))
+                loss = self.engine(LossInputs(self.items, self.table, batch, self.loss_name, negatives_N, fresh))
             # DeepSpeed averages over workers and micro-batches; ours is a sum over the global batch.
-            loss = loss * (setup.world * len(micro)) / total.clamp(min=1e-9)
+            loss = loss * (self.worker.world * len(micro)) / total.clamp(min=1e-9)
             value = float(loss.detach())
             if not math.isfinite(value):
                 self._not_finite(step, value)
@@ -218,38 +220,41 @@ class PhaseRun:
         if self.loss_name == "softmax":
             return None
         drawn = self._generator(number).integers(0, self.num_negatives_from, self.config.negatives)
-        return torch.from_numpy(drawn).to(self.setup.device)
+        return torch.from_numpy(drawn).to(self.worker.device)
 
     def _fresh(self, distinct: np.ndarray, number: int) -> EncodeInputs | None:
         """In the encoder phase: which items of the micro-batch are encoded with gradient, and how."""
         if self.phase != "encoder":
             return None
-        assert self.setup.tokens is not None and self.present is not None
+        assert self.texts is not None and self.present is not None
         which = np.intersect1d(distinct, self.present)
         if len(which) > self.config.fresh_items:
             which = self._generator(number).choice(which, self.config.fresh_items, replace=False)
         if len(which) == 0:
             which = self.present[:1]  # every worker must still pass through the encoder
         budget = self.setup.config.encoder.token_budget
-        plan = plan_encoding(which, self.setup.tokens.lengths, budget=budget, world=self.setup.world)
-        self.meter.encoded(self.setup.tokens, plan)
-        return EncodeInputs(self.setup.tokens, plan, self.setup.rank, self.setup.device)
+        plan = plan_encoding(which, self.texts.tokens.lengths, budget=budget, world=self.worker.world)
+        self.meter.encoded(self.texts.tokens, plan)
+        return EncodeInputs(self.texts.tokens, plan, self.worker.rank, self.worker.device)
 
     def _refresh(self) -> None:
         """Encode the whole table anew with the encoder as it is, unless it is up to date."""
         if self.phase == "encoder" and not self.table_is_fresh:
             self.table_is_fresh = True
-            setup = self.setup
-            assert setup.tokens is not None and self.text is not None
+            assert self.texts is not None and self.table is not None
             encode_table(
-                self.engine.module, setup.tokens, setup.present, setup.config, self.text.vectors_IH,
-                setup.rank, setup.world, setup.device,
-            )  # fmt: skip
+                self.engine.module,
+                self.texts.tokens,
+                self.texts.present_I,
+                self.table.vectors_IH,
+                budget=self.setup.config.encoder.token_budget,
+                place=self.worker.place,
+            )
 
     def _evaluate(self, *, loss: float | None) -> None:
         """Validate, keep the weights where they are the best so far, log."""
         self._refresh()
-        progress, setup = self.progress, self.setup
+        progress = self.progress
         values: dict[str, Any] = {"phase": self.phase, "step": progress.step}
         values["epoch"] = progress.step / self.steps_per_epoch
         if loss is not None:
@@ -257,7 +262,7 @@ class PhaseRun:
             values["loss"] = loss
         better = progress.step == self.last_step  # without validation events the last weights are the best ones
         if self.validator is not None:
-            metric = self.validator.ndcg(self.engine.module, self.items, self.text)
+            metric = self.validator.ndcg(self.engine.module, self.items, self.table)
             values["valid_ndcg@10"] = metric
             better = metric > progress.best
             progress.stale = 0 if better else progress.stale + 1
@@ -265,26 +270,26 @@ class PhaseRun:
         if better:
             weights = checkpoint.full_weights(self.engine)
             weights[SHARE] = torch.tensor(progress.step / self.total_steps)
-            if setup.rank == 0:
+            if self.worker.rank == 0:
                 storage.write_bytes(self.best_path, save_tensors(weights))
-        if setup.tracker is not None:
+        if self.worker.tracker is not None:
             values["lr"] = self.peak_lr * self._lr_factor()
             values["seconds"] = round(progress.seconds, 2)
             values |= self.meter.read()
             if progress.step:
                 values["eta_s"] = progress.seconds / progress.step * (self.last_step - progress.step)
-            setup.tracker.log(values)
-            setup.tracker.flush()
+            self.worker.tracker.log(values)
+            self.worker.tracker.flush()
             figures = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if k not in ("phase", "step", "lr"))
             logger.info("%s step %d/%d  %s", self.phase, progress.step, self.last_step, figures)
 
     def _average(self, value: float) -> float:
         """Mean over the workers."""
-        if self.setup.world == 1:
+        if self.worker.world == 1:
             return value
-        total = torch.tensor([value], dtype=torch.float64, device=self.setup.device)
+        total = torch.tensor([value], dtype=torch.float64, device=self.worker.device)
         dist.all_reduce(total)
-        return float(total) / self.setup.world
+        return float(total) / self.worker.world
 
     def _checkpoint(self) -> None:
         """Report a checkpoint to Ray Train, which keeps the last ones; every worker takes part."""
@@ -295,10 +300,10 @@ class PhaseRun:
         progress = self.progress
         metrics = {"phase": self.phase, "step": progress.step, "valid_ndcg@10": progress.best}
         metrics |= {"epoch": progress.step / self.steps_per_epoch, "seconds": progress.seconds}
-        if self.setup.rank != 0:
+        if self.worker.rank != 0:
             ray.train.report(metrics)
             return
-        with tempfile.TemporaryDirectory(dir=self.setup.scratch) as folder:
+        with tempfile.TemporaryDirectory(dir=self.worker.scratch) as folder:
             checkpoint.save(folder, weights, moments, state)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 

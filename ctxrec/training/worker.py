@@ -52,15 +52,16 @@ def train_worker(job: dict[str, Any]) -> None:
 def _train(job: dict[str, Any], scratch: str) -> None:
     config = Config.from_dict(job["config"])
     setup = set_up(config, job["data"], job["run"], scratch, prepare_process(), profile=job["profile"])
+    worker, texts = setup.worker, setup.catalogue.texts
     phases = ["towers"] + ["encoder"] * _tunes_encoder(setup) + ["refit"] * _refits(setup)
-    if setup.rank == 0:
-        logger.info("training on %d worker%s", setup.world, "s" * (setup.world > 1))
-        encoded, cut = "encoder" in phases, setup.tokens is not None and setup.tokens.states is not None
-        found = {"dtype": setup.dtype, "device": setup.device, "num_items": setup.shape.num_items}
+    if worker.rank == 0:
+        logger.info("training on %d worker%s", worker.world, "s" * (worker.world > 1))
+        encoded, cut = "encoder" in phases, texts is not None and texts.tokens.states is not None
+        found = {"dtype": worker.dtype, "device": worker.device, "num_items": setup.catalogue.shape.num_items}
         logger.info("chosen: %s", choices(config, **found, encoded=encoded, cut=cut))
     resumed = _load_checkpoint(setup, job["start"])
     done: dict[str, dict[str, torch.Tensor]] = {}
-    chosen = Chosen(setup.frozen, None, 1.0)
+    chosen = Chosen(setup.catalogue.frozen, None, 1.0)
     for number, phase in enumerate(phases):
         best_path = storage.join(setup.checkpoints, f"best-{phase}.safetensors")
         later = resumed is not None and phases.index(resumed.progress.phase) > number
@@ -74,7 +75,7 @@ def _train(job: dict[str, Any], scratch: str) -> None:
         done[phase] = {n.removeprefix("towers."): w for n, w in best.items() if n.startswith("towers.")}
         if phase == "towers":
             chosen = dataclasses.replace(chosen, share=float(best[SHARE]))
-            blend = calibrate(setup, done["towers"], setup.frozen)
+            blend = calibrate(setup, done["towers"], setup.catalogue.frozen)
             if "encoder" in phases:  # the model as it was before its encoder was tuned, to compare with
                 export(setup, done["towers"], chosen, blend, storage.join(setup.checkpoints, BEFORE), refitted=False)
         elif phase == "encoder":
@@ -82,34 +83,35 @@ def _train(job: dict[str, Any], scratch: str) -> None:
             if float(best[SHARE]) > 0:
                 chosen = dataclasses.replace(chosen, text=tuned_text(setup, chosen.encoder))
                 blend = calibrate(setup, done["encoder"], chosen.text)
-            elif setup.rank == 0:  # the best weights are those it began with, and so are the vectors
+            elif worker.rank == 0:  # the best weights are those it began with, and so are the vectors
                 logger.info("tuning gains nothing on the validation events; the encoder stays as it was")
     last = phases[-1]
     export(setup, done[last], chosen, blend, storage.join(setup.run, "bundle"), refitted=last == "refit")
-    if setup.tracker is not None:
-        setup.tracker.close()
+    if worker.tracker is not None:
+        worker.tracker.close()
 
 
 def _refits(setup: Setup) -> bool:
-    return setup.config.train.refit and setup.validator is not None
+    return setup.config.train.refit and setup.log.validator is not None
 
 
 def _tunes_encoder(setup: Setup) -> bool:
-    return setup.frozen is not None and setup.config.encoder.tune != "freeze" and setup.config.train.encoder_epochs > 0
+    tuned = setup.config.encoder.tune != "freeze" and setup.config.train.encoder_epochs > 0
+    return tuned and setup.catalogue.texts is not None
 
 
 def _load_checkpoint(setup: Setup, start: str) -> Resumed | None:
     """The checkpoint to go on from, if there is one: the run's newest that is whole, else the one at `start`."""
     # One worker looks, so that all go on from the same one.
-    chosen = [_newest_whole(setup) if setup.rank == 0 else None]
+    chosen = [_newest_whole(setup) if setup.worker.rank == 0 else None]
     dist.broadcast_object_list(chosen)
     path = chosen[0] or start
     if not path:
         return None
-    folder = storage.fetch_dir(path, scratch=setup.scratch)
+    folder = storage.fetch_dir(path, scratch=setup.worker.scratch)
     state = storage.read_json(os.path.join(folder, checkpoint.STATE))
     progress = Progress(**state["progress"])
-    if setup.rank == 0:
+    if setup.worker.rank == 0:
         logger.info("going on from phase %s, step %d", progress.phase, progress.step)
     return Resumed(progress=progress, folder=folder, optimizer_step=state["optimizer_step"])
 
@@ -118,7 +120,7 @@ def _newest_whole(setup: Setup) -> str | None:
     """The run's newest checkpoint that is not damaged."""
     found = checkpoint.folders(setup.checkpoints)
     for path in found:
-        damage = checkpoint.damage(storage.fetch_dir(path, scratch=setup.scratch))
+        damage = checkpoint.damage(storage.fetch_dir(path, scratch=setup.worker.scratch))
         if damage is None:
             return path
         logger.warning("%s is damaged (%s); going on from the checkpoint before it", os.path.basename(path), damage)
@@ -141,36 +143,37 @@ def _run_phase(
     """
     if resumed is not None and resumed.progress.done:
         return True
-    config = setup.config.train
+    config, worker, log, catalogue = setup.config.train, setup.worker, setup.log, setup.catalogue
     epochs = config.encoder_epochs if phase == "encoder" else config.tower_epochs
     last_split = schema.VALID if phase == "refit" else schema.TRAIN
     torch.manual_seed(config.seed)
-    made = Towers(setup.config.model, setup.shape, temperature=config.temperature)
+    made = Towers(setup.config.model, catalogue.shape, temperature=config.temperature)
     if towers:
         made.load_state_dict(towers)
-    elif made.content is not None and setup.frozen is not None:
-        made.content.start_from(setup.frozen)
+    elif made.content is not None and catalogue.frozen is not None:
+        made.content.start_from(catalogue.frozen)
     encoder = None
     if phase == "encoder":
-        assert setup.tokens is not None
-        cut = setup.tokens.states is not None
-        encoder = TextEncoder(setup.config.encoder, setup.encoder_path, tune=True, cut=cut)
-        encoder.fit_to(setup.device, setup.dtype)
-    network = Network(made, encoder).to(setup.device)
+        texts = catalogue.texts
+        assert texts is not None
+        cut = texts.tokens.states is not None
+        encoder = TextEncoder(setup.config.encoder, texts.encoder_path, tune=True, cut=cut)
+        encoder.fit_to(worker.device, worker.dtype)
+    network = Network(made, encoder).to(worker.device)
     stream = TrainStream(
-        setup.data,
-        setup.log,
-        setup.batcher,
+        log.data,
+        log.scan,
+        log.batcher,
         global_batch_size=config.global_batch_size,
         micro_batch_size=config.micro_batch_size,
         seed=config.seed,
-        rank=setup.rank,
-        world=setup.world,
+        rank=worker.rank,
+        world=worker.world,
         last_split=last_split,
     )
     trace = None
-    if setup.profile and setup.rank == 0:
-        trace = StepTrace(storage.join(setup.run, profiler.FOLDER), phase, setup.scratch)
+    if worker.profile and worker.rank == 0:
+        trace = StepTrace(storage.join(setup.run, profiler.FOLDER), phase, worker.scratch)
     run = PhaseRun(setup, phase, network, stream, epochs, best_path, chosen, trace)
     run.start(resumed)
     return run.train()

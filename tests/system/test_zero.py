@@ -61,7 +61,7 @@ class Watched(PhaseRun):
     def _checkpoint(self) -> None:
         self._refresh()
         weights, moments = checkpoint.full_weights(self.engine), checkpoint.full_moments(self.engine)
-        if self.setup.rank == 0 and self.progress.step == HALF:
+        if self.setup.worker.rank == 0 and self.progress.step == HALF:
             state = {"progress": self.progress.to_dict(), "optimizer_step": checkpoint.optimizer_step(self.engine)}
             os.makedirs(self._folder)
             checkpoint.save(self._folder, weights, moments, state)
@@ -71,14 +71,15 @@ def run_phase(setup: Setup, folder: str, best: str, resume: str | None) -> Watch
     """The encoder's phase, run to its end, from the checkpoint in `resume` on if there is one."""
     config = setup.config.train
     torch.manual_seed(config.seed)
-    towers = Towers(setup.config.model, setup.shape, temperature=config.temperature)
-    encoder = TextEncoder(setup.config.encoder, setup.encoder_path, tune=True, cut=setup.tokens.states is not None)
+    towers = Towers(setup.config.model, setup.catalogue.shape, temperature=config.temperature)
+    texts = setup.catalogue.texts
+    encoder = TextEncoder(setup.config.encoder, texts.encoder_path, tune=True, cut=texts.tokens.states is not None)
     stream = TrainStream(
-        setup.data, setup.log, setup.batcher, global_batch_size=config.global_batch_size,
-        micro_batch_size=config.micro_batch_size, seed=config.seed, rank=setup.rank, world=setup.world,
+        setup.log.data, setup.log.scan, setup.log.batcher, global_batch_size=config.global_batch_size,
+        micro_batch_size=config.micro_batch_size, seed=config.seed, rank=setup.worker.rank, world=setup.worker.world,
     )  # fmt: skip
     network = Network(towers, encoder)
-    run = Watched(setup, "encoder", network, stream, EPOCHS, best, Chosen(setup.frozen, None, 1.0), None)
+    run = Watched(setup, "encoder", network, stream, EPOCHS, best, Chosen(setup.catalogue.frozen, None, 1.0), None)
     run.validator = None
     run.watch(folder)
     found = None

@@ -32,13 +32,13 @@ def test_no_bucket_is_read_twice_before_the_first_step(make_world, tmp_path, mon
     setup = set_up(config, data.path, str(tmp_path / "run"), str(tmp_path), place)
     for last_split in (schema.TRAIN, schema.VALID):
         stream = TrainStream(
-            setup.data, setup.log, setup.batcher, global_batch_size=8, micro_batch_size=0, seed=0, rank=rank, world=2,
-            last_split=last_split,
+            setup.log.data, setup.log.scan, setup.log.batcher, global_batch_size=8, micro_batch_size=0, seed=0,
+            rank=rank, world=2, last_split=last_split,
         )  # fmt: skip
         assert stream.steps_per_epoch > 0
-    assert setup.valid is not None and len(setup.valid) > 0
+    assert setup.log.validation is not None and len(setup.log.validation) > 0
     if rank == 0:
-        known = [setup.memory(before).known_I.sum() for before in (schema.VALID, schema.TEST)]
+        known = [setup.log.memory(before).known_I.sum() for before in (schema.VALID, schema.TEST)]
         assert 0 < known[0] < known[1]
     assert reads == [0, 1, 2]
     next(stream.epoch(0))
