@@ -142,7 +142,7 @@ def _encode_new(
         table_IH[item] = torch.from_numpy(store.read(keys[item])[0].copy())
     if not missing_I.any():
         return
-    network = Network(torch.nn.Identity(), encoder)  # type: ignore[arg-type]
+    network = Network(torch.nn.Identity(), encoder)
     encode_table(network, tokens, missing_I, table_IH, budget=config.token_budget, place=place)
     if place.local_rank == 0:
         vectors = table_IH.numpy()

@@ -65,7 +65,7 @@ def tuned_text(setup: Setup, encoder: TextEncoder) -> TextTable:
     texts = setup.catalogue.texts
     assert texts is not None
     text = TextTable(**{**vars(texts.frozen), "vectors_IH": texts.frozen.vectors_IH.clone()})
-    network = Network(torch.nn.Identity(), encoder).to(setup.worker.device)  # type: ignore[arg-type]
+    network = Network(torch.nn.Identity(), encoder).to(setup.worker.device)
     budget, place = setup.config.encoder.token_budget, setup.worker.place
     encode_table(network, texts.tokens, texts.present_I, text.vectors_IH, budget=budget, place=place)
     return text

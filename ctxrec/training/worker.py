@@ -66,9 +66,9 @@ def _train(job: dict[str, Any], scratch: str) -> None:
         best_path = storage.join(setup.checkpoints, f"best-{phase}.safetensors")
         later = resumed is not None and phases.index(resumed.progress.phase) > number
         if not later:
-            found = resumed if resumed and resumed.progress.phase == phase else None
+            begun = resumed if resumed and resumed.progress.phase == phase else None
             start = done["towers"] if phase == "encoder" else {}
-            if not _run_phase(setup, phase, start, best_path, found, chosen):
+            if not _run_phase(setup, phase, start, best_path, begun, chosen):
                 return
         dist.barrier()
         best = load_tensors(storage.read_bytes(best_path))
