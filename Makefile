@@ -2,6 +2,7 @@
 # make test   the tests        make test-all   the slow ones too
 # make fault-test     whatever kills or cuts off a training, and every ZeRO stage; also what is slow
 # make cluster-test   the files of cluster/, hosts in namespaces, the planner
+# make options      write OPTIONS.md from the options in ctxrec/core
 # make lint   ruff             make audit      known vulnerabilities of the installed packages
 # make clean  remove what these made
 
@@ -18,7 +19,7 @@ export PATH := $(if $(filter /%,$(BIN)),,$(CURDIR)/)$(BIN):$(PATH)
 export NO_PROXY := 127.0.0.1,localhost,$(NO_PROXY)
 export no_proxy := 127.0.0.1,localhost,$(no_proxy)
 
-.PHONY: demo test test-all fault-test cluster-test lint format audit clean setup
+.PHONY: demo test test-all fault-test cluster-test lint format options audit clean setup
 .DEFAULT_GOAL := help
 
 help:
@@ -54,6 +55,9 @@ cluster-test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+options: setup
+	$(BIN)/python tests/options_page.py
 
 audit: setup
 	@$(BIN)/pip-audit --local --skip-editable --progress-spinner off --timeout 10

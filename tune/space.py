@@ -29,8 +29,8 @@ _FIXED = (
 )  # fmt: skip
 # Options that a trial may change in the middle: no shape of a weight and no length of a schedule depends on them.
 _CHANGEABLE = (
-    "train.tower_lr", "train.encoder_lr", "train.encoder_phase_tower_lr", "train.weight_decay", "train.clip",
-    "train.final_lr", "train.negatives", "model.dropout", "model.id_dropout",
+    "train.tower_lr", "train.encoder_lr", "train.encoder_phase_tower_lr", "train.weight_decay",
+    "train.negatives", "model.dropout", "model.id_dropout",
     "model.text_dropout", "encoder.adapter_dropout",
 )  # fmt: skip
 _ENCODER_PHASE = (

@@ -1,16 +1,26 @@
 """The exceptions that commands turn into one line instead of a traceback."""
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class UserError(ValueError):
-    """A mistake in the user's input: says what was found, what was expected and what to do.
+    """A mistake in the user's input. The message says what was found, what was expected and what to do.
 
-    Commands print its one line on stderr and exit with status 2; nothing prints a traceback for it.
+    Commands print it as one line on stderr and exit with status 2, without a traceback.
     """
 
 
 class Stopped(Exception):
-    """A long command was asked to end, has saved its work, and goes on when it is run again."""
+    """A long command was asked to end and has saved its work. The same command goes on from there."""
 
 
 class Failed(Exception):
-    """A long command could not go on for a reason outside of it; goes on when the same command is run again."""
+    """A long command could not go on for a reason outside of it. The same command goes on from there."""
+
+
+def require(condition: bool, key: str, found: Any, expected: str) -> None:
+    """Raise a `UserError` that names an option, its value and what was expected, unless `condition` holds."""
+    if not condition:
+        raise UserError(f"{key} is {found!r}; expected {expected}")

@@ -15,18 +15,13 @@ logger = logging.getLogger(__name__)
 
 FOLDER, SASREC = "ablations", "sasrec"
 
-# What each ablation changes in the run's own options; the rest stays.
-CHANGES: dict[str, dict[str, Any]] = {
-    "text_only": {
-        "model.use_id": False,
-        "model.use_features": False,
-        "model.use_media": False,
-        "model.use_memory": False,
-    },
-    "id_only": {"model.use_text": False, "model.use_features": False, "model.use_media": False},
-    "no_context": {"model.use_context": False},
-    "frozen_encoder": {"encoder.tune": "freeze"},
+# The sources that each ablation takes away from those of the run; the other options stay.
+WITHOUT: dict[str, tuple[str, ...]] = {
+    "text_only": ("id", "features", "media", "memory"),
+    "id_only": ("text", "features", "media"),
+    "no_context": ("context",),
 }
+FROZEN = "frozen_encoder"  # the run with `encoder.tune = freeze`
 
 # SASRec (Kang and McAuley, 2018) with full cross-entropy, which lifts it above its published figures (Klenitskiy and
 # Vasilev, 2023, https://arxiv.org/abs/2309.07602): IDs alone, two pre-norm blocks of 64 with two heads. Every option
@@ -45,30 +40,21 @@ SASREC_OPTIONS: dict[str, Any] = {
     "model.id_buckets": 0,
     "model.id_dropout": 0.0,
     "model.text_dropout": 0.0,
-    "model.use_text": False,
-    "model.use_media": False,
-    "model.use_id": True,
-    "model.use_features": False,
-    "model.use_context": False,
-    "model.use_user": False,
-    "model.use_memory": False,
+    "model.sources": ("id",),
     "train.global_batch_size": 64,
     "train.tower_epochs": 60,
     "train.encoder_epochs": 0,
     "train.tower_lr": 2e-3,
     "train.weight_decay": 0.01,
     "train.warmup": 0.05,
-    "train.final_lr": 0.1,
-    "train.clip": 1.0,
     "train.loss": "auto",
     "train.temperature": 0.07,
-    "train.full_softmax_items": 50_000,
     "train.negatives": 1024,
     "train.refit": True,
     "train.eval_every": 0,
     "train.patience": 10,
 }
-NAMES = (*CHANGES, SASREC)
+NAMES = (*WITHOUT, FROZEN, SASREC)
 
 
 def parse_names(text: str) -> tuple[str, ...]:
@@ -87,8 +73,20 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 
 def ablated(config: Config, name: str) -> Config:
-    """The options of a run's ablation."""
-    return _changed(config, SASREC_OPTIONS if name == SASREC else CHANGES[name])
+    """The options of a run's ablation.
+
+    Raises:
+        UserError: the run has no source that the ablation keeps, such as a text for `text_only`.
+    """
+    return _changed(config, _changes(config, name))
+
+
+def _changes(config: Config, name: str) -> dict[str, Any]:
+    if name == SASREC:
+        return SASREC_OPTIONS
+    if name == FROZEN:
+        return {"encoder.tune": "freeze"}
+    return {"model.sources": tuple(source for source in config.model.sources if source not in WITHOUT[name])}
 
 
 def _changed(config: Config, changes: dict[str, Any]) -> Config:

@@ -22,7 +22,7 @@ from ctxrec.datasets.oracle import Oracle, load_oracles, oracle_of_log
 from ctxrec.evaluation.ablations import train_ablations
 from ctxrec.evaluation.baselines.selection import SPLITS, fit_contenders
 from ctxrec.evaluation.diversity_tradeoff import settings, tradeoff, without_arranged
-from ctxrec.evaluation.rank_requests import RankingPlan, check_bundles, rank_requests, ranked_lists, run_bundles
+from ctxrec.evaluation.rank_requests import SEED, RankingPlan, check_bundles, rank_requests, ranked_lists, run_bundles
 from ctxrec.evaluation.report import page as report_page
 from ctxrec.evaluation.second_stage import RERANK, in_words, second_stage
 from ctxrec.evaluation.summary import MODEL, RERANKED, RankedLists, best_baseline, focus, summarise
@@ -142,13 +142,13 @@ def _evaluate(
         eligible=eligible,
         ks=options.ks,
         resamples=options.bootstrap,
-        seed=options.seed,
+        seed=SEED,
         held_out=_held_out(prepared, config),
     )
     clock.stop("intervals")
     if plan.arranged:
         model = load_recommender(plan.bundles[MODEL])
-        metrics["diversity"] = tradeoff(lists, model, eligible=eligible, resamples=options.bootstrap, seed=options.seed)
+        metrics["diversity"] = tradeoff(lists, model, eligible=eligible, resamples=options.bootstrap, seed=SEED)
         clock.stop("diversity")
     metrics |= {"options": contenders.options, "notes": contenders.notes}
     if bundles and split == "valid":
@@ -248,9 +248,7 @@ def _write(
         metrics,
         facts=report_page.Facts.of(prepared, config),
         train_log=read_train_log(run) if run is not None else [],
-        examples=_examples(
-            prepared, lists, ndcg, table, system=system, other=best_baseline(metrics), seed=config.evaluate.seed
-        ),
+        examples=_examples(prepared, lists, ndcg, table, system=system, other=best_baseline(metrics), seed=SEED),
         config_toml=to_toml(config),
     )
     storage.write_text(storage.join(out, "report.html"), html)

@@ -31,6 +31,7 @@ from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import Retriever, find_reranker
 from ctxrec.retrieval.slate.rules import Rules
 
+SEED = 0  # of shuffled contexts and of resamples, so that two evaluations of a run say the same
 _SCORES_AT_ONCE = 1 << 25  # scores in memory at a time in one actor (128 MB)
 _NOTHING = np.zeros(0, np.int64)
 _RECENT = 5  # events of the history that the report's examples show
@@ -82,7 +83,7 @@ class RankingPlan:
             batch_size=max(1, min(config.evaluate.batch_size, _SCORES_AT_ONCE // max(prepared.num_items, 1))),
             num_actors=num_actors,
             cpus_per_actor=max(1, cpus // num_actors),
-            seed=config.evaluate.seed,
+            seed=SEED,
             reranker=find_reranker(bundles[MODEL]) if config.rerank.use and MODEL in bundles else None,
             arranged=(arranged or {}) if MODEL in bundles else {},
             rules=rules or Rules(),

@@ -14,7 +14,6 @@ import faiss
 import numpy as np
 
 from ctxrec.core.config import IndexConfig
-from ctxrec.core.errors import UserError
 from ctxrec.index.exact import ByColumn, exact_search
 from ctxrec.index.faiss_index import Index, num_gpus
 
@@ -23,6 +22,8 @@ logger = logging.getLogger(__name__)
 _POINTS_PER_LIST = 39  # FAISS's minimum of training points for each list of an IVF index
 _PQ_LEAST, _PQ_NUMBERS = 2_000, 4  # items that a code needs at least for its training; numbers of a vector in a code
 _AUTO_FLAT, _GPU_FACTOR, _AUTO_IVF = 200_000, 10, 5_000_000  # items up to which `auto` takes flat (with a GPU) and ivf
+# Links of a graph's node and candidates at its building: FAISS's own examples, and enough for a recall of .99 here.
+_HNSW_LINKS, _EF_CONSTRUCTION = 32, 200
 _TIMED_ROWS, _TIMED_QUERIES, _TIMED_K = 200_000, 20, 10  # by which the time of a search is measured
 
 Fill = Callable[[faiss.Index, np.ndarray], None]  # puts vectors into the lists of a trained index
@@ -42,9 +43,6 @@ def build_index(
         config: kind and its options. What is too small a catalogue for its kind becomes flat.
         queries: float32 [N, D] of some requests, by which recall is measured; None: made up.
         fill: how lists are filled; `ctxrec.index.ray_fill.add_on_nodes` for a cluster.
-
-    Raises:
-        UserError: `index.nlist` is larger than the catalogue.
     """
     vectors = np.ascontiguousarray(vectors, np.float32)
     num_items, dim = vectors.shape
@@ -54,14 +52,14 @@ def build_index(
     if kind == "cagra":
         made = _on_gpu(vectors, config)
     elif kind == "hnsw":
-        made = faiss.IndexHNSWFlat(dim, config.hnsw_links, faiss.METRIC_INNER_PRODUCT)
-        made.hnsw.efConstruction = config.ef_construction
+        made = faiss.IndexHNSWFlat(dim, _HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+        made.hnsw.efConstruction = _EF_CONSTRUCTION
         made.add(vectors)
-    elif kind == "ivf" and (num_lists := _num_lists(num_items, config)) >= 2:
+    elif kind == "ivf" and (num_lists := _num_lists(num_items)) >= 2:
         made = faiss.index_factory(dim, f"IVF{num_lists},Flat", faiss.METRIC_INNER_PRODUCT)
         made.train(vectors)
         fill(made, vectors)
-    elif kind == "ivfpq" and num_items >= _PQ_LEAST and (num_lists := _num_lists(num_items, config)) >= 2:
+    elif kind == "ivfpq" and num_items >= _PQ_LEAST and (num_lists := _num_lists(num_items)) >= 2:
         codes = -(-dim // _PQ_NUMBERS)
         names = f"Pad{codes * _PQ_NUMBERS},IVF{num_lists},PQ{codes}np,RFlat"  # np: no polysemous codes, which take minutes and are not used
         made = faiss.index_factory(dim, names, faiss.METRIC_INNER_PRODUCT)
@@ -136,17 +134,12 @@ def _median_ms(search: Callable[[np.ndarray], object], queries: np.ndarray) -> f
 def _on_gpu(vectors: np.ndarray, config: IndexConfig) -> faiss.Index:
     """A graph made by CAGRA, in the form in which it is saved: CPUs search it too, and a GPU takes it back as it is."""
     wanted = faiss.GpuIndexCagraConfig()
-    wanted.graph_degree = 2 * config.hnsw_links  # as many as the lowest level of a hnsw has
+    wanted.graph_degree = 2 * _HNSW_LINKS  # as many as the lowest level of a hnsw has
     wanted.intermediate_graph_degree = 2 * wanted.graph_degree
     graph = faiss.GpuIndexCagra(faiss.StandardGpuResources(), vectors.shape[1], faiss.METRIC_INNER_PRODUCT, wanted)
     graph.train(vectors)
     return faiss.index_gpu_to_cpu(graph)
 
 
-def _num_lists(num_items: int, config: IndexConfig) -> int:
-    if config.nlist > num_items:
-        raise UserError(
-            f"index.nlist is {config.nlist}; expected at most the number of items ({num_items}). "
-            "Take 0 for the automatic choice"
-        )
-    return config.nlist or min(round(4 * math.sqrt(num_items)), num_items // _POINTS_PER_LIST)
+def _num_lists(num_items: int) -> int:
+    return min(round(4 * math.sqrt(num_items)), num_items // _POINTS_PER_LIST)

@@ -31,6 +31,7 @@ _EXACT_SHARE = 0.05  # filters that leave less than this share of items are rank
 _GPU_MAX_K, _CAGRA_MAX_K = 2048, 512  # results of a search on a GPU, at most
 _GPU_MAX_LISTS = 2048
 _SAMPLE, _SAMPLE_K = 200, 10  # queries by which recall is measured, and how many items of each
+_REFINE = 16  # candidates of ivfpq that are ranked exactly, as a multiple of k
 _FIRST_EFFORT = {"ivf": 8, "ivfpq": 8, "hnsw": 32, "cagra": 32}  # lists and graph nodes that are tried first
 
 
@@ -203,9 +204,7 @@ class Index:
             if self.kind == "ivf":
                 return params
             padded = faiss.SearchParametersPreTransform(index_params=params)
-            return faiss.IndexRefineSearchParameters(
-                k_factor=float(self._config.refine * refine), base_index_params=padded
-            )
+            return faiss.IndexRefineSearchParameters(k_factor=float(_REFINE * refine), base_index_params=padded)
         ef_search = self._config.ef_search or self._index.hnsw.efSearch
         return faiss.SearchParametersHNSW(efSearch=max(math.ceil(ef_search * effort), num), **more)
 

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 TEMPORARY = "_tmp"  # under the data folder; the underscore hides it from readers
 BUCKET_EVENTS = 2_000_000
+MAX_ID_BYTES = 1024  # rows with a longer id are rejected
+MAX_CATEGORY_VALUES = 100_000  # values of a categorical column that keep a code of their own, the most frequent ones
 MAX_ACTIONS = 32_767  # codes are int16
 HASHED_BYTES = 64 << 20  # larger input files are told apart by size and time of change, not by content
 
@@ -125,7 +127,9 @@ def _fingerprint(source: Source, config: Config) -> str:
     for section in ("events", "items", "users", "graph"):
         if spec[section] is not None:
             spec[section]["path"] = _signatures([info.path for info in getattr(source, section)])
+    # The constants were options once; they stay part of the fingerprint, so that folders of then are still reused.
     options = dataclasses.asdict(config.prepare)
+    options |= {"max_id_bytes": MAX_ID_BYTES, "max_category_values": MAX_CATEGORY_VALUES}
     return storage.sha256_json({"format": schema.FORMAT_VERSION, "version": VERSION, "spec": spec, "prepare": options})
 
 
@@ -148,7 +152,7 @@ def _run(source: Source, out: str, config: Config) -> dict[str, Any]:
     """Read the tables, pass 1, the split, pass 2, the item table; returns meta.json without the fingerprint."""
     spec, options, notes = source.spec, config.prepare, []
     rejects = storage.join(out, schema.REJECTS)
-    items, users, table_rejects = _read_tables(source, options.max_id_bytes, rejects)
+    items, users, table_rejects = _read_tables(source, MAX_ID_BYTES, rejects)
     facts = None
     if spec.graph is not None:
         facts = triples.read_triples(source.graph, spec.graph, rejects=rejects)
@@ -160,7 +164,7 @@ def _run(source: Source, out: str, config: Config) -> dict[str, Any]:
         spec=spec,
         unit=parsing.detect_unit(readers.sample_column(source.events, spec.events.time)),
         buckets=options.buckets or max(-(-source.num_rows // BUCKET_EVENTS), 2),
-        max_id_bytes=options.max_id_bytes,
+        max_id_bytes=MAX_ID_BYTES,
         now_us=int(time.time() * 1e6),
         shards=storage.join(out, TEMPORARY),
         rejects=rejects,
@@ -172,12 +176,12 @@ def _run(source: Source, out: str, config: Config) -> dict[str, Any]:
             f"no event is left of the {log.rows_read} rows read at {spec.events.path} ({found}). "
             f"Expected rows with a user, an item and a time; rejected rows are kept in {rejects}"
         )
-    features = _features(spec, items, users, log, limit=options.max_category_values, notes=notes)
+    features = _features(spec, items, users, log, limit=MAX_CATEGORY_VALUES, notes=notes)
     item_ids = pa.concat_arrays([items.ids, log.new_items])
     pairs = None
     if facts is not None:
         pairs = triples.pairs_of(facts, item_ids)
-        features.item_categories[schema.GRAPH] = entities.vocabulary(pairs.flatten(), None, options.max_category_values)
+        features.item_categories[schema.GRAPH] = entities.vocabulary(pairs.flatten(), None, MAX_CATEGORY_VALUES)
         having = int((pairs.value_lengths().to_numpy() > 0).sum())
         notes.append(
             f"graph: {len(facts)} triples; {having} items are the head of one whose relation and tail "

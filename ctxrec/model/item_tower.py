@@ -33,12 +33,12 @@ class ItemTower(nn.Module):
         super().__init__()
         self.config = config
         features = shape.features
-        self.text = nn.Linear(shape.text_width, config.dim) if config.use_text and shape.text_width else None
-        media = shape.media_widths if config.use_media else {}
+        self.text = nn.Linear(shape.text_width, config.dim) if "text" in config.sources and shape.text_width else None
+        media = shape.media_widths if "media" in config.sources else {}
         self.media = nn.ModuleDict({kind: nn.Linear(width, config.dim, bias=False) for kind, width in media.items()})
-        self.id = nn.Embedding(shape.id_buckets, config.dim) if config.use_id else None
-        self.id_bias = nn.Embedding(shape.id_buckets, 1) if config.use_id else None
-        use = config.use_features
+        self.id = nn.Embedding(shape.id_buckets, config.dim) if "id" in config.sources else None
+        self.id_bias = nn.Embedding(shape.id_buckets, 1) if "id" in config.sources else None
+        use = "features" in config.sources
         self.categories = nn.ModuleDict(
             {module_name(n): CategoryEmbedding(v, config.dim) for n, v in features.item_categories.items() if use}
         )
@@ -96,7 +96,7 @@ class ContentHead(nn.Module):
         self.log_age = nn.Parameter(ages * float(np.log(_AGE_DECAY)))
         self.log_action = nn.Embedding(len(shape.features.actions) + 1, 1)
         self.log_scale = nn.Parameter(torch.tensor([np.log(_CONTENT_SCALE)], dtype=torch.float32))
-        self.id_bias = nn.Embedding(shape.id_buckets, 1) if config.use_id else None
+        self.id_bias = nn.Embedding(shape.id_buckets, 1) if "id" in config.sources else None
         nn.init.zeros_(self.log_action.weight)
         if self.id_bias is not None:
             nn.init.zeros_(self.id_bias.weight)

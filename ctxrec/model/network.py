@@ -23,6 +23,8 @@ from ctxrec.model.losses import bce_loss, sampled_softmax_loss, softmax_loss
 from ctxrec.model.two_tower import Towers
 
 CONTENT_POSITIONS = 512  # of a micro-batch that train the content head
+# Up to so many items `train.loss = auto` takes the full softmax. No measurement supports the number: it bounds memory and time.
+FULL_SOFTMAX_ITEMS = 50_000
 
 
 class _GatherRanks(torch.autograd.Function):
@@ -232,7 +234,7 @@ def _head_loss(
 
 
 def choose_loss(config: TrainConfig, num_items: int) -> str:
-    """The loss that `train.loss` names; "auto" is the full softmax for catalogues up to `train.full_softmax_items`."""
+    """The loss that `train.loss` names; "auto" is the full softmax for catalogues up to `FULL_SOFTMAX_ITEMS`."""
     if config.loss != "auto":
         return config.loss
-    return "softmax" if num_items <= config.full_softmax_items else "sampled_softmax"
+    return "softmax" if num_items <= FULL_SOFTMAX_ITEMS else "sampled_softmax"

@@ -31,7 +31,7 @@ class Towers(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor([-np.log(temperature)], dtype=torch.float32))
         num_actions = len(shape.features.actions)
         self.actions = ActionHeads(config.dim, num_actions) if config.action_heads and num_actions > 1 else None
-        has_content = config.use_text and shape.text_width and config.content_dim
+        has_content = "text" in config.sources and shape.text_width and config.content_dim
         self.content = ContentHead(config, shape) if has_content else None
         self.widths = (config.dim + 1,)  # of the heads, in the order in which their vectors lie
         if self.content is not None:

@@ -68,7 +68,7 @@ class UserTower(nn.Module):
         self.start = nn.Embedding(1, dim)
         self.item_in = nn.Linear(dim, dim)
         self.action = nn.Embedding(len(features.actions) + 1, dim)
-        use = config.use_user
+        use = "user" in config.sources
         self.user_cat = nn.ModuleDict(
             {module_name(n): CategoryEmbedding(v, dim) for n, v in features.user_categories.items() if use}
         )
@@ -77,9 +77,9 @@ class UserTower(nn.Module):
         self.norm_in = LayerNorm(dim)
         self.backbone = make_backbone(config)
         self.norm_out = LayerNorm(dim)
-        self.context = ContextTower(config, features) if config.use_context else None
-        self.film = nn.Linear(dim, 2 * dim) if config.use_context else None
-        self.event_context = nn.Linear(dim, dim) if config.use_context else None
+        self.context = ContextTower(config, features) if "context" in config.sources else None
+        self.film = nn.Linear(dim, 2 * dim) if "context" in config.sources else None
+        self.event_context = nn.Linear(dim, dim) if "context" in config.sources else None
         self.query = nn.Linear(dim, dim)
         for table in (self.start, self.action):
             small_init(table)

@@ -58,6 +58,11 @@ class RerankTrainingParams:
     """Tuned numbers of the second stage's training. No measurement supports any of them.
 
     Attributes:
+        num_requests: limit of time: number of validation requests that are used.
+        history_items: number of latest items of the history whose titles are read.
+        item_tokens: number of tokens of a candidate, at most; no more than half of `rerank.max_tokens`.
+        head_lr: peak learning rate of the head.
+        negatives: number of candidates that were not taken, drawn for each one that was.
         depth: the network learns from `depth` times as many candidates as it puts in a new order later.
         choice_share, check_share: shares of the requests that choose the epoch and the weight, and that measure.
         weights: weights beside the retriever's score that are tried.
@@ -68,6 +73,11 @@ class RerankTrainingParams:
         requests_at_once: limit of memory: number of requests that are ranked at once.
     """
 
+    num_requests: int = 4_000
+    history_items: int = 6
+    item_tokens: int = 24
+    head_lr: float = 5e-3
+    negatives: int = 7
     depth: int = 4
     choice_share: float = 0.2
     check_share: float = 0.2
@@ -101,7 +111,7 @@ def train_reranker(run: str, data: PreparedData, config: Config, *, out: str | N
     texts = data.item_texts
     if not has_text(texts).any():
         raise UserError(f"the items of {data.path} have no text; expected some, which the second stage reads")
-    requests = validation_requests(data, config.rerank.requests)
+    requests = validation_requests(data, RERANK_TRAINING.num_requests)
     if requests is None:
         raise UserError(
             f"the data at {data.path} has no validation request to learn from; set split.valid above 0 in the dataset "
@@ -110,7 +120,7 @@ def train_reranker(run: str, data: PreparedData, config: Config, *, out: str | N
     recommender = recommender_before_validation(run, data)
     logger.info("the retriever ranks %d validation requests", len(requests))
     examples = find_candidates(recommender, requests, config.rerank.candidates * RERANK_TRAINING.depth)
-    torch.manual_seed(config.rerank.seed)
+    torch.manual_seed(config.train.seed)
     reranker = make_reranker(encoder_path, texts, config, model_version=recommender.model_version)
     trainer = Trainer(reranker, config, recommender.features, titles_of(recommender))
     gain = trainer.fit(examples)
@@ -142,10 +152,10 @@ def make_reranker(encoder_path: str, texts: list[str], config: Config, *, model_
     return Reranker(
         network=CrossEncoder(encoder, token_budget=encoder_config.token_budget),
         reader=reader,
-        items=reader.plain(texts, options.item_tokens),
+        items=reader.plain(texts, min(RERANK_TRAINING.item_tokens, options.max_tokens // 2)),
         weight=1.0,
         candidates=options.candidates,
-        history_items=options.history_items,
+        history_items=RERANK_TRAINING.history_items,
         model_version=model_version,
         gain={},
     )
@@ -162,10 +172,10 @@ class Trainer:
         titles: list[str | None],
         params: RerankTrainingParams = RERANK_TRAINING,
     ) -> None:
-        self.params = params
+        self.params, self.seed = params, config.train.seed
         self.reranker, self.options = reranker, config.rerank
         self.features, self.titles = features, titles
-        self.rng = np.random.default_rng(config.rerank.seed)
+        self.rng = np.random.default_rng(config.train.seed)
         reranker.network.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def fit(self, examples: Examples) -> dict[str, Any]:
@@ -200,7 +210,7 @@ class Trainer:
     def _train(self, train: Examples, choice: Examples) -> tuple[float, dict[str, torch.Tensor]]:
         """The weight beside the retriever's score and the network's weights that gain most on the choosing part."""
         optimizer, schedule = self._optimizer(len(train))
-        texts = request_texts(train.requests, self.features, self.titles, history_items=self.options.history_items)
+        texts = request_texts(train.requests, self.features, self.titles, history_items=self.reranker.history_items)
         asked = self.reranker.reader.plain(texts, self.options.max_tokens)
         best, weight, state, begin = 0.0, 0.0, self._state(), time.monotonic()
         for epoch in range(self.options.epochs):
@@ -227,7 +237,7 @@ class Trainer:
         network, options = self.reranker.network, self.options
         adapter = [p for p in network.encoder.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
-            [{"params": adapter, "lr": options.lr}, {"params": network.head.parameters(), "lr": options.head_lr}]
+            [{"params": adapter, "lr": options.lr}, {"params": network.head.parameters(), "lr": self.params.head_lr}]
         )
         steps = options.epochs * -(-num_train // options.batch_size)
         warm = max(self.params.warmup * steps, 1)
@@ -264,7 +274,7 @@ class Trainer:
         """Places of the targets among a request's candidates, and of others drawn at random."""
         taken, others = np.flatnonzero(hits), np.flatnonzero(~hits)
         taken = self.rng.permutation(taken)[: self.params.max_targets]
-        num = min(len(others), self.options.negatives * len(taken))
+        num = min(len(others), self.params.negatives * len(taken))
         return np.concatenate([taken, self.rng.choice(others, num, replace=False)])
 
     def _state(self) -> dict[str, torch.Tensor]:
@@ -291,7 +301,7 @@ class Trainer:
             nothing = {"mean": 0.0, "low": 0.0, "high": 0.0}
             return {"requests": 0, "retriever": 0.0, "reranked": 0.0, "gain": nothing}
         differences = reranked - retrieved
-        resampled = bootstrap_means(differences[:, None], num=self.params.resamples, seed=self.options.seed)[:, 0]
+        resampled = bootstrap_means(differences[:, None], num=self.params.resamples, seed=self.seed)[:, 0]
         num = max(len(part.with_hit()), 1)
         logger.info("%.0f ms a request for %d candidates", 1e3 * seconds / num, self.options.candidates)
         return {

@@ -8,6 +8,7 @@ from typing import Any
 from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
 from ctxrec.model.inputs import MAX_ID_ROWS
+from ctxrec.model.network import FULL_SOFTMAX_ITEMS
 from ctxrec.training.memory_model import RESERVE, TUNES, Encoder, Load, per_gpu, tower_weights
 
 GIB = 1 << 30
@@ -65,7 +66,7 @@ def plan(work: Work, encoder: Encoder, hardware: Hardware, config: Config) -> di
 def load_of(work: Work, hardware: Hardware, config: Config) -> Load:
     model, train = config.model, config.train
     rows = train.micro_batch_size or max(train.global_batch_size // hardware.gpus, 1)
-    full = work.items <= train.full_softmax_items
+    full = work.items <= FULL_SOFTMAX_ITEMS
     return Load(
         items=work.items,
         id_rows=model.id_buckets or min(work.items, MAX_ID_ROWS),
@@ -130,7 +131,7 @@ def seconds(work: Work, encoder: Encoder, hardware: Hardware, config: Config, lo
     tokens = min(config.train.fresh_items, work.items) * work.tokens_per_item
     # Item vectors of the whole catalogue in every step, forward and backward; the backbone's matrices are 12 D^2 a layer.
     catalogue = 6 * work.items * encoder.hidden * (load.dim + load.content)
-    competing = work.items if work.items <= config.train.full_softmax_items else config.train.negatives
+    competing = work.items if work.items <= FULL_SOFTMAX_ITEMS else config.train.negatives
     position = 6 * (12 * load.dim**2 * config.model.layers + load.dim * competing)
     towers = steps * catalogue + 2 * work.events * position
     return {

@@ -75,9 +75,9 @@ def read_catalogue(config: Config, data: PreparedData, log: LogScan, folder: str
     features = item_features(data.items, data.features)
     texts, media = None, {}
     present_I = has_text(features.texts)
-    if config.encoder.name and config.model.use_text and present_I.any():
+    if config.encoder.name and "text" in config.model.sources and present_I.any():
         texts = _read_texts(config, features.texts, present_I, folder, place)
-    if config.model.use_media:
+    if "media" in config.model.sources:
         media = media_tables(config.encoder, data, storage.join(folder, MEDIA), place)
     shape = ModelShape.of(
         config.model,

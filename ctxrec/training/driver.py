@@ -80,7 +80,7 @@ def train(
     if _finished(out, config, data):
         print(f"reused: {out} holds this training, finished; nothing changed")
         return out
-    if config.encoder.name and config.model.use_text:
+    if config.encoder.name and "text" in config.model.sources:
         path = resolve_encoder(config.encoder.name, storage.cache_dir())  # fail here, not in a worker
         check_max_tokens(path, config.encoder)
     check_backbone(config.model)

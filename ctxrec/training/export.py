@@ -73,7 +73,7 @@ def tuned_text(setup: Setup, encoder: TextEncoder) -> TextTable:
 
 def calibrate(setup: Setup, towers: dict[str, torch.Tensor], text: TextTable | None) -> np.ndarray | None:
     """Weights of the blend, by the validation requests; rank 0 alone. None where there is no memory or no request."""
-    if setup.worker.rank != 0 or not setup.config.model.use_memory or setup.log.validation is None:
+    if setup.worker.rank != 0 or "memory" not in setup.config.model.sources or setup.log.validation is None:
         return None
     made = _made(setup, towers)
     vectors = _vectors(made, setup.catalogue.items, text)
@@ -138,7 +138,7 @@ def export(
         text = chosen.text
         vectors = _vectors(made, items, text)
         blend = None
-        if setup.config.model.use_memory:
+        if "memory" in setup.config.model.sources:
             blend = _blend(setup, schema.TEST, vectors, made, text)
             blend = dataclasses.replace(blend, weights_2K=blend.unfitted_2K if weights is None else weights)
         scale = {} if text is None else {"mean": text.mean_H.cpu().numpy(), "scale": text.scale_H.cpu().numpy()}

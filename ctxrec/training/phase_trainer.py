@@ -32,6 +32,9 @@ from ctxrec.training.worker_setup import Setup
 
 logger = logging.getLogger(__name__)
 
+_FINAL_LR = (
+    0.1  # learning rate at the end of the schedule, as a share of its peak; no measurement supports another value
+)
 SHARE = "share"  # in a phase's best weights: the share of the schedule that they took
 
 
@@ -207,10 +210,10 @@ class PhaseRun:
         raise UserError(f"{text}; look at their events, lower train.{rate}, or set train.not_finite = skip")
 
     def _lr_factor(self) -> float:
-        """Linear warm-up, then a cosine down to `final_lr`."""
+        """Linear warm-up, then a cosine down to `_FINAL_LR`."""
         done, config = self.progress.step / self.total_steps, self.config
         warm = min(1.0, (self.progress.step + 1) / max(config.warmup * self.total_steps, 1))
-        return warm * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * done)))
+        return warm * (_FINAL_LR + (1 - _FINAL_LR) * 0.5 * (1 + math.cos(math.pi * done)))
 
     def _generator(self, number: int) -> np.random.Generator:
         """Random numbers of a micro-batch that all workers share."""

@@ -17,7 +17,7 @@ from ctxrec.data.prepared import PreparedData
 from ctxrec.data.requests import Requests
 from ctxrec.encoder.cache import Place
 from ctxrec.memory.item_memory import ItemMemory, fit_memory
-from ctxrec.model.network import choose_loss
+from ctxrec.model.network import FULL_SOFTMAX_ITEMS, choose_loss
 from ctxrec.training import deepspeed_engine
 from ctxrec.training.catalogue_vectors import Catalogue, read_catalogue
 from ctxrec.training.trackers import Tracker
@@ -159,10 +159,11 @@ def choices(
         encoded: whether the encoder is trained.
         cut: whether what the layers below the trained ones make of a text comes from disk.
     """
-    loss, most = choose_loss(config.train, num_items), config.train.full_softmax_items
+    loss = choose_loss(config.train, num_items)
     parts = [f"{'bf16' if dtype == torch.bfloat16 else 'fp32'} on {device.type}, ZeRO-{config.train.zero_stage}"]
     parts.append(
-        f"{loss} over {num_items:,} items" + (f" (full up to {most:,})" if config.train.loss == "auto" else "")
+        f"{loss} over {num_items:,} items"
+        + (f" (full up to {FULL_SOFTMAX_ITEMS:,})" if config.train.loss == "auto" else "")
     )
     if encoded:
         top = config.encoder.top_layers if config.encoder.tune != "full" else 0

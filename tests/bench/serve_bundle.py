@@ -49,8 +49,8 @@ def speed_bundle(num_items: int, dim: int, scratch: str) -> str:
         return path
     data = _data(num_items, os.path.join(scratch, f"data-{num_items}"))
     # The last column of a vector is the item's own score, hence dim - 4 (a multiple of the heads) and no other head.
-    options = [f"model.dim={dim}", "model.heads=4", "model.layers=2", "model.history=50", "model.use_memory=false"]
-    config = load_config(None, [*options, "model.use_text=false"])
+    options = [f"model.dim={dim}", "model.heads=4", "model.layers=2", "model.history=50"]
+    config = load_config(None, [*options, 'model.sources=["media", "id", "features", "context", "user"]'])
     shape = ModelShape.of(config.model, data.features, num_items=data.num_items, text_width=0)
     torch.manual_seed(0)
     towers = Towers(config.model, shape, temperature=config.train.temperature).eval()

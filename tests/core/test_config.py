@@ -58,6 +58,7 @@ def test_overrides_are_toml_or_a_string(override, section, key, value):
         ('train.trackers=["comet"]', ["train.trackers[0]", "comet", "mlflow"]),
         ("encoder.name=7", ["encoder.name", "a string"]),
         ("encoder.tune=all", ["encoder.tune", "lora"]),
+        ('model.sources=["texts"]', ["model.sources[0]", "'texts'", "text, media, id"]),
         ("encoder.token_budget=8", ["encoder.token_budget", "max_tokens"]),
         ("encoder.adapter_dropout=1", ["encoder.adapter_dropout"]),
         ("model.dim=15", ["model.dim", "heads"]),
@@ -72,7 +73,6 @@ def test_overrides_are_toml_or_a_string(override, section, key, value):
         ("train.keep_checkpoints=1", ["train.keep_checkpoints", "at least 2"]),
         ("train.valid_users=-5", ["train.valid_users"]),
         ("train.seed=-1", ["train.seed"]),
-        ("prepare.max_category_values=0", ["prepare.max_category_values"]),
         ("index.kind=annoy", ["index.kind", "hnsw"]),
         ("evaluate.ks=[5]", ["evaluate.ks", "10"]),
         ("evaluate.ks=10", ["evaluate.ks", "a list"]),
@@ -89,7 +89,7 @@ def test_a_wrong_override_names_key_and_expectation(override, named):
 
 def test_no_source_for_item_vectors_is_refused():
     with pytest.raises(UserError, match="at least one"):
-        load_config(None, ["model.use_text=false", "model.use_id=false", "model.use_features=false"])
+        load_config(None, ['model.sources=["context", "memory"]'])
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,18 @@ def test_epochs_that_are_named_stay():
     assert config.for_events(10_000_000) == config
 
 
-OLD = "[train]\nseed = 7\nlabel_smoothing = 0.1\nwarm_start = true\n[evaluate]\nease_lambda = 300.0\n"
+OLD = """
+[model]
+use_text = true
+use_memory = false
+use_context = false
+[train]
+seed = 7
+label_smoothing = 0.1
+warm_start = true
+[evaluate]
+ease_lambda = 300.0
+"""
 
 
 def test_a_file_of_an_earlier_version_loads_without_its_removed_options(tmp_path, caplog):
@@ -171,18 +182,32 @@ def test_a_file_of_an_earlier_version_loads_without_its_removed_options(tmp_path
     saved.write_text(OLD)
     config = load_config(None, ["train.workers=2"], base=str(saved))
     assert (config.train.seed, config.train.workers) == (7, 2)
+    assert config.model.sources == ("text", "media", "id", "features", "user")
     (warning,) = [record.getMessage() for record in caplog.records]
-    expected = (
-        "these options were removed and are ignored: train.label_smoothing, train.warm_start, evaluate.ease_lambda"
-    )
-    assert warning == f"{saved}: {expected}"
+    dropped = "train.label_smoothing, train.warm_start, evaluate.ease_lambda"
+    assert warning == f"{saved}: these options were removed and are ignored: {dropped}"
+
+
+def test_a_file_of_today_loads_without_a_warning(tmp_path, caplog):
+    config = load_config(None, ['model.sources=["id", "user"]'])
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    assert load_config(base=str(tmp_path / "config.toml")) == config
+    assert not caplog.records
 
 
 def test_a_user_who_sets_a_removed_option_learns_what_to_use(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text(OLD)
-    with pytest.raises(UserError, match=r"mine\.toml: train\.label_smoothing is no longer an option; leave it out"):
+    with pytest.raises(
+        UserError, match=r"mine\.toml: model\.use_text is no longer an option; list the sources in model"
+    ):
         load_config(str(file))
     for key in REMOVED:
         with pytest.raises(UserError, match=f"^--set: {key} is no longer an option; {re.escape(REMOVED[key])}"):
             load_config(None, [f"{key}=1"])
+
+
+def test_sources_have_one_order():
+    config = load_config(None, ['model.sources=["memory", "id", "memory"]'])
+    assert config.model.sources == ("id", "memory")
+    assert config.model == load_config(None, ['model.sources=["id", "memory"]']).model

@@ -205,7 +205,11 @@ def test_nothing_that_can_be_read_is_an_error(ray_cluster, image_encoder, tmp_pa
 
 
 def test_posters_alone_tell_what_a_user_takes_next(posters, image_encoder, tmp_path):
-    options = [f"encoder.image={image_encoder}", "encoder.name=", "model.use_id=false", "model.use_memory=false"]
+    options = [
+        f"encoder.image={image_encoder}",
+        "encoder.name=",
+        'model.sources=["text", "media", "features", "context", "user"]',
+    ]
     options += ["model.dim=16", "model.history=10", "train.workers=2", "train.global_batch_size=16"]
     options += ["train.tower_epochs=8", "train.refit=false", "train.tower_lr=0.01"]
     run = train(posters.path, str(tmp_path / "run"), load_config(None, options))

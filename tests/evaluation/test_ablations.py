@@ -10,7 +10,7 @@ import pytest
 
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.errors import UserError
-from ctxrec.evaluation.ablations import CHANGES, NAMES, SASREC_OPTIONS, ablated, parse_names
+from ctxrec.evaluation.ablations import FROZEN, NAMES, SASREC, SASREC_OPTIONS, WITHOUT, ablated, parse_names
 
 
 def changed_options(before: Config, after: Config) -> set[str]:
@@ -22,18 +22,30 @@ def changed_options(before: Config, after: Config) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("name", list(CHANGES))
+@pytest.mark.parametrize("name", NAMES[:-1])
 def test_an_ablation_changes_its_sources_alone(name):
     config = load_config(None, ["model.dim=32", "train.workers=2", "train.seed=7"])
-    assert changed_options(config, ablated(config, name)) == set(CHANGES[name])
+    assert NAMES[-1] == SASREC
+    assert changed_options(config, ablated(config, name)) == {"encoder.tune" if name == FROZEN else "model.sources"}
     assert ablated(config, name).model.dim == 32
+
+
+def test_a_source_that_the_run_has_not_is_not_added():
+    config = load_config(None, ['model.sources=["text", "id", "user"]'])
+    assert {name: ablated(config, name).model.sources for name in WITHOUT} == {
+        "text_only": ("text", "user"),
+        "id_only": ("id", "user"),
+        "no_context": ("text", "id", "user"),
+    }
+    with pytest.raises(UserError, match=r"model\.sources is \[\]; expected at least one"):
+        ablated(load_config(None, ['model.sources=["id"]']), "text_only")
 
 
 def test_each_ablation_leaves_a_model():
     text_only, id_only, no_context = (ablated(Config(), name).model for name in ("text_only", "id_only", "no_context"))
-    assert (text_only.use_text, text_only.use_id, text_only.use_features) == (True, False, False)
-    assert (id_only.use_text, id_only.use_id, id_only.use_features) == (False, True, False)
-    assert no_context.use_text and no_context.use_id and not no_context.use_context
+    assert text_only.sources == ("text", "context", "user")
+    assert id_only.sources == ("id", "context", "user", "memory")
+    assert no_context.sources == ("text", "media", "id", "features", "user", "memory")
 
 
 def test_sasrec_is_the_same_whatever_the_run_was():
@@ -52,7 +64,7 @@ def test_sasrec_is_the_same_whatever_the_run_was():
     )
     assert ablated(other, "sasrec").model == plain.model
     assert changed_options(plain, ablated(other, "sasrec")) == {"train.seed"}
-    assert not any((plain.model.use_text, plain.model.use_features, plain.model.use_context, plain.model.use_user))
+    assert plain.model.sources == ("id",)
     model_options = {f"model.{option.name}" for option in dataclasses.fields(plain.model)}
     assert model_options <= set(SASREC_OPTIONS), "a new option of the model must have its value for SASRec"
 
@@ -84,7 +96,7 @@ def test_ablations_are_trained_once_and_evaluated_beside_the_model(tiny_run, tmp
 
     trained = load_recommender(str(run / "ablations" / "id_only" / "bundle"))
     saved = load_config(str(run / "config.toml"))
-    assert changed_options(saved, trained.config) == {"model.use_text", "model.use_features", "model.use_media"}
+    assert changed_options(saved, trained.config) == {"model.sources"}
     sasrec = load_recommender(str(run / "ablations" / "sasrec" / "bundle")).config
     assert sasrec.model.dim == 64 and sasrec.train.workers == saved.train.workers
 

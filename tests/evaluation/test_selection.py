@@ -17,24 +17,24 @@ from ctxrec.data.prepared import PreparedData
 from ctxrec.data.requests import concat_requests, split_requests
 from ctxrec.evaluation.baselines.als import ALS
 from ctxrec.evaluation.baselines.protocol import Baseline
-from ctxrec.evaluation.baselines.selection import ENSEMBLE, TEXT, Contenders, fit_contenders
+from ctxrec.evaluation.baselines.selection import ENSEMBLE, TEXT, BaselineParams, Contenders, fit_contenders
 from ctxrec.index.topk import top_k
 from ctxrec.memory.ease import EASE
 from ctxrec.metrics.ranking import request_metrics
 
-FAST = EvaluateConfig(als_choices=(2, 8), ease_choices=(1.0, 300.0))
+FAST = BaselineParams(als_factors=(2, 8), ease_weights=(1.0, 300.0))
 
 
 @pytest.fixture(scope="module")
 def config(tiny_encoder, tmp_path_factory) -> Config:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CTXREC_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield dataclasses.replace(load_config(None, [f"encoder.name={tiny_encoder}"]), evaluate=FAST)
+        yield load_config(None, [f"encoder.name={tiny_encoder}"])
 
 
 @pytest.fixture(scope="module")
 def fitted(tiny_data, config) -> Contenders:
-    return fit_contenders(PreparedData.open(tiny_data), "test", config, run=None)
+    return fit_contenders(PreparedData.open(tiny_data), "test", config, run=None, params=FAST)
 
 
 def ndcg_of(fitted: dict[Any, Baseline], data: PreparedData, split: int = schema.TEST) -> dict[Any, float]:
@@ -61,12 +61,12 @@ def test_options_are_chosen_on_validation_requests(fitted, tiny_data):
     data = PreparedData.open(tiny_data)
     log = gather_statistics(training_events(data, schema.VALID), data.num_items)
     assert log.item_counts.sum() == data.meta["counts"]["train"]
-    tried = {weight: EASE(weight=weight).fit(users_of_both(log.users_items)) for weight in FAST.ease_choices}
-    tried |= {factors: ALS(factors=factors).fit(log) for factors in FAST.als_choices}
+    tried = {weight: EASE(weight=weight).fit(users_of_both(log.users_items)) for weight in FAST.ease_weights}
+    tried |= {factors: ALS(factors=factors).fit(log) for factors in FAST.als_factors}
     found = ndcg_of(tried, data, schema.VALID)
     assert fitted.options["chosen_on"] == "valid"
-    assert fitted.options["ease_lambda"] == max(FAST.ease_choices, key=lambda c: found[c])
-    assert fitted.options["als_factors"] == max(FAST.als_choices, key=lambda c: found[c])
+    assert fitted.options["ease_lambda"] == max(FAST.ease_weights, key=lambda c: found[c])
+    assert fitted.options["als_factors"] == max(FAST.als_factors, key=lambda c: found[c])
     assert len(set(found.values())) == 4, "the choices differ, so that the best is no accident"
     assert set(fitted.options["ensemble"]) == {"ease", "markov10", "log_popularity", TEXT}
     assert sum(fitted.options["ensemble"].values()) == pytest.approx(1, abs=1e-3)
@@ -87,7 +87,7 @@ def test_choices_do_not_see_the_test_events(fitted, tiny_data, config, tmp_path)
         column = pa.ListArray.from_arrays(items.offsets, pa.array(changed, pa.int32()))
         position = table.column_names.index(schema.EVENT_ITEMS)
         pq.write_table(table.set_column(position, table.schema.field(position), column), path)
-    again = fit_contenders(PreparedData.open(str(tmp_path / "data")), "test", config, run=None)
+    again = fit_contenders(PreparedData.open(str(tmp_path / "data")), "test", config, run=None, params=FAST)
     assert again.options == fitted.options
     np.testing.assert_array_equal(again.fitted["ease"].weights, fitted.fitted["ease"].weights)
 
@@ -96,7 +96,7 @@ def test_fitted_on_the_events_of_all_earlier_splits(fitted, tiny_data, config):
     data = PreparedData.open(tiny_data)
     counts = data.meta["counts"]
     assert fitted.item_counts.sum() == counts["train"] + counts["valid"]
-    valid = fit_contenders(data, "valid", config, run=None)
+    valid = fit_contenders(data, "valid", config, run=None, params=FAST)
     assert valid.item_counts.sum() == counts["train"]
     # Before the validation split there is nothing to choose on, so the first of the choices serve.
     assert valid.options["chosen_on"] == "defaults"
@@ -105,8 +105,8 @@ def test_fitted_on_the_events_of_all_earlier_splits(fitted, tiny_data, config):
 
 
 def test_big_catalogues_leave_out_what_needs_a_matrix_of_items(tiny_data, config):
-    small = dataclasses.replace(config, evaluate=dataclasses.replace(FAST, max_baseline_items=39))
-    found = fit_contenders(PreparedData.open(tiny_data), "test", small, run=None)
+    small = dataclasses.replace(config, evaluate=EvaluateConfig(max_baseline_items=39))
+    found = fit_contenders(PreparedData.open(tiny_data), "test", small, run=None, params=FAST)
     assert set(found.fitted) == {"popularity", "popularity_7d", "markov", "als", TEXT}
     assert found.notes[0].startswith("ItemKNN, EASE and the ensemble left out: 40 items are more than")
     assert "ensemble" not in found.options
@@ -114,7 +114,7 @@ def test_big_catalogues_leave_out_what_needs_a_matrix_of_items(tiny_data, config
 
 def test_without_an_encoder_the_ensemble_has_no_text(tiny_data, config):
     bare = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, name=""))
-    found = fit_contenders(PreparedData.open(tiny_data), "test", bare, run=None)
+    found = fit_contenders(PreparedData.open(tiny_data), "test", bare, run=None, params=FAST)
     assert TEXT not in found.fitted and set(found.options["ensemble"]) == {"ease", "markov10", "log_popularity"}
     assert found.notes == ["un-tuned encoder left out: encoder.name is empty"]
 
@@ -135,9 +135,9 @@ def test_movielens_100k_agrees_with_figures_of_other_code(ray_cluster, tmp_path)
     data = PreparedData.open(str(tmp_path / "data"))
     expected = {"popularity": 0.045, "itemknn": 0.056, "ease": 0.074, "markov": 0.079}
     for weight, ease in ((500.0, 0.074), (50.0, 0.070)):
-        options = EvaluateConfig(ease_choices=(weight,), als_choices=(64,))
-        config = dataclasses.replace(load_config(None, ["encoder.name="]), evaluate=options)
-        ndcg = ndcg_of(fit_contenders(data, "test", config, run=None).fitted, data)
+        params = BaselineParams(ease_weights=(weight,), als_factors=(64,))
+        config = load_config(None, ["encoder.name="])
+        ndcg = ndcg_of(fit_contenders(data, "test", config, run=None, params=params).fitted, data)
         for name, value in (expected | {"ease": ease}).items():
             assert ndcg[name] == pytest.approx(value, abs=0.003), name
         assert 0.066 < ndcg["als"] < 0.081, "ALS moves with its seed; measured elsewhere: 0.078"

@@ -318,12 +318,13 @@ def test_triples_are_a_category_of_items(tmp_path):
     assert data.items.column(schema.category_column(schema.GRAPH)).to_pylist() == [["is: x"], [], ["is: x"]]
 
 
-def test_vocabularies_are_by_frequency_and_capped(tmp_path):
+def test_vocabularies_are_by_frequency_and_capped(tmp_path, monkeypatch):
     write_csv(
         tmp_path, [("a", f"i{n}", START + n, "bbaac"[n]) for n in range(5)], header="user_id,item_id,timestamp,place"
     )
     text = LOG + '[events.context]\ncategorical = ["place"]\n' + LAST
     assert run(tmp_path, text).features.context_categories["place"] == ["a", "b", "c"]
-    capped = run(tmp_path, text, ["prepare.max_category_values=1"])
+    monkeypatch.setattr("ctxrec.ingest.pipeline.MAX_CATEGORY_VALUES", 1)
+    capped = run(tmp_path, text)
     assert capped.features.context_categories["place"] == ["a"]
     assert histories(capped)["a"]["ctx_place"] == [schema.OTHER, schema.OTHER, 2, 2, schema.OTHER]

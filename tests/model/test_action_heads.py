@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ctxrec.core.config import SOURCES
 from ctxrec.data.batching import Batch, Batcher, make_windows
 from ctxrec.data.requests import Requests
 from ctxrec.model.inputs import ItemTensors, ModelShape
@@ -151,7 +152,7 @@ def test_a_bundle_keeps_its_heads(ray_cluster, tiny_data, tiny_config, tmp_path)
     """Trained under ZeRO-3, loaded again, and asked."""
     config = dataclasses.replace(
         tiny_config,
-        model=dataclasses.replace(tiny_config.model, action_heads=True, use_memory=False, content_dim=0),
+        model=dataclasses.replace(tiny_config.model, action_heads=True, sources=SOURCES[:-1], content_dim=0),
         train=dataclasses.replace(
             tiny_config.train, workers=1, zero_stage=3, tower_epochs=1, encoder_epochs=0, refit=False
         ),

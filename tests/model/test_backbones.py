@@ -134,7 +134,11 @@ def test_only_hstu_reads_the_time(config):
 
 
 def test_hstu_without_context_has_no_time(make_world):
-    config = make_world().config("model.backbone=hstu", "model.use_context=false").model
+    config = (
+        make_world()
+        .config("model.backbone=hstu", 'model.sources=["text", "media", "id", "features", "user", "memory"]')
+        .model
+    )
     backbone = moved(make_backbone(config))
     x, times = slots(config)
     assert not [name for name, _ in backbone.named_parameters() if "time" in name]

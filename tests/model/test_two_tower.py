@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
 
-from ctxrec.core.config import TrainConfig
+from ctxrec.core.config import SOURCES, TrainConfig
 from ctxrec.data.batching import Batch, make_windows
 from ctxrec.encoder.text_encoder import TextEncoder, plan_encoding, tokenise
 from ctxrec.encoder.text_table import TextTable, encode_catalogue, has_text, make_text_table
@@ -44,16 +45,17 @@ def outputs(world, config, text: TextTable | None = None, batch: Batch | None = 
 @pytest.mark.parametrize("rich", [True, False])
 @pytest.mark.parametrize("with_text", [True, False])
 @pytest.mark.parametrize(
-    "overrides",
-    [[], ["model.use_context=false"], ["model.use_user=false", "model.use_features=false"], ["model.use_id=false"]],
+    "absent",
+    [[], ["context"], ["user", "features"], ["id"]],
 )
-def test_any_source_may_be_absent(make_world, backbone, rich, with_text, overrides):
-    if overrides == ["model.use_id=false"] and not (rich or with_text):
-        overrides = ["model.layers=1"]  # without any of the three no source of item vectors is left
+def test_any_source_may_be_absent(make_world, backbone, rich, with_text, absent):
+    if absent == ["id"] and not (rich or with_text):
+        pytest.skip("no source of item vectors is left")
     world = make_world(rich=rich)
-    config = world.config(f"model.backbone={backbone}", *overrides)
+    sources = [source for source in SOURCES if source not in absent]
+    config = world.config(f"model.backbone={backbone}", f"model.sources={json.dumps(sources)}")
     vectors, queries = outputs(world, config, text_table(20, missing=(0, 5)) if with_text else None)
-    width = 9 + (13 if with_text and "model.use_text=false" not in overrides else 0)  # sequence and content head
+    width = 9 + (13 if with_text else 0)  # sequence and content head
     assert vectors.shape == (20, width) and queries.shape[-1] == width
     assert torch.isfinite(vectors).all() and torch.isfinite(queries).all()
     if width > 9:
@@ -120,7 +122,10 @@ def test_an_item_without_text_does_not_see_the_text_table(make_world):
 def test_a_cold_item_without_id_gets_its_vector_from_text(make_world):
     """Same text, same vector; another text, another vector; all without an ID and without features."""
     world = make_world(rich=False)
-    config, table = world.config("model.use_id=false"), text_table(20)
+    config, table = (
+        world.config('model.sources=["text", "media", "features", "context", "user", "memory"]'),
+        text_table(20),
+    )
     table.vectors_IH[3] = table.vectors_IH[2]
     vectors = outputs(world, config, table)[0]
     torch.testing.assert_close(vectors[3], vectors[2])
@@ -278,8 +283,7 @@ def test_the_type_of_the_inputs_says_what_is_asked_for(encoder_step):
 
 
 def test_choice_of_loss():
-    config = TrainConfig(full_softmax_items=10)
-    assert [choose_loss(config, n) for n in (10, 11)] == ["softmax", "sampled_softmax"]
+    assert [choose_loss(TrainConfig(), n) for n in (50_000, 50_001)] == ["softmax", "sampled_softmax"]
     assert choose_loss(TrainConfig(loss="bce"), 3) == "bce"
 
 

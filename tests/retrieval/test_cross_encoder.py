@@ -26,10 +26,11 @@ from ctxrec.retrieval.cross_encoder import (
     retrieved_features,
     save_reranker,
 )
-from ctxrec.retrieval.cross_encoder_training import Trainer, make_reranker, summary
+from ctxrec.retrieval.cross_encoder_training import RerankTrainingParams, Trainer, make_reranker, summary
 from ctxrec.retrieval.rerank_candidates import Examples, find_candidates
 
 NUM_ITEMS, NUM_CANDIDATES = 60, 12
+FAST = RerankTrainingParams(head_lr=2e-2)
 WANTED = ("shoe", "coat", "chair")  # words of the items that the planted signal makes users take
 
 
@@ -49,7 +50,7 @@ def requests(world):
 
 @pytest.fixture(scope="module")
 def config(tiny_encoder):
-    options = ["candidates=12", "max_tokens=32", "item_tokens=6", "epochs=6", "batch_size=8", "lr=5e-3", "head_lr=2e-2"]
+    options = ["candidates=12", "max_tokens=32", "epochs=6", "batch_size=8", "lr=5e-3"]
     return load_config(None, [f"encoder.name={tiny_encoder}", *(f"rerank.{option}" for option in options)])
 
 
@@ -186,7 +187,7 @@ def test_items_without_known_text_keep_their_places(world, requests, fresh):
 
 def test_it_learns_a_planted_signal_and_survives_saving(world, requests, fresh, config, tmp_path):
     examples = examples_where(world, requests, of_wanted_text(world))
-    gain = Trainer(fresh, config, world.features, titles(world)).fit(examples)
+    gain = Trainer(fresh, config, world.features, titles(world), FAST).fit(examples)
     assert gain["gain"]["low"] > 0.1 and gain["reranked"] > gain["retriever"] + 0.1 and gain["weight"] > 0
     assert "use it with" in summary(gain)
     part = requests.take(np.arange(20))
@@ -212,7 +213,7 @@ def test_it_learns_a_planted_signal_and_survives_saving(world, requests, fresh, 
 def test_where_nothing_is_gained_the_retriever_stays(world, requests, fresh, config):
     examples = examples_where(world, requests, lambda rng, items: 0)  # what the retriever puts first is taken
     config = dataclasses.replace(config, rerank=dataclasses.replace(config.rerank, epochs=1))
-    gain = Trainer(fresh, config, world.features, titles(world)).fit(examples)
+    gain = Trainer(fresh, config, world.features, titles(world), FAST).fit(examples)
     assert gain["weight"] == fresh.weight == 0 and gain["gain"]["mean"] <= 0 and "nothing gained" in summary(gain)
     torch.nn.init.normal_(fresh.network.head.weight)
     part = requests.take(np.arange(4))
@@ -258,7 +259,7 @@ def test_damage_and_another_model_are_refused(fresh, tmp_path):
     ("override", "message"),
     [
         ("rerank.candidates=1", "rerank.candidates is 1; expected at least 2"),
-        ("rerank.max_tokens=20", "rerank.max_tokens is 20; expected at least item_tokens"),
+        ("rerank.max_tokens=10", "rerank.max_tokens is 10; expected at least 16"),
         ("rerank.lr=0", "rerank.lr is 0"),
     ],
 )

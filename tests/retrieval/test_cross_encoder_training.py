@@ -30,7 +30,7 @@ from ctxrec.retrieval.pre_validation import recommender_before_validation
 from ctxrec.retrieval.recommender import RawRequest
 from ctxrec.retrieval.retriever import load_retriever
 
-OPTIONS = ("candidates=10", "max_tokens=32", "item_tokens=6", "epochs=1", "batch_size=8")
+OPTIONS = ("candidates=10", "max_tokens=32", "epochs=1", "batch_size=8")
 
 
 def options_of(run: str, *overrides: str):

@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.numpy
 
 from ctxrec.core import schema, storage
-from ctxrec.core.config import Config, EncoderConfig, EvaluateConfig
+from ctxrec.core.config import Config, EncoderConfig
 from ctxrec.data.log_statistics import LogStatistics, gather_statistics, training_events, users_of_both
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.requests import Requests, validation_requests
@@ -38,6 +38,28 @@ _CELLS = 1 << 25  # scores of one component that a choice holds in memory at mos
 
 
 @dataclass(frozen=True)
+class BaselineParams:
+    """What the baselines' own options are chosen from. The first value serves where there is no split to choose on.
+
+    Attributes:
+        ease_weights: ridge weights of EASE. On MovieLens-100K 500 is best (NDCG@10 .074; 50 has .070).
+        als_factors: numbers of factors of ALS.
+        als_seed: seed of the factors of ALS.
+        neighbours: number of neighbours of an item that ItemKNN keeps. No measurement supports it.
+        choice_requests: limit of time: number of validation requests that choose.
+    """
+
+    ease_weights: tuple[float, ...] = (500.0, 200.0, 50.0)
+    als_factors: tuple[int, ...] = (64, 128)
+    als_seed: int = 0
+    neighbours: int = 100
+    choice_requests: int = 5_000
+
+
+BASELINES = BaselineParams()
+
+
+@dataclass(frozen=True)
 class Options:
     """What is chosen on the validation split: EASE's ridge weight, ALS's factors, the ensemble's weights."""
 
@@ -56,49 +78,52 @@ class Contenders:
     notes: list[str] = field(default_factory=list)
 
 
-def fit_contenders(prepared: PreparedData, split: str, config: Config, *, run: str | None) -> Contenders:
+def fit_contenders(
+    prepared: PreparedData, split: str, config: Config, *, run: str | None, params: BaselineParams = BASELINES
+) -> Contenders:
     """Fit every baseline that the data allow for ranking `split`.
 
     Options are chosen with models fitted on the training events alone, by NDCG@10 on the validation split;
     then all are fitted anew on the events of all earlier splits. Where `split` is the validation split, or
-    there is none, the first of each of the choices of `EvaluateConfig` serves.
+    there is none, the first of each of the choices serves.
 
     Args:
         prepared: the data.
         split: "valid" or "test".
-        config: the sections `evaluate` and `encoder` count.
+        config: `evaluate.max_baseline_items` and the section `encoder` count.
         run: a run folder with vectors of the un-tuned encoder; None encodes the catalogue here.
+        params: what the options are chosen from.
     """
-    limits, notes = config.evaluate, []
-    matrices = prepared.num_items <= limits.max_baseline_items
+    most, notes = config.evaluate.max_baseline_items, []
+    matrices = prepared.num_items <= most
     if not matrices:
         notes.append(
             f"ItemKNN, EASE and the ensemble left out: {prepared.num_items:,} items are more than "
-            f"evaluate.max_baseline_items ({limits.max_baseline_items:,})"
+            f"evaluate.max_baseline_items ({most:,})"
         )
     text = _text_baseline(prepared, config, run, notes)
-    options, chosen = Options(limits.ease_choices[0], limits.als_choices[0], dict(_DEFAULT_WEIGHTS)), False
+    options, chosen = Options(params.ease_weights[0], params.als_factors[0], dict(_DEFAULT_WEIGHTS)), False
     requests = None
     if split == "test":
-        limit = min(limits.choice_requests, _CELLS // max(prepared.num_items, 1))
+        limit = min(params.choice_requests, _CELLS // max(prepared.num_items, 1))
         requests = validation_requests(prepared, max(1, limit))
     if requests is not None:
         logger.info("choosing the baselines' options on %s validation requests", f"{len(requests):,}")
         log = gather_statistics(training_events(prepared, schema.VALID), prepared.num_items)
         users_II = users_of_both(log.users_items) if matrices else None
         repeats = prepared.spec.split.repeats
-        options, chosen = _choose(log, users_II, text, requests, limits, repeats=repeats), True
+        options, chosen = _choose(log, users_II, text, requests, params, repeats=repeats), True
         del log, users_II
     log = gather_statistics(training_events(prepared, SPLITS[split]), prepared.num_items)
     fitted: dict[str, Baseline] = {
         "popularity": Popularity().fit(log),
         "popularity_7d": RecentPopularity().fit(log),
         "markov": Markov().fit(log),
-        "als": ALS(factors=options.als_factors, seed=limits.seed).fit(log),
+        "als": ALS(factors=options.als_factors, seed=params.als_seed).fit(log),
     }
     if matrices:
         users_II = users_of_both(log.users_items)
-        fitted["itemknn"] = ItemKNN(neighbours=limits.knn_neighbours).fit(users_II)
+        fitted["itemknn"] = ItemKNN(neighbours=params.neighbours).fit(users_II)
         fitted["ease"] = EASE(weight=options.ease_lambda).fit(users_II)
     if text is not None:
         fitted[TEXT] = text
@@ -158,22 +183,22 @@ def _choose(
     users_II: np.ndarray | None,
     text: Baseline | None,
     requests: Requests,
-    limits: EvaluateConfig,
+    params: BaselineParams,
     *,
     repeats: bool,
 ) -> Options:
     """The options that are best on the requests, by models fitted on the events before them."""
     quality = _Quality(requests, repeats)
     factors = {
-        f: quality(ALS(factors=f, seed=limits.seed).fit(log).scores(requests).astype(np.float32))
-        for f in limits.als_choices
+        f: quality(ALS(factors=f, seed=params.als_seed).fit(log).scores(requests).astype(np.float32))
+        for f in params.als_factors
     }
     best_factors = max(factors, key=lambda f: factors[f])
     logger.info("ALS factors: %s", _listed(factors))
     if users_II is None:
-        return Options(limits.ease_choices[0], best_factors, {})
+        return Options(params.ease_weights[0], best_factors, {})
     lambdas, mixes, others = {}, {}, None
-    for weight in limits.ease_choices:
+    for weight in params.ease_weights:
         ease = EASE(weight=weight).fit(users_II)
         scores = ease.scores(requests)
         lambdas[weight] = quality(scores)

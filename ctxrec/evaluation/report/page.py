@@ -40,7 +40,7 @@ class Facts:
             name=prepared.spec.name,
             counts=prepared.meta["counts"],
             split=_describe_split(prepared.spec.split),
-            encoder=encoder if config.model.use_text else f"{encoder}, text not used",
+            encoder=encoder if "text" in config.model.sources else f"{encoder}, text not used",
             fingerprint=prepared.fingerprint,
             evaluated_at=datetime.datetime.now(datetime.UTC).strftime("%d %B %Y, %H:%M UTC"),
             notes=tuple(prepared.meta.get("notes", ())),

@@ -33,7 +33,7 @@ class HstuLayer(nn.Module):
         self.norm_attended = LayerNorm(config.dim, eps=1e-6)  # sums of few slots over n are small
         self.out = nn.Linear(config.dim, config.dim)
         self.distance_bias = nn.Embedding(self.most_slots, config.heads)
-        self.time_bias = nn.Embedding(NUM_TIME_BUCKETS, config.heads) if config.use_context else None
+        self.time_bias = nn.Embedding(NUM_TIME_BUCKETS, config.heads) if "context" in config.sources else None
         for table in (self.distance_bias, self.time_bias):
             if table is not None:
                 nn.init.zeros_(table.weight)
@@ -58,13 +58,13 @@ class Hstu(Backbone):
     """HSTU layers with biases for the distance and for the time between slots, per head.
 
     The time runs from an event to the moment at which a slot is asked, so the last slot knows how long ago
-    everything was. It is context: without `use_context` there is no such bias.
+    everything was. It is context: without `context` in `model.sources` there is no such bias.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(HstuLayer(config) for _ in range(config.layers))
-        self.reads_time = config.use_context
+        self.reads_time = "context" in config.sources
 
     def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor, last_B: torch.Tensor | None = None) -> torch.Tensor:
         passed_BSS = time_buckets(times_BS)
