@@ -21,10 +21,10 @@ import torch.distributed as dist
 
 from ctxrec.core import storage
 from ctxrec.core.config import EncoderConfig
+from ctxrec.encoder.encode_plan import Tokens, plan_encoding
 from ctxrec.encoder.layer_split import lower_states
-from ctxrec.encoder.row_store import RowStore, digest
-from ctxrec.encoder.state_store import ItemStates
-from ctxrec.encoder.text_encoder import Tokens, load_backbone, plan_encoding, trained_from
+from ctxrec.encoder.state_store import ItemStates, RowStore, digest
+from ctxrec.encoder.text_encoder import load_backbone, trained_from
 
 logger = logging.getLogger(__name__)
 

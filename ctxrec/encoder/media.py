@@ -25,8 +25,8 @@ from ctxrec.core.config import EncoderConfig
 from ctxrec.core.errors import UserError
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.cache import Place, folder_of
-from ctxrec.encoder.row_store import RowStore, digest
-from ctxrec.encoder.text_encoder import resolve_encoder
+from ctxrec.encoder.hub import resolve_encoder
+from ctxrec.encoder.state_store import RowStore, digest
 from ctxrec.encoder.text_table import make_text_table
 
 logger = logging.getLogger(__name__)

@@ -1,31 +1,120 @@
-"""What the lowest trained layer of the encoder reads of each item, from disk.
+"""Arrays by key in files of one folder: written once, mapped into memory, shared by the processes of a machine.
+
+A shard is two files: NAME.rows.npy holds all rows end to end, and NAME.keys.npy says whose rows lie where. The second
+file appears when the first is complete, so other processes see a shard whole or not at all.
+
+`RowStore` knows keys and rows. `ItemStates` reads from one what the lowest trained layer of the encoder reads of the
+catalogue's items.
 
 Legend: n items, T tokens, H width of the encoder.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
+import uuid
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from ctxrec.encoder.row_store import RowStore
+_KEYS, _ROWS = ".keys.npy", ".rows.npy"
+_PLACE = np.dtype([("key", "V16"), ("start", "<i8"), ("length", "<i4")])
+
+
+def digest(data: bytes) -> bytes:
+    """The key of `data`: its hash, 16 bytes."""
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+class RowStore:
+    """Blocks of rows [length, width] by key.
+
+    Args:
+        folder: a local folder; the first write makes it.
+        width: numbers in a row.
+        dtype: type of the stored numbers.
+    """
+
+    def __init__(self, folder: str, width: int, dtype: type = np.float32) -> None:
+        self.folder, self.width, self.dtype = folder, width, np.dtype(dtype)
+        self._files: list[np.ndarray] = []
+        self._names: set[str] = set()
+        self._place: dict[bytes, tuple[int, int, int]] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Map the shards that other processes have written since the last call."""
+        if not os.path.isdir(self.folder):
+            return
+        for name in sorted(os.listdir(self.folder)):
+            stem = name.removesuffix(_KEYS)
+            if stem == name or stem in self._names:
+                continue
+            rows = np.load(os.path.join(self.folder, stem + _ROWS), mmap_mode="r", allow_pickle=False)
+            if rows.dtype != self.dtype or rows.shape[1] != self.width:
+                continue
+            places = np.load(os.path.join(self.folder, name), allow_pickle=False)
+            file = len(self._files)
+            for key, start, length in zip(
+                places["key"].tolist(), places["start"].tolist(), places["length"].tolist(), strict=True
+            ):
+                self._place[key] = (file, start, length)
+            self._files.append(rows)
+            self._names.add(stem)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._place
+
+    def read(self, key: bytes) -> np.ndarray:
+        """The rows of a key [length, width], mapped and not copied.
+
+        Raises:
+            KeyError: the key has no rows.
+        """
+        file, start, length = self._place[key]
+        return self._files[file][start : start + length]
+
+    def write(self, blocks: dict[bytes, np.ndarray]) -> None:
+        """Add a shard with the blocks [length, width] of some keys."""
+        if not blocks:
+            return
+        os.makedirs(self.folder, exist_ok=True)
+        stem = os.path.join(self.folder, uuid.uuid4().hex)
+        lengths = np.array([len(rows) for rows in blocks.values()], np.int64)
+        places = np.empty(len(blocks), _PLACE)
+        places["key"] = np.frombuffer(b"".join(blocks), "V16")
+        places["start"], places["length"] = np.cumsum(lengths) - lengths, lengths
+        try:
+            rows = np.lib.format.open_memmap(
+                stem + _ROWS, mode="w+", dtype=self.dtype, shape=(int(lengths.sum()), self.width)
+            )
+            np.concatenate(list(blocks.values()), out=rows, casting="same_kind")
+            rows.flush()
+            np.save(stem + ".part.npy", places, allow_pickle=False)
+            os.replace(stem + ".part.npy", stem + _KEYS)
+        except BaseException:
+            for suffix in (_ROWS, ".part.npy"):
+                if os.path.exists(stem + suffix):
+                    os.remove(stem + suffix)
+            raise
+        self.refresh()
 
 
 class ItemStates:
-    """States of the catalogue's items.
+    """What the lowest trained layer reads of each item of the catalogue, from disk.
 
     Args:
-        store: has the states of all of them that have a text.
-        keys: of the items, in the catalogue's order.
+        store: holds the states of all items that have a text.
+        keys: key of each item, in the catalogue's order.
     """
 
     def __init__(self, store: RowStore, keys: Sequence[bytes]) -> None:
         self._store, self._keys = store, keys
 
     def padded(self, which: np.ndarray, width: int) -> torch.Tensor:
-        """States [n, T, H] of some items, in the stored type, zeros at the end of shorter ones; T is `width`."""
+        """States [n, T, H] of some items, in the stored type; T is `width`, and shorter items end with zeros."""
         states_nTH = np.zeros((len(which), width, self._store.width), self._store.dtype)
         for place, item in enumerate(which.tolist()):
             rows = self._store.read(self._keys[item])

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from ctxrec.core.config import EncoderConfig
-from ctxrec.encoder.text_encoder import TextEncoder, encode_share, plan_encoding, tokenise
+from ctxrec.encoder.encode_plan import encode_share, plan_encoding, tokenise
+from ctxrec.encoder.text_encoder import TextEncoder
 
 
 def has_text(texts: list[str]) -> np.ndarray:

@@ -16,7 +16,8 @@ import torch.nn as nn
 from ctxrec.core.config import TrainConfig
 from ctxrec.core.tracing import section
 from ctxrec.data.batching import Batch
-from ctxrec.encoder.text_encoder import EncodePlan, TextEncoder, Tokens, encode_share
+from ctxrec.encoder.encode_plan import EncodePlan, Tokens, encode_share
+from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.encoder.text_table import TextTable
 from ctxrec.model.inputs import ItemTensors
 from ctxrec.model.losses import bce_loss, sampled_softmax_loss, softmax_loss

@@ -31,7 +31,8 @@ from ctxrec.core.errors import UserError
 from ctxrec.data.events import DAYS, MONTHS
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.data.requests import Requests
-from ctxrec.encoder.text_encoder import TextEncoder, Tokens, encode_share, plan_encoding
+from ctxrec.encoder.encode_plan import Tokens, encode_share, plan_encoding
+from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.index.topk import top_k
 
 FOLDER = "reranker"  # beside the bundle in a run

@@ -28,7 +28,9 @@ from ctxrec.core.config import Config, EncoderConfig
 from ctxrec.core.errors import UserError
 from ctxrec.data.prepared import FeatureMeta, PreparedData
 from ctxrec.data.requests import validation_requests
-from ctxrec.encoder.text_encoder import TextEncoder, Tokens, resolve_encoder
+from ctxrec.encoder.encode_plan import Tokens
+from ctxrec.encoder.hub import resolve_encoder
+from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.encoder.text_table import has_text
 from ctxrec.metrics.ranking import bootstrap_means, percentile_interval, request_metrics
 from ctxrec.retrieval.cross_encoder import (

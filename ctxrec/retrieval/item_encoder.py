@@ -26,7 +26,8 @@ from ctxrec.core.errors import UserError
 from ctxrec.data.features import ItemFeatures, hash_id, item_features
 from ctxrec.data.item_rows import Entities, join_sentences, joined_text, numbers_or_null, value_lists
 from ctxrec.data.parsing import value_line, value_words
-from ctxrec.encoder.text_encoder import TextEncoder, resolve_encoder
+from ctxrec.encoder.hub import resolve_encoder
+from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.encoder.text_table import TextTable, encode_catalogue, has_text, make_text_table
 from ctxrec.memory.blend import NEW, STATIC
 from ctxrec.memory.text_similarity import TEXT_SIMILARITY, nearest_texts, on_axes

@@ -25,7 +25,7 @@ from ctxrec.core.errors import UserError
 from ctxrec.data.features import ItemFeatures, item_features
 from ctxrec.data.log_statistics import LogScan, scan_log
 from ctxrec.data.prepared import PreparedData
-from ctxrec.encoder.text_encoder import resolve_encoder
+from ctxrec.encoder.hub import resolve_encoder
 from ctxrec.encoder.text_table import TextTable, encode_catalogue, has_text, make_text_table
 from ctxrec.memory.blend import Blend
 from ctxrec.memory.item_memory import fit_memory

@@ -20,8 +20,10 @@ from ctxrec.data.features import item_features
 from ctxrec.data.log_statistics import LogScan
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.cache import Place, item_keys, vector_store, with_states
+from ctxrec.encoder.encode_plan import Tokens, plan_encoding, tokenise
+from ctxrec.encoder.hub import resolve_encoder
 from ctxrec.encoder.media import media_tables
-from ctxrec.encoder.text_encoder import TextEncoder, Tokens, plan_encoding, resolve_encoder, tokenise
+from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.encoder.text_table import TextTable, has_text, make_text_table
 from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.network import EncodeInputs, Network

@@ -24,7 +24,7 @@ from ctxrec.core import ray_cluster, storage
 from ctxrec.core.config import BACKBONES, Config, load_config, to_toml
 from ctxrec.core.errors import Failed, Stopped, UserError
 from ctxrec.data.prepared import PreparedData
-from ctxrec.encoder.text_encoder import check_max_tokens, resolve_encoder
+from ctxrec.encoder.hub import check_max_tokens, resolve_encoder
 from ctxrec.model.backbones import check_backbone
 from ctxrec.training import checkpoint, deepspeed_engine, faults
 from ctxrec.training.process_group import ProcessGroupConfig

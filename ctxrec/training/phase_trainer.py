@@ -19,7 +19,7 @@ from safetensors.torch import save as save_tensors
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.core.tracing import section
-from ctxrec.encoder.text_encoder import plan_encoding
+from ctxrec.encoder.encode_plan import plan_encoding
 from ctxrec.encoder.text_table import TextTable
 from ctxrec.model.network import EncodeInputs, LossInputs, Network, choose_loss
 from ctxrec.training import checkpoint, deepspeed_engine, faults

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ctxrec.encoder.text_encoder import EncodePlan, Tokens
+from ctxrec.encoder.encode_plan import EncodePlan, Tokens
 from ctxrec.training.window_sampler import Step
 
 _COUNT_FIRST, _COUNT_EVERY = 2, 100  # steps whose operations are counted, which slows them

@@ -36,7 +36,9 @@ from ctxrec.data.features import item_features
 from ctxrec.data.log_statistics import LogScan, scan_log
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.cache import Place, with_states
-from ctxrec.encoder.text_encoder import EncodePlan, TextEncoder, Tokens, plan_encoding, resolve_encoder, tokenise
+from ctxrec.encoder.encode_plan import EncodePlan, Tokens, plan_encoding, tokenise
+from ctxrec.encoder.hub import resolve_encoder
+from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.encoder.text_table import TextTable, encode_catalogue, has_text, make_text_table
 from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.network import EncodeInputs, LossInputs, Network

@@ -18,7 +18,9 @@ import torch
 
 from ctxrec.core.config import EncoderConfig
 from ctxrec.core.storage import cache_dir
-from ctxrec.encoder.text_encoder import TextEncoder, encode_share, plan_encoding, resolve_encoder, tokenise
+from ctxrec.encoder.encode_plan import encode_share, plan_encoding, tokenise
+from ctxrec.encoder.hub import resolve_encoder
+from ctxrec.encoder.text_encoder import TextEncoder
 
 
 def measure(num_texts: int, caching: bool, encoder: str) -> None:

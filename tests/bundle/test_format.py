@@ -22,7 +22,8 @@ from ctxrec.core.config import EncoderConfig, load_config
 from ctxrec.core.errors import UserError
 from ctxrec.data.features import item_features
 from ctxrec.data.prepared import PreparedData
-from ctxrec.encoder.text_encoder import TextEncoder, tokenise
+from ctxrec.encoder.encode_plan import tokenise
+from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.encoder.text_table import encode_catalogue, make_text_table
 from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.two_tower import Towers

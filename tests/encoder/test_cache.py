@@ -15,8 +15,9 @@ from ctxrec.core.errors import UserError
 from ctxrec.encoder import cache as encoder_cache
 from ctxrec.encoder import layer_split
 from ctxrec.encoder.cache import Place, vector_store, with_states
-from ctxrec.encoder.row_store import RowStore, digest
-from ctxrec.encoder.text_encoder import TextEncoder, encode_share, plan_encoding, tokenise
+from ctxrec.encoder.encode_plan import encode_share, plan_encoding, tokenise
+from ctxrec.encoder.state_store import RowStore, digest
+from ctxrec.encoder.text_encoder import TextEncoder
 
 TEXTS = ["red shoe", "a", "small soft green coat with a large hat", "", "blue lamp", "red shoe"]
 PRESENT = np.array([True, True, True, False, True, True])

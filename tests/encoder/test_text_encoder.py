@@ -18,15 +18,9 @@ from transformers import AutoModel, AutoTokenizer
 
 from ctxrec.core.config import EncoderConfig
 from ctxrec.core.errors import UserError
-from ctxrec.encoder.text_encoder import (
-    TextEncoder,
-    Tokens,
-    check_max_tokens,
-    encode_share,
-    plan_encoding,
-    resolve_encoder,
-    tokenise,
-)
+from ctxrec.encoder.encode_plan import Tokens, encode_share, plan_encoding, tokenise
+from ctxrec.encoder.hub import check_max_tokens, resolve_encoder
+from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.encoder.text_table import encode_catalogue
 from ctxrec.model.network import gather_encoded
 

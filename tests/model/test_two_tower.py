@@ -11,7 +11,8 @@ import torch
 
 from ctxrec.core.config import SOURCES, TrainConfig
 from ctxrec.data.batching import Batch, make_windows
-from ctxrec.encoder.text_encoder import TextEncoder, plan_encoding, tokenise
+from ctxrec.encoder.encode_plan import plan_encoding, tokenise
+from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.encoder.text_table import TextTable, encode_catalogue, has_text, make_text_table
 from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.layers import feature_name, module_name

@@ -37,7 +37,7 @@ from ctxrec.core.config import load_config, to_toml
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.core.errors import UserError
 from ctxrec.data.prepared import PreparedData
-from ctxrec.encoder.text_encoder import resolve_encoder
+from ctxrec.encoder.hub import resolve_encoder
 from ctxrec.ingest.pipeline import prepare
 from ctxrec.retrieval.load import load_recommender, reload_item_vectors
 from ctxrec.training.driver import train

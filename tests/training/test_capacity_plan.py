@@ -16,7 +16,8 @@ from transformers import BertConfig, BertModel
 
 from ctxrec.core.config import EncoderConfig, load_config
 from ctxrec.core.errors import UserError
-from ctxrec.encoder.text_encoder import TextEncoder, Tokens, attach, plan_encoding
+from ctxrec.encoder.encode_plan import Tokens, plan_encoding
+from ctxrec.encoder.text_encoder import TextEncoder, attach
 from ctxrec.encoder.text_table import TextTable
 from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.network import EncodeInputs, LossInputs, Network

@@ -12,7 +12,7 @@ import torch
 
 from ctxrec.core.tracing import section
 from ctxrec.data.batching import make_windows
-from ctxrec.encoder.text_encoder import Tokens, plan_encoding
+from ctxrec.encoder.encode_plan import Tokens, plan_encoding
 from ctxrec.training.profiler import SECTIONS, STEPS, WARM_UP, StepTrace, in_section, seconds_by_section, summarise
 from ctxrec.training.throughput import Meter, peak_flops
 from ctxrec.training.window_sampler import Step

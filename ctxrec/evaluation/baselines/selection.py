@@ -15,7 +15,8 @@ from ctxrec.core.config import Config, EncoderConfig
 from ctxrec.data.log_statistics import LogStatistics, gather_statistics, training_events, users_of_both
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.requests import Requests, validation_requests
-from ctxrec.encoder.text_encoder import TextEncoder, resolve_encoder
+from ctxrec.encoder.hub import resolve_encoder
+from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.encoder.text_table import encode_catalogue
 from ctxrec.evaluation.baselines.als import ALS
 from ctxrec.evaluation.baselines.ensemble import Ensemble, choose_weights, standardised

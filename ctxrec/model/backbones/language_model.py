@@ -17,7 +17,8 @@ import torch.nn as nn
 from ctxrec.core import storage
 from ctxrec.core.config import ModelConfig
 from ctxrec.core.errors import UserError
-from ctxrec.encoder.text_encoder import lora_config, resolve_encoder
+from ctxrec.encoder.hub import resolve_encoder
+from ctxrec.encoder.text_encoder import lora_config
 from ctxrec.model.backbones.base import Backbone, states_at
 
 OPTION = "model.backbone"
