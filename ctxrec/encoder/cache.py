@@ -1,8 +1,8 @@
-"""What a pretrained encoder says of a text as long as it is not tuned: computed once, kept on the machine's disk.
+"""A cache on the machine's disk of what a pretrained encoder computes from a text before it is tuned.
 
-Two things are kept in the cache folder, by the fingerprint of the encoder and the tokens of a text, so that a changed
-text costs itself alone: its vector, and the states that the lowest trained layer reads. All workers of a machine, all
-trainings and all trials of a sweep share them.
+The cache keeps two things: the vector of a text, and the states that the lowest trained layer reads. Both are keyed by
+the encoder's fingerprint and the text's tokens, so a changed text alone is computed anew. All workers of a machine, all
+trainings and all trials of a sweep share the cache.
 
 Legend: I items, H width of the encoder.
 """
@@ -29,13 +29,13 @@ from ctxrec.encoder.text_encoder import load_backbone, trained_from
 logger = logging.getLogger(__name__)
 
 _FOLDER = "encoder-cache"
-_STATE = np.float16  # of a stored state; its error is far below what one step of tuning changes
+_STATE = np.float16  # type of a stored state; its rounding is far below what one step of tuning changes
 _SHARD_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a worker is: its number among all and among those of its machine."""
+    """Where a worker runs: its number among all workers and among those of its machine, and its device."""
 
     rank: int
     world: int
@@ -45,32 +45,34 @@ class Place:
 
 
 def item_keys(tokens: Tokens) -> list[bytes]:
-    """A key for each text, by its tokens."""
+    """The key of each text: a hash of its tokens."""
     raw, bounds = tokens.ids.tobytes(), tokens.offsets * tokens.ids.itemsize
     return [digest(raw[start:stop]) for start, stop in zip(bounds, bounds[1:], strict=False)]
 
 
 @functools.cache
 def fingerprint(encoder_path: str) -> str:
-    """Stands for a local encoder: its configuration and all its weights."""
+    """A hash of a local encoder's configuration and weights."""
     names = sorted(n for n in os.listdir(encoder_path) if n == "config.json" or n.endswith(".safetensors"))
     digests = {name: storage.sha256_file(os.path.join(encoder_path, name)) for name in names}
     return storage.sha256_json(digests)[:16]
 
 
 def vector_store(encoder_path: str, config: EncoderConfig, width: int) -> RowStore:
-    """Vectors of texts by the un-tuned encoder: one row [H] for each."""
+    """Store of the vectors that the encoder gives texts before it is tuned: one row [H] for each text."""
     return RowStore(folder_of(encoder_path, f"vectors-{config.pooling}"), width)
 
 
 def folder_of(encoder_path: str, kind: str) -> str:
+    """The cache folder of one encoder for one kind of content."""
     return os.path.join(storage.cache_dir(), _FOLDER, fingerprint(encoder_path), kind)
 
 
 def with_states(tokens: Tokens, present: np.ndarray, encoder_path: str, config: EncoderConfig, place: Place) -> Tokens:
-    """`tokens` with the states of its items below the trained layers, where that is of use and there is room.
+    """`tokens` with the states of the layers below the trained ones, where these save work and the disk has room.
 
-    Every worker must call it; those of a machine divide what is not on its disk yet. Says what was decided.
+    Every worker must call this; the workers of a machine divide what is not on its disk yet. The log says whether the
+    states are kept, and why not.
     """
     from transformers import AutoConfig
 
@@ -94,7 +96,7 @@ def with_states(tokens: Tokens, present: np.ndarray, encoder_path: str, config: 
                 place,
             )
         except OSError as error:
-            room = f"it cannot be written: {error}"
+            room = f"they cannot be written: {error}"
     stop = torch.tensor(0 if room is None else 1, device=place.device)
     if dist.is_initialized():
         dist.all_reduce(stop)  # also waits for the others
@@ -102,13 +104,13 @@ def with_states(tokens: Tokens, present: np.ndarray, encoder_path: str, config: 
         logger.info(
             "encoder: the states below the top %d layers are not kept: %s",
             config.top_layers,
-            room or "another machine lacks the room",
+            room or "another machine has no room for them",
         )
         return tokens
     store.refresh()
     if place.rank == 0:
         logger.info(
-            "encoder: %d of %d layers trained, the states below them kept on disk (%d texts new, %d known)",
+            "encoder: %d of %d layers are trained; the states below them are on disk (%d texts new, %d known)",
             about.num_hidden_layers - first, about.num_hidden_layers, len(missing), int(present.sum()) - len(missing),
         )  # fmt: skip
     return replace(tokens, states=ItemStates(store, keys))
@@ -122,7 +124,7 @@ def _distinct(keys: list[bytes], items: list[int]) -> np.ndarray:
 def _room(
     store: RowStore, tokens: Tokens, present: np.ndarray, missing: list[int], config: EncoderConfig
 ) -> str | None:
-    """None where the catalogue's states may be kept; else why not."""
+    """None where the catalogue's states may be kept; else the reason why not."""
     per_token = store.width * store.dtype.itemsize
     needed = int(tokens.lengths[present].sum()) * per_token
     if needed > config.cache_gb * 1e9:

@@ -30,6 +30,7 @@ class Tokens:
 
     @property
     def lengths(self) -> np.ndarray:
+        """Tokens of each text."""
         return np.diff(self.offsets)
 
     def padded(self, which: np.ndarray, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,6 +75,7 @@ class EncodePlan:
     padding: float  # share of computed tokens that are padding, over all ranks
 
     def share(self, rank: int) -> np.ndarray:
+        """The texts that a rank encodes, in their order."""
         return self.order[rank :: self.world]
 
 
@@ -121,14 +123,17 @@ def encode_share(
     share = plan.share(rank)
 
     def encode(ids_nT: torch.Tensor, mask_nT: torch.Tensor, which: np.ndarray) -> torch.Tensor:
-        states = tokens.states.padded(which, ids_nT.shape[1]).to(device) if encoder.is_cut else None
+        states = None
+        if encoder.is_cut:
+            assert tokens.states is not None
+            states = tokens.states.padded(which, ids_nT.shape[1]).to(device)
         return encoder(ids_nT, mask_nT, states)
 
     parts = []
     for start, stop, width in zip(plan.bounds, plan.bounds[1:], plan.widths, strict=False):
         ids, mask = (made.to(device) for made in tokens.padded(share[start:stop], int(width)))
         if encoder.config.gradient_caching and torch.is_grad_enabled():
-            # ZeRO-3 frees a module's weights behind its forward pass, so that must not end early.
+            # ZeRO-3 frees a module's weights after its forward pass, so the repeated pass must not stop early.
             with set_checkpoint_early_stop(False):
                 parts.append(checkpoint(encode, ids, mask, share[start:stop], use_reentrant=False))
         else:

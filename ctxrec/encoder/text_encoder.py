@@ -18,12 +18,19 @@ from ctxrec.encoder.layer_split import cut_below, first_trained, layer_list, out
 
 
 class TextEncoder(nn.Module):
-    """A Hugging Face encoder with pooling; adapters attached as the config says."""
+    """A Hugging Face encoder with pooling, and with the adapters that the config names."""
 
     def __init__(self, config: EncoderConfig, path: str, *, tune: bool, cut: bool = False) -> None:
-        """Load from a local folder; with `tune` attach what is trained, else freeze everything.
+        """Load the encoder.
 
-        With `cut` the layers below the trained ones are left out, and `forward` is given their states.
+        Args:
+            config: options of the encoder.
+            path: local folder of the checkpoint.
+            tune: attach what is trained; without it every weight is frozen.
+            cut: leave the layers below the trained ones out; `forward` is then given their states.
+
+        Raises:
+            UserError: the checkpoint cannot be loaded, or `config.tune` does not fit it.
         """
         super().__init__()
         self.config = config
@@ -40,11 +47,12 @@ class TextEncoder(nn.Module):
 
     @property
     def is_cut(self) -> bool:
+        """Whether `forward` needs the states of the layers below the trained ones."""
         return self._lower is not None
 
     def fit_to(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Choose for training there: the backward pass of torch's fused attention is many times slower than plain products
-        on a CPU in bfloat16."""
+        """Choose the attention for training on a device: on a CPU in bfloat16 the backward pass of torch's fused attention
+        is many times slower than that of plain products."""
         if device.type == "cpu" and dtype == torch.bfloat16:
             model = self.backbone.get_base_model() if hasattr(self.backbone, "get_base_model") else self.backbone
             model.set_attn_implementation("eager")
@@ -52,9 +60,18 @@ class TextEncoder(nn.Module):
     def forward(
         self, ids_nT: torch.Tensor, mask_nT: torch.Tensor, lower_nTH: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Pooled vectors [n, H], float32; a cut encoder needs `lower_nTH`, what its lowest layer reads."""
+        """Pooled vectors of texts.
+
+        Args:
+            ids_nT: token ids, padded at the end.
+            mask_nT: 1 for tokens, 0 for padding.
+            lower_nTH: for a cut encoder alone, what its lowest layer reads.
+
+        Returns:
+            float32 [n, H].
+        """
         assert (lower_nTH is None) == (self._lower is None)
-        if self._lower is not None:
+        if self._lower is not None and lower_nTH is not None:
             self._lower.states_nTH = lower_nTH.to(next(self.parameters()).dtype)
         states_nTH = self.backbone(input_ids=ids_nT, attention_mask=mask_nT).last_hidden_state
         if self.pooling == "cls":
@@ -67,8 +84,14 @@ class TextEncoder(nn.Module):
 
 
 def load_backbone(path: str) -> Any:
-    """A pretrained encoder in float32, without dropout: its weights are frozen for the most part, adapters have a dropout
-    of their own, and attention without it has a fast form on CPUs."""
+    """A pretrained encoder in float32, without dropout.
+
+    Most of its weights are frozen, adapters have a dropout of their own, and attention without dropout has a fast form on
+    CPUs.
+
+    Raises:
+        UserError: the folder holds no encoder that can be loaded from safetensors without running its code.
+    """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel
     from transformers.utils import logging as transformers_logging
@@ -90,12 +113,12 @@ def load_backbone(path: str) -> Any:
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"the encoder at {path} cannot be loaded: {str(error).splitlines()[0]}") from error
     if getattr(backbone, "pooler", None) is not None:
-        backbone.pooler = None  # pooling is ours; an unused layer would be a trained weight without gradient
+        backbone.pooler = None  # we pool ourselves, and ZeRO waits for a gradient of each trained weight
     return backbone
 
 
 def _pooling(config: EncoderConfig, path: str) -> str:
-    """The configured pooling, else the checkpoint's own (sentence-transformers), else by architecture."""
+    """The configured pooling; for "auto" the checkpoint's own (sentence-transformers), else the architecture's."""
     if config.pooling != "auto":
         return config.pooling
     own = os.path.join(path, "1_Pooling", "config.json")
@@ -113,14 +136,17 @@ def _pooling(config: EncoderConfig, path: str) -> str:
 
 
 def trained_from(backbone: Any, config: EncoderConfig) -> int:
-    """Number of the lowest layer that `config` trains; 0 where something below the layers is trained too."""
+    """Number of the lowest layer that `config` trains; 0 where word vectors are trained too."""
     return 0 if config.tune == "full" else first_trained(backbone, config.top_layers)
 
 
 def lora_config(
     backbone: Any, *, rank: int, alpha: float, dropout: float = 0.0, dora: bool = False, exclude: str | None = None
 ) -> Any:
-    """Options of a LoRA or DoRA adapter on all linear layers of a Hugging Face model but those of names `exclude`."""
+    """Options of a LoRA or DoRA adapter on the linear layers of a Hugging Face model.
+
+    `exclude` is a regular expression for the names of modules that get no adapter.
+    """
     from peft import LoraConfig
 
     return LoraConfig(
@@ -135,7 +161,11 @@ def lora_config(
 
 
 def attach(backbone: Any, config: EncoderConfig) -> Any:
-    """Make trainable what `config.tune` names, attaching PEFT adapters where it names one."""
+    """Make trainable what `config.tune` names; attach a PEFT adapter where it names one.
+
+    Raises:
+        UserError: the adapter does not fit the encoder's architecture.
+    """
     if config.tune in ("lora", "dora", "ia3"):
         from peft import IA3Config, get_peft_model
 

@@ -23,9 +23,15 @@ def has_text(texts: list[str]) -> np.ndarray:
 def make_text_table(
     vectors: np.ndarray, present: np.ndarray, *, mean: np.ndarray | None = None, scale: np.ndarray | None = None
 ) -> TextTable:
-    """A table of vectors [I, H] with their centre and scale, by default those of the items that have text.
+    """A table of vectors with their centre and scale.
 
-    Scaled by the standard deviation times sqrt(H), so that a vector's expected length is 1.
+    The scale is the standard deviation times sqrt(H), so the expected length of a scaled vector is 1.
+
+    Args:
+        vectors: [I, H].
+        present: bool [I], which items have a text.
+        mean: [H], the centre; None takes that of the items with text.
+        scale: [H]; None takes that of the items with text.
     """
     if mean is None or scale is None:
         shown = vectors[present.astype(bool)]
@@ -44,7 +50,11 @@ def make_text_table(
 def encode_catalogue(
     encoder: TextEncoder, encoder_path: str, texts: list[str], config: EncoderConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors [I, H] of all texts (zero where there is none), and which have one; in this process alone."""
+    """Encode all texts in this process.
+
+    Returns:
+        Vectors [I, H], 0 where there is no text, and which items have a text, bool [I].
+    """
     present = has_text(texts)
     vectors = np.zeros((len(texts), encoder.width), np.float32)
     which = np.flatnonzero(present)
@@ -58,8 +68,10 @@ def encode_catalogue(
 
 @dataclass
 class TextTable:
-    """Text vectors of the catalogue. `mean` and `scale` (of the un-tuned encoder's vectors) centre and
-    scale them, since raw language-model vectors share one direction (arXiv 2402.10602)."""
+    """Text vectors of the catalogue, with the centre and scale of the encoder's vectors before it is tuned.
+
+    Raw vectors of language models share one direction (arXiv 2402.10602), so a tower reads them centred and scaled.
+    """
 
     vectors_IH: torch.Tensor  # float32
     present_I: torch.Tensor  # float32, 0 where an item has no text
