@@ -29,9 +29,9 @@ def main() -> None:
     if args.run is None and args.diversity:
         raise UserError("--diversity needs --run: it re-ranks the lists of a model")
     from ctxrec.evaluation.ablations import parse_names
+    from ctxrec.evaluation.comparison_table import format_table
     from ctxrec.evaluation.diversity_tradeoff import format_tradeoff, parse_strengths
     from ctxrec.evaluation.offline import evaluate_data, evaluate_run
-    from ctxrec.evaluation.summary import format_table
 
     # A missing run is reported by evaluate_run, in terms of the run and not of one of its files.
     saved = storage.join(args.run, "config.toml") if args.run else None

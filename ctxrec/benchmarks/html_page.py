@@ -6,9 +6,10 @@ import datetime
 from typing import Any
 
 from ctxrec.benchmarks import results as results_table
+from ctxrec.evaluation.comparison_table import verdict
 from ctxrec.evaluation.report import charts
-from ctxrec.evaluation.report.html import chart, e, finding, legend, name, page, paragraph, percent, section, table
-from ctxrec.evaluation.summary import verdict
+from ctxrec.evaluation.report.html import chart, e, finding, legend, page, paragraph, percent, section, table
+from ctxrec.evaluation.systems import display_name
 
 
 def render(results: dict[str, Any]) -> str:
@@ -45,13 +46,13 @@ def _gains(made: list[dict[str, Any]]) -> str:
             level = row["systems"].get(system)
             if gain and level and system:
                 scaled = [100 * gain[key] / level for key in ("mean", "low", "high")]
-                lines.append(charts.Dots(f"against {name(system)}", "", ((*scaled, "model"),)))
+                lines.append(charts.Dots(f"against {display_name(system)}", "", ((*scaled, "model"),)))
         rows += [charts.Dots(row["label"]), *lines] if lines else []
     if not rows:
         return ""
     best = max((row for row in made if row.get("gain")), key=lambda row: row["gain"]["share"] or 0)
     share = percent(best["gain"]["share"] or 0, signed=True)
-    said = f"Largest gain: {best['label']}, {share} against {name(best['best_baseline'])}: {verdict(best['gain'])}."
+    said = f"Largest gain: {best['label']}, {share} against {display_name(best['best_baseline'])}: {verdict(best['gain'])}."
     title = "Gain in NDCG@10, per cent of the baseline's"
     drawing = charts.dot_chart(rows, title=title, description="The lines of each data set, with 95 % intervals")
     return section("Against the strongest baselines", finding(said), paragraph(f"{title}."), chart(drawing))
@@ -75,7 +76,7 @@ def _levels(made: list[dict[str, Any]]) -> str:
 
 
 def _table(results: dict[str, Any]) -> str:
-    header, rows = results_table.table(results)
+    header, rows = results_table.table_rows(results)
     finished = [(cells[0], [_cell(text) for text in cells[1:]], False) for cells in rows]
     return section("All figures", paragraph(results_table.about(results)), table(["", *header[1:]], finished))
 

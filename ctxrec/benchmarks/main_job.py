@@ -26,8 +26,8 @@ from ctxrec.core.config import Config, config_with
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.core.toml import read_toml
 from ctxrec.datasets import source_name, write_movielens_100k
+from ctxrec.evaluation.comparison_table import format_table
 from ctxrec.evaluation.offline import evaluate_run
-from ctxrec.evaluation.summary import format_table
 from ctxrec.ingest.pipeline import prepare
 from ctxrec.ingest.pipeline import summary as prepare_summary
 from ctxrec.training.driver import summary as train_summary

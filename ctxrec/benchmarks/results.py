@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ctxrec.core import schema, storage
-from ctxrec.evaluation.summary import ABLATIONS, BEFORE, MODEL, NAMES, ORACLES, SHUFFLED, Interval
-from ctxrec.metrics.ranking import bootstrap_means, percentile_interval
+from ctxrec.evaluation.systems import ABLATIONS, BEFORE_TUNING, MODEL, ORACLES, SHUFFLED, display_name
+from ctxrec.metrics.intervals import Interval, bootstrap_means, percentile_interval
 
 METRIC = "ndcg@10"
 RESAMPLES = 2000
@@ -34,7 +34,7 @@ class FailureLike(Protocol):
     def message(self) -> str: ...
 
 
-def row(label: str, folder: str, runs: dict[int, str], failures: Sequence[FailureLike]) -> dict[str, Any]:
+def dataset_row(label: str, folder: str, runs: dict[int, str], failures: Sequence[FailureLike]) -> dict[str, Any]:
     """What results.json says of a data set; what is not there is empty.
 
     Args:
@@ -76,7 +76,7 @@ def request_values(run: str) -> dict[str, np.ndarray]:
 
 def _systems(metrics: dict[str, Any]) -> dict[str, dict[str, Interval]]:
     """Every system of a metrics.json (or of a slice) that has metrics."""
-    alone = {name: metrics.get(name, {}) for name in (MODEL, BEFORE, SHUFFLED)}
+    alone = {name: metrics.get(name, {}) for name in (MODEL, BEFORE_TUNING, SHUFFLED)}
     found = {**alone, **metrics.get("ablations", {}), **metrics.get("baselines", {})}
     return {name: values for name, values in found.items() if METRIC in values}
 
@@ -104,7 +104,7 @@ def pooled(values: Sequence[np.ndarray]) -> Interval:
 
 def against_best(systems: dict[str, float], values: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
     """The best single baseline by its mean over seeds, and the paired difference to it over the seeds that have it."""
-    outside = {MODEL, BEFORE, SHUFFLED, "ensemble", *ABLATIONS, *ORACLES}
+    outside = {MODEL, BEFORE_TUNING, SHUFFLED, "ensemble", *ABLATIONS, *ORACLES}
     single = {name: mean for name, mean in systems.items() if name not in outside}
     best = max(single, key=lambda name: single[name]) if single else None
     found: dict[str, Any] = {"best_baseline": best, "gain": None, "ensemble_gain": None}
@@ -129,7 +129,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def table_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table for people; a column that is empty everywhere is left out."""
     header = ["data set", "requests", "ctxrec", "best single baseline", "gain over it", "linear ensemble"]
     header += [
@@ -156,9 +156,9 @@ def _cells(made: dict[str, Any], num_seeds: int) -> list[str]:
     done = len(made.get("seeds", []))
     label = made["label"] if done in (0, num_seeds) else f"{made['label']} ({done} of {num_seeds} seeds)"
     cells = [label, f"{made['requests']:,}" if "requests" in made else "", _interval(made.get("model"))]
-    cells += [f"{NAMES.get(best, best)} {_number(systems.get(best))}" if best else "", _gain(made.get("gain"))]
+    cells += [f"{display_name(best)} {_number(systems.get(best))}" if best else "", _gain(made.get("gain"))]
     cells += [_number(systems.get("ensemble")), _gain(made.get("ensemble_gain"))]
-    cells += [_number(systems.get(name)) for name in ("sasrec", BEFORE, *ABLATIONS)]
+    cells += [_number(systems.get(name)) for name in ("sasrec", BEFORE_TUNING, *ABLATIONS)]
     drop = made.get("context_drop")
     cells.append("" if drop is None else f"{round(-100 * drop, 1) or 0.0:+.1f} %")
     cells.append(_with_others(slices.get("cold_items"), MODEL, "untuned_encoder"))
@@ -210,7 +210,7 @@ def about(results: dict[str, Any]) -> str:
 
 def markdown(results: dict[str, Any]) -> str:
     """The table as Markdown, with what failed below it."""
-    header, rows = table(results)
+    header, rows = table_rows(results)
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in rows]
     lines += ["", about(results), ""]

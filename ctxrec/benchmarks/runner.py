@@ -46,7 +46,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Options:
+class RunnerOptions:
     """What the command line adds to a suite."""
 
     out: str
@@ -92,7 +92,7 @@ def run_from(
         raise UserError(
             f"--sources {sources} is no folder; expected one with a sub-folder of own files for each data set"
         )
-    options = Options(
+    options = RunnerOptions(
         out=os.path.abspath(out),
         suite_folder=os.path.dirname(os.path.abspath(suite_path)),
         sources=os.path.abspath(sources) if sources else None,
@@ -102,7 +102,7 @@ def run_from(
     return run_suite(suite, options)
 
 
-def run_suite(suite: Suite, options: Options) -> dict[str, Any]:
+def run_suite(suite: Suite, options: RunnerOptions) -> dict[str, Any]:
     """Run all steps that are not done yet and write the three files of results; returns what results.json holds.
 
     The files are written anew after each data set, so that a long benchmark can be watched.
@@ -112,7 +112,7 @@ def run_suite(suite: Suite, options: Options) -> dict[str, Any]:
     for number, entry in enumerate(suite.dataset, 1):
         print(f"== {number}/{len(suite.dataset)} {entry.title}", flush=True)
         outcomes.append(run_entry(entry, suite, options))
-        rows = [results_table.row(o.entry.title, o.folder, o.runs, o.failures) for o in outcomes]
+        rows = [results_table.dataset_row(o.entry.title, o.folder, o.runs, o.failures) for o in outcomes]
         results = {"seeds": list(suite.seeds), "ablations": list(suite.ablations), "datasets": rows}
         storage.write_json(os.path.join(options.out, "results.json"), results)
         storage.write_text(os.path.join(options.out, "results.md"), results_table.markdown(results))
@@ -120,7 +120,7 @@ def run_suite(suite: Suite, options: Options) -> dict[str, Any]:
     return results
 
 
-def run_entry(entry: Entry, suite: Suite, options: Options) -> Outcome:
+def run_entry(entry: Entry, suite: Suite, options: RunnerOptions) -> Outcome:
     """All steps of one data set."""
     outcome = Outcome(entry, os.path.join(options.out, entry.title))
     os.makedirs(os.path.join(outcome.folder, "steps"), exist_ok=True)
@@ -151,7 +151,7 @@ def _report_failure(outcome: Outcome, failure: Failure) -> None:
     print(f"   {failure.step} failed: {failure.message}", flush=True)
 
 
-def _flags(entry: Entry, suite: Suite, options: Options) -> list[str]:
+def _flags(entry: Entry, suite: Suite, options: RunnerOptions) -> list[str]:
     """Options for every command of a data set: the suite's, the data set's, then the command line's."""
     flags = ["--config", options.config] if options.config else []
     for override in (*suite.overrides, *entry.overrides, *options.overrides):
@@ -159,7 +159,7 @@ def _flags(entry: Entry, suite: Suite, options: Options) -> list[str]:
     return flags
 
 
-def _write_dataset(entry: Entry, folder: str, options: Options) -> str:
+def _write_dataset(entry: Entry, folder: str, options: RunnerOptions) -> str:
     """Make the data set's tables where it is no ready one; returns the path of the spec to prepare."""
     spec = entry.spec
     if not spec:

@@ -13,8 +13,11 @@ import numpy as np
 
 from ctxrec.core.config import DiversityConfig
 from ctxrec.core.errors import UserError
-from ctxrec.evaluation.summary import MODEL, SLICE_K, Interval, Metrics, RankedLists
-from ctxrec.metrics.ranking import bootstrap_means, list_metrics, percentile_interval, request_metrics
+from ctxrec.evaluation.comparison_table import aligned
+from ctxrec.evaluation.summary import SLICE_K, RankedLists
+from ctxrec.evaluation.systems import MODEL, SystemMetrics
+from ctxrec.metrics.intervals import Interval, bootstrap_means, percentile_interval
+from ctxrec.metrics.ranking import list_metrics, request_metrics
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.slate.mmr import mean_distance, mean_set_distance
 from ctxrec.retrieval.slate.slate_builder import content_vectors
@@ -68,8 +71,8 @@ def without_arranged(lists: RankedLists) -> RankedLists:
 
 def tradeoff(
     lists: RankedLists, recommender: Recommender, *, eligible: np.ndarray, resamples: int, seed: int
-) -> dict[str, Metrics]:
-    """Metrics of the model's lists as they are ("model") and of the arranged ones by their names.
+) -> dict[str, SystemMetrics]:
+    """SystemMetrics of the model's lists as they are ("model") and of the arranged ones by their names.
 
     Each has NDCG, what it gains on the model ("ndcg@10 minus model", paired), mean distance of the pairs of a list (by
     content vectors and by the values of each categorical column), coverage and Gini.
@@ -83,7 +86,7 @@ def tradeoff(
     distances = _distances(recommender)
     found = {}
     for s, (system, top) in enumerate(tops.items()):
-        entry: Metrics = {main: percentile_interval(ndcg[system].mean(), draws[:, s])}
+        entry: SystemMetrics = {main: percentile_interval(ndcg[system].mean(), draws[:, s])}
         gain = ndcg[system].mean() - ndcg[MODEL].mean()
         entry[f"{main} minus model"] = percentile_interval(gain, draws[:, s] - draws[:, model])
         for name, distance in distances.items():
@@ -117,7 +120,7 @@ def _mean_of_known(values_N: np.ndarray, *, resamples: int, seed: int) -> Interv
     return percentile_interval(values_N[known].mean(), draws[:, 0] / np.maximum(draws[:, 1], 1e-12))
 
 
-def rows(found: dict[str, Metrics]) -> list[list[str]]:
+def tradeoff_rows(found: dict[str, SystemMetrics]) -> list[list[str]]:
     """A table with its header: the plain model first, then options alone, then by strength with all of them."""
     main = f"ndcg@{SLICE_K}"
     columns = {main: "NDCG@10", f"{main} minus model": "minus plain", CONTENT: "distance"}
@@ -142,14 +145,7 @@ def rows(found: dict[str, Metrics]) -> list[list[str]]:
 
 def format_tradeoff(found: dict[str, Any]) -> str:
     """The table for a terminal."""
-    table = rows(found)
-    widths = [max(len(row[c]) for row in table) for c in range(len(table[0]))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in table
-    ]
-    lines.insert(1, "-" * len(lines[0]))
     title = (
         "diversity: NDCG@10 against the mean distance of the items of a list (content vectors, then values of columns)"
     )
-    return "\n".join([title, *(line.rstrip() for line in lines)])
+    return "\n".join([title, *aligned(tradeoff_rows(found))])

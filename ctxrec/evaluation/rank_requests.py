@@ -22,7 +22,8 @@ from ctxrec.data.prepared import PreparedData
 from ctxrec.data.requests import Requests, split_requests
 from ctxrec.evaluation.baselines.selection import SPLITS
 from ctxrec.evaluation.slices import time_labels
-from ctxrec.evaluation.summary import BEFORE, MODEL, RERANKED, SHUFFLED, SHUFFLED_SAME_TIME, SLICE_K, RankedLists
+from ctxrec.evaluation.summary import SLICE_K, RankedLists
+from ctxrec.evaluation.systems import BEFORE_TUNING, MODEL, RERANKED, SHUFFLED, SHUFFLED_SAME_TIME
 from ctxrec.index.topk import top_k
 from ctxrec.retrieval.cross_encoder import RerankedRecommender, check_reranker, load_reranker
 from ctxrec.retrieval.load import load_recommender
@@ -94,7 +95,7 @@ def run_bundles(run: str) -> dict[str, str]:
     """Bundles of a run: the model, and the model before its encoder was tuned where there is one."""
     bundles = {MODEL: storage.join(run, "bundle")}
     before = storage.join(run, "checkpoints/before")
-    return bundles | ({BEFORE: before} if storage.exists(before) else {})
+    return bundles | ({BEFORE_TUNING: before} if storage.exists(before) else {})
 
 
 def check_bundles(plan: RankingPlan, item_ids: list[str]) -> None:
@@ -123,7 +124,7 @@ def load_system(plan: RankingPlan, data: PreparedData, system: str) -> Recommend
     bundle = plan.bundles[system]
     if plan.split != schema.VALID:
         return load_recommender(bundle)
-    if system == BEFORE:
+    if system == BEFORE_TUNING:
         return recommender_before_validation(storage.parent(storage.parent(bundle)), data, tuned=False)
     return recommender_before_validation(storage.parent(bundle), data)
 
@@ -175,6 +176,8 @@ class BucketRanker:
     def _rank(self, bucket: int, requests: Requests, shuffled: dict[str, Requests]) -> pa.Table:
         """One row a request: who, targets, history, attributes, and the list of every system."""
         history = requests.history
+        offsets, targets, actions = requests.target_offsets, requests.target_items, requests.target_actions
+        assert offsets is not None and targets is not None and actions is not None
         seen = [_NOTHING] * len(requests) if self.data.spec.split.repeats else requests.seen()
         closed, not_cold = np.flatnonzero(~self.eligible), np.flatnonzero(~self.cold)
         excluded = [np.concatenate([items, closed]) for items in seen]
@@ -182,8 +185,8 @@ class BucketRanker:
         columns: dict[str, Any] = {
             schema.USER_ID: pa.array(requests.users.ids, pa.string()),
             "bucket": pa.array(np.full(len(requests), bucket)),
-            "targets": _list_array(requests.target_offsets, requests.target_items),
-            "target_actions": _list_array(requests.target_offsets, requests.target_actions, np.int64),
+            "targets": _list_array(offsets, targets),
+            "target_actions": _list_array(offsets, actions, np.int64),
             "history_length": pa.array(history.lengths),
             "time": pa.array(requests.times),
             "recent": _list_array(recent.offsets, recent.items),

@@ -1,4 +1,4 @@
-"""What an evaluation says of the second stage: what it adds to the retriever's ranking, and the time it takes."""
+"""The second stage in an evaluation: its gain on the retriever's ranking, and its time."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from ctxrec.core.stopwatch import Stopwatch
 from ctxrec.data.events import histories_from_table
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.requests import split_requests
+from ctxrec.evaluation.comparison_table import verdict
 from ctxrec.evaluation.rank_requests import RankingPlan
-from ctxrec.evaluation.summary import MODEL, SLICE_K, Metrics, verdict
+from ctxrec.evaluation.summary import SLICE_K
+from ctxrec.evaluation.systems import MODEL, SystemMetrics
 from ctxrec.retrieval.cross_encoder import load_reranker
 from ctxrec.retrieval.retriever import Retriever, load_retriever
 
@@ -19,7 +21,7 @@ RERANK = "rerank"  # its key in metrics.json
 _TIMED, _WARM_UP = 20, 3  # requests, asked one by one
 
 
-def second_stage(plan: RankingPlan, prepared: PreparedData, paired: Metrics) -> dict[str, Any]:
+def measure_second_stage(plan: RankingPlan, prepared: PreparedData, paired: SystemMetrics) -> dict[str, Any]:
     """Gain and time of a plan's second stage.
 
     Args:
@@ -64,11 +66,13 @@ def _latency_ms(retriever: Retriever, plan: RankingPlan, prepared: PreparedData)
     }
 
 
-def in_words(facts: dict[str, Any]) -> str:
-    """One line for people."""
+def describe_second_stage(facts: dict[str, Any]) -> str:
+    """The figures of `measure_second_stage` in one line for people."""
     gain, took = facts["gain"], facts["latency_ms"]
     if facts["weight"] == 0:
-        return "the second stage added nothing on validation requests: it has weight 0 and leaves the order as it is"
+        return (
+            "the second stage gained nothing on validation requests, so it has weight 0 and does not change the order"
+        )
     return (
         f"the second stage adds NDCG@{SLICE_K} {gain['mean']:+.4f} to the model (95 % interval {gain['low']:+.4f} to "
         f"{gain['high']:+.4f}, same users): {verdict(gain)}; one request alone takes it {took[RERANK]['median']:.0f} ms "

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_DRAWS_AT_ONCE = 1 << 23  # bootstrap: 64 MB of resampled row numbers in memory at a time
-_NORMAL_95 = 1.959964  # two-sided 95 % point of the normal distribution
+from ctxrec.metrics.intervals import jackknife_interval
 
 
 def request_metrics(
@@ -47,7 +46,7 @@ def request_metrics(
         reachable = np.minimum(num_targets, k)
         metrics[f"hr@{k}"] = any_hit.astype(np.float64)
         metrics[f"recall@{k}"] = np.asarray(of_k.sum(axis=1) / reachable)
-        metrics[f"mrr@{k}"] = any_hit / (of_k.argmax(axis=1) + 1)
+        metrics[f"mrr@{k}"] = np.asarray(any_hit / (of_k.argmax(axis=1) + 1))
         metrics[f"ndcg@{k}"] = of_k @ discounts[: of_k.shape[1]] / ideals[reachable]
     return metrics
 
@@ -58,39 +57,6 @@ def _hits(top: np.ndarray, num_targets: np.ndarray, target_items: np.ndarray) ->
     rows = np.arange(len(top))
     wanted = np.repeat(rows, num_targets) * span + target_items
     return np.isin(rows[:, None] * span + top, wanted) & (top >= 0)
-
-
-def bootstrap_means(values: np.ndarray, *, num: int, seed: int) -> np.ndarray:
-    """Means of `num` resamples of the rows, with replacement (Efron, 1979).
-
-    All columns see the same resamples, so differences of columns are paired. Resamples are made a
-    few at a time: memory does not grow with `num` times the number of rows.
-
-    Args:
-        values: float [N, M], N at least 1.
-        num: number of resamples.
-        seed: makes the resamples repeatable.
-
-    Returns:
-        float64 [num, M].
-    """
-    num_rows = len(values)
-    assert num_rows >= 1
-    rng = np.random.default_rng(seed)
-    means = np.empty((num, values.shape[1]))
-    at_once = max(1, _DRAWS_AT_ONCE // num_rows)
-    for start in range(0, num, at_once):
-        size = min(at_once, num - start)
-        draws = rng.integers(num_rows, size=(size, num_rows)) + np.arange(size)[:, None] * num_rows
-        counts = np.bincount(draws.ravel(), minlength=size * num_rows).reshape(size, num_rows)
-        means[start : start + size] = counts.astype(np.float64) @ values / num_rows
-    return means
-
-
-def percentile_interval(mean: float, resampled: np.ndarray) -> dict[str, float]:
-    """{"mean", "low", "high"} with the central 95 % of the resampled means."""
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return {"mean": float(mean), "low": float(low), "high": float(high)}
 
 
 def list_metrics(top: np.ndarray, eligible: np.ndarray, k: int) -> dict[str, dict[str, float]]:
@@ -127,16 +93,9 @@ def list_metrics(top: np.ndarray, eligible: np.ndarray, k: int) -> dict[str, dic
     coverage = float((counts > 0).sum() / num_items)
     gini = rank_sum / (num_items * max(int(total), 1))
     return {
-        f"coverage@{k}": _jackknife_interval(coverage, coverage - only_here / num_items),
-        f"gini@{k}": _jackknife_interval(gini, left_rank_sum / (num_items * left_total)),
+        f"coverage@{k}": jackknife_interval(coverage, coverage - only_here / num_items),
+        f"gini@{k}": jackknife_interval(gini, left_rank_sum / (num_items * left_total)),
     }
-
-
-def _jackknife_interval(value: float, left_out: np.ndarray) -> dict[str, float]:
-    """The interval of a share from its values with one request left out each time."""
-    num = len(left_out)
-    error = _NORMAL_95 * float(np.sqrt((num - 1) / num * ((left_out - left_out.mean()) ** 2).sum()))
-    return {"mean": value, "low": max(0.0, value - error), "high": min(1.0, value + error)}
 
 
 def list_popularity(top: np.ndarray, item_counts: np.ndarray, k: int) -> np.ndarray:

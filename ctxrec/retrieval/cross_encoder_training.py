@@ -32,7 +32,8 @@ from ctxrec.encoder.encode_plan import Tokens
 from ctxrec.encoder.hub import resolve_encoder
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.encoder.text_table import has_text
-from ctxrec.metrics.ranking import bootstrap_means, percentile_interval, request_metrics
+from ctxrec.metrics.intervals import bootstrap_means, percentile_interval
+from ctxrec.metrics.ranking import request_metrics
 from ctxrec.retrieval.cross_encoder import (
     FOLDER,
     CrossEncoder,

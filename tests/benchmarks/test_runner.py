@@ -117,7 +117,7 @@ def test_seeds_are_pooled_request_by_request(tmp_path):
         1: write_run(tmp_path, 1, second, shuffled_context={**interval(0.4), "drop": {"mean": 0.2}}),
         0: write_run(tmp_path, 0, first, slices=cold),
     }
-    row = results_table.row("toy", str(tmp_path), runs, [])
+    row = results_table.dataset_row("toy", str(tmp_path), runs, [])
     assert (row["seeds"], row["requests"], row["train_minutes"]) == ([0, 1], 4, 1.5)
     assert row["model"]["mean"] == pytest.approx(0.5)
     assert row["model"]["low"] < 0.5 < row["model"]["high"]
@@ -151,14 +151,14 @@ def test_what_is_missing_is_an_empty_cell():
          "gain": {"mean": 0.1, "low": 0.05, "high": 0.15, "share": 1.0}, "slices": {}},
     ]  # fmt: skip
     results = {"seeds": [0], "ablations": [], "datasets": rows}
-    header, cells = results_table.table(results)
+    header, cells = results_table.table_rows(results)
     assert header == ["data set", "requests", "ctxrec", "best single baseline", "gain over it"]
     assert cells[0] == ["nothing", "", "(failed: train of seed 1)", "", ""]
     assert cells[1][2:] == ["0.2000 (0.1000 to 0.3000)", "EASE 0.1000", "+100.0 %: +0.1000 (+0.0500 to +0.1500)"]
-    of_three = results_table.table(results | {"seeds": [0, 1, 2]})[1]
+    of_three = results_table.table_rows(results | {"seeds": [0, 1, 2]})[1]
     assert [row[0] for row in of_three] == ["nothing", "some (1 of 3 seeds)"]
     rows[1]["ensemble_gain"] = {"mean": -0.1, "low": -0.15, "high": 0.05, "share": -0.5}
-    header, cells = results_table.table(results)
+    header, cells = results_table.table_rows(results)
     assert (header[-1], cells[1][-1]) == ("gain over the ensemble", "-50.0 %: -0.1000 (-0.1500 to +0.0500)")
     text = results_table.markdown(results)
     assert "- nothing: train of seed 1 failed: error: a | b" in text and text.count("\n| nothing | ") == 1

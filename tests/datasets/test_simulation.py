@@ -151,10 +151,10 @@ def test_cold_items_have_test_events_alone(simulated):
 
 
 def test_the_oracle_is_above_every_baseline_and_above_itself_without_context(simulated):
-    from ctxrec.evaluation.baselines.selection import fit_contenders
+    from ctxrec.evaluation.baselines.selection import fit_baselines
 
     folder, data = simulated
-    fitted = fit_contenders(data, "test", load_config(overrides=["encoder.name="]), run=None).fitted
+    fitted = fit_baselines(data, "test", load_config(overrides=["encoder.name="]), run=None).fitted
     buckets = [histories_from_table(data.read_bucket(b), data.features) for b in range(len(data.bucket_paths))]
     requests = concat_requests([split_requests(bucket, schema.TEST, repeats=False) for bucket in buckets])
 

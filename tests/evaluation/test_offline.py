@@ -21,9 +21,11 @@ from ctxrec.core.errors import UserError
 from ctxrec.data.events import histories_from_table
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.requests import concat_requests, split_requests, validation_requests
+from ctxrec.evaluation.comparison_table import format_table
 from ctxrec.evaluation.diversity_tradeoff import format_tradeoff, parse_strengths, settings
 from ctxrec.evaluation.slices import action_slices, attribute_slices, history_slices
-from ctxrec.evaluation.summary import RankedLists, best_baseline, format_table, summarise
+from ctxrec.evaluation.summary import RankedLists, summarise
+from ctxrec.evaluation.systems import best_baseline
 from ctxrec.index.topk import top_k
 from ctxrec.metrics.ranking import request_metrics
 from ctxrec.retrieval.load import load_recommender

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ctxrec.core.config import Config, to_toml
 from ctxrec.core.errors import UserError
+from ctxrec.evaluation import offline
+from ctxrec.evaluation.baselines.selection import FittedBaselines
+from ctxrec.evaluation.comparison_table import format_table
 from ctxrec.evaluation.report import charts
 from ctxrec.evaluation.report.page import Example, Facts, Taken, render_report
 from ctxrec.evaluation.report.training_curves import _curves
-from ctxrec.evaluation.summary import RankedLists, format_table, summarise
+from ctxrec.evaluation.summary import RankedLists, summarise
+from ctxrec.evaluation.systems import NOT_REFITTED
 from ctxrec.training.trackers import parse_train_log
 
 NASTY = 'Café 🍰 <script>alert("x")</script> & co'
@@ -154,6 +159,25 @@ def test_what_was_not_evaluated_is_left_out(options):
     assert ("Does context pay?" in page) == ("shuffled_context" not in left_out)
     assert "This run has no training log." in page
     assert ("how the model ranks new items cannot be seen here" in page) == (not options.get("cold", True))
+
+
+def test_a_difference_that_holds_the_gain_of_the_refit_says_so(tmp_path):
+    metrics = example_metrics()
+    assert "not refitted" not in page_of(metrics)
+    page = page_of(metrics | {"notes": [NOT_REFITTED]})
+    assert page.count("is not refitted on the validation events") == 2  # beside the figure, and among the notes
+    assert f"note: {NOT_REFITTED}" in format_table(metrics | {"notes": [NOT_REFITTED]})
+
+    baselines = FittedBaselines(fitted={}, item_counts=np.zeros(0), options={}, notes=["a"])
+    plan = SimpleNamespace(bundles={"model": "", "before": ""}, reranker=None)
+    log = tmp_path / "train_log.jsonl"
+    log.write_text('{"phase": "towers"}\n{"phase": "encoder"}\n')
+    assert offline._notes(baselines, plan, "test", str(tmp_path)) == ["a"], "neither is refitted"
+    log.write_text(log.read_text() + '{"phase": "refit"}\n')
+    assert offline._notes(baselines, plan, "test", str(tmp_path)) == ["a", NOT_REFITTED]
+    assert NOT_REFITTED not in offline._notes(baselines, plan, "valid", str(tmp_path))
+    alone = SimpleNamespace(bundles={"model": ""}, reranker=None)
+    assert offline._notes(baselines, alone, "test", str(tmp_path)) == ["a"]
 
 
 def test_a_report_of_baselines_alone():

@@ -17,7 +17,8 @@ from ctxrec.data.prepared import PreparedData
 from ctxrec.data.requests import concat_requests, split_requests
 from ctxrec.evaluation.baselines.als import ALS
 from ctxrec.evaluation.baselines.protocol import Baseline
-from ctxrec.evaluation.baselines.selection import ENSEMBLE, TEXT, BaselineParams, Contenders, fit_contenders
+from ctxrec.evaluation.baselines.selection import BaselineParams, FittedBaselines, fit_baselines
+from ctxrec.evaluation.systems import ENSEMBLE, TEXT
 from ctxrec.index.topk import top_k
 from ctxrec.memory.ease import EASE
 from ctxrec.metrics.ranking import request_metrics
@@ -33,8 +34,8 @@ def config(tiny_encoder, tmp_path_factory) -> Config:
 
 
 @pytest.fixture(scope="module")
-def fitted(tiny_data, config) -> Contenders:
-    return fit_contenders(PreparedData.open(tiny_data), "test", config, run=None, params=FAST)
+def fitted(tiny_data, config) -> FittedBaselines:
+    return fit_baselines(PreparedData.open(tiny_data), "test", config, run=None, params=FAST)
 
 
 def ndcg_of(fitted: dict[Any, Baseline], data: PreparedData, split: int = schema.TEST) -> dict[Any, float]:
@@ -87,7 +88,7 @@ def test_choices_do_not_see_the_test_events(fitted, tiny_data, config, tmp_path)
         column = pa.ListArray.from_arrays(items.offsets, pa.array(changed, pa.int32()))
         position = table.column_names.index(schema.EVENT_ITEMS)
         pq.write_table(table.set_column(position, table.schema.field(position), column), path)
-    again = fit_contenders(PreparedData.open(str(tmp_path / "data")), "test", config, run=None, params=FAST)
+    again = fit_baselines(PreparedData.open(str(tmp_path / "data")), "test", config, run=None, params=FAST)
     assert again.options == fitted.options
     np.testing.assert_array_equal(again.fitted["ease"].weights, fitted.fitted["ease"].weights)
 
@@ -96,7 +97,7 @@ def test_fitted_on_the_events_of_all_earlier_splits(fitted, tiny_data, config):
     data = PreparedData.open(tiny_data)
     counts = data.meta["counts"]
     assert fitted.item_counts.sum() == counts["train"] + counts["valid"]
-    valid = fit_contenders(data, "valid", config, run=None, params=FAST)
+    valid = fit_baselines(data, "valid", config, run=None, params=FAST)
     assert valid.item_counts.sum() == counts["train"]
     # Before the validation split there is nothing to choose on, so the first of the choices serve.
     assert valid.options["chosen_on"] == "defaults"
@@ -106,7 +107,7 @@ def test_fitted_on_the_events_of_all_earlier_splits(fitted, tiny_data, config):
 
 def test_big_catalogues_leave_out_what_needs_a_matrix_of_items(tiny_data, config):
     small = dataclasses.replace(config, evaluate=EvaluateConfig(max_baseline_items=39))
-    found = fit_contenders(PreparedData.open(tiny_data), "test", small, run=None, params=FAST)
+    found = fit_baselines(PreparedData.open(tiny_data), "test", small, run=None, params=FAST)
     assert set(found.fitted) == {"popularity", "popularity_7d", "markov", "als", TEXT}
     assert found.notes[0].startswith("ItemKNN, EASE and the ensemble left out: 40 items are more than")
     assert "ensemble" not in found.options
@@ -114,7 +115,7 @@ def test_big_catalogues_leave_out_what_needs_a_matrix_of_items(tiny_data, config
 
 def test_without_an_encoder_the_ensemble_has_no_text(tiny_data, config):
     bare = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, name=""))
-    found = fit_contenders(PreparedData.open(tiny_data), "test", bare, run=None, params=FAST)
+    found = fit_baselines(PreparedData.open(tiny_data), "test", bare, run=None, params=FAST)
     assert TEXT not in found.fitted and set(found.options["ensemble"]) == {"ease", "markov10", "log_popularity"}
     assert found.notes == ["un-tuned encoder left out: encoder.name is empty"]
 
@@ -137,7 +138,7 @@ def test_movielens_100k_agrees_with_figures_of_other_code(ray_cluster, tmp_path)
     for weight, ease in ((500.0, 0.074), (50.0, 0.070)):
         params = BaselineParams(ease_weights=(weight,), als_factors=(64,))
         config = load_config(None, ["encoder.name="])
-        ndcg = ndcg_of(fit_contenders(data, "test", config, run=None, params=params).fitted, data)
+        ndcg = ndcg_of(fit_baselines(data, "test", config, run=None, params=params).fitted, data)
         for name, value in (expected | {"ease": ease}).items():
             assert ndcg[name] == pytest.approx(value, abs=0.003), name
         assert 0.066 < ndcg["als"] < 0.081, "ALS moves with its seed; measured elsewhere: 0.078"

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from ctxrec.evaluation import summary
+from ctxrec.evaluation import comparison_table, systems
 from ctxrec.evaluation.report import charts
-from ctxrec.metrics import ranking
+from ctxrec.metrics import intervals, ranking
 
 
 def naive_metrics(top: list[int], targets: set[int], k: int) -> dict[str, float]:
@@ -71,8 +71,8 @@ def test_bootstrap_interval_has_the_known_width():
     # Standard error of a mean of 400 values of variance 1 is 0.05, so 95 % lie within 1.96 * 0.05 of the mean.
     values = np.random.default_rng(0).standard_normal((400, 1))
     values = (values - values.mean()) / values.std()
-    resampled = ranking.bootstrap_means(values, num=4000, seed=1)
-    interval = ranking.percentile_interval(0.0, resampled[:, 0])
+    resampled = intervals.bootstrap_means(values, num=4000, seed=1)
+    interval = intervals.percentile_interval(0.0, resampled[:, 0])
     assert interval["low"] == pytest.approx(-0.098, abs=0.006)
     assert interval["high"] == pytest.approx(0.098, abs=0.006)
 
@@ -80,11 +80,11 @@ def test_bootstrap_interval_has_the_known_width():
 def test_bootstrap_is_repeatable_paired_and_does_not_depend_on_its_chunks(monkeypatch):
     values = np.random.default_rng(0).random((50, 2))
     values[:, 1] = values[:, 0] + 0.25
-    whole = ranking.bootstrap_means(values, num=300, seed=3)
-    monkeypatch.setattr(ranking, "_DRAWS_AT_ONCE", 120)  # two resamples at a time
-    np.testing.assert_allclose(ranking.bootstrap_means(values, num=300, seed=3), whole)
+    whole = intervals.bootstrap_means(values, num=300, seed=3)
+    monkeypatch.setattr(intervals, "_DRAWS_AT_ONCE", 120)  # two resamples at a time
+    np.testing.assert_allclose(intervals.bootstrap_means(values, num=300, seed=3), whole)
     np.testing.assert_allclose(whole[:, 1] - whole[:, 0], 0.25)
-    assert not np.allclose(ranking.bootstrap_means(values, num=300, seed=4), whole)
+    assert not np.allclose(intervals.bootstrap_means(values, num=300, seed=4), whole)
 
 
 def test_coverage_gini_and_popularity_by_hand():
@@ -121,7 +121,7 @@ def test_jackknife_of_gini_agrees_with_leaving_out_each_request():
     assert found["high"] - found["mean"] == pytest.approx(error, rel=0.35)  # ties of counts make it approximate
 
 
-@pytest.mark.parametrize("module", [ranking, summary, charts])
+@pytest.mark.parametrize("module", [ranking, intervals, systems, comparison_table, charts])
 def test_doctests(module):
     result = doctest.testmod(module)
     assert result.attempted and not result.failed

@@ -83,8 +83,8 @@ def test_candidates_come_from_a_model_that_has_not_seen_the_validation_events(ti
 
 
 def test_evaluation_ranks_it_beside_the_model(run, tmp_path):
+    from ctxrec.evaluation.comparison_table import format_table
     from ctxrec.evaluation.offline import evaluate_run
-    from ctxrec.evaluation.summary import format_table
 
     config = load_config(None, ["rerank.use=true", "evaluate.bootstrap=50"], base=f"{run}/config.toml")
     metrics = evaluate_run(run, split="test", out=str(tmp_path), config=config)

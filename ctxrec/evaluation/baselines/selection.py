@@ -25,13 +25,13 @@ from ctxrec.evaluation.baselines.markov import Markov
 from ctxrec.evaluation.baselines.popularity import Popularity, RecentPopularity
 from ctxrec.evaluation.baselines.protocol import Baseline
 from ctxrec.evaluation.baselines.text import UntunedEncoder
+from ctxrec.evaluation.systems import ENSEMBLE, TEXT
 from ctxrec.index.topk import top_k
 from ctxrec.memory.ease import EASE
 from ctxrec.metrics.ranking import request_metrics
 
 logger = logging.getLogger(__name__)
 
-TEXT, ENSEMBLE = "untuned_encoder", "ensemble"
 SPLITS = {"valid": schema.VALID, "test": schema.TEST}
 MARKOV_LAST, MARKOV_DECAY = 10, 0.7
 CHOICE_K = 10  # options are chosen by NDCG at this cut-off
@@ -61,7 +61,7 @@ BASELINES = BaselineParams()
 
 
 @dataclass(frozen=True)
-class Options:
+class BaselineOptions:
     """What is chosen on the validation split: EASE's ridge weight, ALS's factors, the ensemble's weights."""
 
     ease_lambda: float
@@ -70,7 +70,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Contenders:
+class FittedBaselines:
     """Fitted baselines and what the evaluation says about them."""
 
     fitted: dict[str, Baseline]
@@ -79,9 +79,9 @@ class Contenders:
     notes: list[str] = field(default_factory=list)
 
 
-def fit_contenders(
+def fit_baselines(
     prepared: PreparedData, split: str, config: Config, *, run: str | None, params: BaselineParams = BASELINES
-) -> Contenders:
+) -> FittedBaselines:
     """Fit every baseline that the data allow for ranking `split`.
 
     Options are chosen with models fitted on the training events alone, by NDCG@10 on the validation split;
@@ -103,7 +103,7 @@ def fit_contenders(
             f"evaluate.max_baseline_items ({most:,})"
         )
     text = _text_baseline(prepared, config, run, notes)
-    options, chosen = Options(params.ease_weights[0], params.als_factors[0], dict(_DEFAULT_WEIGHTS)), False
+    options, chosen = BaselineOptions(params.ease_weights[0], params.als_factors[0], dict(_DEFAULT_WEIGHTS)), False
     requests = None
     if split == "test":
         limit = min(params.choice_requests, _CELLS // max(prepared.num_items, 1))
@@ -134,7 +134,7 @@ def fit_contenders(
         fitted[ENSEMBLE] = Ensemble(parts, weights)
     for note in notes:
         logger.warning(note)
-    return Contenders(fitted, log.item_counts, _report(options, fitted, chosen=chosen), notes)
+    return FittedBaselines(fitted, log.item_counts, _report(options, fitted, chosen=chosen), notes)
 
 
 _DEFAULT_WEIGHTS = {"ease": 0.4, "markov10": 0.3, TEXT: 0.2, "log_popularity": 0.1}
@@ -145,7 +145,7 @@ def _renormalised(weights: dict[str, float]) -> dict[str, float]:
     return {name: weight / total for name, weight in weights.items()}
 
 
-def _report(options: Options, fitted: dict[str, Baseline], *, chosen: bool) -> dict[str, Any]:
+def _report(options: BaselineOptions, fitted: dict[str, Baseline], *, chosen: bool) -> dict[str, Any]:
     """What metrics.json says of the options: only of baselines that are there."""
     said: dict[str, Any] = {"chosen_on": "valid" if chosen else "defaults", "als_factors": options.als_factors}
     if "ease" in fitted:
@@ -187,7 +187,7 @@ def _choose(
     params: BaselineParams,
     *,
     repeats: bool,
-) -> Options:
+) -> BaselineOptions:
     """The options that are best on the requests, by models fitted on the events before them."""
     quality = _Quality(requests, repeats)
     factors = {
@@ -197,7 +197,7 @@ def _choose(
     best_factors = max(factors, key=lambda f: factors[f])
     logger.info("ALS factors: %s", _listed(factors))
     if users_II is None:
-        return Options(params.ease_weights[0], best_factors, {})
+        return BaselineOptions(params.ease_weights[0], best_factors, {})
     lambdas, mixes, others = {}, {}, None
     for weight in params.ease_weights:
         ease = EASE(weight=weight).fit(users_II)
@@ -210,7 +210,7 @@ def _choose(
         mixes[weight] = (found, dict(zip(["ease", *others], weights, strict=True)))
     logger.info("EASE lambda: %s; ensemble with it: %s", _listed(lambdas), _listed({w: m[0] for w, m in mixes.items()}))
     best_lambda = max(lambdas, key=lambda w: lambdas[w])
-    return Options(best_lambda, best_factors, mixes[best_lambda][1])
+    return BaselineOptions(best_lambda, best_factors, mixes[best_lambda][1])
 
 
 def _listed(found: dict[Any, float]) -> str:

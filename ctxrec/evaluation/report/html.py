@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from ctxrec.evaluation.report import charts
 from ctxrec.evaluation.report.style import STYLE
-from ctxrec.evaluation.summary import BEFORE, MODEL, NAMES, ORACLES, Interval, Metrics
+from ctxrec.evaluation.systems import BEFORE_TUNING, MODEL, ORACLES, SystemMetrics, display_name
+from ctxrec.metrics.intervals import Interval
 
 Row = tuple[str, Sequence[str], bool]  # name, finished cells, whether it is the one to look at
 
@@ -25,11 +26,6 @@ def page(title: str, sections: Sequence[str], *, style: str = "") -> str:
 def e(text: object) -> str:
     """Text as HTML."""
     return html.escape(str(text))
-
-
-def name(system: str) -> str:
-    """A system's name for people."""
-    return NAMES.get(system, system)
 
 
 def percent(share: float, *, signed: bool = False) -> str:
@@ -79,16 +75,16 @@ def legend(entries: Sequence[tuple[str, str]], *, squares: bool = False) -> str:
 
 def kind(system: str, best: str | None) -> str:
     """The colour of a system's bar."""
-    if system in (MODEL, BEFORE):
+    if system in (MODEL, BEFORE_TUNING):
         return system
     if system in ORACLES:
         return "limit"
     return "best" if system == best else "other"
 
 
-def bar(system: str, values: Metrics, of_kind: str, metric: str = "ndcg@10") -> charts.Bar:
+def bar(system: str, values: SystemMetrics, of_kind: str, metric: str = "ndcg@10") -> charts.Bar:
     value = values[metric]
-    return charts.Bar(name(system), value["mean"], value["low"], value["high"], of_kind)
+    return charts.Bar(display_name(system), value["mean"], value["low"], value["high"], of_kind)
 
 
 def section(title: str, *parts: str) -> str:

@@ -10,11 +10,12 @@ from typing import Any
 from ctxrec.core import dataset_spec
 from ctxrec.core.config import Config
 from ctxrec.data.prepared import PreparedData
-from ctxrec.evaluation.diversity_tradeoff import rows
+from ctxrec.evaluation.comparison_table import verdict
+from ctxrec.evaluation.diversity_tradeoff import tradeoff_rows
 from ctxrec.evaluation.report import sections
-from ctxrec.evaluation.report.html import details, e, name, page, paragraph, percent, section, table
+from ctxrec.evaluation.report.html import details, e, page, paragraph, percent, section, table
 from ctxrec.evaluation.report.training_curves import training
-from ctxrec.evaluation.summary import MODEL, best_baseline, focus, verdict
+from ctxrec.evaluation.systems import MODEL, best_baseline, display_name, focus
 
 __all__ = ["Example", "Facts", "render_report"]
 
@@ -115,7 +116,7 @@ def _diversity(metrics: dict[str, Any]) -> str:
     """What diversity and rules cost and bring; nothing where they were not evaluated."""
     if "diversity" not in metrics:
         return ""
-    header, *lines = rows(metrics["diversity"])
+    header, *lines = tradeoff_rows(metrics["diversity"])
     return section(
         "Diversity and rules",
         paragraph(
@@ -138,7 +139,7 @@ def _header(metrics: dict[str, Any], facts: Facts) -> str:
     best = best_baseline(metrics)
     if best is not None and metrics["paired"]:
         gain = metrics["paired"][best]["ndcg@10"]
-        tiles.append((f"Against {name(best)}", f"{gain['mean']:+.4f}", f"NDCG@10, {verdict(gain)}"))
+        tiles.append((f"Against {display_name(best)}", f"{gain['mean']:+.4f}", f"NDCG@10, {verdict(gain)}"))
     tiles.append(("Requests", f"{metrics['requests']:,}", f"of the {metrics['split']} split, full ranking"))
     cards = "".join(
         f'<div class="tile"><div class="tile-name">{e(label)}</div><div class="tile-value">{e(value)}</div>'
@@ -147,7 +148,7 @@ def _header(metrics: dict[str, Any], facts: Facts) -> str:
     )
     counts = facts.counts
     line = f"{counts['events']:,} events · {counts['users']:,} users · {counts['items']:,} items"
-    whose = "" if metrics[MODEL] else f"<br>Baselines alone; the figures below are those of {e(name(system))}"
+    whose = "" if metrics[MODEL] else f"<br>Baselines alone; the figures below are those of {e(display_name(system))}"
     return (
         f'<header><p class="kicker">ctxrec evaluation</p><h1>{e(facts.name)}</h1>'
         f'<p class="lead">{e(line)}<br>Encoder: {e(facts.encoder)}<br>{e(facts.evaluated_at)}{whose}</p>'
@@ -178,11 +179,11 @@ def _card(example: Example, system: str, best: str | None) -> str:
     about = f'<p class="muted">{e(" · ".join(example.about))}</p>' if example.about else ""
     columns = [
         ("Saw, latest first", f"<ul>{saw}</ul>"),
-        (f"Got from {name(system)}", f"<ol>{_listed(example.got)}</ol>"),
+        (f"Got from {display_name(system)}", f"<ol>{_listed(example.got)}</ol>"),
     ]
     columns.append(("Took", f"<ul>{took}</ul>"))
     if example.others and best is not None and best != system:
-        columns.append((f"{name(best)} would have shown", f"<ol>{_listed(example.others)}</ol>"))
+        columns.append((f"{display_name(best)} would have shown", f"<ol>{_listed(example.others)}</ol>"))
     inner = "".join(f"<div><h4>{e(label)}</h4>{content}</div>" for label, content in columns)
     return f'<article><h3>User {e(example.user_id)}</h3>{about}<div class="columns">{inner}</div></article>'
 

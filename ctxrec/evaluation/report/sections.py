@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ctxrec.evaluation.comparison_table import verdict
 from ctxrec.evaluation.report import charts
 from ctxrec.evaluation.report.html import (
     bar,
@@ -15,27 +16,27 @@ from ctxrec.evaluation.report.html import (
     interval_cell,
     kind,
     legend,
-    name,
     paragraph,
     percent,
     section,
     table,
 )
 from ctxrec.evaluation.slices import COLD, COLD_AMONG_COLD, FEW, FEW_SHOT, HELD_OUT, NEW_USERS, WARM
-from ctxrec.evaluation.summary import (
-    BEFORE,
+from ctxrec.evaluation.systems import (
+    BEFORE_TUNING,
     MODEL,
+    NOT_REFITTED,
     SHUFFLED,
     SHUFFLED_SAME_TIME,
-    Metrics,
+    TEXT,
+    SystemMetrics,
     best_baseline,
+    display_name,
     focus,
     ranked_systems,
-    verdict,
 )
 
 MAIN = "ndcg@10"
-TEXT = "untuned_encoder"
 COLUMNS = {
     MAIN: "NDCG@10",
     "hr@10": "HR@10",
@@ -77,11 +78,11 @@ def ranking(metrics: dict[str, Any]) -> str:
         gain = metrics["paired"].get(system, {}).get(MAIN)
         if metrics["paired"]:
             cells.insert(1, "<td></td>" if gain is None else gain_cell(gain))
-        rows.append((name(system), cells, system == MODEL))
+        rows.append((display_name(system), cells, system == MODEL))
     names = list(COLUMNS.values())
     header = ["", names[0], *(["ctxrec minus it"] if metrics["paired"] else []), *names[1:]]
     others = [n for n in systems[0][1] if n not in COLUMNS and n != "drop"]
-    more = [(name(s), [interval_cell(c, m[c]) for c in others], s == MODEL) for s, m in systems]
+    more = [(display_name(s), [interval_cell(c, m[c]) for c in others], s == MODEL) for s, m in systems]
     return section(
         "Ranking quality",
         finding(_ranking_finding(metrics, best)) if best is not None else "",
@@ -107,11 +108,11 @@ def ranking(metrics: dict[str, Any]) -> str:
 def _ranking_finding(metrics: dict[str, Any], best: str) -> str:
     value = metrics["baselines"][best][MAIN]["mean"]
     if not metrics["paired"]:
-        return f"The best baseline is {name(best)} with NDCG@10 {value:.4f}."
+        return f"The best baseline is {display_name(best)} with NDCG@10 {value:.4f}."
     gain = metrics["paired"][best][MAIN]
     share = percent(gain["mean"] / value, signed=True) if value else "from nothing"
     return (
-        f"ctxrec against the best baseline, {name(best)}: {share} NDCG@10. On the same users the difference is "
+        f"ctxrec against the best baseline, {display_name(best)}: {share} NDCG@10. On the same users the difference is "
         f"{gain['mean']:+.4f}, with 95 % certainty between {gain['low']:+.4f} and {gain['high']:+.4f}: {verdict(gain)}."
     )
 
@@ -129,19 +130,21 @@ def _options(metrics: dict[str, Any]) -> str:
     where = "on the validation split" if options["chosen_on"] == "valid" else "by default"
     parts = [f"ALS with {options['als_factors']} factors"]
     if "ease_lambda" in options:
-        weights = ", ".join(f"{name(n)} {w:.2f}" for n, w in options["ensemble"].items() if w)
+        weights = ", ".join(f"{display_name(n)} {w:.2f}" for n, w in options["ensemble"].items() if w)
         parts += [f"EASE with lambda {options['ease_lambda']:g}", f"linear ensemble of {weights}"]
     return paragraph(f"Options of the baselines, chosen {where}: {'; '.join(parts)}.", muted=True)
 
 
 def sources(metrics: dict[str, Any]) -> str:
     """The ablations and the model before its encoder was tuned, next to the model; nothing without any."""
-    systems = {BEFORE: metrics[BEFORE], **metrics["ablations"]}
+    systems = {BEFORE_TUNING: metrics[BEFORE_TUNING], **metrics["ablations"]}
     shown = [(s, m) for s, m in systems.items() if m]
     if not metrics[MODEL] or not shown:
         return ""
     whole = metrics[MODEL][MAIN]["mean"]
-    bars = [bar(MODEL, metrics[MODEL], "model")] + [bar(s, m, "before" if s == BEFORE else "other") for s, m in shown]
+    bars = [bar(MODEL, metrics[MODEL], "model")] + [
+        bar(s, m, "before" if s == BEFORE_TUNING else "other") for s, m in shown
+    ]
     sentences = []
     for system, values in shown:
         change = values[MAIN]["mean"] / whole - 1 if whole else 0.0
@@ -150,7 +153,10 @@ def sources(metrics: dict[str, Any]) -> str:
         sentences.append(f"{what}: {percent(change, signed=True)} ({_certainty(gain)}).")
     return section(
         "What each source adds",
-        paragraph("The same model, trained anew with one source of information taken away each time."),
+        paragraph(
+            "The same model, trained again without one source of information each time."
+            + (f" {NOT_REFITTED}." if NOT_REFITTED in metrics["notes"] else "")
+        ),
         chart(charts.bar_chart(bars, title="NDCG@10 of the model with one source left out")),
         "<ul>" + "".join(f"<li>{sentence}</li>" for sentence in sentences) + "</ul>",
     )
@@ -216,7 +222,7 @@ def new_items(metrics: dict[str, Any]) -> str:
             "A new item has no training event: only its content can place it. Only such items count as targets on its line; "
             '"among everything" ranks them against the whole catalogue, "among new items" only against each other.'
         ),
-        legend([(k, name(s)) for s, k in systems]),
+        legend([(k, display_name(s)) for s, k in systems]),
         chart(charts.dot_chart(rows, title="NDCG@10 by what is known of the item", description=f"{len(rows)} groups")),
         details("The same as a table", table(_slice_header(systems), cells)),
     )
@@ -255,7 +261,7 @@ def where_it_works(metrics: dict[str, Any]) -> str:
             "NDCG@10 with its 95 % interval for parts of the requests (by action: only what was taken so counts). Parts "
             "differ in how hard they are: compare the two marks of a line, not the lines."
         ),
-        legend([(k, name(s)) for s, k in systems]),
+        legend([(k, display_name(s)) for s, k in systems]),
         chart(charts.dot_chart(rows, title="NDCG@10 by slice", description=description)),
         details("The same as a table", table(_slice_header(systems), cells)),
     )
@@ -291,7 +297,7 @@ def _compared(metrics: dict[str, Any], *, with_text: bool) -> list[tuple[str, st
     return systems
 
 
-def _of(entry: dict[str, Any], system: str) -> Metrics:
+def _of(entry: dict[str, Any], system: str) -> SystemMetrics:
     return entry[MODEL] if system == MODEL else entry["baselines"].get(system, {})
 
 
@@ -301,7 +307,7 @@ def _dots(entry: dict[str, Any], systems: Sequence[tuple[str, str]]) -> tuple[tu
 
 
 def _slice_header(systems: Sequence[tuple[str, str]]) -> list[str]:
-    return ["", "requests", *(f"{name(s)}, {label}" for s, _ in systems for label in ("NDCG@10", "HR@10"))]
+    return ["", "requests", *(f"{display_name(s)}, {label}" for s, _ in systems for label in ("NDCG@10", "HR@10"))]
 
 
 def _slice_cells(entry: dict[str, Any], systems: Sequence[tuple[str, str]]) -> list[str]:

@@ -1,0 +1,73 @@
+"""The systems that an evaluation ranks: their keys in `metrics.json`, their roles, and their names for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ctxrec.metrics.intervals import Interval
+
+MODEL, RERANKED = "model", "reranked"
+BEFORE_TUNING = "before"  # the model before its encoder was tuned; never refitted
+ABLATIONS = ("text_only", "id_only", "no_context", "frozen_encoder")
+SHUFFLED, SHUFFLED_SAME_TIME = "shuffled_context", "shuffled_context_same_time"
+# These know the true preferences of a simulated log. They are upper bounds and no competitors.
+ORACLES = ("oracle", "oracle_of_log", "oracle_no_context")
+# A note of every evaluation where it holds.
+NOT_REFITTED = (
+    '"ctxrec before encoder tuning" is not refitted on the validation events and "ctxrec" is: the difference between '
+    "them contains the gain of the refit as well as the gain of the tuning"
+)
+TEXT, ENSEMBLE = "untuned_encoder", "ensemble"
+
+SystemMetrics = dict[str, Interval]
+
+NAMES = {
+    MODEL: "ctxrec",
+    BEFORE_TUNING: "ctxrec before encoder tuning",
+    RERANKED: "ctxrec, re-ranked",
+    SHUFFLED: "ctxrec, shuffled context",
+    SHUFFLED_SAME_TIME: "ctxrec, shuffled context, same time",
+    "text_only": "ctxrec, text only",
+    "id_only": "ctxrec, IDs only",
+    "no_context": "ctxrec, no context",
+    "frozen_encoder": "ctxrec, encoder not tuned",
+    "popularity": "popularity",
+    "popularity_7d": "popularity, last 7 days",
+    "markov": "Markov chain",
+    "itemknn": "ItemKNN",
+    "ease": "EASE",
+    "als": "ALS",
+    "sasrec": "SASRec",
+    TEXT: "un-tuned encoder, text only",
+    ENSEMBLE: "linear ensemble",
+    "oracle": "best possible (simulation)",
+    "oracle_of_log": "best possible by the log",
+    "oracle_no_context": "best possible without context",
+}
+
+
+def display_name(system: str) -> str:
+    """The name of a system for people.
+
+    >>> display_name("ease"), display_name("my_baseline")
+    ('EASE', 'my_baseline')
+    """
+    return NAMES.get(system, system)
+
+
+def best_baseline(metrics: dict[str, Any], metric: str = "ndcg@10") -> str | None:
+    """Name of the baseline with the highest mean; None without baselines. Oracles do not count."""
+    baselines = {name: values for name, values in metrics["baselines"].items() if name not in ORACLES}
+    return max(baselines, key=lambda name: baselines[name][metric]["mean"]) if baselines else None
+
+
+def focus(metrics: dict[str, Any]) -> str:
+    """The system that a report is about: the model, or the best baseline where there is no model."""
+    return MODEL if metrics[MODEL] else best_baseline(metrics) or next(iter(metrics["baselines"]))
+
+
+def ranked_systems(metrics: dict[str, Any], metric: str = "ndcg@10") -> list[tuple[str, SystemMetrics]]:
+    """(system, its metrics) of everything that ranked the requests with their own context, best first."""
+    alone = {name: metrics.get(name, {}) for name in (MODEL, BEFORE_TUNING, RERANKED)}
+    systems = {**alone, **metrics["ablations"], **metrics["baselines"]}
+    return sorted(((s, m) for s, m in systems.items() if m), key=lambda pair: -pair[1][metric]["mean"])
