@@ -121,7 +121,7 @@ class Blend:
         """The memory's weighted scores, 0 or more: sparse float32 [N, I]."""
         weights_NK = source_weights(self.weights_2K, history.lengths)[:, self._num_heads + len(STATIC) :]
         total = sp.csr_array((len(history.lengths), len(self.memory.popularity_I)), dtype=np.float32)
-        for k, scores in enumerate(self.memory.of_histories(history)):
+        for k, scores in enumerate(self.memory.source_scores(history)):
             total = total + sp.diags_array(weights_NK[:, k]) @ scores
         return sp.csr_array(total, dtype=np.float32)
 

@@ -120,7 +120,7 @@ def _scores_of_sources(
     parts += [np.broadcast_to(v[pool], (len(requests), len(pool))) for v in (memory.popularity_I, memory.recent_I)]
     # No validation event tells what being new is worth: `ctxrec.memory.cold_start` chooses that weight.
     parts.append(np.zeros_like(parts[-1]))
-    parts += [scores[:, pool].toarray() for scores in memory.of_histories(requests.history)]
+    parts += [scores[:, pool].toarray() for scores in memory.source_scores(requests.history)]
     return np.stack(parts, -1)
 
 

@@ -1,8 +1,8 @@
-"""Which items the same users have, and which follow each other.
+"""Pairs of items from the log: items of the same users, and items that follow each other.
 
-Of the first, EASE ranks far better than cosines, but works on a full matrix: its time grows with the cube of the
-items. Where a catalogue has more items than EASE takes, what is left are rare items, whose pairs a cosine, damped towards
-popular items and brought to EASE's scale, tells about.
+For items of the same users EASE ranks far better than cosines, but it works on a full matrix, and its time grows with
+the cube of the number of items. In a larger catalogue EASE therefore gets the most frequent items alone, and all pairs
+with a rare item get a cosine, damped towards popular items and scaled to EASE's weights.
 
 Legend: U users, I items, F frequent items.
 """
@@ -54,13 +54,15 @@ COOCCURRENCE = CooccurrenceParams()
 def pairs_of_users(
     log: LogStatistics, popularity_I: np.ndarray, *, params: CooccurrenceParams = COOCCURRENCE
 ) -> sp.csr_array:
-    """How much having an item (row) speaks for another one (column), 0 or more, the largest of each row.
+    """How much having an item (row) speaks for another one (column): 0 or more, the largest values of each row.
 
-    Among the `ease_items` most frequent items: positive weights of EASE (Steck, 2019), times exp(-damping *
-    `popularity_I`) of the other. All other pairs: the users of both over those of the item to the power of 0.5 and of
-    the other to `cosine_power`, times what makes such cosines among frequent items sum to what EASE has there.
+    Pairs of the `ease_items` most frequent items have the positive weights of EASE (Steck, 2019), times exp(-damping *
+    `popularity_I`) of the column's item. All other pairs have damped cosines: the number of users of both items, over
+    the number of users of the row's item to the power of 0.5 and of the column's item to `cosine_power`. A factor scales
+    the cosines so that those of the frequent items would sum to their EASE weights.
 
     Args:
+        log: statistics of the training events.
         popularity_I: standardised logarithm of events.
         params: tuned numbers and limits.
 
@@ -73,7 +75,7 @@ def pairs_of_users(
     ease_FF = EASE(weight=params.ridge).fit(counts_FF).weights
     np.maximum(ease_FF, 0, out=ease_FF)
     ease_FF *= np.exp(-params.damping * popularity_I[frequent])
-    kept_FF = nearest(sp.csr_array(ease_FF), params=params)
+    kept_FF = largest_of_rows(sp.csr_array(ease_FF), params=params)
     if len(frequent) == num_items:
         return kept_FF
     pairs = kept_FF.tocoo()
@@ -81,21 +83,24 @@ def pairs_of_users(
     users_F = np.maximum(np.diagonal(counts_FF), 1)
     counts_FF /= np.outer(users_F**0.5, users_F**params.cosine_power)
     np.fill_diagonal(counts_FF, 0)
-    of_cosines = nearest(sp.csr_array(counts_FF), params=params).sum()
+    of_cosines = largest_of_rows(sp.csr_array(counts_FF), params=params).sum()
     scale = np.float32(kept_FF.sum() / of_cosines if of_cosines > 0 else 1)
     others_II = _other_cosines(log, np.isin(np.arange(num_items), frequent), params)
-    return nearest(ease_II.tocsr() + others_II * scale, params=params)
+    return largest_of_rows(ease_II.tocsr() + others_II * scale, params=params)
 
 
 def pairs_in_order(log: LogStatistics, *, params: CooccurrenceParams = COOCCURRENCE) -> sp.csr_array:
-    """How much an item (row) speaks for another one to follow (column): the log's transitions over the square root of
-    the events of both, the largest of each row. float32 [I, I]"""
+    """How much an item (row) speaks for another one that follows (column): sparse float32 [I, I].
+
+    It is the number of transitions over the square roots of the numbers of events of both items, for the largest values
+    of each row.
+    """
     factor = sp.diags_array(1 / np.sqrt(np.maximum(log.item_counts, 1, dtype=np.float32)))
-    return nearest(factor @ log.transitions @ factor, params=params)
+    return largest_of_rows(factor @ log.transitions @ factor, params=params)
 
 
 def _other_cosines(log: LogStatistics, frequent_I: np.ndarray, params: CooccurrenceParams) -> sp.csr_array:
-    """The largest damped cosines of each item, of the pairs that are not both frequent: float32 [I, I]."""
+    """The largest damped cosines of each item, for pairs with a rare item: sparse float32 [I, I]."""
     users_IU = log.users_items.T.tocsr()
     num_users_I = np.maximum(np.diff(users_IU.indptr), 1).astype(np.float32)
     left_IU = (sp.diags_array(num_users_I**-0.5) @ users_IU).tocsr()
@@ -108,11 +113,11 @@ def _other_cosines(log: LogStatistics, frequent_I: np.ndarray, params: Cooccurre
         found = left_IU[first:stop] @ right_UI
         row = np.repeat(np.arange(first, stop), np.diff(found.indptr))
         found.data[(row == found.indices) | (frequent_I[row] & frequent_I[found.indices])] = 0
-        made.append(nearest(found, params=params))
+        made.append(largest_of_rows(found, params=params))
     return sp.vstack(made, format="csr")
 
 
-def nearest(matrix: sp.sparray | np.ndarray, *, params: CooccurrenceParams = COOCCURRENCE) -> sp.csr_array:
+def largest_of_rows(matrix: sp.sparray | np.ndarray, *, params: CooccurrenceParams = COOCCURRENCE) -> sp.csr_array:
     """The largest positive values of each row, float32: `neighbours` of them, fewer of a very large catalogue (columns)."""
     matrix = sp.csr_array(matrix, dtype=np.float32)
     limit = int(np.clip(params.max_pairs // max(matrix.shape[1], 1), params.min_neighbours, params.neighbours))

@@ -1,7 +1,7 @@
-"""What the log says of pairs of items: which go together, which follow each other, which are wanted now.
+"""The item memory: what the log says of pairs of items and of popularity.
 
-Linear models on co-occurrence win where histories are short or baskets large, sequence models where order
-carries the signal; the model therefore keeps both and `ctxrec.memory.blend` weighs them for every request.
+Linear models on co-occurrence win where histories are short or baskets are large. Sequence models win where the order
+carries the signal. The model therefore has both, and `ctxrec.memory.blend` weighs them for every request.
 
 Legend: N requests, I items.
 """
@@ -18,8 +18,8 @@ import scipy.sparse as sp
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import Events
 from ctxrec.data.log_statistics import TrainingEvents, gather_statistics
-from ctxrec.memory.cooccurrence import COOCCURRENCE, CooccurrenceParams, nearest, pairs_in_order, pairs_of_users
-from ctxrec.memory.text_similarity import TEXT_SIMILARITY, TextSimilarityParams, history_weights, stand_ins
+from ctxrec.memory.cooccurrence import COOCCURRENCE, CooccurrenceParams, largest_of_rows, pairs_in_order, pairs_of_users
+from ctxrec.memory.text_similarity import TEXT_SIMILARITY, TextSimilarityParams, history_weights, proxy_weights
 
 
 @dataclass(frozen=True)
@@ -50,59 +50,64 @@ class ItemMemoryParams:
 
 
 ITEM_MEMORY = ItemMemoryParams()
-PAIRS = ("together", "together_recent", "next")
-OWN = ("own", "own_recent")
+COOCCURRENCE_ALL, COOCCURRENCE_RECENT, NEXT = "cooccurrence", "cooccurrence_recent", "next"
+REPEAT_ALL, REPEAT_RECENT = "repeat", "repeat_recent"
 
 
 @dataclass(frozen=True)
 class ItemMemory:
     """Item-to-item weights, all of them 0 or more, and popularity.
 
-    together_II: how much an item speaks for another one because the same users have both (`ctxrec.memory.cooccurrence`).
-    next_II: how much an item speaks for what comes soon after it (`ctxrec.memory.cooccurrence`).
-    popularity_I, recent_I: log(1 + events) of all and of the latest events, standardised.
-    An item without event has what its stand-ins have, the items of nearest text; without text it has nothing,
-    and mean popularity.
-    known_I: which items have events.
-    own: whether the user's own items may come again, so that they are a source.
-    params: tuned numbers.
+    An item without event takes the mean of its proxies, the items of nearest text. Without text it has no pairs, and
+    mean popularity.
+
+    Attributes:
+        cooccurrence_II: sparse float32, how much an item (row) speaks for another one (column) because the same users
+            have both (`ctxrec.memory.cooccurrence`).
+        next_II: sparse float32, how much an item (row) speaks for what comes soon after it (column).
+        popularity_I: float32, log(1 + events), standardised.
+        recent_I: float32, the same for the latest events.
+        known_I: bool, whether an item has events.
+        repeats: whether the items of a history may be recommended again, so that they are a source.
+        params: tuned numbers.
     """
 
-    together_II: sp.csr_array
+    cooccurrence_II: sp.csr_array
     next_II: sp.csr_array
-    popularity_I: np.ndarray  # float32
-    recent_I: np.ndarray  # float32
-    known_I: np.ndarray  # bool
-    own: bool
+    popularity_I: np.ndarray
+    recent_I: np.ndarray
+    known_I: np.ndarray
+    repeats: bool
     params: ItemMemoryParams = ITEM_MEMORY
 
     @property
     def sources(self) -> tuple[str, ...]:
         """Names of the sources that depend on the history."""
-        return PAIRS + (OWN if self.own else ())
+        pairs = (COOCCURRENCE_ALL, COOCCURRENCE_RECENT, NEXT)
+        return (*pairs, REPEAT_ALL, REPEAT_RECENT) if self.repeats else pairs
 
-    def of_histories(self, history: Events) -> list[sp.csr_array]:
-        """Scores of every source, each scaled to a standard deviation of 1 over the catalogue: [N, I] each."""
-        return [_scaled(self._source(name, history)) for name in self.sources]
+    def source_scores(self, history: Events) -> list[sp.csr_array]:
+        """Scores of every source, each scaled to a standard deviation of 1 over the catalogue: float32 [N, I] each."""
+        return [_scaled_rows(self._source(name, history)) for name in self.sources]
 
     def _source(self, name: str, history: Events) -> sp.csr_array:
         num_items, params = len(self.popularity_I), self.params
-        if name == "next":
+        if name == NEXT:
             return history_weights(history, num_items, decay=params.next_decay, last=params.next_last) @ self.next_II
-        if name in OWN:
-            own = history_weights(history, num_items, decay=1.0 if name == "own" else params.repeat_decay)
-            if name == "own":
-                own.data = np.log1p(own.data)
-            return own
-        if name == "together_recent":
-            return history_weights(history, num_items, decay=params.cooccurrence_decay) @ self.together_II
-        items = history_weights(history, num_items, decay=1.0)
-        items.data[:] = 1
-        return items @ self.together_II
+        if name == REPEAT_RECENT:
+            return history_weights(history, num_items, decay=params.repeat_decay)
+        if name == COOCCURRENCE_RECENT:
+            return history_weights(history, num_items, decay=params.cooccurrence_decay) @ self.cooccurrence_II
+        counts = history_weights(history, num_items, decay=1.0)
+        if name == REPEAT_ALL:
+            counts.data = np.log1p(counts.data)
+            return counts
+        counts.data[:] = 1
+        return counts @ self.cooccurrence_II
 
 
-def _scaled(scores_NI: sp.csr_array) -> sp.csr_array:
-    """Rows over their standard deviation; a row of zeros stays."""
+def _scaled_rows(scores_NI: sp.csr_array) -> sp.csr_array:
+    """Rows over their standard deviation; a row of zeros stays as it is."""
     rows, num_items = scores_NI.shape
     scores_NI = scores_NI.tocsr()
     lengths = np.diff(scores_NI.indptr)
@@ -123,48 +128,59 @@ def fit_memory(
     text_IC: np.ndarray | None = None,
     params: ItemMemoryParams = ITEM_MEMORY,
 ) -> ItemMemory:
-    """Gather a memory from the events of users, part by part (`TrainingEvents`).
+    """Fit a memory to the events of users.
 
-    `text_IC` (`ctxrec.memory.text_similarity.reduced`) finds stand-ins for items without event; None: they have none.
+    Args:
+        parts: events of some users each.
+        num_items: size of the catalogue.
+        repeats: whether the items of a history may be recommended again.
+        text_IC: text vectors (`ctxrec.memory.text_similarity.reduced`), which give items without event their proxies;
+            None: they have none.
+        params: tuned numbers.
     """
     log = gather_statistics(parts, num_items, steps=params.next_steps)
     latest = log.items[-max(len(log.items) // params.recent_share, 1) :]
     known = log.item_counts > 0
     popularity = _standardised(log.item_counts, known)
     memory = ItemMemory(
-        together_II=pairs_of_users(log, popularity, params=params.cooccurrence),
+        cooccurrence_II=pairs_of_users(log, popularity, params=params.cooccurrence),
         next_II=pairs_in_order(log, params=params.cooccurrence),
         popularity_I=popularity,
         recent_I=_standardised(np.bincount(latest, minlength=num_items), known),
         known_I=known,
-        own=repeats,
+        repeats=repeats,
         params=params,
     )
-    return with_stand_ins(memory, text_IC)
+    return with_proxies(memory, text_IC)
 
 
-def with_stand_ins(memory: ItemMemory, text_IC: np.ndarray | None) -> ItemMemory:
-    """The memory, with what stand-ins have for the items without event; as it is without texts."""
+def with_proxies(memory: ItemMemory, text_IC: np.ndarray | None) -> ItemMemory:
+    """The memory in which items without event have what their proxies have; the same memory without texts."""
     if text_IC is None or memory.known_I.all():
         return memory
     return as_if_known(memory, memory.known_I, text_IC)
 
 
 def as_if_known(memory: ItemMemory, known_I: np.ndarray, text_IC: np.ndarray | None) -> ItemMemory:
-    """The memory as if of its known items only these (bool [I]) had events: of the others it holds the mean of what is
-    known of their stand-ins, or nothing without texts."""
+    """The memory as if only some of its known items had events.
+
+    Args:
+        memory: fitted on all events.
+        known_I: bool, the items that keep what is known of them. All others take the weighted mean of their proxies.
+        text_IC: text vectors, which give the proxies; None: the other items have nothing.
+    """
     alone = sp.diags_array(known_I.astype(np.float32)).tocsr()
-    spoken_for_II = alone if text_IC is None else stand_ins(text_IC, known_I, params=memory.params.text_similarity)
+    weights_II = alone if text_IC is None else proxy_weights(text_IC, known_I, params=memory.params.text_similarity)
 
     def pairs(matrix_II: sp.csr_array) -> sp.csr_array:
-        return nearest(spoken_for_II @ matrix_II @ spoken_for_II.T, params=memory.params.cooccurrence)
+        return largest_of_rows(weights_II @ matrix_II @ weights_II.T, params=memory.params.cooccurrence)
 
     return dataclasses.replace(
         memory,
-        together_II=pairs(memory.together_II),
+        cooccurrence_II=pairs(memory.cooccurrence_II),
         next_II=pairs(memory.next_II),
-        popularity_I=spoken_for_II @ memory.popularity_I,
-        recent_I=spoken_for_II @ memory.recent_I,
+        popularity_I=weights_II @ memory.popularity_I,
+        recent_I=weights_II @ memory.recent_I,
         known_I=known_I,
     )
 
@@ -180,10 +196,10 @@ def _standardised(counts: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def to_arrays(memory: ItemMemory) -> dict[str, np.ndarray]:
-    """The memory as plain arrays, which safetensors can hold."""
+    """The memory as plain arrays, which safetensors can hold. Their names are those of bundles of all versions."""
     arrays = {"popularity": memory.popularity_I, "recent": memory.recent_I}
-    arrays |= {"known": memory.known_I.astype(np.uint8), "own": np.array([memory.own], np.uint8)}
-    for name, matrix in (("together", memory.together_II), ("next", memory.next_II)):
+    arrays |= {"known": memory.known_I.astype(np.uint8), "own": np.array([memory.repeats], np.uint8)}
+    for name, matrix in (("together", memory.cooccurrence_II), ("next", memory.next_II)):
         arrays[f"{name}.weights"] = matrix.data.astype(np.float32)
         arrays[f"{name}.items"] = matrix.indices.astype(np.int32)
         arrays[f"{name}.offsets"] = matrix.indptr.astype(np.int64)
@@ -194,21 +210,23 @@ def from_arrays(arrays: dict[str, np.ndarray]) -> ItemMemory:
     """The inverse of `to_arrays`.
 
     Raises:
-        UserError: the arrays are of a version that kept no pairs of users' items for large catalogues.
+        UserError: an earlier version wrote the arrays, without cooccurrence for large catalogues.
     """
     num_items = len(arrays["popularity"])
     if "together.weights" not in arrays:
-        raise UserError("the model's item memory has no pairs of users' items, of an earlier version; train again")
+        raise UserError(
+            "the model's item memory has no pairs of items, because it is of an earlier version; train again"
+        )
 
     def matrix(name: str) -> sp.csr_array:
         parts = arrays[f"{name}.weights"], arrays[f"{name}.items"], arrays[f"{name}.offsets"]
         return sp.csr_array(parts, shape=(num_items, num_items))
 
     return ItemMemory(
-        together_II=matrix("together"),
+        cooccurrence_II=matrix("together"),
         next_II=matrix("next"),
         popularity_I=arrays["popularity"],
         recent_I=arrays["recent"],
         known_I=arrays["known"] > 0,
-        own=bool(arrays["own"][0]),
+        repeats=bool(arrays["own"][0]),
     )

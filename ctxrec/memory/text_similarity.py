@@ -1,4 +1,4 @@
-"""Likeness of items by their text alone, as an encoder has it: for histories, and for items that nobody had yet.
+"""Similarity of items by their text vectors: to the latest texts of a history, and to items without events.
 
 Legend: N requests, I items, H encoder width, C reduced width.
 """
@@ -40,7 +40,13 @@ TEXT_SIMILARITY = TextSimilarityParams()
 
 
 def text_axes(vectors_IH: np.ndarray, present_I: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Centre [H] and principal axes [H, C] of the vectors of items that have a text; 0 where none has."""
+    """Centre [H] and principal axes [H, C] of the text vectors.
+
+    Args:
+        vectors_IH: vectors of an encoder.
+        present_I: whether an item has a text; the others do not count. All axes are 0 where no item has one.
+        width: C, at most.
+    """
     shown = vectors_IH[present_I.astype(bool)]
     num_axes = min(width, vectors_IH.shape[1])
     if not len(shown):
@@ -50,7 +56,7 @@ def text_axes(vectors_IH: np.ndarray, present_I: np.ndarray, width: int) -> tupl
 
 
 def on_axes(vectors_IH: np.ndarray, present_I: np.ndarray, centre_H: np.ndarray, axes_HC: np.ndarray) -> np.ndarray:
-    """Text vectors on axes (`text_axes`), of unit length; 0 where there is no text. float32 [I, C]"""
+    """Text vectors on the axes of `text_axes`, of unit length; 0 where there is no text. float32 [I, C]"""
     has_text = present_I.astype(bool)
     made = np.zeros((len(vectors_IH), axes_HC.shape[1]), np.float32)
     made[has_text] = normalised((vectors_IH[has_text] - centre_H) @ axes_HC)
@@ -58,12 +64,16 @@ def on_axes(vectors_IH: np.ndarray, present_I: np.ndarray, centre_H: np.ndarray,
 
 
 def reduced(vectors_IH: np.ndarray, present_I: np.ndarray, width: int) -> np.ndarray:
-    """Text vectors on their own principal axes (`on_axes`). float32 [I, C]"""
+    """Text vectors on their own principal axes (`text_axes`, `on_axes`): float32 [I, C]."""
     return on_axes(vectors_IH, present_I, *text_axes(vectors_IH, present_I, width))
 
 
 def history_weights(history: Events, num_items: int, *, decay: float, last: int | None = None) -> sp.csr_array:
-    """Each history as weights of items, decay ** age summed over an item's events, age 0 the latest: float32 [N, I]."""
+    """Each history as weights of items: sparse float32 [N, I].
+
+    The weight of an item is the sum of decay ** age over its events; the latest event has age 0. With `last`, only the
+    latest events of a history count, so many of them.
+    """
     age = np.repeat(history.offsets[1:], history.lengths) - 1 - np.arange(len(history.items))
     weights = (decay**age).astype(np.float32)
     if last is not None:
@@ -77,40 +87,43 @@ def history_weights(history: Events, num_items: int, *, decay: float, last: int 
 def history_queries(
     history: Events, text_IC: np.ndarray, *, params: TextSimilarityParams = TEXT_SIMILARITY
 ) -> np.ndarray:
-    """Directions of the latest texts of each history: float32 [N, C], of unit length or 0."""
+    """Weighted mean of the latest texts of each history, of unit length: float32 [N, C], 0 without any text."""
     age = np.repeat(history.offsets[1:], history.lengths) - 1 - np.arange(len(history.items))
     near = np.flatnonzero(age < params.last)
     ends = np.concatenate([[0], np.cumsum(np.minimum(history.lengths, params.last))])
     parts = ((params.decay ** age[near]).astype(np.float32), np.arange(len(near)), ends)
     weights = sp.csr_array(parts, shape=(len(history.lengths), len(near)))
-    return normalised(weights @ text_IC[history.items[near]])  # of these rows alone: the table may be a large view
+    return normalised(weights @ text_IC[history.items[near]])  # only these rows: the table may be a large view
 
 
-def stand_ins(
+def proxy_weights(
     text_IC: np.ndarray, known_I: np.ndarray, *, params: TextSimilarityParams = TEXT_SIMILARITY
 ) -> sp.csr_array:
-    """For every item the items that speak for it: itself if it is known, else the known ones of nearest text.
+    """Weights of the proxies of every item: of itself if it is known, else of the known items of nearest text.
 
     Returns:
-        float32 [I, I]; rows sum to 1, or are 0 for an unknown item without text.
+        Sparse float32 [I, I]; a row sums to 1, or is 0 for an unknown item without text.
     """
     num_items = len(text_IC)
     has_text = np.abs(text_IC).sum(1) > 0
     asked, answers = np.flatnonzero(~known_I & has_text), np.flatnonzero(known_I & has_text)
-    own = sp.diags_array(known_I.astype(np.float32)).tocsr()
+    itself = sp.diags_array(known_I.astype(np.float32)).tocsr()
     num = min(params.num_proxies, len(answers))
     if not num or len(asked) * len(answers) > params.max_pairs:
-        return own
+        return itself
     nearest, weights = nearest_texts(text_IC[asked], text_IC[answers], num, params=params)
     where = (np.repeat(asked, num), answers[nearest].ravel())
     others = sp.coo_array((weights.ravel(), where), shape=(num_items, num_items)).tocsr()
-    return sp.csr_array(own + others, dtype=np.float32)
+    return sp.csr_array(itself + others, dtype=np.float32)
 
 
 def nearest_texts(
     asked_NC: np.ndarray, answers_MC: np.ndarray, num: int, *, params: TextSimilarityParams = TEXT_SIMILARITY
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `num` rows of nearest text for each asked one (int64 [N, num]), and their weights, which sum to 1."""
+    """The `num` rows of `answers_MC` with the nearest text for each asked one (int64 [N, num]), and their weights.
+
+    The weights (float32 [N, num]) are a softmax of the cosines and sum to 1.
+    """
     found, weights = [np.zeros((0, num), np.int64)], [np.zeros((0, num), np.float32)]
     rows = max(params.cosines_at_once // len(answers_MC), 1)
     for start in range(0, len(asked_NC), rows):

@@ -42,11 +42,11 @@ def request_metrics(
     metrics: dict[str, np.ndarray] = {}
     for k in ks:
         of_k = hits[:, :k]
-        any_hit = of_k.any(axis=1)
+        any_hit = np.asarray(of_k.any(axis=1))
         reachable = np.minimum(num_targets, k)
         metrics[f"hr@{k}"] = any_hit.astype(np.float64)
         metrics[f"recall@{k}"] = np.asarray(of_k.sum(axis=1) / reachable)
-        metrics[f"mrr@{k}"] = np.asarray(any_hit / (of_k.argmax(axis=1) + 1))
+        metrics[f"mrr@{k}"] = any_hit / (of_k.argmax(axis=1) + 1)
         metrics[f"ndcg@{k}"] = of_k @ discounts[: of_k.shape[1]] / ideals[reachable]
     return metrics
 

@@ -193,8 +193,8 @@ class Recommender:
             return blend.remembered(history)
         history = _without_items_from(history, catalogue.num_bundled)
         remembered = pairs = blend.remembered(history)
-        if blend.memory.own:  # that a user had an item says nothing of added items with a similar text
-            pairs = dataclasses.replace(blend, memory=dataclasses.replace(blend.memory, own=False))
+        if blend.memory.repeats:  # that a user had an item says nothing of added items with a similar text
+            pairs = dataclasses.replace(blend, memory=dataclasses.replace(blend.memory, repeats=False))
             pairs = pairs.remembered(history)
         return sp.csr_array(sp.hstack([remembered, pairs @ catalogue.proxy_weights.T]))
 

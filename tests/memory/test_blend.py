@@ -14,7 +14,7 @@ from ctxrec.data.requests import Requests
 from ctxrec.memory.blend import NEW, Blend, source_weights
 from ctxrec.memory.blend_fit import BlendFit, BlendFitParams, fit_blend
 from ctxrec.memory.item_memory import as_if_known, fit_memory, from_arrays, to_arrays
-from ctxrec.memory.text_similarity import history_queries, history_weights, reduced, stand_ins
+from ctxrec.memory.text_similarity import history_queries, history_weights, proxy_weights, reduced
 
 
 def events(rows: list[list[int]]) -> Events:
@@ -41,9 +41,9 @@ def test_memory_by_hand(repeats):
     following = [[0, 2 / 6**0.5, 0.5 / 2, 0], [0, 0, 2 / 6**0.5, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     np.testing.assert_allclose(memory.next_II.toarray(), following, rtol=1e-6)
     assert memory.popularity_I[3] == 0 and memory.popularity_I[1] > memory.popularity_I[0]
-    assert (memory.together_II.toarray() >= 0).all() and memory.together_II[0, 1] > 0
-    assert memory.sources[-2:] == (("own", "own_recent") if repeats else ("together_recent", "next"))
-    scores = dict(zip(memory.sources, memory.of_histories(events([[0], []])), strict=True))
+    assert (memory.cooccurrence_II.toarray() >= 0).all() and memory.cooccurrence_II[0, 1] > 0
+    assert memory.sources[-2:] == (("repeat", "repeat_recent") if repeats else ("cooccurrence_recent", "next"))
+    scores = dict(zip(memory.sources, memory.source_scores(events([[0], []])), strict=True))
     for found in scores.values():
         dense = found.toarray()
         assert (dense[1] == 0).all()  # without a history nothing is remembered
@@ -54,7 +54,10 @@ def test_memory_by_hand(repeats):
 def test_memory_survives_saving():
     memory = fit_memory([training([[0, 1, 2], [2, 1]])], 3, repeats=True)
     again = from_arrays(to_arrays(memory))
-    for a, b in zip(memory.of_histories(events([[2, 1]])), again.of_histories(events([[2, 1]])), strict=True):
+    names = {f"{pairs}.{part}" for pairs in ("together", "next") for part in ("weights", "items", "offsets")}
+    assert set(to_arrays(memory)) == names | {"popularity", "recent", "known", "own"}, "what all bundles have"
+    assert again.repeats
+    for a, b in zip(memory.source_scores(events([[2, 1]])), again.source_scores(events([[2, 1]])), strict=True):
         np.testing.assert_array_equal(a.toarray(), b.toarray())
     np.testing.assert_array_equal(memory.popularity_I, again.popularity_I)
     np.testing.assert_array_equal(memory.known_I, again.known_I)
@@ -69,19 +72,19 @@ def test_history_weights_count_steps_back_from_the_latest():
     np.testing.assert_allclose(history_weights(events([[0, 1, 0]]), 3, decay=0.5, last=2).toarray(), [[1, 0.5, 0]])
 
 
-def test_items_without_events_have_what_their_stand_ins_have():
+def test_items_without_events_have_what_their_proxies_have():
     text = reduced(
         np.array([[1, 0, 0], [0, 1, 0], [1, 0.1, 0], [0, 1, 0.1], [0, 0, 0]], np.float32), np.arange(5) < 4, 3
     )
     known = np.array([True, True, False, False, False])
     memory = fit_memory([training([[0, 1], [0, 1], [1]])], 5, repeats=True, text_IC=text)
-    speak = stand_ins(text, known).toarray()
+    speak = proxy_weights(text, known).toarray()
     assert speak[0, 0] == 1 and speak[2].argmax() == 0 and speak[3].argmax() == 1
     np.testing.assert_allclose(speak.sum(1), [1, 1, 1, 1, 0], atol=1e-6)
     assert memory.popularity_I[3] > memory.popularity_I[2] and memory.popularity_I[4] == 0
-    following, together = memory.next_II.toarray(), memory.together_II.toarray()
+    following, cooccurrence = memory.next_II.toarray(), memory.cooccurrence_II.toarray()
     assert following[0, 3] > following[0, 2] > 0 and following[2, 1] > 0  # they follow, and are followed
-    assert (following[:, 4] == 0).all() and together[0, 3] > 0
+    assert (following[:, 4] == 0).all() and cooccurrence[0, 3] > 0
     as_if = as_if_known(memory, np.arange(5) < 1, text)
     assert as_if.next_II.toarray()[0, 2] == 0 and as_if.popularity_I[1] == as_if.popularity_I[0], "0 speaks for all"
     bare = as_if_known(memory, np.arange(5) < 1, None)
@@ -90,7 +93,7 @@ def test_items_without_events_have_what_their_stand_ins_have():
     np.testing.assert_array_equal(following[:2, :2], plain.next_II.toarray()[:2, :2])
 
 
-def test_text_vectors_keep_their_likeness():
+def test_text_vectors_keep_their_similarity():
     rng = np.random.default_rng(0)
     vectors, present = rng.normal(size=(20, 6)) + 5, np.arange(20) < 18
     text = reduced(vectors, present, 6)
@@ -168,7 +171,7 @@ def test_blend_is_the_sum_of_its_sources_and_finds_the_one_that_helps(planted, w
     parts = [head / head.std(1, keepdims=True) for head in heads]
     parts += [np.tile(memory.popularity_I, (len(queries), 1)), np.tile(memory.recent_I, (len(queries), 1))]
     parts += [np.tile(~memory.known_I, (len(queries), 1))]
-    parts += [found.toarray() for found in memory.of_histories(history)]
+    parts += [found.toarray() for found in memory.source_scores(history)]
     by_hand = sum(w[:, None] * part for w, part in zip(source_weights(weights, history.lengths).T, parts, strict=True))
     np.testing.assert_allclose(scores, by_hand, atol=2e-4)
     assert blend.remembered(history).data.min() >= 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ctxrec.data.log_statistics import LogStatistics, TrainingEvents, gather_statistics, users_of_both
-from ctxrec.memory.cooccurrence import CooccurrenceParams, nearest, pairs_of_users
+from ctxrec.memory.cooccurrence import CooccurrenceParams, largest_of_rows, pairs_of_users
 from ctxrec.memory.ease import EASE
 
 PARAMS = CooccurrenceParams()
@@ -72,7 +72,7 @@ def test_rare_items_have_cosines_on_the_scale_of_ease(log, cells):
 
 def test_few_neighbours_are_kept_of_many(log):
     counts = users_of_both(log.users_items)
-    cosines = nearest(counts, params=CooccurrenceParams(max_pairs=24, min_neighbours=1))
+    cosines = largest_of_rows(counts, params=CooccurrenceParams(max_pairs=24, min_neighbours=1))
     dense = cosines.toarray()
     assert (np.diff(cosines.indptr) <= 2).all()  # 24 pairs of 12 items
     np.testing.assert_array_equal(np.sort(dense, 1)[:, -2:], np.sort(counts, 1)[:, -2:])

@@ -27,7 +27,7 @@ def with_memory(item_vectors, widths):
     num = len(item_vectors)
     pairs = sp.random_array((num, num), density=0.3, format="csr", dtype=np.float32, rng=rng)
     memory = ItemMemory(
-        together_II=pairs, next_II=pairs.T.tocsr(), own=True,
+        cooccurrence_II=pairs, next_II=pairs.T.tocsr(), repeats=True,
         popularity_I=rng.normal(size=num).astype(np.float32), recent_I=rng.normal(size=num).astype(np.float32),
         known_I=np.arange(num) > 0,
     )  # fmt: skip
