@@ -53,6 +53,16 @@ def test_named_commands_are_there(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
+def test_named_flags_are_there(page):
+    """A flag of a command of ours is a string of the sources, with its dashes or (where several are made) without."""
+    files = [path for folder in ("ctxrec", "tune", "cluster", "tests/bench") for path in (REPO / folder).rglob("*.py")]
+    known = set(re.findall(r"[\"'](?:--)?([a-z]+(?:-[a-z]+)*)[\"']", "\n".join(path.read_text() for path in files)))
+    text = page.read_text().replace("\\\n", " ")
+    for line in re.findall(r"python (?:-m (?:ctxrec|tune|cluster)\.|tests/bench/)([^`\n]*)", text):
+        assert set(re.findall(r"--([a-z]+(?:-[a-z]+)*)", line)) <= known | {"help"}, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_named_options_are_there(page):
     options = {
         section.name: {option.name for option in dataclasses.fields(section.default_factory())}
