@@ -410,18 +410,19 @@ def make_variant():
         """Returns the new model version."""
         from safetensors.numpy import load_file, save_file
 
-        from ctxrec.bundle.format import BLEND, MANIFEST
-        from ctxrec.core import storage
+        from ctxrec.bundle.format import BLEND
+        from ctxrec.bundle.format import BUNDLE as KIND
+        from ctxrec.core import manifest, storage
 
         shutil.copytree(bundle, out)
         arrays = load_file(out / BLEND)
         change = np.linspace(0.2 * by, by, arrays["weights"].size, dtype=np.float32)
         arrays["weights"] = arrays["weights"] + change.reshape(arrays["weights"].shape)
         save_file(arrays, out / BLEND)
-        manifest = storage.read_json(str(out / MANIFEST))
-        manifest["files"][BLEND] = storage.sha256_file(str(out / BLEND))
-        manifest["model_version"] = storage.sha256_json(manifest["files"])[:12]
-        storage.write_json(str(out / MANIFEST), manifest)
-        return manifest["model_version"]
+        kept = storage.read_json(str(out / storage.MANIFEST))
+        files = manifest.hash_files(str(out))
+        facts = {key: kept[key] for key in ("encoder", "data_fingerprint")}
+        manifest.write_manifest(str(out), KIND, files=files, model_version=manifest.version_of(files), **facts)
+        return manifest.version_of(files)
 
     return make

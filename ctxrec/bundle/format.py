@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, ModelConfig, to_toml
 from ctxrec.core.errors import UserError
+from ctxrec.core.manifest import FolderKind, hash_files, read_checked, version_of, write_manifest
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.index.builder import Fill, add_here, build_index
@@ -35,7 +36,13 @@ from ctxrec.memory.item_memory import from_arrays, to_arrays
 from ctxrec.model.backbones import store_pretrained
 from ctxrec.model.inputs import ModelShape
 
-FORMAT_VERSION = 4
+BUNDLE = FolderKind(
+    noun="bundle",
+    format_version=4,
+    when_missing="train a model with python -m ctxrec.train first",
+    when_damaged="restore it or train again",
+    when_outdated="Train again with this version of ctxrec",
+)
 MANIFEST, CONFIG, DATA = "manifest.json", "config.toml", "data.json"
 ITEMS, HISTORIES = "items.parquet", "histories.arrow"
 TOWERS, VECTORS, ADAPTER, INDEX = "towers.safetensors", "vectors.safetensors", "adapter", "index.faiss"
@@ -98,15 +105,10 @@ def write_bundle(
             save_encoder(encoder, os.path.join(folder, ADAPTER))
         searched = item_vectors if blend is None else blend.vectors(item_vectors)
         build_index(searched, config.index, queries=queries, fill=fill).save(os.path.join(folder, INDEX))
-        files = {name: storage.sha256_file(os.path.join(folder, name)) for name in storage.local_files(folder)}
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "model_version": storage.sha256_json(files)[:12],
-            "encoder": config.encoder.name if shape.text_width else "",
-            "data_fingerprint": data.fingerprint,
-            "files": files,
-        }
-        _write_text(folder, MANIFEST, json.dumps(manifest, indent=1))
+        files = hash_files(folder)
+        encoder_name = config.encoder.name if shape.text_width else ""
+        facts = {"model_version": version_of(files), "encoder": encoder_name, "data_fingerprint": data.fingerprint}
+        write_manifest(folder, BUNDLE, files=files, **facts)
 
     storage.write_dir(path, make, scratch=scratch)
     return storage.read_json(storage.join(path, MANIFEST))["model_version"]
@@ -206,28 +208,4 @@ def check_bundle(path: str, *, scratch: str) -> tuple[str, dict[str, Any]]:
     Raises:
         UserError: the bundle is missing, of another format, incomplete or damaged; names the file.
     """
-    manifest_path = storage.join(path, MANIFEST)
-    if not storage.exists(manifest_path):
-        raise UserError(f"no bundle at {path} ({MANIFEST} is missing); train a model with python -m ctxrec.train first")
-    folder = storage.fetch_dir(path, scratch=scratch)
-    manifest = storage.read_json(os.path.join(folder, MANIFEST))
-    if not isinstance(manifest, dict):
-        raise UserError(f"the bundle at {path} is damaged: {MANIFEST} holds no manifest; restore it or train again")
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"the bundle at {path} has format version {manifest.get('format_version')}; expected {FORMAT_VERSION}. "
-            "Train again with this version of ctxrec"
-        )
-    if storage.sha256_json(manifest.get("files"))[:12] != manifest.get("model_version"):
-        raise UserError(
-            f"the bundle at {path} is damaged: {MANIFEST} does not match its own hash; restore it or train again"
-        )
-    for name, digest in manifest["files"].items():
-        file = os.path.join(folder, name)
-        if not os.path.exists(file):
-            raise UserError(f"the bundle at {path} is incomplete: {name} is missing; restore it or train again")
-        if storage.sha256_file(file) != digest:
-            raise UserError(
-                f"the bundle at {path} is damaged: {name} does not match its hash; restore it or train again"
-            )
-    return folder, manifest
+    return read_checked(path, BUNDLE, scratch=scratch)

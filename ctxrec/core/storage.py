@@ -17,6 +17,8 @@ import pyarrow.fs
 
 from ctxrec.core.errors import UserError
 
+MANIFEST = "manifest.json"  # the file that is written last into a folder, which is incomplete without it
+
 _URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -168,9 +170,8 @@ def write_json(path: str, value: Any) -> None:
 def write_dir(path: str, fill: Callable[[str], None], *, scratch: str) -> None:
     """Fill a local scratch folder with `fill(folder)`, then put it at `path` as one complete folder.
 
-    Locally the folder appears by one rename; where something is there already it is replaced.
-    On object stores, which have no rename, files are copied and the manifest (written by `fill`
-    as `manifest.json`) comes last, so a folder without one is incomplete.
+    Locally the folder appears by one rename, and replaces what is there already. Object stores have no rename: files
+    are copied there one by one, and MANIFEST, which `fill` writes, comes last, so a folder without it is incomplete.
     """
     local = os.path.join(scratch, f"write-{uuid.uuid4().hex[:8]}")
     os.makedirs(local)
@@ -190,7 +191,7 @@ def write_dir(path: str, fill: Callable[[str], None], *, scratch: str) -> None:
                 os.rename(staged, inner)
             return
         delete(path)
-        names = sorted(local_files(local), key=lambda name: name.endswith("manifest.json"))
+        names = sorted(local_files(local), key=lambda name: name.endswith(MANIFEST))
         for name in names:
             target = f"{inner}/{name}"
             fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
@@ -208,8 +209,8 @@ def cache_dir() -> str:
 def fetch_dir(path: str, *, scratch: str) -> str:
     """A local folder with what lies at `path`: the folder itself when local, else a copy under `scratch`.
 
-    A copy is never written again, as other processes may be reading it: it serves until `path` holds something else,
-    and then stays beside the new one.
+    A copy is never changed, as other processes may be reading it. When `path` holds something else, a new copy is
+    made beside the old one.
     """
     fs, inner = filesystem(path)
     if isinstance(fs, pyarrow.fs.LocalFileSystem):

@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from ctxrec.core import schema, storage
 from ctxrec.core.config import EncoderConfig
 from ctxrec.core.errors import UserError
+from ctxrec.core.manifest import FolderKind, hash_files, read_checked, write_manifest
 from ctxrec.data.events import DAYS, MONTHS
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.data.requests import Requests
@@ -36,15 +37,14 @@ from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.index.topk import top_k
 
 FOLDER = "reranker"  # beside the bundle in a run
-FORMAT_VERSION = 1
-MANIFEST, ABOUT, HEAD, ITEMS, ENCODER = (
-    "manifest.json",
-    "about.json",
-    "head.safetensors",
-    "items.safetensors",
-    "encoder",
+ABOUT, HEAD, ITEMS, ENCODER = "about.json", "head.safetensors", "items.safetensors", "encoder"
+SECOND_STAGE = FolderKind(
+    noun="reranker",
+    format_version=1,
+    when_missing="train one with python -m ctxrec.rerank first",
+    when_damaged="restore it or run python -m ctxrec.rerank again",
+    when_outdated="Run python -m ctxrec.rerank again",
 )
-_REMEDY = "restore it or run python -m ctxrec.rerank again"
 
 _DAYTIMES = ("night", "morning", "afternoon", "evening")  # a quarter of the day each, from midnight on
 _CHARACTERS = 16  # of a title that count for each token of the budget, so that no text is cut for nothing
@@ -309,9 +309,7 @@ def save_reranker(path: str, reranker: Reranker) -> None:
             **{key: getattr(reranker, key) for key in ("weight", "candidates", "history_items", "gain")},
         }
         _write_json(_in(folder, ABOUT), about)
-        hashes = {name: storage.sha256_file(_in(folder, name)) for name in storage.local_files(folder)}
-        manifest = {"format_version": FORMAT_VERSION, "model_version": reranker.model_version, "files": hashes}
-        _write_json(_in(folder, MANIFEST), manifest | {"sha256": storage.sha256_json(manifest)})
+        write_manifest(folder, SECOND_STAGE, files=hash_files(folder), model_version=reranker.model_version)
 
     with tempfile.TemporaryDirectory() as scratch:
         storage.write_dir(path, fill, scratch=scratch)
@@ -358,24 +356,11 @@ def _quiet() -> Iterator[None]:
 
 
 def check_reranker(path: str, model_version: str) -> str:
-    """A local folder with the reranker, its manifest and every hash of it checked."""
-    if not storage.exists(storage.join(path, MANIFEST)):
-        raise UserError(f"no reranker at {path} ({MANIFEST} is missing); train one with python -m ctxrec.rerank first")
-    folder = storage.fetch_dir(path, scratch=tempfile.gettempdir())
-    manifest = storage.read_json(_in(folder, MANIFEST))
-    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != storage.sha256_json(manifest):
-        raise UserError(f"the reranker at {path} is damaged: {MANIFEST} does not match its own hash; {_REMEDY}")
-    if manifest["format_version"] != FORMAT_VERSION:
-        found = f"has format version {manifest['format_version']}; expected {FORMAT_VERSION}"
-        raise UserError(f"the reranker at {path} {found}. Run python -m ctxrec.rerank again")
+    """A local folder with the reranker, after a check of its manifest, its model version and every hash."""
+    folder, manifest = read_checked(path, SECOND_STAGE, scratch=tempfile.gettempdir())
     if manifest["model_version"] != model_version:
         found = f"was trained for model {manifest['model_version']}; the bundle is model {model_version}"
-        raise UserError(f"the reranker at {path} {found}. Run python -m ctxrec.rerank again")
-    for name, digest in manifest["files"].items():
-        if not os.path.exists(_in(folder, name)):
-            raise UserError(f"the reranker at {path} is incomplete: {name} is missing; {_REMEDY}")
-        if storage.sha256_file(_in(folder, name)) != digest:
-            raise UserError(f"the reranker at {path} is damaged: {name} does not match its hash; {_REMEDY}")
+        raise UserError(f"the reranker at {path} {found}. {SECOND_STAGE.when_outdated}")
     return folder
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ctxrec.bundle.format import FORMAT_VERSION, write_bundle
+from ctxrec.bundle.format import BUNDLE, write_bundle
 from ctxrec.core.config import load_config
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.data.features import item_features
@@ -44,7 +44,7 @@ test = 0.0
 
 def speed_bundle(num_items: int, dim: int, scratch: str) -> str:
     """A bundle of a two-layer tower over 50 events and `num_items` vectors of width `dim`; made once in `scratch`."""
-    path = os.path.join(scratch, f"bundle-{num_items}x{dim}-v{FORMAT_VERSION}")
+    path = os.path.join(scratch, f"bundle-{num_items}x{dim}-v{BUNDLE.format_version}")
     if os.path.exists(path):
         return path
     data = _data(num_items, os.path.join(scratch, f"data-{num_items}"))

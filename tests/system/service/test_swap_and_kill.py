@@ -114,6 +114,7 @@ def test_a_damaged_version_is_refused_and_the_old_one_stays(client, models, tiny
     manifest = storage.read_json(f"{other}/manifest.json")
     manifest["files"]["towers.safetensors"] = storage.sha256_file(f"{other}/towers.safetensors")
     manifest["model_version"] = storage.sha256_json(manifest["files"])[:12]
+    del manifest["sha256"]  # as in a bundle of an earlier version
     storage.write_json(f"{other}/manifest.json", manifest)
     publish(str(other), models)
     wait_for(lambda: 'ctxrec_model_swaps_total{result="refused"} 2.0' in client.get("/metrics").text)
