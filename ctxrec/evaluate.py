@@ -5,6 +5,7 @@ from __future__ import annotations
 from ctxrec.core import cli, storage
 from ctxrec.core.config import load_config
 from ctxrec.core.errors import UserError
+from ctxrec.core.run_paths import RunPaths
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def main() -> None:
     from ctxrec.evaluation.offline import evaluate_data, evaluate_run
 
     # A missing run is reported by evaluate_run, in terms of the run and not of one of its files.
-    saved = storage.join(args.run, "config.toml") if args.run else None
+    saved = RunPaths(args.run).config if args.run else None
     config = load_config(args.config, cli.overrides(args), base=saved if saved and storage.exists(saved) else None)
     common = {"split": args.split, "out": args.out or args.run, "config": config, "oracle": args.oracle}
     if args.run is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ctxrec.core import cli, storage
+from ctxrec.core import cli
 from ctxrec.core.config import load_config
+from ctxrec.core.run_paths import RunPaths
 
 
 def main() -> None:
@@ -17,7 +18,7 @@ def main() -> None:
     from ctxrec.retrieval.cross_encoder_training import summary, train_reranker
 
     data = open_data(args.run, args.data)
-    config = load_config(args.config, args.overrides, base=storage.join(args.run, "config.toml"))
+    config = load_config(args.config, args.overrides, base=RunPaths(args.run).config)
     print(summary(train_reranker(args.run, data, config, out=args.out)))
 
 

@@ -7,10 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ctxrec.bundle.registry import BUNDLE, is_models
+from ctxrec.bundle.registry import is_models
 from ctxrec.core import storage
-
-LIVE = "live"  # the folder of what happens after training: posted events and items
+from ctxrec.core.run_paths import RunPaths
 
 
 class AppArgs(BaseModel):
@@ -90,10 +89,10 @@ class AppArgs(BaseModel):
         """The local folder beside the bundle; in the cache where that lies at a URI."""
         run = self.run.rstrip("/")
         if storage.is_uri(run):
-            return os.path.join(storage.cache_dir(), LIVE, hashlib.sha256(run.encode()).hexdigest()[:16])
+            return os.path.join(storage.cache_dir(), "live", hashlib.sha256(run.encode()).hexdigest()[:16])
         run = os.path.abspath(run)
-        is_bundle = not os.path.isdir(os.path.join(run, BUNDLE)) and not is_models(run)
-        return os.path.join(os.path.dirname(run) if is_bundle else run, LIVE)
+        is_bundle = not os.path.isdir(RunPaths(run).bundle) and not is_models(run)
+        return RunPaths(os.path.dirname(run) if is_bundle else run).live
 
     def resolved(self) -> "AppArgs":
         """With absolute places for everything that has a default place: replicas have other working folders."""

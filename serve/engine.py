@@ -13,11 +13,10 @@ import faiss
 import numpy as np
 import torch
 
-from ctxrec.bundle.format import CONFIG
 from ctxrec.bundle.registry import find_bundle
-from ctxrec.core import storage
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.errors import UserError
+from ctxrec.core.run_paths import BundlePaths
 from ctxrec.core.stopwatch import Stopwatch
 from ctxrec.data.events import US, Events
 from ctxrec.live.store import HistoryStore, LoggedEvent, StoreError
@@ -232,7 +231,7 @@ def served_config(bundle: str, overrides: Sequence[str]) -> Config:
     for override in overrides:
         if not override.startswith(("index.", "diversity.")) or override.startswith("diversity.rules"):
             raise UserError(f"options has {override!r}; expected index.key=value or diversity.key=value (rules=FILE)")
-    return load_config(None, overrides, base=storage.join(bundle, CONFIG))
+    return load_config(None, overrides, base=BundlePaths(bundle).config)
 
 
 def load_engine(

@@ -410,19 +410,20 @@ def make_variant():
         """Returns the new model version."""
         from safetensors.numpy import load_file, save_file
 
-        from ctxrec.bundle.format import BLEND
-        from ctxrec.bundle.format import BUNDLE as KIND
+        from ctxrec.bundle.format import BUNDLE
         from ctxrec.core import manifest, storage
+        from ctxrec.core.run_paths import BundlePaths
 
         shutil.copytree(bundle, out)
-        arrays = load_file(out / BLEND)
+        blend = BundlePaths(str(out)).blend
+        arrays = load_file(blend)
         change = np.linspace(0.2 * by, by, arrays["weights"].size, dtype=np.float32)
         arrays["weights"] = arrays["weights"] + change.reshape(arrays["weights"].shape)
-        save_file(arrays, out / BLEND)
-        kept = storage.read_json(str(out / storage.MANIFEST))
+        save_file(arrays, blend)
+        kept = storage.read_json(BundlePaths(str(out)).manifest)
         files = manifest.hash_files(str(out))
         facts = {key: kept[key] for key in ("encoder", "data_fingerprint")}
-        manifest.write_manifest(str(out), KIND, files=files, model_version=manifest.version_of(files), **facts)
+        manifest.write_manifest(str(out), BUNDLE, files=files, model_version=manifest.version_of(files), **facts)
         return manifest.version_of(files)
 
     return make

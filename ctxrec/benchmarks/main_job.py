@@ -24,6 +24,7 @@ import ray
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, config_with
 from ctxrec.core.dataset_spec import load_spec
+from ctxrec.core.run_paths import BundlePaths, RunPaths
 from ctxrec.core.toml import read_toml
 from ctxrec.datasets import source_name, write_movielens_100k
 from ctxrec.evaluation.comparison_table import format_table
@@ -65,7 +66,7 @@ def run_main_job(
     run = _build(out, source, demo_config(config_path, overrides))
     print(f"trained and evaluated {time.monotonic() - begin:.0f} s after the start")
     _serve(run, port or _free_port(), keep=keep)
-    print(f"\nreport: {os.path.join(run, 'report.html')}")
+    print(f"\nreport: {RunPaths(run).report}")
     print(f"the whole demo took {time.monotonic() - begin:.0f} s")
 
 
@@ -100,8 +101,8 @@ def _build(out: str, source: str | None, config: Config) -> str:
 
 def _evaluate(run: str, config: Config) -> dict[str, Any]:
     """Metrics of the run; they are computed again only when the model or the options of evaluation have changed."""
-    path, stamp = storage.join(run, "metrics.json"), storage.join(run, "evaluated.txt")
-    version = storage.read_json(storage.join(run, "manifest.json"))["model_version"]
+    path, stamp = RunPaths(run).metrics, RunPaths(run).evaluated
+    version = storage.read_json(RunPaths(run).manifest)["model_version"]
     key = f"{version} {storage.sha256_json(config.to_dict()['evaluate'])}"
     if storage.exists(path) and storage.exists(stamp) and storage.read_text(stamp) == key:
         print("reused: nothing changed")
@@ -185,7 +186,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _ask(client: httpx.Client, run: str) -> None:
     """One user in two contexts, and someone new with three clicks."""
-    items = pq.read_table(os.path.join(run, "bundle", "items.parquet"), columns=[schema.ITEM_ID, schema.ITEM_TITLE])
+    items = pq.read_table(BundlePaths(RunPaths(run).bundle).items, columns=[schema.ITEM_ID, schema.ITEM_TITLE])
     titles = dict(zip(*(column.to_pylist() for column in items.columns), strict=True))
     client.post("/v1/recommend", json={"user_id": "1"})  # the first request pays for opening connections
     moments = (

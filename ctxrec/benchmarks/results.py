@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ctxrec.core import schema, storage
+from ctxrec.core.run_paths import RunPaths
 from ctxrec.evaluation.systems import ABLATIONS, BEFORE_TUNING, MODEL, ORACLES, SHUFFLED, display_name
 from ctxrec.metrics.intervals import Interval, bootstrap_means, percentile_interval
 
@@ -50,9 +51,9 @@ def dataset_row(label: str, folder: str, runs: dict[int, str], failures: Sequenc
         made |= {"counts": facts["counts"], "split": facts["spec"]["split"]}
     if not runs:
         return made
-    metrics = [storage.read_json(os.path.join(run, "metrics.json")) for _, run in sorted(runs.items())]
+    metrics = [storage.read_json(RunPaths(run).metrics) for _, run in sorted(runs.items())]
     values = [request_values(run) for _, run in sorted(runs.items())]
-    manifests = [storage.read_json(os.path.join(run, "manifest.json")) for _, run in sorted(runs.items())]
+    manifests = [storage.read_json(RunPaths(run).manifest) for _, run in sorted(runs.items())]
     minutes = [m["train_seconds"] / 60 for m in manifests if "train_seconds" in m]
     systems = pooled_means(metrics)
     made |= {
@@ -69,7 +70,7 @@ def dataset_row(label: str, folder: str, runs: dict[int, str], failures: Sequenc
 
 def request_values(run: str) -> dict[str, np.ndarray]:
     """NDCG@10 of every request (float [N]) of each system, requests in the order of their users."""
-    table = pq.read_table(os.path.join(run, "requests.parquet")).sort_by("user_id")
+    table = pq.read_table(RunPaths(run).requests).sort_by("user_id")
     prefix = f"{METRIC}/"
     return {n.removeprefix(prefix): table[n].to_numpy() for n in table.column_names if n.startswith(prefix)}
 

@@ -29,6 +29,7 @@ from ctxrec.benchmarks.suite import Entry, Suite, find_source, load_suite, overr
 from ctxrec.core import schema, storage
 from ctxrec.core.config import load_config
 from ctxrec.core.errors import UserError
+from ctxrec.core.run_paths import RunPaths
 from ctxrec.datasets import SIMULATE
 
 
@@ -199,8 +200,8 @@ def _evaluate(
     command = ["ctxrec.evaluate", "--run", run, "--data", data, *flags]
     command += ["--ablations", ",".join(ablations)] if ablations else []
     command += ["--oracle", oracle] if oracle else []
-    version = storage.read_json(os.path.join(run, "manifest.json"))["model_version"]
-    metrics = os.path.join(run, "metrics.json")  # somebody may have evaluated the run on another split since
+    version = storage.read_json(RunPaths(run).manifest)["model_version"]
+    metrics = RunPaths(run).metrics  # somebody may have evaluated the run on another split since
     split = storage.read_json(metrics).get("split") if os.path.exists(metrics) else None
     _run_step(f"evaluate-{seed}", command, folder, needs=version, stale=split != "test")
 

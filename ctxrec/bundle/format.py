@@ -28,6 +28,7 @@ from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, ModelConfig, to_toml
 from ctxrec.core.errors import UserError
 from ctxrec.core.manifest import FolderKind, hash_files, read_checked, version_of, write_manifest
+from ctxrec.core.run_paths import BundlePaths
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.index.builder import Fill, add_here, build_index
@@ -43,10 +44,6 @@ BUNDLE = FolderKind(
     when_damaged="restore it or train again",
     when_outdated="Train again with this version of ctxrec",
 )
-MANIFEST, CONFIG, DATA = "manifest.json", "config.toml", "data.json"
-ITEMS, HISTORIES = "items.parquet", "histories.arrow"
-TOWERS, VECTORS, ADAPTER, INDEX = "towers.safetensors", "vectors.safetensors", "adapter", "index.faiss"
-BLEND, BACKBONE, MEDIA = "blend.safetensors", "backbone", "media.safetensors"
 
 
 def write_bundle(
@@ -82,36 +79,37 @@ def write_bundle(
     """
 
     def make(folder: str) -> None:
-        _write_text(folder, CONFIG, to_toml(config))
+        paths = BundlePaths(folder)
+        _write_text(paths.config, to_toml(config))
         about = {
             "spec": data.spec.to_dict(),
             "features": dataclasses.asdict(data.features),
             "shape": {k: v for k, v in dataclasses.asdict(shape).items() if k != "features"},
         }
-        _write_text(folder, DATA, json.dumps(about, ensure_ascii=False))
+        _write_text(paths.data, json.dumps(about, ensure_ascii=False))
         kept = [name for name in data.items.column_names if name != schema.ITEM_TEXT]
-        pq.write_table(data.items.select(kept), os.path.join(folder, ITEMS))
-        _write_histories(os.path.join(folder, HISTORIES), data)
-        save_file(towers, os.path.join(folder, TOWERS))
-        store_pretrained(config.model, os.path.join(folder, BACKBONE))
+        pq.write_table(data.items.select(kept), paths.items)
+        _write_histories(paths.histories, data)
+        save_file(towers, paths.towers)
+        store_pretrained(config.model, paths.backbone)
         known = np.ones(len(item_vectors), bool) if trained is None else trained
         vectors = {"items": item_vectors, "trained": known.astype(np.uint8), **text_scale}
-        save_arrays(vectors, os.path.join(folder, VECTORS))
+        save_arrays(vectors, paths.vectors)
         if media:
-            save_arrays(media, os.path.join(folder, MEDIA))
+            save_arrays(media, paths.media)
         if blend is not None:
-            save_arrays(_blend_arrays(blend), os.path.join(folder, BLEND))
+            save_arrays(_blend_arrays(blend), paths.blend)
         if encoder is not None:
-            save_encoder(encoder, os.path.join(folder, ADAPTER))
+            save_encoder(encoder, paths.adapter)
         searched = item_vectors if blend is None else blend.vectors(item_vectors)
-        build_index(searched, config.index, queries=queries, fill=fill).save(os.path.join(folder, INDEX))
+        build_index(searched, config.index, queries=queries, fill=fill).save(paths.index)
         files = hash_files(folder)
         encoder_name = config.encoder.name if shape.text_width else ""
         facts = {"model_version": version_of(files), "encoder": encoder_name, "data_fingerprint": data.fingerprint}
         write_manifest(folder, BUNDLE, files=files, **facts)
 
     storage.write_dir(path, make, scratch=scratch)
-    return storage.read_json(storage.join(path, MANIFEST))["model_version"]
+    return str(storage.read_json(BundlePaths(path).manifest)["model_version"])
 
 
 def _blend_arrays(blend: Blend) -> dict[str, np.ndarray]:
@@ -123,13 +121,13 @@ def _blend_arrays(blend: Blend) -> dict[str, np.ndarray]:
 
 def bundled_model(config: ModelConfig, folder: str) -> ModelConfig:
     """`config` with the language model that lies in a local bundle, if it has one, as its backbone."""
-    path = os.path.join(folder, BACKBONE)
+    path = BundlePaths(folder).backbone
     return dataclasses.replace(config, backbone=path) if os.path.isdir(path) else config
 
 
 def load_blend(folder: str) -> Blend | None:
     """The blend of a checked local bundle, if it has one."""
-    path = os.path.join(folder, BLEND)
+    path = BundlePaths(folder).blend
     if not os.path.exists(path):
         return None
     arrays = load_arrays(path)
@@ -141,7 +139,7 @@ def load_blend(folder: str) -> Blend | None:
 
 def load_media(folder: str) -> dict[str, np.ndarray]:
     """Vectors of images and sounds of a checked local bundle by kind, float16 [I, V]; none where it has none."""
-    path = os.path.join(folder, MEDIA)
+    path = BundlePaths(folder).media
     return load_arrays(path) if os.path.exists(path) else {}
 
 
@@ -197,8 +195,8 @@ def _write_histories(path: str, data: PreparedData) -> None:
         writer.close()
 
 
-def _write_text(folder: str, name: str, text: str) -> None:
-    with open(os.path.join(folder, name), "w", encoding="utf-8") as stream:
+def _write_text(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as stream:
         stream.write(text)
 
 

@@ -13,12 +13,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from ctxrec.bundle.format import DATA, MANIFEST, check_bundle
+from ctxrec.bundle.format import check_bundle
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
+from ctxrec.core.run_paths import BundlePaths, ModelsPaths, RunPaths
 
-BUNDLE = "bundle"  # the bundle's folder in a run
-CURRENT, VERSIONS = "current.json", "versions"
 _REMEMBERED = 20  # earlier versions that can be gone back to
 
 
@@ -32,7 +31,7 @@ class Published:
 
 def is_models(folder: str) -> bool:
     """Whether versions are published at this path or URI."""
-    return storage.exists(storage.join(folder, CURRENT))
+    return storage.exists(ModelsPaths(folder).current)
 
 
 def read_published(models: str) -> Published:
@@ -41,9 +40,11 @@ def read_published(models: str) -> Published:
     Raises:
         UserError: nothing is published there, or `current.json` is damaged.
     """
-    path = storage.join(models, CURRENT)
+    path = ModelsPaths(models).current
     if not storage.exists(path):
-        raise UserError(f"nothing is published at {models} ({CURRENT} is missing); run python -m ctxrec.publish first")
+        raise UserError(
+            f"nothing is published at {models} (current.json is missing); run python -m ctxrec.publish first"
+        )
     raw = storage.read_json(path)
     named = isinstance(raw, dict) and isinstance(raw.get("version"), str) and isinstance(raw.get("previous"), list)
     if not named:
@@ -52,7 +53,7 @@ def read_published(models: str) -> Published:
 
 
 def version_folder(models: str, version: str) -> str:
-    return storage.join(models, VERSIONS, version)
+    return ModelsPaths(models).version(version).root
 
 
 def find_bundle(run: str) -> str:
@@ -66,10 +67,10 @@ def find_bundle(run: str) -> str:
     run = run if storage.is_uri(run) else os.path.abspath(run)
     if is_models(run):
         return version_folder(run, read_published(run).version)
-    for folder in (storage.join(run, BUNDLE), run):
-        if storage.exists(storage.join(folder, DATA)):
+    for folder in (RunPaths(run).bundle, run):
+        if storage.exists(BundlePaths(folder).data):
             return folder
-    found = f"a folder without {BUNDLE}/" if storage.exists(run) else "nothing"
+    found = "a folder without bundle/" if storage.exists(run) else "nothing"
     raise UserError(f"found {found} at {run}; expected a run that python -m ctxrec.train finished, or its bundle")
 
 
@@ -82,7 +83,7 @@ def add(bundle: str, models: str) -> str:
     folder, manifest = check_bundle(bundle, scratch=tempfile.gettempdir())
     version = manifest["model_version"]
     target = version_folder(models, version)
-    if not storage.exists(storage.join(target, MANIFEST)):
+    if not storage.exists(BundlePaths(target).manifest):
         with tempfile.TemporaryDirectory() as scratch:
             storage.write_dir(target, lambda out: _copy(folder, out), scratch=scratch)
     check_bundle(target, scratch=tempfile.gettempdir())
@@ -128,7 +129,7 @@ def roll_back(models: str, version: str | None = None) -> Published:
 
 def _write(models: str, now: Published) -> Published:
     content: dict[str, Any] = {"version": now.version, "previous": list(now.previous), "since": round(time.time(), 3)}
-    storage.write_json(storage.join(models, CURRENT), content)
+    storage.write_json(ModelsPaths(models).current, content)
     return now
 
 

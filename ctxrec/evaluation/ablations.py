@@ -7,13 +7,13 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from ctxrec.core import storage
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.errors import UserError
+from ctxrec.core.run_paths import RunPaths
 
 logger = logging.getLogger(__name__)
 
-FOLDER, SASREC = "ablations", "sasrec"
+SASREC = "sasrec"
 
 # The sources that each ablation takes away from those of the run; the other options stay.
 WITHOUT: dict[str, tuple[str, ...]] = {
@@ -110,8 +110,8 @@ def train_ablations(run: str, data: str, names: Sequence[str]) -> dict[str, str]
 
     bundles = {}
     for name in names:
-        out = storage.join(run, FOLDER, name)
+        out = RunPaths(run).ablation(name).root
         logger.info("ablation %s: %s", name, out)
-        config = ablated(load_config(base=storage.join(run, "config.toml")), name)
-        bundles[name] = storage.join(train(data, out, config), "bundle")
+        config = ablated(load_config(base=RunPaths(run).config), name)
+        bundles[name] = RunPaths(train(data, out, config)).bundle
     return bundles

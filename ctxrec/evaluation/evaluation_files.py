@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, to_toml
+from ctxrec.core.run_paths import RunPaths
 from ctxrec.data.events import ranges
 from ctxrec.data.prepared import PreparedData
 from ctxrec.evaluation.rank_requests import SEED
@@ -48,7 +49,7 @@ def write_files(
     system = focus(metrics)
     ndcg = _ndcg(lists)
     item_ids = prepared.items.column(schema.ITEM_ID).combine_chunks()
-    storage.write_bytes(storage.join(out, "requests.parquet"), _requests_file(lists, table, item_ids, system, ndcg))
+    storage.write_bytes(RunPaths(out).requests, _requests_file(lists, table, item_ids, system, ndcg))
     html = report_page.render_report(
         metrics,
         facts=report_page.Facts.of(prepared, config),
@@ -64,8 +65,8 @@ def write_files(
         ),
         config_toml=to_toml(config),
     )
-    storage.write_text(storage.join(out, "report.html"), html)
-    storage.write_json(storage.join(out, "metrics.json"), metrics)
+    storage.write_text(RunPaths(out).report, html)
+    storage.write_json(RunPaths(out).metrics, metrics)
 
 
 def _requests_file(

@@ -13,6 +13,7 @@ import pyarrow as pa
 from ctxrec.core import ray_cluster, schema, storage
 from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
+from ctxrec.core.run_paths import RunPaths
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.splits import held_out_items
 from ctxrec.datasets.oracle import Oracle, load_oracles, oracle_of_log
@@ -250,7 +251,7 @@ def open_data(run: str, data: str | None = None) -> PreparedData:
     Raises:
         UserError: the run is not finished, or the data is not what it was trained on.
     """
-    path = storage.join(run, "manifest.json")
+    path = RunPaths(run).manifest
     if not storage.exists(path):
         raise UserError(f"no finished run at {run} (manifest.json is missing); train it with python -m ctxrec.train")
     manifest = storage.read_json(path)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, DiversityConfig
 from ctxrec.core.errors import UserError
+from ctxrec.core.run_paths import RunPaths
 from ctxrec.data.events import histories_from_table, time_codes
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.requests import Requests, split_requests
@@ -93,8 +94,8 @@ class RankingPlan:
 
 def run_bundles(run: str) -> dict[str, str]:
     """Bundles of a run: the model, and the model before its encoder was tuned where there is one."""
-    bundles = {MODEL: storage.join(run, "bundle")}
-    before = storage.join(run, "checkpoints/before")
+    bundles = {MODEL: RunPaths(run).bundle}
+    before = RunPaths(run).before
     return bundles | ({BEFORE_TUNING: before} if storage.exists(before) else {})
 
 

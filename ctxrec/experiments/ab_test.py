@@ -14,9 +14,9 @@ from ctxrec.bundle.format import check_bundle
 from ctxrec.bundle.registry import add, read_published, version_folder
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
+from ctxrec.core.run_paths import ModelsPaths
 from ctxrec.core.toml import build_dataclass
 
-EXPERIMENT = "experiment.json"
 CONTROL = "control"  # the arm of all users that no other arm has; gets the current version
 _NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
@@ -76,7 +76,7 @@ def read_experiment(models: str) -> Experiment | None:
     Raises:
         UserError: `experiment.json` is damaged.
     """
-    path = storage.join(models, EXPERIMENT)
+    path = ModelsPaths(models).experiment
     return build_dataclass(Experiment, storage.read_json(path), source=path) if storage.exists(path) else None
 
 
@@ -112,7 +112,7 @@ def start(
     if version == now.version:
         raise UserError(f"{version} is what {models} serves to everybody; expected another version for arm {arm!r}")
     made = Experiment(name=name, arms=tuple((arms | {arm: Arm(name=arm, version=version, share=share)}).values()))
-    storage.write_json(storage.join(models, EXPERIMENT), asdict(made))
+    storage.write_json(ModelsPaths(models).experiment, asdict(made))
     return made
 
 
@@ -125,5 +125,5 @@ def end(models: str) -> Experiment:
     running = read_experiment(models)
     if running is None:
         raise UserError(f"no test runs on {models}; start one with python -m ctxrec.publish --test NAME --share SHARE")
-    storage.delete(storage.join(models, EXPERIMENT))
+    storage.delete(ModelsPaths(models).experiment)
     return running

@@ -18,13 +18,13 @@ import ray
 import ray.data
 from tqdm import tqdm
 
-from ctxrec.bundle import format as bundle_format
 from ctxrec.bundle.format import check_bundle
 from ctxrec.bundle.registry import find_bundle
 from ctxrec.core import ray_cluster, storage
 from ctxrec.core.config import Config, DiversityConfig, IndexConfig, load_config
 from ctxrec.core.dataset_spec import ContextSpec, DatasetSpec
 from ctxrec.core.errors import UserError
+from ctxrec.core.run_paths import BundlePaths
 from ctxrec.data.events import EARLIEST_S, LATEST_S
 from ctxrec.data.parsing import one_array, to_text
 from ctxrec.retrieval.cross_encoder import check_reranker
@@ -64,13 +64,13 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
         raise UserError(f"--k is {k}; expected at least 1")
     bundle = find_bundle(run)
     folder, manifest = check_bundle(bundle, scratch=tempfile.gettempdir())
-    config = config or load_config(base=storage.join(folder, bundle_format.CONFIG))
+    config = config or load_config(base=BundlePaths(folder).config)
     if config.rerank.use:
         check_reranker(find_reranker(bundle), manifest["model_version"])
     rules = rules_of(config.diversity)
     if config.diversity.is_on:  # a mistake is one line here, and in an actor a traceback
         Retriever(load_recommender(bundle), diversity=config.diversity, rules=rules)
-    context = DatasetSpec.from_dict(storage.read_json(storage.join(folder, bundle_format.DATA))["spec"]).events.context
+    context = DatasetSpec.from_dict(storage.read_json(BundlePaths(folder).data)["spec"]).events.context
     inputs = storage.list_files(requests)
     columns, num_rows = _check_requests(inputs, context)
     schema = _output_schema(inputs[0])

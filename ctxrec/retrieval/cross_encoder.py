@@ -36,7 +36,6 @@ from ctxrec.encoder.encode_plan import Tokens, encode_share, plan_encoding
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.index.topk import top_k
 
-FOLDER = "reranker"  # beside the bundle in a run
 ABOUT, HEAD, ITEMS, ENCODER = "about.json", "head.safetensors", "items.safetensors", "encoder"
 SECOND_STAGE = FolderKind(
     noun="reranker",

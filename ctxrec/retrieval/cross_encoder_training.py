@@ -26,6 +26,7 @@ from tqdm import tqdm
 from ctxrec.core import storage
 from ctxrec.core.config import Config, EncoderConfig
 from ctxrec.core.errors import UserError
+from ctxrec.core.run_paths import RunPaths
 from ctxrec.data.prepared import FeatureMeta, PreparedData
 from ctxrec.data.requests import validation_requests
 from ctxrec.encoder.encode_plan import Tokens
@@ -35,7 +36,6 @@ from ctxrec.encoder.text_table import has_text
 from ctxrec.metrics.intervals import bootstrap_means, percentile_interval
 from ctxrec.metrics.ranking import request_metrics
 from ctxrec.retrieval.cross_encoder import (
-    FOLDER,
     CrossEncoder,
     Found,
     PairReader,
@@ -127,7 +127,7 @@ def train_reranker(run: str, data: PreparedData, config: Config, *, out: str | N
     reranker = make_reranker(encoder_path, texts, config, model_version=recommender.model_version)
     trainer = Trainer(reranker, config, recommender.features, titles_of(recommender))
     gain = trainer.fit(examples)
-    save_reranker(out or storage.join(run, FOLDER), reranker)
+    save_reranker(out or RunPaths(run).reranker, reranker)
     return gain
 
 

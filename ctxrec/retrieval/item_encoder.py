@@ -23,6 +23,7 @@ from ctxrec.bundle import format as bundle_format
 from ctxrec.core import schema, storage
 from ctxrec.core.dataset_spec import DatasetSpec, ItemsSpec
 from ctxrec.core.errors import UserError
+from ctxrec.core.run_paths import BundlePaths
 from ctxrec.data.features import ItemFeatures, hash_id, item_features
 from ctxrec.data.item_rows import Entities, join_sentences, joined_text, numbers_or_null, value_lists
 from ctxrec.data.parsing import value_line, value_words
@@ -134,8 +135,8 @@ class ItemEncoder:
     def __init__(self, bundle: str, recommender: Recommender):
         self._recommender = recommender
         folder = storage.fetch_dir(bundle, scratch=tempfile.gettempdir())
-        arrays = load_arrays(os.path.join(folder, bundle_format.VECTORS))
-        about = storage.read_json(os.path.join(folder, bundle_format.DATA))
+        arrays = load_arrays(BundlePaths(folder).vectors)
+        about = storage.read_json(BundlePaths(folder).data)
         self._text_width: int = about["shape"]["text_width"]
         self._id_rows: int = about["shape"]["id_buckets"]
         self._num_items = len(arrays["items"])
@@ -177,7 +178,7 @@ class ItemEncoder:
             path = resolve_encoder(config.encoder.name, storage.cache_dir())
         except UserError as error:
             raise NoEncoder(f"the bundle's text encoder is not to be had here: {error}") from error
-        adapter = os.path.join(self._folder, bundle_format.ADAPTER)
+        adapter = BundlePaths(self._folder).adapter
         if os.path.exists(adapter):
             self._encoder = bundle_format.load_encoder(config, path, adapter)
         else:  # it was not tuned

@@ -16,6 +16,7 @@ from ctxrec.bundle import format as bundle_format
 from ctxrec.core import storage
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.dataset_spec import DatasetSpec
+from ctxrec.core.run_paths import BundlePaths
 from ctxrec.data.events import histories_from_table
 from ctxrec.data.features import item_features
 from ctxrec.data.prepared import FeatureMeta
@@ -34,15 +35,15 @@ def load_recommender(bundle: str) -> Recommender:
     """
     folder, manifest = bundle_format.check_bundle(bundle, scratch=tempfile.gettempdir())
     config, spec, shape, towers = _load_towers(folder)
-    with pa.memory_map(os.path.join(folder, bundle_format.HISTORIES)) as source:
+    with pa.memory_map(BundlePaths(folder).histories) as source:
         histories = histories_from_table(pa.ipc.open_file(source).read_all(), shape.features)
     return Recommender(
         config=config,
         spec=spec,
         features=shape.features,
         towers=towers,
-        items=pq.read_table(os.path.join(folder, bundle_format.ITEMS)),
-        item_vectors=load_arrays(os.path.join(folder, bundle_format.VECTORS))["items"],
+        items=pq.read_table(BundlePaths(folder).items),
+        item_vectors=load_arrays(BundlePaths(folder).vectors)["items"],
         histories=histories,
         model_version=manifest["model_version"],
         blend=bundle_format.load_blend(folder),
@@ -51,11 +52,11 @@ def load_recommender(bundle: str) -> Recommender:
 
 def _load_towers(folder: str) -> tuple[Config, DatasetSpec, ModelShape, Towers]:
     """Options, data set, sizes and towers, ready to score, of a checked local bundle."""
-    config = load_config(base=os.path.join(folder, bundle_format.CONFIG))
-    about = storage.read_json(os.path.join(folder, bundle_format.DATA))
+    config = load_config(base=BundlePaths(folder).config)
+    about = storage.read_json(BundlePaths(folder).data)
     shape = ModelShape(features=FeatureMeta(**about["features"]), **about["shape"])
     towers = Towers(bundle_format.bundled_model(config.model, folder), shape, temperature=config.train.temperature)
-    towers.load_state_dict(load_file(os.path.join(folder, bundle_format.TOWERS)))
+    towers.load_state_dict(load_file(BundlePaths(folder).towers))
     return config, DatasetSpec.from_dict(about["spec"]), shape, towers.eval()
 
 
@@ -67,9 +68,9 @@ def reload_item_vectors(bundle: str, *, encoder_path: str, data_items: pa.Table)
     folder, _ = bundle_format.check_bundle(bundle, scratch=tempfile.gettempdir())
     config, _, shape, towers = _load_towers(folder)
     catalogue = item_features(data_items, shape.features)
-    text, arrays = None, load_arrays(os.path.join(folder, bundle_format.VECTORS))
+    text, arrays = None, load_arrays(BundlePaths(folder).vectors)
     if shape.text_width:
-        adapter = os.path.join(folder, bundle_format.ADAPTER)
+        adapter = BundlePaths(folder).adapter
         if os.path.exists(adapter):
             encoder = bundle_format.load_encoder(config, encoder_path, adapter)
         else:  # it was not tuned

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import tempfile
 
 import numpy as np
@@ -22,6 +21,7 @@ from ctxrec.bundle import format as bundle_format
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
+from ctxrec.core.run_paths import BundlePaths, RunPaths
 from ctxrec.data.features import ItemFeatures, item_features
 from ctxrec.data.log_statistics import LogScan, scan_log
 from ctxrec.data.prepared import PreparedData
@@ -49,11 +49,11 @@ def recommender_before_validation(run: str, data: PreparedData, *, tuned: bool =
     Raises:
         UserError: the run lacks the checkpoints of its training.
     """
-    bundle = storage.join(run, "bundle")
-    bundled = load_recommender(bundle if tuned else storage.join(run, "checkpoints", "before"))
+    bundle = RunPaths(run).bundle
+    bundled = load_recommender(bundle if tuned else RunPaths(run).before)
     catalogue = item_features(data.items, data.features)
     folder, _ = bundle_format.check_bundle(bundle, scratch=tempfile.gettempdir())
-    shape = ModelShape(features=data.features, **storage.read_json(os.path.join(folder, bundle_format.DATA))["shape"])
+    shape = ModelShape(features=data.features, **storage.read_json(BundlePaths(folder).data)["shape"])
     trained = bundled.config
     towers = Towers(bundle_format.bundled_model(trained.model, folder), shape, temperature=trained.train.temperature)
     phase, weights = _last_weights(run, ("encoder", "towers") if tuned else ("towers",))
@@ -84,11 +84,11 @@ def recommender_before_validation(run: str, data: PreparedData, *, tuned: bool =
 def _last_weights(run: str, phases: tuple[str, ...]) -> tuple[str, dict[str, torch.Tensor]]:
     """The first of these phases that the run had, and its best weights."""
     for phase in phases:
-        path = storage.join(run, "checkpoints", f"best-{phase}.safetensors")
+        path = RunPaths(run).best(phase)
         if storage.exists(path):
             return phase, load_tensors(storage.read_bytes(path))
     raise UserError(
-        f"{storage.join(run, 'checkpoints')} has no best-towers.safetensors, the weights from before validation events "
+        f"{RunPaths(run).checkpoints} has no best-towers.safetensors, the weights from before validation events "
         "were used; expected the checkpoints of the training. Train again"
     )
 
@@ -99,12 +99,12 @@ def _text_table(
     """Text vectors as the towers' phase saw them: of the plain encoder, or of the tuned one, on the same scale."""
     if not shape.text_width:
         return None
-    vectors = load_tensors(storage.read_bytes(storage.join(run, "checkpoints", "text.safetensors")))["vectors"].numpy()
+    vectors = load_tensors(storage.read_bytes(RunPaths(run).text_vectors))["vectors"].numpy()
     table = make_text_table(vectors, has_text(catalogue.texts))
     if not tuned:
         return table
     encoder_path = resolve_encoder(config.encoder.name, storage.cache_dir())
-    encoder = bundle_format.load_encoder(config, encoder_path, os.path.join(folder, bundle_format.ADAPTER))
+    encoder = bundle_format.load_encoder(config, encoder_path, BundlePaths(folder).adapter)
     logger.info("encoding %d texts with the tuned encoder", len(catalogue))
     vectors, _ = encode_catalogue(encoder, encoder_path, catalogue.texts, config.encoder)
     return dataclasses.replace(table, vectors_IH=torch.from_numpy(vectors))

@@ -14,17 +14,17 @@ from functools import cached_property
 import numpy as np
 import scipy.sparse as sp
 
-from ctxrec.bundle import format as bundle_format
 from ctxrec.bundle.registry import find_bundle
 from ctxrec.core import storage
 from ctxrec.core.config import DiversityConfig, IndexConfig
 from ctxrec.core.errors import UserError
+from ctxrec.core.run_paths import BundlePaths, RunPaths
 from ctxrec.core.stopwatch import Stopwatch
 from ctxrec.data.requests import Requests
 from ctxrec.index.exact import Allowed, Excluded, exact_search
 from ctxrec.index.faiss_index import Index, load_index
 from ctxrec.index.topk import NO_ITEM, top_k
-from ctxrec.retrieval.cross_encoder import FOLDER, Reranker, load_reranker, titles_of
+from ctxrec.retrieval.cross_encoder import Reranker, load_reranker, titles_of
 from ctxrec.retrieval.filters import ColumnRule, ItemFilter
 from ctxrec.retrieval.live_catalogue import EncodedItems
 from ctxrec.retrieval.live_search import search_live
@@ -337,7 +337,7 @@ def _of_request(given: Excluded | Allowed, n: int) -> np.ndarray | None:
 
 def find_reranker(bundle: str) -> str:
     """Where the second stage of a run lies: beside its bundle."""
-    return storage.join(storage.parent(bundle), FOLDER)
+    return RunPaths(storage.parent(bundle)).reranker
 
 
 def load_retriever(
@@ -366,5 +366,5 @@ def load_retriever(
     if rerank:
         second = load_reranker(find_reranker(bundle), model_version=recommender.model_version)
         second = second if second.weight > 0 else None
-    found = load_index(storage.join(bundle, bundle_format.INDEX), index or recommender.config.index)
+    found = load_index(BundlePaths(bundle).index, index or recommender.config.index)
     return Retriever(recommender, found, second, diversity, rules)

@@ -13,6 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from ctxrec.core import storage
+from ctxrec.core.run_paths import RunPaths
 from ctxrec.core.tracing import PREFIX, section, set_tracing
 from ctxrec.training.trackers import PHASES
 
@@ -109,7 +110,7 @@ def seconds_by_section(spans: list[Span]) -> dict[str, float]:
 
 def summarise(run: str) -> str:
     """One table over the phases that were traced; kept in the run too."""
-    folder = storage.join(run, FOLDER)
+    folder = RunPaths(run).reranker
     if not storage.exists(folder):
         return f"no phase has more than {WARM_UP} steps, so there is no trace"
     found = [storage.read_json(path) for path in storage.list_files(folder) if path.endswith(".summary.json")]

@@ -20,6 +20,7 @@ from safetensors.torch import load as load_tensors
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
+from ctxrec.core.run_paths import RunPaths
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
@@ -86,7 +87,7 @@ def _train(job: dict[str, Any], scratch: str) -> None:
             elif worker.rank == 0:  # the best weights are those it began with, and so are the vectors
                 logger.info("tuning gains nothing on the validation events; the encoder stays as it was")
     last = phases[-1]
-    export(setup, done[last], chosen, blend, storage.join(setup.run, "bundle"), refitted=last == "refit")
+    export(setup, done[last], chosen, blend, RunPaths(setup.run).bundle, refitted=last == "refit")
     if worker.tracker is not None:
         worker.tracker.close()
 

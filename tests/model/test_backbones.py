@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from ctxrec.bundle import format as bundle_format
 from ctxrec.core.config import BACKBONES, EvaluateConfig, load_config
 from ctxrec.core.errors import UserError
+from ctxrec.core.run_paths import BundlePaths
 from ctxrec.data.batching import make_windows
 from ctxrec.evaluation.offline import evaluate_run
 from ctxrec.model.backbones import check_backbone, make_backbone, store_pretrained
@@ -264,11 +265,11 @@ def test_language_model_trains_and_its_weights_are_enough(make_world, language_m
         assert float(rounded) == pytest.approx(float(network(step)), rel=0.02)
 
     folder = tmp_path / "bundle"
-    store_pretrained(config.model, str(folder / bundle_format.BACKBONE))
+    store_pretrained(config.model, BundlePaths(str(folder)).backbone)
     save_file(weights, folder / "towers.safetensors")
     shutil.rmtree(original)
     inside = bundle_format.bundled_model(config.model, str(folder))
-    assert inside.backbone == str(folder / bundle_format.BACKBONE)
+    assert inside.backbone == BundlePaths(str(folder)).backbone
     torch.manual_seed(5)
     again = Towers(inside, shape, temperature=0.07)
     again.load_state_dict(load_file(folder / "towers.safetensors"))

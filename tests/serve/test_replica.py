@@ -13,6 +13,7 @@ from prometheus_client import values
 from ctxrec.bundle.registry import find_bundle, publish
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
+from ctxrec.core.run_paths import ModelsPaths
 from ctxrec.experiments import ab_test
 from serve.api import RecommendRequest
 from serve.arguments import AppArgs
@@ -75,7 +76,7 @@ def test_a_test_begins_changes_and_ends_while_its_control_is_swapped(versions, t
         with pytest.raises(UserError, match=r"items\.parquet"):
             ab_test.start(None, models, name="t", arm="c", share=0.3, version=broken)
         more = dataclasses.replace(test, arms=(*test.arms, ab_test.Arm(name="c", version=broken, share=0.3)))
-        storage.write_json(f"{models}/{ab_test.EXPERIMENT}", dataclasses.asdict(more))
+        storage.write_json(ModelsPaths(models).experiment, dataclasses.asdict(more))
         assert await refused(metrics.render)
         assert await by_arm() == {"control": {c}, "b": {b}}, "all stays as it is"
         publish(versions[b], models)  # the arm wins

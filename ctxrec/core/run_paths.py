@@ -1,0 +1,178 @@
+"""Where things lie in a run, in a bundle and beside published models: every such path in one place.
+
+RUN/config.toml  manifest.json                         options as used; versions, hashes, where the data lies
+RUN/metrics.json  report.html  requests.parquet        what ctxrec.evaluate wrote; evaluated.txt says of which model
+RUN/train_log.jsonl  profile/                          curves of the training; traces of --profile
+RUN/checkpoints/                                       what a training goes on from; before/ is a bundle
+RUN/bundle/  reranker/                                 all that serving needs; the second stage, where there is one
+RUN/ablations/NAME/                                    a run with one option changed
+MODELS/current.json  versions/VERSION/                 which version is served; a bundle of each version
+MODELS/experiment.json                                 the A/B test that runs
+RUN/live/ or MODELS/live/                              what a service stored: posted events and items, exposures
+
+Every path is that of a local folder or a URI, as the root is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ctxrec.core import storage
+
+CHECKPOINTS = "checkpoints"  # the name under which Ray Train knows the folder too
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Paths of a run, the folder that `ctxrec.train` writes."""
+
+    root: str
+
+    @property
+    def config(self) -> str:
+        return storage.join(self.root, "config.toml")
+
+    @property
+    def manifest(self) -> str:
+        return storage.join(self.root, storage.MANIFEST)
+
+    @property
+    def metrics(self) -> str:
+        return storage.join(self.root, "metrics.json")
+
+    @property
+    def report(self) -> str:
+        return storage.join(self.root, "report.html")
+
+    @property
+    def requests(self) -> str:
+        return storage.join(self.root, "requests.parquet")
+
+    @property
+    def evaluated(self) -> str:
+        return storage.join(self.root, "evaluated.txt")
+
+    @property
+    def train_log(self) -> str:
+        return storage.join(self.root, "train_log.jsonl")
+
+    @property
+    def profile(self) -> str:
+        return storage.join(self.root, "profile")
+
+    @property
+    def bundle(self) -> str:
+        return storage.join(self.root, "bundle")
+
+    @property
+    def reranker(self) -> str:
+        return storage.join(self.root, "reranker")
+
+    @property
+    def live(self) -> str:
+        return storage.join(self.root, "live")
+
+    @property
+    def checkpoints(self) -> str:
+        return storage.join(self.root, CHECKPOINTS)
+
+    @property
+    def before(self) -> str:
+        """The bundle of the model before its encoder was tuned."""
+        return storage.join(self.root, CHECKPOINTS, "before")
+
+    @property
+    def text_vectors(self) -> str:
+        """Text vectors of the un-tuned encoder."""
+        return storage.join(self.root, CHECKPOINTS, "text.safetensors")
+
+    @property
+    def media_vectors(self) -> str:
+        """Vectors of images and sounds."""
+        return storage.join(self.root, CHECKPOINTS, "media.safetensors")
+
+    def best(self, phase: str) -> str:
+        """The best weights of a phase so far."""
+        return storage.join(self.root, CHECKPOINTS, f"best-{phase}.safetensors")
+
+    def ablation(self, name: str) -> RunPaths:
+        """The run that an ablation of this run trains."""
+        return RunPaths(storage.join(self.root, "ablations", name))
+
+
+@dataclass(frozen=True)
+class BundlePaths:
+    """Paths of a bundle (`ctxrec.bundle.format` says what each file holds)."""
+
+    root: str
+
+    @property
+    def manifest(self) -> str:
+        return storage.join(self.root, storage.MANIFEST)
+
+    @property
+    def config(self) -> str:
+        return storage.join(self.root, "config.toml")
+
+    @property
+    def data(self) -> str:
+        return storage.join(self.root, "data.json")
+
+    @property
+    def items(self) -> str:
+        return storage.join(self.root, "items.parquet")
+
+    @property
+    def histories(self) -> str:
+        return storage.join(self.root, "histories.arrow")
+
+    @property
+    def towers(self) -> str:
+        return storage.join(self.root, "towers.safetensors")
+
+    @property
+    def vectors(self) -> str:
+        return storage.join(self.root, "vectors.safetensors")
+
+    @property
+    def adapter(self) -> str:
+        return storage.join(self.root, "adapter")
+
+    @property
+    def index(self) -> str:
+        return storage.join(self.root, "index.faiss")
+
+    @property
+    def blend(self) -> str:
+        return storage.join(self.root, "blend.safetensors")
+
+    @property
+    def backbone(self) -> str:
+        return storage.join(self.root, "backbone")
+
+    @property
+    def media(self) -> str:
+        return storage.join(self.root, "media.safetensors")
+
+
+@dataclass(frozen=True)
+class ModelsPaths:
+    """Paths of a folder of published models, which `ctxrec.publish` writes."""
+
+    root: str
+
+    @property
+    def current(self) -> str:
+        return storage.join(self.root, "current.json")
+
+    @property
+    def experiment(self) -> str:
+        return storage.join(self.root, "experiment.json")
+
+    @property
+    def live(self) -> str:
+        return storage.join(self.root, "live")
+
+    def version(self, name: str) -> BundlePaths:
+        """The bundle of a published version."""
+        return BundlePaths(storage.join(self.root, "versions", name))
