@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ctxrec.core import storage
-from ctxrec.training.driver import MANIFEST
+from ctxrec.core.run_paths import RunPaths
 from ctxrec.training.trackers import read_train_log
 from tune import sweep_report
 from tune.findings import importance, pareto_front
@@ -41,7 +41,7 @@ def collect(out: str, stages: Sequence[str], plan: Sweep) -> list[dict[str, Any]
             run = _last_run(run_of(storage.join(out, "trials", stage), record["trial_id"]))
             curve = _curve(run, record["values"], plan)
             status = "failed" if record["status"] == "ERROR" else "stopped"
-            if status == "stopped" and storage.exists(storage.join(run, MANIFEST)):
+            if status == "stopped" and storage.exists(RunPaths(run).manifest):
                 status = "finished"
             rows.append(
                 {

@@ -18,9 +18,10 @@ from ctxrec.core import ray_cluster, storage
 from ctxrec.core.config import Config, to_toml
 from ctxrec.core.errors import UserError
 from ctxrec.core.removed_options import without_removed
+from ctxrec.core.run_paths import RunPaths
 from ctxrec.core.toml import build_dataclass
 from ctxrec.data.prepared import PreparedData
-from ctxrec.training.driver import MANIFEST, train, with_absolute_paths
+from ctxrec.training.driver import train, with_absolute_paths
 from ctxrec.training.trackers import check_trackers
 from tune import sweep_results
 from tune.board import Board
@@ -321,7 +322,7 @@ def _train_best(data_path: str, out: str, config: Config, best: dict[str, Any]) 
     print(f"training the best configuration to the end in {run}", flush=True)
     start = ""
     checkpoint = best["result"].get("checkpoint", "")
-    if best["stage"] == FULL and is_checkpoint(checkpoint) and not storage.exists(storage.join(run, MANIFEST)):
+    if best["stage"] == FULL and is_checkpoint(checkpoint) and not storage.exists(RunPaths(run).manifest):
         start = storage.join(out, "best-start")
         if not is_checkpoint(start):
             keep_checkpoint(best["run"], checkpoint, start)

@@ -25,14 +25,12 @@ from ray.util.queue import Queue
 
 from ctxrec.core import storage
 from ctxrec.core.config import Config, load_config
+from ctxrec.core.run_paths import RunPaths
 from ctxrec.training.checkpoint import STATE
-from ctxrec.training.driver import CONFIG, train
-from ctxrec.training.trackers import LOG
-from ctxrec.training.worker_setup import CHECKPOINTS
+from ctxrec.training.driver import train
 from tune.space import value_of, with_values
 
 KEPT = "kept.json"  # in pbt, a trial's checkpoint for Ray Tune: where the weights lie
-_BEST = "best-{phase}.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +92,7 @@ def _place(job: TrialJob, config: Config) -> tuple[str, str]:
     with found.as_directory() as folder:
         start = storage.read_json(os.path.join(folder, KEPT))["folder"]
     generation = 0
-    while storage.exists(storage.join(run, CONFIG)) and load_config(base=storage.join(run, CONFIG)) != config:
+    while storage.exists(RunPaths(run).config) and load_config(base=RunPaths(run).config) != config:
         generation += 1
         run = f"{run_of(job.folder, trial_id)}.{generation}"
     begin_from(start, run)
@@ -103,14 +101,14 @@ def _place(job: TrialJob, config: Config) -> tuple[str, str]:
 
 def begin_from(kept: str, run: str) -> None:
     """Put the best weights and the log that belong to a kept checkpoint into a new run; an old one stays."""
-    if storage.exists(storage.join(run, CONFIG)):
+    if storage.exists(RunPaths(run).config):
         return
     for path in storage.list_files(kept):
         name = os.path.basename(path)
         if name.startswith("best-"):
-            storage.write_bytes(storage.join(run, CHECKPOINTS, name), storage.read_bytes(path))
-        elif name == LOG:
-            storage.write_bytes(storage.join(run, LOG), storage.read_bytes(path))
+            storage.write_bytes(storage.join(RunPaths(run).checkpoints, name), storage.read_bytes(path))
+        elif name == os.path.basename(RunPaths(run).train_log):
+            storage.write_bytes(RunPaths(run).train_log, storage.read_bytes(path))
 
 
 def keep_checkpoint(run: str, checkpoint: str, kept: str) -> str:
@@ -118,13 +116,12 @@ def keep_checkpoint(run: str, checkpoint: str, kept: str) -> str:
     for path in storage.list_files(checkpoint):
         storage.write_bytes(storage.join(kept, os.path.basename(path)), storage.read_bytes(path))
     for phase in ("towers", "encoder"):
-        name = _BEST.format(phase=phase)
-        best = storage.join(run, CHECKPOINTS, name)
+        best = RunPaths(run).best(phase)
         if storage.exists(best):
-            storage.write_bytes(storage.join(kept, name), storage.read_bytes(best))
-    log = storage.join(run, LOG)
+            storage.write_bytes(storage.join(kept, os.path.basename(best)), storage.read_bytes(best))
+    log = RunPaths(run).train_log
     if storage.exists(log):
-        storage.write_bytes(storage.join(kept, LOG), storage.read_bytes(log))
+        storage.write_bytes(storage.join(kept, os.path.basename(log)), storage.read_bytes(log))
     return kept
 
 
@@ -138,7 +135,7 @@ class Reporter(UserCallback):
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         message = dict(metrics[0])
         if checkpoint is not None:
-            message["checkpoint"] = storage.join(self._run, CHECKPOINTS, os.path.basename(checkpoint.path))
+            message["checkpoint"] = storage.join(RunPaths(self._run).checkpoints, os.path.basename(checkpoint.path))
             if self._keep:
                 kept = storage.join(self._keep, os.path.basename(checkpoint.path))
                 message["kept"] = keep_checkpoint(self._run, message["checkpoint"], kept)

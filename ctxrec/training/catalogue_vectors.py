@@ -16,6 +16,7 @@ from safetensors.torch import save as save_tensors
 
 from ctxrec.core import storage
 from ctxrec.core.config import Config, EncoderConfig
+from ctxrec.core.run_paths import RunPaths
 from ctxrec.data.features import item_features
 from ctxrec.data.log_statistics import LogScan
 from ctxrec.data.prepared import PreparedData
@@ -29,8 +30,6 @@ from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.network import EncodeInputs, Network
 
 logger = logging.getLogger(__name__)
-
-TEXT, MEDIA = "text.safetensors", "media.safetensors"
 
 
 @dataclass(frozen=True)
@@ -64,23 +63,23 @@ class Catalogue:
         return None if self.texts is None else self.texts.frozen
 
 
-def read_catalogue(config: Config, data: PreparedData, log: LogScan, folder: str, place: Place) -> Catalogue:
+def read_catalogue(config: Config, data: PreparedData, log: LogScan, run: str, place: Place) -> Catalogue:
     """Read the catalogue and encode what is not on disk yet; every worker must call it.
 
     Args:
         config: all options.
         data: the prepared data.
         log: a scan of its buckets, which says what items have events.
-        folder: of the run's checkpoints, where the vectors of this training are kept.
+        run: the run, whose checkpoints keep the vectors of this training.
         place: of this worker.
     """
     features = item_features(data.items, data.features)
     texts, media = None, {}
     present_I = has_text(features.texts)
     if config.encoder.name and "text" in config.model.sources and present_I.any():
-        texts = _read_texts(config, features.texts, present_I, folder, place)
+        texts = _read_texts(config, features.texts, present_I, run, place)
     if "media" in config.model.sources:
-        media = media_tables(config.encoder, data, storage.join(folder, MEDIA), place)
+        media = media_tables(config.encoder, data, RunPaths(run).media_vectors, place)
     shape = ModelShape.of(
         config.model,
         data.features,
@@ -97,12 +96,12 @@ def read_catalogue(config: Config, data: PreparedData, log: LogScan, folder: str
     )
 
 
-def _read_texts(config: Config, texts: list[str], present_I: np.ndarray, folder: str, place: Place) -> CatalogueTexts:
+def _read_texts(config: Config, texts: list[str], present_I: np.ndarray, run: str, place: Place) -> CatalogueTexts:
     encoder_path = resolve_encoder(config.encoder.name, storage.cache_dir())
     tokens = tokenise(encoder_path, texts, max_tokens=config.encoder.max_tokens)
     if config.train.encoder_epochs:
         tokens = with_states(tokens, present_I, encoder_path, config.encoder, place)
-    frozen = _frozen_table(config.encoder, storage.join(folder, TEXT), encoder_path, tokens, present_I, place)
+    frozen = _frozen_table(config.encoder, RunPaths(run).text_vectors, encoder_path, tokens, present_I, place)
     return CatalogueTexts(encoder_path, tokens, present_I, frozen)
 
 

@@ -19,10 +19,10 @@ import ray.train.torch
 import torch
 from ray.train import UserCallback
 
-from ctxrec.bundle import format as bundle_format
 from ctxrec.core import ray_cluster, storage
 from ctxrec.core.config import BACKBONES, Config, load_config, to_toml
 from ctxrec.core.errors import Failed, Stopped, UserError
+from ctxrec.core.run_paths import CHECKPOINTS, BundlePaths, RunPaths
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.hub import check_max_tokens, resolve_encoder
 from ctxrec.model.backbones import check_backbone
@@ -31,12 +31,10 @@ from ctxrec.training.process_group import ProcessGroupConfig
 from ctxrec.training.profiler import summarise
 from ctxrec.training.trackers import check_trackers, read_train_log
 from ctxrec.training.worker import train_worker
-from ctxrec.training.worker_setup import CHECKPOINTS
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-CONFIG, MANIFEST = "config.toml", "manifest.json"
 _HOW_TO_RUN = (
     "workers", "cpus_per_worker", "gpus_per_worker", "zero_stage", "offload", "checkpoint_every", "keep_checkpoints",
     "max_failures", "timeout_s", "trackers",
@@ -84,12 +82,12 @@ def train(
         path = resolve_encoder(config.encoder.name, storage.cache_dir())  # fail here, not in a worker
         check_max_tokens(path, config.encoder)
     check_backbone(config.model)
-    storage.write_text(storage.join(out, CONFIG), to_toml(config))
+    storage.write_text(RunPaths(out).config, to_toml(config))
     for note in data.meta.get("notes", []):
         logger.info("%s", note)
     ray_cluster.connect()
     begin = time.monotonic() - _logged_seconds(out)
-    checkpoints = storage.join(out, CHECKPOINTS)
+    checkpoints = RunPaths(out).checkpoints
     faults.clear(checkpoints)
     checkpoint.tidy(checkpoints, config.train.keep_checkpoints)
     with faults.stop_on_sigterm(checkpoints), ray_cluster.train_knows_its_cluster():
@@ -110,7 +108,7 @@ def train(
         raise Stopped(f"stopped as asked, and saved; the same command goes on with {out}")
     if profile:
         print(summarise(out))
-    storage.write_json(storage.join(out, MANIFEST), _manifest(out, data, config, time.monotonic() - begin))
+    storage.write_json(RunPaths(out).manifest, _manifest(out, data, config, time.monotonic() - begin))
     return out
 
 
@@ -130,12 +128,12 @@ def _absolute(path: str) -> str:
 
 def _finished(out: str, config: Config, data: PreparedData) -> bool:
     """Whether `out` holds this very training, finished; raises where it holds another one."""
-    saved = storage.join(out, CONFIG)
+    saved = RunPaths(out).config
     if not storage.exists(saved):
         return False
     if _training_options(load_config(base=saved)) != _training_options(config):
         raise UserError(f"{out} holds a training of another configuration; give another --out, or delete it")
-    manifest = storage.join(out, MANIFEST)
+    manifest = RunPaths(out).manifest
     if not storage.exists(manifest):
         return False
     if storage.read_json(manifest)["data_fingerprint"] != data.fingerprint:
@@ -205,7 +203,7 @@ def _logged_seconds(run: str) -> float:
 
 
 def _manifest(out: str, data: PreparedData, config: Config, seconds: float) -> dict[str, Any]:
-    inside = storage.read_json(storage.join(out, "bundle", bundle_format.MANIFEST))
+    inside = storage.read_json(BundlePaths(RunPaths(out).bundle).manifest)
     return {
         "format_version": FORMAT_VERSION,
         "packages": {name: _version(name) for name in _PACKAGES},
@@ -236,9 +234,9 @@ def _git_commit() -> str | None:
 
 def summary(run: str) -> str:
     """One line about a finished training."""
-    manifest = storage.read_json(storage.join(run, MANIFEST))
+    manifest = storage.read_json(RunPaths(run).manifest)
     best = max((line["valid_ndcg@10"] for line in read_train_log(run) if "valid_ndcg@10" in line), default=float("nan"))
     return (
         f"trained in {manifest['train_seconds']:.0f} s; best validation NDCG@10 {best:.4f}; "
-        f"model {manifest['model_version']} in {storage.join(run, 'bundle')}"
+        f"model {manifest['model_version']} in {RunPaths(run).bundle}"
     )

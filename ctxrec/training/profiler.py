@@ -18,7 +18,7 @@ from ctxrec.core.tracing import PREFIX, section, set_tracing
 from ctxrec.training.trackers import PHASES
 
 SECTIONS = ("data", "encode", "towers", "loss", "backward", "communication", "optimizer", "other")
-FOLDER, SUMMARY = "profile", "summary.txt"
+SUMMARY = "summary.txt"
 WARM_UP, STEPS = 3, 5  # of a phase, as far as it has them: steps before the trace, and in it
 _COMMUNICATION = re.compile(r"gloo:|nccl:|ncclDevKernel")
 
@@ -110,7 +110,7 @@ def seconds_by_section(spans: list[Span]) -> dict[str, float]:
 
 def summarise(run: str) -> str:
     """One table over the phases that were traced; kept in the run too."""
-    folder = RunPaths(run).reranker
+    folder = RunPaths(run).profile
     if not storage.exists(folder):
         return f"no phase has more than {WARM_UP} steps, so there is no trace"
     found = [storage.read_json(path) for path in storage.list_files(folder) if path.endswith(".summary.json")]

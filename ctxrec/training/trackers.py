@@ -12,8 +12,8 @@ from typing import Any
 from ctxrec.core import storage
 from ctxrec.core.config import TrainConfig
 from ctxrec.core.errors import UserError
+from ctxrec.core.run_paths import RunPaths
 
-LOG = "train_log.jsonl"
 _IDS = "checkpoints/trackers.json"  # of this training in W&B and MLflow, where a killed one goes on under its own
 PHASES = ("towers", "encoder", "refit")  # in their order
 
@@ -27,7 +27,7 @@ def check_trackers(config: TrainConfig) -> None:
 
 def read_train_log(run: str) -> list[dict[str, Any]]:
     """Records of the run's train_log.jsonl; none when there is no such file."""
-    path = storage.join(run, LOG)
+    path = RunPaths(run).train_log
     return parse_train_log(storage.read_text(path)) if storage.exists(path) else []
 
 
@@ -52,7 +52,7 @@ class Tracker:
     """Writes figures to the run's `train_log.jsonl` and to the configured trackers (rank 0 alone)."""
 
     def __init__(self, run: str, config: dict[str, Any], trackers: tuple[str, ...]) -> None:
-        self.path = storage.join(run, LOG)
+        self.path = RunPaths(run).train_log
         self.lines = read_train_log(run)
         self._run = run
         self._board: Any = None

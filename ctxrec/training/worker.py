@@ -24,12 +24,12 @@ from ctxrec.core.run_paths import RunPaths
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
-from ctxrec.training import checkpoint, faults, profiler
+from ctxrec.training import checkpoint, faults
 from ctxrec.training.export import Chosen, calibrate, export, tuned_encoder, tuned_text
 from ctxrec.training.phase_trainer import SHARE, PhaseRun, Progress, Resumed
 from ctxrec.training.profiler import StepTrace
 from ctxrec.training.window_sampler import TrainStream
-from ctxrec.training.worker_setup import BEFORE, CHECKPOINTS, Setup, choices, prepare_process, set_up
+from ctxrec.training.worker_setup import Setup, choices, prepare_process, set_up
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def train_worker(job: dict[str, Any]) -> None:
 
     A user's mistake is left for the driver to report, as no other attempt would fare better.
     """
-    checkpoints = storage.join(job["run"], CHECKPOINTS)
+    checkpoints = RunPaths(job["run"]).checkpoints
     if faults.mistake(checkpoints) is not None:
         return  # another worker's, found before this one was replaced
     try:
@@ -64,7 +64,7 @@ def _train(job: dict[str, Any], scratch: str) -> None:
     done: dict[str, dict[str, torch.Tensor]] = {}
     chosen = Chosen(setup.catalogue.frozen, None, 1.0)
     for number, phase in enumerate(phases):
-        best_path = storage.join(setup.checkpoints, f"best-{phase}.safetensors")
+        best_path = RunPaths(setup.run).best(phase)
         later = resumed is not None and phases.index(resumed.progress.phase) > number
         if not later:
             begun = resumed if resumed and resumed.progress.phase == phase else None
@@ -78,7 +78,7 @@ def _train(job: dict[str, Any], scratch: str) -> None:
             chosen = dataclasses.replace(chosen, share=float(best[SHARE]))
             blend = calibrate(setup, done["towers"], setup.catalogue.frozen)
             if "encoder" in phases:  # the model as it was before its encoder was tuned, to compare with
-                export(setup, done["towers"], chosen, blend, storage.join(setup.checkpoints, BEFORE), refitted=False)
+                export(setup, done["towers"], chosen, blend, RunPaths(setup.run).before, refitted=False)
         elif phase == "encoder":
             chosen = dataclasses.replace(chosen, encoder=tuned_encoder(setup, best))
             if float(best[SHARE]) > 0:
@@ -174,7 +174,7 @@ def _run_phase(
     )
     trace = None
     if worker.profile and worker.rank == 0:
-        trace = StepTrace(storage.join(setup.run, profiler.FOLDER), phase, worker.scratch)
+        trace = StepTrace(RunPaths(setup.run).profile, phase, worker.scratch)
     run = PhaseRun(setup, phase, network, stream, epochs, best_path, chosen, trace)
     run.start(resumed)
     return run.train()

@@ -9,8 +9,9 @@ import ray.train
 import ray.train.torch
 import torch
 
-from ctxrec.core import ray_private, storage
+from ctxrec.core import ray_private
 from ctxrec.core.config import Config
+from ctxrec.core.run_paths import RunPaths
 from ctxrec.data.batching import Batcher
 from ctxrec.data.log_statistics import LogScan, scan_log
 from ctxrec.data.prepared import PreparedData
@@ -22,8 +23,6 @@ from ctxrec.training import deepspeed_engine
 from ctxrec.training.catalogue_vectors import Catalogue, read_catalogue
 from ctxrec.training.trackers import Tracker
 from ctxrec.training.validator import Validator
-
-CHECKPOINTS, BEFORE = "checkpoints", "before"
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Setup:
 
     @property
     def checkpoints(self) -> str:
-        return storage.join(self.run, CHECKPOINTS)
+        return RunPaths(self.run).checkpoints
 
 
 def prepare_process() -> Place:
@@ -142,7 +141,7 @@ def set_up(config: Config, data_path: str, run: str, scratch: str, place: Place,
             tracker=Tracker(run, config.to_dict(), config.train.trackers) if place.rank == 0 else None,
         ),
         log=TrainingLog(data, scan, batcher, validator),
-        catalogue=read_catalogue(config, data, scan, storage.join(run, CHECKPOINTS), place),
+        catalogue=read_catalogue(config, data, scan, run, place),
     )
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from ctxrec.core.config import load_config
 from ctxrec.core.errors import UserError
-from ctxrec.training.trackers import LOG, Tracker, check_trackers
+from ctxrec.core.run_paths import RunPaths
+from ctxrec.training.trackers import Tracker, check_trackers
 
 FIGURES = {
     "loss": 3.5, "lr": 1e-3, "events_per_s": 900.0, "tokens_per_s": 4000.0, "padding": 0.02, "distinct_items": 0.4,
@@ -28,7 +29,7 @@ def log_two_attempts(run: str, tracker: str) -> None:
     again.forget_after("towers", 20)
     again.log({"phase": "towers", "step": 30} | FIGURES | {"loss": 3.0})
     again.close()
-    lines = [json.loads(line) for line in Path(run, LOG).read_text().splitlines()]
+    lines = [json.loads(line) for line in Path(RunPaths(run).train_log).read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == [(10, 3.5), (20, 3.5), (30, 3.0)]
 
 
