@@ -16,8 +16,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ctxrec.core.errors import UserError
+from ctxrec.data.posted_items import BadRow
 from ctxrec.live.store import StoreError
-from ctxrec.retrieval.item_encoder import BadRow, NoEncoder
+from ctxrec.retrieval.item_encoder import NoEncoder
 from serve import browse, edge
 from serve.access_log import request_id
 from serve.api import (

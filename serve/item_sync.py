@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ctxrec.core.errors import UserError
+from ctxrec.data.posted_items import check_rows, fitting, posted_table
 from ctxrec.live.store import HistoryStore, ItemChange, StoreError
-from ctxrec.retrieval.item_encoder import ItemEncoder, check_rows, fitting, rows_to_table
+from ctxrec.retrieval.item_encoder import ItemEncoder
 from ctxrec.retrieval.retriever import Retriever
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class ItemSync:
                 row = {**change.row, "item_id": change.item_id}
                 # What another replica took may have columns that the item file of this version lacks.
                 rows.append(row if change.row == accepted.get(change.item_id) else fitting(row, spec))
-        encoded = self._encoder.encode(rows_to_table(rows, spec)) if rows else None
+        encoded = self._encoder.encode(posted_table(rows, spec)) if rows else None
         removed = [c.item_id for c in changes if c.row is None]
         run(lambda: self._retriever.update(encoded, removed))
 

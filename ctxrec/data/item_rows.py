@@ -39,7 +39,10 @@ def items_table(
     *,
     pairs: pa.Array | None = None,
 ) -> pa.Table:
-    """The item table of a prepared folder: the catalogue's items, then those that only the log has.
+    """The item table: the catalogue's items, then those that only the log has.
+
+    `prepare` makes the table of a prepared folder with it, and a service makes the table of posted items
+    (`ctxrec.data.posted_items`), so that an item is the same to the model wherever it comes from.
 
     Args:
         spec: the data set.

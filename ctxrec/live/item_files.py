@@ -6,15 +6,12 @@ several files of a folder `prepare` keeps the first row, and that is to be the n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ctxrec.core import storage
 from ctxrec.core.dataset_spec import ItemsSpec
-from ctxrec.data.parsing import value_line, value_text, value_words
+from ctxrec.data.posted_items import ITEM_ID, file_table
 from ctxrec.live.store import HistoryStore
 
 
@@ -30,26 +27,8 @@ def write_item_file(store: HistoryStore, folder: str, spec: ItemsSpec | None, *,
     if spec is None or not store.item_changes(since):
         return since
     changes = store.item_changes(0)
-    rows = [{**change.row, spec.id: change.item_id} for change in changes if change.row is not None]
+    rows = [{**change.row, ITEM_ID: change.item_id} for change in changes if change.row is not None]
     sink = pa.BufferOutputStream()
-    pq.write_table(items_table(rows, spec), sink)
+    pq.write_table(file_table(rows, spec), sink)
     storage.write_bytes(storage.join(folder, f"0-live-{store.id}.parquet"), sink.getvalue().to_pybytes())
     return changes[-1].number
-
-
-def items_table(rows: Sequence[Mapping[str, Any]], spec: ItemsSpec) -> pa.Table:
-    """Rows of items in the columns that `spec` names; categories as lists, as an item may have several."""
-
-    def values(name: str) -> list[Any]:
-        return [row.get(name) for row in rows]
-
-    columns = {spec.id: pa.array(values(spec.id), pa.string())}
-    for name in spec.text:
-        columns[name] = pa.array([value_line(value) for value in values(name)], pa.string())
-    for name in spec.categorical:  # a column that is read as text too is a line of these then
-        columns[name] = pa.array([value_words(value) for value in values(name)], pa.list_(pa.string()))
-    for name in spec.numeric:
-        columns[name] = pa.array(values(name), pa.float64())
-    for name in spec.media.values():
-        columns[name] = pa.array([value_text(value) for value in values(name)], pa.string())
-    return pa.table(columns)

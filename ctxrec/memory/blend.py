@@ -99,8 +99,7 @@ class Blend:
     def vectors(self, item_vectors_IW: np.ndarray) -> np.ndarray:
         """What an index holds: the towers' vectors, the texts', then `STATIC`. float32 [I, W + C + 3]"""
         static = np.stack([self.memory.popularity_I, self.memory.recent_I, ~self.memory.known_I], 1, dtype=np.float32)
-        text = [] if self.text_IC is None else [self.text_IC]
-        return np.concatenate([item_vectors_IW, *text, static], 1)
+        return join_vectors(item_vectors_IW, self.text_IC, static)
 
     def queries(self, queries_NW: np.ndarray, history: Events) -> np.ndarray:
         """Queries for `vectors` that contain the weights: float32 [N, W + C + 3]."""
@@ -124,6 +123,12 @@ class Blend:
         for k, scores in enumerate(self.memory.source_scores(history)):
             total = total + sp.diags_array(weights_NK[:, k]) @ scores
         return sp.csr_array(total, dtype=np.float32)
+
+
+def join_vectors(item_vectors_IW: np.ndarray, text_IC: np.ndarray | None, static_IS: np.ndarray) -> np.ndarray:
+    """What an index holds of items: the towers' vectors, the texts', then `STATIC`. float32 [I, D]"""
+    text = [] if text_IC is None else [text_IC]
+    return np.concatenate([item_vectors_IW, *text, static_IS], 1).astype(np.float32, copy=False)
 
 
 def source_weights(weights_2K: np.ndarray, lengths_N: np.ndarray) -> np.ndarray:

@@ -104,17 +104,41 @@ def proxy_weights(
     Returns:
         Sparse float32 [I, I]; a row sums to 1, or is 0 for an unknown item without text.
     """
-    num_items = len(text_IC)
-    has_text = np.abs(text_IC).sum(1) > 0
-    asked, answers = np.flatnonzero(~known_I & has_text), np.flatnonzero(known_I & has_text)
     itself = sp.diags_array(known_I.astype(np.float32)).tocsr()
+    asked = np.flatnonzero(~known_I)
+    found = nearest_known(text_IC[asked], text_IC, known_I, params=params)
+    lengths = np.zeros(len(text_IC), np.int64)
+    lengths[asked] = np.diff(found.indptr)
+    parts = (found.data, found.indices, np.concatenate([[0], np.cumsum(lengths)]))
+    return sp.csr_array(itself + sp.csr_array(parts, shape=itself.shape), dtype=np.float32)
+
+
+def nearest_known(
+    asked_NC: np.ndarray,
+    text_IC: np.ndarray,
+    known_I: np.ndarray,
+    *,
+    params: TextSimilarityParams = TEXT_SIMILARITY,
+) -> sp.csr_array:
+    """For each asked text the known items of nearest text, with weights that sum to 1.
+
+    Args:
+        asked_NC: float32 text vectors; a row of zeros is an item without text, for which nothing is found.
+        text_IC: float32 text vectors of the catalogue.
+        known_I: bool, which items of the catalogue have events.
+
+    Returns:
+        float32 [N, I]; all zeros where the pairs to compare are more than `params.max_pairs`.
+    """
+    shape = (len(asked_NC), len(text_IC))
+    asked = np.flatnonzero(np.abs(asked_NC).sum(1) > 0)
+    answers = np.flatnonzero(known_I & (np.abs(text_IC).sum(1) > 0))
     num = min(params.num_proxies, len(answers))
-    if not num or len(asked) * len(answers) > params.max_pairs:
-        return itself
-    nearest, weights = nearest_texts(text_IC[asked], text_IC[answers], num, params=params)
+    if not num or not len(asked) or len(asked) * len(answers) > params.max_pairs:
+        return sp.csr_array(shape, dtype=np.float32)
+    nearest, weights = nearest_texts(asked_NC[asked], text_IC[answers], num, params=params)
     where = (np.repeat(asked, num), answers[nearest].ravel())
-    others = sp.coo_array((weights.ravel(), where), shape=(num_items, num_items)).tocsr()
-    return sp.csr_array(itself + others, dtype=np.float32)
+    return sp.csr_array(sp.coo_array((weights.ravel(), where), shape=shape), dtype=np.float32)
 
 
 def nearest_texts(

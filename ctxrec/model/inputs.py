@@ -67,17 +67,41 @@ class ItemTensors:
         media: dict[str, np.ndarray] | None = None,
     ) -> ItemTensors:
         """`trained`: bool [I], which items have training events; None = all. `media`: [I, V] by kind."""
-        num = np.concatenate([features.num, features.num_present], 1)
         known = np.ones(len(features), bool) if trained is None or not trained.any() else trained
-        pool = None if known.all() else torch.from_numpy(np.flatnonzero(known)).to(device)
+        rows = id_rows(features.ids, shape.id_buckets)
+        tensors = ItemTensors.of_rows(features, id_rows=rows, trained=known, media=media or {}, device=device)
+        if not known.all():
+            tensors.pool = torch.from_numpy(np.flatnonzero(known)).to(device)
+        tensors.place_I = torch.from_numpy(np.maximum(np.cumsum(known) - 1, 0)).to(device)
+        return tensors
+
+    @staticmethod
+    def of_rows(
+        features: ItemFeatures,
+        *,
+        id_rows: np.ndarray,
+        trained: np.ndarray,
+        media: dict[str, np.ndarray],
+        device: torch.device | str = "cpu",
+    ) -> ItemTensors:
+        """Some items, for example those posted to a service; all of them compete in a loss.
+
+        Args:
+            features: of n items.
+            id_rows: int64 [n], rows of the ID embedding.
+            trained: bool [n], which items have training events, so that their ID says something.
+            media: vectors of images and sounds by kind, [n, V].
+            device: where the tensors lie.
+        """
+        num = np.concatenate([features.num, features.num_present], 1)
         return ItemTensors(
-            trained_I=torch.from_numpy(known.astype(np.float32)).to(device),
-            pool=pool,
-            place_I=torch.from_numpy(np.maximum(np.cumsum(known) - 1, 0)).to(device),
-            id_rows_I=torch.from_numpy(id_rows(features.ids, shape.id_buckets)).to(device),
+            trained_I=torch.from_numpy(trained.astype(np.float32)).to(device),
+            pool=None,
+            place_I=torch.arange(len(features), device=device),
+            id_rows_I=torch.from_numpy(id_rows).to(device),
             cat_IM={n: torch.from_numpy(v.astype(np.int64)).to(device) for n, v in features.cat.items()},
             num_IF=torch.from_numpy(num).to(device),
-            media_IV={kind: torch.from_numpy(vectors).to(device) for kind, vectors in (media or {}).items()},
+            media_IV={kind: torch.from_numpy(vectors).to(device) for kind, vectors in media.items()},
         )
 
     def take(self, which_n: torch.Tensor) -> ItemTensors:

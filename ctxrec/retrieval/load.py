@@ -60,6 +60,14 @@ def _load_towers(folder: str) -> tuple[Config, DatasetSpec, ModelShape, Towers]:
     return config, DatasetSpec.from_dict(about["spec"]), shape, towers.eval()
 
 
+def bundled_encoder(folder: str, config: Config, encoder_path: str) -> TextEncoder:
+    """The text encoder of a checked local bundle: the pretrained one at `encoder_path`, with the adapter if it was tuned."""
+    adapter = BundlePaths(folder).adapter
+    if os.path.exists(adapter):
+        return bundle_format.load_encoder(config, encoder_path, adapter)
+    return TextEncoder(config.encoder, encoder_path, tune=False).eval()
+
+
 def reload_item_vectors(bundle: str, *, encoder_path: str, data_items: pa.Table) -> np.ndarray:
     """Item vectors computed anew from a bundle's adapter and towers: float32 [I, D].
 
@@ -70,11 +78,7 @@ def reload_item_vectors(bundle: str, *, encoder_path: str, data_items: pa.Table)
     catalogue = item_features(data_items, shape.features)
     text, arrays = None, load_arrays(BundlePaths(folder).vectors)
     if shape.text_width:
-        adapter = BundlePaths(folder).adapter
-        if os.path.exists(adapter):
-            encoder = bundle_format.load_encoder(config, encoder_path, adapter)
-        else:  # it was not tuned
-            encoder = TextEncoder(config.encoder, encoder_path, tune=False).eval()
+        encoder = bundled_encoder(folder, config, encoder_path)
         vectors, present = encode_catalogue(encoder, encoder_path, catalogue.texts, config.encoder)
         text = make_text_table(vectors, present, mean=arrays["mean"], scale=arrays["scale"])
     with torch.inference_mode():

@@ -17,11 +17,12 @@ from ctxrec.bundle import format as bundle_format
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.core.errors import UserError
+from ctxrec.data.posted_items import posted_table
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.cache import Place
 from ctxrec.encoder.media import MediaEncoder, Unreadable, media_tables
 from ctxrec.ingest.pipeline import prepare
-from ctxrec.retrieval.item_encoder import ItemEncoder, rows_to_table
+from ctxrec.retrieval.item_encoder import ItemEncoder
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.recommender import RawEvent, RawRequest
 from ctxrec.training.driver import train
@@ -225,7 +226,7 @@ def test_posters_alone_tell_what_a_user_takes_next(posters, image_encoder, tmp_p
         )
 
     assert bundle_format.load_media(f"{run}/bundle")["image"].shape == (42, 16)
-    rows = rows_to_table([{"item_id": "green5"}, {"item_id": "new"}], recommender.spec)
+    rows = posted_table([{"item_id": "green5"}, {"item_id": "new"}], recommender.spec)
     made = ItemEncoder(f"{run}/bundle", recommender).encode(rows)
     known = recommender.item_position["green5"]
     np.testing.assert_allclose(made.vectors[0], recommender.vectors[known], atol=1e-5)

@@ -14,9 +14,10 @@ from ctxrec.core.config import load_config
 from ctxrec.core.dataset_spec import DatasetSpec, GraphSpec, load_spec
 from ctxrec.data import item_rows
 from ctxrec.data.features import MAX_TRIPLES, item_features
+from ctxrec.data.posted_items import posted_table
 from ctxrec.data.prepared import FeatureMeta, PreparedData
 from ctxrec.ingest import readers, triples
-from ctxrec.retrieval.item_encoder import ItemEncoder, rows_to_table
+from ctxrec.retrieval.item_encoder import ItemEncoder
 from ctxrec.retrieval.recommender import RawEvent, RawRequest
 from ctxrec.retrieval.retriever import load_retriever
 
@@ -110,7 +111,7 @@ def test_an_item_that_is_put_again_keeps_its_triples_and_a_new_one_has_none(run)
     retriever = load_retriever(run)
     recommender = retriever.recommender
     encoder = ItemEncoder(f"{run}/bundle", recommender)
-    made = encoder.encode(rows_to_table([{"item_id": "i5"}, {"item_id": "new"}], recommender.spec))
+    made = encoder.encode(posted_table([{"item_id": "i5"}, {"item_id": "new"}], recommender.spec))
     np.testing.assert_allclose(made.vectors[0], recommender.vectors[5], atol=1e-6)
     column = made.table.column(schema.category_column(schema.GRAPH)).to_pylist()
     assert column[0] == ["directed by: d1", "shot in: place"] and not column[1]

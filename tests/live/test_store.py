@@ -24,7 +24,7 @@ SPEC = EventsSpec(
 )  # fmt: skip
 WRITER = """
 import sys
-from ctxrec.history_store import LoggedEvent, open_store
+from ctxrec.live.store import LoggedEvent, open_store
 store = open_store(sys.argv[1])
 n = 0
 while True:

@@ -11,63 +11,15 @@ import scipy.sparse as sp
 from ctxrec.bundle.registry import find_bundle
 from ctxrec.core import schema
 from ctxrec.core.config import IndexConfig
-from ctxrec.core.dataset_spec import DatasetSpec
+from ctxrec.data.posted_items import posted_table
 from ctxrec.index.builder import build_index
 from ctxrec.retrieval.filters import ColumnRule
-from ctxrec.retrieval.item_encoder import BadRow, ItemEncoder, check_rows, rows_to_table
+from ctxrec.retrieval.item_encoder import ItemEncoder
 from ctxrec.retrieval.live_catalogue import EncodedItems
 from ctxrec.retrieval.recommender import RawEvent, RawRequest
 from ctxrec.retrieval.retriever import Retriever, load_retriever
 
-SPEC = DatasetSpec.from_dict(
-    {
-        "name": "shop",
-        "events": {"path": "e"},
-        "items": {
-            "path": "i", "id": "sku", "text": ["title", "tags"], "categorical": ["brand", "tags"], "numeric": ["price"],
-            "image": "photo",
-        },
-    }
-)  # fmt: skip
 NOW = 1_700_000_000.0
-
-
-def test_rows_become_the_table_that_prepare_makes():
-    rows = [
-        {"item_id": "a", "title": " red \n shoe", "tags": ["x", "", "y"], "brand": 7.0, "price": 3, "photo": "a.png"},
-        {"item_id": "b", "tags": "z", "brand": True, "price": None},
-        {"item_id": "c"},
-    ]
-    table = rows_to_table(rows, SPEC)
-    assert table.schema == schema.items_schema(SPEC)
-    assert table.to_pylist() == [
-        {"item_id": "a", "title": "red shoe", "text": "red shoe. x, y", "train_events": 0,
-         "cat_brand": ["7"], "cat_tags": ["x", "y"], "num_price": 3.0},
-        {"item_id": "b", "title": "", "text": "z", "train_events": 0,
-         "cat_brand": ["true"], "cat_tags": ["z"], "num_price": None},
-        {"item_id": "c", "title": "", "text": "", "train_events": 0, "cat_brand": [], "cat_tags": [], "num_price": None},
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("row", "column", "says"),
-    [
-        ({"colour": "red"}, "colour", "unknown column 'colour'; valid columns are item_id, title, tags, brand, price, photo"),
-        ({"price": "3"}, "price", "price is '3'; expected a number"),
-        ({"price": True}, "price", "expected a number"),
-    ],
-)  # fmt: skip
-def test_a_bad_row_is_named_with_its_column(row, column, says):
-    with pytest.raises(BadRow, match=says) as caught:
-        check_rows([{"item_id": "a"}, {"item_id": "b", **row}], SPEC)
-    assert (caught.value.place, caught.value.column) == (1, column)
-
-
-def test_a_data_set_without_item_file_takes_bare_ids():
-    spec = DatasetSpec.from_dict({"name": "log", "events": {"path": "e"}})
-    assert rows_to_table([{"item_id": "a"}], spec).to_pylist()[0]["text"] == ""
-    with pytest.raises(BadRow, match="valid columns are item_id"):
-        check_rows([{"item_id": "a", "title": "x"}], spec)
 
 
 @pytest.fixture
@@ -87,7 +39,7 @@ def shop_rows(tiny_spec) -> list[dict]:
 def test_rows_of_the_item_file_give_the_vectors_of_the_training(tiny_spec, retriever, encoder):
     """The tuned encoder, the towers, IDs, categories, numbers and the own scores of both heads, all of it."""
     rows = shop_rows(tiny_spec)
-    made = encoder.encode(rows_to_table(rows, retriever.recommender.spec))
+    made = encoder.encode(posted_table(rows, retriever.recommender.spec))
     places = [retriever.recommender.item_position[row["item_id"]] for row in rows]
     np.testing.assert_allclose(made.vectors, retriever.recommender.vectors[places], atol=2e-4)
     assert made.proxy_weights.nnz == 0
@@ -97,7 +49,7 @@ def test_a_new_item_has_its_content_and_what_its_like_have(tiny_spec, retriever,
     recommender = retriever.recommender
     rows = shop_rows(tiny_spec)
     new = [{**rows[5], "item_id": "new"}, {"item_id": "bare"}]
-    made = encoder.encode(rows_to_table(new, recommender.spec))
+    made = encoder.encode(posted_table(new, recommender.spec))
     old = recommender.vectors[recommender.item_position["i5"]]
     text = slice(sum(recommender.widths), sum(recommender.widths) + recommender.blend.text_IC.shape[1])
     np.testing.assert_allclose(made.vectors[0, text], old[text], atol=2e-4)
@@ -125,10 +77,10 @@ def changed_shop(retriever, tiny_spec, encoder) -> None:
     """Four new items, two changed ones, three taken out, in three steps."""
     spec, rows = retriever.recommender.spec, shop_rows(tiny_spec)
     new = [{**rows[n + 4], "item_id": f"n{n}", "price": 100.0 + n} for n in range(4)]
-    retriever.update(encoder.encode(rows_to_table(new[:3], spec)))
+    retriever.update(encoder.encode(posted_table(new[:3], spec)))
     retriever.update(None, removed=["i9", "n1", "no such item"])
     changed = [{**rows[8], "category": ["sale"], "price": 0.5}, {**rows[10], "title": "blue ring a"}]
-    retriever.update(encoder.encode(rows_to_table([*changed, new[3], {**new[3], "price": 7.5}], spec)), removed=["i0"])
+    retriever.update(encoder.encode(posted_table([*changed, new[3], {**new[3], "price": 7.5}], spec)), removed=["i0"])
 
 
 @pytest.mark.parametrize("kind", ["exact", "flat", "hnsw", "ivf"])

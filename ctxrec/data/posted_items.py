@@ -1,0 +1,98 @@
+"""Items that somebody posts to a running service: checked rows, and from them the table that `prepare` would make.
+
+A posted row has `item_id` and columns of the item file by their names; what is left out is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ctxrec.core.dataset_spec import DatasetSpec, ItemsSpec
+from ctxrec.core.errors import UserError
+from ctxrec.data.item_rows import Entities, items_table
+from ctxrec.data.parsing import value_line, value_text, value_words
+
+ITEM_ID = "item_id"
+Row = Mapping[str, Any]
+
+
+class BadRow(UserError):
+    """A posted row has an unknown column, or a value that does not fit its column.
+
+    Attributes:
+        place: number of the row among those posted.
+        column: name of the column.
+    """
+
+    def __init__(self, message: str, place: int, column: str) -> None:
+        super().__init__(message)
+        self.place, self.column = place, column
+
+
+def check_rows(rows: Sequence[Row], spec: DatasetSpec) -> None:
+    """Check posted rows.
+
+    Image and audio columns are accepted; the next training uses them (`ctxrec.live.item_files`).
+
+    Raises:
+        BadRow: names the row, the column, and what is valid.
+    """
+    section = spec.items or ItemsSpec(path="")
+    for place, row in enumerate(rows):
+        for name, value in row.items():
+            _check(name, value, section, place)
+
+
+def fitting(row: Row, spec: DatasetSpec) -> dict[str, Any]:
+    """A row that another version of the data set has accepted, without the columns that this one does not accept."""
+    section, made = spec.items or ItemsSpec(path=""), {}
+    for name, value in row.items():
+        try:
+            _check(name, value, section, 0)
+        except BadRow:
+            continue
+        made[name] = value
+    return made
+
+
+def posted_table(rows: Sequence[Row], spec: DatasetSpec) -> pa.Table:
+    """Checked rows as a table of `schema.items_schema`, made by the function that makes the table of `prepare`.
+
+    The items have no training event, and the graph says nothing of them.
+    """
+    section, num = spec.items or ItemsSpec(path=""), len(rows)
+    ids = pa.array([row[ITEM_ID] for row in rows], pa.string())
+    given = Entities(ids=ids, tables=[file_table(rows, section)] if num else [])
+    no_triples = pa.array([[]] * num, pa.list_(pa.string()))
+    no_log_items = pa.array([], pa.string())
+    no_events = np.zeros(num, np.int64)
+    return items_table(spec, given, no_log_items, no_events, pairs=None if spec.graph is None else no_triples)
+
+
+def file_table(rows: Sequence[Row], section: ItemsSpec) -> pa.Table:
+    """Checked rows as an item file would have them: texts as strings, categories as lists, as an item may have several."""
+    columns: dict[str, pa.Array] = {section.id: pa.array([row[ITEM_ID] for row in rows], pa.string())}
+    for name in section.text:
+        columns[name] = pa.array([value_line(row.get(name)) for row in rows], pa.string())
+    for name in section.categorical:  # a column that is a text too becomes the line of these values
+        columns[name] = pa.array([value_words(row.get(name)) for row in rows], pa.list_(pa.string()))
+    for name in section.numeric:
+        columns[name] = pa.array([row.get(name) for row in rows], pa.float64())
+    for name in section.media.values():
+        columns[name] = pa.array([value_text(row.get(name)) for row in rows], pa.string())
+    return pa.table(columns)
+
+
+def _check(name: str, value: Any, section: ItemsSpec, place: int) -> None:
+    media = tuple(section.media.values())
+    valid = (*section.text, *section.categorical, *section.numeric, *media)
+    if name != ITEM_ID and name not in valid:
+        known = ", ".join((ITEM_ID, *dict.fromkeys(valid)))
+        raise BadRow(f"unknown column {name!r}; valid columns are {known}", place, name)
+    is_number = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    if name in section.numeric and not is_number:
+        raise BadRow(f"{name} is {value!r}; expected a number", place, name)
