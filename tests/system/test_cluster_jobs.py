@@ -35,14 +35,14 @@ OPTIONS = {
 }
 ALONE = """
 import sys
-from ctxrec import runtime
-from ctxrec.config import load_config
-from ctxrec.evaluation import evaluate_run
-from ctxrec.preparing import prepare
-from ctxrec.spec import load_spec
-from ctxrec.training import train
+from ctxrec.core import ray_cluster
+from ctxrec.core.config import load_config
+from ctxrec.evaluation.offline import evaluate_run
+from ctxrec.ingest.pipeline import prepare
+from ctxrec.core.dataset_spec import load_spec
+from ctxrec.training.driver import train
 config = load_config(None, sys.argv[1:])
-runtime.connect()
+ray_cluster.connect()
 prepare(load_spec("s3://ctxrec/shop/dataset.toml"), "s3://ctxrec/alone/data", config)
 run = train("s3://ctxrec/alone/data", "s3://ctxrec/alone/run", config)
 evaluate_run(run, split="test", out=run, config=config)
