@@ -1,10 +1,17 @@
-# make demo   the main job on MovieLens-100K, from log to HTTP (KEEP=1 leaves the service up)
-# make test   the tests        make test-all   the slow ones too
-# make fault-test     whatever kills or cuts off a training, and every ZeRO stage; also what is slow
-# make cluster-test   the files of cluster/, hosts in namespaces, the planner
-# make options      write OPTIONS.md from the options in ctxrec/core
-# make lint   ruff             make audit      known vulnerabilities of the installed packages
-# make clean  remove what these made
+# make demo          the main job on MovieLens-100K, from log to HTTP (KEEP=1 leaves the service up)
+# make setup         make the environment .venv and install everything in it; all other targets do it first
+# make lint          check style; make format mends what can be mended
+# make test-unit     the unit tier: tests that start no cluster, no service and no training (minutes)
+# make test          the unit tier, then the system tier without its slow tests; what CI runs
+# make test-all      every test, the slow ones too (an hour and more)
+# make fault-test    every test that kills or cuts off a training, and every ZeRO stage, slow ones too
+# make cluster-test  the files of cluster/, Ray over hosts in network namespaces, and the planner
+# make options       write OPTIONS.md from the options in ctxrec/core
+# make audit         list known vulnerabilities of the installed packages
+# make clean         remove what these made
+#
+# ARGS="..." is passed on to pytest, as in: make test ARGS="tests/encoder -k pooling".
+# Benchmarks are scripts of their own, python tests/bench/NAME.py --help; their results are in tests/bench/RESULTS.md.
 
 PYTHON ?= python3.11
 # Ray starts its workers by a command line that it splits at spaces, so a folder whose name has one keeps
@@ -19,11 +26,11 @@ export PATH := $(if $(filter /%,$(BIN)),,$(CURDIR)/)$(BIN):$(PATH)
 export NO_PROXY := 127.0.0.1,localhost,$(NO_PROXY)
 export no_proxy := 127.0.0.1,localhost,$(no_proxy)
 
-.PHONY: demo test test-all fault-test cluster-test lint format options audit clean setup
+.PHONY: help demo test-unit test test-all fault-test cluster-test lint format options audit clean setup
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# //p' $(firstword $(MAKEFILE_LIST))
+	@sed -n '/^#/!q; s/^# \?//p' $(firstword $(MAKEFILE_LIST))
 
 setup: $(VENV)/.installed
 
@@ -38,6 +45,9 @@ $(VENV)/.installed: pyproject.toml
 
 demo: setup
 	$(BIN)/python -m ctxrec.demo --out $(OUT) $(if $(KEEP),--keep) $(if $(SOURCE),--source $(SOURCE)) $(if $(PORT),--port $(PORT))
+
+test-unit: setup
+	$(BIN)/python -m pytest -m 'unit and not slow' $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest -m 'not slow' $(ARGS)

@@ -1,4 +1,9 @@
-"""Shared parts of the tests: one real Ray cluster, a tiny real encoder, a tiny real data set."""
+"""Shared parts of the tests: the two tiers, one real Ray cluster, a tiny real encoder, a tiny real data set.
+
+A test is in the tier `system` if it lies in `tests/system`, if it uses the fixture `ray_cluster` (or one that does, as
+`tiny_data` and `tiny_run`), or if it is marked so because it starts a process. All others are in the tier `unit`, which
+runs first. The hook below marks them; nobody has to.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ import socket
 import string
 import subprocess
 import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +49,52 @@ WORDS = [
     "ring",
     "desk",
 ]
+
+
+TIERS: dict[str, list[float]] = {"unit": [0, 0.0], "system": [0, 0.0]}  # tests, and seconds with their fixtures
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    for name, tier in TIERS.items():
+        if name in report.keywords:
+            tier[0] += report.when == "call"
+            tier[1] += report.duration
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    took = [f"{name} tier: {count} tests in {seconds:.0f} s" for name, (count, seconds) in TIERS.items() if count]
+    if took:
+        terminalreporter.write_line("; ".join(took))
+
+
+SYSTEM_TESTS = Path(__file__).resolve().parent / "system"
+
+
+def _is_system(item: pytest.Item) -> bool:
+    uses_ray = "ray_cluster" in getattr(item, "fixturenames", ())
+    return uses_ray or SYSTEM_TESTS in item.path.parents or item.get_closest_marker("system") is not None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, Any, Any]:
+    """Mark every test with its tier, and run the unit tier first."""
+    for item in items:
+        item.add_marker("system" if _is_system(item) else "unit")
+    result = yield  # pytest selects by mark and groups by fixture
+    items.sort(key=_is_system)  # stable
+    return result
+
+
+@pytest.fixture(autouse=True)
+def _a_unit_test_starts_no_cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuses Ray to the unit tier, so that the tier stays what it says."""
+    if request.node.get_closest_marker("unit"):
+        import ray
+
+        def refuse(*_args: object, **_options: object) -> None:
+            pytest.fail("this test starts Ray: it must ask for the fixture ray_cluster (or one that does)")
+
+        monkeypatch.setattr(ray, "init", refuse)
 
 
 @pytest.fixture(scope="session")
@@ -374,7 +426,7 @@ class RedisServer:
         command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
         command += ["--appendonly", "yes", "--appendfsync", self._sync, "--save", ""]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        for _ in range(200):
+        for _ in range(1200):  # a minute
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     return

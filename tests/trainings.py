@@ -90,7 +90,7 @@ def end_all() -> None:
 
 
 def finish(config, data: str, run: Path, log: Path, *, env: dict[str, str] | None = None) -> None:
-    assert start(config, data, run, log, env=env).wait(600) == 0, log.read_text()[-3000:]
+    assert start(config, data, run, log, env=env).wait(1800) == 0, log.read_text()[-3000:]
 
 
 def done_so_far(run: Path) -> tuple[int, int]:
@@ -104,7 +104,7 @@ def done_so_far(run: Path) -> tuple[int, int]:
 
 def wait_until(process: subprocess.Popen, run: Path, log: Path, *, beyond: tuple[int, int]) -> None:
     """Wait until a checkpoint beyond a phase and step is there."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while done_so_far(run) <= beyond:
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
         time.sleep(0.02)
@@ -205,7 +205,7 @@ class Nodes:
             env = command_env() | self._node_env
             process = subprocess.Popen(command, env=env, stdout=stream, stderr=stream, start_new_session=True)
         self.processes.append(process)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while "Ray runtime started" not in log.read_text():
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.2)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commands import Ended, assert_users_mistake, call
 from paths import REPO
 
 from ctxrec.benchmarks import html_page as benchmark_page
@@ -191,9 +190,8 @@ def test_the_page_escapes_what_it_shows():
     assert "&lt;b&gt;&amp;" in page and "<b>" not in page
 
 
-def run(path: str, out: Path, *more: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "ctxrec.benchmark", "--suite", path, "--out", str(out), *more]
-    return subprocess.run(command, capture_output=True, text=True, cwd=REPO, timeout=900)
+def run(path: str, out: Path, *more: str) -> Ended:
+    return call("ctxrec.benchmark", "--suite", path, "--out", str(out), *more)
 
 
 def test_mistakes_are_one_line(tmp_path):
@@ -204,10 +202,11 @@ def test_mistakes_are_one_line(tmp_path):
         (["--sources", "nowhere"], "--sources nowhere is no folder"),
     ):
         done = run(path, tmp_path / "out", *more)
-        assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr
+        assert_users_mistake(done, message)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.system
 @pytest.mark.slow
 def test_a_whole_benchmark(tmp_path, tiny_spec, tiny_encoder):
     """A ready spec and a simulated log are trained with two seeds; one data set has no source and is reported."""

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 
 import pytest
-from paths import REPO
+from commands import assert_users_mistake, call
 
 from ctxrec.bundle.registry import Published, find_bundle, publish, read_published, roll_back
 from ctxrec.core.errors import UserError
 from ctxrec.experiments import ab_test
 from ctxrec.experiments.ab_test import Arm
-from ctxrec.publish import main
 from ctxrec.retrieval.retriever import load_retriever
 
 
@@ -106,24 +103,16 @@ def test_a_test_runs_beside_what_is_served_until_it_ends(bundles, tmp_path):
         ab_test.read_experiment(models)
 
 
-def command(*args: str) -> subprocess.CompletedProcess:
-    run = [sys.executable, "-m", "ctxrec.publish", *args]
-    repo = REPO
-    return subprocess.run(run, capture_output=True, text=True, cwd=repo, timeout=120, check=False)
-
-
-def test_the_command(bundles, tmp_path, monkeypatch, capsys):
-    """As people type it, once well and once badly; the rest in this process, which has loaded all it needs."""
+def test_the_command(bundles, tmp_path):
     models, (a, b, _) = str(tmp_path / "models"), bundles
-    assert command("--run", bundles[a], "--to", models).stdout == f"{models} serves {a}\n"
-    done = command("--to", models, "--rollback")
-    assert done.returncode == 2 and "no version before" in done.stderr and "Traceback" not in done.stderr
 
     def typed(*args: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["publish", *args])
-        main()
-        return capsys.readouterr().out
+        ended = call("ctxrec.publish", *args)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
 
+    assert typed("--run", bundles[a], "--to", models) == f"{models} serves {a}\n"
+    assert_users_mistake(call("ctxrec.publish", "--to", models, "--rollback"), "no version before")
     assert typed("--run", bundles[b], "--to", models) == f"{models} serves {b}; before: {a}\n"
     assert typed("--to", models, "--rollback", a) == f"{models} serves {a}; before: {b}\n"
     started = typed("--run", bundles[b], "--to", models, "--test", "spring", "--share", "0.1")
@@ -135,5 +124,4 @@ def test_the_command(bundles, tmp_path, monkeypatch, capsys):
         (["--run", bundles[b], "--to", models, "--test", "spring"], "--test needs --share"),
         (["--run", bundles[b], "--to", models, "--end-test"], "--end-test goes alone"),
     ):
-        with pytest.raises(UserError, match=says):
-            typed(*args)
+        assert_users_mistake(call("ctxrec.publish", *args), says)

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 
 import pytest
-from paths import REPO
+from commands import assert_users_mistake, call
 
 from ctxrec.core import cli
 from ctxrec.core.errors import UserError
-
-
-def command(module: str, *arguments: str) -> subprocess.CompletedProcess:
-    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": str(REPO)}
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments], env=env, capture_output=True, text=True, timeout=240, check=False
-    )
 
 
 @pytest.mark.parametrize(
@@ -47,28 +38,18 @@ def command(module: str, *arguments: str) -> subprocess.CompletedProcess:
 def test_a_users_mistake_is_one_line_and_exit_2(module, arguments, named, tmp_path):
     (tmp_path / "spec.toml").write_text('name = "x"\n[events]\npath = "events.parquet"\n')
     places = {"tmp": str(tmp_path), "spec": str(tmp_path / "spec.toml")}
-    done = command(module, *(argument.format(**places) for argument in arguments))
-    assert done.returncode == 2, done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and errors[0] == done.stderr.splitlines()[-1]
-    assert all(part in errors[0] for part in named), errors[0]
-    assert "Traceback" not in done.stderr + done.stdout
+    assert_users_mistake(call(module, *(argument.format(**places) for argument in arguments)), *named)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["spec.toml"], "nothing is written"
 
 
 @pytest.mark.parametrize("module", ["ctxrec.prepare", "ctxrec.train", "ctxrec.evaluate", "ctxrec.recommend"])
-def test_help_names_the_shared_options(module, monkeypatch, capsys):
-    import importlib
-
-    monkeypatch.setattr(sys, "argv", [module, "--help"])
-    with pytest.raises(SystemExit) as ended:
-        importlib.import_module(module).main()
-    text = capsys.readouterr().out
-    assert ended.value.code == 0
-    assert f"python -m {module}" in text and "--config" in text and "--set" in text
+def test_help_names_the_shared_options(module):
+    ended = call(module, "--help")
+    assert ended.returncode == 0
+    assert f"python -m {module}" in ended.stdout and "--config" in ended.stdout and "--set" in ended.stdout
 
 
-def ended(main) -> int:
+def exit_code(main) -> int:
     with pytest.raises(SystemExit) as caught:
         cli.run(main)
     return caught.value.code
@@ -81,13 +62,13 @@ def test_exit_codes(capsys, caplog):
 
         return main
 
-    assert ended(lambda: None) == 0
+    assert exit_code(lambda: None) == 0
     assert capsys.readouterr().err == ""
-    assert ended(fail(UserError("found x;\n  expected y"))) == 2
+    assert exit_code(fail(UserError("found x;\n  expected y"))) == 2
     assert capsys.readouterr().err == "error: found x; expected y\n"
-    assert ended(fail(KeyboardInterrupt())) == 1
+    assert exit_code(fail(KeyboardInterrupt())) == 1
     assert "Traceback" not in capsys.readouterr().err
-    assert ended(fail(ZeroDivisionError("broken"))) == 1
+    assert exit_code(fail(ZeroDivisionError("broken"))) == 1
     assert "broken" in caplog.text and caplog.records[-1].exc_info, "a defect shows where it happened"
 
 
@@ -107,10 +88,10 @@ def test_options_that_a_command_would_ignore_are_refused(module, flag, monkeypat
 
     main = importlib.import_module(module).main
     monkeypatch.setattr(sys, "argv", [module, *flag])
-    assert ended(main) == 2
+    assert exit_code(main) == 2
     assert f"error: {flag[0]} {flag[1]} has no effect: python -m {module} reads no options" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", [module, "--help"])
-    assert ended(main) == 0
+    assert exit_code(main) == 0
     assert flag[0] not in capsys.readouterr().out
 
 

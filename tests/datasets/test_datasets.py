@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from commands import assert_users_mistake, call
 from paths import REPO
 
 from ctxrec import datasets
@@ -145,6 +146,6 @@ def test_offline_fails_fast_with_one_line(tmp_path):
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path):
-    command = [sys.executable, "-m", "ctxrec.datasets", "netflix", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPO)
-    assert done.returncode == 2 and "expected one of movielens-100k" in done.stderr
+    assert_users_mistake(
+        call("ctxrec.datasets.__main__", "netflix", "--out", str(tmp_path)), "expected one of movielens-100k"
+    )

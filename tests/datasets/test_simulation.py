@@ -1,12 +1,10 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from paths import REPO
+from commands import Ended, call
 
 from ctxrec.core import schema
 from ctxrec.core.config import load_config
@@ -292,9 +290,8 @@ def test_mistakes(tmp_path):
         load_oracle(str(tmp_path), FEATURES)
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "ctxrec.datasets", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=REPO, timeout=100)
+def run(*arguments: str) -> Ended:
+    return call("ctxrec.datasets.__main__", *arguments)
 
 
 def test_the_command(tmp_path):

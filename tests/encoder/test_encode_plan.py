@@ -114,6 +114,7 @@ def gather_worker(rank: int, path: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.system  # two processes
 def test_gathered_vectors_have_the_gradient_of_one_process(tiny_encoder, tmp_path):
     expected = fresh_loss(tiny_encoder, 0, 1)
     env = os.environ | {"PYTHONPATH": f"{REPO}{os.pathsep}{TESTS}"}

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from paths import REPO
+from commands import call
 
 from ctxrec.core import schema
 from ctxrec.core.config import Config, DiversityConfig, EvaluateConfig
@@ -138,7 +134,7 @@ def test_validation_requests_are_ranked_by_what_has_not_seen_them(tiny_run, tmp_
 def test_the_command_prints_the_table_and_takes_options(tiny_run, tmp_path):
     rules = tmp_path / "rules.toml"
     rules.write_text('[[block]]\ncolumn = "category"\nany = ["group0"]\n')
-    result = run_command(
+    result = call("ctxrec.evaluate", 
         "--run", tiny_run, "--split", "valid", "--out", str(tmp_path / "out"),
         "--set", "evaluate.bootstrap=20", "--set", "evaluate.max_baseline_items=3",
         "--diversity", "0,1", "--rules", str(rules), "--set", "diversity.pool=40", "--set", "diversity.freshness=0.5",
@@ -185,7 +181,7 @@ def test_the_command_prints_the_table_and_takes_options(tiny_run, tmp_path):
     ],
 )
 def test_mistakes_are_one_line_and_status_two(tiny_run, arguments, message):
-    result = run_command(*[a.replace("{run}", tiny_run) for a in arguments])
+    result = call("ctxrec.evaluate", *[a.replace("{run}", tiny_run) for a in arguments])
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
@@ -227,15 +223,6 @@ def test_a_damaged_bundle_is_refused(tiny_run, tmp_path):
     path.write_bytes(damaged)
     with pytest.raises(UserError, match=r"vectors\.safetensors"):
         evaluate_run(str(tmp_path / "run"), split="test", config=Config())
-
-
-def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(REPO)}
-    environment.setdefault("CTXREC_CACHE", os.path.join(tempfile.gettempdir(), "ctxrec-tests"))
-    return subprocess.run(
-        [sys.executable, "-m", "ctxrec.evaluate", *arguments],
-        cwd=REPO, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
 
 
 # The rest needs no run: summaries of lists written by hand.
@@ -380,7 +367,7 @@ def test_shuffled_context_moves_context_and_keeps_who_asks():
 
 
 def test_baselines_alone_need_no_run(tiny_run, tiny_config, tmp_path):
-    result = run_command("--data", data_of(tiny_run).path, "--set", f"encoder.name={tiny_config.encoder.name}",
+    result = call("ctxrec.evaluate", "--data", data_of(tiny_run).path, "--set", f"encoder.name={tiny_config.encoder.name}",
                          "--out", str(tmp_path / "out"))  # fmt: skip
     assert result.returncode == 0, result.stderr
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.stats
-from paths import REPO
+from commands import assert_users_mistake, call
 
-from ctxrec.ab import main
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import US
 from ctxrec.experiments.ab_report import LISTS, USERS, format_report, report
@@ -217,17 +214,12 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     (tmp_path / "dataset.toml").write_text(spec)
     given = ["--exposures", f"{tmp_path}/exposures", "--events", f"{tmp_path}/e.parquet"]
     options = [*given, "--spec", f"{tmp_path}/dataset.toml", "--out", f"{tmp_path}/ab.json"]
-    monkeypatch.setattr(sys, "argv", ["ab", *options])
-    main()
-    out = capsys.readouterr().out
+    ended = call("ctxrec.ab", *options)
+    assert ended.returncode == 0, ended.stderr
     made = json.loads((tmp_path / "ab.json").read_text())
-    assert format_report(made) in out
+    assert format_report(made) in ended.stdout
     found = {(c["action"], c["metric"]): c for c in made["comparisons"]}
     view, buy = found["view", LISTS], found["buy", LISTS]
     assert view["low"] < 0.5 < view["high"] and view["p_holm"] < 0.001 and buy["p"] > 0.01
     assert made["sample_ratio"]["mismatch"] is False
-    done = subprocess.run(
-        [sys.executable, "-m", "ctxrec.ab", *given],
-        capture_output=True, text=True, cwd=REPO, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2 and "user_id" in done.stderr and "Traceback" not in done.stderr
+    assert_users_mistake(call("ctxrec.ab", *given), "user_id")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from paths import REPO
+from commands import assert_users_mistake, call
 from prepared_logs import LAST, LOG, START, histories, run, write_csv, write_spec
 
 from ctxrec.core import schema
@@ -159,10 +157,8 @@ def test_a_large_log_is_many_shards(tmp_path, monkeypatch):
 def test_the_command_prints_a_summary_and_one_line_for_a_mistake(tmp_path):
     write_csv(tmp_path, [("a", "i", START), ("b", "", START)])
     spec = write_spec(tmp_path, LOG + LAST)
-    command = [sys.executable, "-m", "ctxrec.prepare", spec, "--out", str(tmp_path / "out")]
-    root = REPO
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    done = call("ctxrec.prepare", spec, "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert "2 rows read, 1 events kept" in done.stdout and "rejected 1: missing item id" in done.stdout
-    wrong = subprocess.run([*command, "--set", "prepare.bucket=3"], capture_output=True, text=True, cwd=root)
-    assert wrong.returncode == 2 and "valid keys are buckets" in wrong.stderr and "Traceback" not in wrong.stderr
+    wrong = call("ctxrec.prepare", spec, "--out", str(tmp_path / "out"), "--set", "prepare.bucket=3")
+    assert_users_mistake(wrong, "valid keys are buckets")

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from ctxrec.core.config import SOURCES
 from ctxrec.data.batching import Batch, Batcher, make_windows
 from ctxrec.data.requests import Requests
 from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.network import LossInputs, Network
 from ctxrec.model.two_tower import Towers
 from ctxrec.model.user_tower import ActionHeads
-from ctxrec.retrieval.load import load_recommender
-from ctxrec.retrieval.recommender import RawEvent, RawRequest
-from ctxrec.training.driver import train
 
 HEADS = "model.action_heads=true"
 VIEW, BUY = 1, 2  # codes of the world's actions, which weigh 0.5 and 1
@@ -146,30 +140,3 @@ def test_a_head_is_its_projection_added():
     assert heads(query, batch.asked_BS, batch.asked_mix_BA)[0].tolist() == [[3, 5], [6, 5], [3, 11]]
     batch.asked_BS, batch.asked_mix_BA = torch.zeros(1, 3, dtype=torch.int64), torch.tensor([[0.25, 0.75]])
     assert heads(query, batch.asked_BS, batch.asked_mix_BA)[0].tolist() == [[3.75, 9.5]] * 3
-
-
-def test_a_bundle_keeps_its_heads(ray_cluster, tiny_data, tiny_config, tmp_path):
-    """Trained under ZeRO-3, loaded again, and asked."""
-    config = dataclasses.replace(
-        tiny_config,
-        model=dataclasses.replace(tiny_config.model, action_heads=True, sources=SOURCES[:-1], content_dim=0),
-        train=dataclasses.replace(
-            tiny_config.train, workers=1, zero_stage=3, tower_epochs=1, encoder_epochs=0, refit=False
-        ),
-    )
-    run = train(tiny_data, str(tmp_path / "run"), config)
-    stored = load_file(f"{run}/bundle/towers.safetensors")["actions.own_ADD"]
-    assert stored.shape == (2, 16, 16) and all(head.any() for head in stored)
-    recommender = load_recommender(f"{run}/bundle")
-    history = [RawEvent("i4", "view", 1_699_990_000), RawEvent("i8", "buy", 1_699_995_000)]
-    requests, _ = recommender.make_requests([RawRequest(timestamp=1_700_000_000, history=history)])
-    queries = recommender.queries(requests)
-    # By hand: the shared query and two projections of it, by the weights of the spec (0.5 and 1).
-    shares = dict(zip(recommender.features.actions, recommender._batcher.action_mix.tolist(), strict=True))
-    assert shares == pytest.approx({"view": 1 / 3, "buy": 2 / 3})
-    with torch.no_grad():
-        recommender._towers.actions.own_ADD.zero_()
-    shared = recommender.queries(requests)
-    mixed = sum(share * head.numpy() for share, head in zip(shares.values(), stored, strict=True))
-    np.testing.assert_allclose(queries[0, :16], shared[0, :16] + shared[0, :16] @ mixed, rtol=1e-4, atol=1e-5)
-    assert queries[0, 16] == shared[0, 16] == 1

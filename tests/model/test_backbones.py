@@ -315,9 +315,11 @@ def trained(ray_cluster, tiny_data, tiny_config, language_models, tmp_path_facto
     return run
 
 
+@pytest.mark.slow  # above, the same in this process without ZeRO
 def test_training_with_a_language_model_under_zero3(trained):
     log = [json.loads(line) for line in (Path(trained) / "train_log.jsonl").read_text().splitlines()]
-    assert [entry["phase"] for entry in log] == ["towers"] * 2 and log[1]["loss"] < log[0]["loss"]
+    assert [entry["phase"] for entry in log] == ["towers"] * 2
+    assert log[1]["loss"] < 0.95 * log[0]["loss"], "the mean loss falls by 5% from one epoch to the next"
     towers = load_file(Path(trained) / "bundle" / "towers.safetensors")
     adapter = {name: weight for name, weight in towers.items() if ".lora_B." in name}
     assert adapter and all(weight.numel() for weight in towers.values()) and any(w.any() for w in adapter.values())

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from paths import REPO
+from commands import call
 
 from ctxrec.core.config import load_config
 from ctxrec.core.errors import UserError
@@ -44,11 +41,8 @@ def run(tiny_run, tmp_path_factory) -> str:
     what so small a run learns may be left out."""
     folder = str(tmp_path_factory.mktemp("reranked") / "run")
     shutil.copytree(tiny_run, folder)
-    command = [sys.executable, "-m", "ctxrec.rerank", "--run", folder]
-    for option in OPTIONS:
-        command += ["--set", f"rerank.{option}"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=600, check=False)
+    given = [word for option in OPTIONS for word in ("--set", f"rerank.{option}")]
+    done = call("ctxrec.rerank", "--run", folder, *given)
     assert done.returncode == 0, done.stderr
     assert "validation requests kept apart: NDCG@10" in done.stdout
     version = load_recommender(f"{folder}/bundle").model_version

@@ -68,7 +68,7 @@ def test_a_host_that_is_cut_off_reaches_nobody(lan, tmp_path):
     """It runs on, but no connection comes through; the others still reach each other."""
     lan["a"].start(tmp_path / "listen.log", "python", "-m", "http.server", "7000", "--bind", str(lan["a"].address))
     gone, listener = lan.add("gone"), lan["a"].address
-    connect = f"import socket; socket.create_connection(('{listener}', 7000), timeout=2)"
+    connect = f"import socket; socket.create_connection(('{listener}', 7000), timeout=20)"
     _until(lambda: "Error" not in gone.run("python", "-c", connect, check=False))
     lan.cut_off("gone")
     with pytest.raises(hosts.HostLost, match=r"Network is unreachable|timed out|No route"):
@@ -77,7 +77,7 @@ def test_a_host_that_is_cut_off_reaches_nobody(lan, tmp_path):
     lan["b"].run("python", "-c", connect)
 
 
-def _until(true, timeout_s: float = 30) -> None:
+def _until(true, timeout_s: float = 180) -> None:
     deadline = time.monotonic() + timeout_s
     while not true():
         assert time.monotonic() < deadline
@@ -91,7 +91,7 @@ def test_processes_reduce_over_the_network_by_the_interface_of_their_address(lan
     """
     program = (
         "import datetime, torch, torch.distributed as d\n"
-        "d.init_process_group('gloo', timeout=datetime.timedelta(seconds=60))\n"
+        "d.init_process_group('gloo', timeout=datetime.timedelta(seconds=240))\n"
         "x = torch.ones(1) * (d.get_rank() + 1); d.all_reduce(x); print('sum', x.item()); d.destroy_process_group()"
     )
     env = {"WORLD_SIZE": "2", "MASTER_ADDR": str(lan["a"].address), "MASTER_PORT": "29500", "OMP_NUM_THREADS": "1"}
@@ -100,5 +100,5 @@ def test_processes_reduce_over_the_network_by_the_interface_of_their_address(lan
         command = ("python", "-c", program)
         started.append(lan[name].start(log, *command, RANK=str(rank), GLOO_SOCKET_IFNAME="net0", **env))
     for process, log in zip(started, logs, strict=True):
-        assert process.wait(120) == 0, log.read_text()[-2000:]
+        assert process.wait(300) == 0, log.read_text()[-2000:]
         assert "sum 3.0" in log.read_text()

@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from paths import REPO
+from commands import assert_users_mistake, call
 from transformers import BertConfig, BertModel
 
 from ctxrec.core.config import EncoderConfig, load_config
@@ -201,27 +199,14 @@ def test_recommendations_follow_the_memory():
 
 
 def test_command_and_its_mistakes(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "ctxrec.plan",
-        "--events",
-        "1e8",
-        "--items",
-        "1e6",
-        "--users",
-        "1e7",
-        "--gpus",
-        "8",
-    ]
-    done = subprocess.run([*command, "--encoder", "6,384,30522", "--json"], capture_output=True, text=True, cwd=REPO)
+    sizes = ["--events", "1e8", "--items", "1e6", "--users", "1e7", "--gpus", "8"]
+    done = call("ctxrec.plan", *sizes, "--encoder", "6,384,30522", "--json")
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
     assert made["recommended"]["fits"] and load_config(
         None, [f"{k}={str(v).lower()}" for k, v in made["recommended"]["set"].items()]
     )
-    wrong = subprocess.run([*command, "--encoder", "6,384"], capture_output=True, text=True, cwd=REPO)
-    assert wrong.returncode == 2 and "layers,hidden,vocab" in wrong.stderr and "Traceback" not in wrong.stderr
+    assert_users_mistake(call("ctxrec.plan", *sizes, "--encoder", "6,384"), "layers,hidden,vocab")
     (tmp_path / "config.json").write_text(
         '{"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 10, "num_attention_heads": 4}'
     )

@@ -46,11 +46,13 @@ def test_a_trace_opens_and_its_table_adds_up(tmp_path):
         trace.step_done()
     trace.close()
     summary = json.loads((tmp_path / "run" / "profile" / "towers.summary.json").read_text())
-    assert summary["steps"] == STEPS and summary["seconds"]["towers"] == pytest.approx(0.004 * STEPS, rel=0.9)
+    assert summary["steps"] == STEPS and summary["seconds"]["towers"] >= 0.003 * STEPS
     assert summary["seconds"]["backward"] > 0 and summary["seconds"]["encode"] == 0
     events = json.loads(gzip.decompress((tmp_path / "run" / "profile" / "towers.json.gz").read_bytes()))["traceEvents"]
     names = [event["name"] for event in events if event.get("ph") == "X"]
     assert names.count("ctxrec.towers") == STEPS and "aten::mm" in names
+    spent_s = sum(event["dur"] for event in events if event.get("name") == "ctxrec.towers") / 1e6
+    assert summary["seconds"]["towers"] == pytest.approx(spent_s, rel=0.05)
     table = summarise(str(tmp_path / "run"))
     assert table.splitlines()[0].split()[-1] == "towers" and "100.0%" in table and "perfetto" in table
     assert "no trace" in summarise(str(tmp_path / "other"))
@@ -89,7 +91,7 @@ def test_the_figures_of_the_progress_line_by_hand(make_world):
     figures = meter.read()
     assert figures["distinct_items"] == 0.25 and figures["padding"] == pytest.approx(3 / 12)
     seconds = 3 * 9 / figures["tokens_per_s"]
-    assert 0.03 <= seconds < 3 and figures["events_per_s"] == pytest.approx(3 * targets * 2 / seconds)
+    assert seconds >= 0.03 and figures["events_per_s"] == pytest.approx(3 * targets * 2 / seconds)
     expected = 3 * 2 * 32**3 / seconds / peak_flops(CPU, torch.float32)
     assert figures["utilisation"] == pytest.approx(expected)
     assert meter.read() == {}, "each reading begins anew"

@@ -18,6 +18,8 @@ import pytest
 from ctxrec.bundle.registry import find_bundle, publish
 from ctxrec.retrieval.retriever import load_retriever
 
+TIMEOUT_S = 180  # of whatever must come; generous, as the machine may be busy with other work
+
 
 class ServiceClient(httpx.Client):
     """An HTTP client that knows what to expect."""
@@ -71,31 +73,41 @@ def rule_file(tmp_path_factory) -> Path:
     return path
 
 
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @pytest.fixture(scope="package")
-def client(ray_cluster, models, live, access_log, rule_file):
+def direct_port() -> int:
+    """The port at which the replica answers without Serve's proxy."""
+    return _free_port()
+
+
+@pytest.fixture(scope="package")
+def client(ray_cluster, models, live, access_log, rule_file, direct_port):
     """A client of the service, which shares its two CPUs with nothing but the batch job of one test."""
     import ray.serve
 
     from serve.app import AppArgs, build_app
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     ray.serve.start(http_options={"host": "127.0.0.1", "port": port})
     args = AppArgs(
         run=models, cpus_per_replica=0.5, store=str(live), event_files_every_s=0.5, models_every_s=0.5,
-        access_log=str(access_log), trusted_proxies=1, rate_limit=2000, rate_burst=4000, cors_origins="https://shop.example",
-        rules=str(rule_file), rules_every_s=0.3,
+        access_log=str(access_log), trusted_proxies=1, rate_limit=1000, rate_burst=4000, cors_origins="https://shop.example",
+        rules=str(rule_file), rules_every_s=0.3, direct_port=direct_port,
     )  # fmt: skip
     ray.serve.run(build_app(args), route_prefix="/")
-    with ServiceClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as made:
+    with ServiceClient(base_url=f"http://127.0.0.1:{port}", timeout=TIMEOUT_S) as made:
         yield made
     ray.serve.shutdown()
 
 
 @pytest.fixture(scope="session")
 def wait_for() -> Callable[..., None]:
-    def wait(condition: Callable[[], bool], seconds: float = 40) -> None:
+    def wait(condition: Callable[[], bool], seconds: float = TIMEOUT_S) -> None:
         stop_at = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < stop_at, "waited in vain"

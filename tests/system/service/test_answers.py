@@ -175,7 +175,7 @@ def test_parallel_requests_get_the_answers_they_get_alone(client):
 
     async def all_at_once() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=80)
-        async with httpx.AsyncClient(base_url=client.base_url, timeout=30, limits=limits) as parallel:
+        async with httpx.AsyncClient(base_url=client.base_url, timeout=client.timeout, limits=limits) as parallel:
             return await asyncio.gather(*(parallel.post("/v1/recommend", json=b) for b in bodies + bad))
 
     with ThreadPoolExecutor(1) as thread:

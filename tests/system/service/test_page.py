@@ -54,7 +54,7 @@ class Page:
         """In full, as they stand in the titles of the rounded ones."""
         return [float(number.get_attribute("title")) for number in self.all("#list .score .number")]
 
-    def until(self, condition, seconds: float = 30) -> None:
+    def until(self, condition, seconds: float = 180) -> None:
         """Wait for what must come; elements may be replaced while they are read."""
         from selenium.common.exceptions import StaleElementReferenceException
 

@@ -63,7 +63,7 @@ def running_test(client, models, tiny_run, make_variant, tmp_path, wait_for):
     """A test in which half of the users get another version; with the bundles by arm."""
     make_variant(find_bundle(tiny_run), tmp_path / "other", by=5)
     test = ab_test.start(str(tmp_path / "other"), models, name="half", arm="b", share=0.5)
-    wait_for(lambda: "experiment" in client.ask(user_id="u1"), 90)
+    wait_for(lambda: "experiment" in client.ask(user_id="u1"))
     yield test, {"control": find_bundle(tiny_run), "b": str(tmp_path / "other")}
     if ab_test.read_experiment(models) is not None:
         ab_test.end(models)
