@@ -1,4 +1,4 @@
-"""Items and users of a data set: read, checked, and with their vocabularies and scales."""
+"""The item table and the user table of a data set: read, checked, and coded for the histories."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ctxrec.core import schema, storage
-from ctxrec.core.dataset_spec import ItemsSpec, UsersSpec
+from ctxrec.core.dataset_spec import UsersSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data import parsing
 from ctxrec.data.item_rows import Entities, numbers_or_null, value_lists
 from ctxrec.data.prepared import encode_categories
-from ctxrec.ingest import readers, shards
+from ctxrec.ingest import readers
+from ctxrec.ingest.rejects import reject_table, write_rejects
+from ctxrec.ingest.shard_files import user_buckets
 
 
 def read_entities(
@@ -58,9 +60,9 @@ def read_entities(
             lines = [(path, row, text) for row, text in batch.malformed]
             labels = np.array(names, object)[here[bad]]
             raw = batch.table.take(pa.array(bad))
-            rejected.append(shards.reject_table(raw, labels, np.full(len(bad), path, object), batch.rows[bad], lines))
+            rejected.append(reject_table(raw, labels, np.full(len(bad), path, object), batch.rows[bad], lines))
     if rejected:
-        shards.write_rejects(pa.concat_tables(rejected), storage.join(rejects, f"{what}s.parquet"))
+        write_rejects(pa.concat_tables(rejected), storage.join(rejects, f"{what}s.parquet"))
     good = coded.take(np.flatnonzero(reasons == 0))
     return Entities(
         ids=good.values.take(pa.array(good.codes)),
@@ -132,49 +134,6 @@ def _entity_reasons(ids: parsing.Coded, max_id_bytes: int) -> np.ndarray:
     return reasons
 
 
-def vocabulary(values: pa.Array, counts: np.ndarray | pa.Array | None, limit: int) -> list[str]:
-    """Distinct values by falling frequency, ties by value, at most `limit`.
-
-    Args:
-        values: strings, null = missing; repeated values are counted together.
-        counts: how often each stands for; None: once.
-        limit: largest size of the vocabulary.
-    """
-    counts = np.ones(len(values), np.int64) if counts is None else counts
-    table = pa.table({"value": values.cast(pa.string()), "n": counts}).drop_null()
-    table = table.group_by("value").aggregate([("n", "sum")])
-    table = table.sort_by([("n_sum", "descending"), ("value", "ascending")])
-    return table.column("value").slice(0, limit).to_pylist()
-
-
-def scale(count: float, total: float, squares: float) -> dict[str, float]:
-    """Mean and standard deviation (1 where there is no spread) from a count, a sum and a sum of squares."""
-    if not count:
-        return {"mean": 0.0, "std": 1.0}
-    mean = total / count
-    variance = max(squares / count - mean**2, 0.0)
-    return {"mean": float(mean), "std": float(variance**0.5) if variance > 1e-12 else 1.0}
-
-
-def entity_features(
-    entities: Entities, section: ItemsSpec | UsersSpec | None, *, limit: int
-) -> tuple[dict[str, list[str]], dict[str, dict[str, float]], list[str]]:
-    """Vocabularies and scales of a table's features over its rows, and notes on values that are no numbers."""
-    categories, numbers, notes = {}, {}, []
-    for name in section.categorical if section else ():
-        lists = entities.column(name, value_lists) if entities.tables else None
-        categories[name] = vocabulary(lists.flatten(), None, limit) if lists is not None else []
-    for name in section.numeric if section else ():
-        parts = [parsing.to_numbers(table.column(name)) for table in entities.tables]
-        values = np.concatenate([p[0] for p in parts] or [np.zeros(0, np.float32)])
-        known = shards.signed_log(values[~np.isnan(values)])
-        numbers[name] = scale(len(known), known.sum(), (known**2).sum())
-        bad = sum(int(p[1].sum()) for p in parts)
-        if bad:
-            notes.append(f"{name}: {bad} values of the table are no finite number; they count as missing")
-    return categories, numbers, notes
-
-
 def user_attributes(
     users: Entities, section: UsersSpec | None, categories: dict[str, list[str]], *, buckets: int
 ) -> tuple[pa.Table, np.ndarray]:
@@ -187,7 +146,7 @@ def user_attributes(
         empty = pa.array([], pa.float32())
         columns[schema.user_column(name)] = users.column(name, numbers_or_null) if users.tables else empty
     ids = parsing.Coded(codes=np.arange(len(users.ids), dtype=np.int32), values=users.ids)
-    bucket = shards.user_buckets(ids, buckets)
+    bucket = user_buckets(ids, buckets)
     order = np.argsort(bucket, kind="stable")
     bounds = np.searchsorted(bucket[order], np.arange(buckets + 1))
     return pa.table(columns).take(pa.array(order)), bounds

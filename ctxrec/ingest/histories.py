@@ -18,7 +18,7 @@ from ctxrec.core.schema import TEST
 from ctxrec.data.events import US, time_context
 from ctxrec.data.prepared import FeatureMeta, encode_categories
 from ctxrec.data.splits import Cuts, last_split, temporal_split
-from ctxrec.ingest import shards
+from ctxrec.ingest import shard_files
 
 ROWS_PER_GROUP = 16_384  # users in a row group of a bucket file
 EVENTS_PER_GROUP = 1 << 20  # and events, about: a group's text must stay below Arrow's 2 GB a column
@@ -57,19 +57,19 @@ def sort_bucket(
     log gives them.
 
     Args:
-        table: rows of the bucket in the log's order (see `shards.shard_columns`).
+        table: rows of the bucket in the log's order (see `shard_files.shard_columns`).
         item_ids: the catalogue.
         user_ids: users of the bucket that the user table names; they get a history even when it is empty.
         job: see `BucketJob`.
         held_out: bool [I] items of a cold hold-out; None without one.
     """
-    codes, log_users = _codes(table.column(shards.USER))
+    codes, log_users = _codes(table.column(shard_files.USER))
     users = pa.concat_arrays([log_users, user_ids]).unique()
     users = users.take(pc.sort_indices(users))
     rank = pc.index_in(log_users, value_set=users).to_numpy(zero_copy_only=False).astype(np.int64)
     owner = rank[codes]
-    times = table.column(shards.TIME).to_numpy()
-    item_codes, names = _codes(table.column(shards.ITEM))
+    times = table.column(shard_files.TIME).to_numpy()
+    item_codes, names = _codes(table.column(shard_files.ITEM))
     position = pc.index_in(names, value_set=item_ids)
     assert position.null_count == 0, "every item of the log is in the catalogue"
     items = position.to_numpy(zero_copy_only=False).astype(np.int32)[item_codes]
@@ -77,8 +77,8 @@ def sort_bucket(
     order = stable_order(owner, times)
     owner, times, items = owner[order], times[order], items[order]
     actions = None
-    if shards.ACTION in table.column_names:
-        actions = _codes(table.column(shards.ACTION))[0][order]
+    if shard_files.ACTION in table.column_names:
+        actions = _codes(table.column(shard_files.ACTION))[0][order]
     kept = ~duplicated(owner, times, items, actions)
     duplicates = order[~kept]
     owner, times, items, order = owner[kept], times[kept], items[kept], order[kept]
@@ -185,12 +185,12 @@ def _event_columns(bucket: Bucket, table: pa.Table, job: BucketJob) -> dict[str,
         schema.EVENT_GAPS: gaps,
     }
     if events.action:
-        codes, values = _codes(table.column(shards.ACTION))
+        codes, values = _codes(table.column(shard_files.ACTION))
         position = pc.index_in(values, value_set=pa.array(features.actions, pa.string()))
         recode = np.append(position.to_numpy(zero_copy_only=False) + 1, 0).astype(np.int16)
         columns[schema.EVENT_ACTIONS] = recode[codes][order]
     if events.value:
-        columns[schema.EVENT_VALUES] = table.column(shards.VALUE).to_numpy()[order]
+        columns[schema.EVENT_VALUES] = table.column(shard_files.VALUE).to_numpy()[order]
     for name in events.context.categorical:
         codes, values = _codes(table.column(schema.context_column(name)))
         recode = encode_categories(values, features.context_categories[name]).to_numpy()

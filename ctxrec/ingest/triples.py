@@ -18,7 +18,8 @@ from ctxrec.core import storage
 from ctxrec.core.dataset_spec import GraphSpec
 from ctxrec.data import parsing
 from ctxrec.data.parsing import Coded
-from ctxrec.ingest import readers, shards
+from ctxrec.ingest import readers
+from ctxrec.ingest.rejects import reject_table, write_rejects
 
 INCOMPLETE = "graph: incomplete triple"
 
@@ -49,13 +50,13 @@ def read_triples(files: Sequence[readers.FileInfo], graph: GraphSpec, *, rejects
             if len(bad) or batch.malformed:
                 raw, lines = batch.table.take(pa.array(bad)), [(piece.path, row, t) for row, t in batch.malformed]
                 reasons, paths = np.full(len(bad), INCOMPLETE, object), np.full(len(bad), piece.path, object)
-                rejected.append(shards.reject_table(raw, reasons, paths, batch.rows[bad], lines))
+                rejected.append(reject_table(raw, reasons, paths, batch.rows[bad], lines))
     kind = pa.dictionary(pa.int32(), pa.string())
     heads, pairs = (parsing.encode(pa.chunked_array([parts[n] for parts in coded], kind)) for n in (0, 1))
     counts: dict[str, int] = {}
     if rejected:
         table = pa.concat_tables(rejected)
-        shards.write_rejects(table, storage.join(rejects, "graph.parquet"))
+        write_rejects(table, storage.join(rejects, "graph.parquet"))
         found = table.column("reason").value_counts().to_pylist()
         counts = {f"graph: {f['values'].removeprefix('graph: ')}": f["counts"] for f in found}
     return Triples(heads, pairs, counts)

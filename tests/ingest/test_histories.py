@@ -7,7 +7,7 @@ from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.schema import TEST, TRAIN, VALID
 from ctxrec.data import splits
 from ctxrec.data.prepared import FeatureMeta
-from ctxrec.ingest import histories, shards
+from ctxrec.ingest import histories, shard_files
 
 US = 1_000_000
 SPEC = DatasetSpec.from_dict(
@@ -54,13 +54,13 @@ def table_of(rows):
     user, item, time, action, value, device, basket, query = zip(*rows, strict=True)
     return pa.table(
         {
-            shards.USER: pa.array(user, pa.string()).dictionary_encode(),
-            shards.ITEM: pa.array(item, pa.string()).dictionary_encode(),
-            shards.TIME: pa.array([t * US for t in time], pa.int64()),
-            shards.FILE: pa.array([0] * len(rows), pa.int32()),
-            shards.ROW: pa.array(range(1, len(rows) + 1), pa.int64()),
-            shards.ACTION: pa.array(action, pa.string()).dictionary_encode(),
-            shards.VALUE: pa.array(np.array(value, np.float32)),
+            shard_files.USER: pa.array(user, pa.string()).dictionary_encode(),
+            shard_files.ITEM: pa.array(item, pa.string()).dictionary_encode(),
+            shard_files.TIME: pa.array([t * US for t in time], pa.int64()),
+            shard_files.FILE: pa.array([0] * len(rows), pa.int32()),
+            shard_files.ROW: pa.array(range(1, len(rows) + 1), pa.int64()),
+            shard_files.ACTION: pa.array(action, pa.string()).dictionary_encode(),
+            shard_files.VALUE: pa.array(np.array(value, np.float32)),
             "ctx_device": pa.array(device, pa.string()).dictionary_encode(),
             "ctx_basket": pa.array(np.array(basket, np.float32)),
             "ctx_query": pa.array(query, pa.string()),
@@ -133,7 +133,7 @@ def test_slices_of_a_bucket_join_to_the_same_table(monkeypatch):
 
 
 def test_a_bucket_without_events_still_has_its_users():
-    table = pa.table({name: pa.array([], kind) for name, kind in shards.shard_columns(SPEC.events).items()})
+    table = pa.table({name: pa.array([], kind) for name, kind in shard_files.shard_columns(SPEC.events).items()})
     bucket = histories.sort_bucket(table, CATALOGUE, USERS.column(0).combine_chunks(), job())
     made = pa.concat_tables(histories.bucket_tables(bucket, table, USERS, job()))
     assert made.column(schema.USER_ID).to_pylist() == ["b", "c"]

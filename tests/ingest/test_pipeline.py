@@ -15,7 +15,7 @@ from prepared_logs import LAST, LOG, START, histories, items_of, only_temporary_
 from ctxrec.core import schema
 from ctxrec.core.errors import UserError
 from ctxrec.data.prepared import PreparedData
-from ctxrec.ingest import passes
+from ctxrec.ingest import log_pass
 from ctxrec.ingest.pipeline import summary
 
 
@@ -153,7 +153,7 @@ def test_temporal_cuts_are_exact_and_ties_go_to_the_later_part(tmp_path):
 
 def test_shares_of_a_temporal_split_are_of_the_events_that_stay(tmp_path, monkeypatch):
     """A log whose last part was exported twice, in files of many tasks, with actions that tell events apart."""
-    monkeypatch.setattr(passes, "TASK_ROWS", 40)
+    monkeypatch.setattr(log_pass, "TASK_ROWS", 40)
     rows = [(f"u{n % 7}", f"i{n % 11}", START + 977 * n, "vb"[n % 2]) for n in range(200)]
     folder = tmp_path / "log"
     folder.mkdir()
@@ -175,7 +175,7 @@ def test_a_log_of_one_moment_has_no_temporal_split(tmp_path):
 
 
 def test_order_is_time_then_the_files_own_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(passes, "TASK_ROWS", 2)  # many tasks, so that their order counts
+    monkeypatch.setattr(log_pass, "TASK_ROWS", 2)  # many tasks, so that their order counts
     folder = tmp_path / "log"
     folder.mkdir()
     write_csv(folder, [("a", "late", START + 9), ("a", "x1", START), ("a", "x2", START)], name="b.csv")

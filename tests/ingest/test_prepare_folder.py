@@ -14,8 +14,12 @@ from prepared_logs import LAST, LOG, START, histories, run, write_csv, write_spe
 from ctxrec.core import schema
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.data import splits
-from ctxrec.ingest import passes, pipeline, readers, shards
+from ctxrec.ingest import readers, shards, source
+from ctxrec.ingest.log_facts import LogFacts
+from ctxrec.ingest.log_pass import task_pieces
 from ctxrec.ingest.pipeline import summary
+from ctxrec.ingest.shard_files import BlobIndex, read_bucket
+from ctxrec.ingest.source import inspect_source
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +97,7 @@ def test_the_place_of_a_log_in_several_folders_does_not_count(tmp_path):
             (tmp_path / place / f"day={day}").mkdir(parents=True)
             (tmp_path / place / f"day={day}" / "log.csv").write_text(day)
         paths = [str(path) for path in sorted((tmp_path / place).rglob("*.csv"))]
-        found.append(pipeline._signatures(paths))
+        found.append(source._signatures(paths))
     assert found[0] == found[1] and [name for name, *_ in found[0]] == ["day=1/log.csv", "day=2/log.csv"]
 
 
@@ -121,7 +125,7 @@ def test_a_large_log_is_many_shards(tmp_path, monkeypatch):
     spec = load_spec(write_spec(tmp_path, '[events]\npath = "log"\n' + LAST))
     monkeypatch.setattr(shards, "SHARD_ROWS", 700)
     monkeypatch.setattr(readers, "_BATCH_ROWS", 250)
-    info = pipeline.inspect_source(spec).events
+    info = inspect_source(spec).events
     job = shards.ShardJob(
         spec=spec,
         unit="s",
@@ -132,19 +136,16 @@ def test_a_large_log_is_many_shards(tmp_path, monkeypatch):
         rejects=str(tmp_path / "r"),
     )
     (tmp_path / "s").mkdir()
-    facts = passes.LogFacts()
-    for task, pieces in enumerate(passes._group(readers.make_pieces(info, rows=1000))):
-        for batch in shards.make_shards(pieces, task, job, pa.array([], pa.string())):
-            for part in passes._runs(batch):
-                facts.add(part)
+    facts = LogFacts()
+    for task, pieces in enumerate(task_pieces(readers.make_pieces(info, rows=1000))):
+        for part in shards.make_shards(pieces, task, job, pa.array([], pa.string())):
+            facts.merge(part)
     assert facts.rows_read == facts.rows_kept == n and len(facts.shards) > 4
     assert facts.new_items.to_pylist() == [str(i) for i in dict.fromkeys(log["item_id"].tolist())]
     rows = []
     for bucket in range(3):
-        places = [
-            (s["path"], s["offsets"][bucket], s["offsets"][bucket + 1] - s["offsets"][bucket]) for s in facts.shards
-        ]
-        table = shards.read_bucket(places, spec.events)
+        places = BlobIndex.of(facts.shards, buckets=3).places(bucket)
+        table = read_bucket(places, spec.events)
         assert len(set(np.unique(table["file"].to_numpy()))) <= 2
         rows += list(zip(*(table[c].to_pylist() for c in ("file", "row", "user", "item", "time")), strict=True))
     expected = [

@@ -1,0 +1,92 @@
+"""What the first pass finds in the log, or in a part of it: counts, vocabularies, new items, shard files.
+
+Its size is bounded by the catalogue and the vocabularies, not by the log, so the driver can hold it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from ctxrec.ingest.shard_files import ShardFile
+
+
+@dataclass(frozen=True)
+class NumberSums:
+    """Sums over the values of a numeric column, on the scale sign(x)·log(1+|x|)."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    bad: int = 0  # values that are no finite number
+
+    @staticmethod
+    def of(numbers: np.ndarray, bad: int) -> NumberSums:
+        """Sums of `numbers`, float32 [N] with NaN for a missing value."""
+        known = signed_log(numbers[~np.isnan(numbers)])
+        return NumberSums(len(known), float(known.sum()), float((known**2).sum()), bad)
+
+    def __add__(self, other: NumberSums) -> NumberSums:
+        return NumberSums(
+            self.count + other.count, self.total + other.total, self.squares + other.squares, self.bad + other.bad
+        )
+
+
+def signed_log(numbers: np.ndarray) -> np.ndarray:
+    """sign(x)·log(1+|x|) in double precision."""
+    numbers = np.asarray(numbers, np.float64)
+    return np.sign(numbers) * np.log1p(np.abs(numbers))
+
+
+@dataclass
+class ValueCounts:
+    """Distinct values of a categorical column and the number of rows that have each."""
+
+    values: pa.Array  # large_string, distinct
+    counts: np.ndarray  # int64, of each value
+
+    @staticmethod
+    def empty() -> ValueCounts:
+        return ValueCounts(pa.array([], pa.large_string()), np.zeros(0, np.int64))
+
+    def __add__(self, other: ValueCounts) -> ValueCounts:
+        values = pa.concat_arrays([self.values, other.values])
+        table = pa.table({"value": values, "n": np.concatenate([self.counts, other.counts])})
+        table = table.group_by("value").aggregate([("n", "sum")])
+        return ValueCounts(table.column("value").combine_chunks(), table.column("n_sum").to_numpy())
+
+
+@dataclass
+class LogFacts:
+    """Facts of the whole log or of consecutive rows of it."""
+
+    rows_read: int = 0
+    rows_kept: int = 0
+    future: int = 0  # kept rows whose time lies in the future
+    rejects: Counter[str] = field(default_factory=Counter)  # rejected rows by reason
+    shards: list[ShardFile] = field(default_factory=list)
+    hours: Counter[int] = field(default_factory=Counter)  # kept rows by hour since 1970
+    numbers: dict[str, NumberSums] = field(default_factory=dict)  # by column of the log
+    new_items: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))  # ids in no table, by first row
+    actions: ValueCounts = field(default_factory=ValueCounts.empty)
+    categories: dict[str, ValueCounts] = field(default_factory=dict)  # by column of the log
+    mistake: str = ""  # what is wrong with the user's files, where only reading them shows it
+
+    def merge(self, later: LogFacts) -> None:
+        """Take in the facts of the rows that follow."""
+        self.rows_read += later.rows_read
+        self.rows_kept += later.rows_kept
+        self.future += later.future
+        self.rejects.update(later.rejects)
+        self.shards += later.shards
+        self.hours.update(later.hours)
+        for name, sums in later.numbers.items():
+            self.numbers[name] = self.numbers.get(name, NumberSums()) + sums
+        self.new_items = pa.concat_arrays([self.new_items, later.new_items]).unique()
+        self.actions += later.actions
+        for name, found in later.categories.items():
+            self.categories[name] = self.categories.get(name, ValueCounts.empty()) + found
+        self.mistake = self.mistake or later.mistake

@@ -1,0 +1,78 @@
+"""Rejected rows: they are kept with the reason, where they came from, and their columns as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ctxrec.core import schema, storage
+from ctxrec.core.dataset_spec import EventsSpec
+from ctxrec.data import parsing
+from ctxrec.ingest import shard_files
+
+DUPLICATE = "duplicate event"
+MALFORMED = "malformed row"
+
+
+def reject_table(
+    raw: pa.Table,
+    reasons: np.ndarray,
+    files: np.ndarray,
+    rows: np.ndarray,
+    malformed: Sequence[tuple[str, int, str]] = (),
+) -> pa.Table:
+    """Rejected rows as they are kept: reason, source_file, source_row (1 = the first data row), the original columns
+    as text, and source_text, the whole line of a row that could not be split into columns.
+
+    Args:
+        raw: the rejected rows.
+        reasons, files, rows: of each row of `raw`; paths of files, numbers of rows.
+        malformed: file, row number and text of lines that are no row.
+    """
+    columns = {
+        "reason": pa.array([*reasons, *[MALFORMED] * len(malformed)], pa.string()),
+        "source_file": pa.array([*files, *[m[0] for m in malformed]], pa.string()),
+        "source_row": pa.array([*rows.tolist(), *[m[1] for m in malformed]], pa.int64()),
+    }
+    for name in raw.column_names:
+        text = parsing.as_written(raw.column(name))
+        safe = name if name not in {*columns, "source_text"} else f"{name}_"
+        columns[safe] = pa.concat_arrays([text, pa.nulls(len(malformed), pa.large_string())])
+    texts = [None] * len(raw) + [m[2] for m in malformed]
+    return pa.table(columns | {"source_text": pa.array(texts, pa.large_string())})
+
+
+def write_rejects(table: pa.Table, path: str) -> None:
+    fs, inner = storage.filesystem(path)
+    fs.create_dir(inner.rsplit("/", 1)[0], recursive=True)
+    pq.write_table(table, inner, filesystem=fs)
+
+
+def duplicate_rows(table: pa.Table, rows: np.ndarray, events: EventsSpec, unit: str, files: Sequence[str]) -> pa.Table:
+    """Rejected duplicates with their source, in the log's own columns; values are written as they were understood.
+
+    Args:
+        table: rows of a bucket.
+        rows: int64, which of them are duplicates.
+        events: the spec of the log.
+        unit: of its times (`parsing.detect_unit`).
+        files: paths of the log's files in order.
+    """
+    part = table.take(pa.array(rows))
+    names = {events.user: shard_files.USER, events.item: shard_files.ITEM, events.time: shard_files.TIME}
+    names |= {events.action: shard_files.ACTION} if events.action else {}
+    names |= {events.value: shard_files.VALUE} if events.value else {}
+    names |= {name: schema.context_column(name) for name in events.context.columns}
+    raw = {source: part.column(name) for source, name in names.items()}
+    micros = part.column(shard_files.TIME)
+    if unit in parsing.UNIT_US:
+        raw[events.time] = pc.divide(micros, parsing.UNIT_US[unit])
+    else:
+        raw[events.time] = micros.cast(pa.timestamp("us")).cast(pa.string())
+    sources = np.array([files[f] for f in part.column(shard_files.FILE).to_pylist()], object)
+    reasons = np.full(len(rows), DUPLICATE, object)
+    return reject_table(pa.table(raw), reasons, sources, part.column(shard_files.ROW).to_numpy())

@@ -1,0 +1,96 @@
+"""The files of a data set: listed, checked for the columns that the spec names, and fingerprinted."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from ctxrec.core import schema, storage
+from ctxrec.core.config import Config
+from ctxrec.core.dataset_spec import DatasetSpec, ItemsSpec
+from ctxrec.core.errors import UserError
+from ctxrec.core.version import VERSION
+from ctxrec.ingest import readers
+from ctxrec.ingest.shards import MAX_ID_BYTES, event_columns
+from ctxrec.ingest.vocabularies import MAX_CATEGORY_VALUES
+
+HASHED_BYTES = 64 << 20  # larger input files are told apart by size and time of change, not by content
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of a data set, checked to have the columns that the spec names."""
+
+    spec: DatasetSpec
+    events: list[readers.FileInfo]
+    items: list[readers.FileInfo]
+    users: list[readers.FileInfo]
+    graph: list[readers.FileInfo]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the log; an estimate where it is text."""
+        return sum(info.num_rows for info in self.events)
+
+
+def inspect_source(spec: DatasetSpec) -> Source:
+    """List the files of a data set and check their columns before anything is read.
+
+    Raises:
+        UserError: names the column, the file and the columns found.
+    """
+    items, users, graph = spec.items, spec.users, spec.graph
+    source = Source(
+        spec=spec,
+        events=readers.inspect(spec.events.path, event_columns(spec.events), section="events"),
+        items=readers.inspect(items.path, _item_columns(items), section="items") if items else [],
+        users=readers.inspect(users.path, [users.id, *users.categorical, *users.numeric], section="users")
+        if users
+        else [],
+        graph=readers.inspect(graph.path, [graph.head, graph.relation, graph.tail], section="graph") if graph else [],
+    )
+    for info in source.events:
+        for name in event_columns(spec.events):
+            if name in info.types and pa.types.is_nested(info.types[name]):
+                raise UserError(
+                    f"column {name!r} of {info.path} is {info.types[name]}; expected one value a row. "
+                    "Take another column, or write one event a row"
+                )
+    return source
+
+
+def _item_columns(items: ItemsSpec) -> list[str]:
+    return [items.id, *items.text, *items.categorical, *items.numeric, *items.media.values()]
+
+
+def fingerprint(source: Source, config: Config) -> str:
+    """A hash of the rows, the spec and the options of `prepare`; it does not depend on where the files lie."""
+    spec = source.spec.to_dict()
+    for section in ("events", "items", "users", "graph"):
+        if spec[section] is not None:
+            spec[section]["path"] = _signatures([info.path for info in getattr(source, section)])
+    # The constants were options once; they stay part of the fingerprint, so that folders of then are still reused.
+    options = dataclasses.asdict(config.prepare)
+    options |= {"max_id_bytes": MAX_ID_BYTES, "max_category_values": MAX_CATEGORY_VALUES}
+    return storage.sha256_json({"format": schema.FORMAT_VERSION, "version": VERSION, "spec": spec, "prepare": options})
+
+
+def _signatures(paths: Sequence[str]) -> list[list[Any]]:
+    """Relative name, size and content hash (of large files: time of change) of each file."""
+    folders = [path.split("/")[:-1] for path in paths]
+    shared = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*folders, strict=False))
+    root = "/".join(names[0] for names in shared)
+    signatures = []
+    for path in paths:
+        fs, inner = storage.filesystem(path)
+        info = fs.get_file_info(inner)
+        small = info.size <= HASHED_BYTES
+        mark = hashlib.sha256(storage.read_bytes(path)).hexdigest() if small else info.mtime_ns
+        signatures.append([path.removeprefix(root).lstrip("/"), info.size, mark])
+    return signatures
