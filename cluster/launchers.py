@@ -12,6 +12,7 @@ _TOKEN = "~/.ray/auth_token"
 
 
 def clusters(settings: Settings) -> dict[str, dict[str, Any]]:
+    """The files of Ray's cluster launcher (`ray up`) by name, as the values that YAML holds."""
     return {"aws.yaml": _aws(settings), "gcp.yaml": _gcp(settings), "local.yaml": _local(settings)}
 
 

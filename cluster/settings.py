@@ -80,6 +80,7 @@ class Settings:
 
 
 def load(path: Path = HERE / "settings.toml") -> Settings:
+    """The settings of a file, with the versions that pyproject.toml names and the ports of the service."""
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
     (ray,) = [found[1] for d in project["dependencies"] if (found := re.fullmatch(r"ray\[[\w,]+\]==([\d.]+)", d))]
     serve = yaml.safe_load((HERE.parent / "serve" / "config.yaml").read_text())

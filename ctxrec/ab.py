@@ -1,4 +1,4 @@
-"""`python -m ctxrec.ab --exposures E --events V`: what an A/B test says, as a table and as JSON."""
+"""`python -m ctxrec.ab --exposures E --events V`: the result of an A/B test, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -22,8 +22,15 @@ def main() -> None:
     )
     parser.add_argument("--events", required=True, help="what users did: live/events, or any log; path, glob or URI")
     parser.add_argument("--spec", metavar="SPEC.toml", help="dataset spec, for the columns of --events")
-    parser.add_argument("--experiment", metavar="NAME", help="needed where the exposures have several")
-    parser.add_argument("--window-hours", type=float, default=24 * 7, help="events later than this do not count (168)")
+    parser.add_argument(
+        "--experiment", metavar="NAME", help="name of the test; needed where the exposures have several"
+    )
+    parser.add_argument(
+        "--window-hours",
+        type=float,
+        default=24 * 7,
+        help="events later than this after a list do not count (default: 168)",
+    )
     parser.add_argument("--shown-only", action="store_true", help="count only events on items of the list")
     parser.add_argument("--out", metavar="AB.json", help="where the table goes as JSON; path or URI")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Command: validate a data set, split it and write per-user histories (`python -m ctxrec.prepare`)."""
+"""`python -m ctxrec.prepare SPEC.toml --out DATA`: validate a data set, split it, and write per-user histories."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from ctxrec.ingest.pipeline import prepare, summary
 
 
 def main() -> None:
+    """Read the options, prepare, print a summary."""
     parser = cli.parser("ctxrec.prepare", "Validate a behaviour log, split it, and write it as per-user histories.")
     parser.add_argument("spec", metavar="SPEC.toml", help="the data set: which files, which column means what")
-    parser.add_argument("--out", required=True, metavar="DATA", help="folder or URI to write; replaced when it differs")
+    parser.add_argument(
+        "--out", required=True, metavar="DATA", help="folder or URI to write; what is there is replaced when it differs"
+    )
     args = parser.parse_args()
     config = cli.config_from(args)
     try:

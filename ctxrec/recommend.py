@@ -1,4 +1,4 @@
-"""Batch recommendations: `python -m ctxrec.recommend --run RUN --requests R.parquet --k 10 --out O.parquet`."""
+"""`python -m ctxrec.recommend --run RUN --requests R.parquet --k 10 --out O.parquet`: recommendations in batches."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ctxrec.retrieval.batch_scoring import recommend
 
 
 def main() -> None:
+    """Read the options, score every request, say where the lists are."""
     parser = cli.parser("ctxrec.recommend", "Score a Parquet file of requests with Ray Data.")
     parser.add_argument("--run", required=True, metavar="RUN", help="a run of ctxrec.train, or the bundle in it")
     parser.add_argument(
@@ -19,7 +20,7 @@ def main() -> None:
         help="columns request_id, user_id, timestamp (epoch seconds, UTC; null: now), and optionally one for each "
         "context feature and history (item ids, oldest first; null: the stored history)",
     )
-    parser.add_argument("--k", required=True, type=int, help="items a request")
+    parser.add_argument("--k", required=True, type=int, help="number of items for each request")
     parser.add_argument("--out", required=True, metavar="O.parquet", help="columns request_id, item_ids, scores")
     cli.add_rules(parser)
     args = parser.parse_args()

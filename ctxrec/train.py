@@ -1,4 +1,4 @@
-"""Fine-tune a recommender: `python -m ctxrec.train --data DATA --out RUN`."""
+"""`python -m ctxrec.train --data DATA --out RUN`: fine-tune a recommender."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from ctxrec.training.driver import summary, train
 
 
 def main() -> None:
-    parser = cli.parser("ctxrec.train", "Train the towers and fine-tune the encoder; resumes an unfinished run.")
+    """Read the options, train, print one line about the run."""
+    parser = cli.parser("ctxrec.train", "Train the towers and fine-tune the encoder. An unfinished run is resumed.")
     parser.add_argument("--data", required=True, help="folder that ctxrec.prepare wrote")
     parser.add_argument("--out", required=True, metavar="RUN", help="run folder")
     parser.add_argument("--profile", action="store_true", help="trace some steps of each phase into RUN/profile")

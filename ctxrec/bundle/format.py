@@ -164,7 +164,11 @@ def save_encoder(encoder: TextEncoder, folder: str) -> None:
 
 
 def load_encoder(config: Config, encoder_path: str, adapter: str) -> TextEncoder:
-    """The fine-tuned encoder of a bundle: the pretrained one at `encoder_path` with `adapter` put on."""
+    """The fine-tuned encoder of a bundle: the pretrained one at `encoder_path` with the weights of `adapter`.
+
+    Raises:
+        UserError: the adapter is of other layers than the options name.
+    """
     from peft import load_peft_weights, set_peft_model_state_dict
     from safetensors.torch import load_file
 

@@ -53,6 +53,7 @@ def read_published(models: str) -> Published:
 
 
 def version_folder(models: str, version: str) -> str:
+    """The bundle of a published version, path or URI."""
     return ModelsPaths(models).version(version).root
 
 

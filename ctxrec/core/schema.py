@@ -1,4 +1,4 @@
-"""Names, schemas and layout of a prepared data folder; written by `prepare`, read by all the rest.
+"""Names, schemas and layout of a prepared data folder, which `prepare` writes and all the rest reads.
 
 DATA/meta.json                      counts, split, vocabularies, the spec, fingerprint; written last
 DATA/items.parquet                  one row an item, in catalogue order: the row number is the item's index
@@ -106,7 +106,11 @@ def items_schema(spec: Any) -> pa.Schema:
 
 
 def check_schema(table: pa.Table, schema: pa.Schema, *, source: str) -> None:
-    """Raise a `UserError` that names the first column of `schema` that `table` lacks or has otherwise."""
+    """Check that a table has every column of a schema with its type.
+
+    Raises:
+        UserError: a column is missing or has another type; the message names the first one.
+    """
     for wanted in schema:
         if wanted.name not in table.column_names:
             raise UserError(

@@ -23,11 +23,16 @@ _URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def is_uri(path: str) -> bool:
+    """Whether `path` is a URI such as s3://bucket/folder, and not a local path."""
     return bool(_URI.match(path))
 
 
 def filesystem(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The file system a path or URI lies on, and the path inside it."""
+    """The file system that a path or URI lies on, and the path inside it.
+
+    Raises:
+        UserError: the URI names no file system that can be opened.
+    """
     if not is_uri(path):
         return pyarrow.fs.LocalFileSystem(), os.path.abspath(path)
     try:
@@ -37,7 +42,7 @@ def filesystem(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 
 def join(base: str, *parts: str) -> str:
-    """`base/parts`; a part that is absolute or a URI stands for itself."""
+    """`base/parts`; a part that is absolute or a URI replaces what stands before it."""
     for part in parts:
         base = part if is_uri(part) or os.path.isabs(part) else f"{base.rstrip('/')}/{part}" if base else part
     return base
@@ -51,22 +56,25 @@ def parent(path: str) -> str:
 
 
 def exists(path: str) -> bool:
+    """Whether a file or folder lies at a path or URI."""
     fs, inner = filesystem(path)
     return fs.get_file_info(inner).type != pyarrow.fs.FileType.NotFound
 
 
 def is_dir(path: str) -> bool:
+    """Whether a folder lies at a path or URI."""
     fs, inner = filesystem(path)
     return fs.get_file_info(inner).type == pyarrow.fs.FileType.Directory
 
 
 def make_dir(path: str) -> None:
+    """Make a folder with all folders above it; an existing folder stays as it is."""
     fs, inner = filesystem(path)
     fs.create_dir(inner, recursive=True)
 
 
 def delete(path: str) -> None:
-    """Remove a file or a folder with all it holds; missing is fine."""
+    """Remove a file, or a folder with all it holds. Where nothing lies, nothing happens."""
     fs, inner = filesystem(path)
     kind = fs.get_file_info(inner).type
     if kind == pyarrow.fs.FileType.Directory:
@@ -76,9 +84,10 @@ def delete(path: str) -> None:
 
 
 def list_files(path: str, *, recursive: bool = True) -> list[str]:
-    """Sorted files of a folder, of a glob's matches, or the one file `path`; hidden names are left out.
+    """Files at `path`, sorted: those of a folder, those that match a glob, or the one file.
 
-    In a glob `*` stays within a folder's name and `**/` stands for any number of folders.
+    Names that begin with . or _ are left out. In a glob, `*` stays within a folder's name and `**/` stands for any
+    number of folders.
 
     Raises:
         UserError: nothing is there.
@@ -108,7 +117,7 @@ def list_files(path: str, *, recursive: bool = True) -> list[str]:
 
 
 def _glob_pattern(glob: str) -> re.Pattern[str]:
-    """A glob as a regular expression (`fnmatch` lets `*` and `?` cross folders and has no `**`)."""
+    """A glob as a regular expression. (In `fnmatch`, `*` and `?` cross folders, and there is no `**`.)"""
     wildcards = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     translated = ""
     for part in re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]/]+\])", glob):
@@ -121,6 +130,11 @@ def _glob_pattern(glob: str) -> re.Pattern[str]:
 
 
 def read_bytes(path: str) -> bytes:
+    """The content of a file.
+
+    Raises:
+        UserError: no file lies there.
+    """
     fs, inner = filesystem(path)
     info = fs.get_file_info(inner)
     if info.type != pyarrow.fs.FileType.File:
@@ -131,6 +145,11 @@ def read_bytes(path: str) -> bytes:
 
 
 def read_text(path: str) -> str:
+    """The content of a UTF-8 text file.
+
+    Raises:
+        UserError: no file lies there, or it is no UTF-8 text.
+    """
     try:
         return read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -138,6 +157,11 @@ def read_text(path: str) -> str:
 
 
 def read_json(path: str) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        UserError: no file lies there, or it is no JSON.
+    """
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
@@ -145,7 +169,7 @@ def read_json(path: str) -> Any:
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Write a file whole: under a temporary name first, then renamed, so that no reader sees half of it."""
+    """Write a file under a temporary name and then rename it, so that no reader sees half of it."""
     fs, inner = filesystem(path)
     fs.create_dir(inner.rsplit("/", 1)[0], recursive=True)
     temporary = f"{inner}.{uuid.uuid4().hex[:8]}.tmp"
@@ -160,10 +184,12 @@ def write_bytes(path: str, data: bytes) -> None:
 
 
 def write_text(path: str, text: str) -> None:
+    """Write a UTF-8 text file, as `write_bytes` does."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: str, value: Any) -> None:
+    """Write a JSON file, as `write_bytes` does. NaN and infinity are a `ValueError`, as JSON has neither."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -202,7 +228,7 @@ def write_dir(path: str, fill: Callable[[str], None], *, scratch: str) -> None:
 
 
 def cache_dir() -> str:
-    """Folder for downloads and built extensions: $CTXREC_CACHE or ~/.cache/ctxrec."""
+    """The folder for downloads and built extensions: $CTXREC_CACHE, or ~/.cache/ctxrec."""
     return os.environ.get("CTXREC_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "ctxrec")
 
 
@@ -254,5 +280,5 @@ def sha256_file(path: str) -> str:
 
 
 def sha256_json(value: Any) -> str:
-    """Hex sha256 of a JSON value in one fixed spelling; a fingerprint of configs and specs."""
+    """Hex sha256 of a JSON value in one fixed spelling, as a fingerprint of configs and specs."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Ragged arrays of events, and requests for recommendations made of them (numpy, no copies a user).
+"""Ragged arrays of events in NumPy: the events of all rows lie end to end, without a copy for each user.
 
 Legend: N rows (users or requests), E events of all rows.
 """
@@ -49,6 +49,7 @@ class Events:
 
     @property
     def lengths(self) -> np.ndarray:
+        """Number of events of each row: int64 [N]."""
         return np.diff(self.offsets)
 
     def row(self, n: int) -> slice:
@@ -66,7 +67,7 @@ class Events:
         )
 
     def keep(self, kept: np.ndarray) -> Events:
-        """The same rows with some of their events alone (bool [E])."""
+        """The same rows with only those of their events for which `kept`, bool [E], is true."""
         index = np.flatnonzero(kept)
         return Events(
             offsets=np.concatenate([[0], np.cumsum(kept)])[self.offsets].astype(np.int64),
@@ -106,7 +107,7 @@ class Histories:
 
 
 def action_sets(codes: np.ndarray) -> np.ndarray:
-    """Action codes as sets of one, int64: bit c stands for code c, the last bit for all codes that have none.
+    """Action codes as sets of one action each, int64: bit c stands for code c, and the last bit for all higher codes.
 
     >>> action_sets(np.array([0, 2])).tolist()
     [1, 4]
@@ -144,12 +145,12 @@ def time_context(times_us: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def time_codes(times_us: np.ndarray) -> dict[str, np.ndarray]:
-    """`time_context` as the int32 codes that `Context.cat` holds."""
+    """`time_context` as the codes that `Context.cat` holds: int32, each of the shape of `times_us`."""
     return {name: values.astype(np.int32) + schema.FIRST_CODE for name, values in time_context(times_us).items()}
 
 
 def histories_from_table(table: pa.Table, features: FeatureMeta) -> Histories:
-    """A bucket as `PreparedData.read_bucket` gives it, as arrays."""
+    """The table of a bucket (`PreparedData.read_bucket`) as arrays."""
     table = table.combine_chunks()
 
     def flat(name: str) -> np.ndarray:
@@ -194,14 +195,17 @@ def concat_events(parts: list[Events]) -> Events:
 
 
 def concat_offsets(parts: list[np.ndarray]) -> np.ndarray:
+    """Offsets of the rows of several parts as those of one: int64 [N + 1]."""
     return np.concatenate([[0], np.cumsum(np.concatenate([np.diff(offsets) for offsets in parts]))]).astype(np.int64)
 
 
 def concat_arrays(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Arrays of one name joined end to end, [N] each."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def concat_contexts(parts: list[Context]) -> Context:
+    """Contexts of several parts as one."""
     return Context(
         cat=concat_arrays([c.cat for c in parts]),
         num=concat_arrays([c.num for c in parts]),

@@ -16,7 +16,7 @@ from ctxrec.core import schema
 from ctxrec.data.prepared import FeatureMeta, encode_categories
 
 MAX_VALUES = 16  # values of one categorical feature that an item keeps
-MAX_TRIPLES = 64  # and of the triples of a graph
+MAX_TRIPLES = 64  # pairs of the graph that an item keeps
 TEXT_BUCKETS = 1 << 15  # rows of the hashed word table for text context
 MAX_WORDS = 16  # words of a text context that are read
 NUM_GAP_BUCKETS = 24
@@ -73,7 +73,7 @@ def _padded_codes(items: pa.Table, name: str, vocabulary: list[str]) -> np.ndarr
 
 
 def scale_numbers(raw: np.ndarray, scale: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
-    """sign(x)·log(1+|x|) as a z-score within ±5, 0 where missing; and 1 where present. float32 both."""
+    """sign(x)·log(1+|x|) as a z-score within ±5, 0 where missing; and 1 where present. float32, both of raw's shape."""
     raw = np.asarray(raw, np.float64)
     present = np.isfinite(raw)
     safe = np.where(present, raw, 0.0)
@@ -87,14 +87,14 @@ def hash_id(text: str, buckets: int) -> int:
 
 
 def id_rows(ids: list[str], buckets: int) -> np.ndarray:
-    """Row of the ID embedding for each item: its own where there is one row an item, else hashed. int64 [I]."""
+    """Row of the ID embedding for each item, hashed where the items are more than the rows: int64 [I]."""
     if len(ids) <= buckets:
         return np.arange(len(ids))
     return np.array([hash_id(item, buckets) for item in ids], np.int64)
 
 
 def gap_buckets(seconds: np.ndarray) -> np.ndarray:
-    """Log2 bucket of a gap in seconds: 1 for below 1 s, 2 for below 3 s, 3 for below 7 s, ...; 0 = unknown. int64."""
+    """Log2 bucket of gaps in seconds: 1 below 1 s, 2 below 3 s, 3 below 7 s, ...; 0 is unknown. int64 of the same shape."""
     seconds = np.asarray(seconds, np.float64)
     known = np.isfinite(seconds)
     level = np.log2(np.maximum(np.where(known, seconds, 0), 0) + 1) + 1

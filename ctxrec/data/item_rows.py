@@ -115,5 +115,6 @@ def value_lists(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def numbers_or_null(column: pa.ChunkedArray) -> pa.Array:
+    """A numeric column as float32; null where a value is missing or no finite number."""
     numbers, _ = parsing.to_numbers(column)
     return pa.array(numbers, mask=np.isnan(numbers))

@@ -88,7 +88,11 @@ class PreparedData:
         return [] if self.spec.items is None else list(self.spec.items.media)
 
     def media(self, kind: str) -> tuple[np.ndarray, list[str | bytes]]:
-        """Items (int64, rising) that have one of `kind`, and its path, URI or content."""
+        """Items that have an image or a sound, int64 [N] rising, and the path, URI or content of each.
+
+        Raises:
+            UserError: an earlier version prepared the folder, and wrote no such file.
+        """
         where = storage.join(self.path, schema.MEDIA)
         if not storage.exists(where):
             raise UserError(

@@ -42,15 +42,16 @@ class Requests:
         return len(self.times)
 
     def seen(self) -> list[np.ndarray]:
-        """Items of each request's history."""
+        """Items of each request's history: N arrays, int32 [events of the request]."""
         return [self.history.items[self.history.row(n)] for n in range(len(self))]
 
     def targets(self, n: int) -> np.ndarray:
+        """Target items of request n: int32 [targets of the request]."""
         assert self.target_offsets is not None and self.target_items is not None
         return self.target_items[self.target_offsets[n] : self.target_offsets[n + 1]]
 
     def evenly(self, limit: int) -> Requests:
-        """At most so many of them, at even distances."""
+        """At most `limit` of the requests, at even distances."""
         num = len(self)
         return self if num <= limit else self.take(np.linspace(0, num - 1, limit).astype(np.int64))
 

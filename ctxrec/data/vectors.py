@@ -1,6 +1,7 @@
 """Rows of vectors: unit length and principal axes.
 
-Legend: N rows, H width."""
+Legend: N rows, H width.
+"""
 
 from __future__ import annotations
 
@@ -14,5 +15,5 @@ def principal_axes(centred_NH: np.ndarray, width: int) -> np.ndarray:
 
 
 def normalised(rows: np.ndarray) -> np.ndarray:
-    """Rows of unit length; a row of zeros stays."""
+    """Rows scaled to unit length, float32 [N, H]; a row of zeros stays."""
     return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)).astype(np.float32)

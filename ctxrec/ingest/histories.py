@@ -111,7 +111,7 @@ def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
 
 
 def stable_order(owner: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Positions of rows sorted by owner, then time, then position."""
+    """Positions of rows sorted by owner, then time, then position: int64 [E]."""
     if not len(owner):
         return np.zeros(0, np.int64)
     start = times.min()
@@ -134,7 +134,10 @@ def stable_order(owner: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 
 def duplicated(owner: np.ndarray, times: np.ndarray, items: np.ndarray, actions: np.ndarray | None) -> np.ndarray:
-    """Which events repeat an earlier one of the same user, time, item and action; rows sorted by `stable_order`."""
+    """Which events repeat an earlier one of the same user, time, item and action: bool [E].
+
+    The rows are sorted by `stable_order`.
+    """
     repeat = np.zeros(len(owner), bool)
     same = np.append((owner[1:] == owner[:-1]) & (times[1:] == times[:-1]), False) if len(owner) else repeat
     tied = np.flatnonzero(same | np.append(False, same[:-1]) if len(owner) else repeat)

@@ -36,7 +36,7 @@ class NumberSums:
 
 
 def signed_log(numbers: np.ndarray) -> np.ndarray:
-    """sign(x)·log(1+|x|) in double precision."""
+    """sign(x)·log(1+|x|): float64 of the same shape."""
     numbers = np.asarray(numbers, np.float64)
     return np.sign(numbers) * np.log1p(np.abs(numbers))
 

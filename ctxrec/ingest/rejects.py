@@ -47,6 +47,7 @@ def reject_table(
 
 
 def write_rejects(table: pa.Table, path: str) -> None:
+    """Write a table of rejected rows as Parquet."""
     fs, inner = storage.filesystem(path)
     fs.create_dir(inner.rsplit("/", 1)[0], recursive=True)
     pq.write_table(table, inner, filesystem=fs)

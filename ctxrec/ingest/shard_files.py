@@ -126,9 +126,9 @@ def _read_blobs(places: Sequence[BlobPlace]) -> Iterator[pa.Table]:
 
 
 def repeated_times(places: Sequence[BlobPlace]) -> np.ndarray:
-    """Times of a bucket's events that repeat an earlier one of the same user, item, time and action. int64
+    """Times of a bucket's events that repeat an earlier one of the same user, item, time and action: int64 [repeats].
 
-    Events are told apart by a hash of 64 bits; `places` as for `read_bucket`.
+    Two events count as equal where a hash of 64 bits over these four is equal. `places` is as for `read_bucket`.
     """
     keys, times = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
     for table in _read_blobs(places):
@@ -148,7 +148,7 @@ def repeated_times(places: Sequence[BlobPlace]) -> np.ndarray:
 
 
 def read_times(path: str, offsets: Sequence[int]) -> np.ndarray:
-    """Times of all rows of a shard, in no particular order; int64. `offsets` as in `ShardFile`."""
+    """Times of all rows of a shard, in no particular order: int64 [rows]. `offsets` is as in `ShardFile`."""
     fs, inner = storage.filesystem(path)
     times = [np.zeros(0, np.int64)]
     with fs.open_input_file(inner) as stream:
