@@ -113,7 +113,7 @@ def write_bundle(
 
 
 def _blend_arrays(blend: Blend) -> dict[str, np.ndarray]:
-    arrays = {"weights": blend.weights_2K.astype(np.float32), "widths": np.array(blend.widths, np.int64)}
+    arrays: dict[str, np.ndarray] = {"weights": blend.weights_2K.astype(np.float32), "widths": np.array(blend.widths, np.int64)}
     arrays |= {f"covariance.{h}": matrix for h, matrix in enumerate(blend.covariances)}
     arrays |= {} if blend.text_IC is None else {"text": blend.text_IC}
     return arrays | to_arrays(blend.memory)

@@ -144,7 +144,8 @@ def _make_shard(part: _Part, name: str, job: ShardJob, item_ids: pa.Array) -> Lo
     facts.new_items = _new_items(item, item_ids)
     columns: dict[str, Coded | np.ndarray | pa.Array] = {USER: user, ITEM: item, TIME: times}
     columns |= {FILE: part.files[good], ROW: part.rows[good]}
-    columns |= _categories(raw, good, events, facts) | _numbers(raw, good, events, facts)
+    columns.update(_categories(raw, good, events, facts))
+    columns.update(_numbers(raw, good, events, facts))
     for context in events.context.text:
         columns[schema.context_column(context)] = parsing.to_text(raw.column(context)).take(pa.array(good))
     path = storage.join(job.shards, f"{name}.arrow")
