@@ -1,4 +1,4 @@
-"""Files of `ray up`: Ray's own launcher for machines of AWS, of GCP, and of one's own by ssh."""
+"""Files of `ray up`, Ray's own launcher: for machines on AWS, on GCP, and for your own machines over ssh."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""KubeRay's manifests, and what they stand on: a network policy, Redis, the nightly job."""
+"""KubeRay's manifests, and what belongs to them: a network policy, Redis, the nightly job."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NODE, CLIENT = "ray.io/is-ray-node", "ctxrec/client"
 
 
 def manifests(settings: Settings) -> dict[str, list[dict[str, Any]]]:
-    """The documents of each file."""
+    """The YAML documents of each file."""
     commands = settings.commands()
     jobs = {f"rayjob-{name}.yaml": [_ray_job(settings, name, command)] for name, command in commands.items()}
     return {
@@ -46,7 +46,7 @@ def _env(settings: Settings, *, service: bool) -> list[dict[str, Any]]:
 
 
 def _restricted() -> dict[str, Any]:
-    """No privilege: what Kubernetes calls the restricted profile."""
+    """A security context without privileges, which Kubernetes calls the restricted profile."""
     return {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
@@ -107,7 +107,7 @@ def _group(settings: Settings, size: str, *, variant: str, service: bool = False
 def _cluster_spec(
     settings: Settings, groups: list[dict], *, service: bool = False, keeps_state: bool = False
 ) -> dict[str, Any]:
-    """Where `keeps_state`, the head's state is in Redis: what runs on nodes outlives the head."""
+    """A Ray cluster. With `keeps_state` the head keeps its state in Redis, so what runs on nodes outlives the head."""
     head = _pod(settings, "head", "ray-head", variant="cpu", service=service)
     spec: dict[str, Any] = {
         "rayVersion": settings.ray,
@@ -146,7 +146,7 @@ def _ray_cluster(settings: Settings) -> dict[str, Any]:
 
 
 def _ray_job(settings: Settings, name: str, command: str) -> dict[str, Any]:
-    """A cluster of its own for one command, gone when that is done.
+    """A cluster of its own for one command. It is deleted when the command has ended.
 
     Every command may be started again: what is finished is reused, what is not goes on.
     """
@@ -191,7 +191,7 @@ def _ray_service(settings: Settings) -> dict[str, Any]:
 
 
 def _nightly(settings: Settings, command: str) -> dict[str, Any]:
-    """Submits the evaluation to the standing cluster, with that one's token."""
+    """A job that submits the evaluation to the standing cluster, with the token of that cluster."""
     token = {"secretKeyRef": {"name": CLUSTER, "key": "auth_token"}}
     container = {
         "name": "submit",
@@ -230,7 +230,7 @@ def _namespace(settings: Settings) -> dict[str, Any]:
 
 
 def _network_policies(settings: Settings) -> list[dict[str, Any]]:
-    """Nobody reaches Ray's pods but Ray's pods, the operator and the nightly job; the service's port, its clients too."""
+    """Network policies: Ray's pods, the operator and the nightly job reach Ray's pods; clients reach the service's port."""
     inside = [{"podSelector": {"matchExpressions": [{"key": NODE, "operator": "Exists"}]}}]
     operator = [
         {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}
@@ -263,7 +263,7 @@ def _network_policies(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _redis(settings: Settings) -> list[dict[str, Any]]:
-    """Posted events, new items and the head's state. A managed Redis does as well: set service.store."""
+    """A Redis for posted events, posted items and the head's state. To use a managed Redis, set service.store."""
     labels = {"app.kubernetes.io/name": REDIS}
     password = {"secretKeyRef": {"name": settings.kubernetes["service_secret"], "key": "redis-password"}}
     container = {

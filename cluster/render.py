@@ -24,7 +24,7 @@ NOTE = "# Written by `python -m cluster.render` from cluster/settings.toml; chan
 
 
 def files(settings: Settings) -> dict[str, str]:
-    """Every generated file's text, by its path below cluster/."""
+    """The text of every generated file, by its path below cluster/."""
     documents = {f"kuberay/{name}": made for name, made in manifests.manifests(settings).items()}
     documents |= {f"ray-up/{name}": [made] for name, made in launchers.clusters(settings).items()}
     return {
@@ -33,7 +33,7 @@ def files(settings: Settings) -> dict[str, str]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Repeats what appears twice instead of pointing at it, and keeps texts of several lines readable."""
+    """Writes a value again where YAML would point at its first place, and keeps texts of several lines readable."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

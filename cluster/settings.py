@@ -1,4 +1,4 @@
-"""The settings of cluster/ and what follows from them: images, variables, commands, ports."""
+"""The settings of cluster/, and what is derived from them: images, variables, commands, ports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PORTS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """settings.toml, with the versions that pyproject.toml pins."""
+    """The content of settings.toml, with the versions that pyproject.toml pins."""
 
     raw: dict[str, Any]
     version: str  # of ctxrec
@@ -42,12 +42,12 @@ class Settings:
         return f"{self.image['name']}:{self.version}-{variant}"
 
     def variables(self, *, service: bool) -> list[tuple[str, str, str]]:
-        """(name, value, key of a secret) of the variables of a node; one of the latter two is empty."""
+        """The environment variables of a node as (name, value, key of a secret); the value or the key is empty."""
         rules = {name: rule for name, rule in self.environment.items() if service or rule.get("only") != "service"}
         return [(name, rule.get("value", ""), rule.get("secret", "")) for name, rule in rules.items()]
 
     def commands(self) -> dict[str, str]:
-        """The command of each job, as one would type it."""
+        """The command of each job, as a user types it."""
         at, training = self.storage, self.training
         gpu = "yes" if training["variant"] == "gpu" else "no"
         options = f"--set train.workers={training['workers']} --set train.use_gpu={gpu}"
@@ -59,7 +59,7 @@ class Settings:
         }
 
     def serve_config(self) -> dict[str, Any]:
-        """serve/config.yaml with what is different on a cluster."""
+        """The content of serve/config.yaml, changed where a cluster differs."""
         config = yaml.safe_load(yaml.safe_dump(self.serve))  # a copy
         config["http_options"]["host"] = self.service["host"]
         (application,) = config["applications"]

@@ -1,4 +1,4 @@
-"""The bundle: all that serving needs and nothing else, every file under a sha256 in `manifest.json`.
+"""The bundle: all that serving needs and nothing else. `manifest.json` has the sha256 of every file.
 
 manifest.json  config.toml  data.json     versions and hashes; options; spec, features, sizes
 items.parquet  histories.arrow            catalogue; stored histories of known users, by user id
@@ -113,20 +113,23 @@ def write_bundle(
 
 
 def _blend_arrays(blend: Blend) -> dict[str, np.ndarray]:
-    arrays: dict[str, np.ndarray] = {"weights": blend.weights_2K.astype(np.float32), "widths": np.array(blend.widths, np.int64)}
+    arrays: dict[str, np.ndarray] = {
+        "weights": blend.weights_2K.astype(np.float32),
+        "widths": np.array(blend.widths, np.int64),
+    }
     arrays |= {f"covariance.{h}": matrix for h, matrix in enumerate(blend.covariances)}
     arrays |= {} if blend.text_IC is None else {"text": blend.text_IC}
     return arrays | to_arrays(blend.memory)
 
 
 def bundled_model(config: ModelConfig, folder: str) -> ModelConfig:
-    """`config` with the language model that lies in a local bundle, if it has one, as its backbone."""
+    """`config` with the language model of a local bundle as its backbone, where the bundle has one."""
     path = BundlePaths(folder).backbone
     return dataclasses.replace(config, backbone=path) if os.path.isdir(path) else config
 
 
 def load_blend(folder: str) -> Blend | None:
-    """The blend of a checked local bundle, if it has one."""
+    """The blend of a checked local bundle, or None where it has none."""
     path = BundlePaths(folder).blend
     if not os.path.exists(path):
         return None
@@ -138,13 +141,13 @@ def load_blend(folder: str) -> Blend | None:
 
 
 def load_media(folder: str) -> dict[str, np.ndarray]:
-    """Vectors of images and sounds of a checked local bundle by kind, float16 [I, V]; none where it has none."""
+    """Vectors of images and sounds of a checked local bundle by kind, float16 [I, V]; empty where it has none."""
     path = BundlePaths(folder).media
     return load_arrays(path) if os.path.exists(path) else {}
 
 
 def save_encoder(encoder: TextEncoder, folder: str) -> None:
-    """Write what was tuned: a PEFT adapter, or for top and full tuning the trained weights.
+    """Write what was tuned: a PEFT adapter, or the trained weights for top and full tuning.
 
     Raises:
         RuntimeError: a weight is empty, as an ungathered ZeRO-3 shard would be.
@@ -187,7 +190,7 @@ def load_encoder(config: Config, encoder_path: str, adapter: str) -> TextEncoder
 
 
 def _write_histories(path: str, data: PreparedData) -> None:
-    """All buckets as one Arrow file, which loading maps into memory instead of reading."""
+    """Write all buckets as one Arrow file. Loading maps it into memory instead of reading it."""
     wanted = data.read_bucket(0).schema
     writer = None
     with pa.OSFile(path, "wb") as sink:

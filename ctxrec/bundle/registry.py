@@ -18,19 +18,19 @@ from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import BundlePaths, ModelsPaths, RunPaths
 
-_REMEMBERED = 20  # earlier versions that can be gone back to
+_REMEMBERED = 20  # earlier versions to which a rollback can return
 
 
 @dataclass(frozen=True)
 class Published:
-    """What `current.json` says: the served version, and those before it, the latest last."""
+    """The content of `current.json`: the served version, and the versions before it, the latest last."""
 
     version: str
     previous: tuple[str, ...] = ()
 
 
 def is_models(folder: str) -> bool:
-    """Whether versions are published at this path or URI."""
+    """Whether a folder, path or URI, holds published models."""
     return storage.exists(ModelsPaths(folder).current)
 
 
@@ -76,7 +76,7 @@ def find_bundle(run: str) -> str:
 
 
 def add(bundle: str, models: str) -> str:
-    """Put a checked bundle beside the versions that are there, whole; returns its version.
+    """Copy a checked bundle beside the published versions; returns its version.
 
     Raises:
         UserError: the bundle is damaged, incomplete or of another format.
@@ -92,7 +92,7 @@ def add(bundle: str, models: str) -> str:
 
 
 def publish(bundle: str, models: str) -> Published:
-    """Put a checked bundle beside the versions that are there, and then make it the served one.
+    """Copy a checked bundle beside the published versions, and then serve it.
 
     Args:
         bundle: path or URI.
@@ -110,7 +110,7 @@ def publish(bundle: str, models: str) -> Published:
 
 
 def roll_back(models: str, version: str | None = None) -> Published:
-    """Serve the version before the present one, or the named one, again.
+    """Serve an earlier version again: the named one, or the one before the present one.
 
     Raises:
         UserError: there is none, or it is damaged; what is served stays.
