@@ -23,7 +23,7 @@ def _each_once(section: str, columns: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ContextSpec:
-    """Columns of the event log that are known when a recommendation is asked for."""
+    """Columns of the event log whose values are known at the time of a request."""
 
     categorical: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class EventsSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ItemsSpec:
-    """The catalogue."""
+    """The item table. `path` is a file, folder, glob or URI; the others are column names."""
 
     path: str
     id: str = "item_id"
@@ -101,7 +101,7 @@ class UsersSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GraphSpec:
-    """Knowledge-graph triples; those whose head is an item make a category of it (`ctxrec.ingest.triples`)."""
+    """Knowledge-graph triples. Those whose head is an item become a category of that item (`ctxrec.ingest.triples`)."""
 
     path: str
     head: str = "head"
@@ -147,7 +147,7 @@ class DatasetSpec:
     split: SplitSpec = field(default_factory=SplitSpec)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries and lists, as TOML and JSON can hold."""
+        """The spec as plain dictionaries and lists, which TOML and JSON can hold."""
         return dataclasses.asdict(self)
 
     @staticmethod

@@ -15,7 +15,11 @@ from ctxrec.core.errors import UserError
 
 
 def read_toml(path: str) -> dict[str, Any]:
-    """The content of a TOML file, path or URI."""
+    """The content of a TOML file, path or URI.
+
+    Raises:
+        UserError: no file lies there, or it is no TOML.
+    """
     try:
         return tomllib.loads(storage.read_text(path))
     except tomllib.TOMLDecodeError as error:
@@ -23,7 +27,7 @@ def read_toml(path: str) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """The value of an override `key=value`: TOML, or the text itself where it is none."""
+    """The value of an override `key=value`: it is read as TOML, and as plain text where it is no TOML."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -31,7 +35,7 @@ def parse_value(text: str) -> Any:
 
 
 def toml_value(value: Any) -> str:
-    """A value as TOML has it."""
+    """A value in TOML's spelling."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Names for what runs, as they appear in a trace of `--profile`."""
+"""Names of sections in a trace of `--profile`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _tracing = False
 
 
 def set_tracing(on: bool) -> None:
-    """Whether a trace is being taken: sections then wait for what they started on a GPU."""
+    """Say whether a trace is being taken. If so, each section waits for the work that it started on a GPU."""
     global _tracing
     _tracing = on
 
 
 @contextlib.contextmanager
 def section(name: str) -> Iterator[None]:
-    """Name what runs inside in a trace; the cost is negligible when no trace is taken."""
+    """Name the work inside this context in a trace. Without a trace the cost is negligible."""
     with record_function(PREFIX + name):
         yield
         if _tracing and torch.cuda.is_available():

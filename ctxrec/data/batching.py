@@ -22,7 +22,7 @@ from ctxrec.data.requests import Requests
 
 @dataclass
 class Batch:
-    """Input of the user tower, and its training targets (a request's are empty)."""
+    """Input of the user tower and its training targets; a request has no targets."""
 
     items_BL: torch.Tensor  # int64, 0 where padded
     actions_BL: torch.Tensor  # int64, 0 = none
@@ -87,7 +87,7 @@ def make_windows(offsets: np.ndarray, stops: np.ndarray, history: int) -> Window
 
 
 class Batcher:
-    """Makes batches for one data set: knows its features and how many events the model reads."""
+    """Makes batches for one data set, whose features and number of events to read it knows."""
 
     def __init__(self, features: FeatureMeta, *, history: int, action_weights: dict[str, float]) -> None:
         self.features = features
@@ -138,7 +138,7 @@ class Batcher:
         return batch
 
     def asking(self, requests: Requests) -> Batch:
-        """The moment of asking alone, as a batch of rows without events: for histories that were read before."""
+        """A batch of the requests' moments without their events, for histories whose state is known already."""
         history, num = requests.history, len(requests)
         gaps = np.full(num, np.nan)
         known = history.lengths > 0

@@ -1,4 +1,4 @@
-"""Columns of any type in one normal form: ids, times, numbers, text (Arrow and numpy, never a Python loop over rows).
+"""Columns of any type in one normal form: ids, times, numbers, text; in Arrow and NumPy, without a loop over rows.
 
 Legend: N rows, V distinct values.
 """
@@ -102,7 +102,7 @@ def value_line(value: object) -> str | None:
 
 
 def as_written(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Any column as text for a person to read, nothing dropped; large_string."""
+    """Any column as text for a person to read, large_string; no value is dropped."""
     array = one_array(column)
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
@@ -157,7 +157,7 @@ def as_lists(column: pa.Array | pa.ChunkedArray) -> pa.Array | None:
 
 
 def to_numbers(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """A column as float32 [N] with NaN for missing, and which values are there but no finite number (bool [N])."""
+    """A column as float32 [N] with NaN for missing, and bool [N]: which values are present but no finite number."""
     array = one_array(column)
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)

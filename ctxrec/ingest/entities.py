@@ -107,7 +107,7 @@ def write_media(
 
 
 def _media_values(column: pa.ChunkedArray, name: str, folder: str) -> pa.Array:
-    """Contents as they are; paths in full, those that are relative from the item file's `folder` on; null = none."""
+    """Contents as bytes, or paths in full: a relative path starts at the item file's `folder`. Null stands for none."""
     array = parsing.one_array(column)
     if pa.types.is_struct(array.type):  # as the `datasets` package stores them: bytes and path, one of them empty
         names = [f.name for f in array.type]
@@ -123,7 +123,7 @@ def _media_values(column: pa.ChunkedArray, name: str, folder: str) -> pa.Array:
 
 
 def _entity_reasons(ids: parsing.Coded, max_id_bytes: int) -> np.ndarray:
-    """0 keep, 1 missing, 2 too long, 3 duplicate. int64 [N]"""
+    """The reason to reject each row, int64 [N]: 0 keeps it, 1 missing id, 2 id too long, 3 duplicate id."""
     reasons = np.zeros(len(ids.codes), np.int64)
     long = pc.greater(pc.binary_length(ids.values), max_id_bytes).to_numpy(zero_copy_only=False)
     first = np.full(len(ids.values) + 1, -1, np.int64)
@@ -153,7 +153,7 @@ def user_attributes(
 
 
 def first_codes(lists: pa.Array, vocabulary_: list[str]) -> pa.Array:
-    """Code of the first value of each list (a user attribute has one value), MISSING for an empty one. int32"""
+    """Code of the first value of each list, int32, as a user attribute has one value; MISSING for an empty list."""
     lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
     codes = np.full(len(lists), schema.MISSING, np.int32)
     starts = lists.offsets.to_numpy()[:-1][lengths > 0]

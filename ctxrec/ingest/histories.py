@@ -1,4 +1,4 @@
-"""Second pass: one bucket of the log as per-user histories (Arrow and numpy, no Python per user).
+"""Second pass: one bucket of the log as per-user histories in Arrow and NumPy, without a Python loop over users.
 
 Legend: E events of the bucket, N users of the bucket.
 """
@@ -153,7 +153,7 @@ def duplicated(owner: np.ndarray, times: np.ndarray, items: np.ndarray, actions:
 
 
 def bucket_tables(bucket: Bucket, table: pa.Table, user_table: pa.Table, job: BucketJob) -> Iterator[pa.Table]:
-    """The histories of a bucket as `schema.histories_schema` has them, some thousand users at a time.
+    """The histories of a bucket in the columns of `schema.histories_schema`, some thousand users at a time.
 
     Args:
         bucket: what `sort_bucket` made of `table`.

@@ -78,7 +78,7 @@ def prepare(spec: DatasetSpec, out: str, config: Config) -> PreparedData:
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables beside the log, as read, and what is to be said of them."""
+    """The tables beside the log, their rejected rows by reason, and notes for the user."""
 
     items: item_rows.Entities
     users: item_rows.Entities
@@ -235,13 +235,13 @@ def _counts(tables: Tables, catalogue: Catalogue, log: LogFacts, totals: Totals,
 
 
 def _cut_times(cuts: splits.Cuts) -> dict[str, int | None]:
-    """Cut times for meta.json; None where the part is empty."""
+    """The cut times of meta.json, in microseconds since 1970; None where the part is empty."""
     times = {"valid_from_us": cuts.valid_from, "test_from_us": cuts.test_from}
     return {name: None if t == splits.NEVER else t for name, t in times.items()}
 
 
 def _log_notes(spec: DatasetSpec, log: LogFacts, totals: Totals) -> list[str]:
-    """What a user should know of the log."""
+    """Notes on the log for the user."""
     notes = []
     if log.future:
         notes.append(f"{log.future} events lie in the future; they are kept")

@@ -35,7 +35,7 @@ class Source:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the log; an estimate where it is text."""
+        """Rows of the log. The number is an estimate for text formats."""
         return sum(info.num_rows for info in self.events)
 
 
@@ -82,7 +82,7 @@ def fingerprint(source: Source, config: Config) -> str:
 
 
 def _signatures(paths: Sequence[str]) -> list[list[Any]]:
-    """Relative name, size and content hash (of large files: time of change) of each file."""
+    """Relative name, size and content hash of each file; a large file has its time of change in place of the hash."""
     folders = [path.split("/")[:-1] for path in paths]
     shared = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*folders, strict=False))
     root = "/".join(names[0] for names in shared)

@@ -52,7 +52,7 @@ def temporal_cuts(log: LogFacts, spec: DatasetSpec, buckets: int) -> splits.Cuts
 
 
 def _first_time(log: LogFacts, hour: int, found: dict[int, tuple[np.ndarray, np.ndarray]]) -> int:
-    """The earliest time of the log, as far as the cuts need it: exact when a cut lies in its first hour."""
+    """The earliest time of the log in microseconds; exact if a cut lies in its first hour, else the start of that hour."""
     return int(found[int(hour)][0][0]) if int(hour) in found else int(hour) * HOUR_US
 
 
@@ -66,14 +66,14 @@ def _repeated_times(log: LogFacts, buckets: int) -> np.ndarray:
 
 
 def repeated_task(batch: pa.Table, shared: Any) -> Iterator[pa.Table]:
-    """Ray Data task that looks for the duplicates of a bucket."""
+    """Ray Data task that finds the duplicates of a bucket."""
     blobs = ray.get(shared)
     for bucket in batch.column("bucket").to_pylist():
         yield pa.table({"time": repeated_times(blobs.places(bucket))})
 
 
 def _times_in_hours(log: LogFacts, hours: list[int], repeated: np.ndarray) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Distinct times of the log in some hours and the events at each, less those of the times `repeated`."""
+    """Distinct times of the log in each hour, and the number of events at each time without the `repeated` ones."""
     inputs = [
         pa.table({"path": [shard.path], "offsets": [shard.offsets]})
         for shard in log.shards
@@ -93,7 +93,7 @@ def _times_in_hours(log: LogFacts, hours: list[int], repeated: np.ndarray) -> di
 
 
 def times_task(batch: pa.Table, hours: list[int]) -> Iterator[pa.Table]:
-    """Ray Data task that looks into the hours of the cuts."""
+    """Ray Data task that reads the times inside the hours of the cuts."""
     for shard in batch.to_pylist():
         times = read_times(shard["path"], shard["offsets"])
         times, counts = np.unique(times[np.isin(times // HOUR_US, hours)], return_counts=True)

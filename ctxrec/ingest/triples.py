@@ -1,4 +1,4 @@
-"""Knowledge-graph triples as a category of items: an item has the pairs of relation and tail whose head it is.
+"""Knowledge-graph triples as a category of items: an item has the pairs (relation, tail) of the triples it heads.
 
 A pair that one item alone has says no more of it than its ID does, and is left out.
 
@@ -63,7 +63,7 @@ def read_triples(files: Sequence[readers.FileInfo], graph: GraphSpec, *, rejects
 
 
 def pairs_of(triples: Triples, item_ids: pa.Array) -> pa.Array:
-    """The pairs of every item that another one has too, each once, in the order of the files: list<string> [I]."""
+    """The pairs that each item shares with another item, each once, in the order of the files: list<string> [I]."""
     position = pc.index_in(triples.heads.values, value_set=item_ids).fill_null(-1).to_numpy(zero_copy_only=False)
     item, pair = position[triples.heads.codes].astype(np.int64), triples.pairs.codes
     num_pairs, num_items = len(triples.pairs.values), len(item_ids)
