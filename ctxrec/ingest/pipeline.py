@@ -23,7 +23,7 @@ from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data import item_rows, parsing, splits
 from ctxrec.data.prepared import FeatureMeta, PreparedData
-from ctxrec.ingest import entities, readers, triples
+from ctxrec.ingest import entities, readers, triples, vocabularies
 from ctxrec.ingest.bucket_pass import Totals, World, write_histories
 from ctxrec.ingest.histories import BucketJob
 from ctxrec.ingest.log_facts import LogFacts
@@ -33,7 +33,6 @@ from ctxrec.ingest.shard_files import BlobIndex
 from ctxrec.ingest.shards import MAX_ID_BYTES, ShardJob
 from ctxrec.ingest.source import Source, fingerprint, inspect_source
 from ctxrec.ingest.temporal_cuts import temporal_cuts
-from ctxrec.ingest.vocabularies import MAX_CATEGORY_VALUES, feature_meta, vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -180,9 +179,13 @@ def _catalogue(tables: Tables, log: LogFacts, *, cold_items: float) -> Catalogue
 
 def _features(spec: DatasetSpec, tables: Tables, catalogue: Catalogue, log: LogFacts) -> tuple[FeatureMeta, list[str]]:
     """Vocabularies and scales, with the graph's pairs as one more category of items; and notes on them."""
-    features, notes = feature_meta(spec, tables.items, tables.users, log, limit=MAX_CATEGORY_VALUES)
+    features, notes = vocabularies.feature_meta(
+        spec, tables.items, tables.users, log, limit=vocabularies.MAX_CATEGORY_VALUES
+    )
     if tables.graph is not None and catalogue.pairs is not None:
-        features.item_categories[schema.GRAPH] = vocabulary(catalogue.pairs.flatten(), None, MAX_CATEGORY_VALUES)
+        features.item_categories[schema.GRAPH] = vocabularies.vocabulary(
+            catalogue.pairs.flatten(), None, vocabularies.MAX_CATEGORY_VALUES
+        )
         having = int((catalogue.pairs.value_lengths().to_numpy() > 0).sum())
         notes.append(
             f"graph: {len(tables.graph)} triples; {having} items are the head of one whose relation and tail "

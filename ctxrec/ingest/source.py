@@ -16,9 +16,8 @@ from ctxrec.core.config import Config
 from ctxrec.core.dataset_spec import DatasetSpec, ItemsSpec
 from ctxrec.core.errors import UserError
 from ctxrec.core.version import VERSION
-from ctxrec.ingest import readers
+from ctxrec.ingest import readers, vocabularies
 from ctxrec.ingest.shards import MAX_ID_BYTES, event_columns
-from ctxrec.ingest.vocabularies import MAX_CATEGORY_VALUES
 
 HASHED_BYTES = 64 << 20  # larger input files are told apart by size and time of change, not by content
 
@@ -77,7 +76,7 @@ def fingerprint(source: Source, config: Config) -> str:
             spec[section]["path"] = _signatures([info.path for info in getattr(source, section)])
     # The constants were options once; they stay part of the fingerprint, so that folders of then are still reused.
     options = dataclasses.asdict(config.prepare)
-    options |= {"max_id_bytes": MAX_ID_BYTES, "max_category_values": MAX_CATEGORY_VALUES}
+    options |= {"max_id_bytes": MAX_ID_BYTES, "max_category_values": vocabularies.MAX_CATEGORY_VALUES}
     return storage.sha256_json({"format": schema.FORMAT_VERSION, "version": VERSION, "spec": spec, "prepare": options})
 
 

@@ -324,7 +324,7 @@ def test_vocabularies_are_by_frequency_and_capped(tmp_path, monkeypatch):
     )
     text = LOG + '[events.context]\ncategorical = ["place"]\n' + LAST
     assert run(tmp_path, text).features.context_categories["place"] == ["a", "b", "c"]
-    monkeypatch.setattr("ctxrec.ingest.pipeline.MAX_CATEGORY_VALUES", 1)
+    monkeypatch.setattr("ctxrec.ingest.vocabularies.MAX_CATEGORY_VALUES", 1)
     capped = run(tmp_path, text)
     assert capped.features.context_categories["place"] == ["a"]
     assert histories(capped)["a"]["ctx_place"] == [schema.OTHER, schema.OTHER, 2, 2, schema.OTHER]
