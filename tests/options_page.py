@@ -20,7 +20,9 @@ PAGE = Path(__file__).resolve().parents[1] / "OPTIONS.md"
 HEAD = """# Options
 
 Every command takes `--config FILE.toml`, with a table for each section below, and `--set section.key=value`, which may be
-given many times. The options of a run are saved whole in its `config.toml`. `make options` writes this page.
+given many times. The options of a run are saved whole in its `config.toml`. The options of a
+sweep are in [tune/README.md](tune/README.md), the arguments of the service in [serve/README.md](serve/README.md). `make options`
+writes this page.
 """
 _PLAIN = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 _ENTRY = re.compile(r"^    (\w+): ")

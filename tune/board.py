@@ -1,4 +1,4 @@
-"""The live table in the terminal, and the record of all trials that results are made from."""
+"""The live table of a sweep in the terminal, and the record of all trials, from which the results are made."""
 
 from __future__ import annotations
 
@@ -18,10 +18,18 @@ _STATUS = {"PENDING": "waits", "RUNNING": "runs", "PAUSED": "waits", "TERMINATED
 
 
 class Board(ray.tune.Callback):
-    """Ray Tune calls it in the sweep's own process."""
+    """Shows and records the trials. Ray Tune calls it in the process of the sweep."""
 
     def __init__(self, record: str, *, title: str, planned: int, metric: str, mode: str) -> None:
-        """`record`: JSON file for the trials."""
+        """Make the board.
+
+        Args:
+            record: JSON file that the trials are written to.
+            title: what stands before each summary.
+            planned: number of trials.
+            metric: what the best trial is found by.
+            mode: "max" or "min".
+        """
         self.record, self.title, self.planned, self.metric = record, title, planned, metric
         self.best = max if mode == "max" else min
         self._lines, self._shown, self._written = 0, 0.0, 0.0
@@ -68,7 +76,7 @@ class Board(ray.tune.Callback):
 
 
 def _facts(trial: Any, result: dict[str, Any] | None) -> dict[str, Any]:
-    """What is known of a trial, as plain values; `result`: newer than the trial's own last one."""
+    """What is known of a trial, as plain values. `result` is newer than the last one that the trial itself knows."""
     last = result or trial.last_result or {}
     figures = {k: v for k, v in last.items() if isinstance(v, (int, float, str)) and not k.startswith("config/")}
     figures = {k: v for k, v in figures.items() if not isinstance(v, float) or math.isfinite(v)}
@@ -84,7 +92,7 @@ def _facts(trial: Any, result: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def reason(error: str) -> str:
-    """The one line of a chain of tracebacks that says what went wrong.
+    """The line of a chain of tracebacks that says what went wrong.
 
     >>> reason("ray::A()\\n  File x\\nValueError: bad lr\\n\\nThe above exception was the direct cause")
     'ValueError: bad lr'
@@ -96,7 +104,15 @@ def reason(error: str) -> str:
 
 
 def table(facts: Sequence[dict[str, Any]], *, title: str, planned: int, metric: str, best: Any) -> list[str]:
-    """The table's lines: a summary, then the trials that run, the best ones and the failed ones."""
+    """The lines of the table: a summary, then the trials that run, the best ones and the failed ones.
+
+    Args:
+        facts: what is known of each trial.
+        title: what stands before the summary.
+        planned: number of trials.
+        metric: what the best trial is found by.
+        best: `max` or `min`.
+    """
     by_status = [_STATUS[f["status"]] for f in facts]
     counts = ", ".join(f"{by_status.count(s)} {s}" for s in ("runs", "ended", "failed", "waits") if s in by_status)
     known = [(n, f["result"][metric]) for n, f in enumerate(facts) if metric in f["result"]]

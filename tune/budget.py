@@ -1,4 +1,4 @@
-"""What a sweep may spend, and has spent over all its starts."""
+"""The budget of a sweep: hours and GPU-hours that it may take, and has taken over all its starts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _WRITE_EVERY_S = 5.0
 class Budget(ray.tune.Stopper):
     """Ends the sweep when its hours or GPU-hours are used up.
 
-    The file at `path` holds limits and what is spent; each start of the sweep reads it, so that a sweep that goes on
-    keeps its account and takes new limits.
+    The file at `path` holds the limits and what was spent. Each start of the sweep reads it, so a sweep that goes on keeps
+    its account and takes new limits.
     """
 
     def __init__(self, path: str, gpus_per_trial: float) -> None:
@@ -35,15 +35,16 @@ class Budget(ray.tune.Stopper):
         self.__init__(**state)  # type: ignore[misc]
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Take account of a trial's time; a trial by itself is never stopped here."""
+        """Add the time of a trial to the account. A single trial is never stopped here."""
         self._account["gpu_hours"] += self.gpus_per_trial * result.get("time_this_iter_s", 0.0) / 3600
         return False
 
     def stop_all(self) -> bool:
+        """Whether the budget is used up."""
         now = time.monotonic()
         self._account["hours"] = self._hours_before + (now - self._began) / 3600
         spent = is_spent(self._account)
-        # The last word must be there, as the sweep reads why it ended.
+        # The final state must be in the file, because the sweep reads there why it ended.
         if spent or now - self._written > _WRITE_EVERY_S:
             self._written = now
             storage.write_json(self.path, self._account)
@@ -51,10 +52,11 @@ class Budget(ray.tune.Stopper):
 
 
 def open_account(path: str, *, max_hours: float, max_gpu_hours: float) -> None:
-    """Write limits into the account; what is spent stays."""
+    """Write the limits (0: none) into the account; what was spent stays."""
     spent = {"hours": 0.0, "gpu_hours": 0.0} | (storage.read_json(path) if storage.exists(path) else {})
     storage.write_json(path, spent | {"max_hours": max_hours, "max_gpu_hours": max_gpu_hours})
 
 
 def is_spent(account: dict[str, Any]) -> bool:
+    """Whether a limit of the account is reached."""
     return any(0 < account[f"max_{what}"] <= account[what] for what in ("hours", "gpu_hours"))

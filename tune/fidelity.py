@@ -1,4 +1,4 @@
-"""A prepared data folder with a share of its users, for cheap trials."""
+"""Prepared data of a share of the users, for the cheap trials of a sweep."""
 
 from __future__ import annotations
 
@@ -16,9 +16,17 @@ _PARTS = 1 << 20
 
 
 def share_of_users(data_path: str, out: str, share: float) -> str:
-    """Write to `out` the prepared data of the users whose id hashes into the first `share`; returns `out`.
+    """Write the prepared data of a share of the users, chosen by a hash of their IDs.
 
-    Catalogue and vocabularies stay whole, so a configuration means the same on both. A folder that is there is kept.
+    Catalogue and vocabularies stay whole, so a configuration means the same on both. If `out` is complete, it is kept.
+
+    Args:
+        data_path: folder that `ctxrec.prepare` wrote.
+        out: folder to write.
+        share: share of the users, from 0 to 1.
+
+    Returns:
+        `out`.
 
     Raises:
         UserError: no training or no validation event is left.
@@ -37,7 +45,9 @@ def share_of_users(data_path: str, out: str, share: float) -> str:
         split += np.bincount(splits, minlength=3)
         train_events += np.bincount(items[splits == schema.TRAIN], minlength=data.num_items)
     if not (split[schema.TRAIN] and split[schema.VALID]):
-        raise UserError(f"sweep.fidelity.users = {share:g} leaves {users} users without enough events; expected more")
+        raise UserError(
+            f"sweep.fidelity.users = {share:g} leaves {users} users, who have no training or no validation event; raise it"
+        )
     place = data.items.schema.get_field_index(schema.ITEM_TRAIN_EVENTS)
     events = pa.array(train_events, pa.int64())
     _write(data.items.set_column(place, schema.ITEM_TRAIN_EVENTS, events), storage.join(out, schema.ITEMS))

@@ -1,4 +1,4 @@
-"""What the trials say together: the Pareto front, and how much each option mattered."""
+"""What the trials of a sweep show together: the Pareto front, and how much each option mattered."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import optuna
 
 from tune.sweep_options import Sweep
 
-_FEWEST = 6  # trials below which a statement about single options is chance
+_FEWEST = 6  # with fewer trials, the importance of an option would be chance
 
 
 def pareto_front(rows: Sequence[dict[str, Any]], metrics: Sequence[str], modes: Sequence[str]) -> list[int]:
-    """Numbers of the rows that no other row beats in every metric, in their order.
+    """Numbers of the rows that are on the Pareto front: no other row is as good in all metrics and better in one.
 
     >>> rows = [{"number": n, "result": {"a": a, "b": b}} for n, (a, b) in enumerate([(1, 5), (2, 9), (1, 6), (0, 1)])]
     >>> pareto_front(rows, ["a", "b"], ["max", "min"])
@@ -34,7 +34,10 @@ def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
 
 
 def importance(rows: Sequence[dict[str, Any]], plan: Sweep) -> dict[str, float]:
-    """Share of each key in what sets the better half of the trials apart, largest first; empty for few trials."""
+    """Importance of each option of the space, largest first, in shares that add up to 1 (PED-ANOVA, arXiv:2304.10255).
+
+    It says what sets the better half of the trials apart. It is empty if there are too few trials.
+    """
     metric, mode = plan.options.metric[0], plan.options.mode[0]
     known = [r for r in rows if metric in r["result"]]
     if len(known) < _FEWEST or len({r["result"][metric] for r in known}) < 3:

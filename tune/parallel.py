@@ -1,4 +1,4 @@
-"""Parallel coordinates as inline SVG: an axis for each option and the result, a thread for each trial."""
+"""Parallel coordinates as inline SVG: an axis for each option and for the result, a line for each trial."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def parallel_coordinates(
     best: int,
     higher_is_better: bool,
 ) -> str:
-    """An SVG element.
+    """An SVG element with the trials of a sweep.
 
     Args:
-        trials: values by key and the result of each.
-        keys: the axes from left to right; the result is the last axis.
-        logs: keys whose axis is logarithmic.
-        metric: the result's name.
+        trials: the values by key and the result of each trial.
+        keys: the axes from left to right. The last axis is the result.
+        logs: keys whose axes are logarithmic.
+        metric: name of the result.
         best: position of the best trial.
-        higher_is_better: of the result.
+        higher_is_better: whether a higher result is better.
     """
     columns = [[values[key] for values, _ in trials] for key in keys] + [[result for _, result in trials]]
     axes = [_Axis(column, log=key in logs) for column, key in zip(columns, [*keys, metric], strict=True)]
@@ -57,7 +57,7 @@ def parallel_coordinates(
 
 
 class _Axis:
-    """Where the values of one column lie, from the bottom up; what is no number has evenly spaced places."""
+    """Where the values of one column are, from the bottom up. Values that are not numbers are evenly spaced."""
 
     def __init__(self, values: Sequence[Any], *, log: bool) -> None:
         numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
@@ -74,7 +74,7 @@ class _Axis:
         return math.log(value) if self._log else float(value)
 
     def place(self, value: Any) -> float:
-        """Height in the picture."""
+        """The y coordinate of a value."""
         at = self._scaled(value) if self._names is None else float(self._names.index(str(value)))
         share = (at - self._low) / self._span
         return _HEIGHT - _BOTTOM - share * (_HEIGHT - _BOTTOM - _TOP)

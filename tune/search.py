@@ -1,4 +1,4 @@
-"""Ray Tune's searchers and schedulers from the sweep's options."""
+"""Ray Tune's searcher and scheduler of a sweep: what proposes configurations, and what stops bad trials early."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tune.space import Parameter, defaults_inside
 from tune.sweep_options import Sweep
 
 TIME = "epoch"
-_BRACKETS = 3  # of HyperBand: grace periods of 1, `reduction` and its square
-_FIRST_RANDOM = 8  # trials that TPE draws at random before it has something to learn from
+_BRACKETS = 3  # brackets of HyperBand: their grace periods are `grace` times 1, `reduction` and its square
+_FIRST_RANDOM = 8  # trials that TPE draws at random, at most, before it has results to learn from
 
 
 def make_searcher(sweep: Sweep, points: list[dict[str, Any]]) -> Any:
-    """What proposes configurations; `points` are tried first. pbt's population is random, else Optuna's sampler proposes."""
+    """What proposes configurations: Optuna's sampler, and for pbt random draws. `points` are tried first."""
     options = sweep.options
     if options.search == "pbt":
         return BasicVariantGenerator(points_to_evaluate=points or None, random_state=options.seed)
@@ -44,20 +44,25 @@ def make_searcher(sweep: Sweep, points: list[dict[str, Any]]) -> Any:
 
 
 def first_points(sweep: Sweep) -> list[dict[str, Any]]:
-    """The options as they are, as the first trial, where asked for and inside the space."""
+    """The first trial: the options as they are, if `default_first` is set and the space contains them."""
     values = defaults_inside(sweep.base, sweep.space) if sweep.options.default_first else None
     return [] if values is None else [values]
 
 
 def make_scheduler(sweep: Sweep, epochs: int) -> Any:
-    """What stops bad trials; None where nothing does. `epochs`: of a whole trial."""
+    """What stops bad trials early. None means that nothing does.
+
+    Args:
+        sweep: the options and the space.
+        epochs: epochs of a trial that runs to the end.
+    """
     options = sweep.options
     kind = options.stops_by
     if kind == "none":
         return None
     common = {"metric": options.metric[0], "mode": options.mode[0], "time_attr": TIME}
     if kind == "median":
-        # Without the slice, trials of which too few are known would be paused after each epoch to let others begin.
+        # Without `min_time_slice`, Ray Tune pauses a trial after each epoch, so that others begin, while it knows too few.
         return ray.tune.schedulers.MedianStoppingRule(grace_period=options.grace, min_time_slice=math.inf, **common)
     if kind == "pbt":
         return ray.tune.schedulers.PopulationBasedTraining(
@@ -67,7 +72,7 @@ def make_scheduler(sweep: Sweep, epochs: int) -> Any:
             log_config=False,
             **common,
         )
-    # A trial at its last epoch still has its bundle to write, so Tune must not stop it there.
+    # A trial writes its bundle after its last epoch, so Ray Tune must not stop it there.
     longest = max(epochs + 1, options.grace * options.reduction + 1)
     rungs = 1 + int(math.log(longest / options.grace) / math.log(options.reduction))
     return ray.tune.schedulers.AsyncHyperBandScheduler(
@@ -81,7 +86,7 @@ def make_scheduler(sweep: Sweep, epochs: int) -> Any:
 
 
 class Bounds:
-    """Brings values that pbt has changed back into the space."""
+    """Moves values that pbt has changed back into the space."""
 
     def __init__(self, space: tuple[Parameter, ...]) -> None:
         self.space = space

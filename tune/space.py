@@ -1,8 +1,8 @@
-"""Search spaces over options: each parameter is one dotted key of `ctxrec.core.config.Config`.
+"""Search spaces over options. Each parameter is one dotted key of `ctxrec.core.config.Config`:
 
 "train.tower_lr" = { low = 1e-3, high = 1e-2, log = true }   a number
 "model.layers"   = { low = 1, high = 4, step = 1 }           a whole number
-"model.backbone" = { choice = ["transformer", "gru"] }       one of some values
+"model.backbone" = { choice = ["transformer", "gru"] }       one of these values
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ import ray.tune
 
 from ctxrec.core.config import Config, EncoderConfig, IndexConfig, ModelConfig, TrainConfig
 from ctxrec.core.errors import UserError
+from ctxrec.core.removed_options import refuse_removed
 
 Value = Any  # int, float, str or bool
 
 SECTIONS = {"encoder": EncoderConfig, "model": ModelConfig, "train": TrainConfig, "index": IndexConfig}
-# What the sweep decides for its trials, or what changes how they are run and not what comes out.
+# Options that the sweep sets for its trials, or that change how a trial runs and not its result.
 _FIXED = (
     "train.workers", "train.cpus_per_worker", "train.gpus_per_worker", "train.use_gpu", "train.refit",
     "train.max_failures", "train.checkpoint_every", "train.eval_every", "train.valid_users", "train.trackers",
 )  # fmt: skip
-# Options that a trial may change in the middle: no shape of a weight and no length of a schedule depends on them.
+# Options that pbt may change in the middle of a trial: no shape of a weight and no length of a schedule depends on them.
 _CHANGEABLE = (
     "train.tower_lr", "train.encoder_lr", "train.encoder_phase_tower_lr", "train.weight_decay",
     "train.negatives", "model.dropout", "model.id_dropout",
@@ -41,7 +42,7 @@ _ENCODER_PHASE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """One dimension of the space: a range (`low` to `high`, both included) or a choice."""
+    """One dimension of the space: a range from `low` to `high`, both included, or a choice."""
 
     key: str
     low: float | int | None = None
@@ -51,6 +52,7 @@ class Parameter:
     choice: tuple[Value, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, as in sweep.json."""
         if self.choice:
             return {"choice": list(self.choice)}
         step = {} if self.step is None else {"step": self.step}
@@ -58,15 +60,25 @@ class Parameter:
 
     @property
     def is_whole(self) -> bool:
+        """Whether the option is a whole number."""
         return _type_of(self.key) is int
 
     @property
     def is_numeric(self) -> bool:
+        """Whether all values are numbers."""
         values = self.choice or (self.low, self.high)
         return all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
 
     def check(self, base: Config, *, pbt: bool = False) -> None:
-        """Raise a `UserError` where a value of this dimension is no valid option."""
+        """Check that all borders or choices are valid values of the option.
+
+        Args:
+            base: the options that all trials share.
+            pbt: whether the option changes in the middle of a trial.
+
+        Raises:
+            UserError: the option cannot be searched, or a value is not valid.
+        """
         _check_key(self.key, pbt=pbt)
         if not self.choice:
             self._check_range()
@@ -76,7 +88,7 @@ class Parameter:
     def _check_range(self) -> None:
         kind = _type_of(self.key)
         if kind not in (int, float):
-            raise UserError(f"[space] {self.key} is no number; expected {{choice = [...]}}")
+            raise UserError(f"[space] {self.key} is not a number; expected {{choice = [...]}}")
         for name in ("low", "high", "step"):
             value = getattr(self, name)
             allowed = (int,) if kind is int else (int, float)
@@ -92,6 +104,7 @@ class Parameter:
             raise UserError(f"[space] {self.key}: low is {self.low!r}; expected above 0 with log = true")
 
     def contains(self, value: Value) -> bool:
+        """Whether the value is one of this dimension."""
         if self.choice:
             return value in self.choice
         assert self.low is not None and self.high is not None
@@ -101,7 +114,7 @@ class Parameter:
         return abs(steps - round(steps)) < 1e-9
 
     def distribution(self) -> optuna_distributions.BaseDistribution:
-        """As Optuna draws it."""
+        """The dimension in Optuna's terms."""
         if self.choice:
             return optuna_distributions.CategoricalDistribution(self.choice)
         assert self.low is not None and self.high is not None
@@ -111,7 +124,7 @@ class Parameter:
         return optuna_distributions.FloatDistribution(float(self.low), float(self.high), log=self.log, step=self.step)
 
     def domain(self) -> Any:
-        """As Ray Tune draws it, for pbt."""
+        """The dimension in Ray Tune's terms, for pbt."""
         if self.choice:
             return ray.tune.choice(list(self.choice))
         assert self.low is not None and self.high is not None
@@ -124,16 +137,22 @@ class Parameter:
 def parse_space(raw: Any, source: str) -> list[Parameter]:
     """The section [space] as parameters.
 
+    Args:
+        raw: what the section holds.
+        source: name of the file, for messages.
+
     Raises:
         UserError: a parameter has an unknown key or a wrong form.
     """
     if not isinstance(raw, dict) or not raw:
-        raise UserError(f'{source}: [space] is {raw!r}; expected lines like "train.tower_lr" = {{low = .., high = ..}}')
+        raise UserError(
+            f'{source}: [space] is {raw!r}; expected lines such as "train.tower_lr" = {{low = .., high = ..}}'
+        )
     return [_parse(key, form, source) for key, form in _flat(raw).items()]
 
 
 def _flat(raw: dict[str, Any]) -> dict[str, Any]:
-    """Keys may be quoted ("train.tower_lr" = ...) or dotted (train.tower_lr = ..., a table in a table)."""
+    """Keys may be quoted ("train.tower_lr" = ...) or dotted (train.tower_lr = ..., which is a table in a table)."""
     flat: dict[str, Any] = {}
     for key, form in raw.items():
         if "." not in key and isinstance(form, dict) and all(isinstance(v, dict) for v in form.values()):
@@ -158,10 +177,15 @@ def _parse(key: str, form: Any, source: str) -> Parameter:
 def _check_key(key: str, *, pbt: bool) -> None:
     section, _, option = key.partition(".")
     if section not in SECTIONS:
-        raise UserError(f"[space] {key} is no option that a training depends on; expected one of {_names(SECTIONS)}")
+        raise UserError(
+            f"[space] {key} is not an option that a training depends on; expected one of {_names(SECTIONS)}"
+        )
+    refuse_removed({section: {option: None}}, source="[space]")
     known = [field.name for field in dataclasses.fields(SECTIONS[section])]
     if option not in known:
         raise UserError(f"[space] unknown key {key!r}; valid keys are {', '.join(f'{section}.{n}' for n in known)}")
+    if typing.get_origin(_type_of(key)) is tuple and key not in _FIXED:
+        raise UserError(f"[space] {key} is a list, which a sweep cannot search; run one sweep for each list")
     if key in _FIXED:
         raise UserError(f"[space] {key} cannot be searched; set it for all trials by [sweep] or [{section}]")
     if pbt and key not in _CHANGEABLE:
@@ -181,7 +205,16 @@ def _type_of(key: str) -> Any:
 
 
 def with_values(base: Config, values: dict[str, Value], *, source: str = "trial") -> Config:
-    """`base` with options by dotted key, checked as those of a file are."""
+    """`base` with other values of some options.
+
+    Args:
+        base: all options.
+        values: the other values, by dotted key.
+        source: where they come from, for messages.
+
+    Raises:
+        UserError: a value has the wrong type or is out of range.
+    """
     raw = base.to_dict()
     for key, value in values.items():
         section, _, option = key.partition(".")
@@ -190,23 +223,24 @@ def with_values(base: Config, values: dict[str, Value], *, source: str = "trial"
 
 
 def value_of(config: Config, key: str) -> Value:
+    """The value of the option with this dotted key."""
     section, _, option = key.partition(".")
     return getattr(getattr(config, section), option)
 
 
 def defaults_inside(base: Config, space: Sequence[Parameter]) -> dict[str, Value] | None:
-    """The options as they are, where the whole space holds them; else None."""
+    """The values of `base` for all dimensions of the space; None if one of them is outside of the space."""
     values = {p.key: value_of(base, p.key) for p in space}
     return values if all(p.contains(values[p.key]) for p in space) else None
 
 
 def tunes_encoder(space: Sequence[Parameter]) -> bool:
-    """Whether a parameter matters in the encoder's phase alone, so that trials must have one."""
+    """Whether the trials need the encoder's phase, because an option of the space matters in that phase alone."""
     return any(p.key in _ENCODER_PHASE for p in space)
 
 
 def default_space(base: Config, *, pbt: bool = False) -> list[Parameter]:
-    """What matters most for the towers, around the defaults (see the README for where the figures come from)."""
+    """The options that matter most for the towers, in ranges around the defaults. No measurement supports the ranges."""
     rates = [
         Parameter(key="train.tower_lr", low=1e-3, high=1.5e-2, log=True),
         Parameter(key="train.weight_decay", low=1e-3, high=0.1, log=True),

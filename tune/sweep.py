@@ -9,9 +9,13 @@ from tune.sweeping import sweep
 
 
 def main() -> None:
-    parser = cli.parser("tune.sweep", "Try options, stop bad trials early, train the best; the same command goes on.")
-    parser.add_argument("--data", required=True, help="folder that ctxrec.prepare wrote")
-    parser.add_argument("--out", required=True, metavar="SWEEP", help="sweep folder")
+    """Read the options, run the sweep, print its summary."""
+    parser = cli.parser(
+        "tune.sweep",
+        "Try options, stop bad trials early and train the best. The same command goes on with a sweep that was interrupted.",
+    )
+    parser.add_argument("--data", required=True, help="the folder that ctxrec.prepare wrote")
+    parser.add_argument("--out", required=True, metavar="SWEEP", help="the folder of the sweep")
     args = parser.parse_args()
     print(say(sweep(args.data, args.out, load_sweep(args.config, args.overrides))))
 

@@ -10,26 +10,22 @@ from typing import Any, Literal
 
 from ctxrec.core import storage
 from ctxrec.core.config import Config, config_with
-from ctxrec.core.errors import UserError
+from ctxrec.core.errors import UserError, require
 from ctxrec.core.toml import build_dataclass, parse_value
 from tune.space import Parameter, default_space, parse_space, tunes_encoder
 
 METRIC = "valid_ndcg@10"
-METRICS = (METRIC, "seconds", "epoch")  # what a trial reports; numeric options of the space may be metrics too
-
-
-def _require(condition: bool, key: str, found: Any, expected: str) -> None:
-    if not condition:
-        raise UserError(f"{key} is {found!r}; expected {expected}")
+METRICS = (METRIC, "seconds", "epoch")  # what a trial reports; a numeric option of the space may be a metric too
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FidelityConfig:
-    """Cheap trials first: all of them on a share of the users, the best again on all of the data.
+    """Cheap trials first: all configurations run on less data, and the best ones run again on all of it.
 
-    users: share of the users that the cheap trials see; 1 = all.
-    history: events of the history that the cheap trials read, at most; 0 = as the options say.
-    promote: share of the trials that is run again in full, the best ones, at least one.
+    Attributes:
+        users: Share of the users that the cheap trials see. 1 means all users.
+        history: Events of the history that the cheap trials read, at most. 0 means `model.history`.
+        promote: Share of the trials, the best ones, that run again in full. At least one trial does.
     """
 
     users: float = 1.0
@@ -37,34 +33,40 @@ class FidelityConfig:
     promote: float = 0.25
 
     def __post_init__(self) -> None:
-        _require(0 < self.users <= 1, "sweep.fidelity.users", self.users, "a share above 0, up to 1")
-        _require(self.history >= 0, "sweep.fidelity.history", self.history, "0 (as the options say) or more")
-        _require(0 < self.promote <= 1, "sweep.fidelity.promote", self.promote, "a share above 0, up to 1")
+        require(0 < self.users <= 1, "sweep.fidelity.users", self.users, "a share above 0, up to 1")
+        require(self.history >= 0, "sweep.fidelity.history", self.history, "0 (as the options say) or more")
+        require(0 < self.promote <= 1, "sweep.fidelity.promote", self.promote, "a share above 0, up to 1")
 
     @property
     def used(self) -> bool:
+        """Whether there are cheap trials."""
         return self.users < 1 or self.history > 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepConfig:
-    """`tune.sweep`.
+    """The section [sweep] of SWEEP.toml.
 
-    trials: configurations to try (population of pbt).
-    max_hours, max_gpu_hours: the sweep ends when it has taken so long, over all its starts; 0 = no limit.
-    concurrent: trials at a time; 0 = as many as the cluster has room for.
-    workers, cpus, gpus: Ray Train workers of a trial, and what each of them holds; gpus = 0.25 lets four trials share
-        a GPU, 0 takes a whole one where the cluster has GPUs and train.use_gpu allows.
-    search: random; tpe (Optuna's tree-structured Parzen estimator); bohb (tpe inside HyperBand's brackets); pbt
-        (population-based training: bad trials go on from the weights of good ones with changed options).
-    scheduler: what stops bad trials early: asha, hyperband (asha with several grace periods), median, none; auto
-        takes asha, and hyperband for bohb. No trial is stopped in its first `grace` epochs; asha leaves one in
-        `reduction` trials at each rung. pbt compares every `grace` epochs.
-    metric, mode: what is optimised, and "max" or "min"; several of each: the Pareto front is sought, without
-        early stopping, and the best of the first metric becomes best.toml.
-    default_first: the first trial has the options as they are, so that the best is never worse than these.
-    final: train the best configuration to the end as `ctxrec.train` would, refit and encoder phase included.
-    retries: a failed trial starts again so often, from its last checkpoint.
+    Attributes:
+        trials: Configurations to try. With `pbt` it is the size of the population.
+        max_hours, max_gpu_hours: The sweep ends after this time, summed over all its starts. 0 means no limit.
+        concurrent: Trials at a time. 0 means as many as the cluster has room for.
+        workers: Ray Train workers of a trial.
+        cpus, gpus: CPUs and GPUs of each worker. With gpus = 0.25 four trials share a GPU. 0 takes a whole GPU if the
+            cluster has some and `train.use_gpu` allows it.
+        search: `random`; `tpe`, Optuna's tree-structured Parzen estimator; `bohb`, the same inside HyperBand's brackets;
+            `pbt`, population-based training: bad trials go on from the weights of good ones with changed options.
+        scheduler: What stops bad trials early: `asha`, `hyperband` (asha with several grace periods), `median` or `none`.
+            `auto` takes `asha`, and `hyperband` for `bohb`.
+        grace: No trial is stopped in its first `grace` epochs. `pbt` compares trials every `grace` epochs.
+        reduction: `asha` keeps one trial in `reduction` at each rung.
+        metric, mode: What is optimised, and "max" or "min". With several of each, the sweep searches the Pareto front
+            without early stopping, and the best of the first metric becomes best.toml.
+        default_first: The first trial has the options as they are, so that the best is never worse than they are.
+        final: Trains the best configuration to the end as `ctxrec.train` does, with encoder phase and refit.
+        retries: How often a failed trial starts again from its last checkpoint.
+        seed: Seed of the search.
+        fidelity: Cheap trials first.
     """
 
     trials: int = 16
@@ -88,17 +90,17 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         for key in ("trials", "workers", "grace"):
-            _require(getattr(self, key) >= 1, f"sweep.{key}", getattr(self, key), "at least 1")
+            require(getattr(self, key) >= 1, f"sweep.{key}", getattr(self, key), "at least 1")
         for key in ("max_hours", "max_gpu_hours", "concurrent", "gpus", "retries", "seed"):
-            _require(getattr(self, key) >= 0, f"sweep.{key}", getattr(self, key), "0 or more")
-        _require(
+            require(getattr(self, key) >= 0, f"sweep.{key}", getattr(self, key), "0 or more")
+        require(
             self.gpus <= 1 or self.gpus == int(self.gpus), "sweep.gpus", self.gpus, "a part of 1, or a whole number"
         )
-        _require(self.cpus > 0, "sweep.cpus", self.cpus, "above 0")
-        _require(self.reduction >= 2, "sweep.reduction", self.reduction, "at least 2")
-        _require(len(set(self.metric)) == len(self.metric) >= 1, "sweep.metric", self.metric, "one or more, different")
+        require(self.cpus > 0, "sweep.cpus", self.cpus, "above 0")
+        require(self.reduction >= 2, "sweep.reduction", self.reduction, "at least 2")
+        require(len(set(self.metric)) == len(self.metric) >= 1, "sweep.metric", self.metric, "one or more, different")
         expected = f"one for each of sweep.metric ({len(self.metric)})"
-        _require(len(self.mode) == len(self.metric), "sweep.mode", self.mode, expected)
+        require(len(self.mode) == len(self.metric), "sweep.mode", self.mode, expected)
         several = len(self.metric) > 1
         if several and (self.search not in ("random", "tpe") or self.scheduler not in ("auto", "none")):
             raise UserError(
@@ -106,13 +108,15 @@ class SweepConfig:
                 "a trial can be stopped early by one metric alone"
             )
         if self.search == "pbt":
-            _require(self.trials >= 2, "sweep.trials", self.trials, "at least 2, the population of pbt")
-            _require(self.scheduler == "auto", "sweep.scheduler", self.scheduler, "auto: pbt is a scheduler itself")
-            _require(not self.fidelity.used, "sweep.fidelity", "used", "no fidelity with pbt")
+            require(self.trials >= 2, "sweep.trials", self.trials, "at least 2, the population of pbt")
+            require(
+                self.scheduler == "auto", "sweep.scheduler", self.scheduler, "auto, because pbt is a scheduler itself"
+            )
+            require(not self.fidelity.used, "sweep.fidelity", "used", "no fidelity together with search = pbt")
 
     @property
     def stops_by(self) -> str:
-        """The scheduler that is used."""
+        """The scheduler that is used: `asha`, `hyperband`, `median`, `pbt` or `none`."""
         if self.search == "pbt":
             return "pbt"
         if self.scheduler != "auto":
@@ -131,20 +135,25 @@ class Sweep:
     base: Config
 
     def epochs_of(self, values: dict[str, Any]) -> int:
-        """Epochs of a trial that runs to the end; the encoder's are part of it where the space needs them."""
+        """Epochs of a trial that runs to the end, with those of the encoder's phase if the space needs it."""
         names = ["tower_epochs"] + ["encoder_epochs"] * tunes_encoder(self.space)
         return sum(values.get(f"train.{name}", getattr(self.base.train, name)) for name in names)
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, as in sweep.json."""
         space = {p.key: p.to_dict() for p in self.space}
         return {"sweep": dataclasses.asdict(self.options), "space": space, **self.base.to_dict()}
 
 
 def load_sweep(path: str | None, overrides: Sequence[str] = ()) -> Sweep:
-    """Read a SWEEP.toml (none: defaults) and apply `section.key=value` overrides; `sweep.key=value` too.
+    """Read a SWEEP.toml and apply `section.key=value` overrides, `sweep.key=value` included.
+
+    Args:
+        path: the file; None takes the defaults.
+        overrides: as of `ctxrec.core.config.load_config`.
 
     Raises:
-        UserError: an unknown key, a wrong type or a value out of range, also at the borders of the space.
+        UserError: a key is unknown, or a value has the wrong type or is out of range, also at the borders of the space.
     """
     source = path or "--set"
     raw = _read(path) if path is not None else {}
@@ -170,7 +179,7 @@ def _check_metrics(options: SweepConfig, space: Sequence[Parameter]) -> None:
     numeric = [p.key for p in space if p.is_numeric]
     for metric in options.metric:
         expected = f"one of {', '.join((*METRICS, *numeric))} (numeric options of the space count)"
-        _require(metric in METRICS or metric in numeric, "sweep.metric", metric, expected)
+        require(metric in METRICS or metric in numeric, "sweep.metric", metric, expected)
 
 
 def _set(section: dict[str, Any], way: Sequence[str], value: Any) -> None:

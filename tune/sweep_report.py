@@ -1,4 +1,4 @@
-"""The sweep's `report.html`: what was found, how the trials learned, what mattered, what early stopping saved."""
+"""The `report.html` of a sweep: what was found, how the trials learned, what mattered, what early stopping saved."""
 
 from __future__ import annotations
 
@@ -25,7 +25,15 @@ td.words, .errors thead th { text-align: left; overflow-wrap: anywhere; }
 
 
 def render(name: str, rows: Rows, summary: dict[str, Any], plan: Sweep, importance: dict[str, float]) -> str:
-    """The page. `rows`: see `results.collect`; `importance`: share of each key, empty where too few trials ended."""
+    """The page as HTML.
+
+    Args:
+        name: name of the sweep.
+        rows: as `tune.sweep_results.collect` returns them.
+        summary: as `tune.sweep_results.summarise` returns it.
+        plan: the sweep.
+        importance: as `tune.findings.importance` returns it.
+    """
     parts = [
         _head(name, rows, summary),
         _values(summary, plan),
@@ -77,7 +85,7 @@ def _values(summary: dict[str, Any], plan: Sweep) -> str:
     ]
     return section(
         "The best options",
-        paragraph("Complete in best.toml, which ctxrec.train --config takes."),
+        paragraph("The complete options are in best.toml, which ctxrec.train --config takes."),
         table(["option", "as it was", "best"], rows),
     )
 
@@ -94,7 +102,7 @@ def _curves(rows: Rows, summary: dict[str, Any], plan: Sweep) -> str:
     figure = charts.line_chart(lines, title="Validation NDCG@10 of every trial", x_label="epoch")
     return section(
         "Learning curves",
-        paragraph("Best validation NDCG@10 so far, over epochs. A line that ends early is a trial that was stopped."),
+        paragraph("The best validation NDCG@10 so far, by epoch. A line that ends early is a trial that was stopped."),
         legend([("model", "best"), ("before", "run to the end"), ("other", "stopped early or failed")], squares=True),
         f'<div class="alone">{figure}</div>',
     )
@@ -113,21 +121,21 @@ def _coordinates(rows: Rows, summary: dict[str, Any], plan: Sweep) -> str:
         best=next(n for n, r in enumerate(known) if r["number"] == summary["best"]["number"]),
         higher_is_better=plan.options.mode[0] == "max",
     )
-    told = "Each trial is a thread through its values to its result; the best one is thick, the best quarter is tinted."
+    told = "Each line is a trial, from its values to its result. The best trial is thick; the best quarter is tinted."
     return section("Parallel coordinates", paragraph(told), chart(picture))
 
 
 def _importance(importance: dict[str, float]) -> str:
     if not importance:
-        return section("What mattered", paragraph("Too few trials for a statement about single options.", muted=True))
+        return section("What mattered", paragraph("There are too few trials to say which option mattered.", muted=True))
     bars = [
         charts.Bar(key, share, share, share, "model" if n == 0 else "before")
         for n, (key, share) in enumerate(importance.items())
     ]
     top = next(iter(importance))
     told = (
-        "Share of each option in what sets the better trials apart (PED-ANOVA, Watanabe et al. 2023, "
-        "arXiv:2304.10255). Trials that were stopped early count with the value they had."
+        "The share of each option in what sets the better trials apart (PED-ANOVA, Watanabe et al. 2023, "
+        "arXiv:2304.10255). Trials that were stopped early count with the value that they had reached."
     )
     return section(
         "What mattered",
@@ -159,8 +167,8 @@ def _front(rows: Rows, summary: dict[str, Any], plan: Sweep) -> str:
 def _saving(rows: Rows, summary: dict[str, Any]) -> str:
     done, whole = summary["epochs"], summary["epochs_to_the_end"]
     told = (
-        f"The trials took {done:.0f} epochs. To the end they would have taken at most {whole:.0f}, at about "
-        f"{summary['seconds_per_epoch']:.1f} s each: {_hours(max(whole - done, 0) * summary['seconds_per_epoch'] / 3600)} of training was saved."
+        f"The trials took {done:.0f} epochs. To their end they would have taken at most {whole:.0f} epochs of about "
+        f"{summary['seconds_per_epoch']:.1f} s, so {_hours(max(whole - done, 0) * summary['seconds_per_epoch'] / 3600)} of training was saved."
     )
     return section(
         "Saved by early stopping",

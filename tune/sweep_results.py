@@ -1,4 +1,4 @@
-"""What a sweep leaves: trials.parquet, best.toml's values, TensorBoard's HParams, report.html."""
+"""The results of a sweep: rows of its trials, trials.parquet, the summary, TensorBoard's HParams."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _PHASES = ("towers", "encoder")
 
 
 def record_path(out: str, stage: str) -> str:
-    """The board's record of a stage."""
+    """The file that the board records the trials of a stage in."""
     return storage.join(out, "tune", f"{stage}.json")
 
 
 def collect(out: str, stages: Sequence[str], plan: Sweep) -> list[dict[str, Any]]:
     """One row a trial, in the order in which they began.
 
-    A row has number, stage, status (finished, stopped, failed), values by key, result (last figures), error, failures,
-    run, curve ([(epoch, best so far)]), epochs (done in the run, which may be ahead of Ray Tune's decision) and planned
-    (epochs of the whole training).
+    A row has: number, stage, status (finished, stopped, failed), values by key, result (the last figures), error,
+    failures, run, curve ([(epoch, best so far)]), epochs (those of the run, which may be more than Ray Tune knows of) and
+    planned (epochs of the whole training).
     """
     rows: list[dict[str, Any]] = []
     for stage in stages:
@@ -62,7 +62,7 @@ def collect(out: str, stages: Sequence[str], plan: Sweep) -> list[dict[str, Any]
 
 
 def _last_run(run: str) -> str:
-    """The latest run of a trial; pbt begins a new one for each change."""
+    """The newest run of a trial. pbt starts a new run for each change of the options."""
     generation = 0
     while storage.exists(f"{run}.{generation + 1}"):
         generation += 1
@@ -70,7 +70,7 @@ def _last_run(run: str) -> str:
 
 
 def _curve(run: str, values: dict[str, Any], plan: Sweep) -> list[tuple[float, float]]:
-    """Best validation value so far by epochs over both phases, from the run's log."""
+    """The best validation value so far after each epoch of both phases, from the log of the run."""
     towers = values.get("train.tower_epochs", plan.base.train.tower_epochs)
     curve: list[tuple[float, float]] = []
     for line in read_train_log(run):
@@ -82,13 +82,13 @@ def _curve(run: str, values: dict[str, Any], plan: Sweep) -> list[tuple[float, f
 
 
 def in_order(rows: Sequence[dict[str, Any]], options: SweepConfig) -> list[dict[str, Any]]:
-    """Rows that have the first metric, best first; of equal ones the earlier trial."""
+    """The rows that have the first metric, best first. Of equal rows, the earlier trial comes first."""
     metric, sign = options.metric[0], -1 if options.mode[0] == "max" else 1
     return sorted((r for r in rows if metric in r["result"]), key=lambda r: (sign * r["result"][metric], r["number"]))
 
 
 def best_of(rows: Sequence[dict[str, Any]], options: SweepConfig) -> dict[str, Any]:
-    """The best trial of the last stage that has one."""
+    """The best trial of the last stage that has a result."""
     last = max((r["stage"] for r in in_order(rows, options)), key=lambda stage: stage == "full")
     return in_order([r for r in rows if r["stage"] == last], options)[0]
 
@@ -96,7 +96,7 @@ def best_of(rows: Sequence[dict[str, Any]], options: SweepConfig) -> dict[str, A
 def write(
     out: str, rows: list[dict[str, Any]], best: dict[str, Any], plan: Sweep, *, account: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write all files of results; returns the summary."""
+    """Write trials.parquet, summary.json, report.html and the HParams; returns the summary."""
     _write_table(storage.join(out, TABLE), rows, plan)
     made = summarise(out, rows, best, plan, account)
     storage.write_json(storage.join(out, SUMMARY), made)
@@ -111,7 +111,7 @@ def write(
 
 
 def write_hparams(row: dict[str, Any], plan: Sweep) -> None:
-    """A trial's values and results for TensorBoard's HParams, beside the trial's own curves."""
+    """Write the values and results of a trial for TensorBoard's HParams, beside the trial's own curves."""
     from torch.utils.tensorboard import SummaryWriter  # slow to import
     from torch.utils.tensorboard.summary import hparams
 
@@ -125,7 +125,7 @@ def write_hparams(row: dict[str, Any], plan: Sweep) -> None:
                 board.add_scalar(tag, value, 0)
         for name in storage.local_files(scratch):
             with open(os.path.join(scratch, name), "rb") as stream:
-                # One name for all times, so that results that are written again replace these.
+                # The name is fixed, so that results that are written again replace these.
                 storage.write_bytes(storage.join(row["run"], "events.out.tfevents.sweep.hparams"), stream.read())
 
 
@@ -144,7 +144,7 @@ def _write_table(path: str, rows: list[dict[str, Any]], plan: Sweep) -> None:
 def summarise(
     out: str, rows: list[dict[str, Any]], best: dict[str, Any], plan: Sweep, account: dict[str, Any]
 ) -> dict[str, Any]:
-    """Facts of the sweep for people and programs."""
+    """The content of summary.json."""
     statuses = [r["status"] for r in rows]
     default = next((r for r in rows if r["stage"] == best["stage"] and is_default(r, plan)), None)
     metric = plan.options.metric[0]
@@ -172,12 +172,12 @@ def summarise(
 
 
 def is_default(row: dict[str, Any], plan: Sweep) -> bool:
-    """Whether a trial has the options that the sweep began from."""
+    """Whether a trial has the options as they were before the sweep."""
     return all(row["values"].get(p.key) == value_of(plan.base, p.key) for p in plan.space)
 
 
 def say(summary: dict[str, Any]) -> str:
-    """The summary's last words in the terminal."""
+    """The summary as text for the terminal."""
     best, out = summary["best"], summary["out"]
     lines = [f"trial {e['number']} failed: {e['error']}" for e in summary["errors"]]
     default = f" (the options as they were: {summary['default']:.4f})" if summary["default"] is not None else ""

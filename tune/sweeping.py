@@ -1,4 +1,4 @@
-"""Drive a sweep: check, run the trials of each stage on Ray Tune, train the best one to the end, write the results."""
+"""The course of a sweep: check it, run the trials of each stage on Ray Tune, train the best one, write the results."""
 
 from __future__ import annotations
 
@@ -41,26 +41,45 @@ _MAY_CHANGE = ("max_hours", "max_gpu_hours", "final")  # between two starts of o
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Trials that run under one Ray Tune experiment."""
+    """Trials of one Ray Tune experiment.
+
+    Attributes:
+        name: CHEAP or FULL.
+        sweep: the options and the space.
+        job: what all trials share.
+        epochs: epochs of the longest trial of the space.
+        points: configurations to try first.
+    """
 
     name: str
     sweep: Sweep
     job: TrialJob
-    epochs: int  # of a whole trial
-    points: list[dict[str, Any]]  # configurations to try first
+    epochs: int
+    points: list[dict[str, Any]]
 
 
 def sweep(data_path: str, out: str, plan: Sweep) -> dict[str, Any]:
-    """Run a sweep, or go on with the one at `out`; returns its summary (see `results.summarise`).
+    """Run a sweep, or go on with the one at `out`.
+
+    Args:
+        data_path: folder that `ctxrec.prepare` wrote, path or URI.
+        out: folder of the sweep, path or URI.
+        plan: the options and the space.
+
+    Returns:
+        The summary of `tune.sweep_results.summarise`.
 
     Raises:
-        UserError: no prepared data, another sweep lies at `out`, or it does not fit the cluster.
+        UserError: there is no prepared data or no validation event, `out` holds another sweep, or a trial does not fit
+            the cluster.
     """
     data_path, out = _absolute(data_path), _absolute(out)
     data = PreparedData.open(data_path)
     plan = dataclasses.replace(plan, base=with_absolute_paths(plan.base).for_events(data.meta["counts"]["train"]))
     if data.meta["counts"]["valid"] == 0:
-        raise UserError(f"{data_path} has no validation event to compare trials by; set split.valid in the spec")
+        raise UserError(
+            f"{data_path} has no validation event, by which trials are compared; set split.valid above 0 in the spec and prepare again"
+        )
     check_trackers(plan.base.train)
     _claim(out, plan, data)
     ray_cluster.connect(log_to_driver=False)
@@ -89,7 +108,7 @@ def _absolute(path: str) -> str:
 
 
 def _quiet() -> None:
-    """Ray Tune's own table, loggers and hints would stand between the lines of ours."""
+    """Turn off Ray Tune's own table, loggers and hints, which would mix with the sweep's table."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     os.environ.setdefault("TUNE_RESULT_BUFFER_LENGTH", "1")
@@ -99,18 +118,18 @@ def _quiet() -> None:
 
 
 def _claim(out: str, plan: Sweep, data: PreparedData) -> None:
-    """Write down what the sweep at `out` is; raise where another one lies there."""
+    """Write the plan of the sweep to `out`; raise a `UserError` if another sweep is there."""
     wanted = {"data_fingerprint": data.fingerprint, **plan.to_dict()}
     path = storage.join(out, PLAN)
     if storage.exists(path):
         held = storage.read_json(path)
         if _essence(held) != _essence(wanted):
-            raise UserError(f"{out} holds a sweep of other options or data; give another --out, or delete it")
+            raise UserError(f"{out} holds a sweep with other options or data; give another --out, or delete it")
     storage.write_json(path, wanted)
 
 
 def _essence(plan: dict[str, Any]) -> dict[str, Any]:
-    """What may not change between two starts; options that the code has had since then count with their defaults."""
+    """What must not change between two starts. Options that were added since count with their defaults."""
     saved = {key: value for key, value in plan.items() if key in Config.__dataclass_fields__}
     config = Config.from_dict(without_removed(saved, source=PLAN)).to_dict()
     options = dataclasses.asdict(build_dataclass(SweepConfig, plan["sweep"], source=PLAN))
@@ -127,10 +146,14 @@ def _plain(value: Any) -> Any:
 
 
 def fit_to_cluster(plan: Sweep, has: dict[str, float]) -> Sweep:
-    """Decide how many trials run at a time and what each holds. `has`: the cluster's resources by name.
+    """Decide how many trials run at a time, and what each of them holds.
+
+    Args:
+        plan: the sweep.
+        has: the cluster's resources by name.
 
     Raises:
-        UserError: one trial needs more than the cluster has.
+        UserError: a trial needs more than the cluster has.
     """
     options = plan.options
     on_gpu = plan.base.train.use_gpu == "yes" or (plan.base.train.use_gpu == "auto" and has.get("GPU", 0) > 0)
@@ -141,7 +164,7 @@ def fit_to_cluster(plan: Sweep, has: dict[str, float]) -> Sweep:
         if not trials and not options.concurrent:
             raise UserError(
                 f"a trial needs {each * options.workers:g} {name}s (sweep.workers = {options.workers} with {each:g} "
-                f"each); the cluster has {has.get(name, 0):g}. Lower them, or set sweep.concurrent where it grows"
+                f"each); the cluster has {has.get(name, 0):g}. Lower them, or set sweep.concurrent if the cluster grows by itself"
             )
         room.append(trials)
     concurrent = min(options.concurrent or min(room), options.trials)
@@ -149,12 +172,12 @@ def fit_to_cluster(plan: Sweep, has: dict[str, float]) -> Sweep:
 
 
 def _workers_in(amount: float, each: float) -> int:
-    """Workers that find room: a part of a GPU or CPU is a part of one, so three of 0.6 need three of them."""
+    """Workers that find room. A part of a GPU or CPU comes from a single one, so three parts of 0.6 need three of them."""
     return int(amount) * int(1 / each + 1e-9) if each < 1 else int(amount / each + 1e-9)
 
 
 def _trial_base(plan: Sweep) -> Config:
-    """What all trials share: no refit, and the encoder's phase only where the space needs it."""
+    """The options of all trials: without refit, and with the encoder's phase only if the space needs it."""
     options, train_options = plan.options, plan.base.train
     changed = dataclasses.replace(
         train_options,
@@ -186,7 +209,7 @@ def _epochs(plan: Sweep) -> int:
 
 
 def _cheap_stage(data_path: str, out: str, plan: Sweep) -> Stage:
-    """All trials at low fidelity."""
+    """All trials on less data."""
     fidelity = plan.options.fidelity
     data = data_path
     if fidelity.users < 1:
@@ -196,7 +219,7 @@ def _cheap_stage(data_path: str, out: str, plan: Sweep) -> Stage:
 
 
 def _full_stage(data_path: str, out: str, plan: Sweep, before: list[Stage]) -> Stage:
-    """All trials in full, or after a cheap stage the best of that one."""
+    """All trials in full. After a cheap stage: the best trials of it, in full."""
     points = first_points(plan)
     if before:
         count = max(math.ceil(plan.options.fidelity.promote * plan.options.trials), 1)
@@ -213,12 +236,12 @@ def _first_error(rows: list[dict[str, Any]]) -> str:
 
 
 def _run_stage(stage: Stage, out: str) -> None:
-    """Run or go on with a stage's trials.
+    """Run the trials of a stage, or go on with them.
 
     Raises:
-        KeyboardInterrupt: somebody stopped it; the same command goes on.
-        UserError: the budget ends before anything is known.
-        RuntimeError: every trial failed.
+        KeyboardInterrupt: the user stopped the sweep. The same command goes on.
+        UserError: the budget was used up before the first evaluation.
+        RuntimeError: every trial failed before its first evaluation.
     """
     record = sweep_results.record_path(out, stage.name)
     account = storage.join(out, ACCOUNT)
@@ -240,7 +263,8 @@ def _run_stage(stage: Stage, out: str) -> None:
     if not any(METRIC in row["result"] for row in rows):
         if is_spent(storage.read_json(account)):
             raise UserError(
-                "the budget was used up before a trial's first evaluation; raise it (sweep.max_hours, max_gpu_hours): the sweep goes on"
+                "the budget was used up before the first evaluation of a trial; raise sweep.max_hours or sweep.max_gpu_hours, "
+                "and the sweep goes on"
             )
         raise RuntimeError(f"every trial failed before its first evaluation: {_first_error(rows)}")
 
@@ -254,13 +278,17 @@ def _done(record: str, stage: Stage, account: str) -> bool:
 
 
 def _reopen(folder: str, rows: list[dict[str, Any]]) -> None:
-    """Let a search that a budget has ended propose again: all of its trials (`rows`) have ended, and more are planned.
+    """Let a search propose again that ended because its budget was used up.
 
-    Ray Tune writes down that such a search is finished, and that the trials it stopped are still at work, so that it
-    would never begin another one.
+    Ray Tune records such a search as finished, and the trials that it stopped as running, so it would never start
+    another trial.
+
+    Args:
+        folder: Ray Tune's folder of the stage.
+        rows: the record of all trials.
     """
     if not all(_ended(row) for row in rows):
-        return  # killed: Ray Tune goes on with the trials that were at work
+        return  # the sweep was killed, and Ray Tune goes on with the trials that were running
     for path in storage.list_files(folder, recursive=False):
         if os.path.basename(path).startswith("search_gen_state"):
             state = cloudpickle.loads(storage.read_bytes(path)) | {"finished": False}
@@ -274,7 +302,7 @@ def _ended(row: dict[str, Any]) -> bool:
 
 
 def _driver_resources() -> PlacementGroupFactory:
-    """A trial's own actor holds one byte of memory: Ray Tune wants something, and CPUs are for the workers."""
+    """A trial's own actor holds one byte of memory: Ray Tune requires a resource, and CPUs are for the workers."""
     return PlacementGroupFactory([{"memory": 1}])
 
 
@@ -312,12 +340,12 @@ def _new_tuner(stage: Stage, trainable: Any, out: str, record: str, budget: Budg
 
 
 def _options_of(plan: Sweep, best: dict[str, Any]) -> Config:
-    """The best trial's options as `ctxrec.train --config` takes them."""
+    """All options of the best trial, as `ctxrec.train --config` takes them."""
     return with_values(plan.base, best["values"])
 
 
 def _train_best(data_path: str, out: str, config: Config, best: dict[str, Any]) -> str:
-    """Train the best configuration as `ctxrec.train` would, from where its trial stopped."""
+    """Train the best configuration as `ctxrec.train` does, from where its trial stopped; returns the run."""
     run = storage.join(out, "best")
     print(f"training the best configuration to the end in {run}", flush=True)
     start = ""

@@ -3,7 +3,7 @@
     trial's actor (no CPU) --train()--> Ray Train's controller (no CPU) --> Ray Train's workers (the trial's CPUs and GPUs)
            ^-------- queue <-------- Reporter: figures of each evaluation ----'
 
-Only the workers hold CPUs and GPUs, so a trial that waits for room holds none that another waits for, and the sweep
+Only the workers hold CPUs and GPUs, so a trial that waits for room holds nothing that another trial waits for. The sweep
 starts only as many trials as there is room for.
 """
 
@@ -30,19 +30,28 @@ from ctxrec.training.checkpoint import STATE
 from ctxrec.training.driver import train
 from tune.space import value_of, with_values
 
-KEPT = "kept.json"  # in pbt, a trial's checkpoint for Ray Tune: where the weights lie
+KEPT = "kept.json"  # the checkpoint of a trial that Ray Tune sees in pbt; it says where the weights are
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialJob:
-    """What all trials of a stage share; travels to their actors."""
+    """What all trials of a stage share. It is sent to their actors.
+
+    Attributes:
+        data: folder with prepared data.
+        folder: folder that the runs of the trials are in.
+        base: options of all trials; those of the space replace some of them.
+        metrics: what is optimised.
+        history: events of the history that a trial reads, at most; 0 means no limit.
+        keeps: whether the weights of each evaluation are kept, for pbt.
+    """
 
     data: str
-    folder: str  # of the trials' runs
-    base: dict[str, Any]  # the trials' options but for those of the space
+    folder: str
+    base: dict[str, Any]
     metrics: tuple[str, ...]
-    history: int = 0  # events of the history that a trial reads at most; 0 = no limit
-    keeps: bool = False  # keep the weights of each evaluation, for pbt
+    history: int = 0
+    keeps: bool = False
 
 
 def make_trainable(job: TrialJob) -> Any:
@@ -55,11 +64,12 @@ def make_trainable(job: TrialJob) -> Any:
 
 
 def run_of(folder: str, trial_id: str) -> str:
+    """The run folder of a trial."""
     return storage.join(folder, trial_id)
 
 
 def config_of(job: TrialJob, values: dict[str, Any]) -> Config:
-    """A trial's options."""
+    """All options of a trial with these values of the space."""
     config = with_values(Config.from_dict(job.base), values)
     if job.history and config.model.history > job.history:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, history=job.history))
@@ -67,11 +77,11 @@ def config_of(job: TrialJob, values: dict[str, Any]) -> Config:
 
 
 def run_trial(values: dict[str, Any], job: TrialJob) -> None:
-    """Train, and report each evaluation to Ray Tune until it stops the trial or the training ends."""
+    """Train, and report each evaluation to Ray Tune, until Ray Tune stops the trial or the training ends."""
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     config = config_of(job, values)
     run, start = _place(job, config)
-    queue = Queue(1, actor_options={"num_cpus": 0})  # a training that is ahead of Tune's decision waits
+    queue = Queue(1, actor_options={"num_cpus": 0})  # the training waits here for Ray Tune's decision
     forward = threading.Thread(target=_forward, args=(queue, config, job), daemon=True)
     forward.start()
     keep = storage.join(run, "kept") if job.keeps else ""
@@ -83,7 +93,7 @@ def run_trial(values: dict[str, Any], job: TrialJob) -> None:
 
 
 def _place(job: TrialJob, config: Config) -> tuple[str, str]:
-    """The trial's run, and the checkpoint that it begins from where pbt has given it another trial's weights."""
+    """The trial's run, and the checkpoint that it begins from: empty, unless pbt gave it the weights of another trial."""
     trial_id = ray.tune.get_context().get_trial_id()
     found = ray.tune.get_checkpoint()
     run = run_of(job.folder, trial_id)
@@ -100,7 +110,7 @@ def _place(job: TrialJob, config: Config) -> tuple[str, str]:
 
 
 def begin_from(kept: str, run: str) -> None:
-    """Put the best weights and the log that belong to a kept checkpoint into a new run; an old one stays."""
+    """Put the best weights and the log of a kept checkpoint into a new run. A run that is there already stays as it is."""
     if storage.exists(RunPaths(run).config):
         return
     for path in storage.list_files(kept):
@@ -112,7 +122,7 @@ def begin_from(kept: str, run: str) -> None:
 
 
 def keep_checkpoint(run: str, checkpoint: str, kept: str) -> str:
-    """Copy a checkpoint of a run with the best weights and the log that belong to it."""
+    """Copy a checkpoint of a run, with the best weights and the log that belong to it, to `kept`; returns `kept`."""
     for path in storage.list_files(checkpoint):
         storage.write_bytes(storage.join(kept, os.path.basename(path)), storage.read_bytes(path))
     for phase in ("towers", "encoder"):
@@ -126,13 +136,20 @@ def keep_checkpoint(run: str, checkpoint: str, kept: str) -> str:
 
 
 class Reporter(UserCallback):
-    """Ray Train calls it in its controller after every evaluation."""
+    """Sends the figures of each evaluation to the trial's actor. Ray Train calls it in its controller."""
 
     def __init__(self, queue: Queue, run: str, keep: str) -> None:
-        """`keep`: folder that the weights of each evaluation are kept in; empty: they are not."""
+        """Make the callback.
+
+        Args:
+            queue: what the trial's actor reads.
+            run: the trial's run.
+            keep: folder that the weights of each evaluation are kept in; empty keeps none.
+        """
         self._queue, self._run, self._keep = queue, run, keep
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Send the figures of rank 0 and the place of the checkpoint."""
         message = dict(metrics[0])
         if checkpoint is not None:
             message["checkpoint"] = storage.join(RunPaths(self._run).checkpoints, os.path.basename(checkpoint.path))
@@ -143,7 +160,7 @@ class Reporter(UserCallback):
 
 
 def _forward(queue: Queue, config: Config, job: TrialJob) -> None:
-    """Report what comes from the queue to Ray Tune, until None comes."""
+    """Report each message of the queue to Ray Tune, until a None comes."""
     clock = _Clock(config)
     with contextlib.suppress(ray.exceptions.RayActorError):  # the queue ends with a trial that is stopped
         while (message := queue.get()) is not None:
@@ -158,7 +175,7 @@ def _forward(queue: Queue, config: Config, job: TrialJob) -> None:
 
 
 class _Clock:
-    """Epochs and seconds that go on from phase to phase, and the best value so far."""
+    """Epochs and seconds summed over the phases, and the best value so far."""
 
     def __init__(self, config: Config) -> None:
         self._towers = float(config.train.tower_epochs)
@@ -181,4 +198,5 @@ class _Clock:
 
 
 def is_checkpoint(folder: str) -> bool:
+    """Whether the folder holds a checkpoint."""
     return bool(folder) and storage.exists(storage.join(folder, STATE))

@@ -52,7 +52,7 @@ def test_a_file_has_options_space_and_base(tmp_path):
     ("space", "said"),
     [
         ('"train.nothing" = { low = 1, high = 2 }', "unknown key 'train.nothing'"),
-        ('"serve.port" = { low = 1, high = 2 }', "serve.port is no option"),
+        ('"serve.port" = { low = 1, high = 2 }', "serve.port is not an option"),
         ('"train.workers" = { choice = [1, 2] }', "cannot be searched"),
         ('"train.tower_lr" = { low = 0.1 }', r"expected \{low"),
         ('"train.tower_lr" = { low = 0.2, high = 0.1 }', "expected low < high"),
@@ -63,6 +63,11 @@ def test_a_file_has_options_space_and_base(tmp_path):
         ('"model.backbone" = { low = 1, high = 2 }', r"expected \{choice"),
         ('"model.dim" = { choice = [31] }', "a multiple of model.heads"),
         ('"train.loss" = { choice = ["softmax", "hinge"] }', "train.loss is 'hinge'"),
+        ('"model.sources" = { choice = [["id"], ["text"]] }', "model.sources is a list, which a sweep cannot search"),
+        (
+            '"train.label_smoothing" = { low = 0.0, high = 0.2 }',
+            "train.label_smoothing is no longer an option; leave it",
+        ),
     ],
 )
 def test_a_wrong_space_is_named_at_the_start(tmp_path, space, said):

@@ -196,9 +196,9 @@ def test_a_budget_ends_a_sweep_and_a_larger_one_goes_on(tiny_data, tiny_encoder,
         whole = [*command, "--set", f"sweep.max_hours={hours}"]
         done = subprocess.run(whole, env=command_env(), capture_output=True, text=True, timeout=900)
         states.append((done.returncode, done.stdout[-3000:] + done.stderr[-3000:]))
-    assert states[0][0] == 2 and "the budget was used up before a trial's first evaluation" in states[0][1], states[0][
-        1
-    ]
+    assert states[0][0] == 2 and "the budget was used up before the first evaluation of a trial" in states[0][1], (
+        states[0][1]
+    )
     assert states[1][0] == 0, states[1][1]
     made = json.loads((out / "summary.json").read_text())
     assert 2 <= made["trials"] < 200 and made["finished"] >= 1 and (out / "best.toml").exists()
