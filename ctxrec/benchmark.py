@@ -13,7 +13,9 @@ def main() -> None:
     parser.add_argument("--suite", required=True, metavar="SUITE.toml", help="data sets, seeds and options")
     parser.add_argument("--out", required=True, metavar="DIR", help="local folder; what is finished there is reused")
     parser.add_argument("--sources", metavar="DIR", help="folder with one sub-folder of own files for each data set")
-    parser.add_argument("--only", metavar="LABEL", action="append", help="this data set alone; may be given many times")
+    parser.add_argument(
+        "--only", metavar="LABEL", action="append", help="only this data set; may be given several times"
+    )
     args = parser.parse_args()
     from ctxrec.benchmarks.results import markdown
     from ctxrec.benchmarks.runner import run_from

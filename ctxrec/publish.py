@@ -17,12 +17,14 @@ def main() -> None:
     parser = cli.parser("ctxrec.publish", __doc__, reads_options=False)
     parser.add_argument("--run", help="run or bundle to publish; path or URI")
     parser.add_argument("--to", required=True, metavar="MODELS", help="folder of published models; path or URI")
-    parser.add_argument("--rollback", nargs="?", const="", metavar="VERSION", help="serve the one before, or VERSION")
+    parser.add_argument(
+        "--rollback", nargs="?", const="", metavar="VERSION", help="serve the version before, or VERSION"
+    )
     parser.add_argument("--test", metavar="NAME", help="an A/B test, in which --share of the users get the model")
     parser.add_argument("--arm", default="treatment", help="the model's name in the test (default: treatment)")
     parser.add_argument("--share", type=float, help="share of the users, above 0 and below 1")
-    parser.add_argument("--version", help="a published version for --test, in the place of --run")
-    parser.add_argument("--end-test", action="store_true", help="all users get what is served again")
+    parser.add_argument("--version", help="a published version for --test, instead of --run")
+    parser.add_argument("--end-test", action="store_true", help="end the test: all users get the served version")
     args = parser.parse_args()
     if args.end_test:
         if args.test or args.run or args.rollback is not None:

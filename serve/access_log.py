@@ -48,7 +48,7 @@ class AccessLog:
             self._lost += 1
 
     def close(self) -> None:
-        """Write what waits."""
+        """Write the queued lines."""
         self._lines.put(None)
         self._thread.join()
         if self._file is not None:

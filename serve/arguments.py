@@ -18,7 +18,7 @@ class AppArgs(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     run: str = Field(description="run, bundle, or folder of published models (ctxrec.publish): path or URI")
-    models_every_s: float = Field(default=2, gt=0, description="how often published models are looked at")
+    models_every_s: float = Field(default=2, gt=0, description="seconds between looks for a newly published model")
     replicas: int = Field(default=1, ge=1)
     cpus_per_replica: float = Field(default=1, gt=0, description="also the number of computing threads")
     gpus_per_replica: float = Field(default=0, ge=0)
@@ -30,13 +30,13 @@ class AppArgs(BaseModel):
     history_cache_mb: int = Field(
         default=128,
         ge=0,
-        description="room for what was made of histories, for the next request with the same; 0: none",
+        description="size of the cache of history states; 0: no cache",
     )
     direct_port: int = Field(
         default=8001,
         ge=0,
         le=65535,
-        description="where replicas take requests without Serve's proxy before them, all of a machine at one port; 0: nowhere",
+        description="port at which replicas take requests directly, without Serve's proxy; all replicas of a machine share it; 0: none",
     )
     direct_host: str = Field(default="127.0.0.1", description="address of direct_port")
     max_waiting: int = Field(default=512, ge=1, description="waiting requests of a replica; more get 503")
@@ -52,7 +52,7 @@ class AppArgs(BaseModel):
         description="folder (path or URI) for the Parquet files of posted events; empty: events/ in the store's folder",
     )
     event_files_every_s: float = Field(
-        default=60, gt=0, description="how often posted events and items are written to files"
+        default=60, gt=0, description="seconds between writes of posted events and items to files"
     )
     item_files: str = Field(
         default="",
@@ -66,24 +66,24 @@ class AppArgs(BaseModel):
 
     options: str = Field(
         default="",
-        description="options over those of the bundle, as --set takes them, with blanks between: index.* and diversity.*",
+        description="options that override those of the bundle, as --set takes them, separated by blanks: index.* and diversity.*",
     )
     rules: str = Field(default="", description="file of blocks, boosts and pins; path or URI, read again on changes")
-    rules_every_s: float = Field(default=2, gt=0, description="how often the rule file is looked at")
+    rules_every_s: float = Field(default=2, gt=0, description="seconds between looks at the rule file")
 
     load_encoder: bool = Field(
         default=True, description="load the text encoder at start, so that the first new item need not wait for it"
     )
-    items_every_s: float = Field(default=0.5, gt=0, description="how often a replica looks for others' new items")
+    items_every_s: float = Field(default=0.5, gt=0, description="seconds between looks for new items of other replicas")
 
     rate_limit: float = Field(default=0, ge=0, description="requests a second of one key or address; 0: no limit")
-    rate_burst: float = Field(default=100, ge=1, description="requests that one may make at once after a silence")
+    rate_burst: float = Field(default=100, ge=1, description="requests that a caller may make at once after a pause")
     trusted_proxies: int = Field(
-        default=0, ge=0, description="proxies in front that write X-Forwarded-For, from which addresses are then taken"
+        default=0, ge=0, description="number of proxies in front whose X-Forwarded-For is trusted"
     )
     access_log: str = Field(default="", description="file for a JSON line a request; -: standard output; empty: none")
-    page: bool = Field(default=True, description="a page to look at what is served, at /")
-    cors_origins: str = Field(default="", description="origins of pages that may ask, with commas between, or *")
+    page: bool = Field(default=True, description="serve a web page for people at /")
+    cors_origins: str = Field(default="", description="allowed CORS origins, separated by commas, or *")
 
     def live_folder(self) -> str:
         """The local folder beside the bundle; in the cache where that lies at a URI."""

@@ -76,18 +76,18 @@ def _file(name: str) -> Response:
 
 
 @router.get(
-    "/v1/catalogue", response_model=CatalogueResponse, summary="What can be asked for: columns, context, actions"
+    "/v1/catalogue", response_model=CatalogueResponse, summary="The catalogue: columns, context features, actions"
 )
 async def catalogue(request: Request) -> Response:
     return AsciiJson(await _replica(request, READ).look(about))
 
 
-@router.get("/v1/items", response_model=ItemRows, summary="Rows of the catalogue; ids that it lacks are left out")
+@router.get("/v1/items", response_model=ItemRows, summary="Rows of the catalogue; unknown ids are left out")
 async def items(request: Request, id: Annotated[list[Id], Query(min_length=1, max_length=MAX_ITEMS)]) -> Response:
     return AsciiJson({"items": await _replica(request, READ).look(lambda engine: item_rows(engine, id))})
 
 
-@router.get("/v1/users", response_model=UsersResponse, summary="Users of the log whose ids begin so")
+@router.get("/v1/users", response_model=UsersResponse, summary="Users of the log whose ids begin with the prefix")
 async def users(
     request: Request,
     prefix: Annotated[str, Query(max_length=1024)] = "",
@@ -97,7 +97,7 @@ async def users(
 
 
 @router.get(
-    "/v1/users/{user_id:path}/history", response_model=HistoryResponse, summary="What a user did, the latest first"
+    "/v1/users/{user_id:path}/history", response_model=HistoryResponse, summary="The history of a user, newest first"
 )
 async def history(
     request: Request,

@@ -39,7 +39,7 @@ class _Server(uvicorn.Server):
 
 
 class DirectServer:
-    """Serves `app` at a port from the event loop of its caller; nothing but a warning where the port is not to be had."""
+    """Serves `app` at a port from the event loop of its caller; logs a warning if the port is not available."""
 
     def __init__(self, app: App, host: str, port: int):
         self._claim = _claim(port)

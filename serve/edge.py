@@ -1,4 +1,4 @@
-"""What every request passes on its way in and out: rate limits, CORS, headers of caution, counts, the access log."""
+"""ASGI middleware of every request: rate limits, CORS, security headers, metrics and the access log."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a replica does with posted events: to the store in groups, each on disk before its sender hears of it.
+"""Posted events in a replica: they are stored in groups, and each is on disk before its sender gets an answer.
 
-From there they go to Parquet files, as posted items do, by a thread in the background.
+A background thread writes posted events and items to Parquet files.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class Journal:
         self._check = check
 
     def append(self, posts: Sequence[Sequence[LoggedEvent]]) -> list[int | Refused | StoreError]:
-        """How many events of each post are on disk now: one write, and one wait for the disk, for all of them.
+        """Store the events of several posts in one write; returns how many of each are on disk.
 
-        A post with an event that is refused is refused whole and harms no other.
+        A post with an invalid event is refused as a whole and does not affect the others.
         """
         results: list[int | Refused | StoreError] = [self._judge(post) for post in posts]
         good = [post for post, result in zip(posts, results, strict=True) if not isinstance(result, Refused)]

@@ -18,7 +18,7 @@ _HASHED = re.compile(r"sha256:([0-9a-f]{64})")
 
 
 class Keys:
-    """The keys that are taken; without any, everybody is let in.
+    """The accepted keys; without any key, every call is allowed.
 
     Args:
         scopes: what each key may do, by the sha256 of the key in hex.
@@ -35,7 +35,7 @@ class Keys:
         """The sha256 of the key that was sent, in hex, where it is one of those that are taken."""
         kind, _, key = headers.get("authorization", "").partition(" ")
         key = key.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
-        # Looked up by its hash, so that the time of an answer says nothing of how near a guess was.
+        # Looked up by its hash, so that response times do not reveal how close a guessed key is.
         digest = _sha256(key)
         return digest if digest in self._scopes else None
 

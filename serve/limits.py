@@ -38,7 +38,7 @@ class RateLimiter:
         return 0.0
 
     def charge(self, caller: str, requests: int) -> None:
-        """Take the tokens of requests that have been let in already; what is missing, the next ones wait for."""
+        """Take the tokens of requests that were already admitted; later requests wait for missing tokens."""
         now = self._clock()
         self._full_at[caller] = max(self._full_at.get(caller, now), now) + requests * self._interval_s
 
@@ -53,7 +53,7 @@ class RateLimiter:
 def address_of(scope: Scope, proxies: int) -> str:
     """The address of the client, as the outermost of so many trusted proxies saw it; without any, its own.
 
-    What lies further to the left in X-Forwarded-For is the client's own word and not taken.
+    Entries further to the left in X-Forwarded-For come from the client and are not trusted.
     """
     client = scope.get("client")
     own = client[0] if client else "unknown"

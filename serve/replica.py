@@ -1,4 +1,4 @@
-"""What a replica is made of, without HTTP: model, store, batches, and the threads that each has to itself."""
+"""A replica without HTTP: model, store, batches, and the thread of each."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class Replica:
                 self._metrics.arm_answers.labels(*answer.experiment, answer.model_version).inc()
 
     def _first_version(self) -> tuple[Engine, ItemSync]:
-        """What is served, or where that is damaged the latest version before it that is not."""
+        """The served version, or the latest earlier version that is not damaged."""
         if not is_models(self._args.run):
             return self._load(self._args.run)
         now = read_published(self._args.run)

@@ -1,4 +1,4 @@
-"""The rule file of a service, read again when it changes; what is damaged leaves the old rules in force."""
+"""The rule file of a service, read again when it changes; a damaged file leaves the old rules in force."""
 
 from __future__ import annotations
 

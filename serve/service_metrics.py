@@ -76,7 +76,7 @@ class Metrics:
         multiprocess.mark_process_dead(os.getpid(), path=self._folder)
 
     def _forget_the_dead(self) -> None:
-        """What stood at this moment in processes that were killed is no longer so; their counts stay."""
+        """Remove the gauges of killed processes; their counters stay."""
         for name in os.listdir(self._folder):
             found = re.fullmatch(r"gauge_live\w*_(\d+)\.db", name)
             if found and not os.path.exists(f"/proc/{found[1]}"):

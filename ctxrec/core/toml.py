@@ -39,7 +39,7 @@ def toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)  # its escapes are TOML's too, but for pairs of surrogates
+        return json.dumps(value, ensure_ascii=False)  # JSON's escapes are TOML's too, except surrogate pairs
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(toml_value(v) for v in value) + "]"
     if isinstance(value, dict):

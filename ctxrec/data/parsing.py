@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 UNIT_US = {"s": 1_000_000, "ms": 1000, "us": 1}  # microseconds a unit of an epoch number
-MAX_TIME_US = 7_258_118_400 * 1_000_000  # 2200-01-01; later times, and those before 1970, are no times of a log
+MAX_TIME_US = 7_258_118_400 * 1_000_000  # 2200-01-01; times from here on, and times before 1970, are rejected
 TIME_OK, TIME_MISSING, TIME_UNPARSABLE, TIME_OUT_OF_RANGE = 0, 1, 2, 3
 
 _EXACT = 2**53  # whole numbers below are exact in float64

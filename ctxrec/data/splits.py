@@ -28,7 +28,7 @@ def cut_ranks(num_events: int, split: SplitSpec) -> tuple[int, int]:
     >>> cut_ranks(10, SplitSpec(valid=0.1, test=0.2))
     (7, 8)
     """
-    # Shares like 0.29 * 100 fall a hair below the whole number that is meant.
+    # In floating point 0.29 * 100 is slightly below the intended whole number.
     test = int(num_events * split.test + 1e-9)
     valid = int(num_events * split.valid + 1e-9)
     return num_events - test - valid, num_events - test

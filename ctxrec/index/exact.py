@@ -20,7 +20,7 @@ _SCORES_AT_ONCE = 1 << 24  # floats of a score matrix held at a time (64 MiB)
 
 
 class ByColumn:
-    """Vectors whose columns lie together, which halves the time of products with few queries; they may grow.
+    """Vectors in column-major order, which halves the time of products with few queries; they can grow.
 
     Args:
         vectors: float32 [I, D], which are copied.

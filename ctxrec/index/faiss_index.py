@@ -24,7 +24,7 @@ from ctxrec.index.topk import NO_ITEM
 
 logger = logging.getLogger(__name__)
 
-_SLACK = 8  # results fetched beyond k, so that most ties at the border are seen whole
+_SLACK = 8  # results fetched beyond k, so that most ties at the border are complete
 _FEW_EXCLUDED = 256  # items of a row that are rather fetched and dropped than skipped
 _WIDEN = 4  # factor on the search effort when filters leave a row short of k
 _EXACT_SHARE = 0.05  # filters that leave less than this share of items are ranked exactly
@@ -124,7 +124,8 @@ class Index:
         num_allowed = self.num_items if mask is None else int(mask.sum())
         selects = self.kind == "flat" and not self.on_gpu
         if mask is not None and not selects and num_allowed < _EXACT_SHARE * self.num_items:
-            # Few items pass: a search meets hardly any but those that do not, and ranking all that pass is cheap.
+            # Few items pass the filter: a search would mostly visit items that do not, and ranking all that pass is
+            # cheap.
             return exact_search(self.vectors, queries, width, allowed=mask, excluded=excluded)
         wanted = [min(width, num_allowed - len(d if mask is None else d[mask[d]])) for d in excluded]
         if self.on_gpu or self.kind == "flat":
@@ -147,7 +148,7 @@ class Index:
         The third result marks rows whose border may cut through equal scores.
         """
         num = min(self.num_items, width + _SLACK + max(map(len, excluded)))
-        if self.on_gpu:  # GPU indexes know no selectors: so many that enough of them pass, and searched as much wider
+        if self.on_gpu:  # GPU indexes have no selectors: fetch more, and search wider
             share = 1.0 if mask is None else max(float(mask.mean()), 1 / self.num_items)
             num = min(math.ceil(num / share), self.num_items, _CAGRA_MAX_K if self.kind == "cagra" else _GPU_MAX_K)
             found_scores, found_ids = self._search_gpu(queries, num, 1 / share)

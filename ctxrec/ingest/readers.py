@@ -221,7 +221,7 @@ def _read_csv(piece: Piece, columns: list[str], encoded: list[str]) -> Iterator[
         )
         parsed = reported = 0
         for batch in reader:
-            # The parser skips malformed rows: their numbers say how far the others are shifted.
+            # The parser skips malformed rows; their numbers tell by how much later row numbers shift.
             gaps = np.array([number for number, _ in bad], np.int64) - 1 - np.arange(len(bad))
             index = np.arange(parsed, parsed + batch.num_rows)
             rows = index + np.searchsorted(gaps, index, side="right") + 1
@@ -290,7 +290,7 @@ def _parse_json(data: bytes, known: pa.Schema | None) -> pa.Table:
 
 
 def _parse_each_line(lines: list[bytes], columns: list[str], rows: np.ndarray) -> RawBatch:
-    """The slow way, for blocks that Arrow cannot type: every value as text, lists as lists of text."""
+    """Slow path for blocks whose types Arrow cannot infer: values become text, lists become lists of text."""
     kept, records, malformed = [], [], []
     for number, line in zip(rows.tolist(), lines, strict=True):
         if not line.strip():

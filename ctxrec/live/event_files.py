@@ -1,7 +1,7 @@
 """Posted events as Parquet files with the columns of the data set's own log, for the next `ctxrec.prepare`.
 
-A file holds a fixed range of events under a name that follows from it, appears complete, and is written again
-as the same file if the process dies before the store has noted it: no event is lost and none is there twice.
+A file holds a fixed range of events, and its name follows from the range. It appears complete. If the process dies
+before the store has recorded the file, the same file is written again, so no event is lost or duplicated.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ except ImportError as error:
 PASSWORD = "CTXREC_REDIS_PASSWORD"  # variable with the server's password, for a URL that has none
 _PREFIX = "ctxrec:"
 _TIMEOUT_S = 1.0
-_LEASE_S = 120  # a writer of files that is silent for so long has died
+_LEASE_S = 120  # a file writer that has been silent for this long counts as dead
 # KEYS: sequence, stream. ARGV: prefix, how many events to keep, then for each event user, time, key, payload.
 # A member of the set is its number and its payload: equal times stay in the order they came.
 _APPEND = """

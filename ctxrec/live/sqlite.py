@@ -1,7 +1,7 @@
 """The embedded history store: SQLite with a write-ahead log, every commit on disk before it returns.
 
-Any number of threads and processes of one machine may use one folder. Network file systems lack the locks
-that SQLite needs: give several machines a Redis.
+Any number of threads and processes of one machine may use one folder. Network file systems lack the locks that SQLite
+needs, so use Redis for several machines.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class SqliteStore:
         self._threads = threading.local()
 
     def _lock(self) -> bool:
-        """Take the lock of the one process that writes files; a process that dies gives it back."""
+        """Take the lock of the one process that writes files; it is released when the process dies."""
         assert self._lock_file is None, "release() or written() must follow take_unwritten()"
         file = os.open(os.path.join(os.path.dirname(self._path), LOCK), os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -164,7 +164,7 @@ class SqliteStore:
 
 
 def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
-    """The change of mode waits for no lock by itself, and replicas start at the same moment."""
+    """SQLite does not wait for a lock when it changes the journal mode, and replicas start at the same time."""
     stop_at = time.monotonic() + _BUSY_S
     while True:
         try:

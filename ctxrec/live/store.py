@@ -41,7 +41,7 @@ class LoggedEvent:
 
 @dataclass(frozen=True, slots=True)
 class Unwritten:
-    """Events that wait to be written to a file of this name; after a crash the same ones come again."""
+    """Events to be written to a file of this name; after a crash the same events are returned again."""
 
     name: str
     last: Any  # the store's own mark of the last event
@@ -67,9 +67,9 @@ class HistoryStore(Protocol):
     id: str  # of the store, made with it
 
     def append(self, events: Sequence[LoggedEvent]) -> None:
-        """Add events, all or none; they are on disk when this returns.
+        """Add events in one atomic and idempotent call; they are on disk when this returns.
 
-        An event that is there already (same user, item, time and action) is left as it is.
+        Duplicates (same user, item, time and action) are ignored.
 
         Raises:
             StoreError: they may not be there.

@@ -152,7 +152,7 @@ class CrossEncoder(nn.Module):
         self.head = nn.Linear(encoder.width + _FEATURES, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        with torch.no_grad():  # the retriever's order, until there is a reason to leave it
+        with torch.no_grad():  # so that training starts from the retriever's order
             self.head.weight[0, encoder.width] = 1.0
 
     def forward(self, pairs: Tokens, retrieved_PF: np.ndarray) -> torch.Tensor:
@@ -201,8 +201,8 @@ class Reranker:
     ) -> Found:
         """The best k of each request after its first `candidates` are put in a new order.
 
-        Scores are the retriever's own, dealt out in the new order, so that they keep their scale and never
-        increase; what lies behind the candidates stays where it is, as does a later item, whose text is unknown.
+        Scores are the retriever's own, reassigned in the new order, so that they keep their scale and never increase;
+        what lies behind the candidates stays where it is, as does a later item, whose text is unknown.
 
         Args:
             requests: N requests.
@@ -258,7 +258,7 @@ class RerankedRecommender:
         self._titles = titles_of(recommender)
 
     def scores(self, requests: Requests) -> np.ndarray:
-        """Scores of all items: float32 [N, I], those of the candidates dealt out in their new order."""
+        """Scores of all items: float32 [N, I], those of the candidates reassigned in their new order."""
         scores = self._recommender.scores(requests)
         seen = None if self._recommender.spec.split.repeats else requests.seen()
         found = of_top(top_k(scores, self._reranker.candidates, seen), scores)

@@ -1,7 +1,7 @@
-"""What the model made of histories lately, found by what they hold.
+"""A cache of history states, keyed by a hash of the history's content.
 
-A history with another event is another history, so nothing has to be forgotten when events come in; a user who
-asks again, or at another moment, is answered without reading theirs anew.
+A new event gives a new key, so nothing needs to be invalidated. A user who asks again, also at another time, is
+answered from the cache.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _OVERHEAD_BYTES = 300  # of an entry besides its numbers
 
 
 class HistoryCache:
-    """Values by key, of which those that were not asked for the longest go first; for one thread.
+    """A least-recently-used cache; for one thread.
 
     Args:
         max_bytes: of all values, with their keys and places.
@@ -50,7 +50,7 @@ class HistoryCache:
         return [value for value in found if value is not None]
 
     def take_counts(self) -> tuple[int, int]:
-        """Values that were found and values that were made since this was last asked."""
+        """Numbers of hits and of misses since the last call."""
         counts, self.hits, self.misses = (self.hits, self.misses), 0, 0
         return counts
 

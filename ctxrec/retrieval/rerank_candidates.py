@@ -1,11 +1,10 @@
 """What the second stage learns from: validation requests, with candidates of a retriever that has not seen them.
 
 The retriever is the run's own as it was before any validation event (`ctxrec.retrieval.pre_validation`).
-The bundle itself would not do: its towers were refitted on the very events that are to be told from the others, so
-it ranks them higher than it will ever rank a coming event, and what is learnt from its scores would be to trust them
-blindly. The last training events would not do either, as the towers have learnt them. Only the weights of the blend,
-two numbers a source, are those fitted on the validation events; that favours the retriever in the comparison, not
-the second stage.
+The bundle itself cannot be used: its towers were refitted on the validation events, so it ranks these events higher
+than it will rank future ones, and the second stage would learn to trust its scores blindly. The last training events
+cannot be used either, because the towers were trained on them. Only the weights of the blend, two numbers a source, are
+those fitted on the validation events; that favours the retriever in the comparison, not the second stage.
 """
 
 from __future__ import annotations

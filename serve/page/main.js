@@ -118,13 +118,13 @@ async function showUser() {
 }
 
 async function showHistory(user) {
-  let hint = user ? "" : "Nobody is named: the list goes by the moment alone.";
+  let hint = user ? "" : "No user is selected, so the list depends on the context alone.";
   let events = [];
   if (user) {
     try {
       const { answer } = await history(user, moment());
       events = answer.events;
-      hint = answer.known ? `${events.length === 100 ? "The latest 100" : events.length} events, the latest first.` : "Nothing is known of this user before that moment.";
+      hint = answer.known ? `${events.length === 100 ? "The latest 100" : events.length} events, the latest first.` : "This user has no history before that moment.";
     } catch (error) {
       hint = error.status === 401 ? "" : error.message;
     }
@@ -171,7 +171,7 @@ function show(answer, rows, ms) {
     ),
   );
   const says = [`${answer.items.length} items`];
-  if (answer.fallback) says.push("nothing is known of who asks, so these go by the moment");
+  if (answer.fallback) says.push("the user is unknown, so the list depends on the context alone");
   if (answer.degraded) says.push(`without ${answer.degraded}, which could not be read`);
   status(says.join("; "), "");
   byId("version").textContent = answer.arm ? `${answer.model_version} (${answer.arm})` : answer.model_version;

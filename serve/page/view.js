@@ -80,7 +80,7 @@ export function reasons(why, rows) {
   const both = Math.max(scale(history), scale(context));
   const titled = history.map(([id, value]) => [nameOf(rows.get(id)), value]);
   const made = [];
-  if (titled.length) made.push(...effects("What the score would lack without this part of the history", titled, both));
+  if (titled.length) made.push(...effects("Change of the score without this part of the history", titled, both));
   if (context.length) made.push(...effects("\u2026 and without this part of the moment (times: against their mean)", context, both));
   made.push(...effects("Parts of the model, which sum to the score", sources, scale(sources)));
   return made;

@@ -150,7 +150,7 @@ def test_a_stranger_and_nobody(page):
     page.all("#user")[0].clear()
     page.all("#user")[0].send_keys("never seen <b>before</b>")
     page.until(lambda: "nothing is known of who asks" in page.text("#status"))
-    page.until(lambda: "Nothing is known of this user" in page.text("#history-hint") and not page.all("#history li"))
+    page.until(lambda: "This user has no history" in page.text("#history-hint") and not page.all("#history li"))
     page.keep("stranger")
     page.all("#some-users button")[1].click()
     page.until(lambda: page.all("#history li") and page.text("#status") == "12 items")
