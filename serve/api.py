@@ -113,7 +113,10 @@ class ColumnRule(_Body):
 
 
 class RecommendRequest(_Body):
-    """Who asks for what; all but `user_id` or `history` is optional."""
+    """Who asks for what; all but `user_id` or `history` is optional.
+
+    The list comes from the first stage; the second stage (`ctxrec.rerank`) is not available over HTTP.
+    """
 
     model_config = ConfigDict(
         extra="forbid",

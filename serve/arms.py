@@ -28,7 +28,7 @@ Version = tuple[Engine, ItemSync]
 
 @dataclass(frozen=True)
 class Call:
-    """The requests of one HTTP call, and its id."""
+    """The requests of one HTTP call, in its order, and the id of the call; a batch of the replica holds several calls."""
 
     requests: Sequence[RecommendRequest]
     request_id: str | None = None

@@ -35,7 +35,7 @@ from serve.api import (
 from serve.arguments import AppArgs
 from serve.direct import DirectServer
 from serve.engine import answer_json
-from serve.http import AsciiJson, install_shortcuts, is_batch, make_app, parse, user_error
+from serve.http import AsciiJson, install_shortcuts, make_app, parse, parse_one_or_many, user_error
 from serve.journal import Refused, logged_events
 from serve.keys import READ, WRITE, Keys
 from serve.replica import Replica
@@ -85,8 +85,8 @@ class Service:
         self._keys.check(request.headers, READ)
         self._replica.check_room()
         start = time.perf_counter()
-        many = await is_batch(request)
-        body = await parse(request, RecommendBatch if many else RecommendRequest)
+        body = await parse_one_or_many(request, RecommendRequest, RecommendBatch, key="requests")
+        many = isinstance(body, RecommendBatch)
         if many:
             edge.charge(request.scope, len(body.requests))
         parsed = time.perf_counter()

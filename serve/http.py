@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-import pydantic_core
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
@@ -20,8 +19,16 @@ from ctxrec.core.errors import UserError
 from serve.api import MAX_BODY_BYTES, ErrorResponse
 from serve.edge import Edge, path_within
 
+DESCRIPTION = (
+    "Context-aware recommendations. Lists come from the first stage, the retriever: a bundle with its index, diversity and "
+    "rules. The second stage (`ctxrec.rerank`, a cross-encoder) is not available over HTTP; `ctxrec.recommend` and "
+    "`ctxrec.evaluate` use it with `--set rerank.use=true`. Scores of one request may differ by up to 1e-5 (relative) "
+    "between batches."
+)
 _READ_ON_BYTES = 16 << 20
 Body = TypeVar("Body", bound=BaseModel)
+One = TypeVar("One", bound=BaseModel)
+Many = TypeVar("Many", bound=BaseModel)
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -68,7 +75,7 @@ class App(FastAPI):
 def make_app() -> App:
     """The app without its routes: title, body limit, and errors as `{"detail": ...}`."""
     refusals = {status: {"model": ErrorResponse} for status in (401, 403, 413, 422, 429, 503)}
-    app = App(title="ctxrec", description="Context-aware recommendations.", responses=refusals)
+    app = App(title="ctxrec", description=DESCRIPTION, responses=refusals)
     app.add_middleware(Shortcut)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(Edge)
@@ -107,16 +114,22 @@ async def parse(request: Request, model: type[Body]) -> Body:
         raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in errors]) from None
 
 
-async def is_batch(request: Request) -> bool:
-    """Whether the body is a list of requests rather than one."""
-    body = await request.body()
-    if b'"requests"' not in body:
-        return False
+async def parse_one_or_many(request: Request, one: type[One], many: type[Many], *, key: str) -> One | Many:
+    """The body as `one`, or as `many` where it is a list of them under `key`; it is parsed once.
+
+    A body that has the key somewhere inside only, for example as an id, is parsed a second time.
+
+    Raises:
+        RequestValidationError: as for `parse`.
+    """
+    if f'"{key}"'.encode() not in await request.body():
+        return await parse(request, one)
     try:
-        found = pydantic_core.from_json(body)
-    except ValueError:
-        return False
-    return isinstance(found, dict) and "requests" in found
+        return await parse(request, many)
+    except RequestValidationError as error:
+        if not any(e["type"] == "missing" and tuple(e["loc"]) == ("body", key) for e in error.errors()):
+            raise
+    return await parse(request, one)
 
 
 def user_error(error: UserError, *where: str | int) -> AsciiJson:

@@ -28,7 +28,11 @@ from ctxrec.data.prepared import PreparedData
 
 @dataclass(frozen=True)
 class Requests:
-    """N requests: what the user did before, who asks, when, in which context; targets when known."""
+    """N requests as arrays: who asks, when, in which context, after which history; targets where they are known.
+
+    All models and baselines score this type. `split_requests` makes it from a log, and
+    `ctxrec.retrieval.recommender.Recommender.make_requests` from what users ask.
+    """
 
     users: Users
     history: Events

@@ -48,8 +48,18 @@ class RawEvent:
 
 @dataclass(frozen=True)
 class RawRequest:
-    """A request as users write it. `timestamp`: epoch seconds, UTC, None = now; a `history` replaces
-    the stored one; `recent` are events that a store holds besides, all before the request, oldest first."""
+    """A request in a user's words: ids, names of actions, seconds.
+
+    It stands between `serve.api.RecommendRequest`, the checked body of an HTTP call, and `ctxrec.data.requests.Requests`,
+    the arrays that models score. The service, batch scoring and Python code make it; `Recommender.make_requests` reads it.
+
+    Attributes:
+        user_id: None is somebody without a name.
+        timestamp: when it is asked, epoch seconds, UTC; None is now.
+        context: context features of the data set by name.
+        history: replaces the stored history.
+        recent: events that a store holds besides the stored history, all before the request, oldest first.
+    """
 
     user_id: str | None = None
     timestamp: float | None = None

@@ -114,7 +114,7 @@ class Retriever:
         remembered = self.recommender.remembered(requests)
         watch.lap("memory")
         allowed = self.slate_builder.open_items(requests, allowed)
-        asked = _Asked(queries, remembered, self._unwanted(requests, exclude), allowed)
+        asked = _SearchInput(queries, remembered, self._unwanted(requests, exclude), allowed)
         found = self._find(asked, wanted if self.reranker is None else max(wanted, self.reranker.candidates))
         watch.lap("search")
         if self.reranker is not None:
@@ -207,7 +207,7 @@ class Retriever:
     def _filter(self) -> ItemFilter:
         return ItemFilter(self.catalogue)
 
-    def _find(self, asked: _Asked, k: int) -> Found:
+    def _find(self, asked: _SearchInput, k: int) -> Found:
         """The best k eligible items of each request."""
         if self._is_exact:
             return self._rank_all(
@@ -289,7 +289,7 @@ class Retriever:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _SearchInput:
     """What a search of N requests goes by; see `Retriever.top_k`."""
 
     queries: np.ndarray
@@ -297,10 +297,10 @@ class _Asked:
     unwanted: Excluded
     allowed: Allowed
 
-    def take(self, rows: np.ndarray, masks: Sequence[np.ndarray]) -> _Asked:
+    def take(self, rows: np.ndarray, masks: Sequence[np.ndarray]) -> _SearchInput:
         """Some of the requests, of which each may only get the items of a mask."""
         own = [_of_request(self.allowed, n) for n in rows]
-        return _Asked(
+        return _SearchInput(
             self.queries[rows],
             None if self.remembered is None else self.remembered[rows],
             None if self.unwanted is None else [self.unwanted[n] for n in rows],
