@@ -65,6 +65,7 @@ cluster-test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 options: setup
 	$(BIN)/python tests/options_page.py

@@ -11,6 +11,7 @@ No `from __future__ import annotations` here: Serve reads the type of `build_app
 import os
 import tempfile
 import uuid
+from typing import Any, cast
 
 import ray.serve
 from ray.serve.config import BackpressureConfig
@@ -39,15 +40,21 @@ def build_app(args: AppArgs) -> ray.serve.Application:
     RuleFile(args.rules)
     if not is_models(args.run):  # of which replicas follow what is served
         args = args.model_copy(update={"run": bundle})
-    return Service.options(
-        num_replicas=args.replicas,
-        ray_actor_options={"num_cpus": args.cpus_per_replica, "num_gpus": args.gpus_per_replica},
-        # The replica itself refuses what goes beyond max_waiting, with a JSON body; Serve's own limits lie
-        # above it, so that health checks pass, and shed what even that cannot take.
-        max_ongoing_requests=2 * args.max_waiting,
-        max_queued_requests=args.max_waiting,
-        health_check_period_s=2,  # how soon the loss of a replica is noticed
-        # Serve writes a line for each request and sends it to the driver's terminal; the proxy's own log has them too.
-        logging_config={"enable_access_log": False},
-        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
-    ).bind(args, keys_from_environment(), os.path.join(tempfile.gettempdir(), f"ctxrec-metrics-{uuid.uuid4().hex[:8]}"))
+    return (
+        cast(Any, Service)
+        .options(
+            num_replicas=args.replicas,
+            ray_actor_options={"num_cpus": args.cpus_per_replica, "num_gpus": args.gpus_per_replica},
+            # The replica itself refuses what goes beyond max_waiting, with a JSON body; Serve's own limits lie
+            # above it, so that health checks pass, and shed what even that cannot take.
+            max_ongoing_requests=2 * args.max_waiting,
+            max_queued_requests=args.max_waiting,
+            health_check_period_s=2,  # how soon the loss of a replica is noticed
+            # Serve writes a line for each request and sends it to the driver's terminal; the proxy's own log has them too.
+            logging_config={"enable_access_log": False},
+            backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
+        )
+        .bind(
+            args, keys_from_environment(), os.path.join(tempfile.gettempdir(), f"ctxrec-metrics-{uuid.uuid4().hex[:8]}")
+        )
+    )

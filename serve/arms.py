@@ -68,8 +68,9 @@ class Arms:
             for (c, which), reply in zip(places.items(), engine.recommend(asked), strict=True):
                 for place, answer in zip(which, reply.answers, strict=True):
                     named = (self.test.name, CONTROL if arm is None else arm.name)
-                    is_answer = isinstance(answer, Answer)
-                    replies[c].answers[place] = dataclasses.replace(answer, experiment=named) if is_answer else answer
+                    if isinstance(answer, Answer):
+                        answer = dataclasses.replace(answer, experiment=named)
+                    replies[c].answers[place] = answer
                 for stage, seconds in reply.seconds.items():
                     replies[c].seconds[stage] = replies[c].seconds.get(stage, 0.0) + seconds
         seen(self._exposures(calls, replies))

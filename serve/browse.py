@@ -154,11 +154,12 @@ def user_history(engine: Engine, user_id: str, before: float | None, limit: int)
     """The latest events of a user before a time, of the bundle and of the store."""
     recommender = engine.retriever.recommender
     events, degraded = engine.history(user_id, before)
-    told = {"user_id": user_id, "known": len(events.items) > 0, "events": _told(recommender, events, limit)}
-    titles = engine.retriever.catalogue.cards([recommender.item_position[event["item_id"]] for event in told["events"]])
-    for event, card in zip(told["events"], titles, strict=True):
+    told = _told(recommender, events, limit)
+    cards = engine.retriever.catalogue.cards([recommender.item_position[event["item_id"]] for event in told])
+    for event, card in zip(told, cards, strict=True):
         event["title"] = card["title"]
-    return told if degraded is None else {**told, "degraded": degraded}
+    answer = {"user_id": user_id, "known": len(events.items) > 0, "events": told}
+    return answer if degraded is None else {**answer, "degraded": degraded}
 
 
 def _told(recommender: Recommender, events: Events, limit: int) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ not be found there either: helpers live in the modules it imports.
 
 import asyncio
 import time
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import ray
 import ray.serve
@@ -64,12 +64,14 @@ class Service:
         self._replica = Replica(args, self._metrics, num_threads=max(1, int(cpus)))
         browse.install(self._replica, self._keys, page=args.page)
         install_shortcuts({"/v1/recommend": self.recommend, "/v1/events": self.events})
-        self._direct = DirectServer(self, args.direct_host, args.direct_port) if args.direct_port else None
+        # Serve makes the class an ASGI application, which its own types do not say.
+        self._direct = DirectServer(cast(Any, self), args.direct_host, args.direct_port) if args.direct_port else None
 
-    async def __del__(self):
+    async def __del__(self) -> None:
         """Serve calls this when it stops a replica, after the last request."""
-        if getattr(self, "_direct", None) is not None:
-            await self._direct.stop()
+        direct: DirectServer | None = getattr(self, "_direct", None)
+        if direct is not None:
+            await direct.stop()
         if hasattr(self, "_replica"):
             self._replica.close()
             self._metrics.close()
@@ -81,21 +83,23 @@ class Service:
         openapi_extra=app.body_of(RecommendRequest, RecommendBatch),
         summary="The best items for a user at this moment; or for many, as a list of requests",
     )
-    async def recommend(self, request: Request):
+    async def recommend(self, request: Request) -> Response:
         self._keys.check(request.headers, READ)
         self._replica.check_room()
         start = time.perf_counter()
         body = await parse_one_or_many(request, RecommendRequest, RecommendBatch, key="requests")
         many = isinstance(body, RecommendBatch)
+        bodies = body.requests if isinstance(body, RecommendBatch) else [body]
         if many:
-            edge.charge(request.scope, len(body.requests))
+            edge.charge(request.scope, len(bodies))
         parsed = time.perf_counter()
-        reply = await self._replica.recommend(body.requests if many else [body], request_id(request.scope))
+        reply = await self._replica.recommend(bodies, request_id(request.scope))
         answered = time.perf_counter()
+        answers = []
         for place, answer in enumerate(reply.answers):
             if isinstance(answer, UserError):
                 return user_error(answer, *(("requests", place) if many else ()))
-        answers = [answer_json(answer) for answer in reply.answers]
+            answers.append(answer_json(answer))
         response = AsciiJson({"responses": answers} if many else answers[0])
         wait = max(answered - parsed - sum(reply.seconds.values()), 0)
         own = {"parse": parsed - start, "wait": wait, "serialise": time.perf_counter() - answered}
@@ -108,7 +112,7 @@ class Service:
         responses={404: {"model": ErrorResponse}},
         summary="The items most like one",
     )
-    async def similar(self, request: Request, item_id: str, k: Annotated[NumItems, Query()] = 10):
+    async def similar(self, request: Request, item_id: str, k: Annotated[NumItems, Query()] = 10) -> Response:
         self._keys.check(request.headers, READ)
         answer = await self._replica.similar(item_id, k)
         if answer is None:
@@ -121,7 +125,7 @@ class Service:
         openapi_extra=app.body_of(EventsRequest),
         summary="What users did; on disk before the answer, and known to their next recommendation",
     )
-    async def events(self, request: Request):
+    async def events(self, request: Request) -> Response:
         self._keys.check(request.headers, WRITE)
         self._replica.check_room()
         body = await parse(request, EventsRequest)
@@ -139,7 +143,7 @@ class Service:
         openapi_extra=app.body_of(NewItems),
         summary="Items of the catalogue, new or changed; searchable when the answer comes",
     )
-    async def put_items(self, request: Request):
+    async def put_items(self, request: Request) -> Response:
         self._keys.check(request.headers, WRITE)
         body = await parse(request, NewItems)
         try:
@@ -155,7 +159,7 @@ class Service:
         responses={404: {"model": ErrorResponse}},
         summary="Take an item out of the catalogue; histories keep it",
     )
-    async def remove_item(self, request: Request, item_id: str):
+    async def remove_item(self, request: Request, item_id: str) -> Response:
         self._keys.check(request.headers, WRITE)
         try:
             if await self._replica.remove_item(item_id):

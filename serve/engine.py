@@ -24,7 +24,7 @@ from ctxrec.retrieval.explain import Why, explain
 from ctxrec.retrieval.filters import ColumnRule
 from ctxrec.retrieval.recommender import RawEvent, RawRequest
 from ctxrec.retrieval.retriever import Retriever, load_retriever
-from serve.api import Context, RecommendRequest
+from serve.api import Context, HistoryEvent, RecommendRequest
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ class Engine:
                     raise answer
 
 
-def _raw_event(event) -> RawEvent:
+def _raw_event(event: HistoryEvent) -> RawEvent:
     return RawEvent(item_id=event.item_id, action=event.action, timestamp=event.timestamp, context=event.context)
 
 

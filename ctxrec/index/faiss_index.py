@@ -276,6 +276,7 @@ class Index:
         elif self.kind == "cagra":
             params = faiss.SearchParametersCagra()
             params.itopk_size = max(self._config.ef_search or self._index.hnsw.efSearch, num)
+        assert self._gpu_index is not None
         with self._gpu_lock:
             return self._gpu_index.search(queries, num, params=params)
 

@@ -153,7 +153,7 @@ def raw_requests(table: pa.Table, context: ContextSpec, *, now_s: float) -> list
             user_id=users[n],
             timestamp=now_s if times[n] is None else times[n],
             context={name: column[n] for name, column in features.items() if column[n] is not None},
-            history=None if histories[n] is None else [RawEvent(item_id=i) for i in histories[n]],
+            history=None if (past := histories[n]) is None else [RawEvent(item_id=i) for i in past],
         )
         for n in range(table.num_rows)
     ]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def explain(recommender: Recommender, request: Requests, positions: np.ndarray) 
     variants = [_Variant(), *_variants(request)]
     scores_VP = _scores(recommender, _requests(request, variants), positions)
     own_P = scores_VP[0]
-    effects: dict[str, dict[str | int, np.ndarray]] = {"history": {}, "context": {}}
+    effects: dict[str, dict[Any, np.ndarray]] = {"history": {}, "context": {}}
     for variant, scores_P in zip(variants[1:], scores_VP[1:], strict=True):
         kind, key = ("context", variant.feature) if variant.item is None else ("history", variant.item)
         share = 1 / len(_TIMES.get(variant.feature, (0,)))

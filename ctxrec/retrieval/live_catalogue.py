@@ -134,8 +134,10 @@ class LiveCatalogue:
         self._changed[places[places < self.num_bundled]] = True
         self._put_proxies(places, items.proxy_weights, len(added))
         self._rows |= dict(zip(places.tolist(), items.table.select(list(self._names)).to_pylist(), strict=True))
-        for attribute in (*self._codes.values(), *self._births.values()):
-            attribute.put(places, items.table)
+        for codes in self._codes.values():
+            codes.put(places, items.table)
+        for births in self._births.values():
+            births.put(places, items.table)
         self._note_change()
         return places
 

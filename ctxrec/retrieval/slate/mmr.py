@@ -68,7 +68,7 @@ def _count(codes: np.ndarray, count: np.ndarray, chosen: np.ndarray, found: np.n
     """Add the values of the chosen candidates [N, M] to the counts; which candidates have one at its cap."""
     for value in np.where(found[:, None], chosen, NO_VALUE).T:
         count += (codes == value[:, None, None]) & (value[:, None, None] != NO_VALUE)
-    return (count >= cap).any(2)
+    return np.asarray((count >= cap).any(2))
 
 
 def mean_distance(vectors_KC: np.ndarray) -> float:

@@ -193,7 +193,7 @@ class RuleBook:
         pins = [(rule.place - 1, mask) for rule, mask in masks if isinstance(rule, Pin)]
         return InForce(
             open_I=~np.logical_or.reduce(blocked) if blocked else None,
-            gain_I=np.sum(boosts, axis=0, dtype=np.float32) if boosts else None,
+            gain_I=np.asarray(np.sum(boosts, axis=0, dtype=np.float32)) if boosts else None,
             pins=tuple(sorted(pins, key=lambda pin: pin[0])),
         )
 
