@@ -35,8 +35,9 @@ def main() -> None:
     from ctxrec.evaluation.offline import evaluate_data, evaluate_run
 
     # A missing run is reported by evaluate_run, in terms of the run and not of one of its files.
-    saved = RunPaths(args.run).config if args.run else None
-    config = load_config(args.config, cli.overrides(args), base=saved if saved and storage.exists(saved) else None)
+    saved = RunPaths(args.run).config if args.run else ""
+    known = saved and storage.exists(saved)
+    config = cli.config_of_run(args, saved) if known else load_config(args.config, cli.overrides(args))
     common = {"split": args.split, "out": args.out or args.run, "config": config, "oracle": args.oracle}
     if args.run is None:
         metrics = evaluate_data(args.data, **common)

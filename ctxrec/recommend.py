@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ctxrec.bundle.registry import find_bundle
 from ctxrec.core import cli
-from ctxrec.core.config import load_config
 from ctxrec.core.run_paths import BundlePaths
 from ctxrec.retrieval.batch_scoring import recommend
 
@@ -24,8 +23,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, metavar="O.parquet", help="columns request_id, item_ids, scores")
     cli.add_rules(parser)
     args = parser.parse_args()
-    # What neither --config nor --set names is as the run has it.
-    config = load_config(args.config, cli.overrides(args), base=BundlePaths(find_bundle(args.run)).config)
+    config = cli.config_of_run(args, BundlePaths(find_bundle(args.run)).config)
     num_rows = recommend(args.run, args.requests, args.out, k=args.k, config=config)
     print(f"{num_rows} requests answered: {args.out}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ctxrec.core import cli
-from ctxrec.core.config import load_config
 from ctxrec.core.run_paths import RunPaths
 
 
@@ -18,7 +17,7 @@ def main() -> None:
     from ctxrec.retrieval.cross_encoder_training import summary, train_reranker
 
     data = open_data(args.run, args.data)
-    config = load_config(args.config, args.overrides, base=RunPaths(args.run).config)
+    config = cli.config_of_run(args, RunPaths(args.run).config)
     print(summary(train_reranker(args.run, data, config, out=args.out)))
 
 

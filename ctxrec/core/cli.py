@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -55,7 +57,8 @@ def add_rules(parser: argparse.ArgumentParser) -> None:
 
 def overrides(args: argparse.Namespace) -> list[str]:
     """The `--set` overrides of a command, together with those of flags such as `--rules`."""
-    return args.overrides + ([f"diversity.rules={json.dumps(args.rules)}"] if args.rules else [])
+    rules = getattr(args, "rules", None)
+    return args.overrides + ([f"diversity.rules={json.dumps(rules)}"] if rules else [])
 
 
 def config_from(args: argparse.Namespace) -> Config:
@@ -65,6 +68,38 @@ def config_from(args: argparse.Namespace) -> Config:
         UserError: an option is unknown or has a bad value.
     """
     return load_config(args.config, args.overrides)
+
+
+def config_of_run(args: argparse.Namespace, saved: str) -> Config:
+    """The options of a finished run, then `--config`, then `--set`.
+
+    Args:
+        args: of a command that uses the run and does not train it.
+        saved: `config.toml` of the run or its bundle, path or URI.
+
+    Raises:
+        UserError: an option is unknown or has a bad value, or an option of [model] or [train] has another value than
+            in the run, where only another training could heed it.
+    """
+    config = load_config(args.config, overrides(args), base=saved)
+    if args.config or args.overrides:
+        trained = load_config(base=saved)
+        for section in ("model", "train"):
+            _check_unchanged(section, getattr(config, section), getattr(trained, section))
+    return config
+
+
+def _check_unchanged(section: str, given: Any, trained: Any) -> None:
+    for field in dataclasses.fields(given):
+        wanted, kept = getattr(given, field.name), getattr(trained, field.name)
+        if isinstance(wanted, str) and os.path.isdir(wanted):
+            wanted = os.path.abspath(wanted)  # as a run saves the folder of a pretrained model
+        left_to_the_log = (section, field.name) == ("train", "tower_epochs") and wanted == 0  # a run saves the number
+        if wanted != kept and not left_to_the_log:
+            raise UserError(
+                f"{section}.{field.name} is {wanted!r}, but the run was trained with {kept!r}, which stays; "
+                "leave the option out, or train another run with it"
+            )
 
 
 def run(main: Callable[[], None]) -> None:

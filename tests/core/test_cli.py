@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -134,3 +135,34 @@ def test_a_config_file_of_the_demo_replaces_its_options(tmp_path, monkeypatch):
     assert (config.train.workers, config.train.zero_stage, config.train.seed, config.encoder.tune) == (1, 2, 6, "lora")
     called = called_with("ctxrec.demo", "run_main_job", ["--config", "c.toml", "--set", "train.seed=6"], monkeypatch)
     assert (called["config_path"], called["overrides"]) == ("c.toml", ["train.seed=6"])
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (
+            ["--set", "model.dim=32"],
+            "model.dim is 32, but the run was trained with 16, which stays; leave the option out",
+        ),
+        (["--set", "train.seed=4"], "train.seed is 4, but the run was trained with 3"),
+        (["--config", "{tmp}/other.toml"], "model.dim is 32, but the run was trained with 16"),
+    ],
+)
+def test_options_that_only_a_training_could_heed_are_refused(given, says, tmp_path):
+    (tmp_path / "run.toml").write_text("[model]\ndim = 16\n[train]\nseed = 3\ntower_epochs = 7\n")
+    (tmp_path / "other.toml").write_text("[model]\ndim = 32\n")
+    args = cli.parser("ctxrec.x", "X.").parse_args([word.format(tmp=tmp_path) for word in given])
+    with pytest.raises(UserError, match=re.escape(says)):
+        cli.config_of_run(args, str(tmp_path / "run.toml"))
+
+
+def test_the_options_of_the_training_may_be_given_again(tmp_path, monkeypatch):
+    """A suite gives the same options to every command; a run saves folders absolute, and epochs as a number."""
+    (tmp_path / "gpt").mkdir()
+    monkeypatch.chdir(tmp_path)
+    saved = f'[model]\nbackbone = "{tmp_path}/gpt"\n[train]\nseed = 3\ntower_epochs = 7\n[evaluate]\nks = [10]\n'
+    (tmp_path / "run.toml").write_text(saved)
+    (tmp_path / "used.toml").write_text('[model]\nbackbone = "gpt"\n[train]\ntower_epochs = 0\n')
+    given = ["--config", "used.toml", "--set", "train.seed=3", "--set", "evaluate.ks=[5,10]"]
+    config = cli.config_of_run(cli.parser("ctxrec.x", "X.").parse_args(given), "run.toml")
+    assert config.evaluate.ks == (5, 10)
