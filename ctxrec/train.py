@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ctxrec.core import cli
-from ctxrec.training.driver import summary, train
+from ctxrec.training.driver import describe_run, train
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, metavar="RUN", help="run folder")
     parser.add_argument("--profile", action="store_true", help="trace some steps of each phase into RUN/profile")
     args = parser.parse_args()
-    print(summary(train(args.data, args.out, cli.config_from(args), profile=args.profile)))
+    print(describe_run(train(args.data, args.out, cli.config_from(args), profile=args.profile)))
 
 
 if __name__ == "__main__":

@@ -31,8 +31,7 @@ from ctxrec.evaluation.comparison_table import format_table
 from ctxrec.evaluation.offline import evaluate_run
 from ctxrec.ingest.pipeline import prepare
 from ctxrec.ingest.pipeline import summary as prepare_summary
-from ctxrec.training.driver import summary as train_summary
-from ctxrec.training.driver import train
+from ctxrec.training.driver import describe_run, train
 
 OPTIONS: dict[str, dict[str, Any]] = {"train": {"workers": 2, "zero_stage": 2}, "encoder": {"tune": "lora"}}
 LONG_SASREC = {"ndcg@10": 0.108, "hr@10": 0.200}  # trained long with full cross-entropy, same split and protocol
@@ -89,7 +88,7 @@ def _build(out: str, source: str | None, config: Config) -> str:
     print(prepare_summary(data))
     _title(f"2/4 train: {config.encoder.name}, {config.train.workers} workers, ZeRO-{config.train.zero_stage}, LoRA")
     train(data_path, run, config)
-    print(train_summary(run))
+    print(describe_run(run))
     _title("3/4 evaluate: test events, whole catalogue ranked, seen items excluded")
     metrics = _evaluate(run, config)
     print(format_table(metrics))

@@ -202,12 +202,12 @@ def _table(kind: str, name: str, data: PreparedData, place: Place) -> np.ndarray
             store.write(new)
         except OSError as error:  # the disk is full: this training goes on, the next one encodes again
             logger.warning("the %s vectors are not kept for later trainings: %s", kind, error)
-    table = make_text_table(*_together(kind, raw_IW, failed, len(items), place))
+    table = make_text_table(*_of_all_workers(kind, raw_IW, failed, len(items), place))
     scaled_IW = (table.vectors_IH - table.mean_H) / table.scale_H * table.present_I[:, None]
     return scaled_IW.numpy().astype(np.float16)
 
 
-def _together(
+def _of_all_workers(
     kind: str, raw_IW: np.ndarray, failed: list[str], num_files: int, place: Place
 ) -> tuple[np.ndarray, np.ndarray]:
     """The vectors of all workers [I, W], and which items have one, bool [I]; the log names what could not be read."""

@@ -14,18 +14,18 @@ from ctxrec.core.config import ModelConfig
 from ctxrec.data.features import ItemFeatures, id_rows
 from ctxrec.data.prepared import FeatureMeta
 
-MAX_ID_ROWS = 1_000_000  # rows of the ID embedding that an automatic size takes at most
+MAX_ID_ROWS = 1_000_000  # the automatic number of rows of the ID embedding, at most
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the towers' sizes follow from; saved with the weights."""
+    """The sizes of the data that the towers' weights depend on; a bundle keeps it with the weights."""
 
     num_items: int
     id_buckets: int
     text_width: int  # 0 = no text encoder
     features: FeatureMeta
-    media_widths: dict[str, int] = field(default_factory=dict)  # of "image" and "audio" vectors, where there are any
+    media_widths: dict[str, int] = field(default_factory=dict)  # widths of "image" and "audio" vectors
 
     @staticmethod
     def of(
@@ -47,10 +47,10 @@ class ModelShape:
 
 @dataclass
 class ItemTensors:
-    """The catalogue's features on the device; text vectors come apart, as they change in training."""
+    """The features of the catalogue on the device. Text vectors are apart (`TextTable`), as they change in training."""
 
     id_rows_I: torch.Tensor  # int64
-    trained_I: torch.Tensor  # float32, 0 where an item has no training event, so that its ID says nothing
+    trained_I: torch.Tensor  # float32, 0 where an item has no training event, so its ID is not read
     cat_IM: dict[str, torch.Tensor]  # int64
     num_IF: torch.Tensor  # float32, values and presence side by side
     pool: torch.Tensor | None  # int64, the trained items, which alone compete in a loss; None = all
@@ -66,7 +66,15 @@ class ItemTensors:
         trained: np.ndarray | None = None,
         media: dict[str, np.ndarray] | None = None,
     ) -> ItemTensors:
-        """`trained`: bool [I], which items have training events; None = all. `media`: [I, V] by kind."""
+        """The features of a catalogue as tensors.
+
+        Args:
+            features: as arrays.
+            shape: sizes of the data.
+            device: where the tensors go.
+            trained: bool [I], which items have training events; None: all of them.
+            media: vectors of images and sounds [I, V] by kind.
+        """
         known = np.ones(len(features), bool) if trained is None or not trained.any() else trained
         rows = id_rows(features.ids, shape.id_buckets)
         tensors = ItemTensors.of_rows(features, id_rows=rows, trained=known, media=media or {}, device=device)
@@ -105,7 +113,7 @@ class ItemTensors:
         )
 
     def take(self, which_n: torch.Tensor) -> ItemTensors:
-        """These items alone, in this order; all of them compete in a loss."""
+        """Some of the items, in this order. All of them compete in a loss."""
         return ItemTensors(
             id_rows_I=self.id_rows_I[which_n],
             trained_I=self.trained_I[which_n],

@@ -1,12 +1,14 @@
-"""Items to vectors: the item tower, from all that is known of an item, and the content head, from its text.
+"""Items to vectors: the item tower reads all that is known of an item, the content head reads its text.
 
-Parameters are read in the forward of the module that owns them, as ZeRO-3 gathers them there.
+Each module reads its parameters in its own forward, because ZeRO-3 gathers them there.
 
 Legend: I items, B rows, L event slots, S = L + 1 query slots, D width, H encoder width, V width of an image or audio
 encoder, F numeric features, M values of a category, A actions, C width of the content head.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,13 +23,36 @@ from ctxrec.model.backbones.base import LayerNorm
 from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.layers import CategoryEmbedding, feature_name, module_name
 
-_ID_START = 0.1  # length of an ID vector before training
-# Where the content head starts: a step back weighs so much, down to the oldest step that counts; its temperature.
-_AGE_DECAY, _OLDEST, _CONTENT_SCALE = 0.6, 12, 10.0
+
+@dataclass(frozen=True)
+class TowerStartParams:
+    """Tuned numbers of the weights before training. The lab book is `tests/bench/RESULTS.md`.
+
+    Attributes:
+        id_length: length of an ID vector. It is far shorter than the text's part of an item vector, so that the noise of
+            an item with few events does not hide its text. With 0.1 instead of 1 such items rank by their text.
+        age_decay: the content head weighs an event by this for each step back in the history. Training changes it; no
+            measurement of the start is recorded.
+        oldest_step: steps back beyond this one weigh as much as this one. No measurement is recorded.
+        content_scale: scale of the content head's cosines, the inverse of a temperature. Training changes it; no
+            measurement of the start is recorded.
+    """
+
+    id_length: float = 0.1
+    age_decay: float = 0.6
+    oldest_step: int = 12
+    content_scale: float = 10.0
+
+
+START = TowerStartParams()
 
 
 class ItemTower(nn.Module):
-    """Fuses text, images, sounds, ID, categories and numbers of an item into one vector of unit length and a bias."""
+    """Fuses text, images, sounds, ID, categories and numbers of an item into one vector of unit length and a bias.
+
+    Each source may be absent from the data, from `model.sources` or from an item. In training the ID and the text of an
+    item are hidden at random, so that the model learns to do without either.
+    """
 
     def __init__(self, config: ModelConfig, shape: ModelShape) -> None:
         super().__init__()
@@ -47,13 +72,20 @@ class ItemTower(nn.Module):
         self.norm = LayerNorm(config.dim)
         self.bias = nn.Linear(config.dim, 1, bias=False)  # a constant would change no ranking and no loss
         if self.id is not None and self.id_bias is not None:
-            # Far shorter than the text's part, so that the noise of an item with few events does not drown its text.
-            nn.init.normal_(self.id.weight, std=_ID_START * config.dim**-0.5)
+            nn.init.normal_(self.id.weight, std=START.id_length * config.dim**-0.5)
             nn.init.zeros_(self.id_bias.weight)
         nn.init.zeros_(self.bias.weight)
 
     def forward(self, items: ItemTensors, text: TextTable | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vectors [I, D] of unit length and biases [I]."""
+        """Encode items.
+
+        Args:
+            items: their features.
+            text: their text vectors; None without text encoder.
+
+        Returns:
+            Vectors [I, D] of unit length, and biases [I].
+        """
         num_items = len(items.id_rows_I)
         total = torch.zeros(num_items, self.config.dim, dtype=self.norm.weight.dtype, device=items.id_rows_I.device)
         id_kept = self._kept(num_items, self.config.id_dropout, total) * items.trained_I.to(total.dtype)
@@ -77,25 +109,25 @@ class ItemTower(nn.Module):
         return F.normalize(total, dim=-1), bias
 
     def _kept(self, num_items: int, dropout: float, like: torch.Tensor) -> torch.Tensor:
-        """1 for items whose source is seen in this step, 0 for hidden ones."""
+        """1 for items whose source is read in this step, 0 for those that hide it: [I]."""
         if not self.training or dropout == 0:
             return like.new_ones(num_items)
         return (torch.rand(num_items, device=like.device) >= dropout).to(like.dtype)
 
 
 class ContentHead(nn.Module):
-    """Likeness of an item's text to the texts of the latest history, in a space learnt from the log.
+    """Similarity of an item's text to the texts of the latest events, in a space that is learnt from the log.
 
-    The query is a sum of the history's vectors whose weights depend on the age and the action of an event.
+    The query is a sum of the vectors of the history, weighted by the age and the action of each event.
     """
 
     def __init__(self, config: ModelConfig, shape: ModelShape) -> None:
         super().__init__()
         self.project = nn.Linear(shape.text_width, min(config.content_dim, shape.text_width), bias=False)
-        ages = torch.arange(config.history, dtype=torch.float32).clamp(max=_OLDEST)
-        self.log_age = nn.Parameter(ages * float(np.log(_AGE_DECAY)))
+        ages = torch.arange(config.history, dtype=torch.float32).clamp(max=START.oldest_step)
+        self.log_age = nn.Parameter(ages * float(np.log(START.age_decay)))
         self.log_action = nn.Embedding(len(shape.features.actions) + 1, 1)
-        self.log_scale = nn.Parameter(torch.tensor([np.log(_CONTENT_SCALE)], dtype=torch.float32))
+        self.log_scale = nn.Parameter(torch.tensor([np.log(START.content_scale)], dtype=torch.float32))
         self.id_bias = nn.Embedding(shape.id_buckets, 1) if "id" in config.sources else None
         nn.init.zeros_(self.log_action.weight)
         if self.id_bias is not None:
@@ -103,7 +135,11 @@ class ContentHead(nn.Module):
 
     @torch.no_grad()
     def start_from(self, text: TextTable) -> None:
-        """Start as the principal components of the un-tuned text vectors, which keep their likeness."""
+        """Start with the principal components of the text vectors, which keep their similarities.
+
+        Args:
+            text: vectors of the encoder before it is tuned.
+        """
         shown = text.vectors_IH[text.present_I > 0] - text.mean_H
         axes_HC = principal_axes(shown.cpu().numpy(), self.project.out_features)
         self.project.weight.copy_(torch.from_numpy(axes_HC.T))
@@ -116,7 +152,19 @@ class ContentHead(nn.Module):
         vectors_IC: torch.Tensor | None,
         last_B: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Item vectors [I, C + 1] (or those given), and queries [B, S, C + 1], or [B, 1, C + 1] with `last_B`."""
+        """Item vectors and queries of the content head.
+
+        Args:
+            items: features of the items; needed without `vectors_IC`.
+            text: text vectors of the items; needed without `vectors_IC`.
+            batch: histories and requests; without it there are no queries.
+            vectors_IC: item vectors of an earlier call, which saves computing them again.
+            last_B: ask at this slot of each row alone.
+
+        Returns:
+            Item vectors [I, C + 1], whose last number is the item's own score, and queries [B, S, C + 1], or
+            [B, 1, C + 1] with `last_B`.
+        """
         if vectors_IC is None:
             assert items is not None and text is not None
             content = F.normalize(self.project((text.vectors_IH - text.mean_H).to(self.project.weight.dtype)), dim=-1)
@@ -140,7 +188,7 @@ class ContentHead(nn.Module):
         return vectors_IC, torch.cat([query, torch.ones_like(query[..., :1])], -1)
 
     def _bias(self, items: ItemTensors) -> torch.Tensor:
-        """An item's own score; untrained items take the mean of the others. [I]"""
+        """The own score of each item [I]; an item without training event takes the mean of the others."""
         if self.id_bias is None:
             return self.log_scale.new_zeros(len(items.id_rows_I))
         bias = self.id_bias(items.id_rows_I).squeeze(-1)

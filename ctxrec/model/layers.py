@@ -1,4 +1,4 @@
-"""Embeddings of categories, and names of features as names of modules."""
+"""Layers that both towers use: embeddings of categories, and module names for features."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from ctxrec.core import schema
 
 
 class CategoryEmbedding(nn.Module):
-    """Mean of the embeddings of an item's values; codes padded with MISSING, which embeds as zero.
+    """Mean of the embeddings of an item's values. Codes are padded with MISSING, whose embedding is zero.
 
-    An `EmbeddingBag`, also for single values: [I, M, D] is never made, and its gradient takes a third of the time.
+    An `EmbeddingBag` serves single values too: it never makes a tensor [I, M, D], and its gradient takes a third of the
+    time.
     """
 
     def __init__(self, vocabulary: list[str], dim: int) -> None:
@@ -28,6 +29,7 @@ class CategoryEmbedding(nn.Module):
 
 
 def small_init(table: Any) -> None:
+    """Start an embedding with small normal values, and its padding row with zeros."""
     nn.init.normal_(table.weight, std=0.02)
     if table.padding_idx is not None:
         with torch.no_grad():
@@ -40,4 +42,5 @@ def module_name(name: str) -> str:
 
 
 def feature_name(key: str) -> str:
+    """The inverse of `module_name`."""
     return key[2:].replace("%2E", ".").replace("%25", "%")

@@ -1,10 +1,11 @@
-"""Training losses over query positions, all as weighted sums so that shards of a batch add up.
+"""Training losses over query positions; each is a weighted sum, so that the shares of a batch add up.
 
 Legend: P positions with a target, D width, I items, N negatives.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,10 +13,25 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_SCORES = 1 << 18  # scores held at once, so that they stay in the cache of a core (1 MB), but
-CHUNK_ROWS = 64  # no fewer rows: each chunk adds to the gradients of all items, which costs as much as its scores
-GPU_CHUNK_SCORES = 1 << 26
-_NO_SCORE = -1e4  # of an item that takes no part; finite, as there may be no other
+
+@dataclass(frozen=True)
+class ChunkParams:
+    """How many scores, positions times items, the full softmax holds at a time. Results do not depend on it.
+
+    Attributes:
+        scores: on a CPU. They take 1 MB, so that they stay in the cache of a core.
+        gpu_scores: on a GPU, a limit of memory (256 MB).
+        rows: positions of a chunk at least, as each chunk adds to the gradients of all items, which costs as much as 64
+            rows of scores.
+    """
+
+    scores: int = 1 << 18
+    gpu_scores: int = 1 << 26
+    rows: int = 64
+
+
+CHUNKS = ChunkParams()
+_NO_SCORE = -1e4  # score of an item that takes no part; it is finite, because there may be no other item
 
 
 def softmax_loss(
@@ -23,8 +39,17 @@ def softmax_loss(
 ) -> torch.Tensor:
     """Sum of weighted cross-entropies over all items.
 
-    A negative weight is negative feedback: it adds |w|·−log(1 − p(target)) ("unlikelihood",
-    Welleck et al. 2020), which pushes the item down.
+    A negative weight is negative feedback: it adds |w|·−log(1 − p(target)) ("unlikelihood", Welleck et al. 2020), which
+    lowers the score of the item.
+
+    Args:
+        q_PD: queries.
+        v_ID: item vectors.
+        target_P: int64, number of the item at each position.
+        weight_P: weight of each position.
+
+    Returns:
+        A scalar, float32.
     """
     liked = weight_P >= 0
     if liked.all():
@@ -37,9 +62,9 @@ def softmax_loss(
 
 
 class _SoftmaxLoss(torch.autograd.Function):
-    """Cross-entropy over all items whose gradient is made in the forward pass, while a chunk's scores lie in the cache.
+    """Cross-entropy over all items, whose gradient is computed in the forward pass, while a chunk's scores are in the cache.
 
-    The scores, positions times items, are by far the largest numbers of a step; they are never held at once.
+    The scores, positions times items, would be by far the largest tensor of a step; they are never held all at once.
     """
 
     @staticmethod
@@ -62,7 +87,7 @@ class _SoftmaxLoss(torch.autograd.Function):
             odds = scores.exp_()
             normaliser = odds.sum(1, keepdim=True)
             total += ((normaliser.log() - wanted) * weight_p1).sum()
-            grad = odds.mul_(weight_p1 / normaliser)  # p, minus what was wanted, is the gradient of the scores
+            grad = odds.mul_(weight_p1 / normaliser)  # the gradient of the scores: p, minus 1 at the target
             grad.scatter_add_(1, target_p1, -weight_p1)
             grad = grad.to(q_PD.dtype)
             grad_q[part] = grad @ v_ID
@@ -72,13 +97,14 @@ class _SoftmaxLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_q, grad_v = ctx.saved_tensors
         return grad * grad_q, grad * grad_v, None, None
 
 
 def _chunk_rows(v_ID: torch.Tensor) -> int:
-    return max((CHUNK_SCORES if v_ID.device.type == "cpu" else GPU_CHUNK_SCORES) // max(len(v_ID), 1), CHUNK_ROWS)
+    scores = CHUNKS.scores if v_ID.device.type == "cpu" else CHUNKS.gpu_scores
+    return max(scores // max(len(v_ID), 1), CHUNKS.rows)
 
 
 def _unlikelihood(
@@ -88,7 +114,7 @@ def _unlikelihood(
 
 
 def _unlike(logits: torch.Tensor, target_P: torch.Tensor, weight_P: torch.Tensor) -> torch.Tensor:
-    """Sum of w·-log(1 - p), as a difference of two log-sums: its gradient lives on where p is 1 in float32."""
+    """Sum of w·-log(1 - p) as a difference of two log-sums, whose gradient does not vanish where p rounds to 1."""
     others = logits.scatter(1, target_P[:, None], _NO_SCORE)
     return ((torch.logsumexp(logits, 1) - torch.logsumexp(others, 1)) * weight_P).sum()
 
@@ -112,25 +138,39 @@ def sampled_softmax_loss(
 ) -> torch.Tensor:
     """Sum of weighted cross-entropies over the target and N shared negatives.
 
-    Scores of negatives are corrected by the log of their expected count in the sample (Bengio and
-    Senécal 2008); the target is there for certain and so is not corrected (arXiv 2507.09331).
-    A negative that is a position's own target is left out at that position.
+    The scores of negatives are corrected by the log of their expected count in the sample (Bengio and Senécal 2008). The
+    target is present for certain, so its score is not corrected (arXiv 2507.09331). A negative that is the target of a
+    position is left out at that position.
+
+    Args:
+        q_PD: queries.
+        v_ID: item vectors.
+        target_P: int64, number of the item at each position.
+        weight_P: weight of each position; a negative one is negative feedback, as in `softmax_loss`.
+        negatives_N: int64, numbers of items.
+        log_expected_N: log of the expected count of each negative, [N] or a scalar.
+
+    Returns:
+        A scalar, float32.
     """
-    own_P = (q_PD * v_ID[target_P]).sum(-1, keepdim=True).float()
+    target_score_P1 = (q_PD * v_ID[target_P]).sum(-1, keepdim=True).float()
     logits_PN = (q_PD @ v_ID[negatives_N].T).float() - log_expected_N
     logits_PN = logits_PN.masked_fill(negatives_N[None, :] == target_P[:, None], float("-inf"))
-    logits = torch.cat([own_P, logits_PN], 1)
+    logits = torch.cat([target_score_P1, logits_PN], 1)
     return _cross_entropy(logits, torch.zeros_like(target_P), weight_P)
 
 
 def bce_loss(
     q_PD: torch.Tensor, v_ID: torch.Tensor, target_P: torch.Tensor, weight_P: torch.Tensor, negatives_N: torch.Tensor
 ) -> torch.Tensor:
-    """Binary cross-entropy of the target against N shared uniform negatives, the negatives' mean weighing
-    as much as the target; negative weight makes the target itself a negative example."""
-    own_P = (q_PD * v_ID[target_P]).sum(-1).float()
+    """Sum of weighted binary cross-entropies of the target and of N shared negatives.
+
+    The mean over the negatives weighs as much as the target. A negative weight makes the target itself a negative example.
+    Arguments and result are those of `sampled_softmax_loss`.
+    """
+    target_score_P = (q_PD * v_ID[target_P]).sum(-1).float()
     label_P = (weight_P > 0).float()
-    positive = F.binary_cross_entropy_with_logits(own_P, label_P, reduction="none")
+    positive = F.binary_cross_entropy_with_logits(target_score_P, label_P, reduction="none")
     logits_PN = (q_PD @ v_ID[negatives_N].T).float()
     valid_PN = (negatives_N[None, :] != target_P[:, None]).float()
     negative_PN = F.binary_cross_entropy_with_logits(logits_PN, torch.zeros_like(logits_PN), reduction="none")

@@ -1,4 +1,4 @@
-"""The trained whole: encoder and towers in one module, so that one engine owns all parameters.
+"""The network that is trained: encoder and towers in one module, so that one engine owns all parameters.
 
 Legend: B rows, S query slots, W width of all heads' vectors, D width of one head's, I items, n fresh items of a step,
 H encoder width, P positions with a target, N negatives.
@@ -24,13 +24,14 @@ from ctxrec.model.inputs import ItemTensors
 from ctxrec.model.losses import bce_loss, sampled_softmax_loss, softmax_loss
 from ctxrec.model.two_tower import Towers
 
-CONTENT_POSITIONS = 512  # of a micro-batch that train the content head
-# Up to so many items `train.loss = auto` takes the full softmax. No measurement supports the number: it bounds memory and time.
+CONTENT_POSITIONS = 512  # positions of a micro-batch that train the content head, at most
+# `train.loss = auto` takes the full softmax up to so many items. No measurement supports the number: it bounds memory and time.
 FULL_SOFTMAX_ITEMS = 50_000
 
 
 class _GatherRanks(torch.autograd.Function):
-    """All ranks' equally sized rows, rank after rank; the backward pass sums what all ranks ask of a row."""
+    """The rows of all ranks, rank after rank, the same number from each. The backward pass sums the gradients of all ranks
+    for a row."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
@@ -40,14 +41,14 @@ class _GatherRanks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        grad = grad.clone(memory_format=torch.contiguous_format)  # autograd's own tensor must stay as it is
+        grad = grad.clone(memory_format=torch.contiguous_format)  # autograd's own tensor must not change
         dist.all_reduce(grad)
         size = len(grad) // dist.get_world_size()
         return grad[dist.get_rank() * size :][:size]
 
 
 def gather_encoded(share_nH: torch.Tensor, plan: EncodePlan) -> torch.Tensor:
-    """Vectors of all texts of a plan, in the plan's order: [num_texts, H]."""
+    """The vectors of all texts of a plan from each rank's share, in the plan's order: [num_texts, H]."""
     if plan.world == 1:
         return share_nH[: plan.num_texts]
     ranks = _GatherRanks.apply(share_nH).view(plan.world, -1, share_nH.shape[-1])
@@ -138,7 +139,7 @@ class Network(nn.Module):
 
     def _encode(self, inputs: EncodeInputs) -> torch.Tensor:
         with torch.autocast(inputs.device.type, enabled=False):  # the encoder chooses its own precision
-            assert self.encoder is not None, "a network without encoder is asked to encode"
+            assert self.encoder is not None
             share_nH = encode_share(self.encoder, inputs.tokens, inputs.plan, inputs.rank, inputs.device)
             return gather_encoded(share_nH, inputs.plan)
 
@@ -147,23 +148,24 @@ class Network(nn.Module):
 
         The items of the table give the encoder no gradient, so it learns more of what a step's items have that is wanted
         than of what the others lack. That ranks better than the gradient of all items, which weights for the fresh ones
-        would give on average (measured: README.md of this package).
+        would give on average (measured: `tests/bench/RESULTS.md`).
         """
         items, text, batch, negatives_N = inputs.items, inputs.text, inputs.batch, inputs.negatives_N
         which_n = fresh_nH = None
         if inputs.fresh is not None:
+            assert text is not None
             plan = inputs.fresh.plan
             with section("encode"):
                 fresh_nH = self._encode(inputs.fresh)
             which_n = torch.from_numpy(plan.order[: plan.num_texts]).to(fresh_nH.device)
-            assert text is not None, "fresh vectors need a table to replace those of"
             fresh_nH = fresh_nH.to(text.vectors_IH.dtype)
             text.vectors_IH[which_n] = fresh_nH.detach()
         num_candidates = len(items.id_rows_I) if items.pool is None else len(items.pool)
         if negatives_N is not None:  # a large catalogue: read no more of it than the step needs
             negatives_N = negatives_N if items.pool is None else items.pool[negatives_N]
             items, text, batch, negatives_N, which_n = narrowed(items, text, batch, negatives_N, which_n)
-        if fresh_nH is not None and text is not None:
+        if fresh_nH is not None:
+            assert text is not None and which_n is not None
             text = replace(text, vectors_IH=text.vectors_IH.index_copy(0, which_n, fresh_nH))
         with section("towers"):
             vectors_IW, queries_BSW = self.towers(items, text, batch)
@@ -200,7 +202,7 @@ class Network(nn.Module):
 def narrowed(
     items: ItemTensors, text: TextTable | None, batch: Batch, negatives_N: torch.Tensor, fresh_n: torch.Tensor | None
 ) -> tuple[ItemTensors, TextTable | None, Batch, torch.Tensor, torch.Tensor | None]:
-    """The same step on a catalogue of the items alone that it reads: histories, targets, negatives, fresh items."""
+    """The same step on a small catalogue: the items of its histories, targets, negatives and fresh texts alone."""
     parts = [batch.items_BL.flatten(), batch.targets_BS.flatten(), negatives_N]
     needed = torch.unique(torch.cat(parts if fresh_n is None else [*parts, fresh_n]))
 
@@ -213,7 +215,7 @@ def narrowed(
 
 
 def _thinned(asked: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """At most CONTENT_POSITIONS of the positions, evenly taken: the content head has few weights to learn."""
+    """At most CONTENT_POSITIONS of the positions, at even distances, as the content head has few weights to learn."""
     stride = -(-len(asked[0]) // CONTENT_POSITIONS)
     return tuple(index[:: max(stride, 1)] for index in asked)
 

@@ -1,8 +1,8 @@
-"""The recommender: item vectors from content and ID, a user state from history, and their product.
+"""The two towers: item vectors from content and ID, a query from history and context, and their inner product.
 
 Legend: I items, B rows, S query slots, W width of the vectors of all heads, C width of the content head.
-Vectors that meet in the product are those of two heads end to end: the sequence head's D + 1 numbers (the last
-is the item's own score, 1 for a query), then the content head's C + 1, alike. Their products add up.
+A vector is that of two heads end to end: first the sequence head's D + 1 numbers, of which the last is the item's own
+score (1 for a query), then the content head's C + 1 numbers, of the same form. The products of the heads add up.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ctxrec.model.user_tower import ActionHeads, UserTower
 
 
 class Towers(nn.Module):
-    """Both heads with the temperature of their products; everything trained but the encoder."""
+    """Both heads with the temperature of their products: all that is trained apart from the encoder."""
 
     def __init__(self, config: ModelConfig, shape: ModelShape, *, temperature: float) -> None:
         super().__init__()
@@ -46,9 +46,17 @@ class Towers(nn.Module):
         item_vectors: torch.Tensor | None = None,
         last: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Item vectors [I, W] and queries: [B, S, W], or with `last` the query of each row's own request, [B, W].
+        """Item vectors and queries.
 
-        `item_vectors` saves computing them again; without `batch` there are no queries.
+        Args:
+            items: features of the items.
+            text: their text vectors; None without text encoder.
+            batch: histories and requests; without it there are no queries.
+            item_vectors: of an earlier call, which saves computing them again.
+            last: ask only at the last slot of each row, which is the row's own request.
+
+        Returns:
+            Item vectors [I, W], and queries [B, S, W], or [B, W] with `last`, or None without `batch`.
         """
         given = [None, None] if item_vectors is None else torch.split(item_vectors, self.widths, dim=1)
         sequence_ID = given[0]
@@ -79,9 +87,9 @@ class Towers(nn.Module):
         return torch.cat([state, torch.ones_like(state[..., :1])], -1)
 
     def read(self, batch: Batch, item_vectors: torch.Tensor) -> torch.Tensor:
-        """What the last queries owe to who asks and to their histories alone: [B, M], for `ask`.
+        """The part of the last queries that depends on the user and the history alone: [B, M], for `ask`.
 
-        Not for a backbone that knows at what time it is asked (`reads_time`).
+        A backbone that depends on the time of the request (`reads_time`) has no such part.
         """
         sequence_ID, *content = torch.split(item_vectors, self.widths, dim=1)
         context = self.user.context(batch) if self.user.context is not None else None
@@ -91,8 +99,8 @@ class Towers(nn.Module):
         return torch.cat(parts, -1)[:, 0]
 
     def ask(self, read_BM: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Queries [B, W] of what `read` gave, in the contexts of `batch`, whose rows have no events."""
+        """Queries [B, W] from the result of `read`, in the contexts of `batch`, whose rows have no events."""
         dim = self.user.config.dim
         context = self.user.context(batch) if self.user.context is not None else None
-        state = self.user.bend(read_BM[:, None, :dim], context)
+        state = self.user.apply_film(read_BM[:, None, :dim], context)
         return torch.cat([self._query(state, batch.asked_BS, batch.asked_mix_BA)[:, 0], read_BM[:, dim:]], 1)

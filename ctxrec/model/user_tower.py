@@ -1,6 +1,6 @@
 """Requests to queries: who asks, what they did, and the context in which they ask.
 
-Parameters are read in the forward of the module that owns them, as ZeRO-3 gathers them there.
+Each module reads its parameters in its own forward, because ZeRO-3 gathers them there.
 
 Legend: I items, B rows, L event slots, S = L + 1 query slots, D width, H encoder width, V width of an image or audio
 encoder, F numeric features, M values of a category, A actions, C width of the content head.
@@ -23,7 +23,7 @@ from ctxrec.model.layers import CategoryEmbedding, feature_name, module_name, sm
 
 
 class ContextTower(nn.Module):
-    """One vector of a request's context: time, gap, categorical, numeric and text features."""
+    """One vector for the context of a request: time, gap, categorical, numeric and text features."""
 
     def __init__(self, config: ModelConfig, features: FeatureMeta) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class ContextTower(nn.Module):
             small_init(table)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """[B, S, D]."""
+        """The context vector of every query slot: [B, S, D]."""
         total = self.gap(batch.query_gaps_BS)
         for name, table in self.cat.items():
             total = total + table(batch.cat_BS[feature_name(name)])
@@ -59,7 +59,7 @@ class ContextTower(nn.Module):
 
 
 class UserTower(nn.Module):
-    """Reads who asks and what they did, then bends that state to the context of the request (FiLM)."""
+    """Reads who asks and what they did, then lets the context of the request change that state (FiLM, arXiv 1709.07871)."""
 
     def __init__(self, config: ModelConfig, features: FeatureMeta) -> None:
         super().__init__()
@@ -87,12 +87,21 @@ class UserTower(nn.Module):
             nn.init.zeros_(self.film.bias)
 
     def forward(self, batch: Batch, item_vectors_ID: torch.Tensor, last_B: torch.Tensor | None = None) -> torch.Tensor:
-        """User states at every query slot, [B, S, D], or at the slots `last_B` alone, [B, 1, D]."""
+        """User states.
+
+        Args:
+            batch: histories and requests.
+            item_vectors_ID: vectors of all items.
+            last_B: ask at this slot of each row alone.
+
+        Returns:
+            The state at every query slot, [B, S, D], or [B, 1, D] with `last_B`.
+        """
         context = self.context(batch) if self.context is not None else None
         state = self.read(batch, item_vectors_ID, context, last_B)
         if context is not None and last_B is not None:
             context = states_at(context, last_B)[:, None]
-        return self.bend(state, context)
+        return self.apply_film(state, context)
 
     def read(
         self,
@@ -101,7 +110,10 @@ class UserTower(nn.Module):
         context: torch.Tensor | None,
         last_B: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """What is known of users at every slot, or at `last_B` alone, before the context in which they ask."""
+        """User states before the context of the request changes them: [B, S, D], or [B, 1, D] with `last_B`.
+
+        `context` [B, S, D] is that of all slots; an event is read with the context in which it took place.
+        """
         prefix = self.start(torch.zeros_like(batch.lengths_B))
         for name, embedding in self.user_cat.items():
             prefix = prefix + embedding(batch.user_cat_B[feature_name(name)])
@@ -110,16 +122,15 @@ class UserTower(nn.Module):
             prefix = prefix + self.user_numbers(numbers.to(prefix.dtype))
         events = self.item_in(item_vectors_ID[batch.items_BL] * self.config.dim**0.5)
         events = events + self.action(batch.actions_BL)
-        if (
-            context is not None and self.event_context is not None
-        ):  # slot j asks in the context of event j + 1, so event j's own is at j - 1
+        if context is not None and self.event_context is not None:
+            # Slot j asks in the context of event j + 1, so the context of event j is at slot j - 1.
             events = events + self.event_context(context[:, :-1])
         slots = F.dropout(self.norm_in(torch.cat([prefix[:, None], events], 1)), self.config.dropout, self.training)
         state = self.backbone(slots, batch.times_BS, last_B)
         return self.norm_out(state if last_B is None else state[:, None])
 
-    def bend(self, state: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
-        """What is known of a user, as the context in which they ask changes it (FiLM)."""
+    def apply_film(self, state: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+        """Scale and shift a state [B, S, D] by the context [B, S, D] of the request (FiLM, arXiv 1709.07871)."""
         if context is not None and self.film is not None:
             scale, shift = self.film(context).chunk(2, -1)
             state = state * (1 + scale) + shift
@@ -127,9 +138,10 @@ class UserTower(nn.Module):
 
 
 class ActionHeads(nn.Module):
-    """A query for each action: the shared one and a projection of it of the action's own, which starts as nothing.
+    """A query for each action: the shared query, plus a projection of it that belongs to the action and starts at zero.
 
-    What a request asks for is a mix of actions, and the same mix of their queries, so that products stay products.
+    A request asks for a mix of actions. Its query is the same mix of the actions' queries, so it is still one vector and
+    an index can search with it.
     """
 
     def __init__(self, dim: int, num_actions: int) -> None:

@@ -1,4 +1,4 @@
-"""Sizes, times and a recommendation for a training that is too large to try: what `ctxrec.plan` prints."""
+"""Memory, time and a recommendation for a training that is too large to try: what `ctxrec.plan` prints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EVENT_BYTES = 24  # of prepared histories on disk, compressed
 
 @dataclass(frozen=True)
 class Hardware:
-    """What is assumed of the machines; each is an option of the command."""
+    """Assumptions about the machines; each is an option of the command."""
 
     gpus: int = 8
     gpu_memory_gb: float = 80.0
@@ -28,7 +28,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be trained on."""
+    """The size of the data."""
 
     events: int
     items: int
@@ -37,7 +37,7 @@ class Work:
 
 
 def plan(work: Work, encoder: Encoder, hardware: Hardware, config: Config) -> dict[str, Any]:
-    """Everything as plain values.
+    """The whole plan as plain values.
 
     Raises:
         UserError: a size is not above 0.
@@ -88,7 +88,7 @@ def _memory(
 
 
 def recommend(encoder: Encoder, load: Load, config: Config, hardware: Hardware, room: float) -> dict[str, Any]:
-    """The first that fits: less is divided first, as each further step costs traffic or time."""
+    """The first setting that fits. Each next one divides more, which costs traffic or time."""
     tune = config.encoder.tune
     tries: list[tuple[int, dict[str, bool], str]] = [
         (0, {}, "everything fits on each GPU, so nothing is divided"),
@@ -120,7 +120,7 @@ def recommend(encoder: Encoder, load: Load, config: Config, hardware: Hardware, 
 
 
 def seconds(work: Work, encoder: Encoder, hardware: Hardware, config: Config, load: Load) -> dict[str, float]:
-    """Of one epoch of each phase, on all GPUs together: operations divided by what the hardware is assumed to do."""
+    """Seconds of an epoch of each phase on all GPUs: operations divided by the assumed rate of the hardware."""
     rate = hardware.gpus * hardware.tflops * 1e12 * hardware.utilisation
     half = max(config.model.history // 2, 1)
     steps = max((work.users + work.events / half) / config.train.global_batch_size, 1)
@@ -143,7 +143,8 @@ def seconds(work: Work, encoder: Encoder, hardware: Hardware, config: Config, lo
 
 
 def network(encoder: Encoder, hardware: Hardware, config: Config, load: Load) -> dict[str, float]:
-    """Of one step and GPU: gradients in a ring (2 (n - 1) / n of their bytes), and the fresh text vectors."""
+    """Bytes and seconds on the network for a step and GPU: gradients in a ring (2 (n - 1) / n of their bytes), and the
+    fresh text vectors."""
     ring = (hardware.gpus - 1) / hardware.gpus
     learns = encoder.trainable(config.encoder.tune, rank=config.encoder.rank, top_layers=config.encoder.top_layers)
     gradients = 2 * ring * 2 * (learns + tower_weights(load, encoder.hidden))
@@ -154,6 +155,7 @@ def network(encoder: Encoder, hardware: Hardware, config: Config, load: Load) ->
 
 
 def disk(work: Work, encoder: Encoder, config: Config, load: Load) -> dict[str, float]:
+    """Bytes of storage by purpose."""
     learns = encoder.trainable(config.encoder.tune, rank=config.encoder.rank, top_layers=config.encoder.top_layers)
     weights = learns + tower_weights(load, encoder.hidden)
     vectors = work.items * 4 * (load.dim + load.content + 2)
@@ -166,7 +168,7 @@ def disk(work: Work, encoder: Encoder, config: Config, load: Load) -> dict[str, 
 
 
 def report(made: dict[str, Any]) -> str:
-    """`made` as text."""
+    """The plan as a text for the terminal."""
     lines = ["memory of a GPU in GiB (weights, gradients, optimizer, activations, catalogue)"]
     for row in made["memory"]:
         parts = "  ".join(

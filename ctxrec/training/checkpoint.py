@@ -1,8 +1,8 @@
-"""Training state that does not depend on the number of workers or the ZeRO stage, as safetensors.
+"""Checkpoints that do not depend on the number of workers or the ZeRO stage, as safetensors.
 
     weights.safetensors    full float32 trainable weights, by name
     optimizer.safetensors  AdamW moments, by "<name>/exp_avg" and "<name>/exp_avg_sq"
-    state.json             phase, step, best result and what else the loop needs to go on
+    state.json             phase, step, best result and what else the loop needs to continue
 
 DeepSpeed's own checkpoints are pickles tied to the number of workers, so they are not used.
 """
@@ -23,10 +23,11 @@ from ctxrec.core.errors import UserError
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
-_RECORD = "checkpoint_manager_snapshot.json"  # Ray Train's own, of what it was told
+_RECORD = "checkpoint_manager_snapshot.json"  # Ray Train's own record of the reported checkpoints
 
 
 def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters that are trained, by name."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
@@ -34,7 +35,7 @@ def full_weights(engine: Any) -> dict[str, torch.Tensor]:
     """Full float32 trainable weights on the CPU; every rank must call it.
 
     Raises:
-        RuntimeError: a weight came out empty, as an ungathered ZeRO-3 shard would.
+        RuntimeError: a weight is empty, as a ZeRO-3 shard is that was not gathered.
     """
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -63,7 +64,16 @@ def full_moments(engine: Any) -> dict[str, torch.Tensor]:
 
 
 def restore(engine: Any, folder: str, optimizer_step: int) -> None:
-    """Put weights and moments of a checkpoint into an engine of any stage, after `optimizer_step` updates."""
+    """Put the weights and moments of a checkpoint into an engine of any ZeRO stage.
+
+    Args:
+        engine: of DeepSpeed.
+        folder: local folder of the checkpoint.
+        optimizer_step: updates that AdamW had made, for its bias correction.
+
+    Raises:
+        UserError: the checkpoint lacks a weight of the engine's module.
+    """
     import deepspeed  # heavy, and reads DS_ACCELERATOR at import
 
     weights = load_file(os.path.join(folder, WEIGHTS))
@@ -74,7 +84,7 @@ def restore(engine: Any, folder: str, optimizer_step: int) -> None:
             raise UserError(f"the checkpoint in {folder} has no weight {name}; it belongs to another configuration")
         if sharded:
             _set_sharded(parameter, weights[name])
-            # That sets the optimizer's copy; the one that the next forward pass reads is apart from it.
+            # This sets the optimizer's copy alone; the next forward pass reads another one.
             with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0), torch.no_grad():
                 parameter.data.copy_(weights[name])
         else:
@@ -99,7 +109,7 @@ def _set_sharded(parameter: torch.nn.Parameter, value: torch.Tensor, moment: str
         else:
             utils.safe_set_full_optimizer_state(parameter, value, moment)
         return
-    # Stage 3: what takes the whole value fails where its size is no multiple of the number of workers.
+    # Stage 3: the function for whole values fails where their size is no multiple of the number of workers.
     size = parameter.ds_tensor.numel()
     part = value.flatten()[dist.get_rank() * size :][:size]
     part = F.pad(part, (0, size - len(part)))
@@ -112,7 +122,7 @@ def _set_sharded(parameter: torch.nn.Parameter, value: torch.Tensor, moment: str
 def save(
     folder: str, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], state: dict[str, Any]
 ) -> None:
-    """Write a checkpoint's files into a local folder (rank 0 alone); the state has the hashes of the others."""
+    """Write the files of a checkpoint into a local folder, on rank 0 alone; the state holds the hashes of the others."""
     save_file(weights, os.path.join(folder, WEIGHTS))
     save_file(moments, os.path.join(folder, OPTIMIZER))
     files = {name: storage.sha256_file(os.path.join(folder, name)) for name in (WEIGHTS, OPTIMIZER)}
@@ -121,7 +131,7 @@ def save(
 
 
 def damage(folder: str) -> str | None:
-    """What is wrong with a checkpoint in a local folder; None where it is whole."""
+    """What is wrong with a checkpoint in a local folder; None where it is undamaged."""
     try:
         with open(os.path.join(folder, STATE), encoding="utf-8") as stream:
             files = json.load(stream)["files"]
@@ -137,19 +147,19 @@ def damage(folder: str) -> str | None:
 
 
 def folders(checkpoints: str) -> list[str]:
-    """A run's checkpoints, newest first, whole or not; Ray Train names them by their time."""
+    """The checkpoints of a run, newest first, damaged ones too; Ray Train names them by their time."""
     try:
         files = storage.list_files(checkpoints)
-    except UserError:  # there is nothing yet
+    except UserError:  # there is no checkpoint yet
         return []
     names = {os.path.basename(storage.parent(path)) for path in files}
     return [storage.join(checkpoints, name) for name in sorted(names, reverse=True) if name.startswith("checkpoint_")]
 
 
 def tidy(checkpoints: str, keep: int) -> None:
-    """Before an attempt: keep the newest `keep` checkpoints alone, and forget Ray Train's record of them.
+    """Delete all but the newest `keep` checkpoints, and Ray Train's record of them; call it before an attempt.
 
-    A kill can cut the record off, which Ray Train then refuses to read, or leave a checkpoint that it does not hold.
+    A kill can cut the record off, which Ray Train then refuses to read, or leave a checkpoint that the record lacks.
     """
     storage.delete(storage.join(checkpoints, _RECORD))
     for path in folders(checkpoints)[keep:]:
@@ -157,7 +167,7 @@ def tidy(checkpoints: str, keep: int) -> None:
 
 
 def load_weights(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Put weights by name into a plain module; names that it lacks are an error."""
+    """Put weights by name into a plain module, which must have all of these names."""
     missing = module.load_state_dict(weights, strict=False)
     assert not missing.unexpected_keys, missing.unexpected_keys
 
@@ -171,11 +181,12 @@ def plain_optimizer(engine: Any) -> torch.optim.Optimizer:
 
 
 def optimizer_step(engine: Any) -> int:
-    """Updates that AdamW counts, for its bias correction."""
+    """Updates that AdamW has counted, for its bias correction."""
     return next((int(state["step"]) for state in plain_optimizer(engine).state.values()), 0)
 
 
 def set_optimizer_step(engine: Any, step: int) -> None:
+    """Set the number of updates that AdamW has counted."""
     for state in plain_optimizer(engine).state.values():
         if isinstance(state["step"], torch.Tensor):
             state["step"].fill_(step)
@@ -186,9 +197,9 @@ def set_optimizer_step(engine: Any, step: int) -> None:
 def make_optimizer_state(engine: Any) -> None:
     """Give AdamW its zero moments before the first step, whatever the ZeRO stage.
 
-    DeepSpeed 0.19.8 links moments to parameters after the first parameter group's first step, when those
-    of the other groups do not exist yet, and so cannot find them later; stage 3 hands the optimizer its flat
-    parameters for the length of a step alone, so that nothing could be restored before the first.
+    DeepSpeed 0.19.8 links moments to parameters after the first step of the first parameter group. The moments of the other
+    groups do not exist then, so it cannot find them later. Stage 3 hands the optimizer its flat parameters only during a
+    step, so nothing could be restored before the first step.
     """
     optimizer = plain_optimizer(engine)
     counts_in_tensor = isinstance(optimizer, torch.optim.AdamW)

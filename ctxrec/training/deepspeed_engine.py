@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,13 +21,32 @@ from ctxrec.training.checkpoint import make_optimizer_state
 
 logger = logging.getLogger(__name__)
 
-_BETAS = (0.9, 0.98)
-_CLIP = 1.0  # norm of the gradients, at most; no measurement supports another value
-CONTENT_LR = 0.25  # of the towers' rate: the content head starts from a good place
+
+@dataclass(frozen=True)
+class OptimizerParams:
+    """Numbers of the optimizer and its schedule that no option sets. No measurement of ours supports other values.
+
+    Attributes:
+        betas: of AdamW.
+        clip: norm of the gradients, at most.
+        content_lr: learning rate of the content head as a share of the towers', as it starts from principal components.
+        final_lr: learning rate at the end of the schedule as a share of its peak.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = 1.0
+    content_lr: float = 0.25
+    final_lr: float = 0.1
+
+
+OPTIMIZER = OptimizerParams()
 
 
 def choose_precision(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """bf16 where asked, and where every worker's GPU or CPU (AMX) multiplies it faster; every worker takes part."""
+    """What products are computed in; every worker must call it.
+
+    `train.precision` says it. "auto" takes bfloat16 where every worker's GPU, or CPU with AMX, multiplies it faster.
+    """
     if config.precision != "auto":
         return torch.bfloat16 if config.precision == "bf16" else torch.float32
     if device.type == "cuda":
@@ -42,8 +62,16 @@ def choose_precision(config: TrainConfig, device: torch.device) -> torch.dtype:
 def deepspeed_config(
     config: TrainConfig, *, world: int, accumulation: int, rows_per_micro_batch: int, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """The DeepSpeed configuration that follows from ours."""
-    # Weights of bf16 need their float32 beside them, which stage 0 does not show as the others do.
+    """The configuration of DeepSpeed that follows from ours.
+
+    Args:
+        config: options of the training.
+        world: number of workers.
+        accumulation: micro-batches of a step.
+        rows_per_micro_batch: windows of a worker's micro-batch.
+        dtype: what products are computed in.
+    """
+    # Weights in bfloat16 need a float32 copy, which stage 0 does not give access to as the other stages do.
     stage = max(config.zero_stage, 1) if dtype == torch.bfloat16 else config.zero_stage
     zero: dict[str, Any] = {"stage": stage, "contiguous_gradients": True, "overlap_comm": False}
     if config.offload and stage:
@@ -54,7 +82,7 @@ def deepspeed_config(
         "train_micro_batch_size_per_gpu": rows_per_micro_batch,
         "gradient_accumulation_steps": accumulation,
         "train_batch_size": rows_per_micro_batch * accumulation * world,
-        "gradient_clipping": _CLIP,
+        "gradient_clipping": OPTIMIZER.clip,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -65,7 +93,14 @@ def deepspeed_config(
 
 
 def parameter_groups(module: nn.Module, config: TrainConfig, *, tower_lr: float, encoder_lr: float) -> list[dict]:
-    """Trainable parameters in groups with a peak learning rate each; vectors and adapters do not decay."""
+    """Trainable parameters in groups, each with its peak learning rate; weight decay is for matrices of the towers alone.
+
+    Args:
+        module: the network.
+        config: options of the training.
+        tower_lr: peak rate of the towers.
+        encoder_lr: peak rate of the encoder, and of the adapter of a language model as backbone.
+    """
     groups: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "content": [], "encoder": []}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
@@ -79,7 +114,7 @@ def parameter_groups(module: nn.Module, config: TrainConfig, *, tower_lr: float,
     made = []
     for name, parameters in groups.items():
         if parameters:
-            lr = {"encoder": encoder_lr, "content": tower_lr * CONTENT_LR}.get(name, tower_lr)
+            lr = {"encoder": encoder_lr, "content": tower_lr * OPTIMIZER.content_lr}.get(name, tower_lr)
             decay = config.weight_decay if name == "matrices" else 0.0
             # The rate is 0 until the first step sets it: DeepSpeed may step once while it starts.
             made.append({"params": parameters, "lr": 0.0, "peak_lr": lr, "weight_decay": decay})
@@ -87,7 +122,7 @@ def parameter_groups(module: nn.Module, config: TrainConfig, *, tower_lr: float,
 
 
 def start_engine(module: nn.Module, groups: list[dict], ds_config: dict[str, Any]) -> Any:
-    """A DeepSpeed engine over `module`; the process group must be up (Ray Train has made it)."""
+    """A DeepSpeed engine over `module`. The process group must exist: Ray Train makes it."""
     import deepspeed  # heavy, and reads DS_ACCELERATOR at import
 
     offload = "offload_optimizer" in ds_config["zero_optimization"]
@@ -95,11 +130,11 @@ def start_engine(module: nn.Module, groups: list[dict], ds_config: dict[str, Any
     if offload:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        optimizer: Any = DeepSpeedCPUAdam(groups, betas=_BETAS, adamw_mode=True)
+        optimizer: Any = DeepSpeedCPUAdam(groups, betas=OPTIMIZER.betas, adamw_mode=True)
     else:
-        # In one pass over memory on a CPU, where the default takes a dozen; on a GPU the default is as good.
+        # On a CPU the fused form passes over memory once, the default a dozen times; on a GPU the default is as good.
         fused = next(module.parameters()).device.type == "cpu" or None
-        optimizer = torch.optim.AdamW(groups, betas=_BETAS, fused=fused)
+        optimizer = torch.optim.AdamW(groups, betas=OPTIMIZER.betas, fused=fused)
     with _quiet():
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config, dist_init_required=False)
     make_optimizer_state(engine)
@@ -114,7 +149,7 @@ def set_learning_rate(engine: Any, factor: float) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """DeepSpeed logs a page at start; keep warnings and errors."""
+    """Keep DeepSpeed's warnings and errors alone, as it logs a page at start."""
     names = [logging.getLogger(name) for name in ("DeepSpeed", "deepspeed")]
     levels = [log.level for log in names]
     for log in names:
@@ -127,9 +162,9 @@ def _quiet() -> Iterator[None]:
 
 
 def use_cpu_accelerator() -> None:
-    """Tell DeepSpeed that there is no GPU, and where its compiled CPU extension is kept; before its import.
+    """Tell DeepSpeed that there is no GPU, and where its compiled CPU extension is kept. Call it before its import.
 
-    Each Python environment has its own, compiled by its own ninja: another one's would have it compiled anew.
+    Each Python environment has an extension of its own, as ninja compiles anew what another environment has compiled.
     """
     from ctxrec.core.storage import cache_dir, sha256_json
 
@@ -142,10 +177,10 @@ def use_cpu_accelerator() -> None:
 
 
 def load_extensions(*, offload: bool) -> None:
-    """Compile what DeepSpeed needs on a CPU, once a machine; others wait for it.
+    """Compile what DeepSpeed needs on a CPU, once on each machine; other processes wait for it.
 
-    PyTorch marks a build by a file that a killed process leaves behind, and all that come later wait for it for ever. A
-    lock of the operating system ends with its holder, so whoever has ours may remove such a file.
+    PyTorch marks a build by a file. A killed process leaves that file behind, and all later processes would wait for it
+    without end. A lock of the operating system ends with its holder, so the holder of ours may remove such a file.
     """
     folder = os.environ.get("TORCH_EXTENSIONS_DIR")
     if folder is None or os.environ.get("DS_ACCELERATOR") != "cpu":
@@ -156,7 +191,7 @@ def load_extensions(*, offload: bool) -> None:
     with open(os.path.join(folder, "building"), "w", encoding="utf-8") as mine:
         fcntl.flock(mine, fcntl.LOCK_EX)
         for left in glob.glob(os.path.join(folder, "*", "lock")):
-            logger.info("a build of %s was cut off; it is made anew", os.path.basename(os.path.dirname(left)))
+            logger.info("a build of %s was cut off; it is built again", os.path.basename(os.path.dirname(left)))
             os.remove(left)
         for name in ["ShareMemCommBuilder"] + ["CPUAdamBuilder"] * offload:
             builder = get_accelerator().create_op_builder(name)

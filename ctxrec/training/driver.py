@@ -51,22 +51,23 @@ def train(
     start: str = "",
     profile: bool = False,
 ) -> str:
-    """Train on prepared data; goes on where an unfinished training of the same config stopped.
-
-    Returns the run's path. A run that is finished and unchanged is reused.
+    """Train on prepared data. An unfinished training of the same config continues; a finished one is reused.
 
     Args:
         data_path: folder that `prepare` wrote.
-        out: the run.
+        out: path or URI of the run.
         config: all options.
-        callbacks: Ray Train's callbacks; they see each evaluation's figures and checkpoint.
-        start: folder of a checkpoint of another run that a new run goes on from; the best weights of the phases
-            before lie in the new run's `checkpoints` already.
+        callbacks: Ray Train's callbacks; they are given the figures and the checkpoint of each evaluation.
+        start: folder of another run's checkpoint, from which a new run continues. The new run's `checkpoints` must hold
+            the best weights of the phases before.
         profile: trace some steps of each phase, and print where their time goes.
 
+    Returns:
+        The run's path.
+
     Raises:
-        UserError: no prepared data, another training lies at `out`, or an option does not fit.
-        Stopped: SIGTERM came; the training has saved.
+        UserError: there is no prepared data, another training lies at `out`, or an option does not fit.
+        Stopped: SIGTERM came, and a checkpoint is saved.
         Failed: a worker did not answer in time, or the disk is full.
     """
     data_path, out = _absolute(data_path), _absolute(out)
@@ -98,7 +99,7 @@ def train(
             told = faults.explain(str(failure), out, config.train.timeout_s)
             if told is None:
                 raise
-            print(file=sys.stderr)  # the progress bar that was left has no end of line
+            print(file=sys.stderr)  # the progress bar that was cut off has no end of line
             raise Failed(told) from failure
         finally:
             if (mistake := faults.mistake(checkpoints)) is not None:
@@ -113,7 +114,7 @@ def train(
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Pretrained models in local folders by their absolute paths: workers run in a folder of their own."""
+    """The config with absolute paths of pretrained models, because workers run in a folder of their own."""
     encoder, model = config.encoder, config.model
     if os.path.isdir(encoder.name):
         encoder = dataclasses.replace(encoder, name=os.path.abspath(encoder.name))
@@ -127,7 +128,11 @@ def _absolute(path: str) -> str:
 
 
 def _finished(out: str, config: Config, data: PreparedData) -> bool:
-    """Whether `out` holds this very training, finished; raises where it holds another one."""
+    """Whether `out` holds this training and it is finished.
+
+    Raises:
+        UserError: `out` holds another training.
+    """
     saved = RunPaths(out).config
     if not storage.exists(saved):
         return False
@@ -142,7 +147,7 @@ def _finished(out: str, config: Config, data: PreparedData) -> bool:
 
 
 def _training_options(config: Config) -> dict[str, Any]:
-    """The options that a training's result depends on: how many workers share its work, and how, is none of them."""
+    """The options that the result of a training depends on. How many workers share its work is not one of them."""
     options = config.to_dict()
     for section in ("evaluate", "prepare", "rerank", "diversity"):
         del options[section]
@@ -167,14 +172,16 @@ def _trainer(job: dict[str, Any], config: Config, callbacks: Sequence[UserCallba
         deepspeed_engine.use_cpu_accelerator()
         env |= {name: os.environ[name] for name in ("DS_ACCELERATOR", "TORCH_EXTENSIONS_DIR")}
     elif "DS_ACCELERATOR" in os.environ:
-        env["DS_ACCELERATOR"] = "cuda"  # the driver's own choice, which its workers inherit, may be a head without GPU
+        env["DS_ACCELERATOR"] = (
+            "cuda"  # workers inherit the driver's choice, and the driver may run on a head without GPU
+        )
     env |= {"PYTHONWARNINGS": "ignore::FutureWarning", "RAY_TQDM_PATCH_PRINT": "0"}
-    # Ray Train's controller looks at the workers every 2 s by default, and a checkpoint waits for the look before.
+    # Ray Train's controller polls the workers every 2 s by default, and each checkpoint waits for the last poll.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(max(0.2, 0.002 * options.max_workers)))
-    # One limit for all that waits: a worker that does not answer, a report that not all take part in.
+    # One limit for everything that waits: a worker that does not answer, a report that some worker never makes.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(min(options.timeout_s, 600))
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(options.timeout_s)
-    if elastic:  # Ray still counts a machine that has just died; asking for room there would take a minute
+    if elastic:  # Ray still counts a machine that has just died, and a request for its CPUs would take a minute
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
     env["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"  # it would print an empty line for every step of a progress bar
     return ray.train.torch.TorchTrainer(
@@ -198,7 +205,7 @@ def _trainer(job: dict[str, Any], config: Config, callbacks: Sequence[UserCallba
 
 
 def _logged_seconds(run: str) -> float:
-    """What the phases of a training have taken so far, where it was cut off and goes on."""
+    """Seconds that the phases of an interrupted training have taken so far."""
     return sum({line["phase"]: line.get("seconds", 0.0) for line in read_train_log(run)}.values())
 
 
@@ -224,7 +231,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the working folder, if it is a git checkout."""
+    """The commit of the working folder; None where it is no git checkout."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
         if done.returncode == 0:
@@ -232,7 +239,7 @@ def _git_commit() -> str | None:
     return None
 
 
-def summary(run: str) -> str:
+def describe_run(run: str) -> str:
     """One line about a finished training."""
     manifest = storage.read_json(RunPaths(run).manifest)
     best = max((line["valid_ndcg@10"] for line in read_train_log(run) if "valid_ndcg@10" in line), default=float("nan"))

@@ -1,4 +1,4 @@
-"""From trained weights to a bundle: the tuned encoder's text vectors, the blend of all sources, the export.
+"""From trained weights to a bundle: text vectors of the tuned encoder, weights of the blend, files of the bundle.
 
 Legend: I items, H encoder width.
 """
@@ -34,21 +34,20 @@ from ctxrec.training.worker_setup import Setup
 logger = logging.getLogger(__name__)
 
 _BATCH = 256
-_SAMPLE = 200  # requests by which an index's recall is measured
+_SAMPLE = 200  # requests on which the index's recall is measured
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What earlier phases settled: the text vectors and their encoder (None: not tuned), and where in its
-    schedule the first phase was best."""
+    """What earlier phases settled."""
 
-    text: TextTable | None
-    encoder: TextEncoder | None
-    share: float
+    text: TextTable | None  # None without text encoder
+    encoder: TextEncoder | None  # that the text vectors are by; None: it is not tuned
+    share: float  # of its schedule, after which the first phase was best
 
 
 def tuned_encoder(setup: Setup, best: dict[str, torch.Tensor]) -> TextEncoder:
-    """The whole encoder of a phase's best weights, as a service has it."""
+    """The encoder with the best weights of its phase, with all of its layers, as a service loads it."""
     texts = setup.catalogue.texts
     assert texts is not None
     encoder = TextEncoder(setup.config.encoder, texts.encoder_path, tune=True)
@@ -58,9 +57,9 @@ def tuned_encoder(setup: Setup, best: dict[str, torch.Tensor]) -> TextEncoder:
 
 
 def tuned_text(setup: Setup, encoder: TextEncoder) -> TextTable:
-    """The catalogue's vectors by a tuned encoder; every worker takes part.
+    """The text vectors of the catalogue by the tuned encoder; every worker must call it.
 
-    By all of its layers: vectors from stored states of 16 bits would differ in the fourth digit from a service's.
+    All layers are computed, because vectors from stored states of 16 bits would differ from a service's in the fourth digit.
     """
     texts = setup.catalogue.texts
     assert texts is not None
@@ -72,7 +71,16 @@ def tuned_text(setup: Setup, encoder: TextEncoder) -> TextTable:
 
 
 def calibrate(setup: Setup, towers: dict[str, torch.Tensor], text: TextTable | None) -> np.ndarray | None:
-    """Weights of the blend, by the validation requests; rank 0 alone. None where there is no memory or no request."""
+    """Fit the weights of the blend to the validation requests, on rank 0 alone.
+
+    Args:
+        setup: what all phases share.
+        towers: trained weights of the towers.
+        text: text vectors of the encoder that the towers were trained with.
+
+    Returns:
+        float32 [2, K]; None on other ranks, without the memory as a source, and without validation requests.
+    """
     if setup.worker.rank != 0 or "memory" not in setup.config.model.sources or setup.log.validation is None:
         return None
     made = _made(setup, towers)
@@ -92,7 +100,7 @@ def calibrate(setup: Setup, towers: dict[str, torch.Tensor], text: TextTable | N
 
 
 def _with_bonus(setup: Setup, made: Towers, blend: Blend, text: TextTable | None) -> Blend:
-    """The blend with a bonus for new items, by validation requests before which some items have no event."""
+    """The blend with a bonus for new items, chosen on validation requests with the events of some items hidden."""
     assert setup.log.validation is not None
     known_I = blend.memory.known_I
     hidden_I = hidden_items(known_I, seed=setup.config.train.seed)
@@ -128,9 +136,15 @@ def export(
     *,
     refitted: bool,
 ) -> None:
-    """Write a bundle; `refitted`: the towers have seen the validation events. The memory always has.
+    """Write a bundle; every worker must call it. The item memory holds the validation events in any case.
 
-    `weights` of the blend are None where there was nothing to fit them to.
+    Args:
+        setup: what all phases share.
+        towers: trained weights of the towers.
+        chosen: text vectors and their encoder.
+        weights: of the blend; None where there was nothing to fit them to.
+        path: of the bundle.
+        refitted: whether the towers were trained on the validation events too.
     """
     if setup.worker.rank == 0:
         made = _made(setup, towers)
@@ -142,7 +156,7 @@ def export(
             blend = _blend(setup, schema.TEST, vectors, made, text)
             blend = dataclasses.replace(blend, weights_2K=blend.unfitted_2K if weights is None else weights)
         scale = {} if text is None else {"mean": text.mean_H.cpu().numpy(), "scale": text.scale_H.cpu().numpy()}
-        if blend is not None and blend.text_IC is not None and text is not None:
+        if text is not None and blend is not None and blend.text_IC is not None:
             vectors_IH, present_I = text.vectors_IH.cpu().numpy(), text.present_I.cpu().numpy()
             scale["centre"], scale["axes"] = text_axes(vectors_IH, present_I, setup.config.model.content_dim)
         write_bundle(
@@ -193,7 +207,7 @@ def _queries(
 def _sample_queries(
     made: Towers, setup: Setup, text: TextTable | None, vectors_IW: torch.Tensor, blend: Blend | None
 ) -> np.ndarray | None:
-    """What some validation requests search the index with: float32 [N, D]; None where there are no such requests."""
+    """Search vectors of some validation requests: float32 [N, D]; None without validation requests."""
     if setup.log.validation is None:
         return None
     sample = setup.log.validation.evenly(_SAMPLE)
@@ -202,7 +216,7 @@ def _sample_queries(
 
 
 def _blend(setup: Setup, before: int, vectors_IW: torch.Tensor, made: Towers, text: TextTable | None) -> Blend:
-    """Memory and text of a blend of equal weights; the memory holds the events of earlier splits than `before`."""
+    """A blend of equal weights, whose memory holds the events of earlier splits than `before`."""
     text_IC = None
     if text is not None and setup.config.model.content_dim:
         vectors, present = text.vectors_IH.cpu().numpy(), text.present_I.cpu().numpy()

@@ -1,8 +1,8 @@
-"""What a training's driver and its workers tell each other through the run folder when something is wrong.
+"""Faults of a training: what its driver and its workers tell each other through files in the run folder.
 
-checkpoints/mistake.json   a worker found a user's mistake: its message, for the driver to report
-checkpoints/stop           the driver was asked to end: the workers save and return
-checkpoints/skipped.json   steps that are left out, as their loss was not finite ([phase, step])
+checkpoints/mistake.json   the message of a user's mistake that a worker found; the driver reports it
+checkpoints/stop           the driver was asked to end; the workers save a checkpoint and return
+checkpoints/skipped.json   steps that are left out because their loss was not finite ([phase, step])
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ctxrec.core.errors import UserError
 _MISTAKE, _STOP, _SKIPPED = "mistake.json", "stop", "skipped.json"
 _LOOK_EVERY_S = 1.0
 _DISK_FULL = re.compile(r"No space left on device|ENOSPC|Disk quota exceeded")
-# What gloo, NCCL and Ray Train say of a worker that others wait for in vain.
+# Messages of gloo, NCCL and Ray Train about a worker that does not answer.
 _STUCK = re.compile(
     r"Timed out waiting \d+ms|Watchdog caught collective operation timeout|health check has been hanging|"
     r"CollectiveTimeoutError"
@@ -28,23 +28,24 @@ _STUCK = re.compile(
 
 
 def clear(checkpoints: str) -> None:
-    """Forget what earlier attempts said of themselves; skipped steps stay skipped."""
+    """Delete the mistake and the stop file of earlier attempts; skipped steps stay skipped."""
     for name in (_MISTAKE, _STOP):
         storage.delete(storage.join(checkpoints, name))
 
 
 def record_mistake(checkpoints: str, error: UserError) -> None:
+    """Keep a user's mistake for the driver."""
     storage.write_json(storage.join(checkpoints, _MISTAKE), {"message": str(error)})
 
 
 def mistake(checkpoints: str) -> UserError | None:
-    """What a worker has recorded."""
+    """The mistake that a worker has recorded; None where there is none."""
     path = storage.join(checkpoints, _MISTAKE)
     return UserError(storage.read_json(path)["message"]) if storage.exists(path) else None
 
 
 def skipped(checkpoints: str) -> set[tuple[str, int]]:
-    """Phase and step of what is left out."""
+    """Phase and step of each step that is left out."""
     path = storage.join(checkpoints, _SKIPPED)
     return {(phase, step) for phase, step in storage.read_json(path)} if storage.exists(path) else set()
 
@@ -55,9 +56,9 @@ def skip(checkpoints: str, phase: str, step: int) -> None:
 
 
 def explain(failure: str, out: str, timeout_s: int) -> str | None:
-    """In one line what a failure's text says, where it is one that a user can do something about."""
+    """One line about a failure that a user can remedy; None for any other failure."""
     if _DISK_FULL.search(failure):
-        return f"no space is left for {out}; make some, then the same command goes on from the last checkpoint"
+        return f"no space is left for {out}; free some, then the same command goes on from the last checkpoint"
     if _STUCK.search(failure):
         return (
             f"a worker did not answer for train.timeout_s = {timeout_s} s: its machine is stuck, or a step takes longer "
@@ -68,7 +69,7 @@ def explain(failure: str, out: str, timeout_s: int) -> str | None:
 
 @contextlib.contextmanager
 def stop_on_sigterm(checkpoints: str) -> Iterator[None]:
-    """While this is open, SIGTERM asks the workers to save and return. Does nothing outside of the main thread."""
+    """In this context SIGTERM asks the workers to save and return. Outside of the main thread it has no effect."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -84,16 +85,18 @@ def stop_on_sigterm(checkpoints: str) -> Iterator[None]:
 
 
 def stop_asked(checkpoints: str) -> bool:
+    """Whether the training was asked to end."""
     return storage.exists(storage.join(checkpoints, _STOP))
 
 
 class StopWatch:
-    """Looks from time to time whether the training was asked to end."""
+    """Checks once a second at most whether the training was asked to end."""
 
     def __init__(self, checkpoints: str) -> None:
         self._checkpoints, self._next, self.asked = checkpoints, 0.0, False
 
     def look(self) -> bool:
+        """Whether the training was asked to end, as far as is known."""
         if not self.asked and time.monotonic() >= self._next:
             self.asked = stop_asked(self._checkpoints)
             self._next = time.monotonic() + _LOOK_EVERY_S

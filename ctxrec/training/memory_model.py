@@ -1,8 +1,8 @@
-"""What a training needs of a GPU's memory, from the sizes of the encoder, the towers and the catalogue.
+"""How much memory of a GPU a training needs, from the sizes of the encoder, the towers and the catalogue.
 
-Activations are what autograd keeps of a BERT-like layer without dropout and with fused attention, which keeps no scores,
-counted tensor by tensor; they and the peak of whole steps are held to measured sizes by tests/training/test_capacity_plan.py. States of the optimizer are divided as ZeRO does it (Rajbhandari et al. 2020, arXiv 1910.02054).
-All sizes are in bytes.
+Activations are the tensors that autograd keeps of a BERT-like layer without dropout and with fused attention, which keeps
+no scores. tests/training/test_capacity_plan.py compares them, and the peak of whole steps, with measured sizes. The
+states of the optimizer are divided as by ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054). All sizes are in bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ctxrec.core.errors import UserError
 
 TUNES = ("freeze", "ia3", "lora", "dora", "top", "full")
 FP32, BF16 = 4, 2
-RESERVE = 0.1  # of a GPU's memory: the driver's context, fragments, buffers of NCCL
+RESERVE = 0.1  # share of a GPU's memory for the driver's context, fragments and buffers of NCCL; an assumption
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Encoder:
 
     @staticmethod
     def of(text: str) -> Encoder:
-        """From a folder with config.json, or `layers,hidden,vocab`.
+        """The sizes from a folder with config.json, or from a text `layers,hidden,vocab`.
 
         Raises:
-            UserError: it is neither.
+            UserError: `text` is neither.
         """
         parts = text.split(",")
         if len(parts) == 3 and all(part.strip().isdigit() and int(part) > 0 for part in parts):
@@ -68,17 +68,18 @@ class Encoder:
 
     @property
     def layer_weights(self) -> int:
-        """Matrices of one layer: four of attention, two of the feed-forward part."""
+        """Weights in the matrices of one layer: four of attention, two of the feed-forward part."""
         return 4 * self.hidden**2 + 2 * self.hidden * self.inner
 
     @property
     def parameters(self) -> int:
+        """All weights."""
         vectors = 9 * self.hidden + self.inner  # biases of six matrices, two layer norms
         embeddings = (self.vocab + self.positions + 2) * self.hidden + 2 * self.hidden
         return embeddings + self.layers * (self.layer_weights + vectors)
 
     def trainable(self, tune: str, *, rank: int, top_layers: int) -> int:
-        """Weights that learn; adapters lie on the top `top_layers` layers (all layers where that is 0)."""
+        """Trained weights. Adapters are on the top `top_layers` layers (0: on all layers)."""
         count = min(top_layers or self.layers, self.layers)
         adapter = rank * (8 * self.hidden + 2 * (self.hidden + self.inner))
         outputs = 5 * self.hidden + self.inner
@@ -94,11 +95,11 @@ class Encoder:
     def activations(
         self, tune: str, *, tokens: int, rank: int, top_layers: int, checkpointing: bool, width: int = FP32
     ) -> int:
-        """What the backward pass of `tokens` tokens needs."""
+        """Bytes that the backward pass of so many tokens needs."""
         if tune == "freeze":
             return 0
         count = self.layers if tune == "full" else min(top_layers or self.layers, self.layers)
-        # Queries, keys, values, what attention makes of them, both norms' inputs and outputs; the logarithms of its sums.
+        # Queries, keys, values, output of attention, inputs and outputs of both norms; the log-sums of attention.
         numbers = (8 * self.hidden + 2 * self.inner + self.heads) * tokens
         if tune in ("lora", "dora"):
             numbers += 6 * rank * tokens
@@ -111,7 +112,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Load:
-    """What a worker's step handles."""
+    """The size of a worker's step."""
 
     items: int
     id_rows: int
@@ -123,16 +124,16 @@ class Load:
 
 
 def tower_weights(load: Load, hidden: int) -> int:
-    """Trained weights outside the encoder; ID rows are nearly all of them."""
+    """Trained weights outside the encoder; nearly all of them are ID vectors."""
     ids = load.id_rows * (load.dim + 2)
     return ids + hidden * (load.dim + load.content) + 32 * load.dim**2
 
 
 def catalogue_bytes(load: Load, hidden: int, *, tuned: bool) -> int:
-    """The catalogue on every worker: text vectors and features, and what a step keeps of all item vectors.
+    """Bytes of the catalogue on every worker: text vectors and features, and what a step keeps of all item vectors.
 
-    A step keeps the text vectors centred for each head, the stages of both heads' vectors, and the gradient of the
-    loss; where the encoder learns, the gradient of the text vectors comes in the backward pass.
+    A step keeps the centred text vectors of each head, the stages of both heads' vectors, and the gradient of the loss.
+    Where the encoder is tuned, the backward pass adds the gradient of the text vectors.
     """
     steady = FP32 * hidden + 2 * 8 + 2 * FP32
     kept = 2 * hidden + 3 * load.dim + 2 * load.content + 13
@@ -152,7 +153,7 @@ def per_gpu(
     offload: bool = False,
     weight_bytes: int = BF16,
 ) -> dict[str, int]:
-    """Bytes on one GPU by what they are for."""
+    """Bytes on one GPU by purpose."""
     towers = tower_weights(load, encoder.hidden)
     learns = encoder.trainable(tune, rank=rank, top_layers=top_layers) + towers
     every = encoder.parameters + towers + (learns - towers if tune in ("lora", "dora", "ia3") else 0)

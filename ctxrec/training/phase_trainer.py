@@ -32,15 +32,12 @@ from ctxrec.training.worker_setup import Setup
 
 logger = logging.getLogger(__name__)
 
-_FINAL_LR = (
-    0.1  # learning rate at the end of the schedule, as a share of its peak; no measurement supports another value
-)
-SHARE = "share"  # in a phase's best weights: the share of the schedule that they took
+SHARE = "share"  # key in a phase's best weights: the share of its schedule that was done when they were best
 
 
 @dataclass
 class Progress:
-    """Where a phase stands; goes into the checkpoint."""
+    """How far a phase is; it is part of the checkpoint."""
 
     phase: str
     step: int = 0  # steps done in this phase
@@ -65,7 +62,18 @@ class Resumed:
 
 
 class PhaseRun:
-    """One phase's engine and loop."""
+    """The engine and the loop of one phase.
+
+    Args:
+        setup: what all phases share.
+        phase: "towers", "encoder" or "refit".
+        network: what is trained.
+        stream: the training windows.
+        epochs: passes over the windows at most.
+        best_path: where the best weights go.
+        chosen: what earlier phases settled.
+        trace: traces some steps; None: no trace.
+    """
 
     def __init__(
         self,
@@ -82,7 +90,7 @@ class PhaseRun:
         self.config, self.worker = setup.config.train, setup.worker
         self.steps_per_epoch = stream.steps_per_epoch
         self.total_steps = max(epochs * self.steps_per_epoch, 1)
-        # A refit has nothing left to choose by: it stops where the first phase was best, on the same schedule.
+        # A refit has no events left to validate on, so it stops where the first phase was best, on the same schedule.
         self.last_step = max(round(chosen.share * self.total_steps), 1) if phase == "refit" else self.total_steps
         self.items = setup.catalogue.refit_items if phase == "refit" else setup.catalogue.items
         self.num_negatives_from = setup.catalogue.shape.num_items if self.items.pool is None else len(self.items.pool)
@@ -94,7 +102,7 @@ class PhaseRun:
         if phase == "encoder" and self.table is not None:
             self.table.vectors_IH = self.table.vectors_IH.clone()
         lr = self.config.encoder_phase_tower_lr if phase == "encoder" else self.config.tower_lr
-        self.peak_lr = self.config.encoder_lr if phase == "encoder" else lr  # of what the phase is there for
+        self.peak_lr = self.config.encoder_lr if phase == "encoder" else lr  # the rate that the log shows
         groups = deepspeed_engine.parameter_groups(network, self.config, tower_lr=lr, encoder_lr=self.config.encoder_lr)
         ds_config = deepspeed_engine.deepspeed_config(
             self.config,
@@ -106,7 +114,7 @@ class PhaseRun:
         self.engine = deepspeed_engine.start_engine(network, groups, ds_config)
         self.progress = Progress(phase)
         self.stopping = False
-        self.table_is_fresh = False  # whether every text vector is the present encoder's
+        self.table_is_fresh = False  # whether all text vectors are by the encoder as it is now
         self.texts = setup.catalogue.texts
         self.present = None if self.texts is None else np.flatnonzero(self.texts.present_I)
         self.trace = trace
@@ -115,20 +123,28 @@ class PhaseRun:
         self.stop = faults.StopWatch(setup.checkpoints)
 
     def start(self, resumed: Resumed | None) -> None:
-        """Go on from a checkpoint, or measure where the phase begins."""
-        if self.worker.tracker is not None:  # drop what an earlier start said of steps that are done again
+        """Restore a checkpoint, or validate the weights that an encoder phase begins with."""
+        if self.worker.tracker is not None:  # drop the log's lines of steps that are done again
             self.worker.tracker.forget_after(self.phase, resumed.progress.step if resumed is not None else -1)
         if resumed is not None:
             self.progress = resumed.progress
             checkpoint.restore(self.engine, resumed.folder, resumed.optimizer_step)
             self._refresh()
         elif self.phase == "encoder":
-            self._evaluate(loss=None)  # the phase must beat what it starts from
+            self._evaluate(loss=None)  # tuning must beat these weights
 
     def train(self) -> bool:
-        """False: the training was asked to end, and has saved."""
+        """Run the steps to the end of the phase or to early stopping.
+
+        Returns:
+            False where the training was asked to end; a checkpoint is then saved.
+
+        Raises:
+            UserError: a loss is not finite, and `train.not_finite` is not "skip".
+            FloatingPointError: a loss is not finite; the next attempt leaves the step out.
+        """
         progress, begin = self.progress, time.monotonic() - self.progress.seconds
-        bar = Bar(self.phase, progress.step, self.last_step) if self.worker.rank == 0 else None
+        bar = ProgressBar(self.phase, progress.step, self.last_step) if self.worker.rank == 0 else None
         while progress.step < self.last_step and progress.stale < self.config.patience:
             epoch, start = divmod(progress.step, self.steps_per_epoch)
             self.meter.begin()
@@ -170,7 +186,7 @@ class PhaseRun:
         """One global batch: forward, backward, update; returns its mean loss on this worker's share."""
         micro = step.micro_batches
         weight = torch.stack([b.weights_BS.abs().sum() for b in micro]).sum()
-        # All workers must stop after the same step, so the word of it goes with what they add up anyway.
+        # All workers must stop after the same step, so rank 0 adds its word to a sum that is needed anyway.
         stop = self.worker.rank == 0 and self.stop.look()
         both = torch.stack([weight, torch.tensor(float(stop))]).to(self.worker.device)
         if self.worker.world > 1:
@@ -183,9 +199,9 @@ class PhaseRun:
             with section("data"):
                 batch, negatives_N = batch.to(self.worker.device), self._negatives(number)
                 fresh = self._fresh(distinct, number)
-            with section("loss"):  # less what its own parts take
+            with section("loss"):  # the profile subtracts the sections inside it
                 loss = self.engine(LossInputs(self.items, self.table, batch, self.loss_name, negatives_N, fresh))
-            # DeepSpeed averages over workers and micro-batches; ours is a sum over the global batch.
+            # DeepSpeed averages over workers and micro-batches, while our loss is a sum over the global batch.
             loss = loss * (self.worker.world * len(micro)) / total.clamp(min=1e-9)
             value = float(loss.detach())
             if not math.isfinite(value):
@@ -199,7 +215,7 @@ class PhaseRun:
         return mean
 
     def _not_finite(self, step: Step, loss: float) -> None:
-        """Stop, or begin again from the last checkpoint without this step, before it spoils the weights."""
+        """Stop before the loss spoils the weights, or go back to the last checkpoint and leave this step out."""
         users = self.stream.users(step.epoch, step.step_in_epoch)
         shown = ", ".join(users[:5]) + (f" and {len(users) - 5} more" if len(users) > 5 else "")
         text = f"the loss is {loss} at step {self.progress.step} of phase {self.phase}, with histories of users {shown}"
@@ -210,13 +226,14 @@ class PhaseRun:
         raise UserError(f"{text}; look at their events, lower train.{rate}, or set train.not_finite = skip")
 
     def _lr_factor(self) -> float:
-        """Linear warm-up, then a cosine down to `_FINAL_LR`."""
+        """Linear warm-up, then a cosine down to `OPTIMIZER.final_lr`."""
         done, config = self.progress.step / self.total_steps, self.config
         warm = min(1.0, (self.progress.step + 1) / max(config.warmup * self.total_steps, 1))
-        return warm * (_FINAL_LR + (1 - _FINAL_LR) * 0.5 * (1 + math.cos(math.pi * done)))
+        final = deepspeed_engine.OPTIMIZER.final_lr
+        return warm * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done)))
 
     def _generator(self, number: int) -> np.random.Generator:
-        """Random numbers of a micro-batch that all workers share."""
+        """A generator of random numbers for a micro-batch, the same on all workers."""
         return np.random.default_rng([self.config.seed, self.phase == "encoder", self.progress.step, number])
 
     def _negatives(self, number: int) -> torch.Tensor | None:
@@ -226,7 +243,7 @@ class PhaseRun:
         return torch.from_numpy(drawn).to(self.worker.device)
 
     def _fresh(self, distinct: np.ndarray, number: int) -> EncodeInputs | None:
-        """In the encoder phase: which items of the micro-batch are encoded with gradient, and how."""
+        """The items of a micro-batch that are encoded with gradient; None outside of the encoder phase."""
         if self.phase != "encoder":
             return None
         assert self.texts is not None and self.present is not None
@@ -234,14 +251,14 @@ class PhaseRun:
         if len(which) > self.config.fresh_items:
             which = self._generator(number).choice(which, self.config.fresh_items, replace=False)
         if len(which) == 0:
-            which = self.present[:1]  # every worker must still pass through the encoder
+            which = self.present[:1]  # every worker must call the encoder
         budget = self.setup.config.encoder.token_budget
         plan = plan_encoding(which, self.texts.tokens.lengths, budget=budget, world=self.worker.world)
         self.meter.encoded(self.texts.tokens, plan)
         return EncodeInputs(self.texts.tokens, plan, self.worker.rank, self.worker.device)
 
     def _refresh(self) -> None:
-        """Encode the whole table anew with the encoder as it is, unless it is up to date."""
+        """Encode the whole table with the encoder as it is now, unless that was done since the last step."""
         if self.phase == "encoder" and not self.table_is_fresh:
             self.table_is_fresh = True
             assert self.texts is not None and self.table is not None
@@ -255,7 +272,7 @@ class PhaseRun:
             )
 
     def _evaluate(self, *, loss: float | None) -> None:
-        """Validate, keep the weights where they are the best so far, log."""
+        """Validate, save the weights where they are the best so far, and log."""
         self._refresh()
         progress = self.progress
         values: dict[str, Any] = {"phase": self.phase, "step": progress.step}
@@ -263,7 +280,7 @@ class PhaseRun:
         if loss is not None:
             loss = self._average(loss)
             values["loss"] = loss
-        better = progress.step == self.last_step  # without validation events the last weights are the best ones
+        better = progress.step == self.last_step  # without validation events the last weights count as best
         if self.validator is not None:
             metric = self.validator.ndcg(self.engine.module, self.items, self.table)
             values["valid_ndcg@10"] = metric
@@ -295,9 +312,9 @@ class PhaseRun:
         return float(total) / self.worker.world
 
     def _checkpoint(self) -> None:
-        """Report a checkpoint to Ray Train, which keeps the last ones; every worker takes part."""
-        self._refresh()  # so that a resumed run, which must encode anew, sees the same table
-        self.progress.loss_sum = self._average(self.progress.loss_sum)  # as it may go on on other workers
+        """Report a checkpoint to Ray Train, which keeps the latest ones; every worker must call it."""
+        self._refresh()  # a resumed training encodes the table anew, so this one goes on with the same table
+        self.progress.loss_sum = self._average(self.progress.loss_sum)  # another number of workers may resume it
         weights, moments = checkpoint.full_weights(self.engine), checkpoint.full_moments(self.engine)
         state = {"progress": self.progress.to_dict(), "optimizer_step": checkpoint.optimizer_step(self.engine)}
         progress = self.progress
@@ -311,7 +328,7 @@ class PhaseRun:
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-class Bar:
+class ProgressBar:
     """The progress bar of a phase on the driver's terminal."""
 
     def __init__(self, phase: str, step: int, last_step: int) -> None:
@@ -320,6 +337,7 @@ class Bar:
         self._bar.update(step)
 
     def show(self, step: int, figures: str) -> None:
+        """Show that so many steps are done, with some figures."""
         self._bar.set_description(f"{self._name}  {figures}")
         self._bar.update(step - self._step)
         self._step = step

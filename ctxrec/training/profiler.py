@@ -19,7 +19,7 @@ from ctxrec.training.trackers import PHASES
 
 SECTIONS = ("data", "encode", "towers", "loss", "backward", "communication", "optimizer", "other")
 SUMMARY = "summary.txt"
-WARM_UP, STEPS = 3, 5  # of a phase, as far as it has them: steps before the trace, and in it
+WARM_UP, STEPS = 3, 5  # steps of a phase before the trace, and in it at most
 _COMMUNICATION = re.compile(r"gloo:|nccl:|ncclDevKernel")
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ Span = tuple[str, float, float]  # section, start and end
 
 
 def in_section(name: str, items: Iterable[T]) -> Iterator[T]:
-    """The same items; the time that each takes to come belongs to a section."""
+    """The same items; the time of producing each one counts to a section."""
     rest, end = iter(items), object()
     while True:
         with section(name):
@@ -38,7 +38,7 @@ def in_section(name: str, items: Iterable[T]) -> Iterator[T]:
 
 
 class StepTrace:
-    """Traces some steps of a phase; `folder` of the run takes the trace and what its sections add up to."""
+    """Traces some steps of a phase, and writes the trace and the seconds of its sections into `folder` of the run."""
 
     def __init__(self, folder: str, phase: str, scratch: str) -> None:
         self._folder, self._phase, self._scratch = folder, phase, scratch
@@ -46,6 +46,7 @@ class StepTrace:
         self._done = 0  # steps
 
     def step_done(self) -> None:
+        """Count a step; start or end the trace when it is time."""
         self._done += 1
         if self._done == WARM_UP:
             set_tracing(True)
@@ -56,7 +57,7 @@ class StepTrace:
             self.close()
 
     def close(self) -> None:
-        """Save what there is."""
+        """Save the trace, if it has begun."""
         if self._profile is None:
             return
         set_tracing(False)
@@ -81,7 +82,7 @@ def _spans(events: Iterable[dict[str, Any]]) -> list[Span]:
         if event.get("ph") != "X":
             continue
         name, start = str(event["name"]), event["ts"] / 1e6
-        if name.startswith(PREFIX) and event.get("cat") == "user_annotation":  # and not its shadow on a GPU
+        if name.startswith(PREFIX) and event.get("cat") == "user_annotation":  # a GPU's copy of it has another category
             spans.append((name.removeprefix(PREFIX), start, start + event["dur"] / 1e6))
         elif _COMMUNICATION.match(name):
             spans.append(("communication", start, start + event["dur"] / 1e6))
@@ -89,10 +90,10 @@ def _spans(events: Iterable[dict[str, Any]]) -> list[Span]:
 
 
 def seconds_by_section(spans: list[Span]) -> dict[str, float]:
-    """Each moment between the first span's start and the last one's end, given to one section.
+    """Seconds of each section; every moment from the first span's start to the last one's end counts to one section.
 
-    Communication, which may run beside others, comes first, as they wait for it; else the span that began last, which
-    is the innermost, counts; else `other`.
+    A moment with communication counts to it, as other sections wait for it. Else it counts to the span that began last,
+    which is the innermost. Else it counts to "other".
     """
     seconds = dict.fromkeys(SECTIONS, 0.0)
     borders = sorted({time for _, start, end in spans for time in (start, end)})
@@ -109,7 +110,7 @@ def seconds_by_section(spans: list[Span]) -> dict[str, float]:
 
 
 def summarise(run: str) -> str:
-    """One table over the phases that were traced; kept in the run too."""
+    """A table of the traced phases, which is kept in the run too."""
     folder = RunPaths(run).profile
     if not storage.exists(folder):
         return f"no phase has more than {WARM_UP} steps, so there is no trace"

@@ -1,4 +1,4 @@
-"""What a training's steps take in and how fast: the figures of its progress line."""
+"""How much the steps of a training process and how fast: the figures of its progress line."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from ctxrec.encoder.encode_plan import EncodePlan, Tokens
 from ctxrec.training.window_sampler import Step
 
-_COUNT_FIRST, _COUNT_EVERY = 2, 100  # steps whose operations are counted, which slows them
+_COUNT_FIRST, _COUNT_EVERY = 2, 100  # which steps count their operations, as counting is slow
 
 
 class Meter:
-    """Figures of the steps since the last reading, on this worker."""
+    """Figures of this worker's steps since the last `read`."""
 
     def __init__(self, world: int, device: torch.device, dtype: torch.dtype) -> None:
         self._world, self._device, self._dtype = world, device, dtype
-        self._num_steps = 0  # of the phase
-        self._counted: list[float] = []  # operations of some steps
+        self._num_steps = 0
+        self._counted: list[int] = []  # operations of some steps of the phase
         self._clear()
 
     def _clear(self) -> None:
@@ -30,18 +30,18 @@ class Meter:
         self._events = self._distinct = self._slots = self._tokens = self._computed = 0
 
     def begin(self) -> None:
-        """What follows belongs to a step."""
+        """Start the clock of a step."""
         self._begun = time.perf_counter()
 
     def measured(self, run: Callable[[Step], Any], step: Step) -> Any:
-        """Run a step; count it, and its operations now and then."""
+        """Run a step and count it; for some steps also count the operations."""
         self._num_steps += 1
         if self._num_steps % _COUNT_EVERY == _COUNT_FIRST:
             before = self._tokens, self._computed
             with FlopCounterMode(display=False) as counter:
                 result = run(step)
             self._counted.append(counter.get_total_flops())
-            self._tokens, self._computed = before  # as its seconds do not count
+            self._tokens, self._computed = before  # the seconds of this step do not count either
         else:
             result = run(step)
             self._seconds += time.perf_counter() - self._begun
@@ -52,20 +52,20 @@ class Meter:
         return result
 
     def encoded(self, tokens: Tokens, plan: EncodePlan) -> None:
-        """A micro-batch's items were encoded, by all workers together."""
+        """Count the texts of a plan, which all workers encode together."""
         real = int(tokens.lengths[plan.order[: plan.num_texts]].sum())
         self._tokens += real
         self._computed += round(float(tokens.lengths[plan.order].sum()) / max(1 - plan.padding, 1e-9))
 
     def pace(self) -> str:
-        """How fast it goes, in short."""
+        """Events and tokens a second, as a short text."""
         if not self._steps:
             return ""
         tokens = f"  {self._tokens / self._seconds:,.0f} tokens/s" if self._tokens else ""
         return f"{self._events / self._seconds:,.0f} events/s{tokens}"
 
     def read(self) -> dict[str, float]:
-        """Figures since the last reading; empty where no step was timed."""
+        """Figures since the last call; empty where no step was timed."""
         if not self._steps:
             return {}
         seconds, figures = self._seconds, {"events_per_s": self._events / self._seconds}
@@ -82,7 +82,7 @@ class Meter:
 
 @functools.cache
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large square product here, the best of several: what utilisation is measured by."""
+    """Operations a second of a large matrix product here, the best of several. Utilisation is measured against it."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.ones(size, size, dtype=dtype, device=device)
     times = []

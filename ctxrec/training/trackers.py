@@ -1,4 +1,4 @@
-"""Where a training writes its figures: the run's own log, TensorBoard, W&B, MLflow."""
+"""Trackers, to which a training writes its figures: the run's own log, TensorBoard, W&B, MLflow."""
 
 from __future__ import annotations
 
@@ -14,28 +14,32 @@ from ctxrec.core.config import TrainConfig
 from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import RunPaths
 
-_IDS = "checkpoints/trackers.json"  # of this training in W&B and MLflow, where a killed one goes on under its own
+_IDS = "checkpoints/trackers.json"  # ids in W&B and MLflow, under which a killed training continues
 PHASES = ("towers", "encoder", "refit")  # in their order
 
 
 def check_trackers(config: TrainConfig) -> None:
-    """Raise a `UserError` when a configured tracker's package is not installed."""
+    """Check that the packages of the configured trackers are installed.
+
+    Raises:
+        UserError: one is not.
+    """
     for name in config.trackers:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"train.trackers has {name!r}, but it is not installed; pip install {name}")
 
 
 def read_train_log(run: str) -> list[dict[str, Any]]:
-    """Records of the run's train_log.jsonl; none when there is no such file."""
+    """Records of the run's train_log.jsonl; an empty list without such a file."""
     path = RunPaths(run).train_log
     return parse_train_log(storage.read_text(path)) if storage.exists(path) else []
 
 
 def parse_train_log(text: str) -> list[dict[str, Any]]:
-    """Records of a train_log.jsonl; a last line that a killed training left unfinished is dropped.
+    """Records of a train_log.jsonl. An unfinished last line, which a killed training can leave, is dropped.
 
     Raises:
-        UserError: another line is no JSON.
+        UserError: another line is not JSON.
     """
     lines = text.splitlines()
     records = []
@@ -86,7 +90,7 @@ class Tracker:
             storage.write_json(place, ids)
 
     def forget_after(self, phase: str, step: int) -> None:
-        """Drop lines of steps that a resumed training does again."""
+        """Drop the lines of steps that a resumed training repeats."""
         self.lines = [
             line
             for line in self.lines
@@ -94,7 +98,7 @@ class Tracker:
         ]
 
     def log(self, values: dict[str, Any]) -> None:
-        """`values`: phase, step, and figures by name."""
+        """Add a record: phase, step, and figures by name."""
         self.lines.append(values)
         figures = {
             f"{values['phase']}/{k}": v for k, v in values.items() if isinstance(v, (int, float)) and k != "step"
@@ -108,11 +112,13 @@ class Tracker:
             self._mlflow.log_metrics({k.replace("@", "_at_"): v for k, v in figures.items()}, step=values["step"])
 
     def flush(self) -> None:
+        """Write the records to the run."""
         storage.write_text(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
         if self._board is not None:
             self._board.flush()
 
     def close(self) -> None:
+        """Write the records and end all trackers."""
         self.flush()
         if self._board is not None:
             self._board.close()

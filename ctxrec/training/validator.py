@@ -1,4 +1,4 @@
-"""Validation inside training: NDCG@10 over the whole catalogue, divided over the workers."""
+"""Validation inside training: NDCG@10 over the whole catalogue; the workers divide the requests."""
 
 from __future__ import annotations
 
@@ -25,14 +25,20 @@ class Validator:
         self, requests: Requests, batcher: Batcher, *, repeats: bool, rank: int, world: int, device: torch.device
     ) -> None:
         self.batcher, self.repeats, self.device = batcher, repeats, device
-        # Every worker ranks the same number of requests; those it gets to fill up do not count.
+        # Every worker ranks the same number of requests, as ZeRO-3 demands; those that only fill up do not count.
         share = np.arange(rank, -(-len(requests) // world) * world, world)
         self.counts = share < len(requests)
         self.requests = requests.take(np.minimum(share, len(requests) - 1))
 
     @torch.no_grad()
     def ndcg(self, network: Network, items: ItemTensors, text: TextTable | None) -> float:
-        """Mean NDCG@10 over all workers' requests; `network` is the module, under an engine or plain."""
+        """Mean NDCG@10 over the requests of all workers; every worker must call it.
+
+        Args:
+            network: the module itself, with or without an engine around it.
+            items: features of the catalogue.
+            text: its text vectors; None without text encoder.
+        """
         network.eval()
         item_vectors_IW, _ = network(RankInputs(items, text))
         values = []

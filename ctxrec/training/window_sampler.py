@@ -1,8 +1,8 @@
 """The training stream: which windows make up step s of epoch e, whatever the number of workers.
 
-Every worker walks the same global batches, which follow from the seed alone, and takes its share of each
-by rank. So a resumed run, or one on another number of workers, sees the same rows in the same steps.
-Memory holds one shard: as many buckets as fit SHARD_EVENTS events (never less than one bucket).
+Every worker iterates over the same global batches, which depend on the seed alone, and takes its share of each by rank.
+So a resumed run, or one on another number of workers, reads the same windows in the same steps. Memory holds one shard:
+as many buckets as fit SHARD_EVENTS events, and at least one.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Step:
     epoch: int
     step_in_epoch: int
     micro_batches: list[Batch]
-    distinct_items: list[np.ndarray]  # for each micro-batch, over all workers: items read or asked for
-    num_slots: int  # events that these were, over all workers
+    distinct_items: list[np.ndarray]  # of each micro-batch over all workers: items of histories and targets
+    num_slots: int  # events that hold these items, over all workers
 
 
 class TrainStream:
@@ -49,8 +49,18 @@ class TrainStream:
         world: int,
         last_split: int = schema.TRAIN,
     ) -> None:
-        """`last_split`: events of splits up to this one are trained on (VALID: refit on both); `log`: a scan of `data`
-        for the same length of history as the batcher's."""
+        """Plan the shards.
+
+        Args:
+            data: the prepared log.
+            log: a scan of it, for the batcher's length of history.
+            batcher: makes the batches.
+            global_batch_size: windows of a step over all workers.
+            micro_batch_size: windows of a worker that are processed at a time; 0: all of its step.
+            seed: of the order.
+            rank, world: of this worker.
+            last_split: train on the events of the splits up to this one (schema.VALID for a refit).
+        """
         self.data = data
         self.batcher = batcher
         self.global_batch_size = global_batch_size
@@ -80,7 +90,7 @@ class TrainStream:
         return sum(self.bucket_events)
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Step]:
-        """Steps of an epoch from `start` on."""
+        """The steps of an epoch from number `start` on."""
         index = 0
         for number, shard in enumerate(self._shards(epoch)):
             num_windows = sum(self.bucket_windows[b] for b in shard)
@@ -97,7 +107,11 @@ class TrainStream:
                 index += 1
 
     def users(self, epoch: int, step: int) -> list[str]:
-        """Ids of the users whose histories make up a step."""
+        """Ids of the users whose histories a step reads.
+
+        Raises:
+            IndexError: the epoch has fewer steps.
+        """
         index = 0
         for number, shard in enumerate(self._shards(epoch)):
             num_steps = -(-sum(self.bucket_windows[b] for b in shard) // self.global_batch_size)
@@ -117,7 +131,7 @@ class TrainStream:
     def _step(self, histories: Histories, windows: Windows, rows: np.ndarray, epoch: int, index: int) -> Step:
         batches, distinct, num_slots = [], [], 0
         for micro in range(self.accumulation):
-            # A short batch still has every micro-batch on every worker: rows are repeated without weight.
+            # Every worker has every micro-batch, so a short batch repeats rows with weight 0.
             part = rows[micro * self.rows_at_once : (micro + 1) * self.rows_at_once]
             mine = part[self.rank :: self.world]
             wanted = max(-(-len(part) // self.world), 1)
@@ -134,7 +148,7 @@ class TrainStream:
         )
 
     def _shards(self, epoch: int) -> list[list[int]]:
-        """Buckets of each shard: grouped once in their own order, the groups shuffled every epoch."""
+        """Buckets of each shard. The buckets are grouped in their own order; each epoch shuffles the groups."""
         groups: list[list[int]] = [[]]
         size = 0
         for bucket, events in enumerate(self.bucket_events):

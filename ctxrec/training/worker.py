@@ -1,8 +1,8 @@
-"""What each Ray Train worker runs: towers on frozen text vectors first, then the encoder's adapters, then
-the towers once more on training and validation events.
+"""What each Ray Train worker runs: the phases of a training.
 
-The state that outlives a process is one checkpoint (weights, optimizer, place in the stream) and the best
-weights of each phase; a worker that finds them goes on from there, on any number of workers.
+First the towers are trained on frozen text vectors, then the encoder's adapters, then the towers once more on training
+and validation events. Two things outlive a process: a checkpoint (weights, optimizer, place in the stream), and the best
+weights of each phase. A worker that finds them continues from there, whatever the number of workers was.
 """
 
 from __future__ import annotations
@@ -29,20 +29,22 @@ from ctxrec.training.export import Chosen, calibrate, export, tuned_encoder, tun
 from ctxrec.training.phase_trainer import SHARE, PhaseRun, Progress, Resumed
 from ctxrec.training.profiler import StepTrace
 from ctxrec.training.window_sampler import TrainStream
-from ctxrec.training.worker_setup import Setup, choices, prepare_process, set_up
+from ctxrec.training.worker_setup import Setup, describe_choices, prepare_process, set_up
 
 logger = logging.getLogger(__name__)
 
 
 def train_worker(job: dict[str, Any]) -> None:
-    """Train on this worker. `job`: config (plain), data and run (paths or URIs), start and
-    profile (see `training.train`).
+    """Train on this worker.
 
-    A user's mistake is left for the driver to report, as no other attempt would fare better.
+    A user's mistake is recorded for the driver to report, because another attempt would fail in the same way.
+
+    Args:
+        job: config (plain values), data and run (paths or URIs), start and profile (see `ctxrec.training.driver.train`).
     """
     checkpoints = RunPaths(job["run"]).checkpoints
     if faults.mistake(checkpoints) is not None:
-        return  # another worker's, found before this one was replaced
+        return  # another worker has recorded one, so the training ends
     try:
         with tempfile.TemporaryDirectory(prefix="ctxrec-worker-") as scratch:
             _train(job, scratch)
@@ -59,7 +61,7 @@ def _train(job: dict[str, Any], scratch: str) -> None:
         logger.info("training on %d worker%s", worker.world, "s" * (worker.world > 1))
         encoded, cut = "encoder" in phases, texts is not None and texts.tokens.states is not None
         found = {"dtype": worker.dtype, "device": worker.device, "num_items": setup.catalogue.shape.num_items}
-        logger.info("chosen: %s", choices(config, **found, encoded=encoded, cut=cut))
+        logger.info("chosen: %s", describe_choices(config, **found, encoded=encoded, cut=cut))
     resumed = _load_checkpoint(setup, job["start"])
     done: dict[str, dict[str, torch.Tensor]] = {}
     chosen = Chosen(setup.catalogue.frozen, None, 1.0)
@@ -77,7 +79,7 @@ def _train(job: dict[str, Any], scratch: str) -> None:
         if phase == "towers":
             chosen = dataclasses.replace(chosen, share=float(best[SHARE]))
             blend = calibrate(setup, done["towers"], setup.catalogue.frozen)
-            if "encoder" in phases:  # the model as it was before its encoder was tuned, to compare with
+            if "encoder" in phases:  # evaluation compares the tuned encoder with this model
                 export(setup, done["towers"], chosen, blend, RunPaths(setup.run).before, refitted=False)
         elif phase == "encoder":
             encoder = tuned_encoder(setup, best)
@@ -85,7 +87,7 @@ def _train(job: dict[str, Any], scratch: str) -> None:
             if float(best[SHARE]) > 0:
                 chosen = dataclasses.replace(chosen, text=tuned_text(setup, encoder))
                 blend = calibrate(setup, done["encoder"], chosen.text)
-            elif worker.rank == 0:  # the best weights are those it began with, and so are the vectors
+            elif worker.rank == 0:  # the best weights are those that the phase began with
                 logger.info("tuning gains nothing on the validation events; the encoder stays as it was")
     last = phases[-1]
     export(setup, done[last], chosen, blend, RunPaths(setup.run).bundle, refitted=last == "refit")
@@ -103,8 +105,8 @@ def _tunes_encoder(setup: Setup) -> bool:
 
 
 def _load_checkpoint(setup: Setup, start: str) -> Resumed | None:
-    """The checkpoint to go on from, if there is one: the run's newest that is whole, else the one at `start`."""
-    # One worker looks, so that all go on from the same one.
+    """The checkpoint to continue from: the run's newest undamaged one, else the one at `start`, else None."""
+    # One worker looks for it, so that all workers take the same one.
     chosen = [_newest_whole(setup) if setup.worker.rank == 0 else None]
     dist.broadcast_object_list(chosen)
     path = chosen[0] or start
@@ -125,9 +127,9 @@ def _newest_whole(setup: Setup) -> str | None:
         damage = checkpoint.damage(storage.fetch_dir(path, scratch=setup.worker.scratch))
         if damage is None:
             return path
-        logger.warning("%s is damaged (%s); going on from the checkpoint before it", os.path.basename(path), damage)
+        logger.warning("%s is damaged (%s); trying the checkpoint before it", os.path.basename(path), damage)
     if found:
-        logger.warning("no checkpoint is whole; the training begins anew")
+        logger.warning("every checkpoint is damaged; the training starts again from the beginning")
     return None
 
 
@@ -139,9 +141,18 @@ def _run_phase(
     resumed: Resumed | None,
     chosen: Chosen,
 ) -> bool:
-    """Train one phase to its end or to early stopping; leaves the best weights at `best_path`.
+    """Train one phase to its end or to early stopping, and write its best weights to `best_path`.
 
-    False: the training was asked to end before.
+    Args:
+        setup: what all phases share.
+        phase: "towers", "encoder" or "refit".
+        towers: weights to start from; empty for new ones.
+        best_path: where the best weights go.
+        resumed: the checkpoint of this phase to continue from.
+        chosen: what earlier phases settled.
+
+    Returns:
+        False where the training was asked to end before the phase was done.
     """
     if resumed is not None and resumed.progress.done:
         return True

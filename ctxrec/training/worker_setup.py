@@ -145,18 +145,18 @@ def set_up(config: Config, data_path: str, run: str, scratch: str, place: Place,
     )
 
 
-def choices(
+def describe_choices(
     config: Config, *, dtype: torch.dtype, device: torch.device, num_items: int, encoded: bool, cut: bool
 ) -> str:
-    """In one line what the options leave to the catalogue and the hardware, and what came of it.
+    """One line about the choices that the options leave to the catalogue and the hardware.
 
     Args:
         config: all options.
         dtype: what products are computed in.
         device: of the workers.
         num_items: items of the catalogue.
-        encoded: whether the encoder is trained.
-        cut: whether what the layers below the trained ones make of a text comes from disk.
+        encoded: whether the encoder is tuned.
+        cut: whether the states of the layers below the tuned ones come from disk.
     """
     loss = choose_loss(config.train, num_items)
     parts = [f"{'bf16' if dtype == torch.bfloat16 else 'fp32'} on {device.type}, ZeRO-{config.train.zero_stage}"]

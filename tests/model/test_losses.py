@@ -46,8 +46,7 @@ def softmax_by_hand(batch: dict) -> torch.Tensor:
 
 @pytest.mark.parametrize("scores", [1 << 24, NUM_ITEMS * 4, 1])
 def test_softmax_by_hand_whole_and_in_chunks(batch, monkeypatch, scores):
-    monkeypatch.setattr(losses, "CHUNK_SCORES", scores)
-    monkeypatch.setattr(losses, "CHUNK_ROWS", 1)
+    monkeypatch.setattr(losses, "CHUNKS", losses.ChunkParams(scores=scores, rows=1))
     batch["weight_P"][::3] *= -1
     assert_equal(softmax_loss(**batch), softmax_by_hand(batch), batch)
 

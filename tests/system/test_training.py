@@ -39,7 +39,7 @@ from ctxrec.ingest.pipeline import prepare
 from ctxrec.retrieval.load import load_recommender, reload_item_vectors
 from ctxrec.retrieval.recommender import RawEvent, RawRequest
 from ctxrec.training.driver import train
-from ctxrec.training.worker_setup import choices
+from ctxrec.training.worker_setup import describe_choices
 
 BY_CHANCE = 0.15  # NDCG@10 of one target among the 30 of 40 items, more or less, that a user has not had
 
@@ -212,7 +212,8 @@ def test_killed_training_goes_on_and_ends_where_an_undisturbed_one_ends(
     """SIGKILL in the middle of the towers' phase; the same training again; equal to the bit of the log's digits."""
     config = with_workers(plain_config, 1, 0, precision=precision)
     run, log = tmp_path / "killed", tmp_path / "log"
-    first = start(config, tiny_data, run, log, env={"RAY_ADDRESS": ray.get_runtime_context().gcs_address})
+    # On a cluster of its own: Ray would keep the CPUs of a killed training from elastic ones for three minutes.
+    first = start(config, tiny_data, run, log)
     try:
         wait_until(first, run, log, beyond=(0, 0))
     finally:
@@ -259,12 +260,12 @@ def test_ray_job_submit(ray_cluster, tiny_data, tiny_config, tmp_path):
 
 def test_what_was_chosen_is_said(tiny_config):
     small = {"device": torch.device("cpu"), "num_items": 40, "cut": True, "encoded": True}
-    assert choices(tiny_config, dtype=torch.float32, **small) == (
+    assert describe_choices(tiny_config, dtype=torch.float32, **small) == (
         "fp32 on cpu, ZeRO-2; softmax over 40 items (full up to 50,000); lora in the top 1 layers, states below them from "
         "disk; 128 items of a step fresh"
     )
     large = {"device": torch.device("cuda"), "num_items": 10**6, "cut": False, "encoded": False}
-    assert choices(tiny_config, dtype=torch.bfloat16, **large) == (
+    assert describe_choices(tiny_config, dtype=torch.bfloat16, **large) == (
         "bf16 on cuda, ZeRO-2; sampled_softmax over 1,000,000 items (full up to 50,000)"
     )
 

@@ -1,4 +1,4 @@
-"""What every history backbone is.
+"""What every history backbone has in common.
 
 Legend: B rows, S slots, D width.
 """
@@ -11,36 +11,40 @@ import torch.nn.functional as F
 
 
 class Backbone(nn.Module):
-    """Reads the slots of histories, each from itself and those before it; padding is at the end.
+    """Reads the slots of histories; a slot sees itself and the slots before it. Padding is at the end.
 
-    Causality alone keeps padding out, so a backbone needs no mask. It reads its parameters in the forward of
-    the modules that own them, where ZeRO-3 gathers them.
+    Causality keeps padding out, so a backbone needs no mask. Each module reads its parameters in its own forward, because
+    ZeRO-3 gathers them there.
 
-    reads_time: whether what it says of a history depends on when it is asked.
+    reads_time: whether the state of a history depends on the time of the request.
     """
 
     reads_time = False
 
     def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor, last_B: torch.Tensor | None = None) -> torch.Tensor:
-        """States after each slot: [B, S, D]; with `last_B` only the one after that slot of each row, [B, D].
+        """States after each slot.
 
         Args:
-            x_BSD: what the slots hold: who asks (slot 0), then the events.
-            times_BS: int64, when each slot is asked, in epoch seconds: event j took place when slot j - 1 was
-                asked. What lies behind a row's end says nothing.
+            x_BSD: vectors of the slots: slot 0 is the user, the others are events.
+            times_BS: int64 epoch seconds at which each slot is asked; event j took place when slot j - 1 was asked.
+                Values beyond the end of a row have no meaning.
+            last_B: the one slot of each row whose state is wanted.
+
+        Returns:
+            [B, S, D], or [B, D] with `last_B`.
         """
         raise NotImplementedError
 
 
 class LayerNorm(nn.LayerNorm):
-    """A norm in float32, whatever precision its weights and its input have."""
+    """A layer norm that computes in float32, whatever the precision of its weights and input."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
 
 
 class InBf16(Backbone):
-    """A backbone that computes in bfloat16 what comes and goes in float32; not for training."""
+    """Runs a backbone in bfloat16, with input and output in float32. It is for inference alone."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -53,5 +57,5 @@ class InBf16(Backbone):
 
 
 def states_at(states_BSD: torch.Tensor, last_B: torch.Tensor | None) -> torch.Tensor:
-    """The state of each row's slot, [B, D]; all of them where no slots are named."""
+    """The state at slot `last_B` of each row, [B, D]; all states [B, S, D] where it is None."""
     return states_BSD if last_B is None else states_BSD[torch.arange(len(last_B), device=last_B.device), last_B]

@@ -22,7 +22,7 @@ class HstuLayer(nn.Module):
     """One unit: pointwise attention without softmax, whose result a gate multiplies (equations 1 to 3).
 
     Attention weights are SiLU(qk + biases) / n with n the most slots there can be, so that a weight says how
-    strong a likeness is and not only how strong among others.
+    similar two slots are and not only how similar compared with others.
     """
 
     def __init__(self, config: ModelConfig) -> None:

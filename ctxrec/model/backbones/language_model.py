@@ -1,7 +1,7 @@
 """A pretrained causal language model that reads event slots instead of words (HLLM, arXiv 2409.12740).
 
-Slots are projected to the width of the model's word vectors and given in their place; the last hidden states
-are projected back. The model itself stays as it is, but for a LoRA adapter.
+Slots are projected to the width of the model's word vectors and take their place; the last hidden states are projected
+back. The model's own weights are frozen; a LoRA adapter is trained.
 
 Legend: B rows, S slots, D width, H width of word vectors.
 """
@@ -49,10 +49,13 @@ class LanguageModel(Backbone):
 
 
 def check_language_model(config: ModelConfig) -> str:
-    """Find the language model and see by its configuration alone whether it fits; returns its folder.
+    """Find the language model and check by its configuration whether it fits.
+
+    Returns:
+        Its local folder.
 
     Raises:
-        UserError: there is none, it is not a causal language model, or too short for `model.history`.
+        UserError: it is not found, it is no causal language model, or it has too few positions for `model.history`.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import (
@@ -72,13 +75,13 @@ def check_language_model(config: ModelConfig) -> str:
     if 0 < positions < config.history + 1:
         raise UserError(
             f"model.history is {config.history}; expected at most {positions - 1}, as the language model "
-            f"{config.backbone!r} has {positions} positions, one of which says who asks"
+            f"{config.backbone!r} has {positions} positions, one of which is the user"
         )
     return path
 
 
 def store_language_model(name: str, folder: str) -> None:
-    """Write what loading needs of a language model, without its table of words, in its own precision."""
+    """Write what loading needs of a language model, without its word vectors, in its own precision."""
     model = _load(_folder(name), "auto")
     _drop_words(model)
     model.save_pretrained(folder)
@@ -108,7 +111,7 @@ def _load(path: str, dtype: torch.dtype | str) -> Any:
 
 
 def _drop_words(model: Any) -> None:
-    """Leave one row of the table of words, which is never read and can be a third of the weights."""
+    """Leave one row of the word vectors, which are never read and can be a third of the weights."""
     model.config.pad_token_id = model.config.bos_token_id = model.config.eos_token_id = None
     model.resize_token_embeddings(1, mean_resizing=False)
 
@@ -129,9 +132,9 @@ def _adapt(model: Any, config: ModelConfig) -> Any:
 
 @torch.no_grad()
 def _causal_width(model: Any, width: int, name: str) -> int:
-    """Width of the hidden states, after proving that a later slot changes nothing before it.
+    """Width of the hidden states, after a check that a later slot changes nothing before it.
 
-    A model that looks ahead would see what it is to predict, so no table of names is trusted here.
+    A model that looks ahead would read what it has to predict, so the check runs the model and trusts no name.
     """
     slots = torch.linspace(-1, 1, 3 * width).view(1, 3, width)
     whole = model(inputs_embeds=slots, use_cache=False).last_hidden_state
@@ -149,7 +152,7 @@ def _not_causal(name: str, kind: str) -> UserError:
 
 
 def _fill_in_frozen(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Saved weights are those that were trained; the others are already in place, from the model's own files."""
+    """Complete saved weights, which are the trained ones, with the frozen ones, which come from the model's own files."""
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             state.setdefault(prefix + name, parameter.detach())

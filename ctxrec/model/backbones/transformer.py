@@ -13,7 +13,7 @@ from ctxrec.core.config import ModelConfig
 from ctxrec.model.backbones.base import Backbone, LayerNorm, states_at
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """A pre-norm Transformer block with a learned bias for the distance between slots, per head.
 
     Both residual branches are gated by a sigmoid of the input (LiGR, arXiv 2502.03417), which keeps
@@ -62,7 +62,7 @@ class Transformer(Backbone):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.layers))
 
     def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor, last_B: torch.Tensor | None = None) -> torch.Tensor:
         for block in self.blocks[:-1]:
