@@ -149,7 +149,7 @@ def scan_log(
 
 @dataclass(frozen=True)
 class LogStatistics:
-    """What the baselines need of the training events, gathered in one pass over the buckets."""
+    """What memory and baselines need to know of the training events."""
 
     item_counts: np.ndarray  # int64 [I] events of each item
     times: np.ndarray  # int64 [E] microseconds, sorted
@@ -159,7 +159,13 @@ class LogStatistics:
 
 
 def gather_statistics(parts: Iterable[TrainingEvents], num_items: int, *, steps: int = 1) -> LogStatistics:
-    """Count items and transitions of up to so many steps."""
+    """Gather the statistics of events part by part.
+
+    Args:
+        parts: events of some users each.
+        num_items: items of the catalogue.
+        steps: a transition may span so many steps of a history (`count_followers`).
+    """
     counts = np.zeros(num_items, np.int64)
     transitions = sp.csr_array((num_items, num_items), dtype=np.float32)
     times, items = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
@@ -182,7 +188,7 @@ def gather_statistics(parts: Iterable[TrainingEvents], num_items: int, *, steps:
 
 
 def users_of_both(users_UI: sp.csr_array) -> np.ndarray:
-    """How many users have two items; on the diagonal, one item. float32 [I, I], exact to 2^24"""
+    """The number of users who have both of two items, and on the diagonal who have one: float32 [I, I], exact to 2^24."""
     users_IU = users_UI.T.tocsr()
     counts_II = np.empty((users_IU.shape[0],) * 2, np.float32)
     for start in range(0, len(counts_II), _ROWS_AT_ONCE):
@@ -192,8 +198,10 @@ def users_of_both(users_UI: sp.csr_array) -> np.ndarray:
 
 
 def count_followers(part: TrainingEvents, num_items: int, *, steps: int) -> sp.csr_array:
-    """How often an item (column) came at most so many steps after another one (row), each time 1 / its steps:
-    float32 [I, I]."""
+    """How often an item (column) came at most `steps` steps after another one (row): float32 [I, I].
+
+    An occurrence after n steps counts 1 / n.
+    """
     lengths = np.diff(part.offsets)
     user = np.repeat(np.arange(len(lengths)), lengths)
     total = sp.csr_array((num_items, num_items), dtype=np.float32)
@@ -206,7 +214,7 @@ def count_followers(part: TrainingEvents, num_items: int, *, steps: int) -> sp.c
 
 
 def history_matrix(offsets: np.ndarray, items: np.ndarray, num_items: int) -> sp.csr_array:
-    """Binary users-by-items matrix, float32."""
+    """1 where a user's events hold an item: float32 [U, I]."""
     ones = np.ones(len(items), np.float32)
     # A copy: removing duplicates works in place and would change the caller's offsets.
     matrix = sp.csr_array((ones, items, offsets), shape=(len(offsets) - 1, num_items), copy=True)

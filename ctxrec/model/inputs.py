@@ -36,6 +36,7 @@ class ModelShape:
         text_width: int,
         media_widths: dict[str, int] | None = None,
     ) -> ModelShape:
+        """The sizes that follow from the options and the data; `media_widths` is by kind."""
         return ModelShape(
             num_items=num_items,
             id_buckets=config.id_buckets or min(num_items, MAX_ID_ROWS),

@@ -64,6 +64,7 @@ def plan(work: Work, encoder: Encoder, hardware: Hardware, config: Config) -> di
 
 
 def load_of(work: Work, hardware: Hardware, config: Config) -> Load:
+    """The size of a worker's step that follows from the data, the hardware and the options."""
     model, train = config.model, config.train
     rows = train.micro_batch_size or max(train.global_batch_size // hardware.gpus, 1)
     full = work.items <= FULL_SOFTMAX_ITEMS

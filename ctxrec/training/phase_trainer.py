@@ -49,12 +49,13 @@ class Progress:
     num_losses: int = 0
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields by name."""
         return dict(vars(self))
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """A checkpoint to go on from."""
+    """A checkpoint to continue from."""
 
     progress: Progress
     folder: str  # local
@@ -343,4 +344,5 @@ class ProgressBar:
         self._step = step
 
     def close(self) -> None:
+        """End the bar."""
         self._bar.close()
