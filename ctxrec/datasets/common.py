@@ -26,7 +26,7 @@ from ctxrec.core.errors import UserError
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 5.0
-MANIFEST = "source.json"
+SOURCE_RECORD = "source.json"  # where the tables came from, and their hashes
 Kind = Literal["text", "number", "whole", "time"]
 
 
@@ -64,17 +64,17 @@ def write_dataset(out: str, source: str | None, *, writer: str, make: Callable[[
     sums = {name: storage.sha256_file(os.path.join(out, name)) for name in names}
     given = os.path.abspath(source) if source else None
     manifest = {"source": made.source, "given": given, "writer": writer, "sha256": sums}
-    storage.write_json(os.path.join(out, MANIFEST), manifest)
+    storage.write_json(os.path.join(out, SOURCE_RECORD), manifest)
     return True
 
 
 def source_name(out: str) -> str:
     """Where the tables in a folder came from."""
-    return storage.read_json(os.path.join(out, MANIFEST))["source"]
+    return storage.read_json(os.path.join(out, SOURCE_RECORD))["source"]
 
 
 def _unchanged(out: str, source: str | None, writer: str) -> bool:
-    path = os.path.join(out, MANIFEST)
+    path = os.path.join(out, SOURCE_RECORD)
     if not os.path.exists(path):
         return False
     manifest = storage.read_json(path)

@@ -49,7 +49,7 @@ def write_simulated(out: str, plan: Simulation) -> bool:
     Memory does not grow with the number of events beyond a byte for each; a file holds about a million of them.
     """
     asked = {"writer": f"simulate {WRITER_VERSION}", "plan": dataclasses.asdict(plan)}
-    manifest = os.path.join(out, common.MANIFEST)
+    manifest = os.path.join(out, common.SOURCE_RECORD)
     if os.path.exists(manifest):
         found = storage.read_json(manifest)
         files = [os.path.join(out, name) for name in found.get("files", ())]
