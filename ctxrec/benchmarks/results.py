@@ -36,13 +36,13 @@ class FailureLike(Protocol):
 
 
 def dataset_row(label: str, folder: str, runs: dict[int, str], failures: Sequence[FailureLike]) -> dict[str, Any]:
-    """What results.json says of a data set; what is not there is empty.
+    """The row of a data set in results.json; what does not exist is empty.
 
     Args:
-        label: its name in the table.
-        folder: holds `data`, its prepared data.
+        label: name of the data set in the table.
+        folder: folder of the data set; its prepared data is in `data`.
         runs: evaluated run of each seed.
-        failures: of its steps.
+        failures: steps of the data set that failed.
     """
     made: dict[str, Any] = {"label": label, "seeds": sorted(runs), "failures": [dict(vars(f)) for f in failures]}
     meta = os.path.join(folder, "data", schema.META)
@@ -90,7 +90,7 @@ def pooled_means(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def pooled(values: Sequence[np.ndarray]) -> Interval:
-    """Mean over seeds and requests with a 95 % interval that holds the chance of both.
+    """Mean over seeds and requests, with a 95 % interval that contains the chance of both.
 
     A resample draws requests, the same for all seeds (they are the same users), and seeds, both with replacement.
 
@@ -104,7 +104,7 @@ def pooled(values: Sequence[np.ndarray]) -> Interval:
 
 
 def against_best(systems: dict[str, float], values: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
-    """The best single baseline by its mean over seeds, and the paired difference to it over the seeds that have it."""
+    """The best single baseline by its mean over the seeds, and the paired difference to it."""
     outside = {MODEL, BEFORE_TUNING, SHUFFLED, "ensemble", *ABLATIONS, *ORACLES}
     single = {name: mean for name, mean in systems.items() if name not in outside}
     best = max(single, key=lambda name: single[name]) if single else None
@@ -131,7 +131,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def table_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table for people; a column that is empty everywhere is left out."""
+    """Header and rows of the table; a column that is empty everywhere is left out."""
     header = ["data set", "requests", "ctxrec", "best single baseline", "gain over it", "linear ensemble"]
     header += [
         "gain over the ensemble",
@@ -210,7 +210,7 @@ def about(results: dict[str, Any]) -> str:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The table as Markdown, with what failed below it."""
+    """The table as Markdown, and below it the steps that failed."""
     header, rows = table_rows(results)
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in rows]

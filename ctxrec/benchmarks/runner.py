@@ -1,7 +1,7 @@
-"""Run a suite: data set, prepare, train, evaluate, each as its own process of the real command.
+"""Run a suite: data set, prepare, train and evaluate; each step is a process of the real command.
 
-A step that fails is reported in the table and the others go on. A step that is finished and whose command and
-input are unchanged is not run again; a training that was cut off goes on where it stopped.
+A step that fails is reported in the table, and the other steps still run. A finished step is skipped if its command and
+its input are unchanged. A training that was interrupted resumes.
 
 OUT/LABEL/ds                    tables and dataset.toml of a named or simulated data set
 OUT/LABEL/dataset.toml          the spec as used
@@ -34,12 +34,12 @@ from ctxrec.datasets import SIMULATE
 
 
 class StepFailed(Exception):
-    """A step's process ended with an error; the message is its last word."""
+    """A step's process ended with an error; the message is the last line of its log."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What failed in the row of a data set; seed None: something before the trainings."""
+    """A step that failed; `seed` is None for a step before the trainings."""
 
     step: str
     seed: int | None
@@ -48,7 +48,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class RunnerOptions:
-    """What the command line adds to a suite."""
+    """Options of a run of a suite, from the command line."""
 
     out: str
     suite_folder: str
@@ -59,7 +59,7 @@ class RunnerOptions:
 
 @dataclass
 class Outcome:
-    """What is there of a data set after its steps."""
+    """Results of a data set after its steps."""
 
     entry: Entry
     folder: str
@@ -76,7 +76,7 @@ def run_from(
     config: str | None,
     overrides: Sequence[str],
 ) -> dict[str, Any]:
-    """`run_suite` for what the command line says; paths become absolute.
+    """`run_suite` with the arguments of the command line; paths become absolute.
 
     Raises:
         UserError: the suite, an option or a label is wrong.
@@ -104,9 +104,9 @@ def run_from(
 
 
 def run_suite(suite: Suite, options: RunnerOptions) -> dict[str, Any]:
-    """Run all steps that are not done yet and write the three files of results; returns what results.json holds.
+    """Run all unfinished steps and write the three files of results; returns the content of results.json.
 
-    The files are written anew after each data set, so that a long benchmark can be watched.
+    The files are written again after each data set, so that the progress of a long benchmark can be seen.
     """
     outcomes: list[Outcome] = []
     results: dict[str, Any] = {}
@@ -161,7 +161,7 @@ def _flags(entry: Entry, suite: Suite, options: RunnerOptions) -> list[str]:
 
 
 def _write_dataset(entry: Entry, folder: str, options: RunnerOptions) -> str:
-    """Make the data set's tables where it is no ready one; returns the path of the spec to prepare."""
+    """Write the tables of a named or simulated data set; returns the path of the spec to prepare."""
     spec = entry.spec
     if not spec:
         tables = os.path.join(folder, "ds")
@@ -181,7 +181,7 @@ def _write_dataset(entry: Entry, folder: str, options: RunnerOptions) -> str:
 
 
 def _prepare(spec: str, folder: str, flags: Sequence[str]) -> tuple[str, str]:
-    """The prepared data and its fingerprint. The command itself knows whether anything changed."""
+    """The prepared data and its fingerprint. The command always runs, and reuses data that is unchanged."""
     data = os.path.join(folder, "data")
     _run_step("prepare", ["ctxrec.prepare", spec, "--out", data, *flags], folder)
     return data, storage.read_json(os.path.join(data, schema.META))["fingerprint"]
@@ -209,15 +209,15 @@ def _evaluate(
 def _run_step(
     step: str, command: Sequence[str], folder: str, *, needs: str | None = None, replaces: str = "", stale: bool = False
 ) -> None:
-    """Run `python -m COMMAND` unless it is done, with its output in a log.
+    """Run `python -m COMMAND` unless it is finished, with its output in a log.
 
     Args:
-        step: name of its log and record.
+        step: name of the log and of the record.
         command: module and arguments.
-        folder: the data set's folder.
-        needs: what tells one input from another; None: the command is always run and finds out itself.
-        replaces: folder that an earlier step of another command or input left; it is deleted.
-        stale: what the step left is not there any more, so that it is run again.
+        folder: folder of the data set.
+        needs: fingerprint of the input; None: the command always runs and checks its input itself.
+        replaces: folder that is deleted if it was written with another command or input.
+        stale: whether the step's output is gone, so that the step runs again.
 
     Raises:
         StepFailed: it ended with an error.
@@ -227,7 +227,7 @@ def _run_step(
     key = storage.sha256_json({"command": list(command), "needs": needs})
     before = storage.read_json(record) if os.path.exists(record) else {}
     if needs is not None and before.get("key") == key and before.get("finished") and not stale:
-        print(f"   {step}: done before", flush=True)
+        print(f"   {step}: already done", flush=True)
         return
     if replaces and before.get("key") != key:
         shutil.rmtree(replaces, ignore_errors=True)
@@ -243,7 +243,7 @@ def _run_step(
 
 
 def _last_word(log: str) -> str:
-    """The line of a log that says what went wrong: the last one that begins with "error:", else the last one."""
+    """The line of a log that names the error: the last one that begins with "error:", else the last one."""
     with open(log, encoding="utf-8", errors="replace") as lines:
         said = [line.strip() for line in lines.read().replace("\r", "\n").splitlines() if line.strip()]
     errors = [line for line in said if line.startswith("error:")]

@@ -1,4 +1,4 @@
-"""A benchmark suite: which data sets, with which options and seeds (`SUITE.toml` of `ctxrec.benchmark`)."""
+"""A benchmark suite: its data sets, options and seeds (`SUITE.toml` of `ctxrec.benchmark`)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 class Entry:
     """One data set of a suite, from exactly one of `name`, `spec` and `simulate`.
 
-    label: its row in the table and its folder; by default its name.
-    name: a data set of `ctxrec.datasets`.
-    spec: a ready dataset.toml; a relative path starts at the suite's folder.
-    simulate: what to simulate.
-    source: the data set's own files; a relative path starts at --sources, or without that at the suite's folder.
-    spec_overrides: `section.key=value` on the dataset spec, such as "split.repeats=true".
-    overrides: `section.key=value` on the options, after the suite's own.
+    Attributes:
+        label: name of its row in the table and of its folder; by default the name of the data set.
+        name: a data set of `ctxrec.datasets`.
+        spec: an existing dataset.toml; a relative path starts at the suite's folder.
+        simulate: parameters of a simulated log.
+        source: the files of the data set; a relative path starts at --sources, or at the suite's folder without it.
+        spec_overrides: `section.key=value` for the dataset spec, such as "split.repeats=true".
+        overrides: `section.key=value` for the options, applied after those of the suite.
     """
 
     label: str = ""
@@ -61,10 +62,12 @@ class Entry:
 class Suite:
     """A whole SUITE.toml.
 
-    seeds: one training for each.
-    ablations: as `ctxrec.evaluate --ablations` takes them.
-    ablation_seeds: seeds whose runs are compared with ablations; empty: all of them.
-    overrides: `section.key=value` on the options of every data set.
+    Attributes:
+        seeds: one training for each.
+        ablations: names as in `ctxrec.evaluate --ablations`.
+        ablation_seeds: seeds whose runs are compared with ablations; empty: all seeds.
+        overrides: `section.key=value` for the options of every data set.
+        dataset: the data sets.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -97,7 +100,7 @@ def load_suite(path: str) -> Suite:
     """Read a suite; its relative spec paths become absolute.
 
     Raises:
-        UserError: the file is missing, is no TOML, or has an unknown key or a wrong value.
+        UserError: the file is missing, is not TOML, or has an unknown key or a wrong value.
     """
     raw = read_toml(path)
     for entry in raw.get("dataset", ()):
@@ -107,7 +110,7 @@ def load_suite(path: str) -> Suite:
 
 
 def find_source(entry: Entry, sources: str | None, suite_folder: str) -> str | None:
-    """Where a named data set's own files lie: as the suite says, else a folder of its name in `sources`, else None."""
+    """Folder of a named data set's files: the suite's `source`, else the folder of its name in `sources`, else None."""
     if entry.source:
         return os.path.join(sources or suite_folder, entry.source)
     here = os.path.join(sources, entry.name) if sources and entry.name else None

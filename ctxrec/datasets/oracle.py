@@ -1,5 +1,4 @@
-"""The best possible rankings of a simulated log, by the preferences that it was drawn from, and by what a log of that
-size can tell of them.
+"""Upper bounds for a simulated log: a ranking by the simulator's parameters, and one that learns taste from the log.
 
 Legend: N requests or users, I items, E events, A attribute values, C categories, B brands, X context values of a feature.
 """
@@ -42,14 +41,14 @@ _EVENTS_AT_ONCE, _ITEMS_AT_ONCE = 1 << 18, 1 << 12
 
 @dataclass(frozen=True)
 class Oracle:
-    """Ranks by the true probabilities (the `Ranker` protocol of `ctxrec.evaluation.rank_requests`).
+    """An upper bound that ranks by the true probabilities (`Ranker` of `ctxrec.evaluation.rank_requests`).
 
-    Items are in the order of the item table, which is the catalogue's. Without context, the probabilities are
+    Items are in the order of the item table, which is the order of the catalogue. Without context, the probabilities are
     averaged over the distribution of device, place and part of the day.
     """
 
     truth: Truth
-    devices: np.ndarray  # int64: code of a request's context -> device, -1 = unknown
+    devices: np.ndarray  # int64: maps the code of a request's context to a device, -1 = unknown
     places: np.ndarray
     use_context: bool
 
@@ -66,12 +65,12 @@ class Oracle:
         return scores
 
     def effect(self, context: Context, times: np.ndarray) -> np.ndarray:
-        """What contexts (and microsecond times) do to each category: float32 [N, C]."""
+        """Effect of contexts and of times (microseconds) on the logit of each category: float32 [N, C]."""
         device, place = self.devices[context.cat["device"]], self.places[context.cat["place"]]
         return self.truth.context_effect(device, place, times // US // 3600 % 24)
 
     def _items(self, cells_NCB: np.ndarray, *, late: bool) -> np.ndarray:
-        """float32 [N, I] from the log probabilities of the cells: an item has its share of its cell's."""
+        """Log probabilities of items, float32 [N, I]: an item has its share of the probability of its cell."""
         category, brand = self.truth.item_category, self.truth.item_brand
         weights = self.truth.launched(late=late)
         mass = np.maximum(self.truth.cell_mass(late=late)[category, brand], np.finfo(float).tiny)  # 0: nothing is there
@@ -123,7 +122,7 @@ def load_oracle(folder: str, features: FeatureMeta) -> dict[str, Oracle]:
         features: of the data prepared from it, to read the context's codes.
 
     Raises:
-        UserError: the folder is none of a simulated log.
+        UserError: the folder does not hold a simulated log.
     """
     truth = Truth.load(storage.join(folder, TRUTH))
 
@@ -143,7 +142,7 @@ def load_oracles(folder: str, prepared: PreparedData) -> dict[str, Oracle]:
     """`load_oracle`, for data that was prepared from the simulated log.
 
     Raises:
-        UserError: the folder is none of a simulated log, or the data is of another log or lacks its context.
+        UserError: the folder does not hold a simulated log, or the data comes from another log or lacks its context.
     """
     missing = {"device", "place"} - set(prepared.features.context_categories)
     if missing:
@@ -166,18 +165,26 @@ def load_oracles(folder: str, prepared: PreparedData) -> dict[str, Oracle]:
 
 
 def oracle_of_log(oracle: Oracle, prepared: PreparedData, before: int) -> Oracle:
-    """Ranks about as well as the events of the splits earlier than `before` allow.
+    """An upper bound that knows the simulator's parameters and infers each user's taste from the log.
 
-    It knows how a log is drawn, what attributes and contexts do, and what the items of each cell that the log has weigh
-    together. It learns from the log what is a user's own (the likeliest taste, given the normal distribution that it is
-    drawn from; an average over all tastes would rank a little better) and what an item weighs (the expectation, given
-    the distribution of all weights), which is the mean for an item that was not launched or is held out of all training.
+    The parameters are the process that draws events, the effects of attributes and contexts, and the sum of the item
+    weights of each cell. Two things are inferred from the events:
+
+    - The part of a user's taste that the attributes do not explain. It is the likeliest one under the normal
+      distribution that it is drawn from; an average over all tastes would rank a little better.
+    - The weight of an item. It is the expectation under the distribution of all weights, which is the mean for an item
+      that was not launched or is held out of all training.
+
+    Args:
+        oracle: ranks by the true parameters.
+        prepared: the data with the events.
+        before: the events of splits earlier than this one count (`schema.VALID` or `schema.TEST`).
     """
     known, share = oracle.truth, prepared.meta.get("cold_items", 0.0)
     weights = known.item_weight
     if share:
         weights = np.where(held_out_items(prepared.items.column(schema.ITEM_ID).to_pylist(), share), 0, weights)
-    shown = dataclasses.replace(known, item_weight=weights)  # what events were drawn from that the log still has
+    shown = dataclasses.replace(known, item_weight=weights)  # without the items whose events were taken out of the log
     parts = []
     for bucket in range(len(prepared.bucket_paths)):
         histories = histories_from_table(prepared.read_bucket(bucket), prepared.features)
@@ -219,9 +226,9 @@ def _seen(oracle: Oracle, histories: Histories, features: FeatureMeta, before: i
 
 
 def _likeliest_tastes(shown: Truth, seen: _Seen) -> tuple[np.ndarray, np.ndarray]:
-    """Taste float32 [N, C] and liking [N, B] of the users seen: those of their attributes, and the likeliest own part."""
+    """Taste float32 [N, C] and liking [N, B] of the users: the part of their attributes plus the likeliest rest."""
     num_categories = shown.taste_NC.shape[1]
-    # In float64: of a sum over all events the search for the best step needs small differences.
+    # float64, because the line search needs small differences of a sum over all events.
     expected_NW = torch.from_numpy(_expected_tastes(shown, seen))
     own_std = math.sqrt(1 - FROM_ATTRIBUTES)
     spread_W = torch.tensor([TASTE] * num_categories + [LIKING] * shown.liking_NB.shape[1]).double() * own_std
@@ -234,7 +241,7 @@ def _likeliest_tastes(shown: Truth, seen: _Seen) -> tuple[np.ndarray, np.ndarray
     own_NW = torch.zeros(expected_NW.shape, dtype=torch.float64, requires_grad=True)  # in standard deviations
     optimizer = torch.optim.LBFGS([own_NW], lr=1, max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 
-    def surprise(part: slice) -> torch.Tensor:
+    def nll(part: slice) -> torch.Tensor:
         both_EW = (expected_NW + own_NW * spread_W)[row_E[part]]
         taste_EC, liking_EB = both_EW[:, :num_categories] + effect_EC[part], both_EW[:, num_categories:]
         took = taste_EC.gather(1, category_E[part, None]).sum() + liking_EB.gather(1, brand_E[part, None]).sum()
@@ -249,7 +256,7 @@ def _likeliest_tastes(shown: Truth, seen: _Seen) -> tuple[np.ndarray, np.ndarray
         value = own_NW.square().sum() / 2
         value.backward()
         for start in range(0, len(row_E), _EVENTS_AT_ONCE):
-            of_part = surprise(slice(start, start + _EVENTS_AT_ONCE))
+            of_part = nll(slice(start, start + _EVENTS_AT_ONCE))
             of_part.backward()
             value = value.detach() + of_part.detach()
         return value
@@ -260,8 +267,11 @@ def _likeliest_tastes(shown: Truth, seen: _Seen) -> tuple[np.ndarray, np.ndarray
 
 
 def _expected_tastes(shown: Truth, seen: _Seen) -> np.ndarray:
-    """What the attributes of a user tell of taste and liking, float64 [N, C + B]: by the least squares of the true ones of
-    all other users, so that nobody's own part is in it; 0 for a user who alone has some value."""
+    """Taste and liking that a user's attributes predict: float64 [N, C + B].
+
+    The prediction is a least-squares fit to the true values of all other users, so that it does not contain the user's
+    own. It is 0 for a user who is the only one with some attribute value.
+    """
     true = np.concatenate([shown.taste_NC, shown.liking_NB], 1)[seen.users].astype(np.float64)
     inverse_AN = np.linalg.pinv(seen.attributes_NA.astype(np.float64))
     own_share_N = (seen.attributes_NA * inverse_AN.T).sum(1)[:, None]
@@ -271,9 +281,12 @@ def _expected_tastes(shown: Truth, seen: _Seen) -> np.ndarray:
 
 
 def _expected_weights(shown: Truth, weights_I: np.ndarray, seen: _Seen) -> np.ndarray:
-    """float64 [I] expected weights, given that an item's events are Poisson with its weight times a rate, the events of
-    its cell over the cell's weight while it was there, that any item may have any of `weights_I`, and what the items of
-    a cell that were there from the start weigh together."""
+    """Expected weights of the items given their events: float64 [I].
+
+    The number of an item's events is Poisson with the item's weight times a rate. The rate is the number of events of
+    the item's cell over the weight of the cell, while the item was launched. Every item may have any of `weights_I`.
+    Expectations are scaled so that the items of a cell that were there from the start have the true sum.
+    """
     cells = shown.item_category * shown.liking_NB.shape[1] + shown.item_brand
     rate_I = np.zeros(len(cells))
     for late in (False, True):

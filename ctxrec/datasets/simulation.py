@@ -4,17 +4,17 @@ The probability that user u takes item i in context c at time t is a softmax ove
 
     logit(i | u, c, t) = taste_u[category_i] + liking_u[brand_i] + context_c[category_i] + log weight_i
 
-`taste` and `liking` come for the most part from the user's attributes, the rest is the person's own; `context` adds the
-effects of device, place and part of the day (UTC), scaled by the strength. Weights are long-tailed. As
-an item enters through its category and brand only, a draw is one of a (category, brand) cell and then one
-inside of it, which is exact and does not depend on the number of items.
+Most of `taste` and `liking` follows from the user's attributes; the rest is individual. `context` adds the effects of
+device, place and part of the day (UTC), scaled by the strength. The weights have a long tail. An item enters the logit
+through its category and its brand only. A draw therefore picks a (category, brand) cell and then an item of the cell;
+this is exact, and its cost does not depend on the number of items.
 
-Users come in rounds: in each, everybody who has joined makes one visit of one to eight events in one context. Half
-of them are there from the start, the others join over time. All draws are independent given user, context and
-time, so that nobody's past says more than the user's taste, and the context is known from the request alone.
-With up to about 25 events a user the test part of a temporal split (10 %) has hardly more than one visit of
-each: what is ranked for the context of its first event is then what its targets were drawn from. Cold items are
-launched just after the cut of that split.
+Users come in rounds. In each round every user who has joined makes one visit of one to eight events in one context.
+Half of the users are there from the start, and the others join over time. All draws are independent given user, context
+and time: a history tells the user's taste and nothing else, and the context is known from the request alone. With up to
+about 25 events for each user, the test part of a temporal split (10 %) has hardly more than one visit of each user. The
+context of the first event, which the request has, is then the context of all its targets. Cold items are launched just
+after the cut of that split.
 
 Legend: N users or requests, I items, E events of a chunk, V visits, C categories, B brands,
 X context values of a feature.

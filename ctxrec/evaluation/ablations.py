@@ -1,4 +1,4 @@
-"""Trainings that an evaluation compares the model with: the same run with one source left out, and SASRec."""
+"""Trainings that an evaluation compares the model with: the same run without one source, and SASRec."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ NAMES = (*WITHOUT, FROZEN, SASREC)
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Names from a command line: "" is none, "all" is all.
+    """Names from a command line: "" gives none, "all" gives all.
 
     >>> parse_names("id_only, sasrec"), parse_names("")
     (('id_only', 'sasrec'), ())
@@ -99,7 +99,7 @@ def _changed(config: Config, changes: dict[str, Any]) -> Config:
 
 
 def train_ablations(run: str, data: str, names: Sequence[str]) -> dict[str, str]:
-    """Bundles of a run's ablations by name; those that are not there yet are trained into RUN/ablations/NAME.
+    """Bundles of a run's ablations by name; missing ones are trained into RUN/ablations/NAME.
 
     Args:
         run: a finished run.

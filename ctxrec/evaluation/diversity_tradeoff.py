@@ -1,4 +1,4 @@
-"""What diversity and rules at the end of the pipeline cost and bring: NDCG against how much the items of a list differ.
+"""Cost and gain of diversity and rules: NDCG against the distance between the items of a list.
 
 Legend: N requests, K longest list, S settings.
 """
@@ -22,15 +22,15 @@ from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.slate.mmr import mean_distance, mean_set_distance
 from ctxrec.retrieval.slate.slate_builder import content_vectors
 
-PREFIX = "diversity="  # of the names of systems whose lists were arranged; a strength or an option alone follows
-CONTENT = f"distance@{SLICE_K}"  # of content vectors; that of a categorical column has its name behind a "/"
+PREFIX = "diversity="  # systems with diversified lists: a strength or the name of an option follows
+CONTENT = f"distance@{SLICE_K}"  # distance of content vectors; for a categorical column, "/" and its name follow
 
 
 def parse_strengths(text: str) -> tuple[float, ...]:
     """Strengths of MMR with commas between.
 
     Raises:
-        UserError: one is no number from 0 to 1.
+        UserError: one is not a number from 0 to 1.
     """
     try:
         found = tuple(float(part) for part in text.split(",") if part.strip())
@@ -44,8 +44,8 @@ def parse_strengths(text: str) -> tuple[float, ...]:
 def settings(config: DiversityConfig, strengths: Sequence[float]) -> dict[str, DiversityConfig]:
     """Options of each system that is evaluated besides the plain model.
 
-    One for each strength, and without any, one for the options as they are, if these change lists at all; and where
-    several of caps, freshness, rules and MMR are at work together, each of the first three alone, to see what it does.
+    Each strength gives one system. Without strengths, the options as they are give one, if they change lists at all.
+    If several of caps, freshness, rules and MMR are in use, each of the first three gives a further system alone.
     """
     if not strengths and config.is_on:
         strengths = (config.strength,)
@@ -72,10 +72,17 @@ def without_arranged(lists: RankedLists) -> RankedLists:
 def tradeoff(
     lists: RankedLists, recommender: Recommender, *, eligible: np.ndarray, resamples: int, seed: int
 ) -> dict[str, SystemMetrics]:
-    """SystemMetrics of the model's lists as they are ("model") and of the arranged ones by their names.
+    """Metrics of the model's plain lists ("model") and of the diversified lists, by the names of their systems.
 
-    Each has NDCG, what it gains on the model ("ndcg@10 minus model", paired), mean distance of the pairs of a list (by
-    content vectors and by the values of each categorical column), coverage and Gini.
+    Each system has NDCG, its paired difference to the model ("ndcg@10 minus model"), the mean distance of the pairs of a
+    list (by content vectors, and by the values of each categorical column), coverage and Gini.
+
+    Args:
+        lists: the lists of every system.
+        recommender: the model, for vectors and columns of items.
+        eligible: bool [I] items that may be recommended.
+        resamples: number of bootstrap resamples.
+        seed: seed of the resamples.
     """
     tops = {s: top for s, top in lists.tops.items() if s == MODEL or s.startswith(PREFIX)}
     ndcg, main = {}, f"ndcg@{SLICE_K}"
@@ -98,7 +105,7 @@ def tradeoff(
 
 
 def _distances(recommender: Recommender) -> dict[str, Callable[[np.ndarray], float]]:
-    """Functions of the positions of a list."""
+    """Distances by name, each a function of the positions of a list."""
 
     def by_values(codes_IM: np.ndarray) -> Callable[[np.ndarray], float]:
         return lambda items: mean_set_distance(codes_IM[items])
@@ -113,7 +120,7 @@ def _distances(recommender: Recommender) -> dict[str, Callable[[np.ndarray], flo
 
 
 def _mean_of_known(values_N: np.ndarray, *, resamples: int, seed: int) -> Interval:
-    """Mean over the lists that have a pair to compare, with its interval."""
+    """Mean over the lists with at least two items to compare, with its interval."""
     known = ~np.isnan(values_N)
     sums = np.stack([np.where(known, values_N, 0), known], 1)
     draws = bootstrap_means(sums, num=resamples, seed=seed)
@@ -121,7 +128,7 @@ def _mean_of_known(values_N: np.ndarray, *, resamples: int, seed: int) -> Interv
 
 
 def tradeoff_rows(found: dict[str, SystemMetrics]) -> list[list[str]]:
-    """A table with its header: the plain model first, then options alone, then by strength with all of them."""
+    """Header and rows: the plain model, then single options, then each strength with all options."""
     main = f"ndcg@{SLICE_K}"
     columns = {main: "NDCG@10", f"{main} minus model": "minus plain", CONTENT: "distance"}
     columns |= {name: name.removeprefix(CONTENT + "/") for name in found[MODEL] if name.startswith(CONTENT + "/")}

@@ -41,14 +41,14 @@ _TOP, _COLD, _ATTRIBUTE = "top/", "cold/", "attribute/"  # prefixes of columns i
 
 
 class Ranker(Protocol):
-    """What ranks: a recommender or a baseline."""
+    """Anything that ranks: a recommender or a baseline."""
 
     def scores(self, requests: Requests) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankingPlan:
-    """What an actor must know to rank the requests of a bucket."""
+    """Everything that an actor must know to rank the requests of a bucket."""
 
     bundles: dict[str, str]  # system -> bundle of a trained model
     data: str
@@ -93,18 +93,18 @@ class RankingPlan:
 
 
 def run_bundles(run: str) -> dict[str, str]:
-    """Bundles of a run: the model, and the model before its encoder was tuned where there is one."""
+    """Bundles of a run: the model, and the model before its encoder was tuned, if the run has one."""
     bundles = {MODEL: RunPaths(run).bundle}
     before = RunPaths(run).before
     return bundles | ({BEFORE_TUNING: before} if storage.exists(before) else {})
 
 
 def check_bundles(plan: RankingPlan, item_ids: list[str]) -> None:
-    """Load every bundle and the second stage once, here, where damage is one clear line and not an actor that dies.
+    """Load every bundle and the second stage once in this process, where damage gives one clear line.
 
     Raises:
-        UserError: a bundle is missing or damaged, or has another catalogue than the data, or diversity or rules ask
-            for what the catalogue does not have.
+        UserError: a bundle is missing or damaged, or has another catalogue than the data, or diversity or rules name
+            a column or value that the catalogue does not have.
     """
     for system, bundle in plan.bundles.items():
         recommender = load_recommender(bundle)
@@ -121,7 +121,7 @@ def check_bundles(plan: RankingPlan, item_ids: list[str]) -> None:
 
 
 def load_system(plan: RankingPlan, data: PreparedData, system: str) -> Recommender:
-    """The recommender of one of the plan's bundles; for validation requests as it was before it saw any of them."""
+    """The recommender of one of the plan's bundles; for validation requests, as it was before any validation event."""
     bundle = plan.bundles[system]
     if plan.split != schema.VALID:
         return load_recommender(bundle)
@@ -148,7 +148,7 @@ class BucketRanker:
         self.rankers |= fitted
 
     def _retrievers(self) -> dict[str, Retriever]:
-        """What makes the model's lists with diversity and rules, as for the service."""
+        """Retrievers that make the model's lists with diversity and rules, as the service does."""
         if not self.plan.arranged:
             return {}
         model: Any = self.rankers[MODEL]
@@ -175,7 +175,7 @@ class BucketRanker:
                 yield self._rank(int(bucket), requests.take(rows), changed)
 
     def _rank(self, bucket: int, requests: Requests, shuffled: dict[str, Requests]) -> pa.Table:
-        """One row a request: who, targets, history, attributes, and the list of every system."""
+        """One row for each request: user, targets, history, attributes, and the list of every system."""
         history = requests.history
         offsets, targets, actions = requests.target_offsets, requests.target_items, requests.target_actions
         assert offsets is not None and targets is not None and actions is not None
@@ -215,7 +215,7 @@ class BucketRanker:
         return pa.table(columns)
 
     def _context_labels(self, requests: Requests) -> dict[str, pa.Array]:
-        """What the slices by context are made of: names of times and categories, and numbers."""
+        """Labels for the slices by context: names of times and categories, and numbers."""
         context, features = requests.context, self.data.features
         time = {name: context.cat[name] - schema.FIRST_CODE for name in schema.TIME_CONTEXT}
         labels = {name: pa.array(values, pa.string()) for name, values in time_labels(**time).items()}
@@ -227,11 +227,11 @@ class BucketRanker:
 
 
 def shuffle_context(requests: Requests, *, seed: int) -> dict[str, Requests]:
-    """The same requests with the context of others, all of it and all but the time that has passed.
+    """The same requests with the context of other requests, in two ways.
 
-    "shuffled_context" also takes the other request's time, but no earlier than the asker's last event: a
-    request before its own history does not exist. "shuffled_context_same_time" keeps the request's time, so
-    that recency stays true, and shuffles the rest: hour, weekday, month and every feature of the context.
+    "shuffled_context" also takes the other request's time, but not a time before the last event of the history, because
+    no request precedes its own history. "shuffled_context_same_time" keeps the request's time, so that recency stays
+    true, and shuffles hour, weekday, month and every feature of the context.
     """
     order = np.random.default_rng(seed).permutation(len(requests))
     context, history = requests.context.take(order), requests.history
@@ -265,7 +265,7 @@ def _top_column(top: np.ndarray) -> pa.Array:
 
 
 def drop_targets(requests: Requests, eligible: np.ndarray) -> Requests:
-    """Requests without the targets that may not be recommended; one left without target goes."""
+    """Requests without the targets that may not be recommended; a request that has no target left is removed."""
     assert requests.target_offsets is not None and requests.target_items is not None
     keep = eligible[requests.target_items]
     if keep.all():

@@ -1,4 +1,4 @@
-"""Parts of the requests that the evaluation looks at on their own: by item, history, user attribute and context.
+"""Slices of the requests, which have metrics of their own: by item, history, user attribute and context.
 
 Legend: N requests, I items.
 """
@@ -13,7 +13,7 @@ from ctxrec.data.events import ACTION_BITS, DAYS, HOURS, MONTHS
 
 HISTORY_BINS = ((1, 5), (6, 20), (21, 100), (101, None))
 FEW_SHOT = 5  # items with at most so many training events, and at least one
-MAX_VALUES = 10  # values of an attribute with a slice of their own; the others share one
+MAX_VALUES = 10  # so many values of an attribute have a slice each; all other values share one
 QUANTILES = (0.25, 0.5, 0.75)
 COLD, WARM, FEW, HELD_OUT = "cold_items", "warm_items", "few_shot_items", "held_out_items"
 COLD_AMONG_COLD, NEW_USERS = "cold_among_cold", "new_users"
@@ -45,7 +45,7 @@ def action_slices(sets: np.ndarray, actions: Sequence[str]) -> dict[str, np.ndar
 
 
 def history_slices(lengths: np.ndarray) -> dict[str, np.ndarray]:
-    """Masks by the number of events before the request: new users always, bins only where somebody is in them."""
+    """Masks by the number of events before the request; new users always have one, a bin only if it has requests."""
     slices = {NEW_USERS: lengths == 0}
     for low, high in HISTORY_BINS:
         mask = (lengths >= low) & (lengths <= (np.inf if high is None else high))

@@ -1,7 +1,8 @@
 """From ranked lists to the numbers of `metrics.json`: means, intervals, slices and paired differences.
 
-Legend: N requests, K longest list, I items. A system is whatever ranks: the model, the model before
-fine-tuning, an ablation, a baseline.
+A system is anything that ranks: the model, the model before its encoder was tuned, an ablation, a baseline.
+
+Legend: N requests, K longest list, I items.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ PerRequest = dict[str, dict[str, np.ndarray]]  # system -> metric -> float64 [N]
 
 @dataclass(frozen=True)
 class RankedLists:
-    """N requests, their targets, what describes them, and the lists of every system."""
+    """N requests with their targets, their attributes and the lists of every system."""
 
     user_ids: np.ndarray  # object [N]
     target_offsets: np.ndarray  # int64 [N + 1]
@@ -98,8 +99,12 @@ def summarise(
 def _intervals(
     per_request: PerRequest, *, resamples: int, seed: int
 ) -> tuple[dict[str, SystemMetrics], dict[str, SystemMetrics], dict[str, Interval]]:
-    """Intervals of every system's means; of the model minus every other system, on the same resamples; and of the
-    share of the model's NDCG that shuffled context costs."""
+    """Three kinds of intervals, all on the same resamples.
+
+    Returns:
+        The means of every system; the differences of the model to every other system; and, for shuffled context, the
+        share of the model's NDCG that is lost.
+    """
     systems = list(per_request)
     names = list(per_request[systems[0]])
     values = np.stack([per_request[s][name] for s in systems for name in names], axis=1)
@@ -129,7 +134,7 @@ def _intervals(
 
 
 def _by_role(systems: dict[str, SystemMetrics]) -> dict[str, Any]:
-    """{"model": ..., "before": ..., "ablations": {...}, "baselines": {...}, ...}; what was not evaluated is empty."""
+    """{"model": ..., "before": ..., "ablations": {...}, "baselines": {...}, ...}; a system without metrics is {}."""
     rest = {name: metrics for name, metrics in systems.items() if name not in (*_ROLES, RERANKED)}
     return {
         **{role: systems.get(role, {}) for role in _ROLES},
@@ -147,7 +152,7 @@ def _slices(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Every slice with its number of requests and all systems at SLICE_K; an empty one has no metrics."""
+    """Every slice with its number of requests and all systems at SLICE_K; an empty slice has no metrics."""
     wanted = [f"{name}@{SLICE_K}" for name in ("hr", "recall", "mrr", "ndcg")]
 
     def entry(values: PerRequest) -> dict[str, Any]:
@@ -171,7 +176,7 @@ def _slices(
 
 
 def _on_targets(lists: RankedLists, tops: dict[str, np.ndarray], keep: np.ndarray) -> PerRequest:
-    """SystemMetrics at SLICE_K when only the targets of the mask `keep` count; requests without one are left out."""
+    """Metrics at SLICE_K if only the targets of the mask `keep` count, over the requests that have such a target."""
     kept = np.concatenate([[0], np.cumsum(keep)])[lists.target_offsets]
     rows = np.flatnonzero(np.diff(kept))
     index, offsets = ranges(kept[rows], kept[rows + 1])

@@ -1,4 +1,4 @@
-"""The table of an A/B test: sizes of the arms, and what users of each did against those of the control."""
+"""The report of an A/B test: sizes of the arms, and each arm's behaviour against the control."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ from ctxrec.experiments.event_credit import Observed
 from ctxrec.experiments.statistics import Ratio, compare, holm, ratio, sample_ratio_p
 
 USERS, LISTS = "users who did", "events per list"  # the two metrics of each action
-MISMATCH = 0.001  # p-value of the arms' sizes below which the test is broken
+MISMATCH = 0.001  # below this p-value of the arms' sizes the test is broken
 
 
 def report(observed: Observed, *, experiment: str, window_s: float) -> dict[str, Any]:
-    """What `python -m ctxrec.ab` writes.
+    """The report that `python -m ctxrec.ab` writes.
+
+    Args:
+        observed: what users saw and did.
+        experiment: name of the test.
+        window_s: seconds after a list within which events count.
 
     Raises:
-        UserError: there is no control, or nothing to compare with it.
+        UserError: there is no control, or no arm to compare with it.
     """
     if CONTROL not in observed.arms or len(observed.arms) < 2:
         raise UserError(
@@ -83,7 +88,7 @@ def _arm(observed: Observed, arm: str) -> dict[str, Any]:
 
 
 def _sample_ratio(observed: Observed) -> dict[str, Any]:
-    """Whether the arms have as many users as their shares say; cannot be told where shares changed."""
+    """Whether the sizes of the arms fit their shares; not checked if shares changed during the test."""
     if np.isnan(observed.shares).any():
         return {"p": float("nan"), "mismatch": None}
     p = sample_ratio_p([len(observed.users(arm)) for arm in observed.arms], observed.shares.tolist())
@@ -101,7 +106,7 @@ def _without_nan(value: Any) -> Any:
 def format_report(made: dict[str, Any]) -> str:
     """The report for a terminal."""
     lines = [
-        f"test {made['experiment']}; events count up to {made['window_hours']:g} hours after the last list before them"
+        f"test {made['experiment']}; an event counts for {made['window_hours']:g} hours after the last list before it"
     ]
     for name, arm in made["arms"].items():
         share = "changed" if arm["share"] is None else f"{arm['share']:.1%}"
@@ -109,17 +114,17 @@ def format_report(made: dict[str, Any]) -> str:
         lines.append(f"{name}: share {share}, {arm['users']:,} users, {arm['lists']:,} lists, of {versions}")
     ratio_p = made["sample_ratio"]["p"]
     if ratio_p is None:
-        lines.append("sizes of the arms: not checked, as shares changed during the test")
+        lines.append("the sizes of the arms are not checked, because shares changed during the test")
     elif made["sample_ratio"]["mismatch"]:
         lines.append(
-            f"SIZES OF THE ARMS DO NOT FIT THEIR SHARES (p {ratio_p:.2g}): find out why; the rest means nothing"
+            f"SIZES OF THE ARMS DO NOT FIT THEIR SHARES (p {ratio_p:.2g}): find the cause first; do not use the rest"
         )
     else:
         lines.append(f"sizes of the arms fit their shares (p {ratio_p:.2g})")
     if made["users_in_several_arms"]:
-        lines.append(f"left out: {made['users_in_several_arms']:,} users who were in several arms")
+        lines.append(f"left out: {made['users_in_several_arms']:,} users who got lists of several arms")
     if made["lists_without_user"]:
-        lines.append(f"left out: {made['lists_without_user']:,} lists for somebody without a name")
+        lines.append(f"left out: {made['lists_without_user']:,} lists without a user id")
     header = ["arm", "action", "metric", "control", "treatment", "lift", "95 % interval", "p", "p (Holm)"]
     return "\n".join([*lines, "", *_aligned([header, *map(_cells, made["comparisons"])])])
 

@@ -1,6 +1,6 @@
-"""A/B tests of published models: which users get which version, the same one whenever and wherever they ask.
+"""A/B tests of published models: a user gets the same version in every request and from every replica.
 
-MODELS/experiment.json   the test that runs, written by `ctxrec.publish`; none: everybody gets the current version
+MODELS/experiment.json   the running test, written by `ctxrec.publish`; without it all users get the current version
 """
 
 from __future__ import annotations
@@ -53,10 +53,11 @@ class Experiment:
             raise UserError(f"the arms of experiment {self.name!r} take all users; expected a share for {CONTROL}")
 
     def arm_of(self, unit: str) -> Arm | None:
-        """The arm of a user (or, for somebody without a name, of a request); None: the control.
+        """The arm of a user, or of a request without a user id; None is the control.
 
-        The unit's place from 0 to 1 is a hash of it and the experiment's name, so that arms of one experiment are
-        independent of those of another. A share that grows takes users of the control alone where it is the last arm's.
+        A hash of the unit and of the experiment's name gives a number from 0 to 1, which falls into the share of one arm.
+        Arms of different experiments are therefore independent. If the share of the last arm grows, all of its new users
+        come from the control.
         """
         digest = hashlib.sha256(f"{self.name}\0{unit}".encode("utf-8", "surrogatepass")).digest()
         place = int.from_bytes(digest[:8]) / 2**64
@@ -71,7 +72,7 @@ class Experiment:
 
 
 def read_experiment(models: str) -> Experiment | None:
-    """The test that runs on a folder of published models; None: none.
+    """The test that runs on a folder of published models; None without one.
 
     Raises:
         UserError: `experiment.json` is damaged.
@@ -83,15 +84,17 @@ def read_experiment(models: str) -> Experiment | None:
 def start(
     bundle: str | None, models: str, *, name: str, arm: str, share: float, version: str | None = None
 ) -> Experiment:
-    """Give a version to a share of the users, as an arm of the test `name`; an arm of that name gets the new share.
+    """Give a version to a share of the users, as an arm of the test `name`.
+
+    An arm that exists already gets the new share.
 
     Args:
-        bundle: path or URI of what is put beside the published versions; None: `version` lies there already.
+        bundle: path or URI of the bundle that is published for the arm; None: `version` is published already.
         models: folder of published models.
-        name: of the test; one runs at a time.
-        arm: its name.
-        share: of the users, above 0 and below 1.
-        version: where there is no bundle.
+        name: name of the test; one test runs at a time.
+        arm: name of the arm.
+        share: share of the users, above 0 and below 1.
+        version: the published version, if there is no bundle.
 
     Raises:
         UserError: another test runs, the bundle is damaged, or a name or share does not fit; nothing has changed.
@@ -117,10 +120,10 @@ def start(
 
 
 def end(models: str) -> Experiment:
-    """Give everybody the current version again; returns the test that has ended.
+    """Give all users the current version again; returns the test that has ended.
 
     Raises:
-        UserError: none runs.
+        UserError: no test runs.
     """
     running = read_experiment(models)
     if running is None:

@@ -1,4 +1,4 @@
-"""Which events belong to which arm of an A/B test: each to the last list that its user had seen before.
+"""Credit of events in an A/B test: each event belongs to the last list that its user saw before it.
 
 Legend: U users, L lists that were answered, E events.
 """
@@ -33,12 +33,18 @@ class Log:
 
 @dataclass(frozen=True)
 class Observed:
-    """What users of a test saw and did. A user is in one arm; who was in several is left out.
+    """What the users of a test saw and did. Users with lists of several arms are left out.
 
-    arms: names, the control among them; shares: of each, NaN where it changed during the test.
-    arm_U, lists_U: arm, and number of lists seen, of each user.
-    events_AU: number of events by action.
-    versions: number of lists by arm and version, and of events by action: {arm: {version: {action: n}}}; "" are lists.
+    Attributes:
+        arms: names of the arms with the control.
+        shares: float, the share of each arm; NaN if it changed during the test.
+        arm_U: the arm of each user, as a position in `arms`.
+        lists_U: number of lists that each user saw.
+        actions: names of the actions.
+        events_AU: number of events of each action and user.
+        versions: {arm: {version: {action: number of events}}}; the action "" counts the lists.
+        num_left_out: number of users with lists of several arms.
+        num_nameless: number of lists without a user id, which no event can be matched with.
     """
 
     arms: list[str]
@@ -49,7 +55,7 @@ class Observed:
     events_AU: np.ndarray
     versions: dict[str, dict[str, dict[str, int]]]
     num_left_out: int
-    num_nameless: int  # lists for somebody without a name, in whom nothing can be traced
+    num_nameless: int
 
     def users(self, arm: str) -> np.ndarray:
         """Rows of an arm's users."""
@@ -57,10 +63,12 @@ class Observed:
 
 
 def read_log(path: str, spec: EventsSpec) -> Log:
-    """Events of a file, folder, glob or URI with the columns that `spec` names; none without a user or a time.
+    """Events of a file, folder, glob or URI with the columns that `spec` names.
+
+    Rows without a user or a time are dropped.
 
     Raises:
-        UserError: nothing is there, or a column is missing.
+        UserError: there is no file, or a column is missing.
     """
     names = [spec.user, spec.item, spec.time, *([spec.action] if spec.action else [])]
     found = inspect(path, names, section="events")
@@ -85,10 +93,10 @@ def _texts(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def choose_experiment(exposures: pa.Table, name: str | None) -> tuple[str, pa.Table]:
-    """The lists of one test: of the named one, or of the only one there is.
+    """Name and lists of one test: of the named one, or of the only one.
 
     Raises:
-        UserError: there are several and none is named, or the named one is not there.
+        UserError: there are several tests and no name, or no test of this name.
     """
     names = sorted(exposures.column("experiment").unique().to_pylist())
     if (name is None and len(names) != 1) or (name is not None and name not in names):
@@ -102,9 +110,9 @@ def attribute(exposures: pa.Table, log: Log, *, window_s: float, shown_only: boo
     """Give every event to the arm and version of the last list that its user saw before it.
 
     Args:
-        exposures: of one test (`choose_experiment`).
-        log: events; those of other users, and those before a user's first list, do not count.
-        window_s: an event that comes later than this after the list does not count.
+        exposures: the lists of one test (`choose_experiment`).
+        log: events. Events of other users, and events before a user's first list, do not count.
+        window_s: seconds after the list within which an event counts.
         shown_only: count only events on items of that list.
     """
     named = exposures.filter(pc.is_valid(exposures.column("user_id")))
@@ -161,7 +169,7 @@ def _codes(column: pa.ChunkedArray, names: list[str]) -> np.ndarray:
 def _last_lists(
     users: np.ndarray, user_L: np.ndarray, time_L: np.ndarray, log: Log, *, window_s: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For events that have one, the place of the last list of their user no later than they, and their own rows."""
+    """For each event with an earlier list of its user: the position of the last such list, and the row of the event."""
     place = np.searchsorted(users, log.users.astype(str))
     known = np.zeros(len(place), bool)
     inside = place < len(users)
@@ -180,6 +188,6 @@ def _last_lists(
 
 
 def _only(exposures: pa.Table, arm: str) -> float:
-    """The share of an arm, if it was the same all the time."""
+    """The share of an arm; NaN if it changed during the test."""
     shares = exposures.filter(pc.equal(exposures.column("arm"), arm)).column("share").unique().to_pylist()
     return shares[0] if len(shares) == 1 else float("nan")

@@ -1,4 +1,4 @@
-"""What users saw in an A/B test, as Parquet files: one row for each list that was answered."""
+"""Exposures of an A/B test as Parquet files: one row for each list that a user got."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCHEMA = pa.schema(
         ("arm", pa.string()),
         ("share", pa.float64()),  # of the arm
         ("model_version", pa.string()),
-        ("user_id", pa.string()),  # null: somebody without a name
+        ("user_id", pa.string()),  # null: the request had no user id
         ("request_id", pa.string()),
         ("item_ids", pa.list_(pa.string())),
     ]
@@ -29,7 +29,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """One answered list; `time_us`: microseconds since 1970, UTC."""
+    """One list that a user got; `time_us` is in microseconds since 1970, UTC."""
 
     time_us: int
     experiment: str
@@ -42,7 +42,7 @@ class Exposure:
 
 
 def write_exposures(folder: str, exposures: Sequence[Exposure]) -> str:
-    """Write a file of its own, which appears complete; returns its path.
+    """Write the exposures to a new file, which appears when it is complete; returns its path.
 
     Args:
         folder: path or URI.
@@ -61,7 +61,7 @@ def read_exposures(path: str) -> pa.Table:
     """All exposures of a file, folder, glob or URI.
 
     Raises:
-        UserError: nothing is there, or a file is not one of these.
+        UserError: there is no file, or a file does not hold exposures.
     """
     tables = []
     for file in storage.list_files(path):

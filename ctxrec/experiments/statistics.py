@@ -1,7 +1,7 @@
-"""Whether two arms of a test differ: ratios of sums over users, their differences, and the sizes of the arms.
+"""Statistics of an A/B test: ratios of sums over users, their differences, and the sizes of the arms.
 
-Users are what is drawn into an arm, so users are what varies: lists and events of one user depend on each other, and
-a test that took them for independent would see differences where there are none.
+Users are drawn into arms, so the user is the unit of observation. Lists and events of one user depend on each other; a
+test that treated them as independent would find differences where there are none.
 
 Legend: U users of an arm.
 """
@@ -21,7 +21,10 @@ _CONFIDENCE = 0.975  # quantile of two-sided 95 % intervals
 class Ratio:
     """An estimate sum(x) / sum(n) over users.
 
-    variance: of the estimate; NaN for fewer than two users.
+    Attributes:
+        value: the estimate.
+        variance: the variance of the estimate; NaN for fewer than two users.
+        num_users: number of users.
     """
 
     value: float
@@ -30,9 +33,15 @@ class Ratio:
 
 
 def ratio(x_U: np.ndarray, n_U: np.ndarray) -> Ratio:
-    """Sum of x over sum of n, with its variance by the delta method (Deng, Knoblich and Lu, "Applying the Delta Method
-    in Metric Analytics", KDD 2018): that of the mean of x - value * n, over the squared mean of n. With n = 1 it is the
-    mean of x and the variance of the mean."""
+    """Sum of x over sum of n, with its variance by the delta method.
+
+    The variance is that of the mean of x - value * n, over the squared mean of n (Deng, Knoblich and Lu, "Applying the
+    Delta Method in Metric Analytics", KDD 2018). With n = 1 the ratio is the mean of x, with the variance of that mean.
+
+    Args:
+        x_U: float, the numerator of each user.
+        n_U: float, the denominator of each user.
+    """
     num = len(x_U)
     total = float(n_U.sum())
     if num == 0 or total == 0:
@@ -45,8 +54,13 @@ def ratio(x_U: np.ndarray, n_U: np.ndarray) -> Ratio:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Treatment against control. lift: of the value, relative to the control's, with its 95 % interval; p: two-sided,
-    of the difference."""
+    """Treatment against control.
+
+    Attributes:
+        lift: treatment over control, minus 1.
+        low, high: 95 % interval of the lift.
+        p: two-sided p-value of the difference.
+    """
 
     lift: float
     low: float
@@ -55,8 +69,11 @@ class Comparison:
 
 
 def compare(treatment: Ratio, control: Ratio) -> Comparison:
-    """Welch's test of the difference (Welch, 1947), and the interval of the relative lift by the delta method: with
-    r = treatment / control, var(r) = r^2 (var_t / treatment^2 + var_c / control^2). NaN for what cannot be told."""
+    """Welch's test of the difference (Welch, 1947), and the interval of the lift by the delta method.
+
+    With r = treatment / control, var(r) = r^2 (var_t / treatment^2 + var_c / control^2). A figure that the data cannot
+    tell is NaN, such as the lift over a control of 0.
+    """
     t, c = treatment, control
     spread = t.variance + c.variance
     if not spread > 0:
@@ -67,7 +84,7 @@ def compare(treatment: Ratio, control: Ratio) -> Comparison:
     if c.value == 0:
         return Comparison(float("nan"), float("nan"), float("nan"), p)
     r = t.value / c.value
-    if t.variance == 0 or c.variance == 0:  # as when nobody did it: its users say nothing of how much they vary
+    if t.variance == 0 or c.variance == 0:  # such as an action that no user did: the variance cannot be estimated
         return Comparison(r - 1, float("nan"), float("nan"), p)
     error = np.sqrt(t.variance + r**2 * c.variance) / abs(c.value)  # the formula above without division by t.value
     wide = float(scipy.stats.t.ppf(_CONFIDENCE, freedom) * error)
@@ -75,16 +92,19 @@ def compare(treatment: Ratio, control: Ratio) -> Comparison:
 
 
 def sample_ratio_p(num_users: Sequence[int], shares: Sequence[float]) -> float:
-    """P-value of arms having these sizes by chance when users were drawn with these shares (chi-square, Fabijan et al.,
-    "Diagnosing Sample Ratio Mismatch in Online Controlled Experiments", KDD 2019). Below 0.001 something is wrong with
-    the test, and its results mean nothing."""
+    """P-value of the sizes of the arms if users are drawn with these shares, by a chi-square test.
+
+    Below 0.001 the test is broken and its results must not be used (Fabijan et al., "Diagnosing Sample Ratio Mismatch in
+    Online Controlled Experiments", KDD 2019).
+    """
     expected = np.asarray(shares) / np.sum(shares) * np.sum(num_users)
     return float(scipy.stats.chisquare(num_users, expected).pvalue)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """P-values of several comparisons, each raised so that the chance of any false one stays as it says (Holm, 1979);
-    NaN stays.
+    """P-values of several comparisons, corrected so that the chance of any false discovery is bounded (Holm, 1979).
+
+    NaN stays NaN.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]

@@ -1,7 +1,7 @@
-"""What an item without events gets on top of its score, so that new items are shown often enough to be taken.
+"""The bonus that items without events get on top of their scores, so that new items are shown.
 
-A ranking that is best for the log as it is shows few new items: the log never had any. What showing more of them costs
-and brings is measured on the validation requests, with some known items made new: their events are forgotten.
+The ranking that is best for a log shows few new items, because the log has no events of them. Cost and gain of showing
+more of them are measured on the validation requests: some known items are made new, which removes their events.
 
 Legend: N requests, I items, K longest list.
 """
@@ -50,8 +50,13 @@ NEW_ITEMS = NewItemParams()
 
 @dataclass(frozen=True)
 class Bonus:
-    """The chosen bonus, and NDCG@10 of the validation requests without and with it: of all their targets, and of the
-    new items among them (of requests that have such targets)."""
+    """The chosen bonus, with the NDCG of the validation requests without it and with it.
+
+    Attributes:
+        value: the bonus, 0 or more.
+        ndcg: of all targets, without and with the bonus.
+        new_ndcg: of the targets that are new items, over the requests that have some, without and with the bonus.
+    """
 
     value: float
     ndcg: tuple[float, float]
@@ -126,7 +131,7 @@ def _best_of_both(
     repeats: bool,
     params: NewItemParams,
 ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], float]:
-    """The K best known and the K best new items of each request, which hold the K best for every bonus.
+    """The K best known and the K best new items of each request, which contain the K best items for every bonus.
 
     Returns:
         (positions [N, 2K], -1 = none; scores [N, 2K]; whether they are new [N, 2K]), and the mean standard deviation
@@ -149,6 +154,6 @@ def _best_of_both(
 
 
 def _merged(positions: np.ndarray, values: np.ndarray, new: np.ndarray, bonus: float, k: int) -> np.ndarray:
-    """The K best of both lists where the new items' scores are higher by the bonus: int64 [N, K]."""
+    """The K best items of both lists after the bonus is added to the scores of new items: int64 [N, K]."""
     order = np.argsort(-(values + bonus * new), axis=1, kind="stable")[:, :k]
     return np.take_along_axis(positions, order, 1)

@@ -246,9 +246,9 @@ overrides = ["encoder.name="]
     evaluated.write_text(json.dumps({**json.loads(evaluated.read_text()), "split": "valid"}))
     again = run(path, tmp_path / "out", "--only", "shop")
     assert again.returncode == 0, again.stderr
-    assert "train-0: done before" in again.stdout and "evaluate-0: done before" in again.stdout
-    assert "train-1: done before" in again.stdout and "evaluate-1: done before" not in again.stdout
+    assert "train-0: already done" in again.stdout and "evaluate-0: already done" in again.stdout
+    assert "train-1: already done" in again.stdout and "evaluate-1: already done" not in again.stdout
     assert json.loads((tmp_path / "out/results.json").read_text())["datasets"][0]["model"] == shop["model"]
 
     other = run(path, tmp_path / "out", "--only", "shop", "--set", "train.tower_lr=0.002")
-    assert other.returncode == 0 and "done before" not in other.stdout  # another training replaces the runs
+    assert other.returncode == 0 and "already done" not in other.stdout  # another training replaces the runs

@@ -17,7 +17,7 @@ class ALS:
 
     Items are fitted by the package `implicit`. A request's user is solved anew from its history with the
     same equations, (YᵀY + (alpha - 1) YₕᵀYₕ + regularization·1) x = alpha Σ yₕ over the items h of the
-    history, so that any history can ask.
+    history. A history that was not in the training events therefore gets factors, too.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class ALS:
             random_state=self.seed,
         )
         matrix = log.users_items
-        # implicit has threads of its own; those of BLAS beside them only wait for each other.
+        # implicit starts threads itself; more threads of BLAS would only wait for them.
         with threadpoolctl.threadpool_limits(1, "blas"):
             model.fit(sp.csr_matrix((matrix.data, matrix.indices, matrix.indptr), matrix.shape), show_progress=False)
         self.items = np.asarray(model.item_factors, np.float32)

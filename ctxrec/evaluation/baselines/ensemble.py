@@ -1,4 +1,4 @@
-"""The linear ensemble of simple recommenders: what a careful sceptic builds in an afternoon (numpy).
+"""The linear ensemble of simple recommenders, a baseline that is quick to build and hard to beat.
 
 Legend: N requests, I items, C components.
 """

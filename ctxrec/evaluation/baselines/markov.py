@@ -15,9 +15,9 @@ from ctxrec.data.requests import Requests
 class Markov:
     """Markov chain over the last items of the history: how often the item followed each of them.
 
-    The last item counts fully, one that is `age` items older `decay ** age`; with `last` = 1 this is the
-    first-order chain. Most pairs were never seen; popularity, scaled to less than the smallest of these
-    counts, orders the items of equal count.
+    The last item has weight 1, and an item that is `age` items older has weight `decay ** age`. With `last` = 1 this is
+    the first-order chain. Most pairs never occur, so popularity orders the items of equal count; it is scaled to less
+    than the smallest of the counts.
     """
 
     def __init__(self, *, last: int = 1, decay: float = 0.7) -> None:

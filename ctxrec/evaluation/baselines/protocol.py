@@ -1,4 +1,4 @@
-"""What the evaluation asks of a baseline.
+"""The protocol of a baseline.
 
 Legend: N requests, I items.
 """
@@ -13,7 +13,7 @@ from ctxrec.data.requests import Requests
 
 
 class Baseline(Protocol):
-    """A recommender that was fitted on the training events; a request without history gets defined scores too."""
+    """A recommender that is fitted to the training events. Requests without history get defined scores, too."""
 
     def scores(self, requests: Requests) -> np.ndarray:
         """float [N, I], higher is better."""

@@ -1,4 +1,4 @@
-"""The baselines of an evaluation: fitted on the events of earlier splits, their options chosen on the validation split."""
+"""Choose the options of the baselines on the validation split, and fit the baselines to the events of earlier splits."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ BASELINES = BaselineParams()
 
 @dataclass(frozen=True)
 class BaselineOptions:
-    """What is chosen on the validation split: EASE's ridge weight, ALS's factors, the ensemble's weights."""
+    """Options chosen on the validation split: EASE's ridge weight, the number of ALS factors, the ensemble's weights."""
 
     ease_lambda: float
     als_factors: int
@@ -71,7 +71,7 @@ class BaselineOptions:
 
 @dataclass(frozen=True)
 class FittedBaselines:
-    """Fitted baselines and what the evaluation says about them."""
+    """Fitted baselines with their options and the notes about them."""
 
     fitted: dict[str, Baseline]
     item_counts: np.ndarray  # int64 [I] events that the baselines were fitted on
@@ -146,7 +146,7 @@ def _renormalised(weights: dict[str, float]) -> dict[str, float]:
 
 
 def _report(options: BaselineOptions, fitted: dict[str, Baseline], *, chosen: bool) -> dict[str, Any]:
-    """What metrics.json says of the options: only of baselines that are there."""
+    """The options in metrics.json, for the baselines that exist."""
     said: dict[str, Any] = {"chosen_on": "valid" if chosen else "defaults", "als_factors": options.als_factors}
     if "ease" in fitted:
         ensemble = fitted[ENSEMBLE]
@@ -156,7 +156,7 @@ def _report(options: BaselineOptions, fitted: dict[str, Baseline], *, chosen: bo
 
 
 def _components(log: LogStatistics, ease: Baseline, text: Baseline | None) -> dict[str, Baseline]:
-    """What the ensemble is made of."""
+    """The components of the ensemble."""
     parts = {
         "ease": ease,
         "markov10": Markov(last=MARKOV_LAST, decay=MARKOV_DECAY).fit(log),
@@ -167,7 +167,7 @@ def _components(log: LogStatistics, ease: Baseline, text: Baseline | None) -> di
 
 @dataclass(frozen=True)
 class _Quality:
-    """NDCG of scores on the requests of a choice."""
+    """NDCG of scores on the requests that choose."""
 
     requests: Requests
     repeats: bool
@@ -188,7 +188,7 @@ def _choose(
     *,
     repeats: bool,
 ) -> BaselineOptions:
-    """The options that are best on the requests, by models fitted on the events before them."""
+    """The options that rank the requests best, with models fitted to the events before them."""
     quality = _Quality(requests, repeats)
     factors = {
         f: quality(ALS(factors=f, seed=params.als_seed).fit(log).scores(requests).astype(np.float32))
@@ -218,7 +218,7 @@ def _listed(found: dict[Any, float]) -> str:
 
 
 def _text_baseline(prepared: PreparedData, config: Config, run: str | None, notes: list[str]) -> UntunedEncoder | None:
-    """Text alone, from a run's vectors of the un-tuned encoder, or from vectors made here."""
+    """The text baseline, from a run's vectors of the un-tuned encoder, or from vectors that are made here."""
     path = None
     if run is not None:
         path = storage.join(run, "checkpoints/text.safetensors")
@@ -238,7 +238,7 @@ def _text_baseline(prepared: PreparedData, config: Config, run: str | None, note
 
 
 def text_vectors(prepared: PreparedData, config: EncoderConfig) -> str:
-    """Path of the catalogue's vectors of the un-tuned encoder, kept in the cache for the next evaluation."""
+    """Path of the un-tuned encoder's vectors of the catalogue; the cache keeps them for the next evaluation."""
     options = {key: getattr(config, key) for key in ("name", "pooling", "max_tokens")}
     key = storage.sha256_json({"data": prepared.fingerprint, "encoder": options})
     path = os.path.join(storage.cache_dir(), "text", f"{key[:24]}.safetensors")

@@ -13,8 +13,8 @@ from ctxrec.evaluation.baselines.markov import last_items
 class UntunedEncoder:
     """Content alone: cosine of an item's text vector to a decayed mean of the last items of the history.
 
-    Vectors are centred first, because those of language models crowd in one direction. An item without
-    text, and every item for a user without history, scores 0.
+    Vectors are centred first, because the vectors of language models crowd in one direction (anisotropy). An item without
+    text scores 0, and so does every item for a user without history.
     """
 
     def __init__(self, *, last: int = 10, decay: float = 0.7) -> None:

@@ -1,4 +1,4 @@
-"""Small parts that the sections of `report.html` share: escaped text, tables, legends, numbers in words."""
+"""Small parts that the sections of `report.html` share: escaped text, tables, legends, numbers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ctxrec.evaluation.report.style import STYLE
 from ctxrec.evaluation.systems import BEFORE_TUNING, MODEL, ORACLES, SystemMetrics, display_name
 from ctxrec.metrics.intervals import Interval
 
-Row = tuple[str, Sequence[str], bool]  # name, finished cells, whether it is the one to look at
+Row = tuple[str, Sequence[str], bool]  # name, finished cells, whether the row is highlighted
 
 
 def page(title: str, sections: Sequence[str], *, style: str = "") -> str:
-    """A whole page; `style`: what its sections need besides the style sheet of all."""
+    """A whole page; `style` is added to the common style sheet."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -96,7 +96,7 @@ def paragraph(text: str, *, muted: bool = False) -> str:
 
 
 def finding(text: str) -> str:
-    """The one sentence to take away from a section."""
+    """The most important sentence of a section."""
     return f'<p class="finding">{e(text)}</p>'
 
 

@@ -24,7 +24,7 @@ _MAX_TAKEN = 10  # titles of what an example user took
 
 @dataclass(frozen=True)
 class Facts:
-    """What the header says about the data and the model."""
+    """Facts about the data and the model for the header."""
 
     name: str
     counts: dict[str, int]
@@ -58,7 +58,7 @@ def _describe_split(split: dataset_spec.SplitSpec) -> str:
 
 @dataclass(frozen=True)
 class Taken:
-    """An item that a user took, and the place where it stood in the list; None where it stood in none."""
+    """An item that a user took, and its rank in the list; None if the list did not contain it."""
 
     title: str
     rank: int | None
@@ -66,9 +66,15 @@ class Taken:
 
 @dataclass(frozen=True)
 class Example:
-    """One request by titles: who asked and when, what was seen before, what was recommended, what was taken.
+    """One request as titles.
 
-    `got` has the title and whether it was taken; `others` is what the best baseline gave, empty without one.
+    Attributes:
+        user_id: the user.
+        about: the time, then the known attributes of the user and of the context.
+        saw: the latest items of the history, oldest first.
+        got: the recommended items, and whether the user took each.
+        took: the items that the user took.
+        others: the items of the best baseline, like `got`; empty without one.
     """
 
     user_id: str
@@ -87,11 +93,11 @@ def render_report(
     examples: Sequence[Example],
     config_toml: str,
 ) -> str:
-    """The page for what `metrics.json` holds.
+    """The page for the content of `metrics.json`.
 
     Args:
         metrics: the content of metrics.json.
-        facts: what to say about data and model.
+        facts: facts about the data and the model.
         train_log: records of train_log.jsonl, may be empty.
         examples: a few users to show.
         config_toml: the options as TOML.
@@ -113,16 +119,16 @@ def render_report(
 
 
 def _diversity(metrics: dict[str, Any]) -> str:
-    """What diversity and rules cost and bring; nothing where they were not evaluated."""
+    """Cost and gain of diversity and rules; "" if they were not evaluated."""
     if "diversity" not in metrics:
         return ""
     header, *lines = tradeoff_rows(metrics["diversity"])
     return section(
         "Diversity and rules",
         paragraph(
-            "Distance is the mean over the pairs of a list: of 1 - cosine of content vectors, and of 1 - Jaccard of the "
-            "values of each categorical column. Coverage is the share of the catalogue that is in any list; Gini is 0 "
-            "where all items are shown equally often."
+            "Distance is a mean over the pairs of a list: 1 - cosine of the content vectors, and 1 - Jaccard similarity of "
+            "the values of each categorical column. Coverage is the share of the catalogue that is in any list. Gini is 0 "
+            "if all items are shown equally often."
         ),
         table(["", *header[1:]], [(line[0], [f"<td>{e(c)}</td>" for c in line[1:]], False) for line in lines]),
     )
@@ -133,7 +139,7 @@ def _header(metrics: dict[str, Any], facts: Facts) -> str:
     values = metrics[MODEL] or metrics["baselines"][system]
     ndcg, hit = values["ndcg@10"], values["hr@10"]
     tiles = [
-        ("Hit rate@10", percent(hit["mean"]), "of requests have something in the first ten that the user took"),
+        ("Hit rate@10", percent(hit["mean"]), "of requests have an item in the first ten that the user took"),
         ("NDCG@10", f"{ndcg['mean']:.4f}", f"95 % interval {ndcg['low']:.4f} to {ndcg['high']:.4f}"),
     ]
     best = best_baseline(metrics)
@@ -148,7 +154,7 @@ def _header(metrics: dict[str, Any], facts: Facts) -> str:
     )
     counts = facts.counts
     line = f"{counts['events']:,} events · {counts['users']:,} users · {counts['items']:,} items"
-    whose = "" if metrics[MODEL] else f"<br>Baselines alone; the figures below are those of {e(display_name(system))}"
+    whose = "" if metrics[MODEL] else f"<br>There is no model; the figures below are those of {e(display_name(system))}"
     return (
         f'<header><p class="kicker">ctxrec evaluation</p><h1>{e(facts.name)}</h1>'
         f'<p class="lead">{e(line)}<br>Encoder: {e(facts.encoder)}<br>{e(facts.evaluated_at)}{whose}</p>'
@@ -162,8 +168,8 @@ def _users(examples: Sequence[Example], metrics: dict[str, Any]) -> str:
     return section(
         "A few users",
         paragraph(
-            "Drawn at random: up to three with a hit in the first ten and three without "
-            f"({percent(values['hr@10']['mean'])} of all requests have one). What the user then took is marked ✓."
+            "Users are drawn at random: up to three with a hit in the first ten, and three without "
+            f"({percent(values['hr@10']['mean'])} of all requests have a hit). Items that the user took are marked ✓."
         ),
         f'<div class="users">{"".join(_card(example, system, best) for example in examples)}</div>',
     )

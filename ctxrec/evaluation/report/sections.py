@@ -1,4 +1,4 @@
-"""Sections of the report about quality: ranking, what each source adds, context, new items, parts of the requests."""
+"""Sections of the report about quality: ranking, sources, context, new items, slices of the requests."""
 
 from __future__ import annotations
 
@@ -87,16 +87,17 @@ def ranking(metrics: dict[str, Any]) -> str:
         "Ranking quality",
         finding(_ranking_finding(metrics, best)) if best is not None else "",
         paragraph(
-            "For every request the whole catalogue is ranked, and the score is high when what the user really took next "
-            "stands near the top. Bars show the mean, whiskers its 95 % interval."
+            "The whole catalogue is ranked for every request. NDCG is high if the items that the user took next are near "
+            "the top. Bars show the mean, whiskers its 95 % interval."
         ),
         legend([(k, text) for k, text in _KINDS if k in shown], squares=True),
         chart(charts.bar_chart(bars, title="NDCG@10 of the model and the baselines")),
         table(header, rows),
         paragraph(
-            "Coverage: share of the catalogue that appears in any list. Gini: 0 = all items shown equally often, near 1 = "
-            "a few items get every place. Novelty: how surprising a recommended item is, in bits (10 bits = one event in "
-            "1,024 is its). Popularity: mean training events of a recommended item."
+            "Coverage is the share of the catalogue that appears in any list. Gini is 0 if all items are shown equally "
+            "often, and near 1 if a few items take every place. Novelty is the mean self-information of a recommended item "
+            "in bits (10 bits: one event in 1,024 is an event of this item). Popularity is the mean number of training "
+            "events of a recommended item."
             + (' "ctxrec minus it" is the difference in NDCG@10 on the same users.' if metrics["paired"] else ""),
             muted=True,
         ),
@@ -123,7 +124,7 @@ def _metric_name(metric: str) -> str:
 
 
 def _options(metrics: dict[str, Any]) -> str:
-    """What was chosen for the baselines, and on what."""
+    """The options of the baselines, and where they were chosen."""
     options = metrics.get("options")
     if not options:
         return ""
@@ -136,7 +137,7 @@ def _options(metrics: dict[str, Any]) -> str:
 
 
 def sources(metrics: dict[str, Any]) -> str:
-    """The ablations and the model before its encoder was tuned, next to the model; nothing without any."""
+    """The ablations and the model before its encoder was tuned, next to the model; "" without any of them."""
     systems = {BEFORE_TUNING: metrics[BEFORE_TUNING], **metrics["ablations"]}
     shown = [(s, m) for s, m in systems.items() if m]
     if not metrics[MODEL] or not shown:
@@ -167,7 +168,7 @@ def _certainty(gain: dict[str, float]) -> str:
 
 
 def context(metrics: dict[str, Any]) -> str:
-    """The model asked with the context of other requests; nothing where it was not."""
+    """The model with the context of other requests; "" if this was not evaluated."""
     shown = [s for s in (SHUFFLED, SHUFFLED_SAME_TIME) if metrics.get(s)]
     if not shown:
         return ""
@@ -178,9 +179,9 @@ def context(metrics: dict[str, Any]) -> str:
         "Does context pay?",
         finding(_context_finding(metrics[shown[0]]["drop"])),
         paragraph(
-            "The same requests are ranked with the hour, weekday, month and every other feature of the context taken from "
-            'another request. "Same time" leaves the request\'s own time in place, so that only what the context says '
-            "is wrong, and not how long ago things happened."
+            "The same requests are ranked with the hour, weekday, month and every other feature of the context of another "
+            'request. "Same time" keeps the time of the request, so that the context is wrong and the age of the events '
+            "is right."
         ),
         chart(charts.bar_chart(bars, title="NDCG@10 with true and with shuffled context")),
     )
@@ -189,19 +190,19 @@ def context(metrics: dict[str, Any]) -> str:
 def _context_finding(drop: dict[str, float]) -> str:
     """One sentence about what the context of another request costs; `drop` is a share of NDCG."""
     interval = f"95 % interval {percent(drop['low'])} to {percent(drop['high'])}"
-    asked = "With the time and context of somebody else the same model"
+    asked = "With the time and context of another request the same model"
     if drop["low"] > 0:
-        return f"{asked} loses {percent(drop['mean'])} of its NDCG@10 ({interval}): it uses the moment of asking."
+        return f"{asked} loses {percent(drop['mean'])} of its NDCG@10 ({interval}): it uses the context."
     if drop["high"] < 0:
         return f"{asked} gains {percent(-drop['mean'])} of its NDCG@10 ({interval} lost): its context misleads it."
     return (
         f"{asked} loses {percent(drop['mean'])} of its NDCG@10, which may be chance ({interval}): on these data the "
-        "moment of asking tells it little."
+        "context tells it little."
     )
 
 
 def new_items(metrics: dict[str, Any]) -> str:
-    """Items by how much is known of them: the model, the un-tuned encoder and the best baseline."""
+    """Items by their number of training events: the model, the un-tuned encoder and the best baseline."""
     entries = {label: metrics["slices"].get(slice_name) for slice_name, label in ITEM_SLICES.items()}
     rows, cells = [], []
     systems = _compared(metrics, with_text=True)
@@ -212,15 +213,17 @@ def new_items(metrics: dict[str, Any]) -> str:
         rows.append(charts.Dots(label, f"n = {entry['requests']:,}", dots))
         cells.append((label, _slice_cells(entry, systems), False))
     if not metrics["slices"][COLD]["requests"]:
-        remark = "No request has cold items among its targets, so how the model ranks new items cannot be seen here."
+        remark = (
+            "No request has a new item among its targets, so this evaluation cannot show how the model ranks new items."
+        )
     else:
         remark = _cold_finding(metrics)
     return section(
         "New items",
         finding(remark),
         paragraph(
-            "A new item has no training event: only its content can place it. Only such items count as targets on its line; "
-            '"among everything" ranks them against the whole catalogue, "among new items" only against each other.'
+            "A new item has no training event, so only its content can rank it. On each line only the named items count as "
+            'targets; "among everything" ranks them against the whole catalogue, "among new items" against each other.'
         ),
         legend([(k, display_name(s)) for s, k in systems]),
         chart(charts.dot_chart(rows, title="NDCG@10 by what is known of the item", description=f"{len(rows)} groups")),
@@ -246,7 +249,7 @@ def where_it_works(metrics: dict[str, Any]) -> str:
     rows, cells = [], []
     for group, entries in slice_groups(metrics["slices"]).items():
         if len(entries) == 1 and next(iter(entries.values()))["requests"] == metrics["requests"]:
-            continue  # one value for all requests tells nothing new
+            continue  # an attribute with one value for all requests repeats the whole
         heading = charts.Dots((group[:1].upper() + group[1:]).replace("_", " "))
         lines = []
         for label, entry in entries.items():
@@ -258,8 +261,8 @@ def where_it_works(metrics: dict[str, Any]) -> str:
     return section(
         "Where it works",
         paragraph(
-            "NDCG@10 with its 95 % interval for parts of the requests (by action: only what was taken so counts). Parts "
-            "differ in how hard they are: compare the two marks of a line, not the lines."
+            "NDCG@10 with its 95 % interval for slices of the requests. A slice of an action counts only the items that "
+            "were taken by this action. Slices differ in difficulty: compare the two marks of a line, not the lines."
         ),
         legend([(k, display_name(s)) for s, k in systems]),
         chart(charts.dot_chart(rows, title="NDCG@10 by slice", description=description)),
@@ -268,7 +271,7 @@ def where_it_works(metrics: dict[str, Any]) -> str:
 
 
 def slice_groups(slices: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Slices of requests under a heading each: history, and every attribute of user and context."""
+    """Slices of requests by heading: history, action, and every attribute of user and context."""
     groups: dict[str, dict[str, Any]] = {}
     for slice_name, entry in slices.items():
         if slice_name in ITEM_SLICES:
@@ -288,7 +291,7 @@ def slice_groups(slices: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _compared(metrics: dict[str, Any], *, with_text: bool) -> list[tuple[str, str]]:
-    """(system, kind of its mark) of what the charts of slices compare."""
+    """(system, kind of its mark) of the systems that the charts of slices compare."""
     best = best_baseline(metrics)
     systems = [(MODEL, "model")] if focus(metrics) == MODEL else []
     systems += [(best, "best")] if best is not None else []

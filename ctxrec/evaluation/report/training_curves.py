@@ -48,14 +48,12 @@ def training(train_log: Sequence[dict[str, Any]]) -> str:
 
 
 def _story(phases: set[str]) -> str:
-    """What the phases of a training were."""
-    told = "The towers learn from the training events."
+    """The phases of a training in words."""
+    told = "The towers are trained on the training events."
     if "encoder" in phases:
-        told = "First the towers learn on the frozen encoder's vectors, then the encoder is tuned with them."
+        told = "First the towers are trained on the vectors of the frozen encoder, then the encoder is tuned with them."
     if "refit" in phases:
-        told += (
-            " Last (refit), the towers are trained anew on training and validation events, as long as was best before."
-        )
+        told += " At last the towers are trained again on training and validation events (refit), for the number of steps that was best before."
     return told
 
 
