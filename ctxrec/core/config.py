@@ -85,7 +85,7 @@ def load_config(path: str | None = None, overrides: Sequence[str] = (), *, base:
         path: a file that a user wrote.
         overrides: their values are TOML (`0.1`, `true`, `["tensorboard"]`); a value that is not TOML is a string.
         base: a `config.toml` that ctxrec wrote (of a run or a bundle), where options that `path` leaves out come from.
-            Options that were removed since are dropped with a warning.
+            Options that were removed since are dropped; a warning names those that were not at their default.
 
     Raises:
         UserError: an option is unknown, was removed, or has a value of the wrong type or out of range.

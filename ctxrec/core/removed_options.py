@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 from ctxrec.core.errors import UserError
@@ -10,38 +11,54 @@ from ctxrec.core.training_options import SOURCES
 
 logger = logging.getLogger(__name__)
 
-_FIXED = "leave it out: its default is fixed now"
-_USE = {f"model.use_{source}": source for source in SOURCES}
 
-# Key of each removed option, and what to do instead.
-REMOVED: dict[str, str] = {
-    "prepare.max_id_bytes": _FIXED,
-    "prepare.max_category_values": _FIXED,
-    "encoder.compile": "leave it out: the encoder is never compiled, as that gained 10 % at best",
-    **{key: f"list the sources in model.sources, with or without {source!r}" for key, source in _USE.items()},
-    "train.label_smoothing": "leave it out: the loss has no label smoothing",
-    "train.refresh_every": "leave it out: the table of items is encoded before each evaluation and checkpoint",
-    "train.warm_start": "leave it out: the item tower always starts from random weights",
-    "train.final_lr": _FIXED,
-    "train.clip": _FIXED,
-    "train.full_softmax_items": "set train.loss to softmax or sampled_softmax instead",
-    "index.refine": "raise index.recall or index.nprobe instead",
-    "index.nlist": "leave it out: the number of lists follows the number of items",
-    "index.hnsw_links": _FIXED,
-    "index.ef_construction": _FIXED,
-    "evaluate.ease_lambda": "leave it out: the weight is chosen on the validation split",
-    "evaluate.ease_choices": _FIXED,
-    "evaluate.als_factors": "leave it out: the number of factors is chosen on the validation split",
-    "evaluate.als_choices": _FIXED,
-    "evaluate.choice_requests": _FIXED,
-    "evaluate.knn_neighbours": _FIXED,
-    "evaluate.seed": _FIXED,
-    "rerank.history_items": "raise or lower rerank.max_tokens instead",
-    "rerank.item_tokens": "raise or lower rerank.max_tokens instead",
-    "rerank.head_lr": _FIXED,
-    "rerank.negatives": _FIXED,
-    "rerank.requests": _FIXED,
-    "rerank.seed": "set train.seed instead",
+@dataclass(frozen=True)
+class Removed:
+    """A removed option.
+
+    Attributes:
+        default: what it was by default. ctxrec still does what this value asked for.
+        instead: what a user who sets it should do.
+    """
+
+    default: Any
+    instead: str = "leave it out: its default is fixed now"
+
+
+_USE = {f"model.use_{source}": source for source in SOURCES}
+_CHOSEN = "leave it out: the value is chosen on the validation split"
+_SHORTER = "raise or lower rerank.max_tokens instead"
+
+REMOVED: dict[str, Removed] = {
+    "prepare.max_id_bytes": Removed(1024),
+    "prepare.max_category_values": Removed(100_000),
+    "encoder.compile": Removed(False, "leave it out: the encoder is never compiled, as that gained 10 % at best"),
+    **{
+        key: Removed(True, f"list the sources in model.sources, with or without {name!r}") for key, name in _USE.items()
+    },
+    "train.label_smoothing": Removed(0.0, "leave it out: the loss has no label smoothing"),
+    "train.refresh_every": Removed(0, "leave it out: the table of items is encoded before evaluations and checkpoints"),
+    "train.warm_start": Removed(False, "leave it out: the item tower always starts from random weights"),
+    "train.final_lr": Removed(0.1),
+    "train.clip": Removed(1.0),
+    "train.full_softmax_items": Removed(50_000, "set train.loss to softmax or sampled_softmax instead"),
+    "index.refine": Removed(16, "raise index.recall or index.nprobe instead"),
+    "index.nlist": Removed(0, "leave it out: the number of lists follows the number of items"),
+    "index.hnsw_links": Removed(32),
+    "index.ef_construction": Removed(200),
+    "evaluate.ease_lambda": Removed(500.0, _CHOSEN),
+    "evaluate.ease_choices": Removed([50.0, 200.0, 500.0]),
+    "evaluate.als_factors": Removed(64, _CHOSEN),
+    "evaluate.als_choices": Removed([64, 128]),
+    "evaluate.choice_requests": Removed(5_000),
+    "evaluate.knn_neighbours": Removed(100),
+    "evaluate.seed": Removed(0),
+    "rerank.history_items": Removed(6, _SHORTER),
+    "rerank.item_tokens": Removed(24, _SHORTER),
+    "rerank.head_lr": Removed(5e-3),
+    "rerank.negatives": Removed(7),
+    "rerank.requests": Removed(4_000),
+    "rerank.seed": Removed(0, "set train.seed instead"),
 }
 
 
@@ -55,15 +72,16 @@ def refuse_removed(raw: dict[str, Any], *, source: str) -> None:
     Raises:
         UserError: a removed option is set; the message says what to use now.
     """
-    for name in _names(raw):
+    for name in _values(raw):
         if name in REMOVED:
-            raise UserError(f"{source}: {name} is no longer an option; {REMOVED[name]}")
+            raise UserError(f"{source}: {name} is no longer an option; {REMOVED[name].instead}")
 
 
 def without_removed(raw: dict[str, Any], *, source: str) -> dict[str, Any]:
     """The options of a file that an earlier version of ctxrec wrote, in terms of today.
 
-    The seven `model.use_*` become `model.sources`. Other removed options are dropped, with one warning in the log.
+    The seven `model.use_*` become `model.sources`. Other removed options are dropped. One warning in the log names those
+    of them that were not at their default.
 
     Args:
         raw: values by section and key; it is not changed.
@@ -75,15 +93,20 @@ def without_removed(raw: dict[str, Any], *, source: str) -> dict[str, Any]:
         else options
         for section, options in raw.items()
     }
-    given = set(_names(raw))
-    if given & set(_USE):
-        model = raw["model"]
-        kept["model"]["sources"] = [source for source in SOURCES if model.get(f"use_{source}", True)]
-    if dropped := [name for name in REMOVED if name in given and name not in _USE]:
-        logger.warning("%s: these options were removed and are ignored: %s", source, ", ".join(dropped))
+    given = {name: value for name, value in _values(raw).items() if name in REMOVED}
+    if _USE.keys() & given.keys():
+        kept["model"]["sources"] = [source for key, source in _USE.items() if given.get(key, True)]
+    lost = [name for name, value in given.items() if name not in _USE and value != REMOVED[name].default]
+    if lost:
+        logger.warning("%s: these options were removed and are ignored: %s", source, ", ".join(lost))
     return kept
 
 
-def _names(raw: dict[str, Any]) -> list[str]:
-    """All options of `raw`, as "section.key"."""
-    return [f"{section}.{key}" for section, options in raw.items() if isinstance(options, dict) for key in options]
+def _values(raw: dict[str, Any]) -> dict[str, Any]:
+    """All values of `raw`, by "section.key"."""
+    return {
+        f"{section}.{key}": value
+        for section, options in raw.items()
+        if isinstance(options, dict)
+        for key, value in options.items()
+    }

@@ -27,6 +27,11 @@ from ctxrec.core.errors import UserError
             ["--data", "{tmp}", "--out", "{tmp}/run", "--set", "train.seed=x"],
             ["train.seed", "whole number"],
         ),
+        (
+            "ctxrec.train",
+            ["--data", "{tmp}", "--out", "{tmp}/run", "--set", "model.use_text=false"],
+            ["model.use_text is no longer an option", "model.sources"],
+        ),
         ("ctxrec.evaluate", ["--run", "{tmp}/nothing"], ["nothing"]),
         ("ctxrec.evaluate", ["--run", "{tmp}", "--set", "evaluate.ks=[5]"], ["evaluate.ks", "10"]),
         (

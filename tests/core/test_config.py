@@ -174,6 +174,7 @@ label_smoothing = 0.1
 warm_start = true
 [evaluate]
 ease_lambda = 300.0
+seed = 0
 """
 
 
@@ -203,7 +204,7 @@ def test_a_user_who_sets_a_removed_option_learns_what_to_use(tmp_path):
     ):
         load_config(str(file))
     for key in REMOVED:
-        with pytest.raises(UserError, match=f"^--set: {key} is no longer an option; {re.escape(REMOVED[key])}"):
+        with pytest.raises(UserError, match=f"^--set: {key} is no longer an option; {re.escape(REMOVED[key].instead)}"):
             load_config(None, [f"{key}=1"])
 
 
