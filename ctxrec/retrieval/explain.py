@@ -20,6 +20,7 @@ import numpy as np
 from ctxrec.core import schema
 from ctxrec.data.requests import Requests
 from ctxrec.memory.blend import STATIC
+from ctxrec.memory.scoring import score_items
 from ctxrec.retrieval.recommender import Recommender
 
 HISTORY_ITEMS = 10  # distinct items of the history, the latest, whose effects are told
@@ -60,7 +61,7 @@ def explain(recommender: Recommender, request: Requests, positions: np.ndarray) 
     """
     assert len(request) == 1
     variants = [_Variant(), *_variants(request)]
-    scores_VP = _scores(recommender, _requests(request, variants), positions)
+    scores_VP = score_items(recommender, _requests(request, variants), positions)
     own_P = scores_VP[0]
     effects: dict[str, dict[Any, np.ndarray]] = {"history": {}, "context": {}}
     for variant, scores_P in zip(variants[1:], scores_VP[1:], strict=True):
@@ -110,13 +111,6 @@ def _requests(request: Requests, variants: list[_Variant]) -> Requests:
         elif variant.feature:
             made.context.text[variant.feature][row] = None
     return dataclasses.replace(made, history=made.history.keep(kept))
-
-
-def _scores(recommender: Recommender, requests: Requests, positions: np.ndarray) -> np.ndarray:
-    """Scores of some items alone: float32 [V, P]."""
-    scores = recommender.queries(requests) @ recommender.vectors[positions].T
-    remembered = recommender.remembered(requests)
-    return scores if remembered is None else scores + remembered[:, positions].toarray()
 
 
 def _sources(recommender: Recommender, request: Requests, positions: np.ndarray) -> dict[str, np.ndarray]:

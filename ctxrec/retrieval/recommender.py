@@ -26,6 +26,7 @@ from ctxrec.data.prepared import FeatureMeta
 from ctxrec.data.requests import Requests
 from ctxrec.encoder.text_table import TextTable
 from ctxrec.memory.blend import Blend
+from ctxrec.memory.scoring import in_parts, score_all
 from ctxrec.model.backbones.base import InBf16
 from ctxrec.model.inputs import ItemTensors
 from ctxrec.model.two_tower import Towers
@@ -69,7 +70,7 @@ class RawRequest:
 
 
 class Recommender:
-    """Scores requests with the towers of a bundle. Made by `ctxrec.retrieval.load`."""
+    """Scores requests with the towers of a bundle; a `ctxrec.memory.scoring.Scorer`. Made by `ctxrec.retrieval.load`."""
 
     def __init__(
         self,
@@ -152,20 +153,16 @@ class Recommender:
             return self._queries(requests)
 
     def _queries(self, requests: Requests) -> np.ndarray:
-        parts, blend = [], self.blend
-        for start in range(0, len(requests), BATCH_SIZE):
-            stop = min(start + BATCH_SIZE, len(requests))
-            part = requests if stop - start == len(requests) else requests.take(np.arange(start, stop))
-            with torch.inference_mode():
-                parts.append(self._tower_queries(part).numpy())
-        found = np.concatenate(parts) if parts else np.zeros((0, sum(self.widths)), np.float32)
+        blend = self.blend
+        with torch.inference_mode():
+            found = in_parts(requests, BATCH_SIZE, self._tower_queries, width=sum(self.widths))
         return found if blend is None else blend.queries(found, requests.history)
 
-    def _tower_queries(self, requests: Requests) -> torch.Tensor:
+    def _tower_queries(self, requests: Requests) -> np.ndarray:
         vectors = torch.from_numpy(self.item_vectors)
         if self.cache is None or self._towers.user.backbone.reads_time:
             batch = self._batcher.requests(requests)
-            return self._towers(self._tensors, None, batch, item_vectors=vectors, last=True)[1]
+            return self._towers(self._tensors, None, batch, item_vectors=vectors, last=True)[1].numpy()
 
         def read(rows: np.ndarray) -> list[Value]:
             batch = self._batcher.requests(requests.take(rows))
@@ -173,7 +170,7 @@ class Recommender:
 
         known = self.cache.of([b"read" + key for key in history_keys(requests)], read)
         states = torch.from_numpy(np.stack([state for (state,) in known]))
-        return self._towers.ask(states, self._batcher.asking(requests))
+        return self._towers.ask(states, self._batcher.asking(requests)).numpy()
 
     def remembered(self, requests: Requests) -> sp.csr_array | None:
         """What the item memory adds to the products of queries and vectors: 0 or more, float32 [N, I]."""
@@ -228,9 +225,7 @@ class Recommender:
     def scores(self, requests: Requests) -> np.ndarray:
         """Scores of all items: float32 [N, I]."""
         with self.catalogue.reading():
-            scores = self.queries(requests) @ self.vectors.T
-            remembered = self.remembered(requests)
-            return scores if remembered is None else scores + remembered.toarray()
+            return score_all(self, requests)
 
     def make_requests(self, raw: Sequence[RawRequest]) -> tuple[Requests, np.ndarray]:
         """Requests as arrays, and which of them have no history to go by (bool [N], "fallback").

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from ctxrec.memory.blend import Blend
 from ctxrec.memory.blend_fit import fit_blend
 from ctxrec.memory.cold_start import choose_bonus, hidden_items, without_items
 from ctxrec.memory.item_memory import as_if_known, with_proxies
+from ctxrec.memory.scoring import BlendScorer, Scorer, in_parts, score_all
 from ctxrec.memory.text_similarity import reduced, text_axes
 from ctxrec.model.inputs import ItemTensors
 from ctxrec.model.network import Network
@@ -108,15 +110,9 @@ def _with_bonus(setup: Setup, made: Towers, blend: Blend, text: TextTable | None
     vectors = _vectors(made, dataclasses.replace(setup.catalogue.items, trained_I=trained_I), text)
     memory = as_if_known(blend.memory, known_I & ~hidden_I, blend.text_IC)
     without = Blend.of(memory, blend.text_IC, vectors.cpu().numpy(), made.widths)
-    without = dataclasses.replace(without, weights_2K=blend.weights_2K)
-    searched = without.vectors(vectors.cpu().numpy())
-
-    def scores(requests: Requests) -> np.ndarray:
-        queries = without.queries(_queries(made, setup, text, vectors, requests), requests.history)
-        return queries @ searched.T + without.remembered(requests.history).toarray()
-
+    scorer = _scorer(made, setup, text, vectors, dataclasses.replace(without, weights_2K=blend.weights_2K))
     bonus = choose_bonus(
-        scores,
+        partial(score_all, scorer),
         without_items(setup.log.validation, hidden_I),
         ~memory.known_I,
         cost=setup.config.train.new_items_cost,
@@ -171,7 +167,7 @@ def export(
             media=setup.catalogue.media_IV,
             encoder=chosen.encoder.cpu() if chosen.encoder is not None else None,
             blend=blend,
-            queries=_sample_queries(made, setup, text, vectors, blend),
+            queries=_sample_queries(_scorer(made, setup, text, vectors, blend), setup.log.validation),
             fill=add_on_nodes,
             scratch=setup.worker.scratch,
         )
@@ -195,24 +191,25 @@ def _queries(
     made: Towers, setup: Setup, text: TextTable | None, vectors_IW: torch.Tensor, requests: Requests
 ) -> np.ndarray:
     """The towers' queries of requests: float32 [N, W]."""
-    queries = []
-    for start in range(0, len(requests), _BATCH):
-        part = requests.take(np.arange(start, min(start + _BATCH, len(requests))))
+
+    def ask(part: Requests) -> np.ndarray:
         batch = setup.log.batcher.requests(part).to(setup.worker.device)
-        _, query = made(setup.catalogue.items, text, batch, item_vectors=vectors_IW, last=True)
-        queries.append(query.float().cpu().numpy())
-    return np.concatenate(queries)
+        return made(setup.catalogue.items, text, batch, item_vectors=vectors_IW, last=True)[1].float().cpu().numpy()
+
+    return in_parts(requests, _BATCH, ask, width=sum(made.widths))
 
 
-def _sample_queries(
+def _scorer(
     made: Towers, setup: Setup, text: TextTable | None, vectors_IW: torch.Tensor, blend: Blend | None
-) -> np.ndarray | None:
+) -> BlendScorer:
+    """What scores as the service will, with these towers and this blend."""
+    ask = partial(_queries, made, setup, text, vectors_IW)
+    return BlendScorer(ask, vectors_IW.cpu().numpy(), blend)
+
+
+def _sample_queries(scorer: Scorer, validation: Requests | None) -> np.ndarray | None:
     """Search vectors of some validation requests: float32 [N, D]; None without validation requests."""
-    if setup.log.validation is None:
-        return None
-    sample = setup.log.validation.evenly(_SAMPLE)
-    queries = _queries(made, setup, text, vectors_IW, sample)
-    return queries if blend is None else blend.queries(queries, sample.history)
+    return None if validation is None else scorer.queries(validation.evenly(_SAMPLE))
 
 
 def _blend(setup: Setup, before: int, vectors_IW: torch.Tensor, made: Towers, text: TextTable | None) -> Blend:

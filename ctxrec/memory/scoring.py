@@ -1,0 +1,88 @@
+"""How a request gets its scores: the one interface of calibration, evaluation, batch scoring and the service.
+
+A score is an inner product of the request's query and the item's vector, plus what the item memory remembers of the
+history. The first part can be searched by an index; the second part is sparse and never negative.
+
+Legend: N requests, I items, P some of the items, W width of the towers' vectors, D width of the search vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import scipy.sparse as sp
+
+from ctxrec.data.requests import Requests
+from ctxrec.memory.blend import Blend
+
+
+class Scorer(Protocol):
+    """What scores requests: a trained model, in training or loaded (`ctxrec.retrieval.recommender.Recommender`)."""
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """Search vectors of all items: float32 [I, D]."""
+        ...
+
+    def queries(self, requests: Requests) -> np.ndarray:
+        """Queries for `vectors`: float32 [N, D]."""
+        ...
+
+    def remembered(self, requests: Requests) -> sp.csr_array | None:
+        """What the item memory adds to the inner products: float32 [N, I], 0 or more; None without a memory."""
+        ...
+
+
+def score_all(scorer: Scorer, requests: Requests) -> np.ndarray:
+    """Scores of all items: float32 [N, I], higher is better."""
+    scores = scorer.queries(requests) @ scorer.vectors.T
+    remembered = scorer.remembered(requests)
+    return scores if remembered is None else scores + remembered.toarray()
+
+
+def score_items(scorer: Scorer, requests: Requests, items: np.ndarray) -> np.ndarray:
+    """Scores of some items (int64 [P] positions) alone: float32 [N, P]."""
+    scores = scorer.queries(requests) @ scorer.vectors[items].T
+    remembered = scorer.remembered(requests)
+    return scores if remembered is None else scores + remembered[:, items].toarray()
+
+
+@dataclass(frozen=True)
+class BlendScorer:
+    """The scores of towers that are still in training.
+
+    Attributes:
+        tower_queries: the towers' queries of requests, float32 [N, W].
+        item_vectors: the towers' vectors of all items, float32 [I, W].
+        blend: weights of all sources; None scores by the towers alone.
+    """
+
+    tower_queries: Callable[[Requests], np.ndarray]
+    item_vectors: np.ndarray
+    blend: Blend | None
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """See `Scorer`."""
+        return self.item_vectors if self.blend is None else self.blend.vectors(self.item_vectors)
+
+    def queries(self, requests: Requests) -> np.ndarray:
+        """See `Scorer`."""
+        found = self.tower_queries(requests)
+        return found if self.blend is None else self.blend.queries(found, requests.history)
+
+    def remembered(self, requests: Requests) -> sp.csr_array | None:
+        """See `Scorer`."""
+        return None if self.blend is None else self.blend.remembered(requests.history)
+
+
+def in_parts(requests: Requests, size: int, ask: Callable[[Requests], np.ndarray], *, width: int) -> np.ndarray:
+    """What `ask` gives for at most `size` requests at a time, as one float32 [N, width]."""
+    if 0 < len(requests) <= size:
+        return ask(requests)
+    spans = [np.arange(start, min(start + size, len(requests))) for start in range(0, len(requests), size)]
+    return np.concatenate([np.zeros((0, width), np.float32), *(ask(requests.take(rows)) for rows in spans)])
