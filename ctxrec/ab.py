@@ -18,12 +18,14 @@ def main() -> None:
         reads_options=False,
     )
     parser.add_argument(
-        "--exposures", required=True, help="what the service wrote to live/exposures; path, glob or URI"
+        "--exposures", required=True, help="lists that the service logged (live/exposures); path, glob or URI"
     )
     parser.add_argument("--events", required=True, help="what users did: live/events, or any log; path, glob or URI")
     parser.add_argument("--spec", metavar="SPEC.toml", help="dataset spec, for the columns of --events")
     parser.add_argument(
-        "--experiment", metavar="NAME", help="name of the test; needed where the exposures have several"
+        "--experiment",
+        metavar="NAME",
+        help="name of the test; name of the A/B test; needed if the exposures have several",
     )
     parser.add_argument(
         "--window-hours",

@@ -1,4 +1,4 @@
-"""The catalogue of a replica, kept at what the store says: new, changed and removed items."""
+"""Keeps the catalogue of a replica in sync with the store: new, changed and removed items."""
 
 from __future__ import annotations
 

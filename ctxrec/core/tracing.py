@@ -25,4 +25,4 @@ def section(name: str) -> Iterator[None]:
     with record_function(PREFIX + name):
         yield
         if _tracing and torch.cuda.is_available():
-            torch.cuda.synchronize()  # what was started here ends here
+            torch.cuda.synchronize()  # wait for the GPU work that this section started

@@ -61,7 +61,7 @@ def prepare(spec: DatasetSpec, out: str, config: Config) -> PreparedData:
         if meta.get("fingerprint") == wanted and meta.get("format_version") == schema.FORMAT_VERSION:
             logger.info("%s reused: nothing changed", out)
             return PreparedData.open(out)
-    # Without meta.json the folder is incomplete; it goes first and comes back last.
+    # A folder without meta.json is incomplete, so meta.json is removed first and written last.
     for name in (schema.META, schema.ITEMS, schema.HISTORIES, schema.REJECTS, TEMPORARY):
         storage.delete(storage.join(out, name))
     for name in (schema.HISTORIES, schema.REJECTS, TEMPORARY):
@@ -187,10 +187,7 @@ def _features(spec: DatasetSpec, tables: Tables, catalogue: Catalogue, log: LogF
             catalogue.pairs.flatten(), None, vocabularies.MAX_CATEGORY_VALUES
         )
         having = int((catalogue.pairs.value_lengths().to_numpy() > 0).sum())
-        notes.append(
-            f"graph: {len(tables.graph)} triples; {having} items are the head of one whose relation and tail "
-            "another item has too"
-        )
+        notes.append(f"graph: {len(tables.graph)} triples; {having} items share a relation and tail with another item")
     return features, notes
 
 

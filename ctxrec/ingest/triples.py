@@ -1,6 +1,6 @@
 """Knowledge-graph triples as a category of items: an item has the pairs (relation, tail) of the triples it heads.
 
-A pair that one item alone has says no more of it than its ID does, and is left out.
+A pair that only one item has carries no more information than the item's ID, so it is left out.
 
 Legend: N triples, I items, P distinct pairs.
 """

@@ -1,7 +1,7 @@
 """Posted items as a Parquet file with the columns of the data set's own item file, for the next `ctxrec.prepare`.
 
-One file holds the rows of all of them as they are now. Its name comes before most others: where an item stands in
-several files of a folder `prepare` keeps the first row, and that is to be the newest.
+One file holds the rows of all of them as they are now. Its name sorts before most others, because `prepare` keeps the
+first row of an item that several files have, and this file has the newest rows.
 """
 
 from __future__ import annotations

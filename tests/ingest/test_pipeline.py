@@ -311,7 +311,7 @@ def test_triples_are_a_category_of_items(tmp_path):
     write_csv(tmp_path, [("a", "i", START), ("a", "j", START + 1), ("b", "k", START + 2)])
     (tmp_path / "kg.tsv").write_text("head\trelation\ttail\ni\tis\tx\ni\t\tx\nk\tis\tx\nj\tis\ty\nz\tis\ty\n")
     data = run(tmp_path, LOG + '[graph]\npath = "kg.tsv"\n' + LAST)
-    note = "graph: 4 triples; 2 items are the head of one whose relation and tail another item has too"
+    note = "graph: 4 triples; 2 items share a relation and tail with another item"
     assert note in data.meta["notes"]
     assert data.meta["counts"]["rejects"] == {"graph: incomplete triple": 1}
     assert data.features.item_categories == {schema.GRAPH: ["is: x"]}
