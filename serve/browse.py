@@ -59,11 +59,13 @@ def _replica(request: Request, scope: str) -> Replica:
 
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
+    """The page that shows lists to people."""
     return _file("index.html")
 
 
 @router.get("/page/{name}", include_in_schema=False)
 async def page_file(name: str) -> Response:
+    """A script or style sheet of the page."""
     return _file(name)
 
 
@@ -79,11 +81,13 @@ def _file(name: str) -> Response:
     "/v1/catalogue", response_model=CatalogueResponse, summary="The catalogue: columns, context features, actions"
 )
 async def catalogue(request: Request) -> Response:
+    """The size, the columns and the values of what is served."""
     return AsciiJson(await _replica(request, READ).look(about))
 
 
 @router.get("/v1/items", response_model=ItemRows, summary="Rows of the catalogue; unknown ids are left out")
 async def items(request: Request, id: Annotated[list[Id], Query(min_length=1, max_length=MAX_ITEMS)]) -> Response:
+    """Rows of the catalogue by id, new items too."""
     return AsciiJson({"items": await _replica(request, READ).look(lambda engine: item_rows(engine, id))})
 
 
@@ -93,6 +97,7 @@ async def users(
     prefix: Annotated[str, Query(max_length=1024)] = "",
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> Response:
+    """Users of the log whose ids begin with a prefix."""
     return AsciiJson({"users": await _replica(request, ADMIN).look(lambda engine: find_users(engine, prefix, limit))})
 
 
@@ -105,6 +110,7 @@ async def history(
     before: Annotated[float | None, Query(ge=EARLIEST_S, le=LATEST_S, description="Epoch seconds, UTC")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
 ) -> Response:
+    """What a user did before a time, of the log and of the store."""
     return AsciiJson(await _replica(request, ADMIN).look(lambda engine: user_history(engine, user_id, before, limit)))
 
 
@@ -135,6 +141,7 @@ def about(engine: Engine) -> dict[str, Any]:
 
 
 def item_rows(engine: Engine, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of the items that the catalogue has, in the order of `ids`."""
     retriever = engine.retriever
     known = [retriever.recommender.item_position[item] for item in ids if retriever.has_item(item)]
     return retriever.catalogue.cards(known)

@@ -1,0 +1,1 @@
+"""The search for good options with Ray Tune: `python -m tune.sweep`."""

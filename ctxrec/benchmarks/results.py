@@ -173,6 +173,7 @@ def _cells(made: dict[str, Any], num_seeds: int) -> list[str]:
 
 
 def failed_step(failure: dict[str, Any]) -> str:
+    """The step that failed, and its seed where it has one."""
     return failure["step"] + ("" if failure["seed"] is None else f" of seed {failure['seed']}")
 
 

@@ -118,7 +118,11 @@ def find_source(entry: Entry, sources: str | None, suite_folder: str) -> str | N
 
 
 def overridden_spec(path: str, overrides: tuple[str, ...]) -> DatasetSpec:
-    """A dataset spec with `section.key=value` overrides; its paths are absolute."""
+    """A dataset spec with `section.key=value` overrides; its paths are absolute.
+
+    Raises:
+        UserError: an override has no section, or names an unknown key.
+    """
     raw = load_spec(path).to_dict()
     for override in overrides:
         key, separator, text = override.partition("=")

@@ -21,6 +21,10 @@ class Failed(Exception):
 
 
 def require(condition: bool, key: str, found: Any, expected: str) -> None:
-    """Raise a `UserError` that names an option, its value and what was expected, unless `condition` holds."""
+    """Raise a `UserError` that names an option, its value and what was expected, unless `condition` holds.
+
+    Raises:
+        UserError: the condition does not hold.
+    """
     if not condition:
         raise UserError(f"{key} is {found!r}; expected {expected}")

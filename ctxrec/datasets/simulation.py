@@ -137,10 +137,12 @@ class Truth:
 
 
 def item_id(n: int) -> str:
+    """The id of the item with number `n`."""
     return f"i{n}"
 
 
 def user_id(n: int) -> str:
+    """The id of the user with number `n`."""
     return f"u{n}"
 
 
@@ -165,7 +167,10 @@ class Visits:
 
 
 def visit_starts(visits: np.ndarray, num_visits: int) -> np.ndarray:
-    """Epoch seconds, int64: even over the days, and over each day's hours by their busyness. Never decreasing."""
+    """When visits start: int64 [V], epoch seconds that never decrease.
+
+    Days are equally busy, and the hours of a day are as busy as the simulation says.
+    """
     days = visits / num_visits * (SPAN_S // 86_400)
     edges = np.concatenate([[0.0], np.cumsum(HOURS / HOURS.sum())])
     seconds = np.interp(days % 1.0, edges, np.arange(25) * 3600.0)

@@ -30,7 +30,7 @@ class Tokens:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each text."""
+        """Number of tokens of each text: int64 [num_texts]."""
         return np.diff(self.offsets)
 
     def padded(self, which: np.ndarray, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,7 +75,7 @@ class EncodePlan:
     padding: float  # share of computed tokens that are padding, over all ranks
 
     def share(self, rank: int) -> np.ndarray:
-        """The texts that a rank encodes, in their order."""
+        """The texts that a rank encodes, in their order: int64 [texts of the rank]."""
         return self.order[rank :: self.world]
 
 

@@ -62,6 +62,9 @@ def parse_names(text: str) -> tuple[str, ...]:
 
     >>> parse_names("id_only, sasrec"), parse_names("")
     (('id_only', 'sasrec'), ())
+
+    Raises:
+        UserError: a name is unknown; the message lists the valid ones.
     """
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if names == ("all",):

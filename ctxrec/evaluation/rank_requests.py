@@ -43,7 +43,9 @@ _TOP, _COLD, _ATTRIBUTE = "top/", "cold/", "attribute/"  # prefixes of columns i
 class Ranker(Protocol):
     """Anything that ranks: a recommender or a baseline."""
 
-    def scores(self, requests: Requests) -> np.ndarray: ...
+    def scores(self, requests: Requests) -> np.ndarray:
+        """float [N, I], higher is better."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,6 +301,9 @@ def rank_requests(
         eligible: bool [I] items that may be recommended.
         cold: bool [I] eligible items without training event, which are also ranked among themselves.
         fitted: rankers besides the plan's bundles.
+
+    Raises:
+        UserError: a bundle of the plan cannot be used, as a worker found out.
     """
     ranked = ray.data.from_items(
         [{"bucket": b} for b in range(plan.num_buckets)], override_num_blocks=plan.num_buckets

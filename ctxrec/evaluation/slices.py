@@ -35,6 +35,9 @@ def action_slices(sets: np.ndarray, actions: Sequence[str]) -> dict[str, np.ndar
     Args:
         sets: int64, the actions of each target (see `ctxrec.data.events.action_sets`).
         actions: names of the codes from 1 on.
+
+    Returns:
+        bool [number of targets] for each action.
     """
     if len(actions) < 2:
         return {}
@@ -45,7 +48,11 @@ def action_slices(sets: np.ndarray, actions: Sequence[str]) -> dict[str, np.ndar
 
 
 def history_slices(lengths: np.ndarray) -> dict[str, np.ndarray]:
-    """Masks by the number of events before the request; new users always have one, a bin only if it has requests."""
+    """Masks by the number of events before the request; new users always have one, a bin only if it has requests.
+
+    Returns:
+        bool [N] for each bin.
+    """
     slices = {NEW_USERS: lengths == 0}
     for low, high in HISTORY_BINS:
         mask = (lengths >= low) & (lengths <= (np.inf if high is None else high))

@@ -51,6 +51,7 @@ class RankedLists:
         return len(self.user_ids)
 
     def targets(self, n: int) -> np.ndarray:
+        """Items that request `n` counts as hits: int32 [targets of the request]."""
         return self.target_items[self.target_offsets[n] : self.target_offsets[n + 1]]
 
 

@@ -58,7 +58,7 @@ class Observed:
     num_nameless: int
 
     def users(self, arm: str) -> np.ndarray:
-        """Rows of an arm's users."""
+        """Rows of an arm's users: int64 [users of the arm]."""
         return np.flatnonzero(self.arm_U == self.arms.index(arm))
 
 

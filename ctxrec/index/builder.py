@@ -30,6 +30,7 @@ Fill = Callable[[faiss.Index, np.ndarray], None]  # puts vectors into the lists 
 
 
 def add_here(trained: faiss.Index, vectors: np.ndarray) -> None:
+    """Add vectors [I, D] to a trained index in this process."""
     trained.add(vectors)
 
 

@@ -116,12 +116,12 @@ def _columns_of(positions: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, 
 
 
 def blank(num_rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and scores of rows in which nothing was found yet."""
+    """Ids (int64) and scores (float32) of rows in which nothing was found yet: [num_rows, width] each."""
     return np.full((num_rows, width), NO_ITEM, np.int64), np.full((num_rows, width), -np.inf, np.float32)
 
 
 def by_mask(allowed: Allowed, num_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Rows that share one mask (the same object), with it."""
+    """Groups of rows that share one mask, the same object: int64 [rows of the group], and the mask, bool [I] or None."""
     if allowed is None or isinstance(allowed, np.ndarray):
         if num_rows:
             yield np.arange(num_rows), allowed

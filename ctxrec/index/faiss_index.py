@@ -41,6 +41,9 @@ def load_index(path: str, config: IndexConfig) -> Index:
     A local file is mapped into memory, so that it is there at once and replicas of a machine share it; it may be
     replaced by another, not written over. FAISS trusts the files it reads: call this only on a bundle whose hashes
     were checked.
+
+    Raises:
+        UserError: nothing is at `path`.
     """
     if not storage.exists(path):
         raise UserError(f"found nothing at {path}; expected the index of a bundle")

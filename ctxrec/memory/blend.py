@@ -110,7 +110,8 @@ class Blend:
         return np.concatenate([*weighted, static], 1).astype(np.float32)
 
     def head_queries(self, queries_NW: np.ndarray, history: Events) -> list[np.ndarray]:
-        """Each head's queries, scaled so that their scores have standard deviation 1 over the catalogue."""
+        """Queries of each head, float32 [N, width of the head], scaled so that their scores have standard deviation 1
+        over the catalogue."""
         heads = [queries_NW[:, part] for part in head_slices(self.widths)]
         if self.text_IC is not None:
             heads.append(history_queries(history, self.text_IC))

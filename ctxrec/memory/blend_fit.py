@@ -176,12 +176,12 @@ class BlendFit:
         return torch.bmm(self.scores_NIK, weights_NK[..., None]).squeeze(-1).masked_fill(self.excluded_NI, _NO_SCORE)
 
     def nll(self, weights_2K: torch.Tensor) -> torch.Tensor:
-        """Negative log-likelihood: mean of -log p(target) under a softmax over the items that compete."""
+        """Negative log-likelihood, a scalar: the mean of -log p(target) under a softmax over the items that compete."""
         log_p = torch.log_softmax(self._blended(weights_2K), 1)[self.row_T, self.target_T]
         return -(log_p * self.share_T).sum() / len(self.lengths_N2)
 
     def approx_ndcg_loss(self, weights_2K: torch.Tensor) -> torch.Tensor:
-        """Minus the mean NDCG, with ranks made of sigmoids (ApproxNDCG; Qin, Liu and Li, 2010)."""
+        """Minus the mean NDCG, a scalar, with ranks made of sigmoids (ApproxNDCG; Qin, Liu and Li, 2010)."""
         blended = self._blended(weights_2K)
         ahead = (blended[self.row_T] - blended[self.row_T, self.target_T][:, None]) / self.rank_step
         rank = torch.sigmoid(ahead).sum(1) + 0.5  # the target itself counts a half

@@ -118,7 +118,8 @@ def _other_cosines(log: LogStatistics, frequent_I: np.ndarray, params: Cooccurre
 
 
 def largest_of_rows(matrix: sp.sparray | np.ndarray, *, params: CooccurrenceParams = COOCCURRENCE) -> sp.csr_array:
-    """The largest positive values of each row, float32: `neighbours` of them, fewer of a very large catalogue (columns)."""
+    """The largest positive values of each row of an [I, I] matrix: float32 [I, I] with `neighbours` values a row,
+    fewer of a very large catalogue."""
     matrix = sp.csr_array(matrix, dtype=np.float32)
     limit = int(np.clip(params.max_pairs // max(matrix.shape[1], 1), params.min_neighbours, params.neighbours))
     kept = matrix.data > 0

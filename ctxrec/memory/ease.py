@@ -39,6 +39,7 @@ class EASE:
         return self
 
     def scores(self, requests: Requests) -> np.ndarray:
+        """The history times the item-to-item weights: float32 [N, I]."""
         history = history_matrix(requests.history.offsets, requests.history.items, len(self.weights))
         return history @ self.weights
 

@@ -196,7 +196,8 @@ def _standardised(counts: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def to_arrays(memory: ItemMemory) -> dict[str, np.ndarray]:
-    """The memory as plain arrays, which safetensors can hold. Their names are those of bundles of all versions."""
+    """The memory as plain arrays, which safetensors can hold: [I] for each popularity, three arrays for each sparse
+    matrix. Their names are those of bundles of all versions."""
     arrays = {"popularity": memory.popularity_I, "recent": memory.recent_I}
     arrays |= {"known": memory.known_I.astype(np.uint8), "own": np.array([memory.repeats], np.uint8)}
     for name, matrix in (("together", memory.cooccurrence_II), ("next", memory.next_II)):

@@ -163,10 +163,10 @@ def sampled_softmax_loss(
 def bce_loss(
     q_PD: torch.Tensor, v_ID: torch.Tensor, target_P: torch.Tensor, weight_P: torch.Tensor, negatives_N: torch.Tensor
 ) -> torch.Tensor:
-    """Sum of weighted binary cross-entropies of the target and of N shared negatives.
+    """Sum of weighted binary cross-entropies of the target and of N shared negatives, a scalar.
 
     The mean over the negatives weighs as much as the target. A negative weight makes the target itself a negative example.
-    Arguments and result are those of `sampled_softmax_loss`.
+    The arguments are those of `sampled_softmax_loss`.
     """
     target_score_P = (q_PD * v_ID[target_P]).sum(-1).float()
     label_P = (weight_P > 0).float()

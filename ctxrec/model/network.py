@@ -202,7 +202,11 @@ class Network(nn.Module):
 def narrowed(
     items: ItemTensors, text: TextTable | None, batch: Batch, negatives_N: torch.Tensor, fresh_n: torch.Tensor | None
 ) -> tuple[ItemTensors, TextTable | None, Batch, torch.Tensor, torch.Tensor | None]:
-    """The same step on a small catalogue: the items of its histories, targets, negatives and fresh texts alone."""
+    """The same step on a small catalogue: the items of its histories, targets, negatives and fresh texts alone.
+
+    Returns:
+        The small catalogue and its texts, the batch and the negatives [N] with positions in it, and those of the fresh texts [n].
+    """
     parts = [batch.items_BL.flatten(), batch.targets_BS.flatten(), negatives_N]
     needed = torch.unique(torch.cat(parts if fresh_n is None else [*parts, fresh_n]))
 

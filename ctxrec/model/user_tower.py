@@ -149,6 +149,7 @@ class ActionHeads(nn.Module):
         self.own_ADD = nn.Parameter(torch.zeros(num_actions, dim, dim))
 
     def forward(self, query_BSD: torch.Tensor, asked_BS: torch.Tensor, mix_BA: torch.Tensor) -> torch.Tensor:
+        """The query plus what the asked action and the mixture `mix_BA` of all actions add to it: [B, S, D]."""
         own_ADD = self.own_ADD.to(query_BSD.dtype)
         mixed_BDD = torch.einsum("ba,ade->bde", mix_BA.to(query_BSD.dtype), own_ADD)
         total_BSD = query_BSD + query_BSD @ mixed_BDD

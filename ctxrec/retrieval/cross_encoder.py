@@ -228,7 +228,7 @@ class Reranker:
     def logits(
         self, requests: Requests, found: Found, *, features: FeatureMeta, titles: Sequence[str | None]
     ) -> list[np.ndarray]:
-        """Logits of each request's candidates, float32."""
+        """Logits of each request's candidates: float32 [candidates of the request]."""
         lengths = np.array([len(items) for items, _ in found], np.int64)
         if not lengths.sum():
             return [np.zeros(0, np.float32) for _ in found]
@@ -246,7 +246,8 @@ class Reranker:
 
 
 def new_order(scores: np.ndarray, logits: np.ndarray, weight: float, num: int) -> np.ndarray:
-    """Places of a request's candidates, best first: the standardised score plus `weight` times the logit."""
+    """Places of a request's candidates, best first, by the standardised score plus `weight` times the logit: int64
+    [candidates]."""
     return np.argsort(-(retrieved_features(scores, num)[:, 0] + weight * logits), kind="stable")
 
 
@@ -355,7 +356,11 @@ def _quiet() -> Iterator[None]:
 
 
 def check_reranker(path: str, model_version: str) -> str:
-    """A local folder with the reranker, after a check of its manifest, its model version and every hash."""
+    """A local folder with the reranker, after a check of its manifest, its model version and every hash.
+
+    Raises:
+        UserError: a file is missing or damaged, or the second stage belongs to another model.
+    """
     folder, manifest = read_checked(path, SECOND_STAGE, scratch=tempfile.gettempdir())
     if manifest["model_version"] != model_version:
         found = f"was trained for model {manifest['model_version']}; the bundle is model {model_version}"

@@ -146,7 +146,7 @@ class LiveCatalogue:
         self._note_change()
 
     def positions(self, item_ids: Iterable[str]) -> np.ndarray:
-        """Positions of those ids that the catalogue has, int64; the others are left out."""
+        """Positions of those ids that the catalogue has: int64 [known ids]; the others are left out."""
         return np.array([self.position[i] for i in item_ids if i in self.position], np.int64)
 
     def has(self, item_id: str) -> bool:

@@ -36,7 +36,7 @@ class Examples:
         return Examples(self.requests.take(which), [self.found[n] for n in which], [self.hits[n] for n in which])
 
     def with_hit(self) -> np.ndarray:
-        """Rows whose order matters: those with a target among the candidates."""
+        """Rows whose order matters, those with a target among the candidates: int64 [such rows]."""
         return np.flatnonzero([hit.any() for hit in self.hits])
 
 

@@ -160,7 +160,7 @@ class Retriever:
         return self.catalogue.has(item_id)
 
     def positions(self, item_ids: Iterable[str]) -> np.ndarray:
-        """Positions of those ids that the catalogue has; the others are left out."""
+        """Positions of those ids that the catalogue has: int64 [known ids]; the others are left out."""
         return self.catalogue.positions(item_ids)
 
     def item_ids(self, positions: np.ndarray) -> list[str]:

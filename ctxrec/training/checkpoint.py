@@ -32,7 +32,7 @@ def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def full_weights(engine: Any) -> dict[str, torch.Tensor]:
-    """Full float32 trainable weights on the CPU; every rank must call it.
+    """Full float32 trainable weights on the CPU, each of its own shape; every rank must call it.
 
     Raises:
         RuntimeError: a weight is empty, as a ZeRO-3 shard is that was not gathered.
@@ -50,7 +50,7 @@ def full_weights(engine: Any) -> dict[str, torch.Tensor]:
 
 
 def full_moments(engine: Any) -> dict[str, torch.Tensor]:
-    """Full AdamW moments on the CPU; every rank must call it."""
+    """Full AdamW moments on the CPU, each of the shape of its weight; every rank must call it."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     moments = {}

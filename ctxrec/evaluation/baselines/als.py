@@ -55,4 +55,5 @@ class ALS:
         return np.linalg.solve(left, right[..., None])[..., 0]
 
     def scores(self, requests: Requests) -> np.ndarray:
+        """Inner products of the factors of users and items: float32 [N, I]."""
         return self.users(requests) @ self.items.T

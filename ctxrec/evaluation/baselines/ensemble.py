@@ -26,6 +26,7 @@ class Ensemble:
         self.weights = weights
 
     def scores(self, requests: Requests) -> np.ndarray:
+        """Weighted sum of the standardised scores of all parts: float [N, I]."""
         total: np.ndarray | float = 0.0
         for name, component in self.components.items():
             total = total + np.float32(self.weights[name]) * standardised(component.scores(requests))

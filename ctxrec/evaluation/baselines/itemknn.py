@@ -45,5 +45,6 @@ class ItemKNN:
         return self
 
     def scores(self, requests: Requests) -> np.ndarray:
+        """Sum of an item's similarities to the items of the history: float32 [N, I]."""
         history = history_matrix(requests.history.offsets, requests.history.items, self.similarity.shape[0])
         return (history @ self.similarity).toarray()

@@ -30,6 +30,7 @@ class Markov:
         return self
 
     def scores(self, requests: Requests) -> np.ndarray:
+        """Weighted counts of what followed the last items: float [N, I]."""
         lasts = last_items(requests, num=self.last, decay=self.decay, num_items=len(self.tie_breaks))
         return (lasts @ self.transitions).toarray() + self.tie_breaks
 

@@ -24,6 +24,7 @@ class Popularity:
         return self
 
     def scores(self, requests: Requests) -> np.ndarray:
+        """The same counts for every request: float64 [N, I]."""
         return np.broadcast_to(self.counts, (len(requests), len(self.counts)))
 
 
@@ -39,6 +40,7 @@ class RecentPopularity:
         return self
 
     def scores(self, requests: Requests) -> np.ndarray:
+        """Counts of the seven days before each request: float32 [N, I]."""
         scores = np.zeros((len(requests), self.num_items), np.float32)
         if not len(self.times):
             return scores

@@ -30,6 +30,7 @@ class UntunedEncoder:
         return self
 
     def scores(self, requests: Requests) -> np.ndarray:
+        """Cosines of item texts to the mean of the latest texts: float32 [N, I]."""
         lasts = last_items(requests, num=self.last, decay=self.decay, num_items=len(self.vectors))
         return _normalised(lasts @ self.vectors) @ self.vectors.T
 

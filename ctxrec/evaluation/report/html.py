@@ -39,17 +39,20 @@ def percent(share: float, *, signed: bool = False) -> str:
 
 
 def number(metric: str, value: float) -> str:
+    """A metric's value as text: counts without decimals, shares with four."""
     if metric.startswith("popularity"):
         return f"{value:,.0f}"
     return f"{value:.1f}" if metric.startswith("novelty") else f"{value:.4f}"
 
 
 def interval_cell(metric: str, value: Interval) -> str:
+    """A table cell with a mean and its interval below."""
     low, high = number(metric, value["low"]), number(metric, value["high"])
     return f'<td>{number(metric, value["mean"])}<span class="interval">{low} – {high}</span></td>'
 
 
 def gain_cell(gain: Interval) -> str:
+    """A table cell with a difference and its interval, both with their sign."""
     return f'<td>{gain["mean"]:+.4f}<span class="interval">{gain["low"]:+.4f} – {gain["high"]:+.4f}</span></td>'
 
 
@@ -83,15 +86,18 @@ def kind(system: str, best: str | None) -> str:
 
 
 def bar(system: str, values: SystemMetrics, of_kind: str, metric: str = "ndcg@10") -> charts.Bar:
+    """One bar of a chart: a system's value with its interval."""
     value = values[metric]
     return charts.Bar(display_name(system), value["mean"], value["low"], value["high"], of_kind)
 
 
 def section(title: str, *parts: str) -> str:
+    """A section of the page; `parts` are HTML already."""
     return f"<section><h2>{e(title)}</h2>{''.join(parts)}</section>\n"
 
 
 def paragraph(text: str, *, muted: bool = False) -> str:
+    """A paragraph; `text` is escaped."""
     return f'<p class="muted">{e(text)}</p>' if muted else f"<p>{e(text)}</p>"
 
 
@@ -101,8 +107,10 @@ def finding(text: str) -> str:
 
 
 def chart(svg: str) -> str:
+    """A frame around an SVG."""
     return f'<div class="chart">{svg}</div>'
 
 
 def details(summary: str, inner: str) -> str:
+    """A part of the page that opens on a click; `inner` is HTML already."""
     return f"<details><summary>{e(summary)}</summary>{inner}</details>"

@@ -40,6 +40,7 @@ class LayerNorm(nn.LayerNorm):
     """A layer norm that computes in float32, whatever the precision of its weights and input."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The normalised input in float32, of the shape of `x`."""
         return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
 
 
@@ -52,6 +53,7 @@ class InBf16(Backbone):
         self.reads_time = backbone.reads_time
 
     def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor, last_B: torch.Tensor | None = None) -> torch.Tensor:
+        """What the inner backbone says, computed in bfloat16: [B, S, D], or [B, D] with `last_B`."""
         with torch.autocast(x_BSD.device.type, torch.bfloat16):
             return self.inner(x_BSD, times_BS, last_B).to(x_BSD.dtype)
 

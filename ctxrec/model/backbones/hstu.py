@@ -39,6 +39,7 @@ class HstuLayer(nn.Module):
                 nn.init.zeros_(table.weight)
 
     def forward(self, x_BSD: torch.Tensor, passed_BSS: torch.Tensor) -> torch.Tensor:
+        """One layer of pointwise gated attention: [B, S, D]."""
         B, S, D = x_BSD.shape
         u_BSD, v, q, k = F.silu(self.uvqk(self.norm(x_BSD))).chunk(4, -1)
         v, q, k = (part.view(B, S, self.heads, D // self.heads).transpose(1, 2) for part in (v, q, k))
@@ -67,6 +68,7 @@ class Hstu(Backbone):
         self.reads_time = "context" in config.sources
 
     def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor, last_B: torch.Tensor | None = None) -> torch.Tensor:
+        """States at every slot, [B, S, D], or at the slots `last_B` alone, [B, D]."""
         passed_BSS = time_buckets(times_BS)
         for layer in self.layers:
             x_BSD = layer(x_BSD, passed_BSS)

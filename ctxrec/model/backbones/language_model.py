@@ -41,6 +41,7 @@ class LanguageModel(Backbone):
         self.register_load_state_dict_pre_hook(_fill_in_frozen)
 
     def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor, last_B: torch.Tensor | None = None) -> torch.Tensor:
+        """States at every slot, [B, S, D], or at the slots `last_B` alone, [B, D]."""
         words = self.inward(x_BSD)
         with torch.autocast(x_BSD.device.type, enabled=False):  # it knows what to compute in which precision
             words = words.to(next(self.model.parameters()).dtype)

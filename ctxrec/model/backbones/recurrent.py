@@ -22,6 +22,7 @@ class Recurrent(Backbone):
         self.cells = kind(config.dim, config.dim, config.layers, batch_first=True, dropout=dropout)
 
     def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor, last_B: torch.Tensor | None = None) -> torch.Tensor:
+        """States at every slot, [B, S, D], or at the slots `last_B` alone, [B, D]."""
         with torch.autocast(x_BSD.device.type, enabled=False):
             read = self.cells(x_BSD.to(next(self.parameters()).dtype))[0]
         return states_at(x_BSD + read, last_B)

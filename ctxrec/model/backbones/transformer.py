@@ -65,6 +65,7 @@ class Transformer(Backbone):
         self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.layers))
 
     def forward(self, x_BSD: torch.Tensor, times_BS: torch.Tensor, last_B: torch.Tensor | None = None) -> torch.Tensor:
+        """States at every slot, [B, S, D], or at the slots `last_B` alone, [B, D]."""
         for block in self.blocks[:-1]:
             x_BSD = block(x_BSD)
         x_BSD = self.blocks[-1](x_BSD, last_B)

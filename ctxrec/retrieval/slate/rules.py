@@ -172,7 +172,8 @@ class RuleBook:
         self._made.clear()
 
     def groups(self, times_us: np.ndarray) -> list[tuple[np.ndarray, InForce]]:
-        """Requests (rows, int64) by the rules that are in force at their times."""
+        """Requests by the rules that are in force at their times: rows, int64 [requests of the group], and those
+        rules."""
         active = (self._windows[:, 0] <= times_us[:, None]) & (times_us[:, None] < self._windows[:, 1])
         kinds, kind_of = np.unique(active, axis=0, return_inverse=True)
         kind_of = kind_of.reshape(-1)
