@@ -86,7 +86,7 @@ class Context(BaseModel):
 
 
 class HistoryEvent(_Body):
-    """One thing the user did."""
+    """One event of the user."""
 
     item_id: Id
     action: Text | None = None
@@ -148,10 +148,11 @@ class RecommendRequest(_Body):
     )
     diversity: Annotated[Finite, Field(strict=True, ge=0, le=1)] | None = Field(
         default=None,
-        description="0: in the order of the scores; up to 1: with items that differ more; without it, as the service is set.",
+        description="Strength of MMR. 0 keeps the order of the scores, 1 looks only at how items differ; the default is the service's.",
     )
     explain: bool = Field(
-        default=False, description="Say of each item why it is there; for a request alone, not in a list."
+        default=False,
+        description="Explain the score of each item; only in a single request, not in a list of requests.",
     )
 
     @model_validator(mode="after")
@@ -176,7 +177,7 @@ class RecommendBatch(_Body):
 
 
 class NewEvent(_Body):
-    """One thing a user did, to be remembered."""
+    """One event of a user, which the service stores."""
 
     user_id: EventId
     item_id: EventId
@@ -187,7 +188,7 @@ class NewEvent(_Body):
 
 
 class EventsRequest(_Body):
-    """Events of any users; all are accepted or none."""
+    """Events of any users. Each call is atomic and idempotent: duplicates are ignored."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -215,7 +216,7 @@ class NewItem(BaseModel):
 
 
 class NewItems(_Body):
-    """Items to be put into the catalogue, or in the place of those of the same ids; all are accepted or none."""
+    """Items to add to the catalogue; an item of the same id is replaced. Each call is atomic."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -264,9 +265,10 @@ class ArmOfTest(BaseModel):
 
 
 class ItemsResponse(BaseModel):
-    """Items, best first; `fallback` says that nothing was known about who asked.
+    """Items, best first.
 
-    `experiment` is there while an A/B test runs, and `degraded` is there when something is not as it should be: what the answer had to do without.
+    `fallback` is true when the user had no history. `experiment` is present while an A/B test runs. `degraded` is present
+    when a part of the service did not answer, and names what the answer had to do without.
     """
 
     items: list[ScoredItem]
@@ -331,7 +333,7 @@ class UsersResponse(BaseModel):
 
 
 class ToldEvent(BaseModel):
-    """One thing a user did."""
+    """One event of a user."""
 
     item_id: str
     title: str
@@ -350,6 +352,6 @@ class HistoryResponse(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """What every refusal looks like: a sentence, or a list of fields with what is wrong with each."""
+    """The body of every error: a sentence, or a list of fields with the mistake in each."""
 
     detail: str | list[dict[str, Any]]

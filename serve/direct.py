@@ -1,8 +1,8 @@
 """HTTP straight to a replica, without a proxy before it: one hop and one process fewer.
 
-Serve's proxy costs more than the answer itself. Each replica therefore listens too, all of a machine at one port:
-the kernel spreads new connections over them, one that is starting or stopping does not listen, and Serve goes on
-looking after their health. What comes in this way passes the same routes, keys, limits and counts.
+Serve's proxy costs more time than the answer itself. All replicas of a machine therefore listen at one port, and the
+kernel spreads new connections over them. A replica that is starting or stopping does not listen. Serve still checks the
+health of the replicas. Requests at this port pass the same routes, keys, limits and counts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From checked HTTP bodies to answers, many at once; knows neither Ray nor HTTP."""
+"""Answers batches of checked requests; knows neither Ray nor HTTP."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Engine:
 
     Args:
         retriever: model, catalogue and index, as one.
-        store: what users did since the bundle was made; None: only the bundle's histories.
+        store: events since the bundle was made; None: only the bundle's histories count.
     """
 
     def __init__(self, retriever: Retriever, store: HistoryStore | None = None):
@@ -188,7 +188,7 @@ class Engine:
         return sorted(self._retriever.recommender.user_row)
 
     def history(self, user_id: str, before: float | None) -> tuple[Events, str | None]:
-        """What a user did before a time (epoch seconds; None: now), and what is missing of it, if anything."""
+        """Events of a user before a time (epoch seconds; None: now), and the name of what did not answer, if anything."""
         body = RecommendRequest(user_id=user_id, context=Context(timestamp=before))
         raw, degraded = self._raw_requests([body])
         return self._retriever.recommender.make_requests(raw)[0].history, degraded

@@ -1,4 +1,4 @@
-"""Keeps the catalogue of a replica in sync with the store: new, changed and removed items."""
+"""Keeps the catalogue of a replica equal to the store: added, changed and removed items."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Run = Callable[[Callable[[], None]], None]
 
 
 class ItemSync:
-    """Brings a retriever to what the store says; to be used by one thread.
+    """Applies the item changes of the store to a retriever; for use by one thread.
 
     Args:
         retriever: of one version of the model.

@@ -1,4 +1,4 @@
-"""Micro-batches: what arrives while one batch is computed makes the next one."""
+"""Micro-batches: the requests that arrive while one batch is computed make the next batch."""
 
 from __future__ import annotations
 

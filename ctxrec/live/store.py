@@ -1,7 +1,7 @@
-"""What users did since the bundle was made: a store that all replicas share, written before it is acknowledged.
+"""The store of posted events and items, which all replicas share; it is written before a call is acknowledged.
 
-`open_store` gives the embedded one (SQLite, one machine) or Redis (several machines). Both keep, beside the
-histories, a log of what has not been written to event files yet (`ctxrec.live.event_files`), and the items that were posted.
+`open_store` opens the embedded store (SQLite, one machine) or Redis (several machines). Both also keep a log of events
+that have not been written to event files yet (`ctxrec.live.event_files`), and the items that were posted.
 """
 
 from __future__ import annotations

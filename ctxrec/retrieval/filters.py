@@ -22,7 +22,7 @@ _CACHED_BYTES = 64 << 20  # of masks that are kept for the next request with the
 
 @dataclass(frozen=True, slots=True)
 class ColumnRule:
-    """What an item must have in a column; what is None is not asked for.
+    """What an item must have in a column; a part that is None is not checked.
 
     any: at least one of these values. none: not one of these. min, max: a number within these, both included.
     """
@@ -39,7 +39,7 @@ class ColumnRule:
 
 
 class ItemFilter:
-    """Answers which items of a catalogue pass rules; keeps the masks of rules that come again."""
+    """Computes which items of a catalogue pass rules, and keeps the masks for later requests with the same rules."""
 
     def __init__(self, catalogue: LiveCatalogue):
         self._catalogue, items, spec = catalogue, catalogue.bundled, catalogue.spec

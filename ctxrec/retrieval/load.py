@@ -1,4 +1,4 @@
-"""From a bundle to a recommender, and to its item vectors computed anew."""
+"""Loads a bundle as a recommender, and computes its item vectors anew."""
 
 from __future__ import annotations
 

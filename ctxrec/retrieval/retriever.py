@@ -1,6 +1,6 @@
-"""From requests to the best eligible items: seen and excluded items left out, filters applied.
+"""The best eligible items of requests: without items of the history and excluded ones, and after filters.
 
-`recommend` and the HTTP service both go through `Retriever`, so their scores are equal.
+Evaluation, batch scoring and the HTTP service all go through `Retriever`, so their scores agree.
 
 Legend: I items, N requests.
 """

@@ -1,6 +1,6 @@
-"""Lists whose items differ: greedy selection by score and likeness (MMR) under caps, and how diverse a list is.
+"""Lists whose items differ: greedy selection by score and similarity (MMR) under caps, and how diverse a list is.
 
-Legend: N requests, P candidates of a request, K places of a list, C width of what likeness compares, M most values
+Legend: N requests, P candidates of a request, K places of a list, C width of what similarity compares, M most values
 of an item in a column.
 """
 
@@ -23,12 +23,12 @@ def pick(
     """The candidates that get the places of each list, one after the other.
 
     Maximal marginal relevance (Carbonell and Goldstein, 1998): each place goes to the candidate with the highest
-    (1 - strength) * relevance - strength * (highest likeness to what the list has already); the first to the most
+    (1 - strength) * relevance - strength * (highest similarity to what the list has already); the first to the most
     relevant. Equal ones are taken in their order.
 
     Args:
         relevance_NP: float, the best at 1 and the last at 0 (boosts may go beyond); -inf where there is no candidate.
-        vectors_NPC: float32 of unit length (or 0), whose products are the likeness.
+        vectors_NPC: float32 of unit length (or 0), whose products are the similarity.
         strengths_N: float from 0 to 1.
         k: places.
         caps: codes of the candidates' values in a column, int [N, P, M] filled up with `NO_VALUE`, and how often one
@@ -46,7 +46,7 @@ def pick(
     strength = strengths_N[:, None].astype(np.float32)
     known = np.where(free, relevance_NP, 0)
     value = relevance_NP
-    likeness = np.full(relevance_NP.shape, -np.inf, np.float32)
+    similarity = np.full(relevance_NP.shape, -np.inf, np.float32)
     for place in range(k):
         value_now = np.where(free & ~full, value, -np.inf)
         best = value_now.argmax(1)
@@ -57,8 +57,8 @@ def pick(
         free[rows[found], best[found]] = False
         if spread:
             like = np.matmul(vectors_NPC, vectors_NPC[rows, best][:, :, None])[:, :, 0]
-            likeness = np.maximum(likeness, like)
-            value = (1 - strength) * known - strength * likeness
+            similarity = np.maximum(similarity, like)
+            value = (1 - strength) * known - strength * similarity
         for (codes, cap), count in zip(caps, counts, strict=True):
             full |= _count(codes, count, codes[rows, best], found, cap)
     return picked

@@ -1,8 +1,8 @@
-"""The end of the pipeline: from the best candidates of a request to its list, by diversity, caps, freshness and rules.
+"""Makes the list of a request from its best candidates: diversity, caps, freshness and rules.
 
 Evaluation, batch scoring and the service all come here through `Retriever.top_k`.
 
-Legend: N requests, P candidates of a request, I items, C width of what likeness compares.
+Legend: N requests, P candidates of a request, I items, C width of the vectors that similarity compares.
 """
 
 from __future__ import annotations
@@ -263,13 +263,13 @@ class _Pool:
 
 
 def content_vectors(recommender: Recommender, items: np.ndarray) -> np.ndarray:
-    """What likeness compares: the items' text vectors, or where the model has none the vectors of its towers, each
-    head of length 1 and all together too. float32 [..., C]; any numbers for `NO_ITEM`."""
+    """Vectors that similarity compares: the items' text vectors. A model without text compares the vectors of its towers,
+    each head scaled so that all together have length 1. float32 [..., C]; any numbers for `NO_ITEM`."""
     blend, width = recommender.blend, sum(recommender.widths)
     if blend is not None and blend.text_IC is not None:
         return recommender.vectors[:, width : width + blend.text_IC.shape[1]][items]
     towers = recommender.vectors[:, :width][items] / np.float32(np.sqrt(len(recommender.widths)))
-    towers[..., np.cumsum(recommender.widths) - 1] = 0  # the items' own scores say nothing of likeness
+    towers[..., np.cumsum(recommender.widths) - 1] = 0  # the items' own scores say nothing of similarity
     return towers
 
 
