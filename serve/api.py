@@ -62,7 +62,7 @@ NumItems = Annotated[int, Field(ge=1, le=MAX_K, description="How many items to r
 
 def _not_blank(text: str) -> str:
     if not text.strip():
-        raise ValueError("found blanks alone; expected an id")
+        raise ValueError("found only blanks; expected an id")
     return text
 
 
@@ -113,7 +113,7 @@ class ColumnRule(_Body):
 
 
 class RecommendRequest(_Body):
-    """Who asks for what; all but `user_id` or `history` is optional.
+    """One request for recommendations. Either `user_id` or `history` is required; everything else is optional.
 
     The list comes from the first stage; the second stage (`ctxrec.rerank`) is not available over HTTP.
     """
@@ -138,7 +138,7 @@ class RecommendRequest(_Body):
     allow: list[Id] | None = Field(
         default=None,
         max_length=MAX_ALLOW,
-        description="Only these items may be returned; ids that nobody has match none.",
+        description="Only these items may be returned; unknown ids match nothing.",
     )
     filter: dict[str, ColumnRule] = Field(
         default_factory=dict,
@@ -172,7 +172,7 @@ class RecommendBatch(_Body):
     def _explained_alone(cls, requests: list[RecommendRequest]) -> list[RecommendRequest]:
         for place, request in enumerate(requests):
             if request.explain:
-                raise ValueError(f"request {place} has explain; expected it in a request alone, not in a list")
+                raise ValueError(f"request {place} has explain, which only a single request may have")
         return requests
 
 

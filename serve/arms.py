@@ -1,4 +1,4 @@
-"""The arms of a running A/B test in a replica: who gets which version, and what is written down of it."""
+"""The arms of a running A/B test in a replica: who gets which version, and the log of exposures."""
 
 from __future__ import annotations
 

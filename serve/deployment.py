@@ -81,7 +81,7 @@ class Service:
         "/v1/recommend",
         response_model=ItemsResponse | BatchResponse,
         openapi_extra=app.body_of(RecommendRequest, RecommendBatch),
-        summary="The best items for a user at this moment; or for many, as a list of requests",
+        summary="The best items for a user; or for many users, as a list of requests",
     )
     async def recommend(self, request: Request) -> Response:
         self._keys.check(request.headers, READ)
@@ -110,7 +110,7 @@ class Service:
         "/v1/items/{item_id:path}/similar",
         response_model=ItemsResponse,
         responses={404: {"model": ErrorResponse}},
-        summary="The items most like one",
+        summary="The items most similar to one",
     )
     async def similar(self, request: Request, item_id: str, k: Annotated[NumItems, Query()] = 10) -> Response:
         self._keys.check(request.headers, READ)
@@ -123,7 +123,7 @@ class Service:
         "/v1/events",
         response_model=AcceptedResponse,
         openapi_extra=app.body_of(EventsRequest),
-        summary="What users did; on disk before the answer, and known to their next recommendation",
+        summary="Store events; they are on disk before the answer, and the user's next recommendation reads them",
     )
     async def events(self, request: Request) -> Response:
         self._keys.check(request.headers, WRITE)
@@ -141,7 +141,7 @@ class Service:
         "/v1/items",
         response_model=AcceptedResponse,
         openapi_extra=app.body_of(NewItems),
-        summary="Items of the catalogue, new or changed; searchable when the answer comes",
+        summary="Add or change items; they are searchable when the call returns",
     )
     async def put_items(self, request: Request) -> Response:
         self._keys.check(request.headers, WRITE)
@@ -157,7 +157,7 @@ class Service:
         "/v1/items/{item_id:path}",
         response_model=AcceptedResponse,
         responses={404: {"model": ErrorResponse}},
-        summary="Take an item out of the catalogue; histories keep it",
+        summary="Remove an item from the catalogue; histories keep it",
     )
     async def remove_item(self, request: Request, item_id: str) -> Response:
         self._keys.check(request.headers, WRITE)

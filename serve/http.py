@@ -1,4 +1,4 @@
-"""What is HTTP and nothing else: the app, its OpenAPI document, body limit, parsing, and the one shape of errors."""
+"""The HTTP layer: the app, its OpenAPI document, the body limit, parsing, and the one shape of errors."""
 
 from __future__ import annotations
 

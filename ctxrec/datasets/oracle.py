@@ -202,7 +202,7 @@ class _Seen:
     """The users of a log and their events."""
 
     users: np.ndarray  # int64 [N] numbers
-    attributes_NA: np.ndarray  # float32, 1 where the user has the value; the first is everybody's
+    attributes_NA: np.ndarray  # float32 one-hot attributes; the first column is 1 for everybody
     user: np.ndarray  # int64 [E] number
     items: np.ndarray  # int32 [E]
     effect_EC: np.ndarray  # float32, of the context
