@@ -61,7 +61,8 @@ class Service:
         self._keys = Keys(keys)
         self._metrics = Metrics(metrics)
         self._edge = edge.install(args, self._keys, self._metrics)
-        self._replica = Replica(args, self._metrics, num_threads=max(1, int(cpus)))
+        service = f"{args.run} in the cluster at {ray.get_runtime_context().gcs_address}"
+        self._replica = Replica(args, self._metrics, num_threads=max(1, int(cpus)), service=service)
         browse.install(self._replica, self._keys, page=args.page)
         install_shortcuts({"/v1/recommend": self.recommend, "/v1/events": self.events})
         # Serve makes the class an ASGI application, which its own types do not say.

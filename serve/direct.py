@@ -98,7 +98,13 @@ def _claim(port: int) -> IO[str] | None:
     The kernel would let any service of this user share it, and mix their requests.
     """
     owner = f"{ray.get_runtime_context().gcs_address} {ray.serve.get_replica_context().app_name}"
-    file = open(os.path.join(tempfile.gettempdir(), f"ctxrec-port-{port}-{os.getuid()}"), "a+", encoding="utf-8")  # noqa: SIM115
+    path = os.path.join(tempfile.gettempdir(), f"ctxrec-port-{port}-{os.getuid()}")
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW  # others may put a link there
+    try:
+        file = os.fdopen(os.open(path, flags, 0o600), "a+", encoding="utf-8")
+    except OSError as error:
+        logger.warning("the claim of port %d at %s cannot be opened: %s", port, path, error)
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -17,6 +17,7 @@ from ctxrec.live.item_files import write_item_file
 from ctxrec.live.store import HistoryStore, LoggedEvent, StoreError
 from serve.api import EventsRequest
 from serve.item_sync import Every
+from serve.service_metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -94,11 +95,26 @@ class FileWriter:
         store: what was posted.
         events, items: folders, paths or URIs.
         spec: names of the columns of log and item file.
+        service: name of this service; its replicas share it.
+        metrics: take what was not written, and what failed.
     """
 
-    def __init__(self, store: HistoryStore, events: str, items: str, spec: DatasetSpec, *, every_s: float):
+    def __init__(
+        self,
+        store: HistoryStore,
+        events: str,
+        items: str,
+        spec: DatasetSpec,
+        *,
+        every_s: float,
+        service: str,
+        metrics: Metrics,
+    ):
         self._store, self._events, self._items, self._spec = store, events, items, spec
+        self._service, self._metrics = service, metrics
+        self._others: list[str] = []
         self._last_change = 0  # of an item that is in the file
+        self._count()
         self._rounds = Every(every_s, self._write, "files of events and items")
 
     def stop(self) -> None:
@@ -112,4 +128,23 @@ class FileWriter:
                 logger.info("%d events written to %s", num, self._events)
             self._last_change = write_item_file(self._store, self._items, self._spec.items, since=self._last_change)
         except Exception:  # whatever it is, they are in the store, and the next round tries again
+            self._metrics.export_failures.inc()
             logger.exception("files of events and items could not be written; they will be tried again")
+        self._count()
+
+    def _count(self) -> None:
+        """Tell how much is in the store alone, and whether another service shares the store."""
+        try:
+            self._metrics.events_not_exported.set(self._store.num_unwritten())
+            others = self._store.other_services(self._service)
+        except StoreError as error:
+            logger.warning("the store does not tell how many events no file has: %s", error)
+            return
+        self._metrics.other_services.set(len(others))
+        if others and others != self._others:
+            logger.error(
+                "another service uses the same store (%s): each posted event goes to the files of only one of them. "
+                "Give each service its own store=",
+                "; ".join(others),
+            )
+        self._others = others

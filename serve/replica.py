@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -38,9 +39,15 @@ class Replica:
     All computing happens in one thread of its own: the event loop stays free for health checks, batches do not
     compete for cores, and the catalogue changes between batches. New items are encoded in another, and events
     go to the store in a third.
+
+    Args:
+        args: of the service.
+        metrics: of this process.
+        num_threads: that compute.
+        service: name of the service, the same for all its replicas and for no other service.
     """
 
-    def __init__(self, args: AppArgs, metrics: Metrics, *, num_threads: int):
+    def __init__(self, args: AppArgs, metrics: Metrics, *, num_threads: int, service: str = ""):
         self._args, self._metrics = args, metrics
         # Thread limits hold for the thread that sets them, hence the initializer.
         self._computing = ThreadPoolExecutor(1, "compute", initializer=use_threads, initargs=(num_threads,))
@@ -59,7 +66,14 @@ class Replica:
         self._num_waiting = 0
         spec = self._engine.retriever.recommender.spec
         folders = {"events": args.event_files, "items": args.item_files}
-        self._files = FileWriter(self._store, **folders, spec=spec, every_s=args.event_files_every_s)
+        self._files = FileWriter(
+            self._store,
+            **folders,
+            spec=spec,
+            every_s=args.event_files_every_s,
+            service=service or f"{args.run} in process {os.getpid()}",
+            metrics=metrics,
+        )
         self._others = Every(args.items_every_s, self._catch_up, "items of other replicas")
         self._refused = ""  # a published version that cannot be served
         self._refused_test: Experiment | None = None

@@ -47,6 +47,18 @@ class Metrics:
         self.fallbacks = Counter("ctxrec_fallbacks", "Answers to users of whom nothing was known", **own)
         self.degraded = Counter("ctxrec_degraded", "Answers without what the history store holds", **own)
         self.events = Counter("ctxrec_events", "Events that were accepted", **own)
+        self.events_not_exported = Gauge(
+            "ctxrec_events_not_exported",
+            "Posted events that no event file has yet; an alarm when it rises for several event_files_every_s",
+            multiprocess_mode="livemax",
+            **own,
+        )
+        self.export_failures = Counter(
+            "ctxrec_export_failures", "Rounds in which files of events and items could not be written", **own
+        )
+        self.other_services = Gauge(
+            "ctxrec_other_services", "Other services that use the same store", multiprocess_mode="livemax", **own
+        )
         self.items = Counter("ctxrec_item_changes", "Items that were put in or taken out", **own)
         self.swaps = Counter("ctxrec_model_swaps", "Changes of the model while serving", ["result"], **own)
         arm = ["experiment", "arm"]

@@ -6,8 +6,10 @@ yet. One script changes all three, so that they agree whatever happens.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,6 +26,7 @@ PASSWORD = "CTXREC_REDIS_PASSWORD"  # variable with the server's password, for a
 _PREFIX = "ctxrec:"
 _TIMEOUT_S = 1.0
 _LEASE_S = 120  # a file writer that has been silent for this long counts as dead
+_PRESENT_S = 300  # a service that has not called for this long no longer counts
 # KEYS: sequence, stream. ARGV: prefix, how many events to keep, then for each event user, time, key, payload.
 # A member of the set is its number and its payload: equal times stay in the order they came.
 _APPEND = """
@@ -137,14 +140,29 @@ class RedisStore:
         ]
 
     def take_unwritten(self, limit: int) -> Unwritten | None:
-        lock, taken, stream = (self._prefix + name for name in ("writing", "taken", "log"))
-        if not self._redis.set(lock, self._me, nx=True, ex=_LEASE_S):
-            return None
+        try:
+            if not self._redis.set(self._prefix + "writing", self._me, nx=True, ex=_LEASE_S):
+                return None
+        except redis.RedisError as error:
+            raise StoreError(f"Redis: {error}") from error
+        try:
+            found = self._take(limit)
+        except BaseException as error:  # without it nobody would write until the lease ends
+            with contextlib.suppress(StoreError):
+                self.release()
+            if isinstance(error, redis.RedisError):
+                raise StoreError(f"Redis: {error}") from error
+            raise
+        if found is None:
+            self.release()
+        return found
+
+    def _take(self, limit: int) -> Unwritten | None:
+        taken, stream = self._prefix + "taken", self._prefix + "log"
         last = self._redis.get(taken) or "+"  # left by a writer that died: the same file again
         rows = self._redis.xrange(stream, max=last, count=None if last != "+" else limit)
         if not rows:
             self._redis.delete(taken)
-            self.release()
             return None
         self._redis.set(taken, rows[-1][0])
         name = f"live-{self.id}-{rows[0][0]}-{rows[-1][0]}.parquet"
@@ -152,14 +170,39 @@ class RedisStore:
 
     def written(self, taken: Unwritten) -> None:
         time_ms, number = taken.last.split("-")
-        with self._redis.pipeline(transaction=True) as pipe:
-            pipe.xtrim(self._prefix + "log", minid=f"{time_ms}-{int(number) + 1}", approximate=False)
-            pipe.delete(self._prefix + "taken")
-            pipe.execute()
-        self.release()
+        try:
+            with self._redis.pipeline(transaction=True) as pipe:
+                pipe.xtrim(self._prefix + "log", minid=f"{time_ms}-{int(number) + 1}", approximate=False)
+                pipe.delete(self._prefix + "taken")
+                pipe.execute()
+        except redis.RedisError as error:
+            raise StoreError(f"Redis: {error}") from error
+        finally:
+            self.release()
+
+    def num_unwritten(self) -> int:
+        try:
+            return int(self._redis.xlen(self._prefix + "log"))
+        except redis.RedisError as error:
+            raise StoreError(f"Redis: {error}") from error
+
+    def other_services(self, me: str) -> list[str]:
+        key, now = self._prefix + "services", time.time()
+        try:
+            with self._redis.pipeline(transaction=True) as pipe:
+                pipe.zremrangebyscore(key, "-inf", now - _PRESENT_S)
+                pipe.zadd(key, {me: now})
+                pipe.zrange(key, 0, -1)
+                found = pipe.execute()[-1]
+        except redis.RedisError as error:
+            raise StoreError(f"Redis: {error}") from error
+        return sorted(name for name in found if name != me)
 
     def release(self) -> None:
-        self._unlock(keys=[self._prefix + "writing"], args=[self._me])
+        try:
+            self._unlock(keys=[self._prefix + "writing"], args=[self._me])
+        except redis.RedisError as error:  # the lease ends by itself
+            raise StoreError(f"Redis: {error}") from error
 
     def change_items(self, rows: Mapping[str, dict[str, Any] | None]) -> int:
         args = [text for item, row in rows.items() for text in (item, "" if row is None else json.dumps(row))]

@@ -6,7 +6,9 @@ needs, so use Redis for several machines.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import sqlite3
@@ -19,7 +21,7 @@ from typing import Any
 from ctxrec.core.errors import UserError
 from ctxrec.live.store import KEPT_EVENTS, ItemChange, LoggedEvent, StoreError, Unwritten
 
-DATABASE, LOCK = "live.sqlite", "writing.lock"
+DATABASE, LOCK, PRESENCE = "live.sqlite", "writing.lock", "service-"
 _BUSY_S = 5.0  # how long a write waits for another process's
 _TABLES = """
 CREATE TABLE IF NOT EXISTS events (
@@ -42,6 +44,7 @@ class SqliteStore:
         self._all: list[sqlite3.Connection] = []
         self._guard = threading.Lock()
         self._lock_file: int | None = None
+        self._presence: dict[str, int] = {}  # open files that say that a service uses the store
         try:
             os.makedirs(folder, exist_ok=True)
             self._connection().executescript(_TABLES.format(id=uuid.uuid4().hex[:8]))
@@ -82,13 +85,24 @@ class SqliteStore:
     def take_unwritten(self, limit: int) -> Unwritten | None:
         if not self._lock():
             return None
+        try:
+            taken = self._take(limit)
+        except BaseException as error:  # a lock that stays would end the export for ever
+            self.release()
+            if isinstance(error, sqlite3.Error):
+                raise StoreError(f"SQLite: {error}") from error
+            raise
+        if taken is None:
+            self.release()
+        return taken
+
+    def _take(self, limit: int) -> Unwritten | None:
         connection = self._connection()
         first, last = self._fact("written"), self._fact("taken")
         if last <= first:
             ahead = "SELECT max(seq) FROM (SELECT seq FROM events WHERE seq > ? ORDER BY seq LIMIT ?)"
             last = connection.execute(ahead, (first, limit)).fetchone()[0]
             if last is None:
-                self.release()
                 return None
             self._set("taken", last)  # before the file appears, so that a crash makes the same file again
         query = "SELECT item, time_us, action, value, context, user FROM events WHERE seq > ? AND seq <= ? ORDER BY seq"
@@ -96,8 +110,50 @@ class SqliteStore:
         return Unwritten(f"live-{self.id}-{first + 1:012d}-{last:012d}.parquet", last, events)
 
     def written(self, taken: Unwritten) -> None:
-        self._set("written", taken.last)
-        self.release()
+        try:
+            self._set("written", taken.last)
+        except sqlite3.Error as error:
+            raise StoreError(f"SQLite: {error}") from error
+        finally:
+            self.release()
+
+    def num_unwritten(self) -> int:
+        try:
+            query = "SELECT count(*) FROM events WHERE seq > (SELECT value FROM facts WHERE name = 'written')"
+            return int(self._connection().execute(query).fetchone()[0])
+        except sqlite3.Error as error:
+            raise StoreError(f"SQLite: {error}") from error
+
+    def other_services(self, me: str) -> list[str]:
+        with self._guard:
+            try:
+                if me not in self._presence:
+                    self._presence[me] = _shared_lock(self._presence_file(me), me)
+                return self._living(me)
+            except OSError as error:
+                raise StoreError(f"{os.path.dirname(self._path)}: {error}") from error
+
+    def _presence_file(self, service: str) -> str:
+        name = hashlib.sha256(service.encode()).hexdigest()[:16]
+        return os.path.join(os.path.dirname(self._path), f"{PRESENCE}{name}")
+
+    def _living(self, me: str) -> list[str]:
+        """Names of other services of which a process holds its file; files of dead ones are removed."""
+        folder, found = os.path.dirname(self._path), []
+        for name in sorted(os.listdir(folder)):
+            path = os.path.join(folder, name)
+            if not name.startswith(PRESENCE) or path == self._presence_file(me):
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                file = os.open(path, os.O_RDWR)
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(path)
+                except BlockingIOError:
+                    found.append(os.read(file, 4096).decode(errors="replace"))
+                finally:
+                    os.close(file)
+        return found
 
     def release(self) -> None:
         if self._lock_file is not None:
@@ -125,6 +181,9 @@ class SqliteStore:
     def close(self) -> None:
         self.release()
         with self._guard:
+            for file in self._presence.values():
+                os.close(file)
+            self._presence.clear()
             for connection in self._all:
                 connection.close()
             self._all.clear()
@@ -136,9 +195,11 @@ class SqliteStore:
         file = os.open(os.path.join(os.path.dirname(self._path), LOCK), os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except BaseException as error:
             os.close(file)
-            return False
+            if isinstance(error, BlockingIOError):
+                return False
+            raise
         self._lock_file = file
         return True
 
@@ -174,6 +235,18 @@ def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
             if time.monotonic() > stop_at:
                 raise
             time.sleep(0.01)
+
+
+def _shared_lock(path: str, content: str) -> int:
+    """An open file with this content, locked by all who share it until they close it or die."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(file, fcntl.LOCK_SH)
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(path).st_ino == os.fstat(file).st_ino:
+                os.pwrite(file, content.encode(), 0)
+                return file
+        os.close(file)  # somebody removed it before the lock was taken
 
 
 def _event(user: str, row: tuple) -> LoggedEvent:

@@ -84,10 +84,34 @@ class HistoryStore(Protocol):
 
     def take_unwritten(self, limit: int) -> Unwritten | None:
         """Up to `limit` events that no file has yet, oldest first; None when there are none, or when another
-        process is writing them. `written` or `release` must follow."""
+        process is writing them. `written` or `release` must follow.
+
+        Raises:
+            StoreError: the store does not answer; nothing was taken, and the next call tries again.
+        """
 
     def written(self, taken: Unwritten) -> None:
-        """The file of `taken` is complete."""
+        """The file of `taken` is complete.
+
+        Raises:
+            StoreError: the store did not record it; the same file will be written again.
+        """
+
+    def num_unwritten(self) -> int:
+        """How many events no file has yet.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+
+    def other_services(self, me: str) -> list[str]:
+        """Names of other services that use this store now; from the first call on, `me` counts as one of them.
+
+        Replicas of one service share one name. A service that died is forgotten.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
 
     def release(self) -> None:
         """Let others write what was taken and not written."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import redis
 
 from ctxrec.core.dataset_spec import ContextSpec, EventsSpec
 from ctxrec.core.errors import UserError
@@ -200,3 +202,62 @@ def test_columns_are_those_of_the_log():
     assert table.column("query").to_pylist() == ["red", None, None]
     plain = EventsSpec(path="events")
     assert events_table(events, plain).column_names == ["user_id", "item_id", "timestamp"]
+
+
+def test_an_export_that_fails_once_goes_on_with_the_next_round(tmp_path, monkeypatch):
+    """A write of the mark may find the database locked, as by VACUUM or a backup; no lock may outlive it."""
+    monkeypatch.setattr("ctxrec.live.sqlite._BUSY_S", 0.05)
+    store = open_store(str(tmp_path / "store"))
+    other = open_store(str(tmp_path / "store"))
+    store.append([LoggedEvent("u", "i", T)])
+    holder = sqlite3.connect(tmp_path / "store" / "live.sqlite", isolation_level=None)
+    for _ in range(3):
+        holder.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="locked"):
+            write_event_files(store, str(tmp_path / "files"), SPEC)
+        holder.execute("ROLLBACK")
+    assert store.num_unwritten() == 1
+    taken = store.take_unwritten(10)
+    holder.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError, match="locked"):
+        store.written(taken)
+    holder.execute("ROLLBACK")
+    assert write_event_files(other, str(tmp_path / "files"), SPEC) == 1, "the other process is not kept out"
+    assert store.num_unwritten() == other.num_unwritten() == 0
+    holder.close()
+    store.close()
+    other.close()
+
+
+def test_an_export_from_redis_that_fails_once_goes_on_with_the_next_round(redis_server, tmp_path, monkeypatch):
+    store = open_store(redis_server().url)
+    store.append([LoggedEvent("u", "i", T)])
+
+    def fail(*args, **options):
+        raise redis.ConnectionError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._redis, "xrange", fail)
+        with pytest.raises(StoreError, match="away"):
+            write_event_files(store, str(tmp_path), SPEC)
+    assert store.num_unwritten() == 1
+    assert write_event_files(store, str(tmp_path), SPEC) == 1 and store.num_unwritten() == 0
+    store.close()
+
+
+def test_services_that_share_a_store_learn_of_each_other(where):
+    one, replica, other = open_store(where), open_store(where), open_store(where)
+    assert one.other_services("a") == [] and replica.other_services("a") == []
+    assert other.other_services("b") == ["a"]
+    assert one.other_services("a") == ["b"] and replica.other_services("a") == ["b"]
+    for each in (one, replica, other):
+        each.close()
+
+
+def test_a_service_that_died_is_forgotten(tmp_path):
+    died, store = open_store(str(tmp_path)), open_store(str(tmp_path))
+    died.other_services("a")
+    assert store.other_services("b") == ["a"]
+    died.close()
+    assert store.other_services("b") == []
+    store.close()

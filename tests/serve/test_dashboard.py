@@ -20,11 +20,11 @@ made.requests.labels("/v1/recommend", "200").inc()
 made.request_seconds.labels("/v1/recommend").observe(0.01)
 made.stages({"tower": 0.001})
 made.call_requests.observe(1)
-for counter in (made.fallbacks, made.degraded, made.events, made.items):
+for counter in (made.fallbacks, made.degraded, made.events, made.items, made.export_failures):
     counter.inc()
 made.swaps.labels("done").inc()
 made.model.labels("v1").set(1)
-for gauge in (made.waiting, made.live_items):
+for gauge in (made.waiting, made.live_items, made.events_not_exported, made.other_services):
     gauge.set(1)
 print(made.render().decode())
 """
