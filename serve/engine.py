@@ -111,7 +111,7 @@ class Engine:
     def _answer_all(self, bodies: Sequence[RecommendRequest], watch: Stopwatch) -> list[Answer]:
         retriever = self._retriever
         raw, degraded = self._raw_requests(bodies)
-        requests, fallback = retriever.recommender.make_requests(raw)
+        requests, fallback = retriever.recommender.make_requests(raw, including_now=True)
         watch.lap("history")
         exclude = [retriever.positions(body.exclude) for body in bodies]
         allowed = [retriever.compile_filter(_rules(body), allow=body.allow) for body in bodies]
@@ -188,10 +188,10 @@ class Engine:
         return sorted(self._retriever.recommender.user_row)
 
     def history(self, user_id: str, before: float | None) -> tuple[Events, str | None]:
-        """Events of a user before a time (epoch seconds; None: now), and the name of what did not answer, if anything."""
+        """Events of a user at or before a time (epoch seconds; None: now), and the name of what did not answer, if anything."""
         body = RecommendRequest(user_id=user_id, context=Context(timestamp=before))
         raw, degraded = self._raw_requests([body])
-        return self._retriever.recommender.make_requests(raw)[0].history, degraded
+        return self._retriever.recommender.make_requests(raw, including_now=True)[0].history, degraded
 
     def similar(self, item_id: str, k: int) -> Answer | None:
         """The items most like one; None when the catalogue does not have it."""

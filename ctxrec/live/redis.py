@@ -118,13 +118,13 @@ class RedisStore:
         except redis.RedisError as error:
             raise StoreError(f"Redis: {error}") from error
 
-    def latest(self, users: Sequence[str], before_us: Sequence[int]) -> list[list[LoggedEvent]]:
+    def latest(self, users: Sequence[str], until_us: Sequence[int]) -> list[list[LoggedEvent]]:
         try:
             with self._redis.pipeline(transaction=False) as pipe:
-                for user, before in zip(users, before_us, strict=True):
+                for user, until in zip(users, until_us, strict=True):
                     pipe.zrange(
                         f"{self._prefix}h:{user}",
-                        f"({before}",
+                        until,
                         "-inf",
                         desc=True,
                         byscore=True,

@@ -67,16 +67,16 @@ class SqliteStore:
         except sqlite3.Error as error:
             raise StoreError(f"SQLite: {error}") from error
 
-    def latest(self, users: Sequence[str], before_us: Sequence[int]) -> list[list[LoggedEvent]]:
+    def latest(self, users: Sequence[str], until_us: Sequence[int]) -> list[list[LoggedEvent]]:
         query = (
-            "SELECT item, time_us, action, value, context FROM events WHERE user = ? AND time_us < ? "
+            "SELECT item, time_us, action, value, context FROM events WHERE user = ? AND time_us <= ? "
             "ORDER BY time_us DESC, seq DESC LIMIT ?"
         )
         try:
             cursor = self._connection().cursor()
             found = []
-            for user, before in zip(users, before_us, strict=True):
-                rows = cursor.execute(query, (user, before, KEPT_EVENTS)).fetchall()
+            for user, until in zip(users, until_us, strict=True):
+                rows = cursor.execute(query, (user, until, KEPT_EVENTS)).fetchall()
                 found.append([_event(user, row) for row in reversed(rows)])
             return found
         except sqlite3.Error as error:

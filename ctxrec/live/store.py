@@ -75,8 +75,8 @@ class HistoryStore(Protocol):
             StoreError: they may not be there.
         """
 
-    def latest(self, users: Sequence[str], before_us: Sequence[int]) -> list[list[LoggedEvent]]:
-        """The latest KEPT_EVENTS events of each user strictly before a time, oldest first, ties as they came.
+    def latest(self, users: Sequence[str], until_us: Sequence[int]) -> list[list[LoggedEvent]]:
+        """The latest KEPT_EVENTS events of each user at or before a time, oldest first, ties as they came.
 
         Raises:
             StoreError: the store does not answer.

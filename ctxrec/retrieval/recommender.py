@@ -59,7 +59,7 @@ class RawRequest:
         timestamp: when it is asked, epoch seconds, UTC; None is now.
         context: context features of the data set by name.
         history: replaces the stored history.
-        recent: events that a store holds besides the stored history, all before the request, oldest first.
+        recent: events that a store holds besides the stored history, none after the request, oldest first.
     """
 
     user_id: str | None = None
@@ -227,10 +227,16 @@ class Recommender:
         with self.catalogue.reading():
             return score_all(self, requests)
 
-    def make_requests(self, raw: Sequence[RawRequest]) -> tuple[Requests, np.ndarray]:
+    def make_requests(self, raw: Sequence[RawRequest], *, including_now: bool = False) -> tuple[Requests, np.ndarray]:
         """Requests as arrays, and which of them have no history to go by (bool [N], "fallback").
 
         Unknown users and items are fine: an unknown item of a history is left out.
+
+        Args:
+            raw: N requests.
+            including_now: whether a stored history includes events at the very time of the request. The service says
+                yes, because what happened there is known. A row of a requests file may stand for an event of the log,
+                which must not be known to it.
 
         Raises:
             UserError: a context key is unknown, or a value has the wrong type; names the key.
@@ -241,30 +247,32 @@ class Recommender:
         rows = [self.user_row.get(r.user_id, -1) if r.user_id is not None else -1 for r in raw]
         requests = Requests(
             users=self._users(raw, np.array(rows, np.int64)),
-            history=self._histories(raw, rows, times),
+            history=self._histories(raw, rows, times + 1 if including_now else times, times),
             times=times,
             context=self.contexts.read([{k: v for k, v in r.context.items() if k != "timestamp"} for r in raw], times),
         )
         return requests, requests.history.lengths == 0
 
-    def _histories(self, raw: Sequence[RawRequest], rows: Sequence[int], times: np.ndarray) -> Events:
-        """What each request goes by: histories of the bundle all at once, others one by one."""
+    def _histories(self, raw: Sequence[RawRequest], rows: Sequence[int], ends: np.ndarray, times: np.ndarray) -> Events:
+        """What each request goes by before its end: histories of the bundle all at once, others one by one."""
         own = {n for n, r in enumerate(raw) if r.history is not None or r.recent}
-        spans = [(0, 0) if n in own else self._span(row, int(times[n])) for n, row in enumerate(rows)]
+        spans = [(0, 0) if n in own else self._span(row, int(ends[n])) for n, row in enumerate(rows)]
         starts, stops = np.array(spans, np.int64).reshape(-1, 2).T
         stored = self.histories.events.cut(starts, stops)
         if not own:
             return stored
-        pool = concat_events([stored, *(self._own_history(raw[n], rows[n], times[n]) for n in sorted(own))])
+        pool = concat_events(
+            [stored, *(self._own_history(raw[n], rows[n], int(ends[n]), int(times[n])) for n in sorted(own))]
+        )
         places = np.arange(len(raw))
         places[sorted(own)] = len(raw) + np.arange(len(own))
         return pool.cut(pool.offsets[places], pool.offsets[places + 1])
 
-    def _own_history(self, request: RawRequest, row: int, asked_us: int) -> Events:
+    def _own_history(self, request: RawRequest, row: int, before_us: int, asked_us: int) -> Events:
         """The history that a request brings along, or the stored one with what happened since."""
         if request.history is not None:
-            return self._given(request.history, int(asked_us))
-        return self._known(row, int(asked_us), request.recent)
+            return self._given(request.history, asked_us)
+        return self._known(row, before_us, request.recent)
 
     def _known(self, row: int, before_us: int, recent: Sequence[RawEvent]) -> Events:
         """The bundle's history of a user and what happened since, each event once, in the order of time."""

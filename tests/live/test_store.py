@@ -44,7 +44,7 @@ def where(request, tmp_path) -> str:
     return request.getfixturevalue("redis_server")().url
 
 
-def test_events_come_back_oldest_first_before_a_time_and_once(where):
+def test_events_come_back_oldest_first_up_to_a_time_and_once(where):
     store = open_store(where)
     first = [
         LoggedEvent("a", "x", T + 2),
@@ -56,7 +56,9 @@ def test_events_come_back_oldest_first_before_a_time_and_once(where):
     found = store.latest(["b|1", "a", "nobody"], [T + 9, T + 9, T + 9])
     assert found[0] == [LoggedEvent("b|1", "x", T)] and found[2] == []
     assert found[1] == [first[1], first[0], LoggedEvent("a", "z", T + 2), LoggedEvent("a", "x", T + 2, "buy")]
-    assert store.latest(["a", "a"], [T + 2, T]) == [[first[1]], []]
+    assert store.latest(["a", "a", "a"], [T, T + 1, T - 1]) == [[first[1]], [first[1]], []], (
+        "an event at the time counts"
+    )
     assert store.latest([], []) == []
     again = open_store(where)
     assert again.latest(["a"], [T + 9]) == [found[1]]

@@ -47,6 +47,15 @@ def test_a_stored_history_ends_strictly_before_the_request(recommender, world):
     assert requests.history.times[requests.history.row(8)].tolist() == times[:8].tolist()
 
 
+def test_the_service_also_knows_what_happened_at_the_very_time_of_the_request(recommender, world):
+    events = world.histories.events
+    raw = [RawRequest(user_id="u0", timestamp=int(t) / US) for t in events.times[:9]]
+    requests, fallback = recommender.make_requests(raw, including_now=True)
+    assert not fallback.any()
+    for n in range(9):
+        assert items(requests, n) == events.items[: n + 1].tolist()
+
+
 def test_a_given_history_replaces_the_stored_one(recommender, world):
     given = [
         RawEvent("i3", action="buy", timestamp=LATER - 50, context={"device": "phone", "query": "hat"}),

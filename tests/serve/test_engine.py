@@ -70,6 +70,18 @@ def test_a_bad_request_of_a_batch_gets_its_own_error(retriever):
     assert_same_answers([first], [last])
 
 
+def test_an_event_in_the_very_second_of_the_request_is_known(retriever, tmp_path):
+    """A client of whole seconds posts an event and asks for the next list within one second."""
+    store = open_store(str(tmp_path / "store"))
+    engine = Engine(retriever, store)
+    call = [RecommendRequest.model_validate({"user_id": "new here", "context": {"timestamp": NOW}})]
+    (before,) = engine.recommend([call])[0].answers
+    store.append([LoggedEvent("new here", before.item_ids[0], NOW * 1_000_000)])
+    (after,) = engine.recommend([call])[0].answers
+    assert before.fallback and not after.fallback
+    store.close()
+
+
 def test_without_its_store_the_service_answers_from_the_bundle_and_says_so(retriever, redis_server):
     server = redis_server()
     store = open_store(server.url)
