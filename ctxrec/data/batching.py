@@ -93,7 +93,8 @@ class Batcher:
         self.features = features
         self.history = history
         weights = [action_weights.get(action, 0.0) if action_weights else 1.0 for action in features.actions]
-        self.action_weights = np.array([1.0, *weights], np.float32)
+        no_action = 0.0 if action_weights else 1.0  # where actions have weights, an event without one is no target
+        self.action_weights = np.array([no_action, *weights], np.float32)
         liked = np.maximum(self.action_weights[1:], 0)
         self.action_mix = liked / max(liked.sum(), 1e-9)
 

@@ -34,11 +34,13 @@ class BucketFacts:
     events: int = 0
     duplicates: int = 0
     held_out: int = 0  # events of held-out items that were dropped
+    targets: int = 0  # training events whose action has a positive weight
 
     @staticmethod
-    def of(bucket: histories.Bucket, user_ids: pa.Array) -> BucketFacts:
-        """Facts of a bucket; `user_ids` are its users that the user table names."""
-        train = np.bincount(bucket.items[bucket.split == schema.TRAIN])
+    def of(bucket: histories.Bucket, user_ids: pa.Array, is_target: np.ndarray) -> BucketFacts:
+        """Facts of a bucket; `user_ids` are its users that the user table names, `is_target` of each row it came from."""
+        in_train = bucket.split == schema.TRAIN
+        train = np.bincount(bucket.items[in_train])
         items = np.flatnonzero(train)
         known = pc.sum(pc.is_in(bucket.users, value_set=user_ids)).as_py() or 0
         return BucketFacts(
@@ -50,6 +52,7 @@ class BucketFacts:
             events=len(bucket.items),
             duplicates=len(bucket.duplicates),
             held_out=bucket.held_out,
+            targets=int(is_target[bucket.order[in_train]].sum()),
         )
 
     @property
@@ -64,7 +67,7 @@ class Totals:
     def __init__(self, num_items: int) -> None:
         self.train_events = np.zeros(num_items, np.int64)
         self.split = [0, 0, 0]  # events in train, valid, test
-        self.users = self.users_only_in_log = self.events = self.duplicates = self.held_out = 0
+        self.users = self.users_only_in_log = self.events = self.duplicates = self.held_out = self.targets = 0
 
     def merge(self, bucket: BucketFacts) -> None:
         """Add the facts of a bucket."""
@@ -75,6 +78,7 @@ class Totals:
         self.events += bucket.events
         self.duplicates += bucket.duplicates
         self.held_out += bucket.held_out
+        self.targets += bucket.targets
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,8 @@ def bucket_task(
             events, unit = shard_job.spec.events, shard_job.unit
             rejected = duplicate_rows(table, bucket.duplicates, events, unit, world.files)
             write_rejects(rejected, storage.join(shard_job.rejects, f"duplicates-{number:05d}.parquet"))
-        yield as_block(BucketFacts.of(bucket, user_ids))
+        is_target = histories.target_rows(table, shard_job.spec.events)
+        yield as_block(BucketFacts.of(bucket, user_ids, is_target))
 
 
 def _write_bucket(

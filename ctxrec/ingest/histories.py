@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ctxrec.core import schema
-from ctxrec.core.dataset_spec import DatasetSpec
+from ctxrec.core.dataset_spec import DatasetSpec, EventsSpec
 from ctxrec.core.schema import TEST
 from ctxrec.data.events import US, time_context
 from ctxrec.data.prepared import FeatureMeta, encode_categories
@@ -100,6 +100,15 @@ def sort_bucket(
         duplicates=np.sort(duplicates),
         held_out=int((~stays).sum()),
     )
+
+
+def target_rows(table: pa.Table, events: EventsSpec) -> np.ndarray:
+    """Which rows of a bucket may be training targets: those whose action has a positive weight. bool [E]."""
+    if not events.actions:
+        return np.ones(len(table), bool)
+    codes, values = _codes(table.column(shard_files.ACTION))
+    positive = [events.actions.get(action, 0.0) > 0 for action in values.to_pylist()]
+    return np.array([*positive, False])[codes]
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:

@@ -108,6 +108,7 @@ def _build(source: Source, out: str, config: Config) -> dict[str, Any]:
     bucket_job = BucketJob(spec=spec, features=features, cuts=cuts, min_events=options.min_events)
     world = _world(source, tables, catalogue, features, log, buckets=job.buckets)
     totals = write_histories(log, job, bucket_job, world, out)
+    _check_targets_are_left(spec, totals)
     _write_items(spec, tables, catalogue, log, totals, out)
     return {
         "format_version": schema.FORMAT_VERSION,
@@ -170,6 +171,15 @@ def _check_events_are_left(log: LogFacts, spec: DatasetSpec, job: ShardJob) -> N
     )
 
 
+def _check_targets_are_left(spec: DatasetSpec, totals: Totals) -> None:
+    if totals.split[schema.TRAIN] and not totals.targets:
+        raise UserError(
+            f"none of the {totals.split[schema.TRAIN]} events of the training split is a training target: the actions "
+            "that [events.actions] gives a positive weight come later. Lower split.valid and split.test in the "
+            "dataset spec, or give a weight to an action of the training split"
+        )
+
+
 def _catalogue(tables: Tables, log: LogFacts, *, cold_items: float) -> Catalogue:
     ids = pa.concat_arrays([tables.items.ids, log.new_items])
     pairs = None if tables.graph is None else triples.pairs_of(tables.graph, ids)
@@ -227,6 +237,7 @@ def _counts(tables: Tables, catalogue: Catalogue, log: LogFacts, totals: Totals,
         "items_only_in_log": len(log.new_items),
         "buckets": buckets,
         "train": totals.split[schema.TRAIN],
+        "train_targets": totals.targets,
         "valid": totals.split[schema.VALID],
         "test": totals.split[schema.TEST],
         **cold,

@@ -13,6 +13,7 @@ from ctxrec.data.prepared import FeatureMeta
 from ctxrec.ingest.log_facts import LogFacts, NumberSums, ValueCounts
 
 MAX_CATEGORY_VALUES = 100_000  # values of a categorical column that keep a code of their own, the most frequent ones
+MOST_NAMED = 20  # values that a message names
 MAX_ACTIONS = 32_767  # codes are int16
 
 
@@ -97,6 +98,21 @@ def feature_meta(
     return features, [*item_notes, *user_notes, *bad, *action_notes]
 
 
+def check_targets(events: EventsSpec, actions: list[str]) -> None:
+    """Check that at least one action of the log is a training target.
+
+    Raises:
+        UserError: [events.actions] has weights, and no action of the log has a positive one. It names those found.
+    """
+    if events.actions and not any(events.actions.get(action, 0.0) > 0 for action in actions):
+        found = ", ".join(actions[:MOST_NAMED]) + (", ..." if len(actions) > MOST_NAMED else "")
+        raise UserError(
+            "no event is a training target: [events.actions] gives a positive weight to "
+            f"{', '.join(a for a, w in events.actions.items() if w > 0) or 'no action'}, and column {events.action!r} "
+            f"of the log has {found or 'no action at all'}. Write the actions as the log spells them"
+        )
+
+
 def _actions(events: EventsSpec, found: ValueCounts) -> tuple[list[str], list[str]]:
     """The log's actions, sorted, and notes on those without a weight and on weights without an action."""
     actions = sorted(found.values.to_pylist()) if events.action else []
@@ -105,6 +121,7 @@ def _actions(events: EventsSpec, found: ValueCounts) -> tuple[list[str], list[st
             f"column {events.action!r} has {len(actions)} different actions; expected at most {MAX_ACTIONS}. "
             "Name a column of action types in [events] action"
         )
+    check_targets(events, actions)
     notes = []
     unlisted = [action for action in actions if action not in events.actions]
     if events.actions and unlisted:

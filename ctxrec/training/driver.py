@@ -25,6 +25,7 @@ from ctxrec.core.errors import Failed, Stopped, UserError
 from ctxrec.core.run_paths import CHECKPOINTS, BundlePaths, RunPaths
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.hub import check_max_tokens, resolve_encoder
+from ctxrec.ingest.vocabularies import check_targets
 from ctxrec.model.backbones import check_backbone
 from ctxrec.training import checkpoint, deepspeed_engine, faults
 from ctxrec.training.process_group import ProcessGroupConfig
@@ -76,6 +77,7 @@ def train(
     check_trackers(config.train)
     if data.meta["counts"]["train"] == 0:
         raise UserError(f"{data_path} has no training event; lower split.valid and split.test in the dataset spec")
+    check_targets(data.spec.events, data.features.actions)
     if _finished(out, config, data):
         print(f"reused: {out} holds this training, finished; nothing changed")
         return out

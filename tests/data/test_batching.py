@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ctxrec.data.batching import Windows, make_windows
+from ctxrec.data.batching import Batcher, Windows, make_windows
 from ctxrec.data.events import Users
 from ctxrec.data.features import gap_buckets
 from ctxrec.data.requests import Requests
@@ -55,6 +55,15 @@ def test_every_event_is_a_target_once_and_windows_fit(history):
     for start, stop in zip(offsets[:-1], stops, strict=True):
         expected[start:stop] = 1
     assert (counts == expected).all()
+
+
+def test_an_event_without_action_is_a_target_only_where_no_action_has_a_weight(make_world):
+    world = make_world()
+    names = world.features.actions
+    without = Batcher(world.features, history=5, action_weights={})
+    assert without.action_weights.tolist() == [1.0] * (len(names) + 1)
+    weighted = Batcher(world.features, history=5, action_weights={names[0]: 0.5})
+    assert weighted.action_weights.tolist() == [0.0, 0.5] + [0.0] * (len(names) - 1)
 
 
 def row_windows(world, row: int, history: int) -> tuple[Windows, int]:

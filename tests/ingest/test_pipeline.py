@@ -242,6 +242,22 @@ def test_future_times_nan_numbers_unicode_and_unlisted_actions_are_kept_and_note
     json.dumps(data.meta, allow_nan=False)
 
 
+def test_weights_of_actions_that_the_log_does_not_have_are_a_mistake(tmp_path):
+    rows = [("a", f"i{n}", START + n, "buy" if n > 8 else "view") for n in range(10)]
+    write_csv(tmp_path, rows, header="user_id,item_id,timestamp,action")
+    text = LOG + 'action = "action"\n[events.actions]\n'
+    with pytest.raises(
+        UserError, match=r"no event is a training target: .*weight to Buy, .*of the log has buy, view\."
+    ):
+        run(tmp_path, text + "Buy = 1.0\nview = -1.0\n")
+    with pytest.raises(UserError, match=r"weight to no action, "):
+        run(tmp_path, text + "view = 0\n")
+    with pytest.raises(UserError, match=r"none of the 8 events of the training split is a training target"):
+        run(tmp_path, text + "buy = 1.0\n")
+    data = run(tmp_path, text + "buy = 1.0\n[split]\nvalid = 0\ntest = 0\n")
+    assert (data.meta["counts"]["train"], data.meta["counts"]["train_targets"]) == (10, 1)
+
+
 def test_a_column_may_be_a_value_and_a_context(tmp_path):
     write_csv(tmp_path, [("a", "i", START, 3), ("b", "j", START + 1, "x")], header="user_id,item_id,timestamp,stars")
     data = run(tmp_path, LOG + 'value = "stars"\n[events.context]\nnumeric = ["stars"]\n' + LAST)
