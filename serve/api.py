@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ctxrec.data.events import EARLIEST_S, LATEST_S, US
+from ctxrec.data.events import EARLIEST_S, LATEST_S, MAX_NUMBER, US
 from ctxrec.data.parsing import MAX_TIME_US
 
 MAX_BODY_BYTES = 1 << 20
@@ -18,10 +18,12 @@ MAX_HISTORY = 1000
 MAX_EXCLUDE = 10_000
 MAX_ALLOW = 10_000
 MAX_FILTER_VALUES = 1000
+MAX_FILTER_COLUMNS = 100
 MAX_REQUESTS = 256
 MAX_EVENTS = 1000
 MAX_ITEMS = 256
 MAX_VALUES = 100  # of a column of an item
+MAX_WHOLE = 2**64  # of a whole number, which may be an id or a code
 
 
 def _at_most(num_bytes: int) -> Callable[[str], str]:
@@ -35,7 +37,8 @@ def _at_most(num_bytes: int) -> Callable[[str], str]:
 
 Id = Annotated[str, Field(min_length=1), AfterValidator(_at_most(MAX_ID_BYTES))]
 Text = Annotated[str, AfterValidator(_at_most(MAX_TEXT_BYTES))]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Finite = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER, allow_inf_nan=False)]
+Whole = Annotated[int, Field(gt=-MAX_WHOLE, lt=MAX_WHOLE)]
 Timestamp = Annotated[
     float,
     Field(
@@ -56,7 +59,7 @@ LogTime = Annotated[
         description="Epoch seconds, UTC, from 1970 to 2199; without it, the moment of the request.",
     ),
 ]
-ContextValue = Text | bool | int | Finite | None
+ContextValue = Text | bool | Whole | Finite | None
 NumItems = Annotated[int, Field(ge=1, le=MAX_K, description="How many items to return.")]
 
 
@@ -97,8 +100,8 @@ class HistoryEvent(_Body):
 class ColumnRule(_Body):
     """What a column of the catalogue must hold: one of these values, none of those, a number in a range."""
 
-    any: Annotated[list[str], Field(max_length=MAX_FILTER_VALUES)] | None = None
-    none: Annotated[list[str], Field(max_length=MAX_FILTER_VALUES)] | None = None
+    any: Annotated[list[Text], Field(max_length=MAX_FILTER_VALUES)] | None = None
+    none: Annotated[list[Text], Field(max_length=MAX_FILTER_VALUES)] | None = None
     min: Finite | None = Field(default=None, description="The least number that passes.")
     max: Finite | None = Field(default=None, description="The greatest number that passes.")
 
@@ -140,8 +143,9 @@ class RecommendRequest(_Body):
         max_length=MAX_ALLOW,
         description="Only these items may be returned; unknown ids match nothing.",
     )
-    filter: dict[str, ColumnRule] = Field(
+    filter: dict[Text, ColumnRule] = Field(
         default_factory=dict,
+        max_length=MAX_FILTER_COLUMNS,
         description="Rules by item column; every one must hold. A list is short for `any`: any of the values of a "
         "categorical column. `min` and `max` are for numeric columns; an item without the number does not pass.",
         examples=[{"category": ["Comedy"]}, {"category": {"none": ["Horror"]}, "price": {"min": 5, "max": 20}}],
@@ -200,7 +204,7 @@ class EventsRequest(_Body):
     events: Annotated[list[NewEvent], Field(min_length=1, max_length=MAX_EVENTS)]
 
 
-ItemValue = Text | bool | int | Finite | None
+ItemValue = Text | bool | Whole | Finite | None
 
 
 class NewItem(BaseModel):

@@ -179,7 +179,7 @@ def _told(recommender: Recommender, events: Events, limit: int) -> list[dict[str
             if (code := int(events.context.cat[name][n])) >= schema.FIRST_CODE
         }
         numbers = {name: float(events.context.num[name][n]) for name in features.context_numbers}
-        context |= {name: round(value, 6) for name, value in numbers.items() if not np.isnan(value)}
+        context |= {name: round(value, 6) for name, value in numbers.items() if np.isfinite(value)}
         context |= {name: text for name in features.context_texts if (text := events.context.text[name][n])}
         action = int(events.actions[n])
         made.append(

@@ -100,6 +100,8 @@ class Service:
         for place, answer in enumerate(reply.answers):
             if isinstance(answer, UserError):
                 return user_error(answer, *(("requests", place) if many else ()))
+            if isinstance(answer, Exception):
+                raise answer
             answers.append(answer_json(answer))
         response = AsciiJson({"responses": answers} if many else answers[0])
         wait = max(answered - parsed - sum(reply.seconds.values()), 0)
@@ -133,6 +135,8 @@ class Service:
         result = await self._replica.append(logged_events(body))
         if isinstance(result, Refused):
             return user_error(result, "events", result.place, "context")
+        if isinstance(result, Exception) and not isinstance(result, StoreError):
+            raise result
         if isinstance(result, StoreError):
             detail = "the history store does not answer; the events may not be stored; try again"
             raise HTTPException(503, detail, headers={"Retry-After": "1"})

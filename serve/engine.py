@@ -60,7 +60,7 @@ def answer_json(answer: Answer) -> dict:
 class Reply:
     """Answers of one call, and how long the stages of its batch took."""
 
-    answers: list[Answer | UserError]
+    answers: list[Answer | Exception]  # an error is that request's own; a UserError is its sender's mistake
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -90,7 +90,7 @@ class Engine:
         self._retriever.recommender.contexts.check(contexts)
 
     def recommend(self, calls: Sequence[Sequence[RecommendRequest]]) -> list[Reply]:
-        """One reply for each call; a request the model refuses gets its own error and harms no other."""
+        """One reply for each call; a request that fails gets its own error and harms no other."""
         watch = Stopwatch()
         answers = self._answers([body for call in calls for body in call], watch)
         replies, start = [], 0
@@ -99,22 +99,43 @@ class Engine:
             start += len(call)
         return replies
 
-    def _answers(self, bodies: Sequence[RecommendRequest], watch: Stopwatch) -> list[Answer | UserError]:
+    def _answers(self, bodies: Sequence[RecommendRequest], watch: Stopwatch) -> list[Answer | Exception]:
+        if not bodies:
+            return []
         try:
             with self._retriever.catalogue.reading():  # positions and masks must fit the catalogue that is searched
                 return list(self._answer_all(bodies, watch))
-        except UserError as error:
+        except Exception as failure:
             if len(bodies) == 1:
-                return [error]
-        return [self._answers([body], watch)[0] for body in bodies]
+                if not isinstance(failure, UserError):
+                    logger.exception("one request failed")
+                return [failure]
+        # The others are computed together again: one by one, a wrong request would cost as much as all of them.
+        wrong = {n: error for n, body in enumerate(bodies) if (error := self._mistake(body)) is not None}
+        if not wrong:
+            half = len(bodies) // 2
+            return self._answers(bodies[:half], watch) + self._answers(bodies[half:], watch)
+        others = iter(self._answers([body for n, body in enumerate(bodies) if n not in wrong], watch))
+        return [wrong[n] if n in wrong else next(others) for n in range(len(bodies))]
+
+    def _mistake(self, body: RecommendRequest) -> Exception | None:
+        """What the model refuses in a request, found without computing anything."""
+        try:
+            self.check_contexts([body.context.features()])
+            self.check_contexts([event.context for event in body.history or ()])
+            self._retriever.compile_filter(_rules(body))
+        except Exception as error:
+            return error
+        return None
 
     def _answer_all(self, bodies: Sequence[RecommendRequest], watch: Stopwatch) -> list[Answer]:
         retriever = self._retriever
+        allowed = [retriever.compile_filter(_rules(body), allow=body.allow) for body in bodies]
+        watch.lap("filter")
         raw, degraded = self._raw_requests(bodies)
         requests, fallback = retriever.recommender.make_requests(raw, including_now=True)
         watch.lap("history")
         exclude = [retriever.positions(body.exclude) for body in bodies]
-        allowed = [retriever.compile_filter(_rules(body), allow=body.allow) for body in bodies]
         watch.lap("filter")
         found = retriever.top_k(
             requests,
@@ -207,7 +228,7 @@ class Engine:
         body = RecommendRequest.model_validate({"history": [{"item_id": some_item}]})
         for size in (1, batch_size):
             for answer in self.recommend([[body] * size])[0].answers:
-                if isinstance(answer, UserError):
+                if isinstance(answer, Exception):
                     raise answer
 
 

@@ -48,6 +48,7 @@ class ItemSync:
         """
         check_rows(rows, self._retriever.recommender.spec)
         self._encoder.load()
+        posted_table(rows, self._retriever.recommender.spec)  # what cannot be read must not reach the other replicas
         accepted = {row["item_id"]: {k: v for k, v in row.items() if k != "item_id"} for row in rows}
         self._store.change_items(accepted)
         self.catch_up(run, accepted)

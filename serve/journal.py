@@ -60,22 +60,35 @@ class Journal:
         self._store = store
         self._check = check
 
-    def append(self, posts: Sequence[Sequence[LoggedEvent]]) -> list[int | Refused | StoreError]:
-        """Store the events of several posts in one write; returns how many of each are on disk.
+    def append(self, posts: Sequence[Sequence[LoggedEvent]]) -> list[int | Exception]:
+        """Store the events of several posts in one write; returns how many of each are on disk, or why they are not.
 
-        A post with an invalid event is refused as a whole and does not affect the others.
+        A post with an invalid event is refused as a whole. Whatever goes wrong with a post does not affect the others.
         """
-        results: list[int | Refused | StoreError] = [self._judge(post) for post in posts]
-        good = [post for post, result in zip(posts, results, strict=True) if not isinstance(result, Refused)]
+        results: list[int | Exception] = [self._judge(post) for post in posts]
+        good = [n for n, result in enumerate(results) if isinstance(result, int)]
         try:
             if good:
-                self._store.append([event for post in good for event in post])
+                self._store.append([event for n in good for event in posts[n]])
         except StoreError as error:
             logger.warning("posted events were not stored: %s", error)
-            return [result if isinstance(result, Refused) else error for result in results]
+            return [error if isinstance(result, int) else result for result in results]
+        except Exception as error:
+            if len(posts) == 1:
+                logger.exception("posted events were not stored")
+                return [error]
+            for n in good:
+                (results[n],) = self.append([posts[n]])
         return results
 
-    def _judge(self, post: Sequence[LoggedEvent]) -> int | Refused:
+    def _judge(self, post: Sequence[LoggedEvent]) -> int | Exception:
+        try:
+            return self._check_post(post)
+        except Exception as error:
+            logger.exception("a post of events failed")
+            return error
+
+    def _check_post(self, post: Sequence[LoggedEvent]) -> int | Refused:
         try:
             self._check([event.context for event in post])
             return len(post)

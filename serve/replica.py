@@ -23,7 +23,7 @@ from serve.arguments import AppArgs
 from serve.arms import Arms, Call, ExposureLog, Version
 from serve.engine import Answer, Engine, Reply, load_engine, use_threads
 from serve.item_sync import Every, ItemSync
-from serve.journal import FileWriter, Journal, Refused
+from serve.journal import FileWriter, Journal
 from serve.micro_batching import MicroBatcher
 from serve.rule_file import RuleFile
 from serve.service_metrics import Metrics
@@ -119,7 +119,7 @@ class Replica:
         with self._admitted():
             return await self._in(self._computing, lambda: call(self._engine))
 
-    async def append(self, events: Sequence[LoggedEvent]) -> int | Refused | StoreError:
+    async def append(self, events: Sequence[LoggedEvent]) -> int | Exception:
         """How many events are on disk now, or why they are not."""
         with self._admitted():
             result = await self._events.submit(events)

@@ -15,6 +15,7 @@ from ctxrec.data.prepared import FeatureMeta
 
 US = 1_000_000  # microseconds a second
 ACTION_BITS = 63
+MAX_NUMBER = 3.4e38  # the largest size of a number that features, which are float32, can hold
 EARLIEST_S, LATEST_S = -62_135_596_800, 253_402_300_799  # epoch seconds of the years 1 to 9999
 
 

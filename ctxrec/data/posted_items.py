@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ctxrec.core.dataset_spec import DatasetSpec, ItemsSpec
 from ctxrec.core.errors import UserError
+from ctxrec.data.events import MAX_NUMBER
 from ctxrec.data.item_rows import Entities, items_table
 from ctxrec.data.parsing import value_line, value_text, value_words
 
@@ -81,7 +82,8 @@ def file_table(rows: Sequence[Row], section: ItemsSpec) -> pa.Table:
     for name in section.categorical:  # a column that is a text too becomes the line of these values
         columns[name] = pa.array([value_words(row.get(name)) for row in rows], pa.list_(pa.string()))
     for name in section.numeric:
-        columns[name] = pa.array([row.get(name) for row in rows], pa.float64())
+        numbers = [row.get(name) for row in rows]  # Arrow refuses whole numbers that no float holds exactly
+        columns[name] = pa.array([None if number is None else float(number) for number in numbers], pa.float64())
     for name in section.media.values():
         columns[name] = pa.array([value_text(row.get(name)) for row in rows], pa.string())
     return pa.table(columns)
@@ -96,3 +98,6 @@ def _check(name: str, value: Any, section: ItemsSpec, place: int) -> None:
     is_number = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
     if name in section.numeric and not is_number:
         raise BadRow(f"{name} is {value!r}; expected a number", place, name)
+    if name in section.numeric and value is not None and not abs(value) <= MAX_NUMBER:
+        message = f"{name} is out of range; expected a number from {-MAX_NUMBER:g} to {MAX_NUMBER:g}"
+        raise BadRow(message, place, name)

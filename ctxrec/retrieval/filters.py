@@ -5,6 +5,7 @@ Legend: I items, of the bundle and added ones.
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from ctxrec.core import schema
 from ctxrec.core.errors import UserError
 from ctxrec.retrieval.live_catalogue import LiveCatalogue
 
-_CACHED_BYTES = 64 << 20  # of masks that are kept for the next request with the same rules
+_CACHED_BYTES = 64 << 20  # of masks, with their keys, that are kept for the next request with the same rules
+_OVERHEAD_BYTES = 400  # of a mask besides its items: its key, a digest, and its place in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class ItemFilter:
         self._numbers = {name: items.column(schema.numeric_column(name)).to_numpy() for name in numeric}
         self._columns = {name: schema.category_column(name) for name in categorical}
         self._columns |= {name: schema.numeric_column(name) for name in numeric if name not in categorical}
-        self._masks: OrderedDict[tuple, np.ndarray] = OrderedDict()
+        self._masks: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._version = catalogue.version  # of the catalogue that the kept masks are for
 
     def mask(self, rules: Mapping[str, ColumnRule]) -> np.ndarray:
@@ -59,7 +61,7 @@ class ItemFilter:
         Raises:
             UserError: a column is unknown, or a rule does not fit its kind; names it and what is valid.
         """
-        key = tuple(sorted((column, rule.key()) for column, rule in rules.items()))
+        key = _digest(rules)
         num_items = len(self._catalogue)
         if self._version != self._catalogue.version:
             self._masks.clear()
@@ -73,9 +75,14 @@ class ItemFilter:
                 found[place] = all(_passes(row[self._columns[column]], rule) for column, rule in rules.items())
             found.flags.writeable = False
         self._masks[key] = found
-        if len(self._masks) * num_items > _CACHED_BYTES and len(self._masks) > 1:
+        if self.num_bytes > _CACHED_BYTES and len(self._masks) > 1:
             self._masks.popitem(last=False)
         return found
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all kept masks, with their keys."""
+        return len(self._masks) * (len(self._catalogue) + _OVERHEAD_BYTES)
 
     def _apply(self, mask: np.ndarray, column: str, rule: ColumnRule) -> None:
         ranged = rule.min is not None or rule.max is not None
@@ -104,6 +111,12 @@ class ItemFilter:
         for value in values:
             mask[self._values[column].get(value, [])] = True
         return mask
+
+
+def _digest(rules: Mapping[str, ColumnRule]) -> bytes:
+    """A key for rules of any length; a few bytes, as a request may bring 1 MB of them."""
+    text = repr(sorted((column, rule.key()) for column, rule in rules.items()))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=32).digest()
 
 
 def _passes(value: Any, rule: ColumnRule) -> bool:

@@ -10,9 +10,11 @@ import numpy as np
 
 from ctxrec.core import schema
 from ctxrec.core.errors import UserError
-from ctxrec.data.events import Context, time_codes
+from ctxrec.data.events import MAX_NUMBER, Context, time_codes
 from ctxrec.data.parsing import value_text
 from ctxrec.data.prepared import FeatureMeta
+
+MAX_WHOLE = 2**64  # of a value of a category; larger ones have no place in any log's columns
 
 
 class ContextReader:
@@ -70,6 +72,8 @@ def _category(name: str, value: Any, codes: dict[str, int]) -> int:
     """Code of a value, which may come as the number or truth value that `prepare` read as a string."""
     if value is not None and not isinstance(value, (str, bool, int, float, np.bool_, np.number)):
         raise UserError(f"context {name} is {value!r}; expected a single value")
+    if isinstance(value, int) and abs(value) >= MAX_WHOLE:
+        raise UserError(f"context {name} is a whole number of {value.bit_length()} bits; expected at most 64 bits")
     text = value_text(value)
     return schema.MISSING if text is None else codes.get(text, schema.OTHER)
 
@@ -79,6 +83,11 @@ def _number(name: str, value: Any) -> float:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         raise UserError(f"context {name} is {value!r}; expected a number")
+    number: Any = value  # numpy's numbers are compared as Python's
+    if number in (math.inf, -math.inf):
+        return math.nan
+    if abs(number) > MAX_NUMBER:
+        raise UserError(f"context {name} is too large; expected a number from {-MAX_NUMBER:g} to {MAX_NUMBER:g}")
     return float(value)
 
 

@@ -10,6 +10,7 @@ from catalogues import catalogue_of, with_ids
 from ctxrec.core import schema
 from ctxrec.core.dataset_spec import ItemsSpec
 from ctxrec.core.errors import UserError
+from ctxrec.retrieval import filters
 from ctxrec.retrieval.filters import ColumnRule, ItemFilter
 
 KINDS = [["a", "b"], ["b"], [], None, ["c"], ["a"]]
@@ -63,7 +64,7 @@ def test_a_rule_that_does_not_fit_is_named(rules, says):
 
 
 def test_many_rules_keep_few_masks(monkeypatch):
-    monkeypatch.setattr("ctxrec.retrieval.filters._CACHED_BYTES", 18)  # three masks of six items
+    monkeypatch.setattr("ctxrec.retrieval.filters._CACHED_BYTES", 3 * (6 + 400))  # three masks of six items
     items = made()
     first = items.mask({"price": ColumnRule(min=0)})
     assert items.mask({"price": ColumnRule(min=0)}) is first
@@ -73,3 +74,15 @@ def test_many_rules_keep_few_masks(monkeypatch):
     assert items.mask({"price": ColumnRule(min=0)}) is not first
     with pytest.raises(ValueError, match="read-only"):
         first[0] = True
+
+
+def test_kept_masks_are_bounded_with_their_keys(monkeypatch):
+    """A request may bring a filter of 1 MB; what is kept of it is a digest."""
+    monkeypatch.setattr(filters, "_CACHED_BYTES", 50_000)
+    spec = ItemsSpec(path="i", categorical=("kind",))
+    column = pa.array([["a"], ["b"]], pa.list_(pa.string()))
+    made = ItemFilter(catalogue_of(with_ids({schema.category_column("kind"): column}, ["x", "y"]), spec))
+    for n in range(300):
+        made.mask({"kind": ColumnRule(any=[f"{n}" + "x" * 10_000])})
+    assert made.num_bytes <= 50_000 and 1 < len(made._masks) < 200
+    assert sum(len(key) + mask.nbytes for key, mask in made._masks.items()) <= made.num_bytes
