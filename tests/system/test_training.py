@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 from conftest import make_dataset
 from safetensors.numpy import load_file
 from trainings import (
     REPO,
+    Nodes,
     assert_same_training,
     command_env,
     done_so_far,
@@ -29,7 +29,6 @@ from trainings import (
 )
 
 from ctxrec.bundle.format import check_bundle
-from ctxrec.core import ray_private
 from ctxrec.core.config import load_config, to_toml
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.core.errors import UserError
@@ -231,15 +230,20 @@ def test_killed_training_goes_on_and_ends_where_an_undisturbed_one_ends(
     same_to_the_digit(run, undisturbed)
 
 
-def test_ray_job_submit(ray_cluster, tiny_data, tiny_config, tmp_path):
-    """`ray job submit --working-dir . -- python -m ctxrec.train ...`, to the cluster of the other tests, in bfloat16."""
+def test_ray_job_submit(tiny_data, tiny_config, tmp_path):
+    """`ray job submit --working-dir . -- python -m ctxrec.train ...`, in bfloat16.
+
+    The cluster is the test's own: agents of Ray listen at one port unless told, so another cluster on this machine can
+    leave the one of the other tests without an agent that takes jobs.
+    """
     (tmp_path / "config.toml").write_text(to_toml(tiny_config))
-    submit = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--working-dir", str(REPO)]
-    submit += ["--address", ray_private.api_server_url(ray.get_runtime_context().gcs_address), "--"]
-    submit += ["python", "-m", "ctxrec.train", "--data", tiny_data, "--out", str(tmp_path / "run")]
-    submit += ["--config", str(tmp_path / "config.toml"), "--profile", "--set", "train.workers=[1,2]"]
-    submit += ["--set", "train.precision=bf16", "--set", "train.tower_epochs=1", "--set", "train.encoder_epochs=1"]
-    done = submit_job(submit, env=command_env(), timeout_s=900)
+    with Nodes(tmp_path, head_cpus=2) as nodes:
+        submit = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--working-dir", str(REPO)]
+        submit += ["--address", f"http://127.0.0.1:{nodes.dashboard}", "--"]
+        submit += ["python", "-m", "ctxrec.train", "--data", tiny_data, "--out", str(tmp_path / "run")]
+        submit += ["--config", str(tmp_path / "config.toml"), "--profile", "--set", "train.workers=[1,2]"]
+        submit += ["--set", "train.precision=bf16", "--set", "train.tower_epochs=1", "--set", "train.encoder_epochs=1"]
+        done = submit_job(submit, env=command_env() | nodes.env, timeout_s=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     load_recommender(str(tmp_path / "run" / "bundle"))
     assert "training on 2 workers" in done.stdout, "as many as the cluster has room for"
