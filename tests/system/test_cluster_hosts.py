@@ -42,7 +42,7 @@ def test_data_goes_from_host_to_host_by_uri(lan, tmp_path):
     env = hosts.start_storage(lan["store"], tmp_path / "moto.log", "ctxrec")
     write = """
 import os, tempfile
-from ctxrec import storage
+from ctxrec.core import storage
 storage.write_text("s3://ctxrec/a/b.txt", "from a")
 def fill(folder):
     os.makedirs(os.path.join(folder, "deep", "er"))
@@ -53,7 +53,7 @@ storage.write_dir("s3://ctxrec/run", fill, scratch=tempfile.mkdtemp())
 """
     read = """
 import tempfile
-from ctxrec import storage
+from ctxrec.core import storage
 print(storage.read_text("s3://ctxrec/a/b.txt"), len(storage.list_files("s3://ctxrec/run")))
 print(storage.local_files(storage.fetch_dir("s3://ctxrec/run", scratch=tempfile.mkdtemp())))
 storage.delete("s3://ctxrec/run")

@@ -49,7 +49,7 @@ evaluate_run(run, split="test", out=run, config=config)
 """
 COPY = """
 import shutil, sys
-from ctxrec import storage
+from ctxrec.core import storage
 source, target = sys.argv[1:]
 if storage.is_uri(target):
     storage.write_dir(target, lambda made: shutil.copytree(source, made, dirs_exist_ok=True), scratch="/tmp/up")

@@ -26,7 +26,7 @@ NOW = 1_700_000_000
         ({"user_id": "x" * 10_000}, "found 10000 bytes; expected at most 1024"),
         ({"user_id": "\U0001f600" * 257}, "found 1028 bytes; expected at most 1024"),
         ({"user_id": "u1", "usr": 1}, '"usr"'),
-        ({"requests": [{"user_id": "u1"}, {"user_id": "u1", "explain": True}]}, "expected it in a request alone"),
+        ({"requests": [{"user_id": "u1"}, {"user_id": "u1", "explain": True}]}, "which only a single request may have"),
         ({"user_id": "u1", "context": {"weather": "rain"}}, "weather"),
         ({"user_id": "u1", "context": {"device": {"a": 1}}}, '"device"'),
         ({"user_id": "u1", "context": {"basket_value": "much"}}, "basket_value"),

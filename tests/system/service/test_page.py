@@ -149,7 +149,7 @@ def test_why_and_similar_open_by_keyboard(page, client):
 def test_a_stranger_and_nobody(page):
     page.all("#user")[0].clear()
     page.all("#user")[0].send_keys("never seen <b>before</b>")
-    page.until(lambda: "nothing is known of who asks" in page.text("#status"))
+    page.until(lambda: "the user is unknown" in page.text("#status"))
     page.until(lambda: "This user has no history" in page.text("#history-hint") and not page.all("#history li"))
     page.keep("stranger")
     page.all("#some-users button")[1].click()
