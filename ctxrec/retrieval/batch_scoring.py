@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -26,10 +25,18 @@ from ctxrec.core.dataset_spec import ContextSpec, DatasetSpec
 from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import BundlePaths
 from ctxrec.data.events import EARLIEST_S, LATEST_S
-from ctxrec.data.parsing import one_array, to_text
+from ctxrec.data.parsing import to_text
 from ctxrec.retrieval.cross_encoder import check_reranker
+from ctxrec.retrieval.history_columns import (
+    check_history,
+    epoch_seconds,
+    float_numbers,
+    history_times,
+    is_numeric,
+    read_histories,
+)
 from ctxrec.retrieval.load import load_recommender
-from ctxrec.retrieval.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.recommender import RawRequest
 from ctxrec.retrieval.retriever import Retriever, find_reranker, load_retriever
 from ctxrec.retrieval.slate.rules import Rules, rules_of
 
@@ -37,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 REQUEST_ID, USER_ID, TIMESTAMP, HISTORY = "request_id", "user_id", "timestamp", "history"
 ITEM_IDS, SCORES = "item_ids", "scores"
+# Times below these sizes are likely in such units, and divided by so much they are seconds.
+_UNITS = ((1e14, "milliseconds", "1000"), (1e17, "microseconds", "10^6"))
 
 
 def recommend(run: str, requests: str, out: str, *, k: int, config: Config | None = None) -> int:
@@ -144,16 +153,16 @@ def raw_requests(table: pa.Table, context: ContextSpec, *, now_s: float) -> list
         return convert(table.column(name)).to_pylist() if name in table.column_names else nothing
 
     users = values(USER_ID, to_text)
-    times = values(TIMESTAMP, _epoch_seconds)
-    histories = _id_lists(table.column(HISTORY)) if HISTORY in table.column_names else nothing
+    times = values(TIMESTAMP, epoch_seconds)
+    histories = read_histories(table.column(HISTORY), context) if HISTORY in table.column_names else nothing
     features = {name: values(name, to_text) for name in context.categorical + context.text}
-    features |= {name: values(name, _numbers) for name in context.numeric}
+    features |= {name: values(name, float_numbers) for name in context.numeric}
     return [
         RawRequest(
             user_id=users[n],
             timestamp=now_s if times[n] is None else times[n],
             context={name: column[n] for name, column in features.items() if column[n] is not None},
-            history=None if (past := histories[n]) is None else [RawEvent(item_id=i) for i in past],
+            history=histories[n],
         )
         for n in range(table.num_rows)
     ]
@@ -172,6 +181,8 @@ def _check_requests(inputs: list[str], context: ContextSpec) -> tuple[list[str],
         wanted = present
         unused = [name for name in types if name not in known]
         _check_columns(types, context, source=file)
+        if HISTORY in types:
+            check_history(types[HISTORY], context, source=file)
         _check_timestamps(parquet, source=file)
         num_rows += parquet.metadata.num_rows
     if unused:
@@ -194,56 +205,28 @@ def _check_columns(types: dict[str, pa.DataType], context: ContextSpec, *, sourc
     if USER_ID not in types and HISTORY not in types:
         raise UserError(f"{source}: found neither {USER_ID!r} nor {HISTORY!r}; expected one of them, to know who asks")
     for name in (TIMESTAMP, *context.numeric):
-        if name in types and not _is_numeric(types[name], times=name == TIMESTAMP):
+        if name in types and not is_numeric(types[name], times=name == TIMESTAMP):
             wanted = "epoch seconds, UTC, or a timestamp" if name == TIMESTAMP else "numbers"
             raise UserError(f"{source}: column {name!r} is {types[name]}; expected {wanted}")
-    if HISTORY in types and not (_is_list(types[HISTORY]) or pa.types.is_null(types[HISTORY])):
-        raise UserError(f"{source}: column {HISTORY!r} is {types[HISTORY]}; expected a list of item ids, oldest first")
 
 
 def _check_timestamps(parquet: pq.ParquetFile, *, source: str) -> None:
-    for batch in parquet.iter_batches(columns=[TIMESTAMP]):
-        extremes = pc.min_max(_epoch_seconds(batch.column(TIMESTAMP))).as_py()
-        for found in extremes.values():
-            if found is not None and not EARLIEST_S <= found <= LATEST_S:
-                raise UserError(
-                    f"{source}: timestamp {found:g} is outside the years 1 to 9999; expected epoch seconds, UTC "
-                    "(divide milliseconds by 1000)"
-                )
+    for batch in parquet.iter_batches(columns=[c for c in (TIMESTAMP, HISTORY) if c in parquet.schema_arrow.names]):
+        _check_times(batch.column(TIMESTAMP), TIMESTAMP, source=source)
+        if HISTORY in batch.schema.names and (times := history_times(batch.column(HISTORY))) is not None:
+            _check_times(times, "timestamp of the history", source=source)
 
 
-def _is_numeric(kind: pa.DataType, *, times: bool) -> bool:
-    numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-    return numbers or pa.types.is_null(kind) or (times and pa.types.is_timestamp(kind))
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def _numbers(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """float64, with NaN as null."""
-    numbers = one_array(column).cast(pa.float64())
-    return pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
-
-
-def _epoch_seconds(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    if pa.types.is_timestamp(column.type):
-        return pc.divide(
-            one_array(column).cast(pa.timestamp("us"), safe=False).cast(pa.int64()).cast(pa.float64()), 1e6
-        )
-    return _numbers(column)
-
-
-def _id_lists(column: pa.Array | pa.ChunkedArray) -> list[list[str] | None]:
-    """The ids of each row as strings; a null list stays None, null ids are left out."""
-    column = one_array(column)
-    if pa.types.is_null(column.type):
-        return column.to_pylist()
-    ids = to_text(column.flatten()).to_pylist()
-    stops = np.cumsum(column.value_lengths().fill_null(0).to_numpy())
-    lists = [[i for i in part if i is not None] for part in np.split(np.array(ids, object), stops[:-1])]
-    return [lists[n] if valid else None for n, valid in enumerate(column.is_valid().to_pylist())]
+def _check_times(column: pa.Array, what: str, *, source: str) -> None:
+    for found in pc.min_max(epoch_seconds(column)).as_py().values():
+        if found is not None and not EARLIEST_S <= found <= LATEST_S:
+            unit, factor = next(
+                ((unit, factor) for limit, unit, factor in _UNITS if abs(found) < limit), ("nanoseconds", "10^9")
+            )
+            raise UserError(
+                f"{source}: {what} {found:g} is outside the years 1 to 9999; expected epoch seconds, UTC "
+                f"(divide {unit} by {factor})"
+            )
 
 
 def _output_schema(file: str) -> pa.Schema:

@@ -148,6 +148,18 @@ GOOD = {"request_id": ["a"], "user_id": ["u1"], "timestamp": [NOW]}
         (GOOD | {"timestamp": ["yesterday"]}, r"column 'timestamp' is string; expected epoch seconds"),
         (GOOD | {"timestamp": [NOW * 1000]}, r"timestamp 1\.7e\+12 is outside.*divide milliseconds by 1000"),
         (GOOD | {"timestamp": [float("inf")]}, r"timestamp inf is outside"),
+        (GOOD | {"timestamp": [NOW * 10**9 + 123_456_789]}, r"outside the years.*divide nanoseconds by 10\^9"),
+        (GOOD | {"timestamp": [NOW * 10**6 + 1]}, r"outside the years.*divide microseconds by 10\^6"),
+        (
+            GOOD | {"history": [[{"id": "i3"}]]},
+            r"the structs of 'history' have the unknown field 'id'; expected item_id",
+        ),
+        (GOOD | {"history": [[{"action": "buy"}]]}, r"no field 'item_id'"),
+        (GOOD | {"history": [[["i3"]]]}, r"column 'history' is list<.*expected a list of item ids"),
+        (GOOD | {"history": [[{"item_id": "i3", "timestamp": "noon"}]]}, r"timestamp of 'history' is string"),
+        (GOOD | {"history": [[{"item_id": "i3", "timestamp": NOW * 1000}]]}, r"timestamp of the history 1\.7e\+12"),
+        (GOOD | {"history": [[{"item_id": "i3", "context": {"weather": "x"}}]]}, r"unknown key 'weather'; valid"),
+        (GOOD | {"history": [[{"item_id": "i3", "context": {"basket_value": "x"}}]]}, r"expected numbers"),
         (GOOD | {"basket_value": ["much"]}, r"column 'basket_value' is string; expected numbers"),
         (GOOD | {"history": ["i3"]}, r"column 'history' is string; expected a list of item ids"),
     ],
@@ -202,3 +214,21 @@ def test_the_command(ray_cluster, tiny_run, tmp_path, monkeypatch, capsys):
     assert "found nothing at" in capsys.readouterr().err
     assert command(monkeypatch, *given[:2], "--requests", "missing.parquet", *given[4:], "--k", "3") == 2
     assert "no file found at missing.parquet" in capsys.readouterr().err
+
+
+def test_a_history_of_structs_is_read_as_over_http():
+    moment = datetime.datetime(2023, 11, 14, 22, 13, 20, tzinfo=datetime.UTC)
+    event = {"item_id": 242, "action": "buy", "timestamp": moment, "context": {"store_id": 7, "basket": 2**53 + 1}}
+    bare = {"item_id": 50, "action": None, "timestamp": None, "context": None}
+    gone = {"item_id": None, "action": "buy", "timestamp": None, "context": None}
+    rows = {"history": [[event, bare, gone, None], [], None], "request_id": [1, 2, 3], "timestamp": [NOW, NOW, NOW]}
+    table = pa.table(rows)
+    context = ContextSpec(categorical=("store_id",), numeric=("basket",))
+    first, second, third = [request.history for request in raw_requests(table, context, now_s=5.0)]
+    assert first == [
+        RawEvent("242", action="buy", timestamp=float(NOW), context={"store_id": "7", "basket": 2.0**53}),
+        RawEvent("50"),
+    ]
+    assert second == [] and third is None
+    numbers = table.set_column(0, "history", pa.array([[{"item_id": "a", "timestamp": NOW + 0.5}], None, []]))
+    assert raw_requests(numbers, context, now_s=5.0)[0].history == [RawEvent("a", timestamp=NOW + 0.5)]
