@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.core.schema import TIME_CONTEXT
-from ctxrec.core.toml import build_dataclass
+from ctxrec.core.toml import build_dataclass, read_toml
 
 REQUEST_TIME = "timestamp"  # in the context of a request
 
@@ -161,10 +160,7 @@ def load_spec(path: str) -> DatasetSpec:
     Raises:
         UserError: the file is missing, is no TOML, or has an unknown key or a value of the wrong type.
     """
-    try:
-        raw = tomllib.loads(storage.read_text(path))
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not valid TOML: {error}") from error
+    raw = read_toml(path)
     spec = DatasetSpec.from_dict(raw, source=path)
     base = storage.parent(path)
 

@@ -17,6 +17,7 @@ import pyarrow.fs
 
 from ctxrec.core.errors import UserError
 
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}  # by the end of a file's name
 MANIFEST = "manifest.json"  # the file that is written last into a folder, which is incomplete without it
 
 _URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
@@ -83,10 +84,23 @@ def delete(path: str) -> None:
         fs.delete_file(inner)
 
 
-def list_files(path: str, *, recursive: bool = True) -> list[str]:
+def open_stream(path: str) -> pa.NativeFile:
+    """The content of a file as a stream, unpacked where its name ends in .gz, .bz2, .zst or .lz4, in any case."""
+    fs, inner = filesystem(path)
+    kind = next((kind for ending, kind in COMPRESSIONS.items() if inner.lower().endswith(ending)), None)
+    return fs.open_input_stream(inner, compression=kind)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether data does not lie below a name: it begins with . or _. Folders such as _day=2 of a hive table hold data."""
+    return name.startswith(".") or (name.startswith("_") and "=" not in name)
+
+
+def list_files(path: str, *, recursive: bool = True, hidden: bool = False) -> list[str]:
     """Files at `path`, sorted: those of a folder, those that match a glob, or the one file.
 
-    Names that begin with . or _ are left out. In a glob, `*` stays within a folder's name and `**/` stands for any
+    Files below a hidden name (`is_hidden`) are left out; with `hidden`, they are the ones listed. Brackets, asterisks
+    and question marks in the names of folders that exist are no wildcards. In a glob, `*` stays within a folder's name and `**/` stands for any
     number of folders.
 
     Raises:
@@ -98,35 +112,48 @@ def list_files(path: str, *, recursive: bool = True) -> list[str]:
     root, pattern = inner, None
     kind = fs.get_file_info(inner).type
     if kind == pyarrow.fs.FileType.File:
-        return [path]
-    wildcard = re.search(r"[*?\[]", inner)
-    if wildcard is not None and kind == pyarrow.fs.FileType.NotFound:
-        root = inner[: wildcard.start()].rsplit("/", 1)[0] or "/"
-        pattern = _glob_pattern(inner)
+        return [] if hidden else [path]
+    if kind == pyarrow.fs.FileType.NotFound and re.search(r"[*?\[]", inner):
+        root = _existing_folder(fs, inner)
+        pattern = re.compile(
+            re.escape(root.rstrip("/")) + "/" + _glob_pattern(inner[len(root) :].lstrip("/")), re.DOTALL
+        )
     selector = pyarrow.fs.FileSelector(root, recursive=recursive, allow_not_found=True)
     found = sorted(
         info.path
         for info in fs.get_file_info(selector)
         if info.type == pyarrow.fs.FileType.File
-        and not any(p.startswith((".", "_")) for p in info.path[len(root) :].split("/"))
+        and any(map(is_hidden, info.path[len(root) :].split("/"))) == hidden
         and (pattern is None or pattern.fullmatch(info.path))
     )
-    if not found:
+    if not found and not hidden:
         raise UserError(f"no file found at {path}; give an existing file, folder or glob")
     return [prefix + p for p in found]
 
 
-def _glob_pattern(glob: str) -> re.Pattern[str]:
+def _existing_folder(fs: pyarrow.fs.FileSystem, inner: str) -> str:
+    """The deepest folder above a glob whose name exists as it is written; its wildcards are part of the name."""
+    names = inner.split("/")
+    root = names[0]
+    for place, name in enumerate(names[1:-1], 1):
+        longer = "/".join(names[: place + 1])
+        if re.search(r"[*?\[]", name) and fs.get_file_info(longer).type != pyarrow.fs.FileType.Directory:
+            break
+        root = longer
+    return root or "/"
+
+
+def _glob_pattern(glob: str) -> str:
     """A glob as a regular expression. (In `fnmatch`, `*` and `?` cross folders, and there is no `**`.)"""
     wildcards = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     translated = ""
     for part in re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]/]+\])", glob):
         if re.fullmatch(r"\[!?[^\]/]+\]", part):
-            part = part.replace("\\", "\\\\")
+            part = "[" + part[1:].replace("\\", "\\\\").replace("[", "\\[")
             translated += f"[^{part[2:]}" if part.startswith("[!") else part
         else:
             translated += wildcards.get(part, re.escape(part))
-    return re.compile(translated, re.DOTALL)
+    return translated
 
 
 def read_bytes(path: str) -> bytes:
@@ -145,13 +172,13 @@ def read_bytes(path: str) -> bytes:
 
 
 def read_text(path: str) -> str:
-    """The content of a UTF-8 text file.
+    """The content of a UTF-8 text file, without the byte order mark that editors of Windows put before it.
 
     Raises:
         UserError: no file lies there, or it is no UTF-8 text.
     """
     try:
-        return read_bytes(path).decode("utf-8")
+        return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from error
 

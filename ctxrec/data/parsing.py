@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 UNIT_US = {"s": 1_000_000, "ms": 1000, "us": 1}  # microseconds a unit of an epoch number
+UNIT_FROM = {"s": 0, "ms": 10**11, "us": 10**14, "ns": 10**17}  # smallest epoch number in each unit
+MIN_EPOCH = 1e8  # seconds, March 1973; smaller numbers are times only in a log that has such times in general
 MAX_TIME_US = 7_258_118_400 * 1_000_000  # 2200-01-01; times from here on, and times before 1970, are rejected
-TIME_OK, TIME_MISSING, TIME_UNPARSABLE, TIME_OUT_OF_RANGE = 0, 1, 2, 3
+TIME_OK, TIME_MISSING, TIME_UNPARSABLE, TIME_OUT_OF_RANGE, TIME_MISFIT = 0, 1, 2, 3, 4
 
 _EXACT = 2**53  # whole numbers below are exact in float64
 
@@ -45,8 +47,38 @@ class Coded:
 
 
 def one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """`column` in one piece."""
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    """`column` in one piece, of a type that all kernels take (see `plain_type`)."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    wanted = plain_type(array.type)
+    return array if wanted == array.type else array.cast(wanted)
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """`kind` without views (string_view and binary_view of DataFusion and arrow-rs), also inside of other types."""
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_dictionary(kind):
+        value = plain_type(kind.value_type)
+        return kind if value == kind.value_type else value
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        value = plain_type(kind.value_type)
+        made = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return kind if value == kind.value_type else made(value)
+    if pa.types.is_fixed_size_list(kind):
+        value = plain_type(kind.value_type)
+        return kind if value == kind.value_type else pa.list_(value, kind.list_size)
+    if pa.types.is_struct(kind):
+        fields = [field.with_type(plain_type(field.type)) for field in kind]
+        return kind if all(a.type == b.type for a, b in zip(fields, kind, strict=True)) else pa.struct(fields)
+    return kind
+
+
+def plain_table(table: pa.Table) -> pa.Table:
+    """A table whose columns have plain types."""
+    wanted = pa.schema([field.with_type(plain_type(field.type)) for field in table.schema])
+    return table if wanted.types == table.schema.types else table.cast(wanted)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -134,6 +166,7 @@ def encode(column: pa.Array | pa.ChunkedArray) -> Coded:
     """A column of ids or categories as codes of its distinct strings (see `to_text`)."""
     if not isinstance(column, pa.ChunkedArray):
         column = pa.chunked_array([column])
+    column = column.cast(plain_type(column.type))
     if pa.types.is_nested(column.type) or pa.types.is_null(column.type):
         column = pa.chunked_array([to_text(column)])
     if pa.types.is_dictionary(column.type):
@@ -187,49 +220,85 @@ def _parse_matching(array: pa.Array, pattern: str, kind: pa.DataType) -> pa.Arra
     return text.cast(kind)
 
 
-def detect_unit(samples: list[pa.Array]) -> str:
-    """What the times of a log are: "s", "ms" or "us" (epoch numbers), "iso8601" or "timestamp".
+@dataclass(frozen=True)
+class TimeForm:
+    """What the times of a log are.
 
-    One unit for the whole log, by the median size of its epoch numbers: below 1e11 they are seconds
-    (until the year 5138), below 1e14 milliseconds, else microseconds.
+    Attributes:
+        unit: "s", "ms", "us" or "ns" (epoch numbers), "yyyymmdd", "iso8601" or "timestamp".
+        small: whether numbers below MIN_EPOCH are times, as in a simulated log that begins at 0. They are read in seconds.
     """
-    numbers, kinds = [], set()
+
+    unit: str
+    small: bool = False
+
+
+def detect_times(samples: list[pa.Array]) -> TimeForm:
+    """The form of the times of a log: of its numbers, or of its texts and timestamps where these are more.
+
+    The median of the numbers names their unit (see `UNIT_FROM`). Each number is still read by its own size.
+    """
+    numbers, texts, stamps = [], 0, 0
     for sample in samples:
         array = one_array(sample)
         if pa.types.is_dictionary(array.type):
             array = array.cast(array.type.value_type)
         if pa.types.is_temporal(array.type):
-            kinds.add("timestamp")
+            stamps += len(array) - array.null_count
             continue
-        values = to_numbers(array)[0].astype(np.float64)
+        values = _exact_numbers(array)
         values = values[np.isfinite(values)]
         numbers.append(values)
-        kinds |= {"iso8601"} if len(values) * 2 < len(array) - array.null_count else set()
+        if _is_text(array.type):
+            blank = pc.equal(pc.utf8_trim_whitespace(array), "")
+            texts += max(len(array) - array.null_count - (pc.sum(blank).as_py() or 0) - len(values), 0)
     found = np.abs(np.concatenate(numbers)) if numbers else np.zeros(0)
-    if len(found):
-        median = float(np.median(found))
-        return "s" if median < 1e11 else "ms" if median < 1e14 else "us"
-    return "timestamp" if "timestamp" in kinds else "iso8601" if kinds else "s"
+    if texts + stamps and texts + stamps >= len(found):
+        return TimeForm("timestamp" if stamps >= texts else "iso8601")
+    if not len(found):
+        return TimeForm("timestamp" if samples and all(pa.types.is_temporal(s.type) for s in samples) else "s", True)
+    if (_calendar_times(found)[1]).mean() > 0.5:
+        return TimeForm("yyyymmdd")
+    median = float(np.median(found))
+    unit = next(unit for unit, start in reversed(UNIT_FROM.items()) if median >= start)
+    return TimeForm(unit, small=median < MIN_EPOCH)
 
 
-def to_times(column: pa.Array | pa.ChunkedArray, unit: str) -> tuple[np.ndarray, np.ndarray]:
+def _exact_numbers(array: pa.Array) -> np.ndarray:
+    """Numbers, or texts of numbers, as float64 [N]; NaN for all else."""
+    if _is_text(array.type):
+        array = _parse_matching(array, _NUMBER, pa.float64())
+    kind = array.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+        return np.full(len(array), np.nan)
+    return array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64)
+
+
+def to_times(
+    column: pa.Array | pa.ChunkedArray, unit: str, *, small: bool | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """A column of times as int64 microseconds since 1970 (UTC; naive times are UTC), and a status.
 
     Args:
-        column: epoch numbers, strings of numbers, ISO-8601 strings, or timestamps.
-        unit: the unit of numbers ("s", "ms", "us").
+        column: epoch numbers, strings of numbers, ISO-8601 strings, or timestamps. The size of each number tells its
+            unit: below 1e11 it is in seconds (until the year 5138), below 1e14 in milliseconds, below 1e17 in
+            microseconds, else in nanoseconds.
+        unit: form of the log's times (`detect_times`).
+        small: whether numbers below MIN_EPOCH are times; None: where the unit is "s".
 
     Returns:
         times int64 [N] (0 where not TIME_OK) and status int8 [N], one of TIME_OK, TIME_MISSING,
-        TIME_UNPARSABLE, TIME_OUT_OF_RANGE (before 1970 or from the year 2200 on).
+        TIME_UNPARSABLE, TIME_OUT_OF_RANGE (before 1970 or from the year 2200 on), TIME_MISFIT (a number too small for
+        the times of the log).
     """
     array = one_array(column)
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
-    factor = UNIT_US.get(unit, UNIT_US["s"])
+    small = unit == "s" if small is None else small
     kind = array.type
+    numbers = None  # of the values that are numbers, int64 or float64 with NaN
     if _is_text(kind):
-        times, valid = _text_times(array, factor)
+        times, valid, numbers = _text_times(array)
         missing = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(array), ""), True).to_numpy(zero_copy_only=False)
     else:
         missing = array.is_null().to_numpy(zero_copy_only=False)
@@ -238,40 +307,72 @@ def to_times(column: pa.Array | pa.ChunkedArray, unit: str) -> tuple[np.ndarray,
             times = array.cast(stamp, safe=False).cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
             valid = ~missing
         elif pa.types.is_integer(kind):
-            times, valid = _scale(
-                array.cast(pa.int64(), safe=False).fill_null(0).to_numpy(zero_copy_only=False), factor
-            )
+            largest = 2**63 - 1  # larger ones are out of range in any unit
+            whole = array if kind != pa.uint64() else pc.min_element_wise(array, pa.scalar(largest, pa.uint64()))
+            numbers = whole.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+            times, valid = _scale(numbers)
         elif pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-            numbers = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+            numbers = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64)
             missing = missing | np.isnan(numbers)
-            times, valid = _scale(numbers, factor)
+            times, valid = _scale(numbers)
         else:
             times, valid = np.zeros(len(array), np.int64), np.zeros(len(array), bool)
     status = np.where(valid, TIME_OK, TIME_UNPARSABLE).astype(np.int8)
-    status[valid & ((times < 0) | (times >= MAX_TIME_US))] = TIME_OUT_OF_RANGE
+    if numbers is not None:
+        if unit == "yyyymmdd":
+            dates, is_date = _calendar_times(numbers.astype(np.float64))
+            times, valid = np.where(is_date, dates, times), valid | is_date
+            numbers = np.where(is_date, np.nan, numbers)
+        if not small:
+            with np.errstate(invalid="ignore"):
+                status[(numbers >= 0) & (numbers < MIN_EPOCH)] = TIME_MISFIT
+    status[valid & (status == TIME_OK) & ((times < 0) | (times >= MAX_TIME_US))] = TIME_OUT_OF_RANGE
     status[missing] = TIME_MISSING
     return np.where(status == TIME_OK, times, 0), status
 
 
-def _scale(numbers: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
-    """Epoch numbers as microseconds; those that would overflow become MAX_TIME_US or -1."""
-    limit = MAX_TIME_US // factor
+def _scale(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Epoch numbers as microseconds, each in the unit of its size; those that would overflow become MAX_TIME_US or -1."""
     valid = ~np.isnan(numbers)
-    clipped = np.clip(np.where(valid, numbers, 0), -1, limit)
-    scaled = np.rint(clipped * factor) if numbers.dtype.kind == "f" else clipped * factor
-    return scaled.astype(np.int64), valid
+    known = np.where(valid, numbers, numbers.dtype.type(0))
+    times = np.zeros(len(numbers), np.int64)
+    for unit, start in UNIT_FROM.items():
+        here = known >= start if start else np.ones(len(numbers), bool)
+        if not here.any():
+            break
+        if unit == "ns":
+            part = np.minimum(known[here], numbers.dtype.type(MAX_TIME_US * 1000))
+            times[here] = np.rint(part / 1000) if part.dtype.kind == "f" else part // 1000
+        else:
+            part = np.clip(known[here], -1, MAX_TIME_US // UNIT_US[unit])
+            times[here] = np.rint(part * UNIT_US[unit]) if part.dtype.kind == "f" else part * UNIT_US[unit]
+    return times, valid
 
 
-def _text_times(array: pa.Array, factor: int) -> tuple[np.ndarray, np.ndarray]:
+def _calendar_times(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whole numbers such as 20240131 as microseconds of the day's begin: int64 [N]; and which are such, bool [N]."""
+    with np.errstate(invalid="ignore"):
+        maybe = (numbers >= 19_700_101) & (numbers < 22_000_101) & (numbers == np.floor(numbers))
+    digits = pd.Series(np.where(maybe, numbers, 0).astype(np.int64).astype(str), dtype=object)
+    stamps = pd.to_datetime(digits.where(pd.Series(maybe)), format="%Y%m%d", utc=True, errors="coerce")
+    micros = stamps.astype("datetime64[us, UTC]").astype("int64").to_numpy()
+    known = stamps.notna().to_numpy()
+    return np.where(known, micros, 0), known
+
+
+def _text_times(array: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Texts as microseconds; which of them are times; and the numbers among them, float64 with NaN for the others."""
     times, valid = np.zeros(len(array), np.int64), np.zeros(len(array), bool)
+    found = np.full(len(array), np.nan)
     for pattern, kind in ((_INTEGER, pa.int64()), (_NUMBER, pa.float64())):
         parsed = _parse_matching(array, pattern, kind)
         here = parsed.is_valid().to_numpy(zero_copy_only=False) & ~valid
         if here.any():
             numbers = parsed.fill_null(0).to_numpy(zero_copy_only=False)
-            times[here], valid[here] = _scale(numbers[here], factor)
+            times[here], valid[here] = _scale(numbers[here])
+            found[here] = numbers[here]
         if valid.all():
-            return times, valid
+            return times, valid, found
     rest = np.flatnonzero(~valid)
     # ISO-8601 in all its spellings, with and without a zone; pandas parses distinct strings in C.
     coded = array.take(pa.array(rest)).dictionary_encode()
@@ -284,4 +385,4 @@ def _text_times(array: pa.Array, factor: int) -> tuple[np.ndarray, np.ndarray]:
     codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     times[rest] = np.append(np.where(known, micros, 0), 0)[codes]
     valid[rest] = np.append(known, False)[codes]
-    return times, valid
+    return times, valid, found

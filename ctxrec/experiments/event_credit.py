@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from ctxrec.core.dataset_spec import EventsSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import US
-from ctxrec.data.parsing import TIME_OK, detect_unit, one_array, to_text, to_times
+from ctxrec.data.parsing import TIME_OK, detect_times, one_array, to_text, to_times
 from ctxrec.ingest.readers import inspect, make_pieces, read_piece, sample_column
 
 NO_ACTION = "(event)"  # of events without an action
@@ -72,11 +72,11 @@ def read_log(path: str, spec: EventsSpec) -> Log:
     """
     names = [spec.user, spec.item, spec.time, *([spec.action] if spec.action else [])]
     found = inspect(path, names, section="events")
-    unit = detect_unit(sample_column(found, spec.time))
+    form = detect_times(sample_column(found, spec.time))
     parts: list[list[np.ndarray]] = []
     for piece in make_pieces(found, rows=_ROWS):
         for batch in read_piece(piece, names):
-            times, status = to_times(batch.table.column(spec.time), unit)
+            times, status = to_times(batch.table.column(spec.time), form.unit, small=form.small)
             texts = [_texts(batch.table.column(name)) for name in names if name != spec.time]
             if not spec.action:
                 texts.append(np.full(len(times), None, object))

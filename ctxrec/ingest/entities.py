@@ -16,7 +16,7 @@ from ctxrec.data import parsing
 from ctxrec.data.item_rows import Entities, numbers_or_null, value_lists
 from ctxrec.data.prepared import encode_categories
 from ctxrec.ingest import readers
-from ctxrec.ingest.rejects import reject_table, write_rejects
+from ctxrec.ingest.rejects import lines_of, reject_table, write_rejects
 from ctxrec.ingest.shard_files import user_buckets
 
 
@@ -49,7 +49,7 @@ def read_entities(
     names = ["", *(f"{what} table: {r}" for r in ("missing id", "id too long", "duplicate id", "malformed row"))]
     reasons = _entity_reasons(coded, max_id_bytes)
     counts = np.bincount(reasons, minlength=len(names))
-    counts[4] = sum(len(batch.malformed) for batch, _ in parts)
+    counts[4] = sum(lines_of(batch.malformed) for batch, _ in parts)
     kept, rejected, start = [], [], 0
     for batch, path in parts:
         here = reasons[start : start + len(batch.table)]

@@ -119,7 +119,7 @@ def _build(source: Source, out: str, config: Config) -> dict[str, Any]:
         "cold_items": options.cold_items,
         "split": {"strategy": spec.split.strategy, **(_cut_times(cuts) if _is_temporal(spec) else {})},
         "time_unit": job.unit,
-        "notes": [*tables.notes, *notes, *_log_notes(spec, log, totals)],
+        "notes": [*source.notes, *tables.notes, *notes, *_log_notes(spec, log, totals)],
     }
 
 
@@ -130,9 +130,11 @@ def _is_temporal(spec: DatasetSpec) -> bool:
 def _shard_job(source: Source, out: str, options: PrepareConfig) -> ShardJob:
     """What pass 1 needs to know; the unit of time is detected on a sample of the log."""
     events = source.spec.events
+    form = parsing.detect_times(readers.sample_column(source.events, events.time))
     return ShardJob(
         spec=source.spec,
-        unit=parsing.detect_unit(readers.sample_column(source.events, events.time)),
+        unit=form.unit,
+        small_times=form.small,
         buckets=options.buckets or max(-(-source.num_rows // BUCKET_EVENTS), 2),
         max_id_bytes=MAX_ID_BYTES,
         now_us=int(time.time() * 1e6),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
+import urllib.parse
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,10 +21,11 @@ import pyarrow.parquet as pq
 
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
-from ctxrec.data.parsing import value_text
+from ctxrec.data.parsing import plain_table, value_text
+from ctxrec.ingest.quote_check import QuoteCheck
 
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-_COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
+_NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 _HEAD_BYTES = 1 << 20
 _BLOCK_BYTES = 8 << 20
 _BATCH_ROWS = 1 << 17
@@ -40,6 +43,17 @@ class FileInfo:
     num_rows: int
     group_rows: tuple[int, ...] = ()  # rows of each parquet row group
 
+    @property
+    def folder_keys(self) -> list[str]:
+        """Columns that the names of the file's folders give, as name=value: those that the file itself has not."""
+        pairs = [part for part in self.path.split("/")[:-1] if "=" in part.strip("=")]
+        return [pair for pair in pairs if pair.split("=", 1)[0] not in self.columns]
+
+    @property
+    def all_columns(self) -> tuple[str, ...]:
+        """The file's columns and those of its folders."""
+        return (*self.columns, *(pair.split("=", 1)[0] for pair in self.folder_keys))
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -52,6 +66,7 @@ class Piece:
     stop: int = -1
     first_row: int = 1
     num_rows: int = 0
+    folder_keys: Sequence[str] = ()  # see `FileInfo.folder_keys`
 
 
 @dataclass(frozen=True)
@@ -70,12 +85,20 @@ def format_of(path: str) -> str:
         UserError: the extension is none of those known.
     """
     name = path.rsplit("/", 1)[-1].lower()
-    for ending in _COMPRESSED:
+    for ending in storage.COMPRESSIONS:
         name = name.removesuffix(ending)
     for ending, kind in FORMATS.items():
         if name.endswith(ending):
             return kind
     raise UserError(f"{path} has an unknown file type; expected one of {', '.join(FORMATS)}")
+
+
+def is_table(path: str) -> bool:
+    """Whether a file's name is one of a table that can be read."""
+    try:
+        return bool(format_of(path))
+    except UserError:
+        return False
 
 
 def inspect(path: str, columns: Sequence[str], *, section: str) -> list[FileInfo]:
@@ -94,15 +117,38 @@ def inspect(path: str, columns: Sequence[str], *, section: str) -> list[FileInfo
         format_of(name)
     with ThreadPoolExecutor(16) as pool:
         files = [info for info in pool.map(_inspect_file, paths) if info is not None]
+    optional = _keys_of_json_lines(files, columns)
     for info in files:
         for column in columns:
-            if info.columns.count(column) != 1:
-                problem = "is missing" if column not in info.columns else "stands there more than once"
-                raise UserError(
-                    f"[{section}] names column {column!r}, which {problem} in {info.path}; found columns "
-                    f"{', '.join(info.columns)}. Correct the name in the dataset spec"
-                )
+            if info.all_columns.count(column) == 1 or (info.format == "jsonl" and column in optional):
+                continue
+            problem = "stands there more than once" if column in info.all_columns else "is missing"
+            raise UserError(
+                f"[{section}] names column {column!r}, which {problem} in {info.path}; found columns "
+                f"{', '.join(info.all_columns)}. Correct the name in the dataset spec"
+            )
     return files
+
+
+def _keys_of_json_lines(files: Sequence[FileInfo], columns: Sequence[str]) -> set[str]:
+    """Those of `columns` that a line of some JSON Lines file has; a line without the key has null.
+
+    A key that no beginning of a file shows is looked for in the whole files.
+    """
+    lines = [info for info in files if info.format == "jsonl"]
+    found = {column for column in columns for info in lines if column in info.columns}
+    missing = [column for column in columns if column not in found and lines]
+    if missing:
+        spelled = {c: {json.dumps(c, ensure_ascii=a).encode() for a in (True, False)} for c in missing}
+        for info in lines:
+            tail = b""
+            with storage.open_stream(info.path) as stream:
+                while missing and (block := stream.read(_BLOCK_BYTES)):
+                    here = {c for c in missing if any(key in tail + block for key in spelled[c])}
+                    found |= here
+                    missing = [c for c in missing if c not in here]
+                    tail = block[-1024:]
+    return found
 
 
 def _inspect_file(path: str) -> FileInfo | None:
@@ -119,12 +165,12 @@ def _inspect_file(path: str) -> FileInfo | None:
             raise UserError(f"{path} is no parquet file: {error}") from error
         types = dict(zip(arrow.names, arrow.types, strict=True))
         return FileInfo(path, kind, tuple(arrow.names), types, sum(groups), groups)
-    with fs.open_input_stream(inner) as stream:
+    with storage.open_stream(path) as stream:
         head = stream.read(_HEAD_BYTES)
     lines = [line for line in head.split(b"\n") if line.strip()]
     if not lines:
         return None
-    size = fs.get_file_info(inner).size * (5 if path.lower().endswith(_COMPRESSED) else 1)
+    size = fs.get_file_info(inner).size * (5 if path.lower().endswith(tuple(storage.COMPRESSIONS)) else 1)
     estimate = max(len(lines) * size // max(len(head), 1), 1)
     if kind == "jsonl":
         names: dict[str, None] = {}
@@ -139,11 +185,8 @@ def _inspect_file(path: str) -> FileInfo | None:
         header = lines[0].decode("utf-8-sig").rstrip("\r")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}. Convert it to UTF-8") from error
-    return FileInfo(path, kind, tuple(next(csv.reader([header], delimiter=_delimiter(kind)))), {}, estimate)
-
-
-def _delimiter(kind: str) -> str:
-    return "\t" if kind == "tsv" else ","
+    names_ = header.split("\t") if kind == "tsv" else next(csv.reader([header]))
+    return FileInfo(path, kind, tuple(names_), {}, estimate)
 
 
 def make_pieces(files: Sequence[FileInfo], *, rows: int) -> list[Piece]:
@@ -151,16 +194,17 @@ def make_pieces(files: Sequence[FileInfo], *, rows: int) -> list[Piece]:
     pieces = []
     for number, info in enumerate(files):
         if info.format != "parquet":
-            pieces.append(Piece(info.path, info.format, number, num_rows=info.num_rows))
+            pieces.append(Piece(info.path, info.format, number, num_rows=info.num_rows, folder_keys=info.folder_keys))
             continue
         start = first_row = count = 0
         for group, size in enumerate(info.group_rows):
             if count and count + size > rows:
-                pieces.append(Piece(info.path, "parquet", number, start, group, first_row + 1, count))
+                pieces.append(Piece(info.path, "parquet", number, start, group, first_row + 1, count, info.folder_keys))
                 start, first_row, count = group, first_row + count, 0
             count += size
         if count:
-            pieces.append(Piece(info.path, "parquet", number, start, len(info.group_rows), first_row + 1, count))
+            stop, keys = len(info.group_rows), info.folder_keys
+            pieces.append(Piece(info.path, "parquet", number, start, stop, first_row + 1, count, keys))
     return pieces
 
 
@@ -173,13 +217,26 @@ def read_piece(piece: Piece, columns: Sequence[str], *, encoded: Sequence[str] =
         encoded: columns that may come dictionary-encoded (ids: few distinct values).
 
     Raises:
-        UserError: the file is damaged or not UTF-8.
+        UserError: the file is damaged or not UTF-8, or a quotation mark is not closed.
     """
     reader = {"parquet": _read_parquet, "jsonl": _read_jsonl}.get(piece.format, _read_csv)
+    wanted = list(dict.fromkeys(columns))
+    given = {name: value for name, value in (pair.split("=", 1) for pair in piece.folder_keys) if name in wanted}
+    own = [name for name in wanted if name not in given]
     try:
-        yield from reader(piece, list(dict.fromkeys(columns)), list(encoded))
+        for batch in reader(piece, own, [name for name in encoded if name in own]):
+            yield _with_folder_keys(batch, given, wanted) if given else batch
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise UserError(f"{piece.path} cannot be read: {error}. Expected UTF-8 {piece.format}") from error
+
+
+def _with_folder_keys(batch: RawBatch, given: dict[str, str], wanted: list[str]) -> RawBatch:
+    """A batch with the columns that the folders' names give."""
+    table = batch.table
+    for name, value in given.items():
+        text = None if value == _NULL_FOLDER else urllib.parse.unquote(value)
+        table = table.append_column(name, pa.array([text] * len(batch.rows), pa.string()))
+    return RawBatch(table.select(wanted), batch.rows, batch.malformed)
 
 
 def _read_parquet(piece: Piece, columns: list[str], encoded: list[str]) -> Iterator[RawBatch]:
@@ -192,7 +249,7 @@ def _read_parquet(piece: Piece, columns: list[str], encoded: list[str]) -> Itera
         groups = list(range(piece.start, piece.stop))
         row = piece.first_row
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups, columns=columns, use_threads=False):
-            table = pa.Table.from_batches([batch]).select(columns)
+            table = plain_table(pa.Table.from_batches([batch]).select(columns))
             yield RawBatch(table, np.arange(row, row + len(table)), [])
             row += len(table)
 
@@ -204,13 +261,17 @@ def _read_csv(piece: Piece, columns: list[str], encoded: list[str]) -> Iterator[
         bad.append((row.number - 1, row.text))  # the parser counts the header as row 1
         return "skip"
 
-    fs, inner = storage.filesystem(piece.path)
-    with fs.open_input_stream(inner) as stream:
+    has_quotes = piece.format == "csv"  # a TSV has no quoting
+    with storage.open_stream(piece.path) as stream:
+        check = QuoteCheck(stream, piece.path)
         reader = pyarrow.csv.open_csv(
-            stream,
+            pa.PythonFile(check, mode="r") if has_quotes else stream,
             read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
             parse_options=pyarrow.csv.ParseOptions(
-                delimiter=_delimiter(piece.format), newlines_in_values=True, invalid_row_handler=keep
+                delimiter="," if has_quotes else "\t",
+                quote_char='"' if has_quotes else False,
+                newlines_in_values=has_quotes,
+                invalid_row_handler=keep,
             ),
             convert_options=pyarrow.csv.ConvertOptions(
                 include_columns=columns,
@@ -233,11 +294,12 @@ def _read_csv(piece: Piece, columns: list[str], encoded: list[str]) -> Iterator[
 
 
 def _read_jsonl(piece: Piece, columns: list[str], encoded: list[str]) -> Iterator[RawBatch]:
-    fs, inner = storage.filesystem(piece.path)
     row, rest = 1, b""
-    with fs.open_input_stream(inner) as stream:
+    with storage.open_stream(piece.path) as stream:
         while True:
             block = stream.read(_BLOCK_BYTES)
+            if row == 1 and not rest:
+                block = block.removeprefix(codecs.BOM_UTF8)
             lines = (rest + block).split(b"\n")
             rest = lines.pop() if block else b""
             yield _parse_lines(lines, columns, row)
@@ -323,7 +385,7 @@ def sample_column(files: Sequence[FileInfo], column: str) -> list[pa.Array]:
 
     def first(info: FileInfo) -> pa.Array:
         stop = min(1, len(info.group_rows)) if info.format == "parquet" else -1
-        for batch in read_piece(Piece(info.path, info.format, 0, 0, stop), [column]):
+        for batch in read_piece(Piece(info.path, info.format, 0, 0, stop, folder_keys=info.folder_keys), [column]):
             return batch.table.column(column).slice(0, _SAMPLE_ROWS).combine_chunks()
         return pa.nulls(0)
 

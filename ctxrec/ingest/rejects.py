@@ -46,6 +46,11 @@ def reject_table(
     return pa.table(columns | {"source_text": pa.array(texts, pa.large_string())})
 
 
+def lines_of(malformed: Sequence[tuple]) -> int:
+    """Lines of malformed rows, whose last field is their text: a quoted value may have taken in several."""
+    return sum(row[-1].rstrip("\r\n").count("\n") + 1 for row in malformed)
+
+
 def write_rejects(table: pa.Table, path: str) -> None:
     """Write a table of rejected rows as Parquet."""
     fs, inner = storage.filesystem(path)
@@ -60,7 +65,7 @@ def duplicate_rows(table: pa.Table, rows: np.ndarray, events: EventsSpec, unit: 
         table: rows of a bucket.
         rows: int64, which of them are duplicates.
         events: the spec of the log.
-        unit: of its times (`parsing.detect_unit`).
+        unit: of its times (`parsing.detect_times`).
         files: paths of the log's files in order.
     """
     part = table.take(pa.array(rows))
@@ -72,6 +77,8 @@ def duplicate_rows(table: pa.Table, rows: np.ndarray, events: EventsSpec, unit: 
     micros = part.column(shard_files.TIME)
     if unit in parsing.UNIT_US:
         raw[events.time] = pc.divide(micros, parsing.UNIT_US[unit])
+    elif unit == "ns":
+        raw[events.time] = pc.multiply(micros, 1000)
     else:
         raw[events.time] = micros.cast(pa.timestamp("us")).cast(pa.string())
     sources = np.array([files[f] for f in part.column(shard_files.FILE).to_pylist()], object)

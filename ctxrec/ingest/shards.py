@@ -17,7 +17,7 @@ from ctxrec.data import parsing
 from ctxrec.data.parsing import Coded
 from ctxrec.ingest import readers
 from ctxrec.ingest.log_facts import LogFacts, NumberSums, ValueCounts
-from ctxrec.ingest.rejects import MALFORMED, reject_table, write_rejects
+from ctxrec.ingest.rejects import MALFORMED, lines_of, reject_table, write_rejects
 from ctxrec.ingest.shard_files import (
     ACTION,
     FILE,
@@ -44,6 +44,7 @@ REASONS = {
     (TIME, parsing.TIME_MISSING): "missing time",
     (TIME, parsing.TIME_UNPARSABLE): "unparsable time",
     (TIME, parsing.TIME_OUT_OF_RANGE): "time out of range",
+    (TIME, parsing.TIME_MISFIT): "number that does not fit the times of the log",
 }
 
 
@@ -58,6 +59,7 @@ class ShardJob:
     now_us: int
     shards: str  # folder of shard files
     rejects: str  # folder of rejected rows
+    small_times: bool = True  # see `parsing.TimeForm`
 
 
 def event_columns(events: EventsSpec) -> list[str]:
@@ -131,9 +133,9 @@ def _make_shard(part: _Part, name: str, job: ShardJob, item_ids: pa.Array) -> Lo
     events, raw = job.spec.events, part.table
     user = parsing.encode(raw.column(events.user))
     item = parsing.encode(raw.column(events.item))
-    times, status = parsing.to_times(raw.column(events.time), job.unit)
+    times, status = parsing.to_times(raw.column(events.time), job.unit, small=job.small_times)
     reasons = _reasons(user, item, status, job.max_id_bytes)
-    facts = LogFacts(rows_read=len(raw) + len(part.malformed), rejects=_reject(part, reasons, name, job))
+    facts = LogFacts(rows_read=len(raw) + lines_of(part.malformed), rejects=_reject(part, reasons, name, job))
     good = np.flatnonzero(reasons == 0)
     if not len(good):
         return facts
@@ -163,7 +165,7 @@ def _reject(part: _Part, reasons: np.ndarray, name: str, job: ShardJob) -> Count
         table = reject_table(part.table.take(pa.array(bad)), names[reasons[bad]], files, part.rows[bad], part.malformed)
         write_rejects(table, storage.join(job.rejects, f"events-{name}.parquet"))
     counts = np.bincount(reasons, minlength=len(names))[1:].tolist()
-    found = {**dict(zip(names[1:].tolist(), counts, strict=True)), MALFORMED: len(part.malformed)}
+    found = {**dict(zip(names[1:].tolist(), counts, strict=True)), MALFORMED: lines_of(part.malformed)}
     return Counter({reason: n for reason, n in found.items() if n})
 
 
@@ -179,7 +181,7 @@ def _reasons(user: Coded, item: Coded, status: np.ndarray, max_id_bytes: int) ->
         long = pc.greater(pc.binary_length(ids.values), max_id_bytes).to_numpy(zero_copy_only=False)
         reject(ids.codes < 0, (name, "missing"))
         reject(np.append(long, False)[ids.codes], (name, "long"))
-    for code in (parsing.TIME_MISSING, parsing.TIME_UNPARSABLE, parsing.TIME_OUT_OF_RANGE):
+    for code in (parsing.TIME_MISSING, parsing.TIME_UNPARSABLE, parsing.TIME_OUT_OF_RANGE, parsing.TIME_MISFIT):
         reject(status == code, (TIME, code))
     return reasons
 

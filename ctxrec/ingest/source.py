@@ -33,6 +33,20 @@ class Source:
     graph: list[readers.FileInfo]
 
     @property
+    def notes(self) -> list[str]:
+        """Files that are left out because a name begins with . or _, which a user may not expect."""
+        notes = []
+        for section in ("events", "items", "users", "graph"):
+            part = getattr(self.spec, section)
+            left = storage.list_files(part.path, hidden=True) if part is not None else []
+            left = [path for path in left if readers.is_table(path)]
+            if left:
+                notes.append(
+                    f"[{section}]: {len(left)} files are left out, as a name begins with . or _, such as {left[0]}"
+                )
+        return notes
+
+    @property
     def num_rows(self) -> int:
         """Rows of the log. The number is an estimate for text formats."""
         return sum(info.num_rows for info in self.events)

@@ -241,3 +241,32 @@ def test_hashes(tmp_path):
     assert storage.sha256_file(str(tmp_path / "f")).startswith("ba7816bf8f01cfea")
     assert storage.sha256_json({"b": 1, "a": [2]}) == storage.sha256_json(json.loads('{"a": [2], "b": 1}'))
     assert storage.sha256_json({"a": 1}) != storage.sha256_json({"a": 2})
+
+
+def test_brackets_in_names_of_folders_are_no_wildcards(tmp_path):
+    folder = tmp_path / "log [1]*" / "day[2]"
+    folder.mkdir(parents=True)
+    (folder / "a[b].csv").write_text("x")
+    (folder / "c.csv").write_text("x")
+    base = str(tmp_path / "log [1]*")
+    for path, expected in (
+        (base, ["a[b].csv", "c.csv"]),
+        (f"{base}/day[2]/*.csv", ["a[b].csv", "c.csv"]),
+        (f"{base}/**/[c].csv", ["c.csv"]),
+        (f"{base}/day[2]/a[b].csv", ["a[b].csv"]),
+        (f"{tmp_path}/log*/day[[]2]/c.csv", ["c.csv"]),
+    ):
+        assert [Path(found).name for found in storage.list_files(path)] == expected, path
+
+
+def test_folders_of_hive_keys_hold_data_and_other_hidden_names_can_be_listed(tmp_path):
+    for name in ("_day=1/a.csv", "_old/b.csv", ".git/c.csv", "_SUCCESS"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert [Path(p).name for p in storage.list_files(str(tmp_path))] == ["a.csv"]
+    assert [Path(p).name for p in storage.list_files(str(tmp_path), hidden=True)] == ["c.csv", "_SUCCESS", "b.csv"]
+
+
+def test_text_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "t.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert storage.read_json(str(tmp_path / "t.json")) == {"a": 1}

@@ -81,6 +81,9 @@ def test_numbers_that_are_none_become_missing_and_are_marked():
         ([1.6e9], "s"),
         ([1_600_000_000_000, 1_600_000_000_001, 7], "ms"),
         ([1_600_000_000_000_000], "us"),
+        ([1_600_000_000_000_000_000], "ns"),
+        ([20240131, 20240201], "yyyymmdd"),
+        (["2020-01-01", "2020-01-02", "81"], "iso8601"),
         (["1600000000000"], "ms"),
         (["2020-01-01", "2020-01-02"], "iso8601"),
         ([datetime.datetime(2020, 1, 1)], "timestamp"),
@@ -88,11 +91,32 @@ def test_numbers_that_are_none_become_missing_and_are_marked():
     ],
 )
 def test_the_unit_of_times_is_detected(values, unit):
-    assert parsing.detect_unit([pa.array(values)]) == unit
+    assert parsing.detect_times([pa.array(values)]).unit == unit
 
 
 def test_one_unit_for_all_files():
-    assert parsing.detect_unit([pa.array([3]), pa.array([1_600_000_000_000] * 3)]) == "ms"
+    assert parsing.detect_times([pa.array([3]), pa.array([1_600_000_000_000] * 3)]) == parsing.TimeForm("ms")
+    assert parsing.detect_times([pa.array([3, 4])]) == parsing.TimeForm("s", small=True)
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_each_number_is_read_by_its_own_size(as_text):
+    numbers = [DAY_US // US, DAY_US // 1000, DAY_US, DAY_US * 1000, 81]
+    column = pa.array([str(n) for n in numbers] if as_text else numbers)
+    for unit in ("ms", "us", "ns", "iso8601", "timestamp"):
+        times, status = parsing.to_times(column, unit)
+        assert times.tolist() == [DAY_US] * 4 + [0] and status.tolist() == [parsing.TIME_OK] * 4 + [parsing.TIME_MISFIT]
+    assert parsing.to_times(column, "s")[0].tolist() == [DAY_US] * 4 + [81 * US]
+    assert parsing.to_times(column, "s", small=False)[1].tolist()[4] == parsing.TIME_MISFIT
+
+
+def test_whole_numbers_may_be_dates():
+    column = pa.array([20200101, 20201301, DAY_US // US, None])
+    ok, missing, misfit = parsing.TIME_OK, parsing.TIME_MISSING, parsing.TIME_MISFIT
+    times, status = parsing.to_times(column, "yyyymmdd", small=False)
+    assert status.tolist() == [ok, misfit, ok, missing]
+    assert times.tolist() == [1_577_836_800 * US, 0, DAY_US, 0]
+    assert parsing.to_times(column.cast(pa.string()), "yyyymmdd", small=False)[0].tolist() == times.tolist()
 
 
 DAY = datetime.datetime(2020, 1, 1, 2, 3, 4, tzinfo=datetime.UTC)

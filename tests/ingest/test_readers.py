@@ -1,4 +1,5 @@
 import gzip
+import io
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,6 +8,7 @@ import pytest
 from ctxrec.core.errors import UserError
 from ctxrec.data.parsing import to_text
 from ctxrec.ingest import readers
+from ctxrec.ingest.quote_check import QuoteCheck
 
 
 def read(path, columns):
@@ -36,6 +38,79 @@ def test_csv_keeps_zeros_quotes_newlines_and_malformed_rows(tmp_path):
     rows, malformed = read(tmp_path / "t.csv", ["a", "b"])
     assert rows == [(1, ("007", "x, y")), (3, ("8", "two\nlines")), (4, ("9", None)), (6, ("10", "🎉"))]
     assert malformed == [(2, "bad"), (5, "1,2,3,4")]
+
+
+STRAY = 'a,b\n1,x\n2,"y\n3,z\n'
+
+
+@pytest.mark.parametrize("block", [3, 7, 8 << 20])
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (STRAY, "'y' in line 3 .row 2. is not closed"),
+        (STRAY + '4,"w\n', "'y' in line 3 .row 2. is closed by a mark with a value behind it"),
+        ('\ufeff"a","b"\n"1","\n', "'' in line 2 .row 1. is not closed"),
+    ],
+)
+def test_a_stray_quotation_mark_is_a_mistake_that_names_the_row(tmp_path, text, problem, block):
+    check = QuoteCheck(io.BytesIO(text.encode()), "t.csv")
+    with pytest.raises(UserError, match=f"t.csv: the quotation mark before {problem}"):
+        while check.read(block):
+            pass
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=f"t.csv: the quotation mark before {problem}"):
+        read(tmp_path / "t.csv", ["a", "b"])
+
+
+@pytest.mark.parametrize("block", [1, 2, 5, 8 << 20])
+def test_quotation_marks_that_swallow_no_row_pass(block):
+    text = '\ufeffa,b\r\n1,"x, ""y""\nz"\n2,5" screen\n"3" or so,"",\n,"\n"\n4,"end"'
+    check, found = QuoteCheck(io.BytesIO(text.encode()), "t.csv"), b""
+    while part := check.read(block):
+        found += part
+    assert found == text.encode()
+
+
+def test_a_tsv_has_no_quoting(tmp_path):
+    (tmp_path / "t.tsv").write_text('a\t"b\n1\t"x\n2\ty"\n')
+    assert read(tmp_path / "t.tsv", ["a", '"b'])[0] == [(1, ("1", '"x')), (2, ("2", 'y"'))]
+
+
+def test_names_in_upper_case_and_hive_folders(tmp_path):
+    folder = tmp_path / "_day=2024%2F1" / "zone=__HIVE_DEFAULT_PARTITION__"
+    folder.mkdir(parents=True)
+    (folder / "E.CSV.GZ").write_bytes(gzip.compress(b"a,b\n1,2\n"))
+    assert read(folder / "E.CSV.GZ", ["_day", "a", "zone"])[0] == [(1, ("2024/1", "1", None))]
+    pq.write_table(pa.table({"a": [3], "_day": ["own"]}), folder / "E.PARQUET")
+    assert read(folder / "E.PARQUET", ["a", "zone", "_day"])[0] == [(1, (3, None, "own"))]
+    files = readers.inspect(str(tmp_path), ["a", "zone"], section="events")
+    assert [part.to_pylist() for part in readers.sample_column(files, "zone")] == [[None], [None]]
+
+
+def test_a_json_key_is_optional_where_some_line_of_some_file_has_it(tmp_path, monkeypatch):
+    (tmp_path / "1.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n{"a": 2}\n')
+    (tmp_path / "2.jsonl").write_text('{"a": 3, "b": "x"}\n{"a": 4}\n')
+    assert len(readers.inspect(str(tmp_path), ["a", "b"], section="events")) == 2
+    assert [v for _, v in read(tmp_path / "2.jsonl", ["a", "b"])[0]] == [(3, "x"), (4, None)]
+    monkeypatch.setattr(readers, "_HEAD_BYTES", 12)  # the beginning shows the first line alone
+    late = tmp_path / "late.jsonl"
+    late.write_text('{"a": 1}\n' * 3 + '{"a": 2, "\\u00e9": 5}\n')
+    assert [v for _, v in read(late, ["é"])[0]] == [(None,)] * 3 + [(5,)]
+    with pytest.raises(UserError, match="names column 'c', which is missing"):
+        readers.inspect(str(late), ["c"], section="events")
+
+
+def test_views_of_strings_are_read_as_strings(tmp_path):
+    words = pa.array(["x", None])
+    table = pa.table(
+        {
+            "a": words.cast(pa.string_view()),
+            "b": pa.array([["y"], []], pa.list_(pa.string())).cast(pa.list_(pa.string_view())),
+        }
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    assert read(tmp_path / "t.parquet", ["a", "b"])[0] == [(1, ("x", ["y"])), (2, (None, []))]
+    assert to_text(table["a"]).type == pa.string()
 
 
 def test_malformed_last_rows_are_not_lost(tmp_path):
