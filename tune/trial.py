@@ -167,11 +167,11 @@ def _forward(queue: Queue, config: Config, job: TrialJob) -> None:
             figures = clock.over_phases(message)
             figures |= {key: value_of(config, key) for key in job.metrics if "." in key}
             if "kept" not in message:
-                ray.tune.sweep_report(figures)
+                ray.tune.report(figures)
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 storage.write_json(os.path.join(folder, KEPT), {"folder": message["kept"]})
-                ray.tune.sweep_report(figures, checkpoint=ray.tune.Checkpoint.from_directory(folder))
+                ray.tune.report(figures, checkpoint=ray.tune.Checkpoint.from_directory(folder))
 
 
 class _Clock:
