@@ -20,6 +20,7 @@ MAX_ALLOW = 10_000
 MAX_FILTER_VALUES = 1000
 MAX_FILTER_COLUMNS = 100
 MAX_REQUESTS = 256
+MAX_WORK = 256_000  # the sum of k over the requests of a call
 MAX_EVENTS = 1000
 MAX_ITEMS = 256
 MAX_VALUES = 100  # of a column of an item

@@ -94,7 +94,10 @@ class Service:
         if many:
             edge.charge(request.scope, len(bodies))
         parsed = time.perf_counter()
-        reply = await self._replica.recommend(bodies, request_id(request.scope))
+        try:
+            reply = await self._replica.recommend(bodies, request_id(request.scope))
+        except UserError as error:
+            return user_error(error, *(("requests",) if many else ()))
         answered = time.perf_counter()
         answers = []
         for place, answer in enumerate(reply.answers):

@@ -24,11 +24,12 @@ from ctxrec.retrieval.explain import Why, explain
 from ctxrec.retrieval.filters import ColumnRule
 from ctxrec.retrieval.recommender import RawEvent, RawRequest
 from ctxrec.retrieval.retriever import Retriever, load_retriever
-from serve.api import Context, HistoryEvent, RecommendRequest
+from serve.api import MAX_WORK, Context, HistoryEvent, RecommendRequest
 
 logger = logging.getLogger(__name__)
 
 _SKEW_S = 300  # a client's clock may be so far ahead; its events count at once all the same
+_DIVERSE_WORK = 10  # what an item of a diverse list costs beside one of a plain list
 _PAUSE_S = 1.0  # a store that did not answer is left alone for so long
 
 
@@ -118,6 +119,22 @@ class Engine:
         others = iter(self._answers([body for n, body in enumerate(bodies) if n not in wrong], watch))
         return [wrong[n] if n in wrong else next(others) for n in range(len(bodies))]
 
+    def check_work(self, bodies: Sequence[RecommendRequest]) -> None:
+        """Refuse a call whose answer would keep others waiting for long, before anything is computed.
+
+        Raises:
+            UserError: it asks for too many items; names the limit.
+        """
+        strengths = self._retriever.slate_builder.strengths([body.diversity for body in bodies], len(bodies))
+        work = sum(
+            body.k * (_DIVERSE_WORK if strength > 0 else 1) for body, strength in zip(bodies, strengths, strict=True)
+        )
+        if len(bodies) > 1 and work > MAX_WORK:
+            raise UserError(
+                f"the call asks for too much at once: the sum of k is {work}, where k of a request with diversity "
+                f"counts {_DIVERSE_WORK} times; expected at most {MAX_WORK}. Send several calls"
+            )
+
     def _mistake(self, body: RecommendRequest) -> Exception | None:
         """What the model refuses in a request, found without computing anything."""
         try:
@@ -189,19 +206,26 @@ class Engine:
         if time.monotonic() < self._pause_until:
             return recent, "history"
         until = [asked[n] + (_SKEW_S if bodies[n].context.timestamp is None else 0) for n in which]
+        asked_for = [(bodies[n].user_id or "", round(at * US)) for n, at in zip(which, until, strict=True)]
+        pairs = list(dict.fromkeys(asked_for))  # a list may ask many times for one user
         try:
-            found = self._store.latest([bodies[n].user_id or "" for n in which], [round(at * US) for at in until])
+            found = self._store.latest([user for user, _ in pairs], [at for _, at in pairs])
         except StoreError as error:
             logger.warning("answering without posted events: %s", error)
             self._pause_until = time.monotonic() + _PAUSE_S
             return recent, "history"
-        for n, events in zip(which, found, strict=True):
-            recent[n] = [self._logged(event) for event in events]
+        read = {pair: self._logged(events) for pair, events in zip(pairs, found, strict=True)}
+        for n, pair in zip(which, asked_for, strict=True):
+            recent[n] = read[pair]
         return recent, None
 
-    def _logged(self, event: LoggedEvent) -> RawEvent:
-        context = self._retriever.recommender.contexts.usable(event.context) if event.context else event.context
-        return RawEvent(event.item_id, action=event.action, timestamp=event.time_us / US, context=context)
+    def _logged(self, events: Sequence[LoggedEvent]) -> list[RawEvent]:
+        """Stored events with what this version can read of their contexts."""
+        contexts = self._retriever.recommender.contexts.all_usable([event.context for event in events])
+        return [
+            RawEvent(event.item_id, action=event.action, timestamp=event.time_us / US, context=context)
+            for event, context in zip(events, contexts, strict=True)
+        ]
 
     @cached_property
     def user_names(self) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from types import SimpleNamespace
@@ -25,6 +27,10 @@ DESCRIPTION = (
     "`ctxrec.evaluate` use it with `--set rerank.use=true`. Scores of one request may differ by up to 1e-5 (relative) "
     "between batches."
 )
+MAX_ERRORS = 20  # that an answer lists
+MAX_KEYS = 1000  # of an object of a large body
+_LARGE_BYTES = 64 << 10
+_MOST_LISTED = 200  # errors that are made into a list, of which the first are shown
 _READ_ON_BYTES = 16 << 20
 Body = TypeVar("Body", bound=BaseModel)
 One = TypeVar("One", bound=BaseModel)
@@ -107,11 +113,46 @@ async def parse(request: Request, model: type[Body]) -> Body:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise RequestValidationError([{"type": "model_type", "loc": ("body",), "msg": ""}])
+    if len(body) > _LARGE_BYTES:
+        _check_keys(body)
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        errors = error.errors(include_url=False, include_context=False, include_input=False)
-        raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in errors]) from None
+        raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in _first(error, model, body)]) from None
+
+
+def _check_keys(body: bytes) -> None:
+    """Refuse a large body with an object of very many keys, each of which would be a mistake of its own."""
+
+    def count(pairs: list[tuple[str, Any]]) -> None:
+        if len(pairs) > MAX_KEYS:
+            message = f"an object has {len(pairs)} keys; expected at most {MAX_KEYS}"
+            raise RequestValidationError([{"type": "value_error", "loc": ("body",), "msg": message}])
+
+    with contextlib.suppress(ValueError, RecursionError):  # malformed JSON is refused by what follows
+        json.loads(body, object_pairs_hook=count)
+
+
+def _first(error: ValidationError, model: type[BaseModel], body: bytes) -> list[Any]:
+    """The first mistakes of a body, without making a list of all of them: 1 MB of mistakes would take seconds."""
+    few: dict[str, bool] = {"include_url": False, "include_context": False, "include_input": False}
+    if error.error_count() <= _MOST_LISTED:
+        return error.errors(**few)[:MAX_ERRORS]
+    with contextlib.suppress(ValueError, RecursionError):
+        try:
+            model.model_validate(_beginning(json.loads(body)))
+        except ValidationError as beginning:
+            return beginning.errors(**few)[:MAX_ERRORS]
+    return [{"type": "value_error", "loc": (), "msg": f"the body has {error.error_count()} mistakes"}]
+
+
+def _beginning(value: Any) -> Any:
+    """A JSON value without what follows the first parts of its lists and objects."""
+    if isinstance(value, list):
+        return [_beginning(part) for part in value[:3]]
+    if isinstance(value, dict):
+        return {key: _beginning(part) for key, part in itertools.islice(value.items(), MAX_ERRORS)}
+    return value
 
 
 async def parse_one_or_many(request: Request, one: type[One], many: type[Many], *, key: str) -> One | Many:

@@ -101,13 +101,17 @@ class Replica:
         self._exposures.stop()
         self._store.close()
 
-    def check_room(self) -> None:
-        """Refuse a call when too many are waiting: at once, before work is done on it."""
-        if self._num_waiting >= self._args.max_waiting:
+    def check_room(self, requests: int = 1) -> None:
+        """Refuse a call when too many requests are waiting: at once, before work is done on it.
+
+        A replica where nothing waits takes a call of any size.
+        """
+        if self._num_waiting and self._num_waiting + requests > self._args.max_waiting:
             raise HTTPException(503, "too many requests are waiting; try again later", headers={"Retry-After": "1"})
 
     async def recommend(self, requests: Sequence[RecommendRequest], request_id: str | None = None) -> Reply:
-        with self._admitted():
+        self._engine.check_work(requests)
+        with self._admitted(len(requests)):
             return await self._batches.submit(Call(requests, request_id))
 
     async def similar(self, item_id: str, k: int) -> Answer | None:
@@ -342,13 +346,13 @@ class Replica:
         return await asyncio.get_running_loop().run_in_executor(pool, call)
 
     @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        """A place among the waiting calls, while there are any."""
-        self.check_room()
-        self._num_waiting += 1
+    def _admitted(self, requests: int = 1) -> Iterator[None]:
+        """Places among the waiting requests, while there are any."""
+        self.check_room(requests)
+        self._num_waiting += requests
         self._metrics.waiting.set(self._num_waiting)
         try:
             yield
         finally:
-            self._num_waiting -= 1
+            self._num_waiting -= requests
             self._metrics.waiting.set(self._num_waiting)

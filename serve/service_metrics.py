@@ -68,7 +68,7 @@ class Metrics:
             "ctxrec_histories", "What was made of a history: kept from before, or read anew", ["result"], **own
         )
         self.rule_changes = Counter("ctxrec_rule_changes", "Changes of the rule file", ["result"], **own)
-        self.waiting = Gauge("ctxrec_waiting", "Calls that wait or are computed", multiprocess_mode="livesum", **own)
+        self.waiting = Gauge("ctxrec_waiting", "Requests that wait or are computed", multiprocess_mode="livesum", **own)
         self.live_items = Gauge(
             "ctxrec_live_items", "Items searched beside the index", multiprocess_mode="livemax", **own
         )

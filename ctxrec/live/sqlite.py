@@ -29,6 +29,7 @@ CREATE TABLE IF NOT EXISTS events (
     action TEXT NOT NULL, value REAL, context TEXT NOT NULL
 );
 CREATE UNIQUE INDEX IF NOT EXISTS events_by_user ON events (user, time_us, item, action);
+CREATE INDEX IF NOT EXISTS events_by_time ON events (user, time_us);
 CREATE TABLE IF NOT EXISTS items (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, row TEXT);
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 INSERT OR IGNORE INTO facts VALUES ('written', 0), ('taken', 0), ('id', '{id}');
@@ -69,7 +70,7 @@ class SqliteStore:
 
     def latest(self, users: Sequence[str], until_us: Sequence[int]) -> list[list[LoggedEvent]]:
         query = (
-            "SELECT item, time_us, action, value, context FROM events WHERE user = ? AND time_us <= ? "
+            "SELECT item, time_us, action, value, context FROM events INDEXED BY events_by_time WHERE user = ? AND time_us <= ? "
             "ORDER BY time_us DESC, seq DESC LIMIT ?"
         )
         try:

@@ -263,3 +263,16 @@ def test_a_service_that_died_is_forgotten(tmp_path):
     died.close()
     assert store.other_services("b") == []
     store.close()
+
+
+def test_many_events_at_one_time_are_read_by_an_index(tmp_path):
+    """A sort of 60,000 events of one time for the latest thousand took half a second."""
+    store = open_store(str(tmp_path))
+    store.append([LoggedEvent("u", f"i{n}", T) for n in range(KEPT_EVENTS + 5)])
+    assert [e.item_id for e in store.latest(["u"], [T])[0]] == [f"i{n}" for n in range(5, KEPT_EVENTS + 5)]
+    plan = sqlite3.connect(tmp_path / "live.sqlite").execute(
+        "EXPLAIN QUERY PLAN SELECT item FROM events INDEXED BY events_by_time WHERE user = 'u' AND time_us <= 5 "
+        "ORDER BY time_us DESC, seq DESC LIMIT 1000"
+    )
+    assert not any("TEMP B-TREE" in row[-1] for row in plan)
+    store.close()

@@ -179,3 +179,24 @@ def test_numbers_at_the_bounds_overflow_nowhere(engine):
         for number in (3.4e38, -3.4e38):
             asked = RecommendRequest.model_validate({"user_id": "u0", "context": {"basket": number, "timestamp": NOW}})
             assert isinstance(engine.recommend([[asked]])[0].answers[0], Answer)
+
+
+def test_a_list_that_asks_for_too_much_is_refused_before_anything_is_computed(engine):
+    diverse = GOOD.model_copy(update={"k": 1000, "diversity": 1.0})
+    with pytest.raises(UserError, match=r"sum of k is 2560000.*at most 256000"):
+        engine.check_work([diverse] * 256)
+    engine.check_work([diverse])
+    engine.check_work([GOOD.model_copy(update={"k": 1000})] * 256)
+
+
+def test_a_user_of_a_list_is_read_once(engine, monkeypatch):
+    asked, inner = [], engine._store.latest
+
+    def counted(users, until):
+        asked.append(list(users))
+        return inner(users, until)
+
+    monkeypatch.setattr(engine._store, "latest", counted)
+    other = GOOD.model_copy(update={"user_id": "u1"})
+    engine.recommend([[GOOD, other] * 50])
+    assert asked == [["u0", "u1"]]

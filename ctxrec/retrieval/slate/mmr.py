@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 NO_VALUE = -1  # fills up the values of an item
+_CACHE_BYTES = 4 << 20
+_MOST_PAIRED = 4096  # candidates, beyond which the similarities of all pairs would take too much memory
 
 
 def pick(
@@ -37,7 +39,26 @@ def pick(
     Returns:
         int64 [N, k] places among the candidates; -1 where none is left that the caps let through.
     """
-    rows = np.arange(len(relevance_NP))
+    num, width = relevance_NP.shape
+    # A few requests at once: what a place is chosen by should fit into the CPU's cache.
+    at_once = max(1, _CACHE_BYTES // max(4 * width * width, 1))
+    parts = [slice(start, start + at_once) for start in range(0, num, at_once)]
+    picked = [
+        _pick_part(relevance_NP[s], vectors_NPC[s], strengths_N[s], k, [(codes[s], cap) for codes, cap in caps])
+        for s in parts
+    ]
+    return np.concatenate(picked) if picked else np.full((0, k), -1, np.int64)
+
+
+def _pick_part(
+    relevance_NP: np.ndarray,
+    vectors_NPC: np.ndarray,
+    strengths_N: np.ndarray,
+    k: int,
+    caps: Sequence[tuple[np.ndarray, int]],
+) -> np.ndarray:
+    """`pick` for a few requests."""
+    rows, width = np.arange(len(relevance_NP)), relevance_NP.shape[1]
     picked = np.full((len(rows), k), -1, np.int64)
     free = relevance_NP > -np.inf
     full = np.zeros_like(free)
@@ -47,6 +68,9 @@ def pick(
     known = np.where(free, relevance_NP, 0)
     value = relevance_NP
     similarity = np.full(relevance_NP.shape, -np.inf, np.float32)
+    # For long lists all similarities in one product; for short ones only those that are asked for.
+    long = spread and 4 * k >= width and width <= _MOST_PAIRED
+    pairs_NPP = np.matmul(vectors_NPC, vectors_NPC.transpose(0, 2, 1)) if long else None
     for place in range(k):
         value_now = np.where(free & ~full, value, -np.inf)
         best = value_now.argmax(1)
@@ -56,8 +80,11 @@ def pick(
         picked[found, place] = best[found]
         free[rows[found], best[found]] = False
         if spread:
-            like = np.matmul(vectors_NPC, vectors_NPC[rows, best][:, :, None])[:, :, 0]
-            similarity = np.maximum(similarity, like)
+            if pairs_NPP is not None:
+                like = pairs_NPP[rows, best]
+            else:
+                like = np.matmul(vectors_NPC, vectors_NPC[rows, best][:, :, None])[:, :, 0]
+            np.maximum(similarity, like, out=similarity)
             value = (1 - strength) * known - strength * similarity
         for (codes, cap), count in zip(caps, counts, strict=True):
             full |= _count(codes, count, codes[rows, best], found, cap)
