@@ -45,10 +45,13 @@ def read_published(models: str) -> Published:
         raise UserError(
             f"nothing is published at {models} (current.json is missing); run python -m ctxrec.publish first"
         )
-    raw = storage.read_json(path)
+    try:
+        raw = storage.read_json(path)
+    except (UserError, UnicodeDecodeError):
+        raw = None
     named = isinstance(raw, dict) and isinstance(raw.get("version"), str) and isinstance(raw.get("previous"), list)
     if not named:
-        raise UserError(f"{path} is damaged: it names no version; publish again")
+        raise UserError(f"{path} is damaged: it names no version; remove it and publish again")
     return Published(raw["version"], tuple(map(str, raw["previous"])))
 
 

@@ -85,6 +85,7 @@ def read_checked(path: str, kind: FolderKind, *, scratch: str) -> tuple[str, dic
         raise UserError(f"{where} has {found}. {kind.when_outdated}")
     if not _is_whole(manifest):
         raise UserError(f"{where} is damaged: {MANIFEST} does not match its own hash; {kind.when_damaged}")
+    _check_listed(folder, manifest["files"], where, kind)
     for name, digest in manifest["files"].items():
         file = os.path.join(folder, name)
         if not os.path.exists(file):
@@ -92,6 +93,22 @@ def read_checked(path: str, kind: FolderKind, *, scratch: str) -> tuple[str, dic
         if storage.sha256_file(file) != digest:
             raise UserError(f"{where} is damaged: {name} does not match its hash; {kind.when_damaged}")
     return folder, manifest
+
+
+def _check_listed(folder: str, files: dict[str, str], where: str, kind: FolderKind) -> None:
+    """A manifest must list the files of its folder, all of them."""
+    if not files:
+        raise UserError(f"{where} is damaged: {MANIFEST} lists no file; {kind.when_damaged}")
+    unlisted = sorted(name for name in storage.local_files(folder) if name not in files and not _is_free(name))
+    if unlisted:
+        raise UserError(
+            f"{where} has the file {unlisted[0]}, which {MANIFEST} does not list; remove it, or {kind.when_damaged}"
+        )
+
+
+def _is_free(name: str) -> bool:
+    """Whether a manifest need not list a file: itself, and hidden files such as those of a file manager."""
+    return name == MANIFEST or os.path.basename(name).startswith(".")
 
 
 def _is_whole(manifest: dict[str, Any]) -> bool:

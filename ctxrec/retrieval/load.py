@@ -16,6 +16,7 @@ from ctxrec.bundle import format as bundle_format
 from ctxrec.core import storage
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.dataset_spec import DatasetSpec
+from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import BundlePaths
 from ctxrec.data.events import histories_from_table
 from ctxrec.data.features import item_features
@@ -35,6 +36,12 @@ def load_recommender(bundle: str) -> Recommender:
     """
     folder, manifest = bundle_format.check_bundle(bundle, scratch=tempfile.gettempdir())
     config, spec, shape, towers = _load_towers(folder)
+    items, vectors = pq.read_table(BundlePaths(folder).items), load_arrays(BundlePaths(folder).vectors)["items"]
+    if items.num_rows != len(vectors):
+        raise UserError(
+            f"the bundle at {bundle} is damaged: items.parquet has {items.num_rows} rows and vectors.safetensors "
+            f"{len(vectors)} vectors; expected one for each item. Restore it or train again"
+        )
     with pa.memory_map(BundlePaths(folder).histories) as source:
         histories = histories_from_table(pa.ipc.open_file(source).read_all(), shape.features)
     return Recommender(
@@ -42,8 +49,8 @@ def load_recommender(bundle: str) -> Recommender:
         spec=spec,
         features=shape.features,
         towers=towers,
-        items=pq.read_table(BundlePaths(folder).items),
-        item_vectors=load_arrays(BundlePaths(folder).vectors)["items"],
+        items=items,
+        item_vectors=vectors,
         histories=histories,
         model_version=manifest["model_version"],
         blend=bundle_format.load_blend(folder),

@@ -212,3 +212,11 @@ def test_a_relative_encoder_folder_is_made_absolute(
     config = dataclasses.replace(tiny_config, encoder=dataclasses.replace(tiny_config.encoder, name="bert"))
     assert train(tiny_data, tiny_run, config) == tiny_run
     assert "reused" in capsys.readouterr().out
+
+
+def test_a_catalogue_that_lost_a_row_is_found_though_its_hash_fits(copy):
+    pq.write_table(pq.read_table(copy / "items.parquet").slice(1), copy / "items.parquet")
+    files = bundle_format.hash_files(str(copy))
+    bundle_format.write_manifest(str(copy), bundle_format.BUNDLE, files=files, model_version="x")
+    with pytest.raises(UserError, match=r"items\.parquet has \d+ rows and vectors\.safetensors \d+ vectors"):
+        load_recommender(str(copy))

@@ -56,6 +56,18 @@ def test_every_change_is_found(box, damage, says):
         check(box)
 
 
+def test_a_manifest_lists_all_files_and_at_least_one(box):
+    (box / ".DS_Store").write_text("")
+    check(box)
+    (box / "extra.bin").write_text("")
+    with pytest.raises(UserError, match=r"has the file extra\.bin, which manifest\.json does not list; remove it"):
+        check(box)
+    (box / "extra.bin").unlink()
+    write_manifest(str(box), KIND, files={}, model_version=version_of({}))
+    with pytest.raises(UserError, match=r"damaged: manifest\.json lists no file; restore it"):
+        check(box)
+
+
 def edit(box: Path, **changes) -> None:
     path = box / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
