@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ctxrec.core import failures
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.errors import Failed, Stopped, UserError
 
@@ -120,7 +121,10 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("stopped by the user", file=sys.stderr)
         sys.exit(1)
-    except Exception:
-        logger.exception("failed")
+    except Exception as error:
+        if (told := failures.explain(error)) is None:
+            logger.exception("failed")
+        else:
+            print(f"error: {told}", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)

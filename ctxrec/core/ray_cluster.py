@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import ray
 import ray.data
 
-from ctxrec.core import ray_private
+from ctxrec.core import failures, ray_private
+from ctxrec.core.errors import Failed
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,9 @@ def connect(*, log_to_driver: bool = True) -> None:
 
     Args:
         log_to_driver: whether this terminal shows what all processes of the cluster print.
+
+    Raises:
+        Failed: Ray did not start; says where, why and what to do.
     """
     if ray.is_initialized():
         return
@@ -37,11 +41,25 @@ def connect(*, log_to_driver: bool = True) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     env = {name: os.environ[name] for name in _WORKER_ENV if name in os.environ}
     options = {"runtime_env": {"env_vars": env}, "log_to_driver": log_to_driver, "logging_level": logging.WARNING}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**options)
-    else:
-        # Ray Train's controller watches itself through the dashboard's state API; it binds to localhost.
-        ray.init(address="local", include_dashboard=True, object_store_memory=_object_store_bytes(), **options)
+    try:
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(**options)
+        else:
+            # Ray Train's controller watches itself through the dashboard's state API; it binds to localhost.
+            ray.init(address="local", include_dashboard=True, object_store_memory=_object_store_bytes(), **options)
+    except Exception as error:
+        if isinstance(error, OSError) and "AF_UNIX" in str(error):
+            raise Failed(
+                f"Ray cannot make its sockets below {tempfile.gettempdir()}, whose name is too long; "
+                "set TMPDIR or RAY_TMPDIR to a short folder such as /tmp, and run the command again"
+            ) from error
+        if told := failures.explain(error):
+            raise Failed(f"Ray did not start: {told}") from error
+        where = os.environ.get("RAY_ADDRESS") or "this machine"
+        raise Failed(
+            f"Ray did not start on {where}: {type(error).__name__}: {' '.join(str(error).split())[:300]}. "
+            "Wait until the machine is less busy or the cluster is up, and run the command again"
+        ) from error
     _quiet_small_clusters()
     logger.info("Ray %s with %s CPUs", ray.__version__, ray.cluster_resources().get("CPU", 0))
 

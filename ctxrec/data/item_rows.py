@@ -81,7 +81,7 @@ def items_table(
 def joined_text(column: pa.ChunkedArray) -> pa.Array:
     """A text column in one line with single spaces; values of a list joined by commas; null where empty."""
     if parsing.as_lists(column) is not None:
-        column = pc.binary_join(value_lists(column), ", ")
+        column = pc.binary_join(value_lists(column, normal=False), ", ")
     text = pc.utf8_trim_whitespace(pc.replace_substring_regex(parsing.to_text(column), r"\s+", " "))
     return pc.if_else(pc.equal(text, ""), None, text)
 
@@ -99,15 +99,21 @@ def join_sentences(texts: Sequence[pa.Array]) -> pa.Array:
     return joined
 
 
-def value_lists(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """A categorical column as list<string>: lists without their empty values, single values as lists of one."""
+def value_lists(column: pa.Array | pa.ChunkedArray, *, normal: bool = True) -> pa.Array:
+    """A categorical column as list<string>: lists without their empty values, single values as lists of one.
+
+    Args:
+        column: single values or lists of any type.
+        normal: whether each value takes the form that it has in all sources (`parsing.normal_categories`).
+    """
+    clean = parsing.normal_categories if normal else parsing.to_text
     lists = parsing.as_lists(column)
     if lists is not None:
         lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
         owner = np.repeat(np.arange(len(lists)), lengths)  # a null list may hide values, which `flatten` leaves out
-        values = parsing.to_text(lists.flatten())
+        values = clean(lists.flatten())
     else:
-        owner, values = np.arange(len(column)), parsing.to_text(column)
+        owner, values = np.arange(len(column)), clean(column)
     present = values.is_valid().to_numpy(zero_copy_only=False)
     offsets = np.zeros(len(column) + 1, np.int32)
     np.cumsum(np.bincount(owner[present], minlength=len(column)), out=offsets[1:])

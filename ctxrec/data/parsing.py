@@ -5,13 +5,17 @@ Legend: N rows, V distinct values.
 
 from __future__ import annotations
 
+import decimal
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from ctxrec.data.arrow_views import plain_type
 
 UNIT_US = {"s": 1_000_000, "ms": 1000, "us": 1}  # microseconds a unit of an epoch number
 UNIT_FROM = {"s": 0, "ms": 10**11, "us": 10**14, "ns": 10**17}  # smallest epoch number in each unit
@@ -21,6 +25,8 @@ TIME_OK, TIME_MISSING, TIME_UNPARSABLE, TIME_OUT_OF_RANGE, TIME_MISFIT = 0, 1, 2
 
 _EXACT = 2**53  # whole numbers below are exact in float64
 
+_TRUTH = r"(?i)^(?:true|false)$"
+_DECIMAL = r"^-?(?:0|[1-9][0-9]*)\.[0-9]*$"
 _INTEGER = r"^\s*[+-]?[0-9]{1,18}\s*$"
 _NUMBER = r"^\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*$"
 
@@ -53,34 +59,6 @@ def one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return array if wanted == array.type else array.cast(wanted)
 
 
-def plain_type(kind: pa.DataType) -> pa.DataType:
-    """`kind` without views (string_view and binary_view of DataFusion and arrow-rs), also inside of other types."""
-    if pa.types.is_string_view(kind):
-        return pa.string()
-    if pa.types.is_binary_view(kind):
-        return pa.binary()
-    if pa.types.is_dictionary(kind):
-        value = plain_type(kind.value_type)
-        return kind if value == kind.value_type else value
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        value = plain_type(kind.value_type)
-        made = pa.list_ if pa.types.is_list(kind) else pa.large_list
-        return kind if value == kind.value_type else made(value)
-    if pa.types.is_fixed_size_list(kind):
-        value = plain_type(kind.value_type)
-        return kind if value == kind.value_type else pa.list_(value, kind.list_size)
-    if pa.types.is_struct(kind):
-        fields = [field.with_type(plain_type(field.type)) for field in kind]
-        return kind if all(a.type == b.type for a, b in zip(fields, kind, strict=True)) else pa.struct(fields)
-    return kind
-
-
-def plain_table(table: pa.Table) -> pa.Table:
-    """A table whose columns have plain types."""
-    wanted = pa.schema([field.with_type(plain_type(field.type)) for field in table.schema])
-    return table if wanted.types == table.schema.types else table.cast(wanted)
-
-
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
@@ -99,8 +77,10 @@ def to_text(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     if pa.types.is_nested(kind):
         return pa.array([None if v is None else str(v) for v in array.to_pylist()], pa.string())
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        array = _binary_to_text(array)
+        array = binary_to_text(array)
     text = array.cast(pa.string())
+    if pa.types.is_decimal(kind):
+        text = _short_decimals(text)
     blank = pc.equal(pc.utf8_trim_whitespace(text), "")
     return pc.if_else(pc.fill_null(blank, False), None, text)
 
@@ -113,6 +93,9 @@ def value_text(value: object) -> str | None:
     """
     if isinstance(value, (bool, np.bool_)):
         return str(value).lower()
+    if isinstance(value, decimal.Decimal):
+        value = format(value, "f")
+        value = value.rstrip("0").rstrip(".") if "." in value else value
     if isinstance(value, (float, np.floating)):
         if math.isnan(value):
             return None
@@ -120,6 +103,39 @@ def value_text(value: object) -> str | None:
         value = int(number) if number.is_integer() and abs(number) < _EXACT else value
     text = None if value is None else str(value)
     return text if text is not None and text.strip() else None
+
+
+def normal_categories(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """A column of categories as strings, with one form for each value, whichever source it comes from.
+
+    A CSV writes True and 1.0 where JSON and Parquet have true and 1. Texts of these forms become "true" and "1", and
+    1.50 becomes "1.5". Ids, actions and texts for people keep their spelling.
+    """
+    coded = to_text(column).dictionary_encode()
+    texts = coded.dictionary
+    texts = pc.if_else(pc.match_substring_regex(texts, _TRUTH), pc.utf8_lower(texts), texts)
+    return _short_decimals(texts).take(coded.indices)
+
+
+def _short_decimals(texts: pa.Array) -> pa.Array:
+    short = pc.replace_substring_regex(texts, r"\.?0*$", "")
+    short = pc.if_else(pc.equal(short, "-0"), "0", short)
+    return pc.if_else(pc.match_substring_regex(texts, _DECIMAL), short, texts)
+
+
+def category_text(value: object) -> str | None:
+    """One value as `normal_categories` reads it.
+
+    >>> [category_text(v) for v in (True, "TRUE", "1.0", 1, "2.50", "007", "1.2.0", "")]
+    ['true', 'true', '1', '1', '2.5', '007', '1.2.0', None]
+    """
+    text = value_text(value)
+    if text is not None and text.lower() in ("true", "false"):
+        return text.lower()
+    if text is not None and "." in text and re.match(_DECIMAL, text):
+        short = text.rstrip("0").rstrip(".")
+        return "0" if short == "-0" else short
+    return text
 
 
 def value_words(value: object) -> list[str]:
@@ -133,18 +149,6 @@ def value_line(value: object) -> str | None:
     return ", ".join(value_words(value)) if isinstance(value, list) else value_text(value)
 
 
-def as_written(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Any column as text for a person to read, large_string; no value is dropped."""
-    array = one_array(column)
-    if pa.types.is_dictionary(array.type):
-        array = array.cast(array.type.value_type)
-    if pa.types.is_nested(array.type):
-        return pa.array([None if v is None else str(v) for v in array.to_pylist()], pa.large_string())
-    if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
-        array = _binary_to_text(array)
-    return array.cast(pa.large_string())
-
-
 def _floats_to_text(array: pa.Array) -> pa.Array:
     """Floats as the shortest text that means the same number in their own precision."""
     values = array.to_numpy(zero_copy_only=False).astype(np.float64)
@@ -155,15 +159,16 @@ def _floats_to_text(array: pa.Array) -> pa.Array:
     return pc.if_else(pa.array(np.isnan(values)), None, text)
 
 
-def _binary_to_text(array: pa.Array) -> pa.Array:
+def binary_to_text(array: pa.Array) -> pa.Array:
+    """Bytes as strings."""
     try:
         return array.cast(pa.string())
     except pa.ArrowInvalid:  # not UTF-8: the bytes as \x escapes, so that nothing is lost
         return pa.array([None if v is None else v.decode("utf-8", "backslashreplace") for v in array.to_pylist()])
 
 
-def encode(column: pa.Array | pa.ChunkedArray) -> Coded:
-    """A column of ids or categories as codes of its distinct strings (see `to_text`)."""
+def encode(column: pa.Array | pa.ChunkedArray, *, normal: bool = False) -> Coded:
+    """A column as codes of its distinct strings: of ids (`to_text`) or, if `normal`, categories (`normal_categories`)."""
     if not isinstance(column, pa.ChunkedArray):
         column = pa.chunked_array([column])
     column = column.cast(plain_type(column.type))
@@ -176,7 +181,7 @@ def encode(column: pa.Array | pa.ChunkedArray) -> Coded:
         array = one_array(column).dictionary_encode()
     raw = array.indices.cast(pa.int32()).fill_null(-1).to_numpy(zero_copy_only=False)
     # Distinct raw values may have equal text (-0.0 and 0.0), or none (NaN): code the text again.
-    text = to_text(array.dictionary).dictionary_encode()
+    text = (normal_categories if normal else to_text)(array.dictionary).dictionary_encode()
     recode = np.append(text.indices.fill_null(-1).to_numpy(zero_copy_only=False), -1).astype(np.int32)
     return Coded(codes=recode[raw], values=text.dictionary)
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from ctxrec.core import schema, storage
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
+from ctxrec.data import parsing
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,11 @@ def encode_categories(values: pa.Array | pa.ChunkedArray, vocabulary: list[str])
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     values = values.cast(pa.string())
-    position = pc.index_in(values, value_set=pa.array(vocabulary, pa.string()))
+    known = pa.array(vocabulary, pa.string())
+    position = pc.index_in(values, value_set=known)
+    if position.null_count:  # another spelling of a value, or a vocabulary that was made before values had one form
+        normal = pc.index_in(parsing.normal_categories(values), value_set=parsing.normal_categories(known))
+        position = pc.coalesce(position, normal)
     codes = pc.fill_null(pc.add(position, schema.FIRST_CODE), schema.OTHER)
     absent = pc.or_kleene(pc.is_null(values), pc.equal(pc.fill_null(values, ""), ""))
     return pc.if_else(absent, schema.MISSING, codes).cast(pa.int32())

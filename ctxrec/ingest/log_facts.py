@@ -66,6 +66,8 @@ class LogFacts:
     rows_read: int = 0
     rows_kept: int = 0
     future: int = 0  # kept rows whose time lies in the future
+    first_us: int = 2**62  # times of the first and the last kept row, microseconds since 1970
+    last_us: int = -1
     rejects: Counter[str] = field(default_factory=Counter)  # rejected rows by reason
     shards: list[ShardFile] = field(default_factory=list)
     hours: Counter[int] = field(default_factory=Counter)  # kept rows by hour since 1970
@@ -80,6 +82,8 @@ class LogFacts:
         self.rows_read += later.rows_read
         self.rows_kept += later.rows_kept
         self.future += later.future
+        self.first_us = min(self.first_us, later.first_us)
+        self.last_us = max(self.last_us, later.last_us)
         self.rejects.update(later.rejects)
         self.shards += later.shards
         self.hours.update(later.hours)

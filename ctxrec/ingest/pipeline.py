@@ -119,6 +119,8 @@ def _build(source: Source, out: str, config: Config) -> dict[str, Any]:
         "cold_items": options.cold_items,
         "split": {"strategy": spec.split.strategy, **(_cut_times(cuts) if _is_temporal(spec) else {})},
         "time_unit": job.unit,
+        "times": {"first_us": log.first_us, "last_us": log.last_us},
+        "actions": dict(_by_count(log)),
         "notes": [*source.notes, *tables.notes, *notes, *_log_notes(spec, log, totals)],
     }
 
@@ -271,6 +273,20 @@ def _log_notes(spec: DatasetSpec, log: LogFacts, totals: Totals) -> list[str]:
     return notes
 
 
+def _by_count(log: LogFacts) -> list[tuple[str, int]]:
+    """The most frequent actions of the log with the number of their events."""
+    pairs = zip(log.actions.values.to_pylist(), log.actions.counts.tolist(), strict=True)
+    return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:20]
+
+
+def _from_to(times: dict[str, int] | None) -> str:
+    """The first and the last time of the log, in UTC."""
+    if times is None:
+        return ""
+    first, last = (np.datetime64(times[name] // 1_000_000, "s") for name in ("first_us", "last_us"))
+    return f", from {first} to {last} (UTC)"
+
+
 def summary(data: PreparedData) -> str:
     """A few lines for a person about a prepared folder."""
     counts, meta = data.meta["counts"], data.meta
@@ -279,8 +295,10 @@ def summary(data: PreparedData) -> str:
         f"  users {counts['users']:,}, items {counts['items']:,} ({counts['items_only_in_log']:,} only in the log)",
         f"  split {meta['split']['strategy']}: train {counts['train']:,}, valid {counts['valid']:,}, "
         f"test {counts['test']:,}",
-        f"  times are {meta['time_unit']}",
+        f"  times are {meta['time_unit']}" + _from_to(meta.get("times")),
     ]
+    if meta.get("actions"):
+        lines.append("  actions " + ", ".join(f"{name} {n:,}" for name, n in meta["actions"].items()))
     if "held_out_items" in counts:
         lines.append(
             f"  cold items: {counts['held_out_items']:,} are held out; {counts['held_out_events']:,} of their events "

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
-from ctxrec.data.parsing import plain_table, value_text
+from ctxrec.data.arrow_views import plain_table
+from ctxrec.data.parsing import value_text
 from ctxrec.ingest.quote_check import QuoteCheck
 
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}

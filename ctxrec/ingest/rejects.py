@@ -39,11 +39,23 @@ def reject_table(
         "source_row": pa.array([*rows.tolist(), *[m[1] for m in malformed]], pa.int64()),
     }
     for name in raw.column_names:
-        text = parsing.as_written(raw.column(name))
+        text = _as_written(raw.column(name))
         safe = name if name not in {*columns, "source_text"} else f"{name}_"
         columns[safe] = pa.concat_arrays([text, pa.nulls(len(malformed), pa.large_string())])
     texts = [None] * len(raw) + [m[2] for m in malformed]
     return pa.table(columns | {"source_text": pa.array(texts, pa.large_string())})
+
+
+def _as_written(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Any column as text for a person to read, large_string; no value is dropped."""
+    array = parsing.one_array(column)
+    if pa.types.is_dictionary(array.type):
+        array = array.cast(array.type.value_type)
+    if pa.types.is_nested(array.type):
+        return pa.array([None if v is None else str(v) for v in array.to_pylist()], pa.large_string())
+    if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
+        array = parsing.binary_to_text(array)
+    return array.cast(pa.large_string())
 
 
 def lines_of(malformed: Sequence[tuple]) -> int:

@@ -143,6 +143,7 @@ def _make_shard(part: _Part, name: str, job: ShardJob, item_ids: pa.Array) -> Lo
     hours, events_in = np.unique(times // HOUR_US, return_counts=True)
     facts.rows_kept, facts.future = len(good), int((times > job.now_us).sum())
     facts.hours = Counter(dict(zip(hours.tolist(), events_in.tolist(), strict=True)))
+    facts.first_us, facts.last_us = int(times.min()), int(times.max())
     facts.new_items = _new_items(item, item_ids)
     columns: dict[str, Coded | np.ndarray | pa.Array] = {USER: user, ITEM: item, TIME: times}
     columns |= {FILE: part.files[good], ROW: part.rows[good]}
@@ -200,7 +201,7 @@ def _categories(raw: pa.Table, good: np.ndarray, events: EventsSpec, facts: LogF
     coded += [(schema.context_column(name), name) for name in events.context.categorical]
     columns = {}
     for column, source in coded:
-        columns[column] = values = parsing.encode(raw.column(source)).take(good)
+        columns[column] = values = parsing.encode(raw.column(source), normal=column != ACTION).take(good)
         count = np.bincount(values.codes[values.codes >= 0], minlength=len(values.values))
         found = ValueCounts(values.values.cast(pa.large_string()), count.astype(np.int64))
         if column == ACTION:

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from ctxrec.core import schema
 from ctxrec.core.errors import UserError
+from ctxrec.data.parsing import category_text
 from ctxrec.retrieval.live_catalogue import LiveCatalogue
 
 _CACHED_BYTES = 64 << 20  # of masks, with their keys, that are kept for the next request with the same rules
@@ -108,7 +109,7 @@ class ItemFilter:
 
     def _having(self, column: str, values: Sequence[str]) -> np.ndarray:
         mask = np.zeros(self._catalogue.num_bundled, bool)
-        for value in values:
+        for value in _spellings(values):
             mask[self._values[column].get(value, [])] = True
         return mask
 
@@ -119,12 +120,17 @@ def _digest(rules: Mapping[str, ColumnRule]) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=32).digest()
 
 
+def _spellings(values: Sequence[str]) -> set[str]:
+    """Values as they are given, and in the form that `prepare` gives them."""
+    return {*values, *(text for value in values if (text := category_text(value)) is not None)}
+
+
 def _passes(value: Any, rule: ColumnRule) -> bool:
     """`ItemFilter.mask` for one item."""
     values = value if isinstance(value, list) else []
-    if rule.any is not None and not set(values) & set(rule.any):
+    if rule.any is not None and not set(values) & _spellings(rule.any):
         return False
-    if rule.none is not None and set(values) & set(rule.none):
+    if rule.none is not None and set(values) & _spellings(rule.none):
         return False
     if rule.min is None and rule.max is None:
         return True

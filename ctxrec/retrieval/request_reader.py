@@ -11,7 +11,7 @@ import numpy as np
 from ctxrec.core import schema
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import MAX_NUMBER, Context, time_codes
-from ctxrec.data.parsing import value_text
+from ctxrec.data.parsing import category_text, value_text
 from ctxrec.data.prepared import FeatureMeta
 
 MAX_WHOLE = 2**64  # of a value of a category; larger ones have no place in any log's columns
@@ -23,7 +23,10 @@ class ContextReader:
     def __init__(self, features: FeatureMeta) -> None:
         self._features = features
         self._category_codes = {
-            name: {value: code for code, value in enumerate(values, schema.FIRST_CODE)}
+            name: {
+                **{category_text(value): code for code, value in enumerate(values, schema.FIRST_CODE)},
+                **{value: code for code, value in enumerate(values, schema.FIRST_CODE)},
+            }
             for name, values in features.context_categories.items()
         }
 
@@ -77,14 +80,14 @@ class ContextReader:
         return True
 
 
-def _category(name: str, value: Any, codes: dict[str, int]) -> int:
+def _category(name: str, value: Any, codes: dict[str | None, int]) -> int:
     """Code of a value, which may come as the number or truth value that `prepare` read as a string."""
     if value is not None and not isinstance(value, (str, bool, int, float, np.bool_, np.number)):
         raise UserError(f"context {name} is {value!r}; expected a single value")
     if isinstance(value, int) and abs(value) >= MAX_WHOLE:
         raise UserError(f"context {name} is a whole number of {value.bit_length()} bits; expected at most 64 bits")
     text = value_text(value)
-    return schema.MISSING if text is None else codes.get(text, schema.OTHER)
+    return schema.MISSING if text is None else codes.get(text, codes.get(category_text(text), schema.OTHER))
 
 
 def _number(name: str, value: Any) -> float:

@@ -1,10 +1,12 @@
 import datetime
+import decimal
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from ctxrec.data import item_rows, parsing
+from ctxrec.data.prepared import encode_categories
 
 US = 1_000_000
 
@@ -163,3 +165,33 @@ def test_lists_of_one_length_are_lists():
     assert item_rows.value_lists(column).to_pylist() == [["a", "b"], [], ["c"]]
     assert item_rows.joined_text(pa.chunked_array([column])).to_pylist() == ["a, b", None, "c"]
     assert item_rows.value_lists(pa.chunked_array([column.slice(1)])).to_pylist() == [[], ["c"]]
+
+
+@pytest.mark.parametrize(
+    ("spelled", "normal"),
+    [
+        (["True", "TRUE", "true", True], "true"),
+        (["1.0", "1", "1.", 1, 1.0, decimal.Decimal("1.00")], "1"),
+        (["-0.0", 0.0, "0"], "0"),
+        (["2.50", "2.5", 2.5, decimal.Decimal("2.50")], "2.5"),
+        (["10.0", 10, decimal.Decimal("10")], "10"),
+        (["007"], "007"),
+        (["1.2.0"], "1.2.0"),
+        (["00.50"], "00.50"),
+        (["Truely"], "Truely"),
+        (["", " ", None], None),
+    ],
+)
+def test_a_category_has_one_form_in_all_sources(spelled, normal):
+    for value in spelled:
+        assert parsing.category_text(value) == normal, repr(value)
+        column = pa.array([value])
+        assert parsing.normal_categories(column).to_pylist() == [normal], repr(value)
+        assert item_rows.value_lists(column).to_pylist() == [[] if normal is None else [normal]]
+        coded = parsing.encode(column, normal=True)
+        assert [*coded.values.to_pylist(), None][coded.codes[0]] == normal
+
+
+def test_categories_are_found_in_vocabularies_of_another_form():
+    values = pa.array(["True", "1.0", "x", None, "2"])
+    assert encode_categories(values, ["true", "1", "2.0"]).to_pylist() == [2, 3, 1, 0, 4]

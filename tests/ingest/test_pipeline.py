@@ -258,6 +258,19 @@ def test_weights_of_actions_that_the_log_does_not_have_are_a_mistake(tmp_path):
     assert (data.meta["counts"]["train"], data.meta["counts"]["train_targets"]) == (10, 1)
 
 
+def test_categories_of_a_log_have_one_form(tmp_path):
+    rows = [
+        ("a", "i", START, "True", "1.0"),
+        ("a", "j", START + 1, "true", "1"),
+        ("b", "i", START + 2, "FALSE", "2.50"),
+    ]
+    write_csv(tmp_path, rows, header="user_id,item_id,timestamp,member,zone")
+    data = run(tmp_path, LOG + '[events.context]\ncategorical = ["member", "zone"]\n' + LAST)
+    assert data.features.context_categories == {"member": ["true", "false"], "zone": ["1", "2.5"]}
+    assert histories(data)["a"]["ctx_member"] == histories(data)["a"]["ctx_zone"] == [2, 2]
+    assert "from 2020-09-13T12:26:40 to 2020-09-13T12:26:42 (UTC)" in summary(data)
+
+
 def test_a_column_may_be_a_value_and_a_context(tmp_path):
     write_csv(tmp_path, [("a", "i", START, 3), ("b", "j", START + 1, "x")], header="user_id,item_id,timestamp,stars")
     data = run(tmp_path, LOG + 'value = "stars"\n[events.context]\nnumeric = ["stars"]\n' + LAST)
