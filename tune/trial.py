@@ -82,7 +82,8 @@ def run_trial(values: dict[str, Any], job: TrialJob) -> None:
     config = config_of(job, values)
     run, start = _place(job, config)
     queue = Queue(1, actor_options={"num_cpus": 0})  # the training waits here for Ray Tune's decision
-    forward = threading.Thread(target=_forward, args=(queue, config, job), daemon=True)
+    errors: list[Exception] = []
+    forward = threading.Thread(target=_forward_or_drain, args=(queue, config, job, errors), daemon=True)
     forward.start()
     keep = storage.join(run, "kept") if job.keeps else ""
     try:
@@ -90,6 +91,8 @@ def run_trial(values: dict[str, Any], job: TrialJob) -> None:
     finally:
         queue.put(None)
         forward.join()
+    if errors:
+        raise errors[0]
 
 
 def _place(job: TrialJob, config: Config) -> tuple[str, str]:
@@ -157,6 +160,16 @@ class Reporter(UserCallback):
                 kept = storage.join(self._keep, os.path.basename(checkpoint.path))
                 message["kept"] = keep_checkpoint(self._run, message["checkpoint"], kept)
         self._queue.put(message)
+
+
+def _forward_or_drain(queue: Queue, config: Config, job: TrialJob, errors: list[Exception]) -> None:
+    """Forward until the training ends. After an error, empty the queue, so that the training does not wait for ever."""
+    try:
+        _forward(queue, config, job)
+    except Exception as error:  # the trial raises it when its training has ended
+        errors.append(error)
+        while queue.get() is not None:
+            pass
 
 
 def _forward(queue: Queue, config: Config, job: TrialJob) -> None:

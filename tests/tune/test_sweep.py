@@ -66,6 +66,35 @@ encoder_epochs = 0
     return str(path)
 
 
+def test_two_trials_report_to_ray_tune_and_the_better_one_is_written(tiny_data, tmp_path):
+    """The smallest whole sweep, so that the quick tests run one; the slow ones below prove the rest."""
+    plan = load_sweep(options(tmp_path, "", trials=2, epochs=1, sweep_lines="seed = 0\nretries = 0\nfinal = false"))
+    out = tmp_path / "sweep"
+    made = sweep(tiny_data, str(out), plan)
+    rows = pq.read_table(out / "trials.parquet").to_pylist()
+    assert len(rows) == 2 and all(r["status"] in ("finished", "stopped") and r["valid_ndcg@10"] > 0 for r in rows)
+    assert made["best"]["value"] == max(r["valid_ndcg@10"] for r in rows)
+    assert load_config(str(out / "best.toml")).train.tower_lr == made["best"]["values"]["train.tower_lr"]
+
+
+def test_an_error_while_reporting_ends_the_trial_and_does_not_hang_it(monkeypatch):
+    """The training goes on to its end, as nobody waits for an answer, and then the trial raises the error."""
+    import queue
+
+    from tune import trial
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("the report failed")
+
+    monkeypatch.setattr(trial, "_forward", fail)
+    waiting: queue.Queue = queue.Queue()
+    for message in ({"valid": 0.1}, {"valid": 0.2}, None):
+        waiting.put(message)
+    errors: list[Exception] = []
+    trial._forward_or_drain(waiting, None, None, errors)
+    assert [str(error) for error in errors] == ["the report failed"] and waiting.empty()
+
+
 @pytest.mark.slow
 def test_a_sweep_ends_with_the_best_options_and_their_bundle(tiny_data, tiny_encoder, tmp_path):
     """Trials whose encoder is nowhere fail and are reported; the others go on."""
