@@ -15,7 +15,8 @@ from starlette.exceptions import HTTPException
 from ctxrec.bundle.registry import Published, find_bundle, is_models, read_published, version_folder
 from ctxrec.core.errors import UserError
 from ctxrec.experiments.ab_test import Experiment, read_experiment
-from ctxrec.live.store import LoggedEvent, StoreError, open_store
+from ctxrec.live.opening import open_store
+from ctxrec.live.store import LoggedEvent, StoreError
 from ctxrec.retrieval.item_encoder import ItemEncoder, NoEncoder
 from ctxrec.retrieval.slate.rules import Rules
 from serve.api import RecommendRequest

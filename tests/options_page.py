@@ -19,7 +19,7 @@ from ctxrec.core.toml import toml_value
 PAGE = Path(__file__).resolve().parents[1] / "OPTIONS.md"
 HEAD = """# Options
 
-Every command takes `--config FILE.toml`, with a table for each section below, and `--set section.key=value`, which may be
+Every command that reads options takes `--config FILE.toml`, with a table for each section below, and `--set section.key=value`, which may be
 given many times. The options of a run are saved whole in its `config.toml`. The options of a
 sweep are in [tune/README.md](tune/README.md), the arguments of the service in [serve/README.md](serve/README.md). `make options`
 writes this page.

@@ -32,7 +32,7 @@ def parser(prog: str, description: str, *, reads_options: bool = True) -> argpar
         for flag in ("--config", "--set"):
             made.add_argument(flag, action=_RefusedFlag, help=argparse.SUPPRESS)
         return made
-    made.add_argument("--config", metavar="FILE.toml", help="file of options; the README lists them")
+    made.add_argument("--config", metavar="FILE.toml", help="file of options; OPTIONS.md lists them")
     made.add_argument(
         "--set",
         dest="overrides",
@@ -79,15 +79,19 @@ def config_of_run(args: argparse.Namespace, saved: str) -> Config:
         saved: `config.toml` of the run or its bundle, path or URI.
 
     Raises:
-        UserError: an option is unknown or has a bad value, or an option of [model] or [train] has another value than
-            in the run, where only another training could heed it.
+        UserError: an option is unknown or has a bad value, or an option of [prepare], [encoder], [model] or [train] has
+            another value than in the run, where only another training could heed it.
     """
     config = load_config(args.config, overrides(args), base=saved)
     if args.config or args.overrides:
         trained = load_config(base=saved)
-        for section in ("model", "train"):
+        for section in ("prepare", "encoder", "model", "train"):
             _check_unchanged(section, getattr(config, section), getattr(trained, section))
     return config
+
+
+# Options of [encoder] that say where the encoder lies and how fast it runs here, and not what was trained.
+_OF_A_MACHINE = ("name", "image", "audio", "token_budget", "cache_gb")
 
 
 def _check_unchanged(section: str, given: Any, trained: Any) -> None:
@@ -96,7 +100,8 @@ def _check_unchanged(section: str, given: Any, trained: Any) -> None:
         if isinstance(wanted, str) and os.path.isdir(wanted):
             wanted = os.path.abspath(wanted)  # as a run saves the folder of a pretrained model
         left_to_the_log = (section, field.name) == ("train", "tower_epochs") and wanted == 0  # a run saves the number
-        if wanted != kept and not left_to_the_log:
+        of_this_machine = section == "encoder" and field.name in _OF_A_MACHINE
+        if wanted != kept and not left_to_the_log and not of_this_machine:
             raise UserError(
                 f"{section}.{field.name} is {wanted!r}, but the run was trained with {kept!r}, which stays; "
                 "leave the option out, or train another run with it"

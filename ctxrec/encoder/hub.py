@@ -50,7 +50,9 @@ def resolve_encoder(name: str, cache: str, *, option: str = "encoder.name") -> s
     if storage.is_uri(name):
         return storage.fetch_dir(name, scratch=os.path.join(cache, "encoders"))
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"{option} is {name!r}, but there is no such folder; give a folder or a Hugging Face id")
+        raise UserError(
+            f"{option} is {name!r}, but there is no such folder; give a folder or a Hugging Face id, or nothing, to train without it"
+        )
     snapshot = _from_hub(name, option)
     if isinstance(snapshot, str):
         return snapshot

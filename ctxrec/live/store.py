@@ -7,13 +7,9 @@ that have not been written to event files yet (`ctxrec.live.event_files`), and t
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-
-from ctxrec.core import storage
-from ctxrec.core.errors import UserError
 
 KEPT_EVENTS = 1000  # of a user, the latest ones, that a request reads
 
@@ -132,24 +128,3 @@ class HistoryStore(Protocol):
         """
 
     def close(self) -> None: ...
-
-
-def open_store(where: str, *, durable: bool = True) -> HistoryStore:
-    """The store at a local folder (SQLite) or a Redis URL.
-
-    Args:
-        where: a folder, or redis://, rediss:// or unix://.
-        durable: refuse a Redis server that may lose what it has acknowledged.
-
-    Raises:
-        UserError: it cannot be opened.
-    """
-    if where.startswith(("redis://", "rediss://", "unix://")):
-        from ctxrec.live.redis import RedisStore
-
-        return RedisStore(where, durable=durable)
-    if storage.is_uri(where):
-        raise UserError(f"store is {where!r}; expected a local folder, or a URL with redis://, rediss:// or unix://")
-    from ctxrec.live.sqlite import SqliteStore
-
-    return SqliteStore(os.path.abspath(where))

@@ -69,7 +69,7 @@ def in_process(bundle: str, bodies: list[bytes], size: int, *, kept_mb: int = 0)
 
     With `kept_mb` the histories were read before.
     """
-    from ctxrec.live.store import open_store
+    from ctxrec.live.opening import open_store
     from ctxrec.retrieval.retriever import load_retriever
     from serve.api import RecommendRequest
     from serve.engine import Engine, use_threads

@@ -280,7 +280,7 @@ def test_the_password_of_redis_comes_from_the_environment(redis_server, monkeypa
     import redis
 
     from ctxrec.core.errors import UserError
-    from ctxrec.live.store import open_store
+    from ctxrec.live.opening import open_store
 
     server = redis_server()
     redis.Redis.from_url(server.url).config_set("requirepass", "let me in")

@@ -17,7 +17,8 @@ import redis
 from ctxrec.core.dataset_spec import ContextSpec, EventsSpec
 from ctxrec.core.errors import UserError
 from ctxrec.live.event_files import events_table, write_event_files
-from ctxrec.live.store import KEPT_EVENTS, LoggedEvent, StoreError, open_store
+from ctxrec.live.opening import open_store
+from ctxrec.live.store import KEPT_EVENTS, LoggedEvent, StoreError
 
 T = 1_700_000_000_000_000
 SPEC = EventsSpec(
@@ -26,7 +27,8 @@ SPEC = EventsSpec(
 )  # fmt: skip
 WRITER = """
 import sys
-from ctxrec.live.store import LoggedEvent, open_store
+from ctxrec.live.opening import open_store
+from ctxrec.live.store import LoggedEvent
 store = open_store(sys.argv[1])
 n = 0
 while True:

@@ -18,9 +18,9 @@ HEADS = "model.action_heads=true"
 VIEW, BUY = 1, 2  # codes of the world's actions, which weigh 0.5 and 1
 
 
-def training_batch(world, config) -> Batch:
+def training_batch(world, config, batcher: Batcher | None = None) -> Batch:
     offsets = world.histories.events.offsets
-    return world.batcher(config).training(
+    return (batcher or world.batcher(config)).training(
         world.histories, make_windows(offsets[:-1], offsets[1:], config.model.history)
     )
 
@@ -67,7 +67,9 @@ def test_a_target_teaches_the_head_of_its_own_action_alone(make_world, code, los
     """Targets of one action: the other head's gradient is exactly 0, and everybody's for a target of no action."""
     world = make_world()
     config = world.config(HEADS)
-    batch = training_batch(world, config)
+    # Where actions have weights, an event without an action is no target; so the weights here are all 1.
+    batcher = Batcher(world.features, history=config.model.history, action_weights={})
+    batch = training_batch(world, config, batcher)
     batch.weights_BS = batch.weights_BS * (batch.asked_BS == code)
     assert batch.weights_BS.any()
     towers, items = new_towers(world, config)

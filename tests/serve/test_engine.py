@@ -13,7 +13,8 @@ from tolerance import assert_same_answers
 
 from ctxrec.bundle.registry import find_bundle
 from ctxrec.core.errors import UserError
-from ctxrec.live.store import LoggedEvent, open_store
+from ctxrec.live.opening import open_store
+from ctxrec.live.store import LoggedEvent
 from ctxrec.retrieval.item_encoder import ItemEncoder
 from ctxrec.retrieval.retriever import Retriever, load_retriever
 from serve.api import RecommendRequest

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from ctxrec.core.dataset_spec import DatasetSpec
-from ctxrec.live.store import LoggedEvent, open_store
+from ctxrec.live.opening import open_store
+from ctxrec.live.store import LoggedEvent
 from serve.journal import FileWriter
 
 

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ValidationError
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data.posted_items import BadRow, check_rows, posted_table
-from ctxrec.live.store import LoggedEvent, open_store
+from ctxrec.live.opening import open_store
+from ctxrec.live.store import LoggedEvent
 from ctxrec.retrieval.retriever import Retriever
 from serve.api import EventsRequest, NewItems, RecommendRequest
 from serve.browse import user_history
