@@ -64,16 +64,17 @@ def test_distances_against_every_pair():
     assert np.isnan(mean_distance(vectors[:1])) and np.isnan(mean_set_distance(np.array([[1]])))
 
 
-def test_a_diverse_list_of_a_thousand_takes_little_cpu_time():
-    """The longest list of the API; seconds of the processor, of this thread alone."""
+@pytest.mark.parametrize("width", [64, 384])
+def test_a_diverse_list_of_a_thousand_takes_little_cpu_time(width):
+    """The longest list of the API, with and without the similarities of all pairs; CPU time of this thread alone."""
     rng = np.random.default_rng(0)
     relevance = -np.sort(-rng.random((4, 1000)).astype(np.float32))
-    vectors = rng.normal(size=(4, 1000, 64)).astype(np.float32)
+    vectors = rng.normal(size=(4, 1000, width)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
     pick(relevance[:1, :50], vectors[:1, :50], np.ones(1), 50)
     start = time.thread_time()
     picked = pick(relevance, vectors, np.full(4, 0.5), 1000)
-    assert (time.thread_time() - start) / 4 < 0.05 * 3, "15 ms on a Zen 3; three times the 50 ms that are allowed"
+    assert (time.thread_time() - start) / 4 < 0.15, "8 and 29 ms were measured; the goal is 50 ms on an idle machine"
     assert (np.sort(picked) == np.arange(1000)).all()
     short = pick(relevance, vectors, np.full(4, 0.5), 20)
     np.testing.assert_array_equal(short, picked[:, :20])
