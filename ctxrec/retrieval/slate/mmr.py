@@ -66,7 +66,7 @@ def _pick_part(
     paired: bool,
 ) -> np.ndarray:
     """`pick` for a few requests; `paired`: with the similarities of all pairs."""
-    rows, width = np.arange(len(relevance_NP)), relevance_NP.shape[1]
+    rows = np.arange(len(relevance_NP))
     picked = np.full((len(rows), k), -1, np.int64)
     free = relevance_NP > -np.inf
     full = np.zeros_like(free)
