@@ -44,6 +44,24 @@ class EncodedItems:
     proxy_weights: sp.csr_array
 
 
+# Attributes that a change replaces as a whole, so that the earlier value can be put back.
+_REPLACED = ("vectors", "_matrix", "alive", "proxy_weights", "fresh", "stale", "version", "_all_alive")
+
+
+@dataclass(frozen=True)
+class _State:
+    """The catalogue before a change, as far as the change can touch it."""
+
+    num_items: int
+    places: np.ndarray
+    rows_of_vectors: np.ndarray
+    rows: dict[int, dict[str, Any] | None]
+    changed: np.ndarray
+    arrays: dict[str, Any]
+    codes: dict[str, np.ndarray]
+    births: dict[str, np.ndarray]
+
+
 class LiveCatalogue:
     """Ids, vectors, columns and birth times of all items, which change as one.
 
@@ -101,7 +119,13 @@ class LiveCatalogue:
             yield
 
     def put(self, items: EncodedItems) -> np.ndarray:
-        """Add items, and replace those of the same id; returns their positions, int64 [n]."""
+        """Add items, and replace those of the same id; returns their positions, int64 [n].
+
+        The catalogue is as it was where this raises anything.
+
+        Raises:
+            ValueError: a vector is missing or not finite, an id or a column is missing, or proxies have another shape.
+        """
         with self._lock.writing():
             return self._put(items)
 
@@ -112,13 +136,68 @@ class LiveCatalogue:
 
     def update(self, items: EncodedItems | None, removed: Iterable[str] = ()) -> None:
         """`put` and then `remove`, as one change."""
+        gone = list(dict.fromkeys(removed))  # ids that cannot be looked up raise before anything changes
         with self._lock.writing():
             if items is not None:
                 self._put(items)
-            self._remove(removed)
+            self._remove(gone)
 
     def _put(self, items: EncodedItems) -> np.ndarray:
+        ids = self._checked_ids(items)
+        before = self._state(self.positions(ids))
+        try:
+            return self._put_rows(ids, items)
+        except BaseException:
+            self._restore(before)
+            raise
+
+    def _checked_ids(self, items: EncodedItems) -> list[str]:
+        """Ids of items that can be put; all that is wrong with them is found before anything changes."""
+        missing = [name for name in self._names if name not in items.table.column_names]
+        if missing:
+            raise ValueError(f"items to put lack the columns {', '.join(missing)}")
         ids = items.table.column(schema.ITEM_ID).to_pylist()
+        if not all(isinstance(item, str) for item in ids):
+            raise ValueError("items to put have an id that is missing or no text")
+        shape, proxies = (len(ids), self.vectors.shape[1]), (len(ids), self.num_bundled)
+        if items.vectors.shape != shape or not np.isfinite(items.vectors).all():
+            raise ValueError(f"items to put have vectors {items.vectors.shape}; expected finite ones, {shape}")
+        if items.proxy_weights.shape != proxies:
+            raise ValueError(f"items to put have proxies {items.proxy_weights.shape}; expected {proxies}")
+        return ids
+
+    def _state(self, places: np.ndarray) -> _State:
+        """What `_restore` needs to undo a change of these positions, int64 [known ids]."""
+        return _State(
+            num_items=len(self.ids),
+            places=places,
+            rows_of_vectors=self.vectors[places].copy(),
+            rows={p: self._rows.get(p) for p in places.tolist()},
+            changed=self._changed.copy(),
+            arrays={name: getattr(self, name) for name in _REPLACED},
+            codes={name: codes.codes_IM for name, codes in self._codes.items()},
+            births={name: births.born_I for name, births in self._births.items()},
+        )
+
+    def _restore(self, state: _State) -> None:
+        """Undo a change that failed half way."""
+        for item in self.ids[state.num_items :]:
+            del self.position[item]
+        del self.ids[state.num_items :]
+        for name, value in state.arrays.items():
+            setattr(self, name, value)
+        if self._matrix is not None:
+            self._matrix[state.places] = state.rows_of_vectors
+        self._by_column = None  # made anew when it is asked for
+        self._changed = state.changed
+        self._rows = {p: row for p, row in self._rows.items() if p < state.num_items and p not in state.rows}
+        self._rows |= {p: row for p, row in state.rows.items() if row is not None}
+        for name, codes_IM in state.codes.items():
+            self._codes[name].codes_IM = codes_IM
+        for name, born_I in state.births.items():
+            self._births[name].born_I = born_I
+
+    def _put_rows(self, ids: list[str], items: EncodedItems) -> np.ndarray:
         added = [item for item in dict.fromkeys(ids) if item not in self.position]
         matrix = self._make_room(len(self.ids) + len(added))
         for item in added:

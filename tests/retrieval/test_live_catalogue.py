@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import scipy.sparse as sp
 from catalogues import catalogue_of, encoded
 
 from ctxrec.core import schema
@@ -88,6 +90,72 @@ def test_a_column_that_is_not_there_is_named():
         make().codes("size", option="diversity.caps")
     with pytest.raises(UserError, match="unknown column 'size'; valid numeric columns are year"):
         make().births("size")
+
+
+def state_of(catalogue: LiveCatalogue) -> dict[str, object]:
+    """All that a reader can see of a catalogue."""
+    everywhere = np.arange(len(catalogue.ids))
+    return {
+        "ids": list(catalogue.ids),
+        "positions": dict(catalogue.position),
+        "vectors": catalogue.vectors.tolist(),
+        "columns": catalogue.vectors_by_column.tolist(),
+        "alive": catalogue.alive.tolist(),
+        "in the index": catalogue.is_in_index.tolist(),
+        "fresh and stale": (catalogue.fresh.tolist(), catalogue.stale.tolist(), catalogue.version),
+        "proxies": catalogue.proxy_weights.toarray().tolist(),
+        "cards": catalogue.cards(everywhere.tolist()),
+        "codes": catalogue.codes("kind", option="x").codes_IM.tolist(),
+        "ages": catalogue.births("year").days(everywhere[None], np.array([0])).tolist(),
+    }
+
+
+@pytest.mark.parametrize("first_change", [True, False])
+@pytest.mark.parametrize("part", ["_by_column.put", "_codes.put", "_births.put", "_put_proxies", "_note_change"])
+def test_a_change_that_fails_half_way_changes_nothing_and_can_be_tried_again(monkeypatch, part, first_change):
+    """As a MemoryError does where a matrix has to grow."""
+    catalogue, wanted = make(), make()
+    for made in (catalogue, wanted):
+        if not first_change:
+            made.put(rows(["early", "i1"], 3))
+        state_of(made)  # what is made when it is first asked for is there
+    before = state_of(catalogue)
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    where = {
+        "_by_column.put": catalogue._by_column,
+        "_codes.put": catalogue._codes["kind"],
+        "_births.put": catalogue._births["year"],
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(where.get(part, catalogue), part.split(".")[-1], fail)
+        with pytest.raises(MemoryError):
+            catalogue.update(rows(["new", "i1", "early"], 7), removed=["i2"])
+    assert state_of(catalogue) == before
+    for made in (catalogue, wanted):
+        made.update(rows(["new", "i1", "early"], 7), removed=["i2"])
+    assert state_of(catalogue) == state_of(wanted)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"vectors": np.zeros((1, 3), np.float32)}, "expected finite ones"),
+        ({"vectors": np.zeros((2, 2), np.float32)}, "expected finite ones"),
+        ({"vectors": np.full((2, 3), np.nan, np.float32)}, "expected finite ones"),
+        ({"proxy_weights": sp.csr_array((2, NUM + 1), dtype=np.float32)}, "proxies"),
+        ({"proxy_weights": sp.csr_array((1, NUM), dtype=np.float32)}, "proxies"),
+        ({"table": table_of(["a", "b"], 1).drop_columns(["cat_kind"])}, "lack the columns cat_kind"),
+    ],
+)
+def test_items_that_do_not_fit_are_refused_before_anything_changes(wrong, said):
+    catalogue = make()
+    before = state_of(catalogue)
+    with pytest.raises(ValueError, match=said):
+        catalogue.put(dataclasses.replace(rows(["a", "b"], 1), **wrong))
+    assert state_of(catalogue) == before
 
 
 def test_no_reader_sees_half_of_a_change():

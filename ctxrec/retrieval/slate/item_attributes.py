@@ -81,11 +81,11 @@ class ItemBirthTimes:
             raise UserError(f"diversity.date_column: unknown column {date_column!r}; valid numeric columns are {valid}")
         self._column = schema.numeric_column(date_column) if date_column else None
         if self._column is not None:
-            self._born_I = _as_times(items.column(self._column).to_numpy())
+            self.born_I = _as_times(items.column(self._column).to_numpy())
         else:
             first = np.full(items.num_rows, np.iinfo(np.int64).max)
             np.minimum.at(first, events.items, events.times)
-            self._born_I = np.where(first == np.iinfo(np.int64).max, np.nan, first.astype(np.float64))
+            self.born_I = np.where(first == np.iinfo(np.int64).max, np.nan, first.astype(np.float64))
 
     def put(self, places: np.ndarray, items: pa.Table) -> None:
         """Take over rows at these positions, which may lie behind the last one; of a position that comes twice the last row
@@ -93,16 +93,16 @@ class ItemBirthTimes:
         if self._column is not None:
             born = _as_times(items.column(self._column).to_numpy())
         else:  # the log knows when those of the bundle came, and later ones are always new
-            known = np.minimum(places, len(self._born_I) - 1)
-            born = np.where(places < len(self._born_I), self._born_I[known], np.inf)
-        self._born_I = _with_rows(self._born_I[:, None], places, born[:, None], np.nan)[:, 0]
+            known = np.minimum(places, len(self.born_I) - 1)
+            born = np.where(places < len(self.born_I), self.born_I[known], np.inf)
+        self.born_I = _with_rows(self.born_I[:, None], places, born[:, None], np.nan)[:, 0]
 
     def days(self, positions: np.ndarray, times_us: np.ndarray) -> np.ndarray:
         """Ages of items [N, P] at the times of N requests, in days, 0 or more; NaN where not known.
 
         Nothing is known of an item whose first event comes after the request.
         """
-        born = self._born_I[positions]
+        born = self.born_I[positions]
         age = (times_us[:, None] - born) / (86_400 * US)
         if self._column is None:
             age = np.where(np.isfinite(born) & (age < 0), np.nan, age)
