@@ -12,7 +12,6 @@ from typing import Any
 import ray
 import ray.tune
 from ray import cloudpickle
-from ray.tune.execution.placement_groups import PlacementGroupFactory
 
 from ctxrec.core import ray_cluster, storage
 from ctxrec.core.config import Config, to_toml
@@ -301,9 +300,9 @@ def _ended(row: dict[str, Any]) -> bool:
     return row["status"] in ("TERMINATED", "ERROR")
 
 
-def _driver_resources() -> PlacementGroupFactory:
+def _driver_resources() -> ray.tune.PlacementGroupFactory:
     """A trial's own actor holds one byte of memory: Ray Tune requires a resource, and CPUs are for the workers."""
-    return PlacementGroupFactory([{"memory": 1}])
+    return ray.tune.PlacementGroupFactory([{"memory": 1}])
 
 
 def _new_tuner(stage: Stage, trainable: Any, out: str, record: str, budget: Budget) -> ray.tune.Tuner:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ctxrec.core.errors import UserError
-from ctxrec.core.removed_options import refuse_removed, without_removed
+from ctxrec.core.removed_options import refuse_removed, without_defaults, without_removed
 from ctxrec.core.stage_options import DiversityConfig, EvaluateConfig, IndexConfig, PrepareConfig, RerankConfig
 from ctxrec.core.toml import build_dataclass, parse_value, read_toml, toml_value
 from ctxrec.core.training_options import BACKBONES, SOURCES, EncoderConfig, ModelConfig, TrainConfig
@@ -91,7 +91,7 @@ def load_config(path: str | None = None, overrides: Sequence[str] = (), *, base:
         UserError: an option is unknown, was removed, or has a value of the wrong type or out of range.
     """
     raw = without_removed(read_toml(base), source=base) if base is not None else {}
-    given = read_toml(path) if path is not None else {}
+    given = without_defaults(read_toml(path)) if path is not None else {}
     for section, options in given.items():
         both = isinstance(options, dict) and isinstance(raw.get(section), dict)
         raw[section] = raw[section] | options if both else options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,11 +71,39 @@ def refuse_removed(raw: dict[str, Any], *, source: str) -> None:
         source: name of the file, for the message.
 
     Raises:
-        UserError: a removed option is set; the message says what to use now.
+        UserError: removed options are set; the message names all and says what to use now.
     """
-    for name in _values(raw):
-        if name in REMOVED:
-            raise UserError(f"{source}: {name} is no longer an option; {REMOVED[name].instead}")
+    found = [name for name in _values(raw) if name in REMOVED]
+    if len(found) == 1:
+        raise UserError(f"{source}: {found[0]} is no longer an option; {REMOVED[found[0]].instead}")
+    if found:
+        advice = "; ".join(f"{name}: {REMOVED[name].instead}" for name in found)
+        raise UserError(f"{source}: {', '.join(found)} are no longer options; {advice}")
+
+
+def without_defaults(raw: dict[str, Any]) -> dict[str, Any]:
+    """The options of a user's file without removed ones that ask for what ctxrec does anyway.
+
+    So the complete `config.toml` that an earlier version wrote serves as `--config` where it asks for nothing that is gone.
+
+    Args:
+        raw: values by section and key; it is not changed.
+    """
+    return _without(raw, {name for name, value in _values(raw).items() if name in REMOVED and _is_default(name, value)})
+
+
+def lost_options(raw: dict[str, Any], sections: Collection[str]) -> list[str]:
+    """Removed options of these sections whose values ctxrec no longer follows, as "section.key".
+
+    Args:
+        raw: values by section and key of a file that an earlier version of ctxrec wrote.
+        sections: which ones are looked at.
+    """
+    return [
+        name
+        for name, value in _values(raw).items()
+        if name in REMOVED and name not in _USE and name.split(".")[0] in sections and not _is_default(name, value)
+    ]
 
 
 def without_removed(raw: dict[str, Any], *, source: str) -> dict[str, Any]:
@@ -87,19 +116,29 @@ def without_removed(raw: dict[str, Any], *, source: str) -> dict[str, Any]:
         raw: values by section and key; it is not changed.
         source: name of the file, for the warning.
     """
-    kept = {
-        section: {key: value for key, value in options.items() if f"{section}.{key}" not in REMOVED}
+    kept = _without(raw, REMOVED)
+    given = {name: value for name, value in _values(raw).items() if name in REMOVED}
+    if _USE.keys() & given.keys():
+        kept["model"]["sources"] = [source for key, source in _USE.items() if given.get(key, True)]
+    lost = [name for name, value in given.items() if name not in _USE and not _is_default(name, value)]
+    if lost:
+        logger.warning("%s: these options were removed and are ignored: %s", source, ", ".join(lost))
+    return kept
+
+
+def _is_default(name: str, value: Any) -> bool:
+    default = REMOVED[name].default
+    return isinstance(value, bool) == isinstance(default, bool) and value == default
+
+
+def _without(raw: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """`raw` without these options, each as "section.key"."""
+    return {
+        section: {key: value for key, value in options.items() if f"{section}.{key}" not in names}
         if isinstance(options, dict)
         else options
         for section, options in raw.items()
     }
-    given = {name: value for name, value in _values(raw).items() if name in REMOVED}
-    if _USE.keys() & given.keys():
-        kept["model"]["sources"] = [source for key, source in _USE.items() if given.get(key, True)]
-    lost = [name for name, value in given.items() if name not in _USE and value != REMOVED[name].default]
-    if lost:
-        logger.warning("%s: these options were removed and are ignored: %s", source, ", ".join(lost))
-    return kept
 
 
 def _values(raw: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,9 @@ from ray.train import UserCallback
 from ctxrec.core import ray_cluster, storage
 from ctxrec.core.config import BACKBONES, Config, load_config, to_toml
 from ctxrec.core.errors import Failed, Stopped, UserError
+from ctxrec.core.removed_options import lost_options
 from ctxrec.core.run_paths import CHECKPOINTS, BundlePaths, RunPaths
+from ctxrec.core.toml import read_toml
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.hub import check_max_tokens, resolve_encoder
 from ctxrec.ingest.vocabularies import check_targets
@@ -138,6 +140,12 @@ def _finished(out: str, config: Config, data: PreparedData) -> bool:
     saved = RunPaths(out).config
     if not storage.exists(saved):
         return False
+    lost = lost_options(read_toml(saved), ("encoder", "model", "train"))
+    if lost:
+        raise UserError(
+            f"{out} holds a training of an earlier version with {', '.join(lost)}, which this version does not follow; "
+            "train again with another --out"
+        )
     if _training_options(load_config(base=saved)) != _training_options(config):
         raise UserError(f"{out} holds a training of another configuration; give another --out, or delete it")
     manifest = RunPaths(out).manifest

@@ -10,7 +10,7 @@ import pytest
 
 from ctxrec.core.config import Config, EncoderConfig, load_config, to_toml
 from ctxrec.core.errors import UserError
-from ctxrec.core.removed_options import REMOVED
+from ctxrec.core.removed_options import REMOVED, lost_options
 
 
 def test_no_file_gives_the_defaults():
@@ -200,7 +200,8 @@ def test_a_user_who_sets_a_removed_option_learns_what_to_use(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text(OLD)
     with pytest.raises(
-        UserError, match=r"mine\.toml: model\.use_text is no longer an option; list the sources in model"
+        UserError,
+        match=r"mine\.toml: .*model\.use_memory.* are no longer options; .*model\.use_context: list the sources in model",
     ):
         load_config(str(file))
     for key in REMOVED:
@@ -212,3 +213,20 @@ def test_sources_have_one_order():
     config = load_config(None, ['model.sources=["memory", "id", "memory"]'])
     assert config.model.sources == ("id", "memory")
     assert config.model == load_config(None, ['model.sources=["id", "memory"]']).model
+
+
+def test_a_whole_file_of_an_earlier_version_serves_as_a_users_file(tmp_path):
+    """What it asks for at the defaults of then changes nothing; all that is gone is named in one line."""
+    file = tmp_path / "config.toml"
+    file.write_text("[model]\ndim = 32\nuse_text = true\n[train]\nlabel_smoothing = 0.0\nclip = 1.0\n")
+    assert load_config(str(file)) == load_config(None, ["model.dim=32"])
+    file.write_text("[model]\nuse_text = true\n[train]\nlabel_smoothing = 0.1\nwarm_start = true\nclip = 1.0\n")
+    with pytest.raises(
+        UserError, match=r"train\.label_smoothing, train\.warm_start are no longer options; train\.label"
+    ):
+        load_config(str(file))
+
+
+def test_what_a_training_of_an_earlier_version_had_and_is_gone_is_told():
+    raw = {"train": {"label_smoothing": 0.1, "clip": 1.0}, "model": {"use_text": False}, "evaluate": {"seed": 3}}
+    assert lost_options(raw, ("encoder", "model", "train")) == ["train.label_smoothing"]
