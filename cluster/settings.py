@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 HERE = Path(__file__).resolve().parent
-VARIANTS = ("cpu", "gpu")
 
 # What listens where. Nothing but the service is meant for people outside, and that one only behind TLS.
 PORTS = {

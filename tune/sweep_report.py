@@ -35,19 +35,19 @@ def render(name: str, rows: Rows, summary: dict[str, Any], plan: Sweep, importan
         importance: as `tune.findings.importance` returns it.
     """
     parts = [
-        _head(name, rows, summary),
+        _head(name, summary),
         _values(summary, plan),
-        _curves(rows, summary, plan),
+        _curves(rows, summary),
         _coordinates(rows, summary, plan),
         _importance(importance),
         _front(rows, summary, plan),
-        _saving(rows, summary),
+        _saving(summary),
         _trials(rows, summary, plan),
     ]
     return page(f"{name}: sweep", parts, style=_STYLE)
 
 
-def _head(name: str, rows: Rows, summary: dict[str, Any]) -> str:
+def _head(name: str, summary: dict[str, Any]) -> str:
     best, default = summary["best"], summary["default"]
     gain = "" if default is None else f"The options as they were reach {default:.4f}"
     if default and best["value"] > default:
@@ -90,7 +90,7 @@ def _values(summary: dict[str, Any], plan: Sweep) -> str:
     )
 
 
-def _curves(rows: Rows, summary: dict[str, Any], plan: Sweep) -> str:
+def _curves(rows: Rows, summary: dict[str, Any]) -> str:
     lines, best = [], summary["best"]["number"]
     for row in sorted(rows, key=lambda r: (r["number"] == best, r["status"] == "finished")):
         kind = "model" if row["number"] == best else "before" if row["status"] == "finished" else "other"
@@ -164,7 +164,7 @@ def _front(rows: Rows, summary: dict[str, Any], plan: Sweep) -> str:
     return section("Pareto front", paragraph(told), table(["trial", *metrics], body))
 
 
-def _saving(rows: Rows, summary: dict[str, Any]) -> str:
+def _saving(summary: dict[str, Any]) -> str:
     done, whole = summary["epochs"], summary["epochs_to_the_end"]
     told = (
         f"The trials took {done:.0f} epochs. To their end they would have taken at most {whole:.0f} epochs of about "

@@ -51,7 +51,7 @@ def build_index(
     timed = config.kind == "auto" and config.latency_ms > 0
     kind = choose_kind(num_items, config, exact_ms=exact_ms(vectors) if timed else None)
     if kind == "cagra":
-        made = _on_gpu(vectors, config)
+        made = _on_gpu(vectors)
     elif kind == "hnsw":
         made = faiss.IndexHNSWFlat(dim, _HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
         made.hnsw.efConstruction = _EF_CONSTRUCTION
@@ -132,7 +132,7 @@ def _median_ms(search: Callable[[np.ndarray], object], queries: np.ndarray) -> f
     return float(np.median(took))
 
 
-def _on_gpu(vectors: np.ndarray, config: IndexConfig) -> faiss.Index:
+def _on_gpu(vectors: np.ndarray) -> faiss.Index:
     """A graph made by CAGRA, in the form in which it is saved: CPUs search it too, and a GPU takes it back as it is."""
     wanted = faiss.GpuIndexCagraConfig()
     wanted.graph_degree = 2 * _HNSW_LINKS  # as many as the lowest level of a hnsw has

@@ -108,7 +108,7 @@ def _build(source: Source, out: str, config: Config) -> dict[str, Any]:
     bucket_job = BucketJob(spec=spec, features=features, cuts=cuts, min_events=options.min_events)
     world = _world(source, tables, catalogue, features, log, buckets=job.buckets)
     totals = write_histories(log, job, bucket_job, world, out)
-    _check_targets_are_left(spec, totals)
+    _check_targets_are_left(totals)
     _write_items(spec, tables, catalogue, log, totals, out)
     return {
         "format_version": schema.FORMAT_VERSION,
@@ -175,7 +175,7 @@ def _check_events_are_left(log: LogFacts, spec: DatasetSpec, job: ShardJob) -> N
     )
 
 
-def _check_targets_are_left(spec: DatasetSpec, totals: Totals) -> None:
+def _check_targets_are_left(totals: Totals) -> None:
     if totals.split[schema.TRAIN] and not totals.targets:
         raise UserError(
             f"none of the {totals.split[schema.TRAIN]} events of the training split is a training target: the actions "

@@ -43,7 +43,7 @@ def temporal_cuts(log: LogFacts, spec: DatasetSpec, buckets: int) -> splits.Cuts
     found = _times_in_hours(log, sorted({hour for hour, _ in places.values()}), repeated)
     times = {rank: splits.time_of_rank(inside, *found[hour]) for rank, (hour, inside) in places.items()}
     cuts = splits.Cuts(valid_from=times.get(valid_rank, splits.NEVER), test_from=times.get(test_rank, splits.NEVER))
-    if len(hours) and cuts.valid_from <= _first_time(log, hours[0], found):
+    if len(hours) and cuts.valid_from <= _first_time(hours[0], found):
         raise UserError(
             f"the temporal split leaves no event to train on: all {num_events} events up to the first cut have the "
             'same time. Set strategy = "last" in [split], or valid = 0 and test = 0'
@@ -51,7 +51,7 @@ def temporal_cuts(log: LogFacts, spec: DatasetSpec, buckets: int) -> splits.Cuts
     return cuts
 
 
-def _first_time(log: LogFacts, hour: int, found: dict[int, tuple[np.ndarray, np.ndarray]]) -> int:
+def _first_time(hour: int, found: dict[int, tuple[np.ndarray, np.ndarray]]) -> int:
     """The earliest time of the log in microseconds; exact if a cut lies in its first hour, else the start of that hour."""
     return int(found[int(hour)][0][0]) if int(hour) in found else int(hour) * HOUR_US
 

@@ -113,7 +113,7 @@ def train(
         raise Stopped(f"stopped as asked, and saved; the same command goes on with {out}")
     if profile:
         print(summarise(out))
-    storage.write_json(RunPaths(out).manifest, _manifest(out, data, config, time.monotonic() - begin))
+    storage.write_json(RunPaths(out).manifest, _manifest(out, data, time.monotonic() - begin))
     return out
 
 
@@ -219,7 +219,7 @@ def _logged_seconds(run: str) -> float:
     return sum({line["phase"]: line.get("seconds", 0.0) for line in read_train_log(run)}.values())
 
 
-def _manifest(out: str, data: PreparedData, config: Config, seconds: float) -> dict[str, Any]:
+def _manifest(out: str, data: PreparedData, seconds: float) -> dict[str, Any]:
     inside = storage.read_json(BundlePaths(RunPaths(out).bundle).manifest)
     return {
         "format_version": FORMAT_VERSION,
