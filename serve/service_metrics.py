@@ -76,6 +76,7 @@ class Metrics:
         self._forget_the_dead()
 
     def stages(self, seconds: Mapping[str, float]) -> None:
+        """Count how many seconds each stage of a batch took."""
         for stage, value in seconds.items():
             self.stage_seconds.labels(stage).observe(value)
 

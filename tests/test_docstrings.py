@@ -1,7 +1,9 @@
-"""What the docstring of a public function has to say: that it is there, shapes of arrays, errors a caller can cause.
+"""What the docstring of a public function has to say: shapes of arrays, units of times, errors, sources of formulas.
 
 A line that starts a module says what the module knows. A class and a function that others import say what they are.
-Who returns an array or a tensor gives its shape, in brackets or in words. Who raises a `UserError` says so.
+Who returns an array or a tensor gives its shape, in brackets or in words. A function that raises a `UserError` itself says so.
+Who takes a time or a duration names its unit, in the parameter's name or in words. Modules of formulas name the sources of
+these.
 """
 
 from __future__ import annotations
@@ -16,6 +18,21 @@ from paths import REPO
 
 ARRAYS = re.compile(r"\b(ndarray|Tensor|csr_array|csr_matrix)\b")
 SHAPE = re.compile(r"\[[^\]]+\]|\bscalar\b|\bshape\b|\blike `|\bas `|\bone number\b|See `\w+`")
+TIMES = re.compile(r"(^|_)(times?|timeout|seconds|latency|delay|duration|age|ages)$")
+UNIT = re.compile(r"second|_s\b|_ms\b|_us\b|epoch|hour|minute|\bdays?\b")
+SOURCE = re.compile(r"\b(19|20)\d\d\b|arXiv|https?://")
+# Modules whose public definitions are formulas of others, and what in them is none.
+FORMULAS: dict[str, set[str]] = {
+    "ctxrec/metrics/ranking.py": set(),
+    "ctxrec/metrics/intervals.py": set(),
+    "ctxrec/model/losses.py": {"ChunkParams"},
+    "ctxrec/memory/ease.py": set(),
+    "ctxrec/evaluation/baselines/als.py": set(),
+    "ctxrec/evaluation/baselines/itemknn.py": set(),
+    "ctxrec/evaluation/baselines/markov.py": {"last_items"},
+    "ctxrec/experiments/statistics.py": {"Ratio", "Comparison"},
+    "ctxrec/retrieval/slate/mmr.py": set(),
+}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -51,6 +68,10 @@ def lacks(name: str, node: Function | ast.ClassDef, method: bool) -> list[str]:
         and not SHAPE.search(said)
     ):
         found.append("the shape of what it returns")
+    times = [a.arg for a in node.args.args + node.args.kwonlyargs if TIMES.search(a.arg)]
+    flags = {a.arg for a in node.args.kwonlyargs if a.annotation is not None and ast.unparse(a.annotation) == "bool"}
+    if set(times) - flags and not UNIT.search(said):
+        found.append(f"the unit of {', '.join(times)}")
     if "UserError" in raised(node) and not method and "Raises:" not in said and name != "main":
         found.append("a section `Raises:`")
     return found
@@ -68,6 +89,15 @@ def test_public_definitions_say_what_a_caller_needs(package):
     assert not missing, f"{len(missing)}:\n" + "\n".join(missing)
 
 
+@pytest.mark.parametrize("module", FORMULAS)
+def test_formulas_have_a_source(module):
+    tree = ast.parse((REPO / module).read_text())
+    about = ast.get_docstring(tree) or ""
+    for name, node, method in public(tree.body):
+        if not method and name not in FORMULAS[module]:
+            assert SOURCE.search(about + (ast.get_docstring(node) or "")), f"{module}: {name} names no source"
+
+
 def test_the_check_finds_what_is_missing(tmp_path: Path):
     source = '''
 def shaped() -> np.ndarray:
@@ -77,6 +107,8 @@ def shapeless() -> np.ndarray:
 def refuses():
     """Refuses."""
     raise UserError("no")
+def waits(timeout: float) -> None:
+    """Wait."""
 class Bare: ...
 '''
     found = {name: lacks(name, node, method) for name, node, method in public(ast.parse(source).body)}
@@ -84,5 +116,6 @@ class Bare: ...
         "shaped": [],
         "shapeless": ["the shape of what it returns"],
         "refuses": ["a section `Raises:`"],
+        "waits": ["the unit of timeout"],
         "Bare": ["a docstring"],
     }

@@ -36,7 +36,7 @@ class TrainingEvents:
 
     @staticmethod
     def select(offsets: np.ndarray, items: np.ndarray, times: np.ndarray, keep: np.ndarray) -> TrainingEvents:
-        """The events where `keep` (bool [E]) is true."""
+        """The events where `keep` (bool [E]) is true. Times are microseconds."""
         kept = np.concatenate([[0], np.cumsum(keep)])
         return TrainingEvents(offsets=kept[offsets].astype(np.int64), items=items[keep], times=times[keep])
 

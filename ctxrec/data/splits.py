@@ -48,12 +48,15 @@ def hour_of_rank(rank: int, hours: np.ndarray, counts: np.ndarray) -> tuple[int,
 
 
 def time_of_rank(rank: int, times: np.ndarray, counts: np.ndarray) -> int:
-    """The time of the event of a rank among sorted distinct `times` with `counts` events each."""
+    """The time of the event of a rank among sorted distinct `times` with `counts` events each.
+
+    Times are microseconds.
+    """
     return int(times[np.searchsorted(np.cumsum(counts), rank, side="right")])
 
 
 def temporal_split(times: np.ndarray, cuts: Cuts) -> np.ndarray:
-    """The split of events by time; all events at exactly a cut go to the later part. int8 [E]"""
+    """The split of events by time; all events at exactly a cut go to the later part. int8 [E] Times are microseconds."""
     return np.where(times >= cuts.test_from, TEST, np.where(times >= cuts.valid_from, VALID, TRAIN)).astype(np.int8)
 
 

@@ -120,7 +120,7 @@ def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
 
 
 def stable_order(owner: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Positions of rows sorted by owner, then time, then position: int64 [E]."""
+    """Positions of rows sorted by owner, then time, then position: int64 [E]. Times are microseconds."""
     if not len(owner):
         return np.zeros(0, np.int64)
     start = times.min()
@@ -146,6 +146,8 @@ def duplicated(owner: np.ndarray, times: np.ndarray, items: np.ndarray, actions:
     """Which events repeat an earlier one of the same user, time, item and action: bool [E].
 
     The rows are sorted by `stable_order`.
+
+    Times are microseconds.
     """
     repeat = np.zeros(len(owner), bool)
     same = np.append((owner[1:] == owner[:-1]) & (times[1:] == times[:-1]), False) if len(owner) else repeat

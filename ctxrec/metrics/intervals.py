@@ -41,7 +41,10 @@ def bootstrap_means(values: np.ndarray, *, num: int, seed: int) -> np.ndarray:
 
 
 def percentile_interval(mean: float, resampled: np.ndarray) -> Interval:
-    """The mean with the central 95 % of the resampled means."""
+    """The mean with the central 95 % of the resampled means.
+
+    It is the percentile interval of Efron and Tibshirani (1993).
+    """
     low, high = np.percentile(resampled, [2.5, 97.5])
     return {"mean": float(mean), "low": float(low), "high": float(high)}
 
@@ -53,6 +56,8 @@ def bootstrap_p(differences: np.ndarray) -> float:
 
     >>> bootstrap_p(np.array([0.1, 0.2, 0.3, -0.1]))
     0.5
+
+    See Efron and Tibshirani (1993).
     """
     num = len(differences)
     tail = min((differences <= 0).mean(), (differences >= 0).mean())

@@ -99,7 +99,10 @@ def list_metrics(top: np.ndarray, eligible: np.ndarray, k: int) -> dict[str, dic
 
 
 def list_popularity(top: np.ndarray, item_counts: np.ndarray, k: int) -> np.ndarray:
-    """Mean number of training events of the first k recommendations of each request: float64 [N]."""
+    """Mean number of training events of the first k recommendations of each request: float64 [N].
+
+    It is the average recommendation popularity of Abdollahpouri, Burke and Mobasher (2019).
+    """
     shown = top[:, :k]
     valid = shown >= 0
     return np.where(valid, item_counts[shown], 0).sum(axis=1) / np.maximum(valid.sum(axis=1), 1)

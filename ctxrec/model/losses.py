@@ -167,6 +167,8 @@ def bce_loss(
 
     The mean over the negatives weighs as much as the target. A negative weight makes the target itself a negative example.
     The arguments are those of `sampled_softmax_loss`.
+
+    He et al. (2017, arXiv 1708.05031) train recommenders with this loss.
     """
     target_score_P = (q_PD * v_ID[target_P]).sum(-1).float()
     label_P = (weight_P > 0).float()

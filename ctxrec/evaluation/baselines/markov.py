@@ -18,6 +18,8 @@ class Markov:
     The last item has weight 1, and an item that is `age` items older has weight `decay ** age`. With `last` = 1 this is
     the first-order chain. Most pairs never occur, so popularity orders the items of equal count; it is scaled to less
     than the smallest of the counts.
+
+    Shani, Heckerman and Brafman (2005) recommend by such chains.
     """
 
     def __init__(self, *, last: int = 1, decay: float = 0.7) -> None:

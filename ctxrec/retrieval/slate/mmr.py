@@ -125,6 +125,8 @@ def mean_set_distance(codes_KM: np.ndarray) -> float:
 
     >>> mean_set_distance(np.array([[1, 2], [2, -1], [-1, -1]]))
     0.5
+
+    The index is that of Jaccard (1912).
     """
     sets = [set(row[row != NO_VALUE].tolist()) for row in codes_KM]
     sets = [values for values in sets if values]
