@@ -18,7 +18,7 @@ from ctxrec.core.config import Config, load_config
 from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import BundlePaths
 from ctxrec.core.stopwatch import Stopwatch
-from ctxrec.data.events import US, Events
+from ctxrec.data.events import EARLIEST_S, US, Events
 from ctxrec.live.store import HistoryStore, LoggedEvent, StoreError
 from ctxrec.retrieval.explain import Why, explain
 from ctxrec.retrieval.filters import ColumnRule
@@ -233,8 +233,12 @@ class Engine:
         return sorted(self._retriever.recommender.user_row)
 
     def history(self, user_id: str, before: float | None) -> tuple[Events, str | None]:
-        """Events of a user at or before a time (epoch seconds; None: now), and the name of what did not answer, if anything."""
-        body = RecommendRequest(user_id=user_id, context=Context(timestamp=before))
+        """Events of a user before a time (epoch seconds; None: up to now), and the name of what did not answer, if anything.
+
+        A request reads the events at its very time too, so this one is made a microsecond earlier.
+        """
+        latest = None if before is None else max(before - 1e-6, EARLIEST_S)
+        body = RecommendRequest(user_id=user_id, context=Context(timestamp=latest))
         raw, degraded = self._raw_requests([body])
         return self._retriever.recommender.make_requests(raw, including_now=True)[0].history, degraded
 

@@ -28,7 +28,7 @@ def test_sigterm_finishes_what_is_in_flight_and_writes_what_is_stored(ray_cluste
     command = [
         str(Path(sys.executable).with_name("serve")), "run", "--address", ray.get_runtime_context().gcs_address,
         "serve.app:build_app", f"run={tiny_run}", "cpus_per_replica=0.1", "load_encoder=false", f"direct_port={direct}",
-        f"store={tmp_path / 'live'}", "history_cache_mb=0",
+        f"store={tmp_path / 'live'}", "history_cache_mb=0", f"max_waiting={128 * IN_FLIGHT}",
     ]  # fmt: skip
     body = {"requests": [{"user_id": f"u{n % 60}", "k": 40} for n in range(128)]}
     places = [f"http://127.0.0.1:{place}" for place in (port, direct)]
@@ -45,7 +45,7 @@ def test_sigterm_finishes_what_is_in_flight_and_writes_what_is_stored(ray_cluste
         assert httpx.post(f"{places[1]}/v1/events", json={"events": [event]}).json() == {"accepted": 1}
         with ThreadPoolExecutor(IN_FLIGHT) as threads:
             asking = [threads.submit(ask, places[n % 2]) for n in range(IN_FLIGHT)]
-            while waiting(places[1]) < IN_FLIGHT // 2:
+            while waiting(places[1]) < 128 * IN_FLIGHT // 2:
                 assert not any(each.done() and each.exception() for each in asking)
                 time.sleep(0.01)
             service.send_signal(signal.SIGTERM)

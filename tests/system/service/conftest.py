@@ -98,6 +98,7 @@ def client(ray_cluster, models, live, access_log, rule_file, direct_port):
         run=models, cpus_per_replica=0.5, store=str(live), event_files_every_s=0.5, models_every_s=0.5,
         access_log=str(access_log), trusted_proxies=1, rate_limit=1000, rate_burst=4000, cors_origins="https://shop.example",
         rules=str(rule_file), rules_every_s=0.3, direct_port=direct_port,
+        max_waiting=100_000,  # the limit of one caller is what a test of many requests at once is about
     )  # fmt: skip
     ray.serve.run(build_app(args), route_prefix="/")
     with ServiceClient(base_url=f"http://127.0.0.1:{port}", timeout=TIMEOUT_S) as made:
