@@ -92,17 +92,18 @@ def without_defaults(raw: dict[str, Any]) -> dict[str, Any]:
     return _without(raw, {name for name, value in _values(raw).items() if name in REMOVED and _is_default(name, value)})
 
 
-def lost_options(raw: dict[str, Any], sections: Collection[str]) -> list[str]:
-    """Removed options of these sections whose values ctxrec no longer follows, as "section.key".
+def lost_options(raw: dict[str, Any], sections: Collection[str] | None = None) -> list[str]:
+    """Removed options whose values ctxrec no longer follows, as "section.key".
 
     Args:
         raw: values by section and key of a file that an earlier version of ctxrec wrote.
-        sections: which ones are looked at.
+        sections: which ones are looked at; None looks at all.
     """
     return [
         name
         for name, value in _values(raw).items()
-        if name in REMOVED and name not in _USE and name.split(".")[0] in sections and not _is_default(name, value)
+        if name in REMOVED and name not in _USE and not _is_default(name, value)
+        if sections is None or name.split(".")[0] in sections
     ]
 
 
@@ -120,7 +121,7 @@ def without_removed(raw: dict[str, Any], *, source: str) -> dict[str, Any]:
     given = {name: value for name, value in _values(raw).items() if name in REMOVED}
     if _USE.keys() & given.keys():
         kept["model"]["sources"] = [source for key, source in _USE.items() if given.get(key, True)]
-    lost = [name for name, value in given.items() if name not in _USE and not _is_default(name, value)]
+    lost = lost_options(raw)
     if lost:
         logger.warning("%s: these options were removed and are ignored: %s", source, ", ".join(lost))
     return kept

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from blends import blend_of
 
-from ctxrec.memory.blend import Blend
-from ctxrec.memory.item_memory import ItemMemory
 from ctxrec.retrieval.history_cache import HistoryCache, history_keys
 from ctxrec.retrieval.live_catalogue import EncodedItems
 from ctxrec.retrieval.recommender import RawEvent, RawRequest
@@ -19,19 +18,6 @@ BACKBONES = ["transformer", "gru", "hstu"]
 @pytest.fixture(scope="module")
 def world(make_world):
     return make_world(lengths=(9, 0, 5))
-
-
-def with_memory(item_vectors, widths):
-    """A blend with a random memory."""
-    rng = np.random.default_rng(0)
-    num = len(item_vectors)
-    pairs = sp.random_array((num, num), density=0.3, format="csr", dtype=np.float32, rng=rng)
-    memory = ItemMemory(
-        cooccurrence_II=pairs, next_II=pairs.T.tocsr(), repeats=True,
-        popularity_I=rng.normal(size=num).astype(np.float32), recent_I=rng.normal(size=num).astype(np.float32),
-        known_I=np.arange(num) > 0,
-    )  # fmt: skip
-    return Blend.of(memory, None, item_vectors, widths)
 
 
 def make_raw(world) -> list[RawRequest]:
@@ -47,7 +33,7 @@ def make_raw(world) -> list[RawRequest]:
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_answers_are_the_same_with_and_without(world, backbone):
-    plain, kept = (world.recommender(world.config(f"model.backbone={backbone}"), blend=with_memory) for _ in range(2))
+    plain, kept = (world.recommender(world.config(f"model.backbone={backbone}"), blend=blend_of) for _ in range(2))
     kept.keep_histories(1 << 20)
     requests, _ = plain.make_requests(make_raw(world))
     for order in (np.arange(len(requests)), np.arange(len(requests))[::-1], np.array([3, 0])):
@@ -62,7 +48,7 @@ def test_answers_are_the_same_with_and_without(world, backbone):
 
 
 def test_a_changed_item_vector_is_seen(world):
-    kept = world.recommender(world.config(), blend=with_memory)
+    kept = world.recommender(world.config(), blend=blend_of)
     kept.keep_histories(1 << 20)
     requests, _ = kept.make_requests([RawRequest(None, LATER, history=[RawEvent("i3")])])
     before = kept.queries(requests)
