@@ -2,7 +2,7 @@
 # make setup         make the environment .venv and install everything in it; all other targets do it first
 # make lint          check style; make format mends what can be mended
 # make test-unit     the unit tier: tests that start no cluster, no service and no training (minutes)
-# make test          the unit tier, then the system tier without its slow tests; what CI runs
+# make test          both tiers without the slow tests, by two processes side by side; what CI runs
 # make test-all      every test, the slow ones too (an hour and more)
 # make fault-test    every test that kills or cuts off a training, and every ZeRO stage, slow ones too
 # make cluster-test  the files of cluster/, Ray over hosts in network namespaces, and the planner
@@ -49,8 +49,10 @@ demo: setup
 test-unit: setup
 	$(BIN)/python -m pytest -m 'unit and not slow' $(ARGS)
 
+# Most of the system tier's time is waiting for processes to start, so two processes take the files in turn, each with
+# a Ray cluster of its own.
 test: setup
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all: setup
 	$(BIN)/python -m pytest $(ARGS)

@@ -23,6 +23,8 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes that share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pyarrow as pa
@@ -51,7 +53,8 @@ WORDS = [
 ]
 
 
-TIERS: dict[str, list[float]] = {"unit": [0, 0.0], "system": [0, 0.0]}  # tests, and seconds with their fixtures
+# The tests of each tier, and their seconds with fixtures, summed over the processes that ran them.
+TIERS: dict[str, list[float]] = {"unit": [0, 0.0], "system": [0, 0.0]}
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -62,7 +65,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    took = [f"{name} tier: {count} tests in {seconds:.0f} s" for name, (count, seconds) in TIERS.items() if count]
+    took = [f"{name} tier: {count} tests of {seconds:.0f} s" for name, (count, seconds) in TIERS.items() if count]
     if took:
         terminalreporter.write_line("; ".join(took))
 
@@ -99,7 +102,7 @@ def _a_unit_test_starts_no_cluster(request: pytest.FixtureRequest, monkeypatch: 
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """A local Ray cluster of two CPUs for the whole test session."""
+    """A local Ray cluster of two CPUs for all tests that one process runs."""
     import ray
 
     from ctxrec.core import ray_cluster
