@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -29,9 +31,13 @@ DESCRIPTION = (
 )
 MAX_ERRORS = 20  # that an answer lists
 MAX_KEYS = 1000  # of an object of a large body
+MAX_PARTS = 100_000  # lists and objects of a body
+MAX_MESSAGE = 500  # characters of one error, which may name what a client sent
+MAX_NAME = 100  # characters of a name in an error's place
 _LARGE_BYTES = 64 << 10
 _MOST_LISTED = 200  # errors that are made into a list, of which the first are shown
 _READ_ON_BYTES = 16 << 20
+_large_bodies = ThreadPoolExecutor(1, "large bodies")
 Body = TypeVar("Body", bound=BaseModel)
 One = TypeVar("One", bound=BaseModel)
 Many = TypeVar("Many", bound=BaseModel)
@@ -94,8 +100,25 @@ def make_app() -> App:
 async def _invalid(request: Request, error: Exception) -> Response:
     # Without the rejected input itself: it may be large, private, or not valid in JSON (NaN).
     assert isinstance(error, RequestValidationError)
-    detail = [{"loc": list(e["loc"]), "msg": _message(e), "type": e["type"]} for e in error.errors()]
+    return _unprocessable([(e["loc"], _message(e), e["type"]) for e in error.errors()[:MAX_ERRORS]])
+
+
+def _unprocessable(errors: Sequence[tuple[Sequence[str | int], str, str]]) -> AsciiJson:
+    """422 with these places, messages and types, each cut to a length that can be read."""
+    detail = [
+        {
+            "loc": [cut(part, MAX_NAME) if isinstance(part, str) else part for part in loc],
+            "msg": cut(msg, MAX_MESSAGE),
+            "type": kind,
+        }
+        for loc, msg, kind in errors
+    ]
     return AsciiJson({"detail": detail}, status_code=422)
+
+
+def cut(text: str, length: int) -> str:
+    """A text without what goes beyond a length."""
+    return text if len(text) <= length else f"{text[:length]}... ({len(text)} characters)"
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -113,16 +136,30 @@ async def parse(request: Request, model: type[Body]) -> Body:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise RequestValidationError([{"type": "model_type", "loc": ("body",), "msg": ""}])
-    if len(body) > _LARGE_BYTES:
-        _check_keys(body)
+    if len(body) <= _LARGE_BYTES:
+        return _validated(model, body)
+    # A large body takes some tenths of a second. The event loop gets a turn between two of them.
+    return await asyncio.get_running_loop().run_in_executor(_large_bodies, _validated_large, model, body)
+
+
+def _validated(model: type[Body], body: bytes) -> Body:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
         raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in _first(error, model, body)]) from None
 
 
-def _check_keys(body: bytes) -> None:
-    """Refuse a large body with an object of very many keys, each of which would be a mistake of its own."""
+def _validated_large(model: type[Body], body: bytes) -> Body:
+    _check_size(body)
+    return _validated(model, body)
+
+
+def _check_size(body: bytes) -> None:
+    """Refuse a large body with very many parts, or with an object of very many keys: each may be a mistake of its own."""
+    parts = body.count(b"[") + body.count(b"{")
+    if parts > MAX_PARTS:
+        message = f"the body has {parts} brackets that open; expected at most {MAX_PARTS}"
+        raise RequestValidationError([{"type": "value_error", "loc": ("body",), "msg": message}])
 
     def count(pairs: list[tuple[str, Any]]) -> None:
         if len(pairs) > MAX_KEYS:
@@ -175,8 +212,7 @@ async def parse_one_or_many(request: Request, one: type[One], many: type[Many], 
 
 def user_error(error: UserError, *where: str | int) -> AsciiJson:
     """422 for what only the model knows to be wrong, such as an unknown context key."""
-    detail = [{"loc": ["body", *where], "msg": str(error), "type": "value_error"}]
-    return AsciiJson({"detail": detail}, status_code=422)
+    return _unprocessable([(["body", *where], str(error), "value_error")])
 
 
 def _message(error: dict[str, Any]) -> str:
