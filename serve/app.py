@@ -18,6 +18,7 @@ from ray.serve.config import BackpressureConfig
 
 from ctxrec.bundle.format import check_bundle
 from ctxrec.bundle.registry import find_bundle, is_models
+from ctxrec.live.opening import open_store
 from serve.arguments import AppArgs
 from serve.deployment import Service
 from serve.engine import served_config
@@ -30,7 +31,7 @@ def build_app(args: AppArgs) -> ray.serve.Application:
     """The Serve application.
 
     Raises:
-        UserError: no bundle lies at `args.run`, or it is damaged, or the rule file or an option is wrong.
+        UserError: no bundle lies at `args.run`, or it or the store is damaged, or the rule file or an option is wrong.
     """
     drain_on_sigterm()
     bundle = find_bundle(args.run)  # absolute: replicas have another working directory than the command
@@ -38,6 +39,7 @@ def build_app(args: AppArgs) -> ray.serve.Application:
     args = args.resolved()
     served_config(bundle, args.overrides)
     RuleFile(args.rules)
+    open_store(args.store, durable=args.store_durable).close()
     if not is_models(args.run):  # of which replicas follow what is served
         args = args.model_copy(update={"run": bundle})
     return (

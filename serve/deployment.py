@@ -40,6 +40,7 @@ from serve.journal import Refused, logged_events
 from serve.keys import READ, WRITE, Keys
 from serve.replica import Replica
 from serve.service_metrics import CONTENT_TYPE, Metrics
+from serve.store_failures import store_unavailable
 
 app = make_app()
 app.include_router(browse.router)
@@ -141,8 +142,7 @@ class Service:
         if isinstance(result, Exception) and not isinstance(result, StoreError):
             raise result
         if isinstance(result, StoreError):
-            detail = "the history store does not answer; the events may not be stored; try again"
-            raise HTTPException(503, detail, headers={"Retry-After": "1"})
+            raise store_unavailable(result, "the events")
         return AsciiJson({"accepted": result})
 
     @app.post(
@@ -158,8 +158,10 @@ class Service:
             return AsciiJson({"accepted": await self._replica.put_items([item.row() for item in body.items])})
         except BadRow as error:
             return user_error(error, "items", error.place, error.column)
-        except (NoEncoder, StoreError) as error:
+        except NoEncoder as error:
             raise HTTPException(503, f"the items may not be stored: {error}", headers={"Retry-After": "5"}) from None
+        except StoreError as error:
+            raise store_unavailable(error, "the items") from None
 
     @app.delete(
         "/v1/items/{item_id:path}",
@@ -173,7 +175,7 @@ class Service:
             if await self._replica.remove_item(item_id):
                 return AsciiJson({"accepted": 1})
         except StoreError as error:
-            raise HTTPException(503, f"the item may not be removed: {error}", headers={"Retry-After": "1"}) from None
+            raise store_unavailable(error, "the removal") from None
         raise HTTPException(404, f"item_id: the catalogue has no item {item_id[:100]!r}")
 
     @app.get("/healthz", summary="Is the process alive?")

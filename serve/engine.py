@@ -210,8 +210,7 @@ class Engine:
         pairs = list(dict.fromkeys(asked_for))  # a list may ask many times for one user
         try:
             found = self._store.latest([user for user, _ in pairs], [at for _, at in pairs])
-        except StoreError as error:
-            logger.warning("answering without posted events: %s", error)
+        except StoreError:  # `StoreFailures` has logged it
             self._pause_until = time.monotonic() + _PAUSE_S
             return recent, "history"
         read = {pair: self._logged(events) for pair, events in zip(pairs, found, strict=True)}

@@ -70,8 +70,7 @@ class Journal:
         try:
             if good:
                 self._store.append([event for n in good for event in posts[n]])
-        except StoreError as error:
-            logger.warning("posted events were not stored: %s", error)
+        except StoreError as error:  # `StoreFailures` has logged it
             return [error if isinstance(result, int) else result for result in results]
         except Exception as error:
             if len(posts) == 1:
@@ -140,6 +139,8 @@ class FileWriter:
             if num:
                 logger.info("%d events written to %s", num, self._events)
             self._last_change = write_item_file(self._store, self._items, self._spec.items, since=self._last_change)
+        except StoreError:  # `StoreFailures` has logged it
+            self._metrics.export_failures.inc()
         except Exception:  # whatever it is, they are in the store, and the next round tries again
             self._metrics.export_failures.inc()
             logger.exception("files of events and items could not be written; they will be tried again")
@@ -150,8 +151,7 @@ class FileWriter:
         try:
             self._metrics.events_not_exported.set(self._store.num_unwritten())
             others = self._store.other_services(self._service)
-        except StoreError as error:
-            logger.warning("the store does not tell how many events no file has: %s", error)
+        except StoreError:
             return
         self._metrics.other_services.set(len(others))
         if others and others != self._others:

@@ -28,6 +28,7 @@ from serve.journal import FileWriter, Journal
 from serve.micro_batching import MicroBatcher
 from serve.rule_file import RuleFile
 from serve.service_metrics import Metrics
+from serve.store_failures import StoreFailures
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Replica:
         self._computing = ThreadPoolExecutor(1, "compute", initializer=use_threads, initargs=(num_threads,))
         self._encoding = ThreadPoolExecutor(1, "items", initializer=use_threads, initargs=(1,))
         self._writing = ThreadPoolExecutor(1, "store")
-        self._store = open_store(args.store, durable=args.store_durable)
+        self._store = open_store(args.store, durable=args.store_durable, on_failure=StoreFailures(metrics))
         self._loading = ThreadPoolExecutor(1, "load", initializer=use_threads, initargs=(1,))
         self._rules = RuleFile(args.rules)
         self._arms = Arms()

@@ -13,6 +13,8 @@ from typing import Any
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess, values
 
+from ctxrec.live.store import StoreError
+
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -56,6 +58,14 @@ class Metrics:
         self.export_failures = Counter(
             "ctxrec_export_failures", "Rounds in which files of events and items could not be written", **own
         )
+        self.store_failures = Counter(
+            "ctxrec_store_failures",
+            "Failed calls of the store of events and items: busy, or damaged, full, read-only or denied, which an operator must mend",
+            ["kind"],
+            **own,
+        )
+        for kind in StoreError.KINDS:
+            self.store_failures.labels(kind)  # 0 from the start, so that an alarm sees the first one
         self.other_services = Gauge(
             "ctxrec_other_services", "Other services that use the same store", multiprocess_mode="livemax", **own
         )

@@ -7,6 +7,7 @@ needs, so use Redis for several machines.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -15,15 +16,20 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ctxrec.core.errors import UserError
-from ctxrec.live.store import KEPT_EVENTS, ItemChange, LoggedEvent, StoreError, Unwritten
+from ctxrec.live.sqlite_check import APPLICATION_ID, MARK, REACHED, VERSION, Mark, check_file, store_error
+from ctxrec.live.store import KEPT_EVENTS, ItemChange, LoggedEvent, OnFailure, StoreError, Unwritten
 
 DATABASE, LOCK, PRESENCE = "live.sqlite", "writing.lock", "service-"
+_WAL = "-wal"  # SQLite's name of the write-ahead log, after that of the database
 _BUSY_S = 5.0  # how long a write waits for another process's
-_TABLES = """
+_TABLES = f"""
+BEGIN IMMEDIATE;
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {VERSION};
 CREATE TABLE IF NOT EXISTS events (
     seq INTEGER PRIMARY KEY, user TEXT NOT NULL, time_us INTEGER NOT NULL, item TEXT NOT NULL,
     action TEXT NOT NULL, value REAL, context TEXT NOT NULL
@@ -32,25 +38,38 @@ CREATE UNIQUE INDEX IF NOT EXISTS events_by_user ON events (user, time_us, item,
 CREATE INDEX IF NOT EXISTS events_by_time ON events (user, time_us);
 CREATE TABLE IF NOT EXISTS items (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, row TEXT);
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
-INSERT OR IGNORE INTO facts VALUES ('written', 0), ('taken', 0), ('id', '{id}');
+INSERT OR IGNORE INTO facts VALUES ('written', 0), ('taken', 0), ('id', '{{id}}');
+COMMIT;
 """
 
 
 class SqliteStore:
     """A `HistoryStore` in a local folder."""
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, *, on_failure: OnFailure | None = None):
         self._path = os.path.join(folder, DATABASE)
+        self._on_failure = on_failure
         self._threads = threading.local()
         self._all: list[sqlite3.Connection] = []
         self._guard = threading.Lock()
         self._lock_file: int | None = None
         self._presence: dict[str, int] = {}  # open files that say that a service uses the store
+        self._place: tuple[int, int] | None = None  # inodes of the database and of its log
+        self._wrong_place: str | None = None  # what was found wrong with them
+        self._mark_file: int | None = None
         try:
             os.makedirs(folder, exist_ok=True)
-            self._connection().executescript(_TABLES.format(id=uuid.uuid4().hex[:8]))
+            check_file(self._path, used=os.path.exists(os.path.join(folder, LOCK)))
+            connection = self._connection()
+            connection.executescript(_TABLES.format(id=uuid.uuid4().hex[:8]))
             self.id = self._fact("id")
-        except (OSError, sqlite3.Error) as error:
+            self._place = os.stat(self._path).st_ino, os.stat(self._path + _WAL).st_ino
+            self._mark_file = os.open(os.path.join(folder, MARK), os.O_RDWR | os.O_CREAT, 0o600)
+            self._write_mark(connection.execute(REACHED).fetchone())
+        except (OSError, sqlite3.Error, UserError) as error:
+            self.close()
+            if isinstance(error, UserError):
+                raise UserError(f"the history store cannot be used: {error}") from error
             raise UserError(
                 f"the history store at {folder} cannot be opened ({error}); give a writable folder"
             ) from error
@@ -61,44 +80,34 @@ class SqliteStore:
             for e in events
         ]
         insert = "INSERT OR IGNORE INTO events (user, time_us, item, action, value, context) VALUES (?, ?, ?, ?, ?, ?)"
-        try:
-            with self._connection() as connection:
-                connection.execute("BEGIN IMMEDIATE")
-                connection.executemany(insert, rows)
-        except sqlite3.Error as error:
-            raise StoreError(f"SQLite: {error}") from error
+        self._change(insert, rows)
 
     def latest(self, users: Sequence[str], until_us: Sequence[int]) -> list[list[LoggedEvent]]:
         query = (
             "SELECT item, time_us, action, value, context FROM events INDEXED BY events_by_time WHERE user = ? AND time_us <= ? "
             "ORDER BY time_us DESC, seq DESC LIMIT ?"
         )
-        try:
-            cursor = self._connection().cursor()
-            found = []
+        with self._answering() as connection:
+            cursor, found = connection.cursor(), []
             for user, until in zip(users, until_us, strict=True):
                 rows = cursor.execute(query, (user, until, KEPT_EVENTS)).fetchall()
-                found.append([_event(user, row) for row in reversed(rows)])
+                found.append([self._event(user, row) for row in reversed(rows)])
             return found
-        except sqlite3.Error as error:
-            raise StoreError(f"SQLite: {error}") from error
 
     def take_unwritten(self, limit: int) -> Unwritten | None:
         if not self._lock():
             return None
         try:
-            taken = self._take(limit)
-        except BaseException as error:  # a lock that stays would end the export for ever
+            with self._answering() as connection:
+                taken = self._take(connection, limit)
+        except BaseException:  # a lock that stays would end the export for ever
             self.release()
-            if isinstance(error, sqlite3.Error):
-                raise StoreError(f"SQLite: {error}") from error
             raise
         if taken is None:
             self.release()
         return taken
 
-    def _take(self, limit: int) -> Unwritten | None:
-        connection = self._connection()
+    def _take(self, connection: sqlite3.Connection, limit: int) -> Unwritten | None:
         first, last = self._fact("written"), self._fact("taken")
         if last <= first:
             ahead = "SELECT max(seq) FROM (SELECT seq FROM events WHERE seq > ? ORDER BY seq LIMIT ?)"
@@ -107,23 +116,20 @@ class SqliteStore:
                 return None
             self._set("taken", last)  # before the file appears, so that a crash makes the same file again
         query = "SELECT item, time_us, action, value, context, user FROM events WHERE seq > ? AND seq <= ? ORDER BY seq"
-        events = [_event(row[5], row) for row in connection.execute(query, (first, last))]
+        events = [self._event(row[5], row) for row in connection.execute(query, (first, last))]
         return Unwritten(f"live-{self.id}-{first + 1:012d}-{last:012d}.parquet", last, events)
 
     def written(self, taken: Unwritten) -> None:
         try:
-            self._set("written", taken.last)
-        except sqlite3.Error as error:
-            raise StoreError(f"SQLite: {error}") from error
+            with self._answering():
+                self._set("written", taken.last)
         finally:
             self.release()
 
     def num_unwritten(self) -> int:
-        try:
-            query = "SELECT count(*) FROM events WHERE seq > (SELECT value FROM facts WHERE name = 'written')"
-            return int(self._connection().execute(query).fetchone()[0])
-        except sqlite3.Error as error:
-            raise StoreError(f"SQLite: {error}") from error
+        query = "SELECT count(*) FROM events WHERE seq > (SELECT value FROM facts WHERE name = 'written')"
+        with self._answering() as connection:
+            return int(connection.execute(query).fetchone()[0])
 
     def other_services(self, me: str) -> list[str]:
         with self._guard:
@@ -132,7 +138,7 @@ class SqliteStore:
                     self._presence[me] = _shared_lock(self._presence_file(me), me)
                 return self._living(me)
             except OSError as error:
-                raise StoreError(f"{os.path.dirname(self._path)}: {error}") from error
+                raise self._failed(error) from error
 
     def _presence_file(self, service: str) -> str:
         name = hashlib.sha256(service.encode()).hexdigest()[:16]
@@ -157,27 +163,28 @@ class SqliteStore:
         return found
 
     def release(self) -> None:
-        if self._lock_file is not None:
-            os.close(self._lock_file)  # and with it the lock
-            self._lock_file = None
+        file, self._lock_file = self._lock_file, None
+        if file is not None:
+            os.close(file)  # and with it the lock
 
     def change_items(self, rows: Mapping[str, dict[str, Any] | None]) -> int:
         values = [(item, None if row is None else json.dumps(row)) for item, row in rows.items()]
-        try:
-            with self._connection() as connection:
+        return self._change("INSERT OR REPLACE INTO items (id, row) VALUES (?, ?)", values)[1]
+
+    def _change(self, statement: str, rows: Sequence[tuple]) -> tuple[int, int]:
+        """Change all rows or none; the numbers of the last event and of the last change of an item after it."""
+        with self._answering() as connection:
+            with connection:
                 connection.execute("BEGIN IMMEDIATE")
-                connection.executemany("INSERT OR REPLACE INTO items (id, row) VALUES (?, ?)", values)
-                return connection.execute("SELECT max(number) FROM items").fetchone()[0] or 0
-        except sqlite3.Error as error:
-            raise StoreError(f"SQLite: {error}") from error
+                connection.executemany(statement, rows)
+                reached: tuple[int, int] = connection.execute(REACHED).fetchone()
+            self._write_mark(reached)
+            return reached
 
     def item_changes(self, since: int) -> list[ItemChange]:
         query = "SELECT number, id, row FROM items WHERE number > ? ORDER BY number"
-        try:
-            rows = self._connection().execute(query, (since,)).fetchall()
-        except sqlite3.Error as error:
-            raise StoreError(f"SQLite: {error}") from error
-        return [ItemChange(number, item, None if row is None else json.loads(row)) for number, item, row in rows]
+        with self._answering() as connection:
+            return [self._item_change(row) for row in connection.execute(query, (since,))]
 
     def close(self) -> None:
         self.release()
@@ -185,6 +192,9 @@ class SqliteStore:
             for file in self._presence.values():
                 os.close(file)
             self._presence.clear()
+            if self._mark_file is not None:
+                os.close(self._mark_file)
+                self._mark_file = None
             for connection in self._all:
                 connection.close()
             self._all.clear()
@@ -193,16 +203,79 @@ class SqliteStore:
     def _lock(self) -> bool:
         """Take the lock of the one process that writes files; it is released when the process dies."""
         assert self._lock_file is None, "release() or written() must follow take_unwritten()"
-        file = os.open(os.path.join(os.path.dirname(self._path), LOCK), os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BaseException as error:
-            os.close(file)
-            if isinstance(error, BlockingIOError):
-                return False
-            raise
+            file = os.open(os.path.join(os.path.dirname(self._path), LOCK), os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BaseException:
+                os.close(file)
+                raise
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise self._failed(error) from error
         self._lock_file = file
         return True
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[sqlite3.Connection]:
+        """This thread's connection; whatever fails becomes a `StoreError`, of which `on_failure` is told."""
+        try:
+            yield self._connection()
+            self._check_place()
+        except (OSError, sqlite3.Error, StoreError) as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError | sqlite3.Error | StoreError) -> StoreError:
+        if isinstance(error, OSError):
+            kinds = {errno.ENOSPC: "full", errno.EDQUOT: "full", errno.EROFS: "read-only", errno.EACCES: "denied"}
+            kind = kinds.get(error.errno or 0, "busy")
+            failure = StoreError(f"{os.path.dirname(self._path)}: {error}", kind)
+        else:
+            failure = error if isinstance(error, StoreError) else store_error(self._path, error)
+        if self._on_failure is not None:
+            self._on_failure(failure)
+        return failure
+
+    def _check_place(self) -> None:
+        """SQLite goes on with files that were removed, moved or emptied, and what it writes then is lost."""
+        if self._place is not None and self._wrong_place is None:
+            self._wrong_place = _what_changed((self._path, self._path + _WAL), self._place)
+            connection = getattr(self._threads, "connection", None)
+            if connection is not None and (self._wrong_place or "").startswith(self._path + _WAL):
+                with contextlib.suppress(sqlite3.Error):  # what the log had can still get into the database
+                    connection.execute("PRAGMA wal_checkpoint")
+        if self._wrong_place is not None:  # it stays so until the service starts again
+            told = f"{self._wrong_place} while the service used it; put it back and start the service again"
+            raise StoreError(told, "damaged")
+
+    def _write_mark(self, reached: tuple[int, int]) -> None:
+        if self._mark_file is not None:
+            os.pwrite(self._mark_file, Mark(self.id, *reached).line(), 0)
+
+    def _event(self, user: str, row: tuple) -> LoggedEvent:
+        item, time_us, action, value, context = row[:5]
+        try:
+            event = LoggedEvent(user, item, time_us, action or None, value, json.loads(context))
+        except (TypeError, ValueError):
+            event = None
+        if event is None or not (
+            isinstance(item, str) and isinstance(time_us, int) and isinstance(event.context, dict)
+        ):
+            raise StoreError(
+                f"{self._path} is damaged: the event of user {user!r} at {time_us} cannot be read", "damaged"
+            )
+        return event
+
+    def _item_change(self, row: tuple) -> ItemChange:
+        number, item, text = row
+        try:
+            columns = None if text is None else json.loads(text)
+        except (TypeError, ValueError):
+            columns = text
+        if not isinstance(item, str) or not isinstance(columns, dict | None):
+            raise StoreError(f"{self._path} is damaged: the row of item {item!r} cannot be read", "damaged")
+        return ItemChange(number, item, columns)
 
     def _fact(self, name: str) -> Any:
         return self._connection().execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()[0]
@@ -215,6 +288,7 @@ class SqliteStore:
         """This thread's own connection."""
         connection = getattr(self._threads, "connection", None)
         if connection is None:
+            self._check_place()  # SQLite makes a file that is missing
             # Closed from the thread that closes the store, hence no check of threads.
             connection = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
             _use_write_ahead_log(connection)
@@ -223,6 +297,19 @@ class SqliteStore:
             with self._guard:
                 self._all.append(connection)
         return connection
+
+
+def _what_changed(paths: Sequence[str], inodes: Sequence[int]) -> str | None:
+    for path, inode in zip(paths, inodes, strict=True):
+        try:
+            now = os.stat(path)
+        except FileNotFoundError:
+            return f"{path} was removed or moved"
+        if now.st_ino != inode:
+            return f"{path} was replaced"
+        if path == paths[0] and not now.st_size:
+            return f"{path} was emptied"
+    return None
 
 
 def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
@@ -242,14 +329,14 @@ def _shared_lock(path: str, content: str) -> int:
     """An open file with this content, locked by all who share it until they close it or die."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(file, fcntl.LOCK_SH)
-        with contextlib.suppress(FileNotFoundError):
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH)
             if os.stat(path).st_ino == os.fstat(file).st_ino:
                 os.pwrite(file, content.encode(), 0)
                 return file
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(file)
+            raise
         os.close(file)  # somebody removed it before the lock was taken
-
-
-def _event(user: str, row: tuple) -> LoggedEvent:
-    item, time_us, action, value, context = row[:5]
-    return LoggedEvent(user, item, time_us, action or None, value, json.loads(context))

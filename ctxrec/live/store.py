@@ -7,7 +7,7 @@ that have not been written to event files yet (`ctxrec.live.event_files`), and t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -54,7 +54,21 @@ class ItemChange:
 
 
 class StoreError(Exception):
-    """The store does not answer, or not in time; nothing was acknowledged."""
+    """The store does not answer, or not in time; nothing was acknowledged.
+
+    Attributes:
+        kind: "busy" where the same call may succeed later; otherwise the operator must act first, because the store is
+            "damaged", "full" (of disk or memory), "read-only" or "denied" (to this user or password).
+    """
+
+    KINDS = ("busy", "damaged", "full", "read-only", "denied")
+
+    def __init__(self, message: str, kind: str = "busy"):
+        super().__init__(message)
+        self.kind = kind
+
+
+OnFailure = Callable[[StoreError], None]
 
 
 class HistoryStore(Protocol):

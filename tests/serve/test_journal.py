@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
+import sqlite3
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.live.opening import open_store
-from ctxrec.live.store import LoggedEvent
-from serve.journal import FileWriter
+from ctxrec.live.store import LoggedEvent, StoreError
+from serve.journal import FileWriter, Journal
+from serve.store_failures import StoreFailures, store_unavailable
 
 
 def fake_metrics() -> SimpleNamespace:
@@ -40,3 +44,35 @@ def test_a_failed_export_is_counted_and_another_service_on_the_store_is_named(tm
     second.stop()
     assert metrics.events_not_exported._value.get() == 0 and len(list((tmp_path / "events").iterdir())) == 1
     store.close()
+
+
+def test_a_damaged_store_is_counted_logged_once_and_told_from_a_busy_one(tmp_path: Path, caplog, monkeypatch):
+    monkeypatch.setattr("ctxrec.live.sqlite._BUSY_S", 0.05)
+    failures = Counter("store_failures", "", ["kind"], registry=CollectorRegistry())
+    store = open_store(str(tmp_path), on_failure=StoreFailures(SimpleNamespace(store_failures=failures)))
+    journal = Journal(store, lambda contexts: None)
+    holder = sqlite3.connect(tmp_path / "live.sqlite", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    (busy,) = journal.append([[LoggedEvent("u", "i", 1)]])
+    holder.execute("ROLLBACK")
+    holder.close()
+    assert journal.append([[LoggedEvent("u", "i", 1)]]) == [1]
+    os.truncate(tmp_path / "live.sqlite", 0)
+    first, second = (journal.append([[LoggedEvent("u", "i", 1)]])[0] for _ in range(2))
+    assert [error.kind for error in (busy, first, second)] == ["busy", "damaged", "damaged"]
+    assert [failures.labels(kind)._value.get() for kind in ("busy", "damaged", "full")] == [1, 2, 0]
+    lines = [record.getMessage() for record in caplog.records if record.name == "serve.store_failures"]
+    assert len(lines) == 2 and "is damaged; this is logged once" in lines[1] and "live.sqlite was emptied" in lines[1]
+    assert "try again" in store_unavailable(busy, "the events").detail
+    answer = store_unavailable(first, "the events")
+    assert answer.status_code == 503 and "is damaged; the events may not be stored" in answer.detail
+    assert "try again" not in answer.detail and str(tmp_path) not in answer.detail
+    store.close()
+
+
+@pytest.mark.parametrize("kind", StoreError.KINDS)
+def test_every_kind_of_failure_has_an_answer(kind):
+    answer = store_unavailable(StoreError("secret", kind), "the items")
+    assert (
+        answer.status_code == 503 and "the items may not be stored" in answer.detail and "secret" not in answer.detail
+    )

@@ -127,6 +127,10 @@ def test_arguments_are_checked_before_anything_starts(tiny_run, tmp_path):
 
     with pytest.raises(UserError, match="found nothing at"):
         build_app(AppArgs(run=str(tmp_path / "missing")))
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "live.sqlite").write_text("no database")
+    with pytest.raises(UserError, match=r"live\.sqlite is no SQLite database.*restore it"):
+        build_app(AppArgs(run=tiny_run, store=str(tmp_path / "store")))
     with pytest.raises(ValidationError, match="replica_count"):
         AppArgs(run=tiny_run, replica_count=2)
     assert AppArgs.model_validate({"run": tiny_run, "replicas": "2"}).replicas == 2  # `serve run` gives strings
