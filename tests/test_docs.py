@@ -11,6 +11,7 @@ import pytest
 from paths import REPO
 from test_layers import LAYERS
 
+from ctxrec.core.commands import COMMANDS
 from ctxrec.core.config import Config
 
 # The lab book is history: it may name options and files that have been removed since.
@@ -50,6 +51,9 @@ def test_named_files_are_there(page):
 def test_named_commands_are_there(page):
     for found in set(re.findall(r"python -m ((?:ctxrec|tune|cluster)\.\w+)", page.read_text())):
         assert importlib.util.find_spec(found), found
+    blocks = re.findall(r"```.*?```|`[^`]*`", page.read_text(), re.DOTALL)
+    for found in set(re.findall(r"(?:^|[`;$] ?)ctxrec ([a-z]\w*) ", "\n".join(blocks), re.MULTILINE)):
+        assert found in COMMANDS, found
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -58,7 +62,8 @@ def test_named_flags_are_there(page):
     files = [path for folder in ("ctxrec", "tune", "cluster", "tests/bench") for path in (REPO / folder).rglob("*.py")]
     known = set(re.findall(r"[\"'](?:--)?([a-z]+(?:-[a-z]+)*)[\"']", "\n".join(path.read_text() for path in files)))
     text = page.read_text().replace("\\\n", " ")
-    for line in re.findall(r"python (?:-m (?:ctxrec|tune|cluster)\.|tests/bench/)([^`\n]*)", text):
+    ours = r"(?:python (?:-m (?:ctxrec|tune|cluster)\.|tests/bench/)|(?:^|`)ctxrec (?=[a-z]+ ))([^`\n]*)"
+    for line in re.findall(ours, text, re.MULTILINE):
         assert set(re.findall(r"--([a-z]+(?:-[a-z]+)*)", line)) <= known | {"help"}, line
 
 

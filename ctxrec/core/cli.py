@@ -17,6 +17,13 @@ from ctxrec.core.errors import Failed, Stopped, UserError
 
 logger = logging.getLogger("ctxrec")
 
+CONSOLE = "ctxrec"  # name of the console script
+
+
+def called_as(module: str) -> str:
+    """How the user called a command, for its help: as `ctxrec train` or as `python -m ctxrec.train`."""
+    return sys.argv[0] if sys.argv[0].startswith(f"{CONSOLE} ") else f"python -m {module}"
+
 
 def parser(prog: str, description: str, *, reads_options: bool = True) -> argparse.ArgumentParser:
     """A command's argument parser with `--config` and `--set`.
@@ -27,7 +34,7 @@ def parser(prog: str, description: str, *, reads_options: bool = True) -> argpar
         reads_options: whether the command reads any option of `ctxrec.core.config`. If not, giving `--config` or
             `--set` is a `UserError` while the arguments are parsed.
     """
-    made = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
+    made = argparse.ArgumentParser(prog=called_as(prog), description=description)
     if not reads_options:
         for flag in ("--config", "--set"):
             made.add_argument(flag, action=_RefusedFlag, help=argparse.SUPPRESS)
