@@ -216,7 +216,7 @@ class AsyncClient(_Methods):
 
 
 def _options(url: str, key: str | None, timeout_s: float) -> dict[str, Any]:
-    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    headers = {} if key is None else {"Authorization": f"Bearer {key}".encode()}
     return {"base_url": url.rstrip("/"), "timeout": timeout_s, "headers": headers}
 
 

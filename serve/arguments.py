@@ -82,6 +82,10 @@ class AppArgs(BaseModel):
         default=0, ge=0, description="number of proxies in front whose X-Forwarded-For is trusted"
     )
     access_log: str = Field(default="", description="file for a JSON line a request; -: standard output; empty: none")
+    hosts: str = Field(
+        default="",
+        description="names that the Host header may have where no API keys are set, besides those of this machine, separated by commas; *: any",
+    )
     page: bool = Field(default=True, description="serve a web page for people at /")
     cors_origins: str = Field(default="", description="allowed CORS origins, separated by commas, or *")
 

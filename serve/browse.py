@@ -1,4 +1,4 @@
-"""What people look at: rows of the catalogue, users and their histories, and the page that shows them.
+"""What people look at: rows of the catalogue, users and their histories, the page that shows them, and the documentation.
 
 These are plain functions, not methods of the deployment: what they ask lies in this module, which Serve imports in
 each replica, while it copies the app.
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import fastapi_offline
 import numpy as np
 import pyarrow.compute as pc
 from fastapi import APIRouter, Query, Request
@@ -34,11 +35,17 @@ _KINDS = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
 }
-_FILES = {path.name: path for path in _PAGE.glob("*.*")}
+_FILES = {path.name: path for path in _PAGE.glob("*.*") if path.stem != "docs"}
 _POLICY = "; ".join(
     ["default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self'", "img-src 'self' data:"]
     + ["base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"]
 )  # fmt: skip
+# Swagger UI sets styles of elements one by one.
+_DOCS_POLICY = _POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
+_SWAGGER = Path(fastapi_offline.__file__).parent / "static"
+_DOCS = {
+    path.name: path for path in (_SWAGGER / "swagger-ui-bundle.js", _SWAGGER / "swagger-ui.css", _PAGE / "docs.js")
+}
 _VALUES = 300  # of a categorical column or feature that are listed, by frequency
 
 _state: tuple[Replica, Keys, bool] | None = None
@@ -69,11 +76,28 @@ async def page_file(name: str) -> Response:
     return _file(name)
 
 
+@router.get("/docs", include_in_schema=False)
+async def docs() -> Response:
+    """The OpenAPI document as a page, with scripts and styles of this service alone."""
+    return _answer(_PAGE / "docs.html", _DOCS_POLICY)
+
+
+@router.get("/docs/{name}", include_in_schema=False)
+async def docs_file(name: str) -> Response:
+    """A script or style sheet of the documentation."""
+    if name not in _DOCS:
+        raise HTTPException(404)
+    return _answer(_DOCS[name], _DOCS_POLICY)
+
+
 def _file(name: str) -> Response:
     if _state is None or not _state[2] or name not in _FILES:
         raise HTTPException(404)
-    path = _FILES[name]
-    headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
+    return _answer(_FILES[name], _POLICY)
+
+
+def _answer(path: Path, policy: str) -> Response:
+    headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
     return Response(path.read_bytes(), headers=headers, media_type=_KINDS[path.suffix])
 
 

@@ -1,7 +1,8 @@
-"""ASGI middleware of every request: rate limits, CORS, security headers, metrics and the access log."""
+"""ASGI middleware of every request: host names, rate limits, CORS, security headers, metrics and the access log."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import time
@@ -9,16 +10,19 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from serve.access_log import AccessLog, request_id
 from serve.arguments import AppArgs
+from serve.hosts import HostCheck, Hosts
 from serve.keys import Keys
 from serve.limits import RateLimiter, address_of
 from serve.service_metrics import Metrics
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+HUNG_UP = 499  # nginx's number for a client that went before its answer; it is no fault of the service
 _UNLIMITED = ("/healthz", "/readyz", "/metrics")  # a probe must not fail because of others
 _CAUTION = [
     (b"x-content-type-options", b"nosniff"),
@@ -42,6 +46,7 @@ class EdgeState:
         burst = max(args.rate_burst / args.replicas, 1)
         self.limiter = RateLimiter(share, burst) if args.rate_limit else None
         self.origins = [origin.strip() for origin in args.cors_origins.split(",") if origin.strip()]
+        self.hosts = None if keys.are_asked_for else Hosts(args.hosts)
         self._keys, self._proxies = keys, args.trusted_proxies
 
     def caller(self, scope: Scope) -> str:
@@ -87,9 +92,10 @@ class Edge:
             await self._app(scope, receive, send)
             return
         if self._limited is None:
-            self._limited = _with_cors(_Limited(self._app), state.origins)
+            limited = _with_cors(_Limited(self._app), state.origins)
+            self._limited = limited if state.hosts is None else HostCheck(limited, state.hosts)
         extra = _OPEN if state.origins else _PRIVATE
-        start, status, size = time.perf_counter(), 500, 0
+        start, status, size = time.perf_counter(), 0, 0
         is_api = path_within(scope).startswith("/v1/")
 
         async def watched(message: Message) -> None:
@@ -103,7 +109,15 @@ class Edge:
 
         try:
             await self._limited(scope, receive, watched)
+        except ClientDisconnect:
+            pass  # there is nobody to answer
+        except asyncio.CancelledError:  # Serve's proxy takes a request back when its client hangs up
+            raise
+        except Exception:
+            status = status or 500
+            raise
         finally:
+            status = status or HUNG_UP
             seconds = time.perf_counter() - start
             route = getattr(scope.get("route"), "path", "other")
             state.metrics.requests.labels(route, str(status)).inc()

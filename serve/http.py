@@ -86,10 +86,13 @@ class App(FastAPI):
 
 def make_app() -> App:
     """The app without its routes: title, body limit, and errors as `{"detail": ...}`."""
-    refusals = {status: {"model": ErrorResponse} for status in (401, 403, 413, 422, 429, 503)}
-    app = App(title="ctxrec", description=DESCRIPTION, responses=refusals)
+    refusals = {status: {"model": ErrorResponse} for status in (401, 403, 413, 421, 422, 429, 503)}
+    # `serve.browse` has the documentation; a path with a slash too many is a 404, as a redirect would name the Host header.
+    options: dict[str, Any] = {"docs_url": None, "redoc_url": None, "redirect_slashes": False}
+    app = App(title="ctxrec", description=DESCRIPTION, responses=refusals, **options)
     app.add_middleware(Shortcut)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(Head)
     app.add_middleware(Edge)
 
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -251,6 +254,27 @@ class BodyLimit:
             await AsciiJson({"detail": detail}, status_code=413)(scope, receive, send)
             return
         await self._app(scope, _replay(b"".join(parts), receive), send)
+
+
+class Head:
+    """ASGI middleware that answers HEAD as GET, without the body."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def without_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        scope["method"] = "GET"  # not in a copy, as the router leaves the route there for what is counted
+        try:
+            await self._app(scope, receive, without_body)
+        finally:
+            scope["method"] = "HEAD"
 
 
 _shortcuts: dict[str, Endpoint] = {}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from starlette.exceptions import HTTPException
 
@@ -36,8 +37,7 @@ class Keys:
         kind, _, key = headers.get("authorization", "").partition(" ")
         key = key.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
         # Looked up by its hash, so that response times do not reveal how close a guessed key is.
-        digest = _sha256(key)
-        return digest if digest in self._scopes else None
+        return next((digest for digest in map(_sha256, _as_sent(key)) if digest in self._scopes), None)
 
     def check(self, headers: Mapping[str, str], scope: str) -> None:
         """Raise 401 where no valid key was sent, 403 where the key may not do this."""
@@ -73,7 +73,7 @@ def parse_keys(text: str, source: str = ENVIRONMENT) -> dict[str, frozenset[str]
         hashed = _HASHED.fullmatch(key)
         if key.startswith("sha256:") and hashed is None:
             raise UserError(f"entry {number} of {source} is no sha256; expected sha256: and 64 hex digits")
-        digest = hashed[1] if hashed else _sha256(key)
+        digest = hashed[1] if hashed else _sha256(_as_set(key))
         keys[digest] = keys.get(digest, frozenset()) | _SCOPES[scope]
     return keys
 
@@ -99,5 +99,17 @@ def keys_from_environment() -> dict[str, frozenset[str]]:
     return {digest: keys.get(digest, frozenset()) | found.get(digest, frozenset()) for digest in keys | found}
 
 
-def _sha256(key: str) -> str:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+def _as_sent(key: str) -> Iterator[bytes]:
+    """What a header may mean: servers read its bytes as Latin-1, and clients write UTF-8 or Latin-1."""
+    with contextlib.suppress(UnicodeEncodeError):
+        yield key.encode("latin-1")
+    yield _as_set(key)
+
+
+def _as_set(key: str) -> bytes:
+    """The bytes of a key of the environment or a file."""
+    return key.encode("utf-8", "surrogateescape")
+
+
+def _sha256(key: bytes) -> str:
+    return hashlib.sha256(key).hexdigest()

@@ -15,7 +15,7 @@ export const key = {
 
 // Relative addresses, so that the page also works under a route prefix.
 export async function call(path, body) {
-  const headers = key.get() ? { Authorization: `Bearer ${key.get()}` } : {};
+  const headers = key.get() ? { Authorization: `Bearer ${bytesOf(key.get())}` } : {};
   if (body !== undefined) headers["Content-Type"] = "application/json";
   const method = body === undefined ? "GET" : "POST";
   const start = performance.now();
@@ -31,6 +31,9 @@ export async function call(path, body) {
   const isJson = (response.headers.get("Content-Type") || "").includes("json");
   return { ms, answer: isJson ? JSON.parse(text) : text };
 }
+
+// A text as its UTF-8 bytes, a character for each byte: fetch takes no other characters in a header.
+const bytesOf = (text) => String.fromCharCode(...new TextEncoder().encode(text));
 
 function detail(text) {
   try {

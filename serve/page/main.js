@@ -161,6 +161,11 @@ async function ask() {
   }
 }
 
+// In an A/B test with the test and the arm from which the list comes.
+function versionOf({ model_version, experiment }) {
+  return experiment ? `${model_version} (${experiment.name}: ${experiment.arm})` : model_version;
+}
+
 function show(answer, rows, ms) {
   const before = state.shown;
   const top = answer.items[0]?.score || 1;
@@ -174,7 +179,7 @@ function show(answer, rows, ms) {
   if (answer.fallback) says.push("the user is unknown, so the list depends on the context alone");
   if (answer.degraded) says.push(`without ${answer.degraded}, which could not be read`);
   status(says.join("; "), "");
-  byId("version").textContent = answer.arm ? `${answer.model_version} (${answer.arm})` : answer.model_version;
+  byId("version").textContent = versionOf(answer);
   state.times = [...state.times, ms].slice(-50);
   const sorted = [...state.times].sort((a, b) => a - b);
   byId("latency").textContent = `${ms.toFixed(0)} ms`;
@@ -218,7 +223,7 @@ async function health() {
     const { answer } = await call("readyz");
     byId("health").textContent = answer.status;
     byId("health").dataset.state = "ready";
-    byId("version").textContent = answer.model_version;
+    if (!state.shown.size) byId("version").textContent = answer.model_version; // else that of the list stands there
   } catch {
     byId("health").textContent = "does not answer";
     byId("health").dataset.state = "down";

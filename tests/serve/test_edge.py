@@ -8,6 +8,7 @@ import pytest
 
 from ctxrec.core.errors import UserError
 from serve.access_log import AccessLog, request_id
+from serve.hosts import Hosts
 from serve.keys import ADMIN, READ, WRITE, Keys, keys_from_environment
 from serve.limits import RateLimiter, address_of
 
@@ -65,6 +66,21 @@ def test_a_crowd_of_callers_takes_bounded_memory():
 def test_addresses_behind_proxies(forwarded, proxies, wanted):
     scope = {"client": ("10.0.0.1", 5), "headers": [(b"x-forwarded-for", value) for value in forwarded]}
     assert address_of(scope, proxies) == wanted
+
+
+@pytest.mark.parametrize(
+    ("host", "wanted"),
+    [
+        ("localhost", True), ("LOCALHOST.", True), ("localhost:8000", True), ("app.localhost:1", True), ("127.0.0.1:8000", True),
+        ("127.9.9.9", True), ("[::1]:8000", True), ("::1", True), ("shop.example:8000", True), ("10.1.2.3:80", True),
+        ("evil.example", False), ("localhost.evil.example", False), ("evil.example:8000", False), ("127.0.0.1.evil.example", False),
+        ("10.1.2.4", False), ("[2001:db8::1]:80", False), ("", False), (":8000", False), ("127.0.0.1@evil.example", False),
+        ("localhost:x", False), ("notlocalhost", False), ("127.1", False),
+    ],
+)  # fmt: skip
+def test_names_that_are_answered_without_keys(host, wanted):
+    assert Hosts("Shop.example , 10.1.2.3").has(host) is wanted
+    assert Hosts("*").has(host)
 
 
 def test_log_lines_are_whole_and_ids_are_fit_to_print(tmp_path):

@@ -38,6 +38,20 @@ def test_without_keys_everybody_is_let_in(monkeypatch):
     assert keys_from_environment() == {} and status(Keys({}), WRITE) == 200
 
 
+@pytest.mark.parametrize("key", ["ключ", "clé", "鍵-42", "a\u0308"])
+def test_keys_that_are_not_ascii_are_taken_in_utf_8_and_in_latin_1(key, monkeypatch, tmp_path):
+    monkeypatch.setenv("CTXREC_API_KEYS", f"read@{key}")
+    keys = Keys(keys_from_environment())
+    sent = key.encode().decode("latin-1")  # what Starlette makes of the bytes of a header
+    assert status(keys, READ, authorization=f"Bearer {sent}") == status(keys, READ, x_api_key=sent) == 200
+    assert status(keys, WRITE, x_api_key=sent) == 403 and status(keys, READ, x_api_key=sent[:-1]) == 401
+    if key.isascii() or max(key) < "\u0100":
+        assert status(keys, READ, x_api_key=key) == 200, "a client that writes Latin-1"
+    (tmp_path / "keys").write_text(key, encoding="utf-8")
+    monkeypatch.setenv("CTXREC_API_KEYS_FILE", str(tmp_path / "keys"))
+    assert status(Keys(keys_from_environment()), WRITE, x_api_key=sent) == 200
+
+
 def test_only_hashes_are_kept_and_errors_show_no_key(monkeypatch):
     monkeypatch.setenv("CTXREC_API_KEYS", "top-secret")
     assert "top-secret" not in repr(keys_from_environment())

@@ -80,7 +80,7 @@ def load(
     Plain sockets: a client library would take more of the cores than the service that refuses it.
     """
     content = json.dumps(body).encode()
-    head = f"POST /v1/recommend HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+    head = f"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
     request = head.encode() + b"\r\n\r\n" + content
     host, port = address.removeprefix("http://").split(":")
 

@@ -73,7 +73,7 @@ def test_keys_are_asked_for_and_overload_is_a_503_with_retry_after(tiny_run, cli
     args = AppArgs(
         run=tiny_run, cpus_per_replica=0.1, max_waiting=1, store=str(tmp_path), load_encoder=False, page=False
     )
-    monkeypatch.setenv("CTXREC_API_KEYS", "first read@second")
+    monkeypatch.setenv("CTXREC_API_KEYS", "first read@second read@ключ")
     ray.serve.run(build_app(args), name="small", route_prefix="/small")
     body = {"k": 1000, "history": [{"item_id": f"i{n % 40}", "context": {"device": "tv"}} for n in range(1000)]}
 
@@ -120,6 +120,10 @@ def check_keys(client) -> None:
     assert (
         client.request("POST", "/small/v1/events", json=calls[3][2], headers={"X-API-Key": "first"}).status_code == 200
     )
+    with Client(f"{str(client.base_url).rstrip('/')}/small", key="ключ") as russian:
+        assert len(russian.recommend("u1", k=3).items) == 3
+    foreign = {"Host": "shop.example", "X-API-Key": "second"}
+    assert client.get("/small/v1/catalogue", headers=foreign).status_code == 200, "with keys any name is answered"
 
 
 def test_arguments_are_checked_before_anything_starts(tiny_run, tmp_path):

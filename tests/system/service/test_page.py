@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from paths import REPO
 
+from ctxrec.bundle.registry import find_bundle
+from ctxrec.experiments import ab_test
+
 SHOTS = REPO / "test-output"
 NAMELESS = """
 return [...document.querySelectorAll("input, select, button, output")].filter(e => e.offsetParent !== null)
@@ -54,7 +57,7 @@ class Page:
         """In full, as they stand in the titles of the rounded ones."""
         return [float(number.get_attribute("title")) for number in self.all("#list .score .number")]
 
-    def until(self, condition, seconds: float = 180) -> None:
+    def until(self, condition, seconds: float = 180, says: str = "#status") -> None:
         """Wait for what must come; elements may be replaced while they are read."""
         from selenium.common.exceptions import StaleElementReferenceException
 
@@ -65,7 +68,7 @@ class Page:
                     return
             except (StaleElementReferenceException, IndexError):
                 pass
-            assert time.monotonic() < stop_at, f"waited in vain; the page says {self.text('#status')!r}"
+            assert time.monotonic() < stop_at, f"waited in vain; the page says {self.text(says)!r}"
             time.sleep(0.1)
 
     def keep(self, name: str) -> None:
@@ -155,6 +158,44 @@ def test_a_stranger_and_nobody(page):
     page.all("#some-users button")[1].click()
     page.until(lambda: page.all("#history li") and page.text("#status") == "12 items")
     assert page.all("#some-users button")[1].get_attribute("aria-pressed") == "true"
+
+
+def test_the_arm_of_a_test_is_shown(page, client, models, tiny_run, make_variant, tmp_path, wait_for):
+    make_variant(find_bundle(tiny_run), tmp_path / "other", by=5)
+    test = ab_test.start(str(tmp_path / "other"), models, name="shown", arm="b", share=0.5)
+    try:
+        wait_for(lambda: "experiment" in client.ask(user_id="u1"))
+        for arm in ("b", "control"):
+            user = next(
+                u for u in (f"u{n}" for n in range(60)) if (test.arm_of(u).name if test.arm_of(u) else "control") == arm
+            )
+            version = client.ask(user_id=user)["model_version"]
+            page.all("#user")[0].clear()
+            page.all("#user")[0].send_keys(user)
+            page.until(lambda wanted=f"{version} (shown: {arm})": page.text("#version") == wanted)
+        page.keep("arm")
+    finally:
+        ab_test.end(models)
+        wait_for(lambda: "experiment" not in client.ask(user_id="u1"))
+
+
+def test_the_documentation_loads_nothing_from_elsewhere(browser, client, direct_port):
+    page = Page(browser)
+    for address in (str(client.base_url), f"http://127.0.0.1:{direct_port}"):
+        browser.get(f"{address}/docs")
+        page.until(lambda: page.all(".opblock-summary-path"), says="#docs")
+        shown = {path.text.replace("\u200b", "") for path in page.all(".opblock-summary-path")}
+        assert {"/v1/recommend", "/v1/events", "/v1/items/{item_id}/similar"} <= shown
+        page.all(".opblock-summary-path")[0].click()
+        page.until(lambda: page.all(".opblock-description-wrapper, .opblock-section"), says="#docs")
+        loaded = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+        assert len(loaded) >= 4 and all(url.startswith((address, "data:")) for url in loaded)
+        assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+        page.keep("docs")
+    policy = client.get("/docs").headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "script-src 'self';" in policy
+    assert client.get("/redoc").status_code == client.get("/docs/missing.js").status_code == 404
+    assert client.get("/docs/..%2Fkeys.py").status_code == client.get("/page/docs.html").status_code == 404
 
 
 def test_everything_has_a_name_and_nothing_comes_from_elsewhere(page, client):
