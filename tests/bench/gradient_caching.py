@@ -1,7 +1,9 @@
-"""Memory that a step's fresh items take, with and without gradient caching: `python tests/bench/gradient_caching.py`.
+"""Memory that a step's fresh items take, with and without gradient caching.
 
-Each line is a process of its own: forward and backward over so many texts of 16 tokens, LoRA in all layers of the
-encoder, a loss in which all texts meet; memory is the process's peak above what it had before.
+    python tests/bench/gradient_caching.py [--encoder FOLDER]
+
+Each line is a process of its own. It runs forward and backward over so many texts of 16 tokens, with LoRA in all layers
+of the encoder and a loss in which all texts meet. Its memory is the peak of the process above what it had before.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ def measure(num_texts: int, caching: bool, encoder: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--encoder", default=EncoderConfig().name)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoder", default=EncoderConfig().name, help="name or folder of a text encoder")
     parser.add_argument("--one", nargs=2, metavar=("TEXTS", "CACHING"), help="measure one line in this process")
     args = parser.parse_args()
     if args.one:

@@ -1,10 +1,13 @@
 """A bundle of random weights for the speed benches: a catalogue of any size, users with full histories.
 
-The cost of a request depends on sizes and not on the values of the weights.
+    python tests/bench/serve_bundle.py --items 100000 --dim 128 --out DIR
+
+The cost of a request depends on sizes and not on the values of the weights. The last line is the path of the bundle.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import tempfile
 
@@ -14,6 +17,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ctxrec.bundle.format import BUNDLE, write_bundle
+from ctxrec.core import ray_cluster
 from ctxrec.core.config import load_config
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.data.features import item_features
@@ -89,3 +93,17 @@ def _data(num_items: int, folder: str) -> PreparedData:
     with open(os.path.join(folder, "spec.toml"), "w", encoding="utf-8") as stream:
         stream.write(SPEC)
     return prepare(load_spec(os.path.join(folder, "spec.toml")), os.path.join(folder, "prepared"), load_config())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=100_000, help="size of the catalogue")
+    parser.add_argument("--dim", type=int, default=128, help="width of the tower; vectors have one number more")
+    parser.add_argument("--out", required=True, help="folder for the log and the bundle")
+    args = parser.parse_args()
+    ray_cluster.connect()
+    print(speed_bundle(args.items, args.dim, args.out))
+
+
+if __name__ == "__main__":
+    main()

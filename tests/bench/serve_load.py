@@ -1,7 +1,14 @@
-"""Load from outside: `wrk` where it is installed, else a client process of asyncio."""
+"""Load from outside: `wrk` where it is installed, else this file as a client process of its own.
+
+    python tests/bench/serve_load.py PORT BODIES CONNECTIONS SECONDS
+
+The client sends the bodies of a file, one JSON object a line, to `POST /v1/recommend` of a service on this machine. Each
+connection asks one request after the other. It prints what it found as JSON, with the times of a request in milliseconds.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -92,7 +99,17 @@ async def _ask(port: int, bodies: list[bytes], concurrency: int, seconds: float)
     return Load(p50, p99, len(took) / (time.perf_counter() - start), failed)
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("port", type=int, help="where the service listens on 127.0.0.1")
+    parser.add_argument("bodies", help="file of request bodies, one JSON object a line")
+    parser.add_argument("connections", type=int, help="how many ask at the same time")
+    parser.add_argument("seconds", type=float, help="how long they ask")
+    args = parser.parse_args()
+    with open(args.bodies, "rb") as file:
+        bodies = file.read().splitlines()
+    print(json.dumps(vars(asyncio.run(_ask(args.port, bodies, args.connections, args.seconds)))))
+
+
 if __name__ == "__main__":
-    with open(sys.argv[2], "rb") as file:
-        lines = file.read().split(b"\n")
-    print(json.dumps(vars(asyncio.run(_ask(int(sys.argv[1]), lines, int(sys.argv[3]), float(sys.argv[4]))))))
+    main()

@@ -3,12 +3,13 @@
 The code is plain: ctxrec's own functions turn requests into tensors, the tower runs unchanged, and FAISS searches all
 vectors. There is no history store, and there are no keys, metrics, filters, or checks beyond pydantic's.
 
-    python tests/bench/serve_peers.py BUNDLE PORT          # FastAPI and uvicorn, one process, no batches
-    python tests/bench/serve_peers.py BUNDLE PORT threads  # as many requests at once as there are cores
+    python tests/bench/serve_peers.py BUNDLE PORT            # FastAPI and uvicorn, one process, no batches
+    python tests/bench/serve_peers.py BUNDLE PORT --threads  # as many requests at once as there are cores
 
 No `from __future__ import annotations`: see `serve.deployment`.
 """
 
+import argparse
 import os
 import sys
 from contextlib import asynccontextmanager
@@ -66,9 +67,7 @@ class PlainModel:
             for body in bodies
         ]
         requests, _ = recommender.make_requests(raw)
-        batch = recommender._batcher.requests(requests)
-        _, states = recommender._towers(recommender._tensors, None, batch, item_vectors=recommender._vectors)
-        queries = states[torch.arange(len(bodies)), batch.lengths_B].numpy()
+        queries = recommender.queries(requests)
         seen = [set(items.tolist()) for items in requests.seen()]
         num = max(body.k + len(out) for body, out in zip(bodies, seen, strict=True))
         scores, found = self._index.search(queries, num)
@@ -128,6 +127,15 @@ def ray_serve_app(bundle: str, *, batch_wait_s: float = 0.01, max_ongoing: int =
     return Plain.options(max_ongoing_requests=max_ongoing).bind()
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", help="folder of a bundle, as serve_bundle.py or a training writes it")
+    parser.add_argument("port", type=int, help="where FastAPI listens on 127.0.0.1")
+    parser.add_argument("--threads", action="store_true", help="answer in threads, and not in the event loop")
+    args = parser.parse_args()
+    made = fastapi_app(args.bundle, in_threads=args.threads)
+    uvicorn.run(made, host="127.0.0.1", port=args.port, log_level="warning")
+
+
 if __name__ == "__main__":
-    made = fastapi_app(sys.argv[1], in_threads="threads" in sys.argv[3:])
-    uvicorn.run(made, host="127.0.0.1", port=int(sys.argv[2]), log_level="warning")
+    main()

@@ -101,7 +101,7 @@ def in_process(bundle: str, bodies: list[bytes], size: int, *, kept_mb: int = 0)
 def serving(service: str, bundle: str, scratch: str, options: dict[str, str]) -> Iterator[int]:
     """The port of a service that is up."""
     if service.startswith("fastapi"):
-        port, how = _free_port(), service.partition("-")[2:]
+        port, how = _free_port(), ["--threads"] if service == "fastapi-threads" else []
         process = subprocess.Popen([sys.executable, str(BENCH / "serve_peers.py"), bundle, str(port), *how])
         try:
             _wait_for(port)

@@ -39,7 +39,7 @@ Curve = list[tuple[float, float]]  # epochs done, best validation value so far
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder that ctxrec.prepare wrote")
     parser.add_argument("--out", required=True, help="folder for the trials and figures.json")
     parser.add_argument("--config", default=str(HERE / "sweep.toml"), help="SWEEP.toml")
