@@ -24,17 +24,9 @@ _AT_MOST = 500_000  # exposures that wait for a file; more are counted and left 
 _AT_ONCE = 100_000  # of a file
 
 Version = tuple[Engine, ItemSync]
-
-
-@dataclass(frozen=True)
-class Call:
-    """The requests of one HTTP call, in its order, and the id of the call; a batch of the replica holds several calls."""
-
-    requests: Sequence[RecommendRequest]
-    request_id: str | None = None
-
-    def __len__(self) -> int:
-        return len(self.requests)
+Call = tuple[
+    Sequence[RecommendRequest], str | None
+]  # the requests of one HTTP call, and the call's id where it has one
 
 
 @dataclass(frozen=True)
@@ -60,11 +52,11 @@ class Arms:
             seen: takes what was answered.
         """
         if self.test is None:
-            return current.recommend([call.requests for call in calls])
-        replies = [Reply([UserError("")] * len(call)) for call in calls]
+            return current.recommend([requests for requests, _ in calls])
+        replies = [Reply([UserError("")] * len(requests)) for requests, _ in calls]
         for arm, places in self._places(calls).items():
             engine = current if arm is None else self.versions[arm.version][0]
-            asked = [[calls[c].requests[p] for p in which] for c, which in places.items()]
+            asked = [[calls[c][0][p] for p in which] for c, which in places.items()]
             for (c, which), reply in zip(places.items(), engine.recommend(asked), strict=True):
                 for place, answer in zip(which, reply.answers, strict=True):
                     named = (self.test.name, CONTROL if arm is None else arm.name)
@@ -80,9 +72,9 @@ class Arms:
         """Requests by arm: numbers of calls, and places in them."""
         assert self.test is not None
         found: dict[Arm | None, dict[int, list[int]]] = {}
-        for c, call in enumerate(calls):
-            nameless = call.request_id or uuid.uuid4().hex
-            for place, body in enumerate(call.requests):
+        for c, (requests, request_id) in enumerate(calls):
+            nameless = request_id or uuid.uuid4().hex
+            for place, body in enumerate(requests):
                 arm = self.test.arm_of(nameless if body.user_id is None else body.user_id)
                 found.setdefault(arm, {}).setdefault(c, []).append(place)
         return found
@@ -99,11 +91,11 @@ class Arms:
                 share=shares[answer.experiment[1]],
                 model_version=answer.model_version,
                 user_id=body.user_id,
-                request_id=call.request_id,
+                request_id=request_id,
                 item_ids=answer.item_ids,
             )
-            for call, reply in zip(calls, replies, strict=True)
-            for body, answer in zip(call.requests, reply.answers, strict=True)
+            for (requests, request_id), reply in zip(calls, replies, strict=True)
+            for body, answer in zip(requests, reply.answers, strict=True)
             if isinstance(answer, Answer) and answer.experiment is not None
         ]
 

@@ -63,7 +63,9 @@ class Replica:
         self._rules.put_in_force(self._engine.retriever.slate_builder)
         self._journal = Journal(self._store, lambda contexts: self._engine.check_contexts(contexts))
         self._exposures = ExposureLog(args.exposures, every_s=args.event_files_every_s)
-        self._batches = MicroBatcher(self._recommend_all, self._computing, max_size=args.max_batch_size, size=len)
+        self._batches = MicroBatcher(
+            self._recommend_all, self._computing, max_size=args.max_batch_size, size=lambda call: len(call[0])
+        )
         self._events = MicroBatcher(self._journal.append, self._writing, max_size=_EVENTS_AT_ONCE, size=len)
         self._num_waiting = 0
         spec = self._engine.retriever.recommender.spec
@@ -114,7 +116,7 @@ class Replica:
     async def recommend(self, requests: Sequence[RecommendRequest], request_id: str | None = None) -> Reply:
         self._engine.check_work(requests)
         with self._admitted(len(requests)):
-            return await self._batches.submit(Call(requests, request_id))
+            return await self._batches.submit((requests, request_id))
 
     async def similar(self, item_id: str, k: int) -> Answer | None:
         with self._admitted():

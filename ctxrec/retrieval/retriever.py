@@ -8,7 +8,6 @@ Legend: I items, N requests.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -114,8 +113,9 @@ class Retriever:
         remembered = self.recommender.remembered(requests)
         watch.lap("memory")
         allowed = self.slate_builder.open_items(requests, allowed)
-        asked = _SearchInput(queries, remembered, self._unwanted(requests, exclude), allowed)
-        found = self._find(asked, wanted if self.reranker is None else max(wanted, self.reranker.candidates))
+        unwanted = self._unwanted(requests, exclude)
+        most = wanted if self.reranker is None else max(wanted, self.reranker.candidates)
+        found = self._find(queries, most, exclude=unwanted, allowed=allowed, added=remembered)
         watch.lap("search")
         if self.reranker is not None:
             features = self.recommender.features
@@ -123,9 +123,18 @@ class Retriever:
             watch.lap("rerank")
         found = [(items[:size], scores[:size]) for (items, scores), size in zip(found, sizes, strict=True)]
         if arranged:
-            found = self.slate_builder.arrange(
-                requests, found, ks, strengths, lambda rows, masks, num: self._find(asked.take(rows, masks), num)
-            )
+
+            def among(rows: np.ndarray, masks: Sequence[np.ndarray], num: int) -> Found:
+                """The best of some of the requests, each among the items of a mask."""
+                return self._find(
+                    queries[rows],
+                    num,
+                    exclude=None if unwanted is None else [unwanted[n] for n in rows],
+                    allowed=_all_of([_of_request(allowed, n) for n in rows], masks),
+                    added=None if remembered is None else remembered[rows],
+                )
+
+            found = self.slate_builder.arrange(requests, found, ks, strengths, among)
             watch.lap("arrange")
         return found
 
@@ -207,26 +216,18 @@ class Retriever:
     def _filter(self) -> ItemFilter:
         return ItemFilter(self.catalogue)
 
-    def _find(self, asked: _SearchInput, k: int) -> Found:
-        """The best k eligible items of each request."""
+    def _find(
+        self, queries: np.ndarray, k: int, *, exclude: Excluded, allowed: Allowed, added: sp.csr_array | None
+    ) -> Found:
+        """The best k eligible items of each request by the products with `queries` and what the memory adds to them."""
         if self._is_exact:
-            return self._rank_all(
-                asked.queries, k, exclude=asked.unwanted, allowed=asked.allowed, added=asked.remembered
-            )
-        found = self._search(asked.queries, k, exclude=asked.unwanted, allowed=asked.allowed)
-        if asked.remembered is None:
+            return self._rank_all(queries, k, exclude=exclude, allowed=allowed, added=added)
+        found = self._search(queries, k, exclude=exclude, allowed=allowed)
+        if added is None:
             return found
         return [
-            self._with_memory(
-                found[n][0],
-                asked.queries[n],
-                row,
-                values,
-                k,
-                _of_request(asked.unwanted, n),
-                _of_request(asked.allowed, n),
-            )
-            for n, (row, values) in enumerate(_rows(asked.remembered))
+            self._with_memory(found[n][0], queries[n], row, values, k, _of_request(exclude, n), _of_request(allowed, n))
+            for n, (row, values) in enumerate(_rows(added))
         ]
 
     def _unwanted(self, requests: Requests, exclude: Excluded) -> Excluded:
@@ -286,26 +287,6 @@ class Retriever:
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         allowed, vectors = self.catalogue.alive_among(allowed), self.catalogue.vectors_by_column
         return _without_gaps(*exact_search(vectors, queries, k, allowed=allowed, excluded=exclude, added=added))
-
-
-@dataclass(frozen=True)
-class _SearchInput:
-    """What a search of N requests goes by; see `Retriever.top_k`."""
-
-    queries: np.ndarray
-    remembered: sp.csr_array | None
-    unwanted: Excluded
-    allowed: Allowed
-
-    def take(self, rows: np.ndarray, masks: Sequence[np.ndarray]) -> _SearchInput:
-        """Some of the requests, of which each may only get the items of a mask."""
-        own = [_of_request(self.allowed, n) for n in rows]
-        return _SearchInput(
-            self.queries[rows],
-            None if self.remembered is None else self.remembered[rows],
-            None if self.unwanted is None else [self.unwanted[n] for n in rows],
-            _all_of(own, masks),
-        )
 
 
 def _all_of(own: Sequence[np.ndarray | None], masks: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -10,7 +10,7 @@ from ctxrec.experiments.ab_test import Arm, Experiment
 from ctxrec.experiments.exposures import read_exposures
 from ctxrec.retrieval.retriever import Retriever
 from serve.api import RecommendRequest
-from serve.arms import Arms, Call, ExposureLog
+from serve.arms import Arms, ExposureLog
 from serve.engine import Engine, served_config
 from serve.rule_file import RuleFile
 
@@ -42,9 +42,9 @@ def body(user: str | None, **more) -> RecommendRequest:
 def test_every_request_is_answered_by_the_version_of_its_arm(engines):
     arms, seen = arms_of(engines), []
     calls = [
-        Call([body(u) for u in USERS], "r1"),
-        Call([body(USERS[0])], "r2"),
-        Call([body("u1", context={"x": 1})], "r3"),
+        ([body(u) for u in USERS], "r1"),
+        ([body(USERS[0])], "r2"),
+        ([body("u1", context={"x": 1})], "r3"),
     ]
     replies = arms.recommend(calls, engines["1"], seen.extend)
     alone = {v: engine.recommend([calls[0].requests])[0].answers for v, engine in engines.items()}
@@ -69,22 +69,22 @@ def test_every_request_is_answered_by_the_version_of_its_arm(engines):
 def test_somebody_without_a_name_goes_by_the_request(engines):
     arms, seen = arms_of(engines), []
     for request_id in [f"request{n}" for n in range(20)] * 2:
-        (reply,) = arms.recommend([Call([body(None), body(None)], request_id)], engines["1"], seen.extend)
+        (reply,) = arms.recommend([([body(None), body(None)], request_id)], engines["1"], seen.extend)
         assert {a.experiment[1] for a in reply.answers} == {arms.arm_of(request_id)}
     assert {e.arm for e in seen} == {"b", "control"} and {e.user_id for e in seen} == {None}
-    (reply,) = arms.recommend([Call([body(None)])], engines["1"], seen.extend)
+    (reply,) = arms.recommend([([body(None)], None)], engines["1"], seen.extend)
     assert reply.answers[0].experiment[1] in ("b", "control"), "also without an id"
 
 
 def test_without_a_test_nothing_is_written_down(engines):
     seen = []
-    (reply,) = Arms().recommend([Call([body("u1")])], engines["1"], seen.extend)
+    (reply,) = Arms().recommend([([body("u1")], None)], engines["1"], seen.extend)
     assert reply.answers[0].experiment is None and not seen and Arms().arm_of("u1") is None
 
 
 def test_exposures_are_written_when_the_log_stops_and_tried_again_when_that_fails(engines, tmp_path):
     seen = []
-    arms_of(engines).recommend([Call([body(u) for u in USERS])], engines["1"], seen.extend)
+    arms_of(engines).recommend([([body(u) for u in USERS], None)], engines["1"], seen.extend)
     (tmp_path / "file").write_text("in the way")
     log = ExposureLog(str(tmp_path / "file"), every_s=0.05)
     log.add(seen)
