@@ -17,11 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pytest
 from paths import REPO
 from safetensors.numpy import load_file
 
 from ctxrec.core.config import to_toml
+from ctxrec.retrieval.item_encoder import ItemEncoder
+from ctxrec.retrieval.load import load_recommender
 from ctxrec.training.trackers import PHASES
 
 NO_AGENT = "No available agent to submit job"  # Ray's answer until an agent of its dashboard has registered
@@ -218,3 +221,10 @@ class Nodes:
         for process in reversed(self.processes):
             lose_power(process)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def assert_bundle_gives_its_item_vectors_again(bundle: str, items: pa.Table) -> None:
+    """From the pretrained encoder, the bundle's adapter and its towers: what is exported is what was trained."""
+    recommender = load_recommender(bundle)
+    again = ItemEncoder(bundle, recommender).encode(items).vectors[:, : sum(recommender.widths)]
+    np.testing.assert_allclose(again, recommender.item_vectors, atol=1e-5)

@@ -62,12 +62,6 @@ def exists(path: str) -> bool:
     return fs.get_file_info(inner).type != pyarrow.fs.FileType.NotFound
 
 
-def is_dir(path: str) -> bool:
-    """Whether a folder lies at a path or URI."""
-    fs, inner = filesystem(path)
-    return fs.get_file_info(inner).type == pyarrow.fs.FileType.Directory
-
-
 def make_dir(path: str) -> None:
     """Make a folder with all folders above it; an existing folder stays as it is."""
     fs, inner = filesystem(path)

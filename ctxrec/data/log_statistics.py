@@ -1,6 +1,6 @@
 """What models and baselines need to know of the log, gathered from the buckets of histories.
 
-`scan_log` reads each bucket once and answers all that a training asks before its first step.
+`scan_log` reads each bucket once and answers all that a training asks before its first step, and all that baselines are fitted to.
 
 Legend: I items, E events, U users, K buckets.
 """
@@ -21,8 +21,6 @@ from ctxrec.data.prepared import PreparedData
 from ctxrec.data.requests import Requests, join_requests, validation_share
 
 _ROWS_AT_ONCE = 1024  # of a matrix of pairs of items, worked on at a time
-
-
 _EVENT_COLUMNS = [schema.EVENT_ITEMS, schema.EVENT_TIMES, schema.EVENT_SPLIT]
 
 
@@ -65,12 +63,6 @@ class BucketEvents:
     def before(self, split: int) -> TrainingEvents:
         """The events of earlier splits than `split`."""
         return TrainingEvents.select(self.offsets, self.items, self.times, self.split < split)
-
-
-def training_events(prepared: PreparedData, before: int) -> Iterator[TrainingEvents]:
-    """The events of the splits earlier than `before` (schema.VALID or schema.TEST), bucket by bucket."""
-    for bucket in range(len(prepared.bucket_paths)):
-        yield BucketEvents.of(prepared.read_bucket(bucket, _EVENT_COLUMNS)).before(before)
 
 
 @dataclass(frozen=True)

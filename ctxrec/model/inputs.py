@@ -17,6 +17,11 @@ from ctxrec.data.prepared import FeatureMeta
 MAX_ID_ROWS = 1_000_000  # the automatic number of rows of the ID embedding, at most
 
 
+def known_ids(trained_I: np.ndarray) -> np.ndarray:
+    """Which items have an ID that says something: those with training events, or all where no item has one. bool [I]."""
+    return trained_I if trained_I.any() else np.ones_like(trained_I)
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """The sizes of the data that the towers' weights depend on; a bundle keeps it with the weights."""
@@ -57,6 +62,7 @@ class ItemTensors:
     pool: torch.Tensor | None  # int64, the trained items, which alone compete in a loss; None = all
     place_I: torch.Tensor  # int64, an item's place in the pool
     media_IV: dict[str, torch.Tensor] = field(default_factory=dict)  # scaled, 0 where an item has none
+    mean_rows: torch.Tensor | None = None  # int64, see `of_rows`; None = the rows of the trained items here
 
     @staticmethod
     def of(
@@ -76,7 +82,7 @@ class ItemTensors:
             trained: bool [I], which items have training events; None: all of them.
             media: vectors of images and sounds [I, V] by kind.
         """
-        known = np.ones(len(features), bool) if trained is None or not trained.any() else trained
+        known = np.ones(len(features), bool) if trained is None else known_ids(trained)
         rows = id_rows(features.ids, shape.id_buckets)
         tensors = ItemTensors.of_rows(features, id_rows=rows, trained=known, media=media or {}, device=device)
         if not known.all():
@@ -92,6 +98,7 @@ class ItemTensors:
         trained: np.ndarray,
         media: dict[str, np.ndarray],
         device: torch.device | str = "cpu",
+        mean_rows: np.ndarray | None = None,
     ) -> ItemTensors:
         """Some items, for example those posted to a service; all of them compete in a loss.
 
@@ -101,6 +108,8 @@ class ItemTensors:
             trained: bool [n], which items have training events, so that their ID says something.
             media: vectors of images and sounds by kind, [n, V].
             device: where the tensors lie.
+            mean_rows: int64, rows of the ID embedding of the catalogue's trained items, where these are only a part of the
+                catalogue. An item without training event has their mean own score.
         """
         num = np.concatenate([features.num, features.num_present], 1)
         return ItemTensors(
@@ -111,6 +120,7 @@ class ItemTensors:
             cat_IM={n: torch.from_numpy(v.astype(np.int64)).to(device) for n, v in features.cat.items()},
             num_IF=torch.from_numpy(num).to(device),
             media_IV={kind: torch.from_numpy(vectors).to(device) for kind, vectors in media.items()},
+            mean_rows=None if mean_rows is None else torch.from_numpy(mean_rows).to(device),
         )
 
     def take(self, which_n: torch.Tensor) -> ItemTensors:
@@ -123,4 +133,5 @@ class ItemTensors:
             pool=None,
             place_I=torch.arange(len(which_n), device=which_n.device),
             media_IV={kind: vectors[which_n] for kind, vectors in self.media_IV.items()},
+            mean_rows=self.mean_rows,
         )

@@ -188,10 +188,13 @@ class ContentHead(nn.Module):
         return vectors_IC, torch.cat([query, torch.ones_like(query[..., :1])], -1)
 
     def _bias(self, items: ItemTensors) -> torch.Tensor:
-        """The own score of each item [I]; an item without training event takes the mean of the others."""
+        """The own score of each item [I]; an item without training event takes the mean of those in the catalogue that have one."""
         if self.id_bias is None:
             return self.log_scale.new_zeros(len(items.id_rows_I))
         bias = self.id_bias(items.id_rows_I).squeeze(-1)
         known = items.trained_I.to(bias.dtype)
-        mean = (bias * known).sum() / known.sum().clamp(min=1)
+        if items.mean_rows is None:
+            mean = (bias * known).sum() / known.sum().clamp(min=1)
+        else:
+            mean = self.id_bias(items.mean_rows).mean()
         return bias * known + mean * (1 - known)

@@ -20,13 +20,13 @@ from ctxrec.bundle import format as bundle_format
 from ctxrec.core import schema, storage
 from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import BundlePaths
-from ctxrec.data.features import ItemFeatures, hash_id, item_features
+from ctxrec.data.features import ItemFeatures, id_rows, item_features
 from ctxrec.encoder.hub import resolve_encoder
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.encoder.text_table import TextTable, encode_catalogue, has_text, make_text_table
 from ctxrec.memory.blend import NEW, STATIC, join_vectors
 from ctxrec.memory.text_similarity import nearest_known, on_axes
-from ctxrec.model.inputs import ItemTensors
+from ctxrec.model.inputs import ItemTensors, known_ids
 from ctxrec.retrieval.live_catalogue import EncodedItems
 from ctxrec.retrieval.load import bundled_encoder
 from ctxrec.retrieval.recommender import Recommender
@@ -50,10 +50,9 @@ class ItemEncoder:
         arrays = load_arrays(BundlePaths(folder).vectors)
         about = storage.read_json(BundlePaths(folder).data)
         self._text_width: int = about["shape"]["text_width"]
-        self._id_rows: int = about["shape"]["id_buckets"]
         self._num_items = len(arrays["items"])
-        trained = arrays["trained"] > 0
-        self._trained = trained if trained.any() else np.ones_like(trained)
+        self._id_rows = id_rows(recommender.item_ids[: self._num_items], about["shape"]["id_buckets"])
+        self._trained = known_ids(arrays["trained"] > 0)
         self._scale = {name: arrays[name] for name in ("mean", "scale", "centre", "axes") if name in arrays}
         self._widths = recommender.widths
         self._static = recommender.vectors.shape[1] - self._tower_width - self._text_head
@@ -104,7 +103,6 @@ class ItemEncoder:
         features = item_features(table, self._recommender.features)
         text, on_text_axes = self._texts(features.texts)
         towers = self._recommender.encode_items(self._tensors(features, known), text)
-        self._fill_own_scores(towers, known)
         proxy_weights = self._proxy_weights(on_text_axes, known)
         static_IS = self._vectors[:, self._vectors.shape[1] - self._static :]
         static = np.where(known[:, None] >= 0, static_IS[np.maximum(known, 0)], proxy_weights @ static_IS)
@@ -138,26 +136,19 @@ class ItemEncoder:
         return table, on_axes(vectors, present, self._scale["centre"], self._scale["axes"])
 
     def _tensors(self, features: ItemFeatures, known: np.ndarray) -> ItemTensors:
-        own_row = self._num_items <= self._id_rows  # one row of the ID embedding for each item of the bundle
-        hashed = [hash_id(item, self._id_rows) for item in features.ids]
-        rows = np.where(known >= 0, known if own_row else hashed, 0)
-        trained = np.where(known >= 0, self._trained[np.maximum(known, 0)], False)
-        media = {kind: self._media_of(kind, known) for kind in self._media}
-        return ItemTensors.of_rows(features, id_rows=rows, trained=trained, media=media)
+        bundled = np.maximum(known, 0)
+        return ItemTensors.of_rows(
+            features,
+            id_rows=np.where(known >= 0, self._id_rows[bundled], 0),
+            trained=(known >= 0) & self._trained[bundled],
+            media={kind: self._media_of(kind, known) for kind in self._media},
+            mean_rows=self._id_rows[self._trained],
+        )
 
     def _media_of(self, kind: str, known: np.ndarray) -> np.ndarray:
         """Images or sounds as the bundle knows them: none for new items, for a service opens no files of others."""
         vectors = self._media[kind]
         return np.where(known[:, None] >= 0, vectors[np.maximum(known, 0)], np.float16(0))
-
-    def _fill_own_scores(self, towers: np.ndarray, known: np.ndarray) -> None:
-        """The content head gives untrained items the mean of the others' own scores: those of the whole bundle."""
-        if len(self._widths) < 2:
-            return
-        column = self._tower_width - 1
-        scores = self._vectors[:, column]
-        new = (known < 0) | ~self._trained[np.maximum(known, 0)]
-        towers[new, column] = scores[self._trained].mean()
 
     def _proxy_weights(self, on_text_axes: np.ndarray, known: np.ndarray) -> sp.csr_array:
         """Who is a proxy of the rows that the bundle lacks: float32 [n, I]."""

@@ -1,14 +1,12 @@
-"""Loads a bundle as a recommender, and computes its item vectors anew."""
+"""Loads a bundle as a recommender."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 
@@ -19,11 +17,9 @@ from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import BundlePaths
 from ctxrec.data.events import histories_from_table
-from ctxrec.data.features import item_features
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.encoder.text_encoder import TextEncoder
-from ctxrec.encoder.text_table import encode_catalogue, make_text_table
-from ctxrec.model.inputs import ItemTensors, ModelShape
+from ctxrec.model.inputs import ModelShape
 from ctxrec.model.two_tower import Towers
 from ctxrec.retrieval.recommender import Recommender
 
@@ -73,22 +69,3 @@ def bundled_encoder(folder: str, config: Config, encoder_path: str) -> TextEncod
     if os.path.exists(adapter):
         return bundle_format.load_encoder(config, encoder_path, adapter)
     return TextEncoder(config.encoder, encoder_path, tune=False).eval()
-
-
-def reload_item_vectors(bundle: str, *, encoder_path: str, data_items: pa.Table) -> np.ndarray:
-    """Item vectors computed anew from a bundle's adapter and towers: float32 [I, D].
-
-    Proves that what is exported is what was trained; `data_items` has the texts.
-    """
-    folder, _ = bundle_format.check_bundle(bundle, scratch=tempfile.gettempdir())
-    config, _, shape, towers = _load_towers(folder)
-    catalogue = item_features(data_items, shape.features)
-    text, arrays = None, load_arrays(BundlePaths(folder).vectors)
-    if shape.text_width:
-        encoder = bundled_encoder(folder, config, encoder_path)
-        vectors, present = encode_catalogue(encoder, encoder_path, catalogue.texts, config.encoder)
-        text = make_text_table(vectors, present, mean=arrays["mean"], scale=arrays["scale"])
-    with torch.inference_mode():
-        items = ItemTensors.of(catalogue, shape, trained=arrays["trained"] > 0, media=bundle_format.load_media(folder))
-        vectors, _ = towers(items, text)
-    return vectors.numpy()

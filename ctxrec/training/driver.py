@@ -20,9 +20,9 @@ import torch
 from ray.train import UserCallback
 
 from ctxrec.core import ray_cluster, storage
-from ctxrec.core.config import BACKBONES, Config, load_config, to_toml
+from ctxrec.core.config import BACKBONES, Config, to_toml
 from ctxrec.core.errors import Failed, Stopped, UserError
-from ctxrec.core.removed_options import lost_options
+from ctxrec.core.removed_options import lost_options, without_removed
 from ctxrec.core.run_paths import CHECKPOINTS, BundlePaths, RunPaths
 from ctxrec.core.toml import read_toml
 from ctxrec.data.prepared import PreparedData
@@ -140,13 +140,15 @@ def _finished(out: str, config: Config, data: PreparedData) -> bool:
     saved = RunPaths(out).config
     if not storage.exists(saved):
         return False
-    lost = lost_options(read_toml(saved), ("encoder", "model", "train"))
+    written = read_toml(saved)
+    lost = lost_options(written, ("encoder", "model", "train"))
     if lost:
         raise UserError(
             f"{out} holds a training of an earlier version with {', '.join(lost)}, which this version does not follow; "
             "train again with another --out"
         )
-    if _training_options(load_config(base=saved)) != _training_options(config):
+    trained = Config.from_dict(without_removed(written, source=saved), source=saved)
+    if _training_options(trained) != _training_options(config):
         raise UserError(f"{out} holds a training of another configuration; give another --out, or delete it")
     manifest = RunPaths(out).manifest
     if not storage.exists(manifest):

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.numpy import load_file
+from trainings import assert_bundle_gives_its_item_vectors_again
 
 from ctxrec.bundle import format as bundle_format
 from ctxrec.bundle.format import check_bundle, load_encoder, save_encoder, write_bundle
@@ -27,7 +28,7 @@ from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.encoder.text_table import encode_catalogue, make_text_table
 from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.two_tower import Towers
-from ctxrec.retrieval.load import load_recommender, reload_item_vectors
+from ctxrec.retrieval.load import load_recommender
 from ctxrec.training.driver import train
 
 
@@ -106,13 +107,11 @@ def test_no_bundle_at_all(tmp_path):
         load_recommender(str(tmp_path / "nothing"))
 
 
-def test_item_vectors_can_be_computed_anew(tiny_run, tiny_data, tiny_encoder):
+def test_item_vectors_can_be_computed_anew(tiny_run, tiny_data):
     """From the pretrained encoder, the adapter and the towers: of the trained model and of the one before."""
     items = PreparedData.open(tiny_data).items
     for place in ("bundle", "checkpoints/before"):
-        again = reload_item_vectors(f"{tiny_run}/{place}", encoder_path=tiny_encoder, data_items=items)
-        saved = load_recommender(f"{tiny_run}/{place}").item_vectors
-        np.testing.assert_allclose(again, saved, atol=1e-5)
+        assert_bundle_gives_its_item_vectors_again(f"{tiny_run}/{place}", items)
 
 
 @pytest.mark.parametrize("tune", ["lora", "top", "freeze"])
@@ -151,8 +150,7 @@ def test_a_bundle_of_any_tuning_gives_its_item_vectors_again(tiny_data, tiny_enc
     recommender = load_recommender(str(tmp_path / "bundle"))
     assert recommender.model_version == version
     np.testing.assert_array_equal(recommender.item_vectors, item_vectors.numpy())
-    again = reload_item_vectors(str(tmp_path / "bundle"), encoder_path=tiny_encoder, data_items=data.items)
-    np.testing.assert_allclose(again, item_vectors.numpy(), atol=1e-5)
+    assert_bundle_gives_its_item_vectors_again(str(tmp_path / "bundle"), data.items)
 
 
 def test_the_bundle_holds_items_histories_and_index(tiny_run, tiny_data):

@@ -12,7 +12,7 @@ from ctxrec.core import schema
 from ctxrec.core.config import Config, EvaluateConfig, load_config
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import histories_from_table
-from ctxrec.data.log_statistics import gather_statistics, training_events, users_of_both
+from ctxrec.data.log_statistics import gather_statistics, scan_log, users_of_both
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.requests import concat_requests, split_requests
 from ctxrec.evaluation.baselines.als import ALS
@@ -60,7 +60,8 @@ def test_every_baseline_is_there_and_the_signal_is_found(fitted, tiny_data):
 def test_options_are_chosen_on_validation_requests(fitted, tiny_data):
     """Each choice is the best on the validation split of models fitted on the training events alone."""
     data = PreparedData.open(tiny_data)
-    log = gather_statistics(training_events(data, schema.VALID), data.num_items)
+    scan = scan_log(data, history=10, keep_events=True)
+    log = gather_statistics(scan.training_events(schema.VALID), data.num_items)
     assert log.item_counts.sum() == data.meta["counts"]["train"]
     tried = {weight: EASE(weight=weight).fit(users_of_both(log.users_items)) for weight in FAST.ease_weights}
     tried |= {factors: ALS(factors=factors).fit(log) for factors in FAST.als_factors}
@@ -71,6 +72,19 @@ def test_options_are_chosen_on_validation_requests(fitted, tiny_data):
     assert len(set(found.values())) == 4, "the choices differ, so that the best is no accident"
     assert set(fitted.options["ensemble"]) == {"ease", "markov10", "log_popularity", TEXT}
     assert sum(fitted.options["ensemble"].values()) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_the_log_is_read_once(tiny_data, config, monkeypatch, split):
+    data, reads, read = PreparedData.open(tiny_data), [], PreparedData.read_bucket
+
+    def counted(self, bucket, columns=None):
+        reads.append(bucket)
+        return read(self, bucket, columns)
+
+    monkeypatch.setattr(PreparedData, "read_bucket", counted)
+    fit_baselines(data, split, config, run=None, params=FAST)
+    assert sorted(reads) == list(range(len(data.bucket_paths)))
 
 
 def test_choices_do_not_see_the_test_events(fitted, tiny_data, config, tmp_path):

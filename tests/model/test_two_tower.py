@@ -11,6 +11,7 @@ import torch
 
 from ctxrec.core.config import SOURCES, TrainConfig
 from ctxrec.data.batching import Batch, make_windows
+from ctxrec.data.features import item_features
 from ctxrec.encoder.encode_plan import plan_encoding, tokenise
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.encoder.text_table import TextTable, encode_catalogue, has_text, make_text_table
@@ -70,6 +71,28 @@ def test_any_source_may_be_absent(make_world, backbone, rich, with_text, absent)
     scale = queries[..., :-1].norm(dim=-1)
     torch.testing.assert_close(scale, scale[0, 0].expand_as(scale))
     assert (queries[..., -1] == 1).all()
+
+
+def test_some_items_alone_have_the_vectors_that_they_have_in_the_catalogue(make_world):
+    """Those without a training event too, whose own score is the mean of all items that have one."""
+    world, text = make_world(), text_table(20, missing=(0, 5))
+    towers, _ = world.towers(world.config(), text_width=text.vectors_IH.shape[1])
+    shape = ModelShape.of(world.config().model, world.features, num_items=20, text_width=text.vectors_IH.shape[1])
+    trained = np.arange(20) % 3 > 0
+    whole = ItemTensors.of(world.catalogue, shape, trained=trained)
+    few = np.array([3, 4, 6, 0])
+    alone = ItemTensors.of_rows(
+        item_features(world.table.take(few), world.features),
+        id_rows=few,
+        trained=trained[few],
+        media={},
+        mean_rows=np.flatnonzero(trained),
+    )
+    part = TextTable(text.vectors_IH[few], text.present_I[few], text.mean_H, text.scale_H)
+    with torch.inference_mode():
+        vectors, found = towers(whole, text)[0], towers(alone, part)[0]
+    torch.testing.assert_close(found, vectors[few], atol=1e-5, rtol=0)
+    assert vectors[few, -1].unique().numel() == 2, "items 0, 3 and 6 share the mean, and item 4 has its own score"
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

@@ -47,7 +47,7 @@ def test_every_request_is_answered_by_the_version_of_its_arm(engines):
         ([body("u1", context={"x": 1})], "r3"),
     ]
     replies = arms.recommend(calls, engines["1"], seen.extend)
-    alone = {v: engine.recommend([calls[0].requests])[0].answers for v, engine in engines.items()}
+    alone = {v: engine.recommend([calls[0][0]])[0].answers for v, engine in engines.items()}
     for n, (user, answer) in enumerate(zip(USERS, replies[0].answers, strict=True)):
         arm = arms.test.arm_of(user)
         assert answer.experiment == ("t", arm.name if arm else "control") and arms.arm_of(user) == answer.experiment[1]

@@ -12,9 +12,9 @@ import safetensors.numpy
 
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, EncoderConfig
-from ctxrec.data.log_statistics import LogStatistics, gather_statistics, training_events, users_of_both
+from ctxrec.data.log_statistics import LogStatistics, gather_statistics, scan_log, users_of_both
 from ctxrec.data.prepared import PreparedData
-from ctxrec.data.requests import Requests, validation_requests
+from ctxrec.data.requests import Requests
 from ctxrec.encoder.hub import resolve_encoder
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.encoder.text_table import encode_catalogue
@@ -104,18 +104,17 @@ def fit_baselines(
         )
     text = _text_baseline(prepared, config, run, notes)
     options, chosen = BaselineOptions(params.ease_weights[0], params.als_factors[0], dict(_DEFAULT_WEIGHTS)), False
-    requests = None
-    if split == "test":
-        limit = min(params.choice_requests, _CELLS // max(prepared.num_items, 1))
-        requests = validation_requests(prepared, max(1, limit))
+    limit = max(1, min(params.choice_requests, _CELLS // max(prepared.num_items, 1))) if split == "test" else 0
+    scan = scan_log(prepared, history=config.model.history, num_validation_requests=limit, keep_events=True)
+    requests = scan.validation
     if requests is not None:
         logger.info("choosing the baselines' options on %s validation requests", f"{len(requests):,}")
-        log = gather_statistics(training_events(prepared, schema.VALID), prepared.num_items)
+        log = gather_statistics(scan.training_events(schema.VALID), prepared.num_items)
         users_II = users_of_both(log.users_items) if matrices else None
         repeats = prepared.spec.split.repeats
         options, chosen = _choose(log, users_II, text, requests, params, repeats=repeats), True
         del log, users_II
-    log = gather_statistics(training_events(prepared, SPLITS[split]), prepared.num_items)
+    log = gather_statistics(scan.training_events(SPLITS[split]), prepared.num_items)
     fitted: dict[str, Baseline] = {
         "popularity": Popularity().fit(log),
         "popularity_7d": RecentPopularity().fit(log),
