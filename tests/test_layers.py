@@ -176,7 +176,7 @@ def test_the_top_of_the_product_is_its_commands():
     assert set(long) <= {"client.py"}, long
 
 
-@pytest.mark.parametrize("package", ["ctxrec", "serve", "tune"])
+@pytest.mark.parametrize("package", ["ctxrec", "serve", "tune", "cluster", "tests"])
 def test_modules_are_short_enough_to_read(package):
     long = {str(p.relative_to(REPO)): n for p in files(package) if (n := len(p.read_text().splitlines())) > MOST_LINES}
     assert not long, long

@@ -21,8 +21,9 @@ import httpx
 import pytest
 import redis
 import yaml
-from conftest import RedisServer, make_dataset, make_encoder
 from paths import REPO
+from redis_servers import RedisServer
+from shop import make_dataset, make_encoder
 from trainings import Nodes, command_env, free_ports, lose_power
 
 from cluster.settings import load

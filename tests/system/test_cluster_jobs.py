@@ -14,8 +14,8 @@ from pathlib import Path
 
 import hosts
 import pytest
-from conftest import make_dataset, make_encoder
 from ray_hosts import RAY_ENV, RayHosts, start_redis
+from shop import make_dataset, make_encoder
 from trainings import assert_same_training
 
 pytestmark = pytest.mark.slow

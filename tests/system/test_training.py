@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_dataset
 from safetensors.numpy import load_file
+from shop import make_dataset
 from trainings import (
     REPO,
     Nodes,

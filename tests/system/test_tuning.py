@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import WORDS
 from safetensors.numpy import load_file, save_file
+from shop import WORDS
 
 from ctxrec.core.config import load_config
 from ctxrec.core.dataset_spec import load_spec
