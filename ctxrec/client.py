@@ -12,6 +12,7 @@ service asks for). That is safe: every call has the same effect once or many tim
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,8 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+
+logger = logging.getLogger(__name__)
 
 _BUSY = (429, 502, 503, 504)
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
@@ -99,6 +102,12 @@ def request(
     return {**body, "exclude": list(exclude)} if exclude else body
 
 
+def _accepted(answer: Any) -> int:
+    for warning in answer.get("warnings", ()):
+        logger.warning("%s: %s", ".".join(map(str, warning["loc"][1:])), warning["msg"])
+    return int(answer["accepted"])
+
+
 class _Methods:
     """The calls of the API; `_send` makes of each a result or an awaitable of it."""
 
@@ -122,12 +131,15 @@ class _Methods:
         return self._send(_Call("GET", f"/v1/items/{quote(item_id, safe='')}/similar?k={k}", Recommendations.of))
 
     def add_events(self, events: Sequence[Mapping[str, Any]]) -> Any:
-        """How many events were taken: they are on disk. One without timestamp happens now."""
+        """How many events were taken: they are on disk. One without timestamp happens now.
+
+        The log warns of actions and items that the service does not know, as these change no recommendation.
+        """
         now = time.time()  # set here, so that a repeated call says the same
         events = [
             {**event, "timestamp": now if event.get("timestamp") is None else event["timestamp"]} for event in events
         ]
-        return self._send(_Call("POST", "/v1/events", lambda answer: answer["accepted"], {"events": events}))
+        return self._send(_Call("POST", "/v1/events", _accepted, {"events": events}))
 
     def put_items(self, items: Sequence[Mapping[str, Any]]) -> Any:
         """How many items were put into the catalogue: they can be found."""

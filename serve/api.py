@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -267,6 +267,24 @@ class AcceptedResponse(BaseModel):
     """How many events or items are on disk now."""
 
     accepted: int
+
+
+class FieldWarning(BaseModel):
+    """A value of an accepted body that has no effect, in the shape of an error: where it is, and why it has none."""
+
+    loc: list[str | int]
+    msg: str
+    type: Literal["unknown_action", "unknown_item"]
+
+
+class EventsResponse(AcceptedResponse):
+    """How many events are on disk now, and which of their values change no recommendation."""
+
+    warnings: list[FieldWarning] | None = Field(
+        default=None,
+        description="One entry for each unknown action and each unknown item, at its first event; the first 20. Present "
+        "only where there is one.",
+    )
 
 
 class Reasons(BaseModel):

@@ -26,6 +26,7 @@ from serve.api import (
     BatchResponse,
     ErrorResponse,
     EventsRequest,
+    EventsResponse,
     ItemsResponse,
     NewItems,
     NumItems,
@@ -128,22 +129,23 @@ class Service:
 
     @app.post(
         "/v1/events",
-        response_model=AcceptedResponse,
+        response_model=EventsResponse,
         openapi_extra=app.body_of(EventsRequest),
         summary="Store events; they are on disk before the answer, and the user's next recommendation reads them",
     )
     async def events(self, request: Request) -> Response:
         self._keys.check(request.headers, WRITE)
         self._replica.check_room()
-        body = await parse(request, EventsRequest)
-        result = await self._replica.append(logged_events(body))
+        events = logged_events(await parse(request, EventsRequest))
+        result = await self._replica.append(events)
         if isinstance(result, Refused):
             return user_error(result, "events", result.place, "context")
         if isinstance(result, Exception) and not isinstance(result, StoreError):
             raise result
         if isinstance(result, StoreError):
             raise store_unavailable(result, "the events")
-        return AsciiJson({"accepted": result})
+        warnings = self._replica.without_effect(events)
+        return AsciiJson({"accepted": result, "warnings": warnings} if warnings else {"accepted": result})
 
     @app.post(
         "/v1/items",

@@ -5,9 +5,12 @@ A background thread writes posted events and items to Parquet files.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Container, Sequence
+from typing import Any
 
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
@@ -21,6 +24,7 @@ from serve.service_metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
+MAX_WARNINGS = 20  # of one call
 CheckContexts = Callable[[Sequence[dict]], None]
 
 
@@ -45,6 +49,41 @@ def logged_events(body: EventsRequest) -> list[LoggedEvent]:
             context={key: value for key, value in event.context.items() if value is not None},
         )
         for event in body.events
+    ]
+
+
+def without_effect(
+    events: Sequence[LoggedEvent], *, actions: Collection[str], known_items: Container[str]
+) -> list[dict[str, Any]]:
+    """What of stored events changes no recommendation: `FieldWarning` of the API, at most `MAX_WARNINGS`.
+
+    Args:
+        events: of one call, in its order.
+        actions: those that the model knows.
+        known_items: ids that the catalogue knows, removed ones too.
+    """
+    valid = f"expected one of {', '.join(sorted(actions))}" if actions else "its log has no actions"
+    reasons = {
+        "action": f"is no action that the model knows; {valid}. The event counts as one without an action until a model "
+        "is trained that knows it",
+        "item_id": "is not in the catalogue. The event is stored, and no recommendation reads it until the item is posted "
+        "or a model is trained that knows it",
+    }
+    first: dict[tuple[str, str], int] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    for place, event in enumerate(events):
+        unknown = [("item_id", event.item_id)] if event.item_id not in known_items else []
+        unknown += [("action", event.action)] if event.action is not None and event.action not in actions else []
+        for found in unknown:
+            first.setdefault(found, place)
+            counts[found] += 1
+    return [
+        {
+            "loc": ["body", "events", place, field],
+            "msg": f"{value[:100]!r} ({counts[field, value]} event{'s' * (counts[field, value] > 1)}) {reasons[field]}",
+            "type": "unknown_action" if field == "action" else "unknown_item",
+        }
+        for (field, value), place in itertools.islice(first.items(), MAX_WARNINGS)
     ]
 
 

@@ -24,7 +24,7 @@ from serve.arguments import AppArgs
 from serve.arms import Arms, Call, ExposureLog, Version
 from serve.engine import Answer, Engine, Reply, load_engine, use_threads
 from serve.item_sync import Every, ItemSync
-from serve.journal import FileWriter, Journal
+from serve.journal import FileWriter, Journal, without_effect
 from serve.micro_batching import MicroBatcher
 from serve.rule_file import RuleFile
 from serve.service_metrics import Metrics
@@ -135,6 +135,11 @@ class Replica:
             self._metrics.events.inc(result)
             self._count_by_arm(events)
         return result
+
+    def without_effect(self, events: Sequence[LoggedEvent]) -> list[dict[str, Any]]:
+        """What of stored events changes no recommendation of the present version, as the API's warnings."""
+        recommender = self._engine.retriever.recommender
+        return without_effect(events, actions=recommender.features.actions, known_items=recommender.item_position)
 
     def _count_by_arm(self, events: Sequence[LoggedEvent]) -> None:
         test, actions = self._arms.test, self._engine.retriever.recommender.features.actions

@@ -124,6 +124,16 @@ def test_repeated_events_say_the_same(flaky):
     assert first == second and began - 1 <= first[0]["timestamp"] <= time.time() + 1 and first[1]["timestamp"] == 5
 
 
+def test_what_the_service_warns_of_is_logged(flaky, caplog):
+    warning = {"loc": ["body", "events", 0, "action"], "msg": "'veiw' is no action", "type": "unknown_action"}
+    flaky.answers = [(200, {"accepted": 1, "warnings": [warning]}, {})]
+    event = {"user_id": "u", "item_id": "i", "action": "veiw"}
+    assert call("async", flaky.url, "add_events", [event]) == 1
+    assert [record.getMessage() for record in caplog.records if record.name == "ctxrec.client"] == [
+        "events.0.action: 'veiw' is no action"
+    ]
+
+
 def test_an_item_gone_at_the_second_try_was_removed_by_the_first(flaky):
     flaky.answers = [(None, None, {}), (404, {"detail": "no item"}, {}), (404, {"detail": "no item"}, {})]
     assert call("sync", flaky.url, "remove_item", "a/b") is True

@@ -14,7 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.live.opening import open_store
 from ctxrec.live.store import LoggedEvent, StoreError
-from serve.journal import FileWriter, Journal
+from serve.api import FieldWarning
+from serve.journal import MAX_WARNINGS, FileWriter, Journal, without_effect
 from serve.store_failures import StoreFailures, store_unavailable
 
 
@@ -76,3 +77,23 @@ def test_every_kind_of_failure_has_an_answer(kind):
     assert (
         answer.status_code == 503 and "the items may not be stored" in answer.detail and "secret" not in answer.detail
     )
+
+
+def test_what_has_no_effect_is_named_once_with_its_first_place():
+    def event(item: str, action: str | None = None) -> LoggedEvent:
+        return LoggedEvent("u", item, 1, action=action)
+
+    def found(events, actions=("view", "buy")) -> list[tuple]:
+        warnings = without_effect(events, actions=actions, known_items={"i1": 0, "i2": 1})
+        assert all(FieldWarning.model_validate(warning) for warning in warnings)
+        return [(w["type"], *w["loc"][1:], w["msg"].split(" event")[0]) for w in warnings]
+
+    assert found([event("i1", "view"), event("i2"), event("i2", "buy")]) == []
+    assert found([event("i1", "view"), event("i1", "veiw"), event("new", "veiw"), event("i2", "View")]) == [
+        ("unknown_action", "events", 1, "action", "'veiw' (2"),
+        ("unknown_item", "events", 2, "item_id", "'new' (1"),
+        ("unknown_action", "events", 3, "action", "'View' (1"),
+    ]
+    (without,) = without_effect([event("i1", "view")], actions=(), known_items={"i1": 0})
+    assert "its log has no actions" in without["msg"]
+    assert len(found([event(f"n{n}") for n in range(1000)])) == MAX_WARNINGS

@@ -69,6 +69,20 @@ def test_posted_events_join_the_history_of_the_bundle_at_their_time(client, retr
         )
 
 
+def test_an_event_that_changes_nothing_is_stored_and_named(client):
+    odd = {"user_id": "odd"}
+    answer = client.post_events({**odd, "item_id": "no such item"}, {"user_id": "u1", "item_id": "i1"}).json()
+    assert answer["accepted"] == 2 and answer["warnings"] == [
+        {"loc": ["body", "events", 0, "item_id"], "type": "unknown_item", "msg": answer["warnings"][0]["msg"]}
+    ]
+    assert answer["warnings"][0]["msg"].startswith("'no such item' (1 event) is not in the catalogue.")
+    assert client.ask(**odd)["fallback"], "which the warning says"
+    answer = client.post_events({**odd, "item_id": "i1", "action": "veiw"}).json()
+    assert answer["accepted"] == 1 and [w["loc"] for w in answer["warnings"]] == [["body", "events", 0, "action"]]
+    assert "expected one of buy, view." in answer["warnings"][0]["msg"]
+    assert not client.ask(**odd)["fallback"], "the item counts all the same"
+
+
 def test_an_event_from_a_clock_that_is_ahead_counts_at_once(client):
     event = {"user_id": "ahead", "item_id": "i3", "timestamp": time.time() + 60}
     assert client.post_events(event).json() == {"accepted": 1}
@@ -124,7 +138,9 @@ def test_posted_events_become_files_that_prepare_reads_with_the_log(client, live
     event["context"] = {"device": "phone", "basket_value": 0.5, "query": "hat"}
     event2 = {"user_id": "for training", "item_id": "brand new", "timestamp": 1_650_000_001, "action": "view"}
     event3 = {"user_id": "for training", "item_id": "i8", "timestamp": 1_650_000_002, "action": "view"}
-    assert client.post_events(event, event2, event3).json() == {"accepted": 3}
+    answer = client.post_events(event, event2, event3).json()
+    (warning,) = answer.pop("warnings")
+    assert answer == {"accepted": 3} and warning["loc"] == ["body", "events", 1, "item_id"]
     wait_for(lambda: "for training" in users_of(live / "events"))
     shop = Path(tiny_spec).parent
     folder = tmp_path / "log"
