@@ -22,7 +22,7 @@ from ctxrec.data.events import EARLIEST_S, US, Events
 from ctxrec.live.store import HistoryStore, LoggedEvent, StoreError
 from ctxrec.retrieval.explain import Why, explain
 from ctxrec.retrieval.filters import ColumnRule
-from ctxrec.retrieval.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.recommender import RawEvent, RawRequest, Recommender
 from ctxrec.retrieval.retriever import Retriever, load_retriever
 from serve.api import MAX_WORK, Context, HistoryEvent, RecommendRequest
 
@@ -73,7 +73,7 @@ class Engine:
         store: events since the bundle was made; None: only the bundle's histories count.
     """
 
-    def __init__(self, retriever: Retriever, store: HistoryStore | None = None):
+    def __init__(self, retriever: Retriever[Recommender], store: HistoryStore | None = None):
         self._retriever = retriever
         self._store = store
         self._pause_until = 0.0
@@ -83,7 +83,7 @@ class Engine:
         return self._retriever.recommender.model_version
 
     @property
-    def retriever(self) -> Retriever:
+    def retriever(self) -> Retriever[Recommender]:
         return self._retriever
 
     def check_contexts(self, contexts: Sequence[dict]) -> None:

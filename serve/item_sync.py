@@ -11,6 +11,7 @@ from ctxrec.core.errors import UserError
 from ctxrec.data.posted_items import check_rows, fitting, posted_table
 from ctxrec.live.store import HistoryStore, ItemChange, StoreError
 from ctxrec.retrieval.item_encoder import ItemEncoder
+from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import Retriever
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class ItemSync:
     waits for it.
     """
 
-    def __init__(self, retriever: Retriever, encoder: ItemEncoder, store: HistoryStore):
+    def __init__(self, retriever: Retriever[Recommender], encoder: ItemEncoder, store: HistoryStore):
         self._retriever, self._encoder, self._store = retriever, encoder, store
         self._number = 0  # of the last change that was taken over
 

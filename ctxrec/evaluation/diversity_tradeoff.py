@@ -20,7 +20,6 @@ from ctxrec.metrics.intervals import Interval, bootstrap_means, percentile_inter
 from ctxrec.metrics.ranking import list_metrics, request_metrics
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.slate.mmr import mean_distance, mean_set_distance
-from ctxrec.retrieval.slate.slate_builder import content_vectors
 
 PREFIX = "diversity="  # systems with diversified lists: a strength or the name of an option follows
 CONTENT = f"distance@{SLICE_K}"  # distance of content vectors; for a categorical column, "/" and its name follow
@@ -111,7 +110,7 @@ def _distances(recommender: Recommender) -> dict[str, Callable[[np.ndarray], flo
         return lambda items: mean_set_distance(codes_IM[items])
 
     made: dict[str, Callable[[np.ndarray], float]] = {
-        CONTENT: lambda items: mean_distance(content_vectors(recommender, items))
+        CONTENT: lambda items: mean_distance(recommender.content_vectors(items))
     }
     spec = recommender.spec.items
     for column in spec.categorical if spec is not None else ():

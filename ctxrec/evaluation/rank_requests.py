@@ -149,7 +149,7 @@ class BucketRanker:
         self.eligible, self.cold, fitted = ray.get(shared)  # arrays in shared memory, not copied
         self.rankers |= fitted
 
-    def _retrievers(self) -> dict[str, Retriever]:
+    def _retrievers(self) -> dict[str, Retriever[Recommender]]:
         """Retrievers that make the model's lists with diversity and rules, as the service does."""
         if not self.plan.arranged:
             return {}

@@ -15,6 +15,7 @@ from ctxrec.evaluation.rank_requests import RankingPlan
 from ctxrec.evaluation.summary import SLICE_K
 from ctxrec.evaluation.systems import MODEL, SystemMetrics
 from ctxrec.retrieval.cross_encoder import load_reranker
+from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import Retriever, load_retriever
 
 RERANK = "rerank"  # its key in metrics.json
@@ -47,7 +48,9 @@ def measure_second_stage(plan: RankingPlan, prepared: PreparedData, paired: Syst
     }
 
 
-def _latency_ms(retriever: Retriever, plan: RankingPlan, prepared: PreparedData) -> dict[str, dict[str, float]]:
+def _latency_ms(
+    retriever: Retriever[Recommender], plan: RankingPlan, prepared: PreparedData
+) -> dict[str, dict[str, float]]:
     """Milliseconds of the two stages for one request at a time, in this process: median and 95th percentile."""
     watches: list[dict[str, float]] = []
     for bucket in range(plan.num_buckets):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -256,12 +257,12 @@ class RerankedRecommender:
 
     def __init__(self, recommender: Any, reranker: Reranker):
         self._recommender, self._reranker = recommender, reranker
-        self._titles = titles_of(recommender)
+        self._titles = titles_of(recommender.items)
 
     def scores(self, requests: Requests) -> np.ndarray:
         """Scores of all items: float32 [N, I], those of the candidates reassigned in their new order."""
         scores = self._recommender.scores(requests)
-        seen = None if self._recommender.spec.split.repeats else requests.seen()
+        seen = None if self._recommender.repeats else requests.seen()
         found = of_top(top_k(scores, self._reranker.candidates, seen), scores)
         again = self._reranker.rerank(
             requests, found, self._reranker.candidates, features=self._recommender.features, titles=self._titles
@@ -271,9 +272,9 @@ class RerankedRecommender:
         return scores
 
 
-def titles_of(recommender: Any) -> list[str | None]:
-    """Titles of a recommender's catalogue."""
-    return recommender.items.column(schema.ITEM_TITLE).to_pylist()
+def titles_of(items: pa.Table) -> list[str | None]:
+    """Titles of an item table."""
+    return items.column(schema.ITEM_TITLE).to_pylist()
 
 
 def of_top(top_NK: np.ndarray, scores_NI: np.ndarray) -> Found:

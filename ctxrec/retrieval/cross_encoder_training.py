@@ -125,7 +125,7 @@ def train_reranker(run: str, data: PreparedData, config: Config, *, out: str | N
     examples = find_candidates(recommender, requests, config.rerank.candidates * RERANK_TRAINING.depth)
     torch.manual_seed(config.train.seed)
     reranker = make_reranker(encoder_path, texts, config, model_version=recommender.model_version)
-    trainer = Trainer(reranker, config, recommender.features, titles_of(recommender))
+    trainer = Trainer(reranker, config, recommender.features, titles_of(recommender.items))
     gain = trainer.fit(examples)
     save_reranker(out or RunPaths(run).reranker, reranker)
     return gain

@@ -134,6 +134,21 @@ class Recommender:
         return self.catalogue.vectors[:, : sum(self.widths)]
 
     @property
+    def repeats(self) -> bool:
+        """Whether an item of the history may be recommended again."""
+        return self.spec.split.repeats
+
+    def content_vectors(self, items: np.ndarray) -> np.ndarray:
+        """Vectors that similarity compares: the items' text vectors. A model without text compares the vectors of its
+        towers, each head scaled so that all together have length 1. float32 [..., C]; any numbers for `NO_ITEM`."""
+        blend, width = self.blend, sum(self.widths)
+        if blend is not None and blend.text_IC is not None:
+            return self.vectors[:, width : width + blend.text_IC.shape[1]][items]
+        towers = self.vectors[:, :width][items] / np.float32(np.sqrt(len(self.widths)))
+        towers[..., np.cumsum(self.widths) - 1] = 0  # the items' own scores say nothing of similarity
+        return towers
+
+    @property
     def blend(self) -> Blend | None:
         """The weights of all sources, with the text vectors of the catalogue as it is now."""
         self._follow_catalogue()

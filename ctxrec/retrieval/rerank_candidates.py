@@ -46,6 +46,6 @@ def find_candidates(recommender: Any, requests: Requests, num: int) -> Examples:
     for start in range(0, len(requests), _BATCH):
         part = requests.take(np.arange(start, min(start + _BATCH, len(requests))))
         scores = recommender.scores(part)
-        found += of_top(top_k(scores, num, None if recommender.spec.split.repeats else part.seen()), scores)
+        found += of_top(top_k(scores, num, None if recommender.repeats else part.seen()), scores)
     hits = [np.isin(items, requests.targets(n)) for n, (items, _) in enumerate(found)]
     return Examples(requests, found, hits)

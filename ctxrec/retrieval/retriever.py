@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -19,13 +20,15 @@ from ctxrec.core.config import DiversityConfig, IndexConfig
 from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import BundlePaths, RunPaths
 from ctxrec.core.stopwatch import Stopwatch
+from ctxrec.data.prepared import FeatureMeta
 from ctxrec.data.requests import Requests
 from ctxrec.index.exact import Allowed, Excluded, exact_search
 from ctxrec.index.faiss_index import Index, load_index
 from ctxrec.index.topk import NO_ITEM, top_k
+from ctxrec.memory.scoring import Scorer
 from ctxrec.retrieval.cross_encoder import Reranker, load_reranker, titles_of
 from ctxrec.retrieval.filters import ColumnRule, ItemFilter
-from ctxrec.retrieval.live_catalogue import EncodedItems
+from ctxrec.retrieval.live_catalogue import EncodedItems, LiveCatalogue
 from ctxrec.retrieval.live_search import search_live
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.recommender import Recommender
@@ -33,11 +36,42 @@ from ctxrec.retrieval.slate.rules import Rules
 from ctxrec.retrieval.slate.slate_builder import Found, SlateBuilder
 
 
-class Retriever:
-    """A recommender with its index.
+class SearchedModel(Scorer, Protocol):
+    """What a `Retriever` needs of a model. `ctxrec.retrieval.recommender.Recommender` is one."""
+
+    @property
+    def catalogue(self) -> LiveCatalogue:
+        """The items that are searched, whose vectors are `vectors`."""
+        ...
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of the towers' heads, whose vectors come first in `vectors`."""
+        ...
+
+    @property
+    def features(self) -> FeatureMeta:
+        """What a second stage reads of a request."""
+        ...
+
+    @property
+    def repeats(self) -> bool:
+        """Whether an item of the history may be recommended again."""
+        ...
+
+    def content_vectors(self, items: np.ndarray) -> np.ndarray:
+        """Unit vectors of items (int64 positions of any shape) by which a list is diverse: float32 [..., C]."""
+        ...
+
+
+Model = TypeVar("Model", bound=SearchedModel)
+
+
+class Retriever(Generic[Model]):
+    """A model with its index.
 
     Args:
-        recommender: the model, its catalogue and the stored histories.
+        recommender: the model. The retriever hands it on, with all that it offers besides a `SearchedModel`.
         index: an index of `recommender.vectors`; None ranks the whole catalogue exactly.
         reranker: an optional second stage, which puts the best candidates of a request in a new order.
         diversity: what is done with the best candidates at the end; None: nothing.
@@ -46,7 +80,7 @@ class Retriever:
 
     def __init__(
         self,
-        recommender: Recommender,
+        recommender: Model,
         index: Index | None = None,
         reranker: Reranker | None = None,
         diversity: DiversityConfig | None = None,
@@ -62,7 +96,9 @@ class Retriever:
         self.index = index
         self.reranker = reranker
         self.catalogue = recommender.catalogue
-        self.slate_builder = SlateBuilder(recommender, self._filter, diversity or DiversityConfig(), rules or Rules())
+        self.slate_builder = SlateBuilder(
+            self.catalogue, self._filter, recommender.content_vectors, diversity or DiversityConfig(), rules or Rules()
+        )
 
     def top_k(
         self,
@@ -143,7 +179,7 @@ class Retriever:
         widths = self.recommender.widths
         query = np.zeros((1, self.recommender.vectors.shape[1]), np.float32)
         with self.catalogue.reading():
-            query[0, : sum(widths)] = self.recommender.item_vectors[item] / len(widths)
+            query[0, : sum(widths)] = self.recommender.vectors[item, : sum(widths)] / len(widths)
             query[0, np.cumsum(widths) - 1] = 0  # the items' own scores say nothing of similarity
             return self._search(query, k, exclude=[np.array([item])], allowed=None)[0]
 
@@ -210,7 +246,7 @@ class Retriever:
 
     @cached_property
     def _titles(self) -> list[str | None]:
-        return titles_of(self.recommender)
+        return titles_of(self.catalogue.bundled)
 
     @cached_property
     def _filter(self) -> ItemFilter:
@@ -231,7 +267,7 @@ class Retriever:
         ]
 
     def _unwanted(self, requests: Requests, exclude: Excluded) -> Excluded:
-        if self.recommender.spec.split.repeats:
+        if self.recommender.repeats:
             return exclude
         seen = requests.seen()
         if exclude is None:
@@ -328,7 +364,7 @@ def load_retriever(
     rerank: bool = False,
     diversity: DiversityConfig | None = None,
     rules: Rules | None = None,
-) -> Retriever:
+) -> Retriever[Recommender]:
     """The recommender and the index of a run or bundle, after the check of all its hashes.
 
     Args:

@@ -18,7 +18,7 @@ from ctxrec.data.requests import Requests
 from ctxrec.index.exact import Allowed
 from ctxrec.index.topk import NO_ITEM
 from ctxrec.retrieval.filters import ItemFilter
-from ctxrec.retrieval.recommender import Recommender
+from ctxrec.retrieval.live_catalogue import LiveCatalogue
 from ctxrec.retrieval.slate.mmr import pick
 from ctxrec.retrieval.slate.rules import InForce, Rule, RuleBook, Rules
 
@@ -30,8 +30,9 @@ class SlateBuilder:
     """Makes lists of candidates.
 
     Args:
-        recommender: its catalogue may change.
+        catalogue: may change.
         item_filter: of the same catalogue.
+        content_vectors: unit vectors of items by position, whose products are the similarity.
         config: what to do.
         rules: besides; see `use_rules`.
 
@@ -39,9 +40,16 @@ class SlateBuilder:
         UserError: a column of `config` or an item or a column of `rules` is not in the catalogue.
     """
 
-    def __init__(self, recommender: Recommender, item_filter: ItemFilter, config: DiversityConfig, rules: Rules):
-        self._recommender, self._filter, self._config = recommender, item_filter, config
-        self._catalogue = recommender.catalogue
+    def __init__(
+        self,
+        catalogue: LiveCatalogue,
+        item_filter: ItemFilter,
+        content_vectors: Callable[[np.ndarray], np.ndarray],
+        config: DiversityConfig,
+        rules: Rules,
+    ):
+        self._catalogue, self._filter, self._config = catalogue, item_filter, config
+        self._content_vectors = content_vectors
         self._codes = {column: self._catalogue.codes(column, option="diversity.caps") for column in config.caps}
         self._births = self._catalogue.births(config.date_column) if config.freshness else None
         self._known_rules = RuleBook(Rules(), self._matching)
@@ -188,7 +196,7 @@ class SlateBuilder:
             return np.full((len(pools), k), -1, np.int64)
         items = np.stack([np.pad(pool.items, (0, width - pool.num), constant_values=NO_ITEM) for pool in pools])
         relevance = np.stack([np.pad(pool.relevance, (0, width - pool.num), constant_values=-np.inf) for pool in pools])
-        vectors = content_vectors(self._recommender, items) if (strengths_N > 0).any() else np.zeros((*items.shape, 0))
+        vectors = self._content_vectors(items) if (strengths_N > 0).any() else np.zeros((*items.shape, 0))
         caps = [(self._codes[column].codes_IM[items], cap) for column, cap in self._config.caps.items()]
         return pick(relevance, vectors, strengths_N, k, caps)
 
@@ -260,17 +268,6 @@ class _Pool:
 
     def _relative(self, scores: np.ndarray) -> np.ndarray:
         return ((scores - self._low) / self._span if self._span > 0 else scores - self._low).astype(np.float32)
-
-
-def content_vectors(recommender: Recommender, items: np.ndarray) -> np.ndarray:
-    """Vectors that similarity compares: the items' text vectors. A model without text compares the vectors of its towers,
-    each head scaled so that all together have length 1. float32 [..., C]; any numbers for `NO_ITEM`."""
-    blend, width = recommender.blend, sum(recommender.widths)
-    if blend is not None and blend.text_IC is not None:
-        return recommender.vectors[:, width : width + blend.text_IC.shape[1]][items]
-    towers = recommender.vectors[:, :width][items] / np.float32(np.sqrt(len(recommender.widths)))
-    towers[..., np.cumsum(recommender.widths) - 1] = 0  # the items' own scores say nothing of similarity
-    return towers
 
 
 def _never_rising(scores: np.ndarray) -> np.ndarray:

@@ -18,7 +18,6 @@ from ctxrec.retrieval.live_catalogue import EncodedItems
 from ctxrec.retrieval.recommender import RawRequest
 from ctxrec.retrieval.retriever import Retriever
 from ctxrec.retrieval.slate.rules import load_rules
-from ctxrec.retrieval.slate.slate_builder import content_vectors
 
 NOW = 1_700_000_000.0
 KINDS = ["kind.of", "maker"]
@@ -79,7 +78,7 @@ def test_mmr_makes_lists_differ_and_keeps_every_promise(retriever, kind):
 
     def apart(items: np.ndarray) -> float:
         """How far each item of a list is from the nearest one above it, which is what a step of MMR looks at."""
-        vectors = content_vectors(made.recommender, items)
+        vectors = made.recommender.content_vectors(items)
         return float(np.mean([1 - (vectors[n] @ vectors[:n].T).max() for n in range(1, len(vectors))]))
 
     spread = {s: np.mean([apart(items) for items, _ in found]) for s, found in by_strength.items()}
