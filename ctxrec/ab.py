@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument(
         "--experiment",
         metavar="NAME",
-        help="name of the test; name of the A/B test; needed if the exposures have several",
+        help="name of the A/B test; needed if the exposures have several",
     )
     parser.add_argument(
         "--window-hours",

@@ -29,7 +29,7 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
 
 
 class ApiError(Exception):
-    """The service refused a call, for good or after the last retry. `detail` is its own word for it."""
+    """The service refused a call, and no retry is left or allowed. `detail` is what its answer says."""
 
     def __init__(self, status: int, detail: Any):
         super().__init__(f"{status}: {detail}")
@@ -46,8 +46,9 @@ class ScoredItem:
 
 @dataclass(frozen=True)
 class Recommendations:
-    """Items, best first. `fallback`: nothing was known of the user. `degraded`: what the answer had to do without.
-    `experiment`: name of the A/B test that runs, and of the arm that was answered from."""
+    """Items, best first. `fallback` is true when the service knew nothing of the user. `degraded` names the part of
+    the service that did not answer, if any. `experiment` holds the names of the running A/B test and of the arm
+    that answered."""
 
     items: tuple[ScoredItem, ...]
     model_version: str
@@ -88,7 +89,8 @@ def request(
     filter: Mapping[str, Any] | None = None,
     diversity: float | None = None,
 ) -> dict[str, Any]:
-    """The body of one request, as `recommend_many` takes a list of; see the README's "Ask it" for the fields."""
+    """The body of one request; `recommend_many` takes a list of these. The fields are described in
+    serve/HTTP_API.md."""
     body: dict[str, Any] = {"k": k}
     given: dict[str, Any] = {
         "user_id": user_id,
@@ -109,13 +111,14 @@ def _accepted(answer: Any) -> int:
 
 
 class _Methods:
-    """The calls of the API; `_send` makes of each a result or an awaitable of it."""
+    """The calls of the API. `_send` is what differs: `Client` returns the result of a call, `AsyncClient` an
+    awaitable of it."""
 
     def _send(self, call: _Call) -> Any:
         raise NotImplementedError
 
     def recommend(self, user_id: str | None = None, **fields: Any) -> Any:
-        """`Recommendations` for a user, or for a `history`; fields as of `request`."""
+        """`Recommendations` for a user, or for a `history`. `fields` are the arguments of `request`."""
         return self._send(_Call("POST", "/v1/recommend", Recommendations.of, request(user_id, **fields)))
 
     def recommend_many(self, requests: Sequence[Mapping[str, Any]]) -> Any:
@@ -131,7 +134,8 @@ class _Methods:
         return self._send(_Call("GET", f"/v1/items/{quote(item_id, safe='')}/similar?k={k}", Recommendations.of))
 
     def add_events(self, events: Sequence[Mapping[str, Any]]) -> Any:
-        """How many events were taken: they are on disk. One without timestamp happens now.
+        """Store events on the service's disk; returns how many were stored. An event without a timestamp happens
+        now.
 
         The log warns of actions and items that the service does not know, as these change no recommendation.
         """
@@ -142,11 +146,11 @@ class _Methods:
         return self._send(_Call("POST", "/v1/events", _accepted, {"events": events}))
 
     def put_items(self, items: Sequence[Mapping[str, Any]]) -> Any:
-        """How many items were put into the catalogue: they can be found."""
+        """Put items into the catalogue, where they can be found at once; returns how many there were."""
         return self._send(_Call("POST", "/v1/items", lambda answer: answer["accepted"], {"items": list(items)}))
 
     def remove_item(self, item_id: str) -> Any:
-        """Whether the item was there to be taken out of the catalogue."""
+        """Take an item out of the catalogue; returns whether it was there."""
         # Gone at a later try: an earlier one may have done it, and its answer was lost.
         path = f"/v1/items/{quote(item_id, safe='')}"
         return self._send(_Call("DELETE", path, lambda answer: True, missing=lambda tries: tries > 1))
@@ -233,8 +237,8 @@ def _options(url: str, key: str | None, timeout_s: float) -> dict[str, Any]:
 
 
 def _wait_s(tries: int, response: httpx.Response | None = None) -> float:
-    """Doubled at each try, with a random part so that clients do not come back together; what the service asks
-    for where that is more, within reason."""
+    """Seconds to wait before the next try. They double at each try, and a random part keeps clients from coming
+    back together. Where the service asks for a longer wait, the client waits as long as that, within limits."""
     wait_s = min(_FIRST_WAIT_S * 2 ** (tries - 1), _LONGEST_WAIT_S) * random.uniform(0.5, 1.5)
     asked = "" if response is None else response.headers.get("retry-after", "")
     return max(wait_s, min(float(asked), _LONGEST_WAIT_S)) if asked.isdigit() else wait_s

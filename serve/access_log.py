@@ -1,4 +1,4 @@
-"""The access log: one JSON line for each request, without who it was about and without any secret.
+"""The access log: one JSON line for each request. It holds no user, no item, no address and no secret.
 
 Routes stand as their templates (`/v1/items/{item_id}/similar`), as a path may hold an id; callers by the first
 digits of their key's hash, never by address.

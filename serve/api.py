@@ -107,7 +107,7 @@ class _Body(BaseModel):
 
 
 class Context(BaseModel):
-    """The moment of asking: `timestamp` and the context features of the data set, each by its own name."""
+    """The context of a request: its `timestamp`, and the context features of the data set by their names."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, ContextValue]
@@ -313,7 +313,7 @@ class ScoredItem(BaseModel):
 
 
 class ArmOfTest(BaseModel):
-    """The A/B test that runs, and the arm that was answered from."""
+    """The A/B test that runs, and the arm whose model made the answer."""
 
     name: str
     arm: str
@@ -398,7 +398,7 @@ class ToldEvent(BaseModel):
 
 
 class HistoryResponse(BaseModel):
-    """The latest events first; `known` is whether there are any."""
+    """The events of a user, the latest first. `known` is whether there are any."""
 
     user_id: str
     known: bool
@@ -407,6 +407,6 @@ class HistoryResponse(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """The body of every error: a sentence, or a list of fields with the mistake in each."""
+    """The body of every error. `detail` is a sentence, or a list of fields with the mistake of each."""
 
     detail: str | list[dict[str, Any]]

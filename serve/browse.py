@@ -1,4 +1,4 @@
-"""What people look at: rows of the catalogue, users and their histories, the page that shows them, and the documentation.
+"""The calls behind the page: rows of the catalogue, users and their histories, the page itself, and the documentation.
 
 These are plain functions, not methods of the deployment: what they ask lies in this module, which Serve imports in
 each replica, while it copies the app.
@@ -52,7 +52,7 @@ _state: tuple[Replica, Keys, bool] | None = None
 
 
 def install(replica: Replica, keys: Keys, *, page: bool) -> None:
-    """Let this process answer; without `page`, only what programs ask."""
+    """Let this process answer these calls. Without `page` it does not serve the page itself."""
     global _state
     _state = replica, keys, page
 

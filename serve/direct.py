@@ -1,4 +1,4 @@
-"""HTTP straight to a replica, without a proxy before it: one hop and one process fewer.
+"""HTTP requests straight to a replica, which saves the hop through Serve's proxy.
 
 Serve's proxy costs more time than the answer itself. All replicas of a machine therefore listen at one port, and the
 kernel spreads new connections over them. A replica that is starting or stopping does not listen. Serve still checks the
@@ -93,7 +93,8 @@ def _listener(host: str, port: int) -> socket.socket:
 
 
 def _claim(port: int) -> IO[str] | None:
-    """The right to share a port with the other replicas of this application, held while the file is open.
+    """Claim the right to share a port with the other replicas of this application. It is held while the file is
+    open.
 
     The kernel would let any service of this user share it, and mix their requests.
     """
@@ -122,7 +123,7 @@ def _claim(port: int) -> IO[str] | None:
 
 
 def _with_request_id(app: App) -> App:
-    """`app` with an id for each request that has none, as Serve's proxy gives them."""
+    """Wrap `app` so that each request without an X-Request-ID gets one, as Serve's proxy does."""
 
     async def named(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not any(name == _REQUEST_ID for name, _ in scope["headers"]):

@@ -37,7 +37,7 @@ _current: EdgeState | None = None
 
 
 class EdgeState:
-    """What the middleware of this process goes by; make it once, with `install`."""
+    """Settings and counters of this process's middleware. `install` makes them once."""
 
     def __init__(self, args: AppArgs, keys: Keys, metrics: Metrics):
         self.metrics = metrics
@@ -50,7 +50,7 @@ class EdgeState:
         self._keys, self._proxies = keys, args.trusted_proxies
 
     def caller(self, scope: Scope) -> str:
-        """Who asks, for the limit: a valid key, else an address."""
+        """The caller that a rate limit counts: a valid key, or else an address."""
         return self.key(scope) or address_of(scope, self._proxies)
 
     def key(self, scope: Scope) -> str | None:
@@ -67,7 +67,8 @@ class EdgeState:
 
 
 def install(args: AppArgs, keys: Keys, metrics: Metrics) -> EdgeState:
-    """Make the state that `Edge` of this process goes by: Serve copies the app, but not its modules."""
+    """Make the state that `Edge` reads in this process. It lies in this module, because Serve copies the app but
+    not its modules."""
     global _current
     _current = EdgeState(args, keys, metrics)
     return _current

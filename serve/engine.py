@@ -1,4 +1,4 @@
-"""Answers batches of checked requests; knows neither Ray nor HTTP."""
+"""Answers batches of checked requests, without Ray and without HTTP."""
 
 from __future__ import annotations
 
@@ -181,7 +181,8 @@ class Engine:
         return answers
 
     def _raw_requests(self, bodies: Sequence[RecommendRequest]) -> tuple[list[RawRequest], str | None]:
-        """The bodies with what the store knows of their users; and what is missing when it does not answer."""
+        """The bodies with the stored events of their users, and the name of what is missing when the store does not
+        answer."""
         now = time.time()
         asked = [now if body.context.timestamp is None else body.context.timestamp for body in bodies]
         recent, degraded = self._recent(bodies, asked)
@@ -219,7 +220,7 @@ class Engine:
         return recent, None
 
     def _logged(self, events: Sequence[LoggedEvent]) -> list[RawEvent]:
-        """Stored events with what this version can read of their contexts."""
+        """Stored events, without the context features that this version of the model does not know."""
         contexts = self._retriever.recommender.contexts.all_usable([event.context for event in events])
         return [
             RawEvent(event.item_id, action=event.action, timestamp=event.time_us / US, context=context)

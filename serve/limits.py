@@ -26,7 +26,7 @@ class RateLimiter:
         self._full_at: dict[str, float] = {}
 
     def take(self, caller: str) -> float:
-        """Take the token of one request; 0, or where there is none the seconds after which there will be one."""
+        """Take the token of one request. Returns 0, or the seconds until there is a token."""
         now = self._clock()
         full_at = max(self._full_at.get(caller, now), now) + self._interval_s
         wait_s = full_at - now - self._slack_s
@@ -43,7 +43,7 @@ class RateLimiter:
         self._full_at[caller] = max(self._full_at.get(caller, now), now) + requests * self._interval_s
 
     def _forget(self, now: float) -> None:
-        """Leave out full buckets, and the half that is nearest to it where hardly any is full."""
+        """Drop full buckets. Where hardly any is full, drop the half that is nearest to being full."""
         kept = {caller: at for caller, at in self._full_at.items() if at > now}
         if len(kept) > _REMEMBERED // 2:
             kept = dict(sorted(kept.items(), key=lambda pair: pair[1])[-_REMEMBERED // 2 :])
@@ -51,7 +51,8 @@ class RateLimiter:
 
 
 def address_of(scope: Scope, proxies: int) -> str:
-    """The address of the client, as the outermost of so many trusted proxies saw it; without any, its own.
+    """The address of the client, as the outermost of so many trusted proxies reports it. Without proxies it is
+    the connection's own.
 
     Entries further to the left in X-Forwarded-For come from the client and are not trusted.
     """

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class MicroBatcher:
-    """Calls a function of many items for callers that have one each.
+    """Joins the items of many callers into batches, and calls a function with each batch.
 
     An idle service answers at once and a busy one fills its batches, without a waiting time to tune.
     `ray.serve.batch` closes its batches by the clock, while the one before is still computing: under load

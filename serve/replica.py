@@ -36,7 +36,7 @@ _EVENTS_AT_ONCE = 4096  # that go to the store in one write
 
 
 class Replica:
-    """Answers and takes what the routes hand on.
+    """Answers the calls of the HTTP routes: requests, events and items.
 
     All computing happens in one thread of its own: the event loop stays free for health checks, batches do not
     compete for cores, and the catalogue changes between batches. New items are encoded in another, and events
@@ -123,7 +123,7 @@ class Replica:
             return await self._in(self._computing, lambda: self._engine.similar(item_id, k))
 
     async def look(self, call: Callable[[Engine], Any]) -> Any:
-        """What a function says of the present version, between two batches."""
+        """The result of a function of the present version's engine, which runs between two batches."""
         with self._admitted():
             return await self._in(self._computing, lambda: call(self._engine))
 
@@ -356,7 +356,7 @@ class Replica:
 
     @contextmanager
     def _admitted(self, requests: int = 1) -> Iterator[None]:
-        """Places among the waiting requests, while there are any."""
+        """Count these requests among the waiting ones inside this context, or refuse them when there are too many."""
         self.check_room(requests)
         self._num_waiting += requests
         self._metrics.waiting.set(self._num_waiting)

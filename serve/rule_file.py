@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class RuleFile:
-    """Rules of a file; to be used where nothing searches meanwhile, but for `look`.
+    """The rules of a file. While another thread searches, only `look` may be called.
 
     Args:
         path: path or URI; empty: no rules.
@@ -50,7 +50,7 @@ class RuleFile:
         self._rules = rules
 
     def put_in_force(self, slate_builder: SlateBuilder) -> None:
-        """The present rules on another catalogue, without those that do not fit it."""
+        """Put the present rules in force on another catalogue, without the rules that do not fit it."""
         for problem in slate_builder.use_rules(self._rules, lenient=True):
             logger.error("a rule of %s is left out: %s", self._path, problem)
 

@@ -1,6 +1,6 @@
-"""What a replica counts and measures, for Prometheus: one answer for all replicas of a machine.
+"""Metrics of a replica for Prometheus. One answer covers all replicas of a machine.
 
-The replicas write their numbers to files of one folder, and whichever is asked adds up what is there.
+The replicas write their numbers to files in one folder, and the replica that is asked adds them up.
 """
 
 from __future__ import annotations

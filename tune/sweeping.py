@@ -128,7 +128,8 @@ def _claim(out: str, plan: Sweep, data: PreparedData) -> None:
 
 
 def _essence(plan: dict[str, Any]) -> dict[str, Any]:
-    """What must not change between two starts. Options that were added since count with their defaults."""
+    """The part of a plan that must not change between two starts of a sweep. An option that was added since then
+    has its default."""
     saved = {key: value for key, value in plan.items() if key in Config.__dataclass_fields__}
     config = Config.from_dict(without_removed(saved, source=PLAN)).to_dict()
     options = dataclasses.asdict(build_dataclass(SweepConfig, plan["sweep"], source=PLAN))
@@ -138,7 +139,7 @@ def _essence(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
+    """A value as it comes back from JSON, with lists in the place of tuples."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
@@ -171,7 +172,8 @@ def fit_to_cluster(plan: Sweep, has: dict[str, float]) -> Sweep:
 
 
 def _workers_in(amount: float, each: float) -> int:
-    """Workers that find room. A part of a GPU or CPU comes from a single one, so three parts of 0.6 need three of them."""
+    """The number of workers that fit. A part of a GPU or CPU must come from a single one, so three parts of 0.6
+    need three of them."""
     return int(amount) * int(1 / each + 1e-9) if each < 1 else int(amount / each + 1e-9)
 
 

@@ -1,1 +1,2 @@
-"""What everything stands on: errors, options, paths, schemas, the start of Ray. It imports nothing else of ctxrec."""
+"""The base of all packages: errors, options, paths, schemas and the start of Ray. It imports nothing else of
+ctxrec."""

@@ -52,7 +52,7 @@ def parser(prog: str, description: str, *, reads_options: bool = True) -> argpar
 
 
 class _RefusedFlag(argparse.Action):
-    """A flag that other commands take and this one could only ignore."""
+    """A flag of other commands that this command would ignore, and therefore refuses."""
 
     def __call__(self, parser: argparse.ArgumentParser, _namespace: Any, value: Any, flag: str | None = None) -> None:
         raise UserError(f"{flag} {value} has no effect: {parser.prog} reads no options of the model; leave {flag} out")

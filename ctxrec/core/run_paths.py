@@ -1,4 +1,4 @@
-"""Where things lie in a run, in a bundle and beside published models: every such path in one place.
+"""The paths inside a run, inside a bundle and beside published models. No other file spells such a path.
 
 RUN/config.toml  manifest.json                         options as used; versions, hashes, where the data lies
 RUN/metrics.json  report.html  requests.parquet        what ctxrec.evaluate wrote; evaluated.txt says of which model

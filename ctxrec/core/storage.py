@@ -69,7 +69,7 @@ def make_dir(path: str) -> None:
 
 
 def delete(path: str) -> None:
-    """Remove a file, or a folder with all it holds. Where nothing lies, nothing happens."""
+    """Remove a file, or a folder with all its content. A path that does not exist is ignored."""
     fs, inner = filesystem(path)
     kind = fs.get_file_info(inner).type
     if kind == pyarrow.fs.FileType.Directory:
@@ -86,7 +86,8 @@ def open_stream(path: str) -> pa.NativeFile:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether data does not lie below a name: it begins with . or _. Folders such as _day=2 of a hive table hold data."""
+    """Whether a name marks a file or folder that holds no data, because it begins with . or _. A folder of a hive
+    table such as _day=2 holds data."""
     return name.startswith(".") or (name.startswith("_") and "=" not in name)
 
 

@@ -24,7 +24,8 @@ class Entities:
     kept: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # of the rows as read, which these are
 
     def column(self, name: str, clean: Callable[[pa.ChunkedArray], pa.Array]) -> pa.Array:
-        """A column of all parts, each part through `clean`, which gives one type for all."""
+        """A column of all parts as one array. `clean` is called with each part, and must give the same type for
+        all."""
         return pa.concat_arrays([clean(table.column(name)) for table in self.tables])
 
 

@@ -98,7 +98,7 @@ def _text(value: object) -> str:
 
 
 def plain_description(written: str) -> str:
-    """A description that is written as the inside of a list of strings, as running text.
+    """Turn a description into running text, where the source has it as the inside of a list of strings.
 
     >>> plain_description("'Strong tape.', 'Ten rolls'")
     'Strong tape. Ten rolls'

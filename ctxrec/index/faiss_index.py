@@ -173,8 +173,9 @@ class Index:
         excluded: list[np.ndarray],
         wanted: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Approximate search on CPU: what a few excluded items displace is fetched besides, in one search for all such
-        rows; many are skipped by FAISS itself, which takes a search for each row.
+        """Approximate search on a CPU. For rows with few excluded items, one search fetches so many items more, and
+        the excluded ones are dropped. For rows with many, FAISS itself skips them, which takes one search for each
+        row.
 
         The fewer items pass, the wider it searches, so that it sees as many of those as without a filter.
         """
@@ -199,7 +200,8 @@ class Index:
     def _search_params(
         self, num: int, effort: float, selector: faiss.IDSelector | None, *, refine: int = 1
     ) -> faiss.SearchParameters:
-        """`effort`: how many times as much is looked at as usual; `refine`: how much more of it is ranked exactly."""
+        """FAISS's search parameters. `effort` multiplies how many lists or nodes are visited, and `refine` how many
+        results are ranked exactly."""
         more = {} if selector is None else {"sel": selector}
         if self.kind in ("ivf", "ivfpq"):
             lists = faiss.extract_index_ivf(self._index)

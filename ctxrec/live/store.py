@@ -26,7 +26,7 @@ class LoggedEvent:
     context: dict[str, Any] = field(default_factory=dict)
 
     def payload(self) -> str:
-        """All but the user as JSON."""
+        """The event without its user, as JSON."""
         row = [self.item_id, self.time_us, self.action, self.value, self.context]
         return json.dumps(row, separators=(",", ":"), allow_nan=False)
 
@@ -72,7 +72,7 @@ OnFailure = Callable[[StoreError], None]
 
 
 class HistoryStore(Protocol):
-    """Events by user. Safe to use from several threads and several processes."""
+    """A store of events by user, and of changes of items. Several threads and several processes may use it at once."""
 
     id: str  # of the store, made with it
 
@@ -86,7 +86,8 @@ class HistoryStore(Protocol):
         """
 
     def latest(self, users: Sequence[str], until_us: Sequence[int]) -> list[list[LoggedEvent]]:
-        """The latest KEPT_EVENTS events of each user at or before a time, oldest first, ties as they came.
+        """The latest KEPT_EVENTS events of each user at or before a time, oldest first. Events of one time stay in
+        the order in which they came.
 
         Raises:
             StoreError: the store does not answer.
@@ -127,8 +128,8 @@ class HistoryStore(Protocol):
         """Let others write what was taken and not written."""
 
     def change_items(self, rows: Mapping[str, dict[str, Any] | None]) -> int:
-        """Put rows in the place of those of the same ids (None: the item is taken out); returns the number of the
-        last change. On disk when this returns.
+        """Store new rows of items by id, where None takes the item out of the catalogue; returns the number of the
+        last change. The rows are on disk when this returns.
 
         Raises:
             StoreError: they may not be there.

@@ -127,7 +127,8 @@ class Blend:
 
 
 def join_vectors(item_vectors_IW: np.ndarray, text_IC: np.ndarray | None, static_IS: np.ndarray) -> np.ndarray:
-    """What an index holds of items: the towers' vectors, the texts', then `STATIC`. float32 [I, D]"""
+    """The search vectors of items: the towers' vectors, then the text vectors, then the columns of `STATIC`.
+    float32 [I, D]"""
     text = [] if text_IC is None else [text_IC]
     return np.concatenate([item_vectors_IW, *text, static_IS], 1).astype(np.float32, copy=False)
 

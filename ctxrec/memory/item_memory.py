@@ -155,7 +155,8 @@ def fit_memory(
 
 
 def with_proxies(memory: ItemMemory, text_IC: np.ndarray | None) -> ItemMemory:
-    """The memory in which items without event have what their proxies have; the same memory without texts."""
+    """The memory with rows for items without events, made from their proxies. Without text vectors it stays as it
+    is."""
     if text_IC is None or memory.known_I.all():
         return memory
     return as_if_known(memory, memory.known_I, text_IC)

@@ -1,4 +1,4 @@
-"""An optional second stage: y = M(u, x_u, x_i, t, c), one candidate at a time, by a cross-encoder.
+"""An optional second stage: a cross-encoder scores one candidate of a request at a time.
 
 It reads what the request says (user attributes, time and context, the titles of the latest items) together with
 the text of a candidate, so that words of both sides meet in the encoder's attention, which the towers' product
@@ -145,7 +145,8 @@ class PairReader:
 
 
 class CrossEncoder(nn.Module):
-    """The encoder and a linear head on its pooled state and on what the retriever thinks of a candidate."""
+    """The encoder, and a linear head that reads its pooled state and the retriever's score and rank of the
+    candidate."""
 
     def __init__(self, encoder: TextEncoder, *, token_budget: int):
         super().__init__()
@@ -157,7 +158,7 @@ class CrossEncoder(nn.Module):
             self.head.weight[0, encoder.width] = 1.0
 
     def forward(self, pairs: Tokens, retrieved_PF: np.ndarray) -> torch.Tensor:
-        """Logits of pairs being taken: float32 [P]."""
+        """For each pair the logit that the user takes the candidate: float32 [P]."""
         device = self.head.weight.device
         plan = plan_encoding(np.arange(len(pairs.lengths)), pairs.lengths, budget=self.token_budget, world=1)
         states_PH = encode_share(self.encoder, pairs, plan, 0, device)
@@ -168,7 +169,7 @@ class CrossEncoder(nn.Module):
 
 
 def retrieved_features(scores: np.ndarray, num: int) -> np.ndarray:
-    """What the head sees of a request's candidates, best first: float32 [P, 2].
+    """The retriever's features of a request's candidates, best first, which the head reads: float32 [P, 2].
 
     The score in standard deviations of the best `num` (deeper ones continue the same scale), and 1 / log2(1 + rank).
     """
@@ -284,7 +285,7 @@ def of_top(top_NK: np.ndarray, scores_NI: np.ndarray) -> Found:
 
 
 def merge_adapter(network: CrossEncoder) -> None:
-    """Put an adapter's weights into those of the encoder, which takes the same time as without one then."""
+    """Merge an adapter into the weights of the encoder, so that it runs as fast as an encoder without one."""
     backbone = network.encoder.backbone
     if hasattr(backbone, "merge_and_unload"):
         network.encoder.backbone = backbone.merge_and_unload()
@@ -345,7 +346,7 @@ def load_reranker(path: str, *, model_version: str) -> Reranker:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without a warning that the encoder has no pooling layer, which `TextEncoder` takes off."""
+    """Suppress the warning that the encoder has no pooling layer: `TextEncoder` removes that layer on purpose."""
     from transformers.utils import logging as transformers_logging
 
     before = transformers_logging.get_verbosity()

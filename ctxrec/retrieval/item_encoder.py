@@ -111,7 +111,7 @@ class ItemEncoder:
         return EncodedItems(table, join_vectors(towers, on_text_axes, static), proxy_weights)
 
     def _with_triples(self, table: pa.Table, known: np.ndarray) -> pa.Table:
-        """Rows of the bundle's items with what the graph says of them; of new items it says nothing."""
+        """The rows with the graph's triples of the bundle's items. New items have no triples."""
         name = schema.category_column(schema.GRAPH)
         if name not in table.column_names:
             return table
@@ -146,12 +146,14 @@ class ItemEncoder:
         )
 
     def _media_of(self, kind: str, known: np.ndarray) -> np.ndarray:
-        """Images or sounds as the bundle knows them: none for new items, for a service opens no files of others."""
+        """Vectors of images or sounds from the bundle. New items have none, because a service opens no files that
+        clients name."""
         vectors = self._media[kind]
         return np.where(known[:, None] >= 0, vectors[np.maximum(known, 0)], np.float16(0))
 
     def _proxy_weights(self, on_text_axes: np.ndarray, known: np.ndarray) -> sp.csr_array:
-        """Who is a proxy of the rows that the bundle lacks: float32 [n, I]."""
+        """For each row that the bundle lacks, weights of the bundle's items that stand in for it (its proxies):
+        float32 [n, I]."""
         start = self._tower_width
         texts_IC = self._vectors[:, start : start + self._text_head]
         asked = np.where(known[:, None] < 0, on_text_axes, np.float32(0))

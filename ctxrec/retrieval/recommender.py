@@ -269,7 +269,8 @@ class Recommender:
         return requests, requests.history.lengths == 0
 
     def _histories(self, raw: Sequence[RawRequest], rows: Sequence[int], ends: np.ndarray, times: np.ndarray) -> Events:
-        """What each request goes by before its end: histories of the bundle all at once, others one by one."""
+        """The history of each request before its end time. Histories of the bundle are cut all at once, others are
+        made one by one."""
         own = {n for n, r in enumerate(raw) if r.history is not None or r.recent}
         spans = [(0, 0) if n in own else self._span(row, int(ends[n])) for n, row in enumerate(rows)]
         starts, stops = np.array(spans, np.int64).reshape(-1, 2).T
@@ -319,7 +320,8 @@ class Recommender:
         return self.histories.events.cut(np.array([start]), np.array([stop]))
 
     def _span(self, row: int, before_us: int) -> tuple[int, int]:
-        """Where the events of a user before a time lie among those of the bundle; nowhere for row -1."""
+        """Start and stop of a user's events before a time, as positions among the bundle's events; an empty range
+        for row -1."""
         if row < 0:
             return 0, 0
         events = self.histories.events

@@ -286,7 +286,8 @@ class Retriever(Generic[Model]):
     ) -> tuple[np.ndarray, np.ndarray]:
         """The best k among the index's best and all remembered items, of which `added` are the memory's scores.
 
-        As the memory takes nothing off a score, no other item can be among the best: exact where the index is.
+        The memory never lowers a score, so no other item can be among the best. The result is exact where the index
+        is exact.
         """
         extra = remembered
         if allowed is not None:
@@ -315,7 +316,7 @@ class Retriever(Generic[Model]):
 
     @property
     def _is_exact(self) -> bool:
-        """Whether all items are ranked: products in one call, the memory added, and no candidates to join."""
+        """Whether a search ranks every item: it then takes one matrix product, and adds the memory's scores to it."""
         return self.index is None or (self.index.kind == "flat" and not self.index.on_gpu)
 
     def _rank_all(
@@ -326,7 +327,7 @@ class Retriever(Generic[Model]):
 
 
 def _all_of(own: Sequence[np.ndarray | None], masks: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Both masks of each request, one for all that have the same two."""
+    """The conjunction of both masks of each request. Requests that share both masks share the result."""
     made: dict[tuple[int, int], np.ndarray] = {}
     for first, second in zip(own, masks, strict=True):
         key = id(first), id(second)
@@ -336,7 +337,7 @@ def _all_of(own: Sequence[np.ndarray | None], masks: Sequence[np.ndarray]) -> li
 
 
 def _without_gaps(ids: np.ndarray, scores: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rows of a search without what pads them."""
+    """The results of a search without the `NO_ITEM` that pads short rows."""
     found = (ids != NO_ITEM).sum(1)
     return [(row[:n], row_scores[:n]) for row, row_scores, n in zip(ids, scores, found, strict=True)]
 

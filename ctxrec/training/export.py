@@ -41,7 +41,7 @@ _SAMPLE = 200  # requests on which the index's recall is measured
 
 @dataclass(frozen=True)
 class Chosen:
-    """What earlier phases settled."""
+    """The results of earlier phases that an export needs."""
 
     text: TextTable | None  # None without text encoder
     encoder: TextEncoder | None  # that the text vectors are by; None: it is not tuned
@@ -202,7 +202,7 @@ def _queries(
 def _scorer(
     made: Towers, setup: Setup, text: TextTable | None, vectors_IW: torch.Tensor, blend: Blend | None
 ) -> BlendScorer:
-    """What scores as the service will, with these towers and this blend."""
+    """A scorer with these towers and this blend, which scores as the service does."""
     ask = partial(_queries, made, setup, text, vectors_IW)
     return BlendScorer(ask, vectors_IW.cpu().numpy(), blend)
 

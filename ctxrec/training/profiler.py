@@ -27,7 +27,7 @@ Span = tuple[str, float, float]  # section, start and end
 
 
 def in_section(name: str, items: Iterable[T]) -> Iterator[T]:
-    """The same items; the time of producing each one counts to a section."""
+    """Pass on the items of an iterable, and count the time of producing each one to a section."""
     rest, end = iter(items), object()
     while True:
         with section(name):

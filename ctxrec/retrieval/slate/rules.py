@@ -38,8 +38,9 @@ _KEPT = 64  # sets of rules in force at the same time whose masks are kept
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rule:
-    """Which items, and when: `items` by id, or those whose `column` has any (none) of these values or a number in
-    this range; from `since` (included) to `until` (not included) of the time of the request."""
+    """The items that a rule names, and the time in which it holds. The items are named by id in `items`, or by
+    `column`: those with any of these values, with none of them, or with a number in a range. The rule holds where
+    the time of the request lies from `since` (included) to `until` (not included)."""
 
     items: tuple[str, ...] = ()
     column: str | None = None
@@ -63,14 +64,14 @@ class Rule:
 
     @property
     def window_us(self) -> tuple[float, float]:
-        """Microseconds since 1970 from which on, and before which, it is in force."""
+        """Start and end of the rule's time in microseconds since 1970. The start is included, the end is not."""
         return (
             -np.inf if self.since is None else _microseconds(self.since),
             np.inf if self.until is None else _microseconds(self.until),
         )
 
     def on_column(self) -> dict[str, ColumnRule]:
-        """What it asks of a column, as a filter."""
+        """The rule's condition on its column, as a filter."""
         assert self.column is not None
         return {self.column: ColumnRule(any=self.any, none=self.none, min=self.min, max=self.max)}
 
@@ -168,7 +169,7 @@ class RuleBook:
         return len(self._windows) > 0
 
     def forget(self) -> None:
-        """To be called when the catalogue has changed."""
+        """Drop the masks that were made for the catalogue before it changed."""
         self._made.clear()
 
     def groups(self, times_us: np.ndarray) -> list[tuple[np.ndarray, InForce]]:

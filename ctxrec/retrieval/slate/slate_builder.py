@@ -172,7 +172,7 @@ class SlateBuilder:
         return mask
 
     def _lift(self, pools: list[_Pool], rows: np.ndarray, now: InForce, more: More) -> None:
-        """Add what boosts say, also for boosted items that are not among the best."""
+        """Add boosts to the candidates. Boosted items that are not among the best become candidates first."""
         if now.gain_I is None:
             return
         lifted = now.gain_I > 0
@@ -201,7 +201,7 @@ class SlateBuilder:
         return pick(relevance, vectors, strengths_N, k, caps)
 
     def _fill(self, n: int, pool: _Pool, places: np.ndarray, k: int, strength: np.float32, more: More) -> np.ndarray:
-        """A list with items that the caps let through from beyond the candidates, and at last with any."""
+        """Fill a list up to its length: first with other items that the caps allow, then with any items."""
         while len(places) < k:
             (others,) = more(np.array([n]), [self._below_caps(pool.items[places], pool.items)], self._config.pool)
             if not pool.join(*others):
@@ -213,7 +213,7 @@ class SlateBuilder:
         return np.concatenate([places, rest])[:k]
 
     def _below_caps(self, listed: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        """Items besides the candidates none of whose values is as often in the list as it may be: bool [I]."""
+        """Items besides the candidates that the caps still allow in the list: bool [I]."""
         mask = np.ones(len(self._catalogue), bool)
         mask[candidates] = False
         for column, cap in self._config.caps.items():
@@ -244,7 +244,8 @@ class SlateBuilder:
 
 @dataclass
 class _Pool:
-    """Candidates of one request; relevance: 1 for the best of the model and 0 for the last, boosts added to it."""
+    """Candidates of one request. `relevance` is 1 for the model's best candidate and 0 for its last one, plus the
+    boosts."""
 
     items: np.ndarray
     scores: np.ndarray
@@ -259,7 +260,7 @@ class _Pool:
         return len(self.items)
 
     def join(self, items: np.ndarray, scores: np.ndarray) -> bool:
-        """Add those that are not there yet; whether there were any."""
+        """Add the items that are no candidates yet; returns whether there were any."""
         new = ~np.isin(items, self.items)
         self.items = np.concatenate([self.items, items[new]])
         self.scores = np.concatenate([self.scores, scores[new]])
