@@ -21,7 +21,8 @@ from starlette.responses import Response
 from ctxrec.core import schema
 from ctxrec.data.events import EARLIEST_S, LATEST_S, US, Events
 from ctxrec.retrieval.recommender import Recommender
-from serve.api import MAX_ITEMS, CatalogueResponse, HistoryResponse, Id, ItemRows, UsersResponse
+from serve.api import MAX_ITEMS, Id
+from serve.browse_api import CatalogueResponse, HistoryResponse, ItemRows, UsersResponse
 from serve.engine import Engine
 from serve.http import AsciiJson
 from serve.keys import ADMIN, READ, Keys
