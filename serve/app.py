@@ -13,6 +13,7 @@ import tempfile
 import uuid
 from typing import Any, cast
 
+import ray
 import ray.serve
 from ray.serve.config import BackpressureConfig
 
@@ -23,6 +24,7 @@ from serve.arguments import AppArgs
 from serve.deployment import Service
 from serve.engine import served_config
 from serve.keys import keys_from_environment
+from serve.port_guard import PROXY_ENVIRONMENT
 from serve.rule_file import RuleFile
 from serve.stopping import drain_on_sigterm
 
@@ -34,6 +36,8 @@ def build_app(args: AppArgs) -> ray.serve.Application:
         UserError: no bundle lies at `args.run`, or it or the store is damaged, or the rule file or an option is wrong.
     """
     drain_on_sigterm()
+    if not ray.is_initialized():  # by `serve run`, which starts Ray after this
+        os.environ.update(PROXY_ENVIRONMENT)
     bundle = find_bundle(args.run)  # absolute: replicas have another working directory than the command
     check_bundle(bundle, scratch=tempfile.gettempdir())  # each replica checks again; here the message is in sight
     args = args.resolved()

@@ -36,7 +36,15 @@ from serve.api import (
 from serve.arguments import AppArgs
 from serve.direct import DirectServer
 from serve.engine import answer_json
-from serve.http import AsciiJson, install_shortcuts, make_app, parse, parse_one_or_many, user_error
+from serve.http import (
+    AsciiJson,
+    install_shortcuts,
+    make_app,
+    parse,
+    parse_one_or_many,
+    user_error,
+    while_connected,
+)
 from serve.journal import Refused, logged_events
 from serve.keys import READ, WRITE, Keys
 from serve.replica import Replica
@@ -68,7 +76,8 @@ class Service:
         browse.install(self._replica, self._keys, page=args.page)
         install_shortcuts({"/v1/recommend": self.recommend, "/v1/events": self.events})
         # Serve makes the class an ASGI application, which its own types do not say.
-        self._direct = DirectServer(cast(Any, self), args.direct_host, args.direct_port) if args.direct_port else None
+        app = cast(Any, self)
+        self._direct = DirectServer(app, args.direct_host, args.direct_port, self._keys) if args.direct_port else None
 
     async def __del__(self) -> None:
         """Serve calls this when it stops a replica, after the last request."""
@@ -97,7 +106,8 @@ class Service:
             edge.charge(request.scope, len(bodies))
         parsed = time.perf_counter()
         try:
-            reply = await self._replica.recommend(bodies, request_id(request.scope))
+            asked = self._replica.recommend(bodies, request_id(request.scope))
+            reply = await while_connected(request.receive, asked)
         except UserError as error:
             return user_error(error, *(("requests",) if many else ()))
         answered = time.perf_counter()

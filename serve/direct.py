@@ -23,6 +23,9 @@ import ray.serve
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from serve.keys import Keys
+from serve.port_guard import Port, guarded
+
 logger = logging.getLogger(__name__)
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -41,7 +44,7 @@ class _Server(uvicorn.Server):
 class DirectServer:
     """Serves `app` at a port from the event loop of its caller; logs a warning if the port is not available."""
 
-    def __init__(self, app: App, host: str, port: int):
+    def __init__(self, app: App, host: str, port: int, keys: Keys):
         self._claim = _claim(port)
         self._task: asyncio.Task | None = None
         if self._claim is None:
@@ -54,6 +57,7 @@ class DirectServer:
             self._claim.close()
             return
         options: dict[str, Any] = {
+            "http": guarded(Port(keys=keys)),
             "lifespan": "off",
             "ws": "none",
             "log_config": None,

@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from serve.access_log import AccessLog, request_id
 from serve.arguments import AppArgs
 from serve.hosts import HostCheck, Hosts
-from serve.keys import Keys
+from serve.keys import NO_KEY, Keys
 from serve.limits import RateLimiter, address_of
 from serve.service_metrics import Metrics
 
@@ -47,7 +47,7 @@ class EdgeState:
         self.limiter = RateLimiter(share, burst) if args.rate_limit else None
         self.origins = [origin.strip() for origin in args.cors_origins.split(",") if origin.strip()]
         self.hosts = None if keys.are_asked_for else Hosts(args.hosts)
-        self._keys, self._proxies = keys, args.trusted_proxies
+        self.keys, self._proxies = keys, args.trusted_proxies
 
     def caller(self, scope: Scope) -> str:
         """The caller that a rate limit counts: a valid key, or else an address."""
@@ -55,10 +55,10 @@ class EdgeState:
 
     def key(self, scope: Scope) -> str | None:
         """The start of the hash of the valid key that was sent."""
-        if not self._keys.are_asked_for:
+        if not self.keys.are_asked_for:
             return None
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        digest = self._keys.valid(headers)
+        digest = self.keys.valid(headers)
         return None if digest is None else f"key:{digest[:8]}"
 
     def close(self) -> None:
@@ -93,7 +93,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         if self._limited is None:
-            limited = _with_cors(_Limited(self._app), state.origins)
+            limited = _with_cors(_Limited(_Keyed(self._app)), state.origins)
             self._limited = limited if state.hosts is None else HostCheck(limited, state.hosts)
         extra = _OPEN if state.origins else _PRIVATE
         start, status, size = time.perf_counter(), 0, 0
@@ -142,14 +142,30 @@ class _Limited:
         if not wait_s:
             await self._app(scope, receive, send)
             return
-        body = json.dumps({"detail": "too many requests from this caller; see Retry-After"}).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"retry-after", str(max(math.ceil(wait_s), 1)).encode()),
-        ]
-        await send({"type": "http.response.start", "status": 429, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        wait = (b"retry-after", str(max(math.ceil(wait_s), 1)).encode())
+        await _refuse(send, 429, "too many requests from this caller; see Retry-After", wait)
+
+
+class _Keyed:
+    """Answers 401 to calls with a body and without a valid key, before the body is read; routes check what a key may do."""
+
+    def __init__(self, app: App):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state = _current
+        has_no_body = scope["method"] in ("GET", "HEAD", "OPTIONS")
+        if state is None or has_no_body or not state.keys.are_asked_for or state.key(scope) is not None:
+            await self._app(scope, receive, send)
+            return
+        await _refuse(send, 401, NO_KEY, (b"www-authenticate", b"Bearer"))
+
+
+async def _refuse(send: Send, status: int, detail: str, header: tuple[bytes, bytes]) -> None:
+    body = json.dumps({"detail": detail}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), header]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 def path_within(scope: Scope) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -38,6 +39,7 @@ _LARGE_BYTES = 64 << 10
 _MOST_LISTED = 200  # errors that are made into a list, of which the first are shown
 _READ_ON_BYTES = 16 << 20
 _large_bodies = ThreadPoolExecutor(1, "large bodies")
+Result = TypeVar("Result")
 Body = TypeVar("Body", bound=BaseModel)
 One = TypeVar("One", bound=BaseModel)
 Many = TypeVar("Many", bound=BaseModel)
@@ -211,6 +213,39 @@ async def parse_one_or_many(request: Request, one: type[One], many: type[Many], 
         if not any(e["type"] == "missing" and tuple(e["loc"]) == ("body", key) for e in error.errors()):
             raise
     return await parse(request, one)
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
+    """What `work` gives; where the client hangs up before that, `work` is cancelled.
+
+    Args:
+        receive: of a request whose body was read, so that what comes next is the end of the connection.
+        work: what the client waits for.
+
+    Raises:
+        ClientDisconnect: the client has gone.
+    """
+    me = asyncio.current_task()
+    assert me is not None
+
+    async def hang_up() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    def stop(_: asyncio.Future) -> None:
+        me.cancel()
+
+    gone = asyncio.ensure_future(hang_up())
+    gone.add_done_callback(stop)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not gone.done() or me.uncancel():  # somebody else cancels too
+            raise
+        raise ClientDisconnect from None
+    finally:
+        gone.remove_done_callback(stop)
+        gone.cancel()
 
 
 def user_error(error: UserError, *where: str | int) -> AsciiJson:

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from ctxrec.core.errors import UserError
 
 ENVIRONMENT, FILE = "CTXREC_API_KEYS", "CTXREC_API_KEYS_FILE"
+NO_KEY = "a valid API key is required: Authorization: Bearer KEY, or X-API-Key: KEY"
 READ, WRITE, ADMIN = "read", "write", "admin"
 _SCOPES = {READ: frozenset([READ]), WRITE: frozenset([WRITE]), ADMIN: frozenset([READ, WRITE, ADMIN])}
 _HASHED = re.compile(r"sha256:([0-9a-f]{64})")
@@ -45,8 +46,7 @@ class Keys:
             return
         digest = self.valid(headers)
         if digest is None:
-            detail = "a valid API key is required: Authorization: Bearer KEY, or X-API-Key: KEY"
-            raise HTTPException(401, detail, headers={"WWW-Authenticate": "Bearer"})
+            raise HTTPException(401, NO_KEY, headers={"WWW-Authenticate": "Bearer"})
         found = self._scopes[digest]
         if scope not in found:
             raise HTTPException(403, f"this API key may not {scope}; it may {' and '.join(sorted(found))}")

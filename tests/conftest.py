@@ -78,7 +78,9 @@ def ray_cluster():
     import ray
 
     from ctxrec.core import ray_cluster
+    from serve.port_guard import PROXY_ENVIRONMENT
 
+    os.environ.update(PROXY_ENVIRONMENT)  # for the proxies of this cluster
     ray_cluster.connect()
     yield
     ray.shutdown()

@@ -141,7 +141,9 @@ def _service(run: str, port: int, log: str, *, keep: bool) -> Iterator[tuple[str
     config = os.path.join(os.path.dirname(run), "serve.yaml")
     storage.write_text(
         config,
-        f"proxy_location: HeadOnly\nhttp_options:\n  host: 127.0.0.1\n  port: {port}\napplications:\n"
+        f"proxy_location: HeadOnly\nhttp_options:\n  host: 127.0.0.1\n  port: {port}\n"
+        "controller_options:\n  runtime_env:\n    env_vars:\n"
+        "      RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH: serve.port_guard.guard_proxy\napplications:\n"
         f"  - name: ctxrec\n    route_prefix: /\n    import_path: serve.app:build_app\n"
         f"    args:\n      run: {run!r}\n",
     )

@@ -182,6 +182,11 @@ def test_the_service_is_that_of_serve_config():
     assert app["args"] == {k: v for k, v in original["args"].items() if k != "replicas"} | changed
     AppArgs(**app["args"])
     assert deployed["http_options"] == ours["http_options"] | {"host": settings.service["host"]}
+    from serve.port_guard import PROXY_ENVIRONMENT
+
+    assert (
+        deployed["controller_options"] == ours["controller_options"] == {"runtime_env": {"env_vars": PROXY_ENVIRONMENT}}
+    )
     (deployment,) = app["deployments"]
     from serve.deployment import Service
 

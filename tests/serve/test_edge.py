@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
+from prometheus_client import values
 
 from ctxrec.core.errors import UserError
+from serve import edge
 from serve.access_log import AccessLog, request_id
+from serve.arguments import AppArgs
 from serve.hosts import Hosts
-from serve.keys import ADMIN, READ, WRITE, Keys, keys_from_environment
+from serve.keys import ADMIN, READ, WRITE, Keys, keys_from_environment, parse_keys
 from serve.limits import RateLimiter, address_of
+from serve.service_metrics import Metrics
 
 
 class Clock:
@@ -117,3 +122,33 @@ def test_keys_from_a_file(tmp_path, monkeypatch):
     monkeypatch.setenv("CTXREC_API_KEYS_FILE", str(tmp_path / "missing"))
     with pytest.raises(UserError, match="cannot be read"):
         keys_from_environment()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"), [([], 401), ([(b"x-api-key", b"wrong")], 401), ([(b"x-api-key", b"right")], 204)]
+)
+def test_a_call_without_a_valid_key_is_refused_before_its_body_is_read(tmp_path, monkeypatch, headers, status):
+    """Bodies of callers without a key were read, and 400 unfinished ones kept 405 MB."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    monkeypatch.setattr(values, "ValueClass", values.ValueClass)
+    monkeypatch.setattr(edge, "_current", None)
+    metrics = Metrics(str(tmp_path))
+    edge.install(AppArgs(run="r"), Keys(parse_keys("right")), metrics)
+    read, sent = [], []
+
+    async def app(scope, receive, send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async def receive() -> dict:
+        read.append(1)
+        return {"type": "http.request", "body": b"{", "more_body": True}
+
+    async def send(message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/events", "headers": headers, "client": ("127.0.0.1", 1)}
+    asyncio.run(edge.Edge(app)(scope, receive, send))
+    metrics.close()
+    assert sent[0]["status"] == status and len(read) == (status == 204)

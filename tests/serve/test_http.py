@@ -91,6 +91,7 @@ LARGE = {
 }  # fmt: skip
 
 
+@pytest.mark.attack
 @pytest.mark.parametrize("name", LARGE)
 def test_a_large_wrong_body_costs_little_and_its_answer_is_short(name):
     """1 MiB took 9 to 13 s of the event loop and was answered with 43 to 54 MB; now some 0.3 s, and 10 kB."""

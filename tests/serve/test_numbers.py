@@ -22,6 +22,8 @@ from serve.browse import user_history
 from serve.engine import Answer, Engine, answer_json
 from serve.journal import Journal, logged_events
 
+pytestmark = pytest.mark.attack
+
 NOW = 1_700_000_000
 # What JSON can say: whole numbers of any length, and every float.
 NUMBERS = st.one_of(
