@@ -5,6 +5,7 @@
 # make test          both tiers without the slow tests, by two processes side by side; what CI runs
 # make test-all      every test, the slow ones too (an hour and more)
 # make fault-test    every test that kills or cuts off a training, and every ZeRO stage, slow ones too
+# make attack-test   hostile requests and connections against a real service, with bounds on CPU seconds and bytes
 # make cluster-test  the files of cluster/, Ray over hosts in network namespaces, and the planner
 # make options       write OPTIONS.md from the options in ctxrec/core
 # make audit         list known vulnerabilities of the installed packages
@@ -26,7 +27,7 @@ export PATH := $(if $(filter /%,$(BIN)),,$(CURDIR)/)$(BIN):$(PATH)
 export NO_PROXY := 127.0.0.1,localhost,$(NO_PROXY)
 export no_proxy := 127.0.0.1,localhost,$(no_proxy)
 
-.PHONY: help demo test-unit test test-all fault-test cluster-test lint format options audit clean setup
+.PHONY: help demo test-unit test test-all fault-test attack-test cluster-test lint format options audit clean setup
 .DEFAULT_GOAL := help
 
 help:
@@ -59,6 +60,9 @@ test-all: setup
 
 fault-test: setup
 	$(BIN)/python -m pytest tests/system/test_faults.py tests/system/test_zero.py tests/system/test_training.py tests/system/test_cluster_jobs.py $(ARGS)
+
+attack-test: setup
+	$(BIN)/python -m pytest -m attack $(ARGS)
 
 cluster-test: setup
 	$(BIN)/python -m cluster.render --check
