@@ -6,7 +6,8 @@ import ray
 
 from ctxrec.core import cli
 from ctxrec.core.dataset_spec import load_spec
-from ctxrec.ingest.pipeline import prepare, summary
+from ctxrec.ingest.pipeline import prepare
+from ctxrec.ingest.prepare_report import summary
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from ctxrec.datasets import source_name, write_movielens_100k
 from ctxrec.evaluation.comparison_table import format_table
 from ctxrec.evaluation.offline import evaluate_run
 from ctxrec.ingest.pipeline import prepare
-from ctxrec.ingest.pipeline import summary as prepare_summary
+from ctxrec.ingest.prepare_report import summary as prepare_summary
 from ctxrec.training.driver import describe_run, train
 
 OPTIONS: dict[str, dict[str, Any]] = {"train": {"workers": 2, "zero_stage": 2}, "encoder": {"tune": "lora"}}

@@ -20,6 +20,20 @@ def _each_once(section: str, columns: tuple[str, ...]) -> None:
             raise UserError(f"[{section}] names column {name!r} twice; expected each once, as one kind of feature")
 
 
+def _check_separators(section: str, separators: dict[str, str], categorical: tuple[str, ...]) -> None:
+    for name, separator in separators.items():
+        if name not in categorical:
+            raise UserError(
+                f"[{section}.separators] names column {name!r}; expected one of {section}.categorical: "
+                f"{', '.join(categorical) or 'which is empty'}"
+            )
+        if not separator.strip():
+            raise UserError(
+                f'{section}.separators.{name} is {separator!r}; expected what divides the values, such as "|", or '
+                '"[]" for lists in brackets'
+            )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ContextSpec:
     """Columns of the event log whose values are known at the time of a request."""
@@ -65,7 +79,10 @@ class EventsSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ItemsSpec:
-    """The item table. `path` is a file, folder, glob or URI; the others are column names."""
+    """The item table. `path` is a file, folder, glob or URI; the others are column names.
+
+    `separators` says what divides the values of a text in a categorical column (`ctxrec.data.list_texts`).
+    """
 
     path: str
     id: str = "item_id"
@@ -74,10 +91,12 @@ class ItemsSpec:
     numeric: tuple[str, ...] = ()
     image: str | None = None
     audio: str | None = None
+    separators: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for kind in ("text", "categorical", "numeric"):
             _each_once(f"items.{kind}", getattr(self, kind))
+        _check_separators("items", self.separators, self.categorical)
 
     @property
     def media(self) -> dict[str, str]:
@@ -87,15 +106,17 @@ class ItemsSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UsersSpec:
-    """The table of user attributes."""
+    """The table of user attributes; `separators` is as in `ItemsSpec`."""
 
     path: str
     id: str = "user_id"
     categorical: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
+    separators: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _each_once("users", self.categorical + self.numeric)
+        _check_separators("users", self.separators, self.categorical)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,6 +5,7 @@ DATA/items.parquet                  one row an item, in catalogue order: the row
 DATA/media.parquet                  where the catalogue has images or sounds: item index, and file or content
 DATA/histories/bucket-00000.parquet one row a user, users divided by a hash of their id
 DATA/rejects/*.parquet              rejected rows with the reason
+DATA/report.json                    what a person may want to check: columns, files, actions, the first reject of each kind
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ctxrec.core.errors import UserError
 FORMAT_VERSION = 1
 
 META = "meta.json"
+REPORT = "report.json"
 ITEMS = "items.parquet"
 MEDIA = "media.parquet"
 HISTORIES = "histories"

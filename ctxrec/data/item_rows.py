@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from ctxrec.core import schema
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.data import parsing
+from ctxrec.data.column_facts import FirstReject
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Entities:
     tables: list[pa.Table] = field(default_factory=list)  # the rows as read, in parts
     rejects: dict[str, int] = field(default_factory=dict)
     kept: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # of the rows as read, which these are
+    first_rejects: dict[str, FirstReject] = field(default_factory=dict)  # by reason
+    file_rows: dict[str, int] = field(default_factory=dict)  # rows read, by file
 
     def column(self, name: str, clean: Callable[[pa.ChunkedArray], pa.Array]) -> pa.Array:
         """A column of all parts as one array. `clean` is called with each part, and must give the same type for

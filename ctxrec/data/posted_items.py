@@ -15,6 +15,7 @@ from ctxrec.core.dataset_spec import DatasetSpec, ItemsSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import MAX_NUMBER
 from ctxrec.data.item_rows import Entities, items_table
+from ctxrec.data.list_texts import divided
 from ctxrec.data.parsing import value_line, value_text, value_words
 
 ITEM_ID = "item_id"
@@ -80,13 +81,20 @@ def file_table(rows: Sequence[Row], section: ItemsSpec) -> pa.Table:
     for name in section.text:
         columns[name] = pa.array([value_line(row.get(name)) for row in rows], pa.string())
     for name in section.categorical:  # a column that is a text too becomes the line of these values
-        columns[name] = pa.array([value_words(row.get(name)) for row in rows], pa.list_(pa.string()))
+        separator = section.separators.get(name)
+        columns[name] = pa.array([_values(row.get(name), separator) for row in rows], pa.list_(pa.string()))
     for name in section.numeric:
         numbers = [row.get(name) for row in rows]  # Arrow refuses whole numbers that no float holds exactly
         columns[name] = pa.array([None if number is None else float(number) for number in numbers], pa.float64())
     for name in section.media.values():
         columns[name] = pa.array([value_text(row.get(name)) for row in rows], pa.string())
     return pa.table(columns)
+
+
+def _values(value: Any, separator: str | None) -> list[str]:
+    """The values of a category: of a list, of a text with a separator, or one."""
+    words = value_words(value)
+    return [word for text in words for word in divided(text, separator)] if separator and words == [value] else words
 
 
 def _check(name: str, value: Any, section: ItemsSpec, place: int) -> None:

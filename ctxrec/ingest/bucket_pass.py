@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,11 @@ import ray
 from tqdm import tqdm
 
 from ctxrec.core import schema, storage
+from ctxrec.data.column_facts import FirstReject
 from ctxrec.ingest import histories, shard_files
 from ctxrec.ingest.log_facts import LogFacts
 from ctxrec.ingest.ray_map import as_block, map_in_order, values_in
-from ctxrec.ingest.rejects import duplicate_rows, write_rejects
+from ctxrec.ingest.rejects import DUPLICATE, duplicate_rows, first_of_each, write_rejects
 from ctxrec.ingest.shard_files import BlobIndex
 from ctxrec.ingest.shards import ShardJob
 
@@ -35,6 +37,7 @@ class BucketFacts:
     duplicates: int = 0
     held_out: int = 0  # events of held-out items that were dropped
     targets: int = 0  # training events whose action has a positive weight
+    first_duplicate: FirstReject | None = None
 
     @staticmethod
     def of(bucket: histories.Bucket, user_ids: pa.Array, is_target: np.ndarray) -> BucketFacts:
@@ -68,6 +71,7 @@ class Totals:
         self.train_events = np.zeros(num_items, np.int64)
         self.split = [0, 0, 0]  # events in train, valid, test
         self.users = self.users_only_in_log = self.events = self.duplicates = self.held_out = self.targets = 0
+        self.first_duplicate: FirstReject | None = None
 
     def merge(self, bucket: BucketFacts) -> None:
         """Add the facts of a bucket."""
@@ -79,6 +83,8 @@ class Totals:
         self.duplicates += bucket.duplicates
         self.held_out += bucket.held_out
         self.targets += bucket.targets
+        firsts = [first for first in (self.first_duplicate, bucket.first_duplicate) if first is not None]
+        self.first_duplicate = min(firsts, key=lambda first: first.place, default=None)
 
 
 @dataclass(frozen=True)
@@ -129,12 +135,15 @@ def bucket_task(
         bucket = histories.sort_bucket(table, world.item_ids, user_ids, bucket_job, world.held_out)
         path = storage.join(out, schema.HISTORIES, f"bucket-{number:05d}.parquet")
         _write_bucket(bucket, table, users, bucket_job, path)
+        first = None
         if len(bucket.duplicates):
             events, unit = shard_job.spec.events, shard_job.unit
             rejected = duplicate_rows(table, bucket.duplicates, events, unit, world.files)
             write_rejects(rejected, storage.join(shard_job.rejects, f"duplicates-{number:05d}.parquet"))
+            rejected = rejected.sort_by([("source_file", "ascending"), ("source_row", "ascending")])
+            first = first_of_each(rejected, {DUPLICATE: [events.user, events.item, events.time]})[DUPLICATE]
         is_target = histories.target_rows(table, shard_job.spec.events)
-        yield as_block(BucketFacts.of(bucket, user_ids, is_target))
+        yield as_block(dataclasses.replace(BucketFacts.of(bucket, user_ids, is_target), first_duplicate=first))
 
 
 def _write_bucket(

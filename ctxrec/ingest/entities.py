@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -12,11 +13,12 @@ import pyarrow.parquet as pq
 from ctxrec.core import schema, storage
 from ctxrec.core.dataset_spec import UsersSpec
 from ctxrec.core.errors import UserError
-from ctxrec.data import parsing
+from ctxrec.data import list_texts, parsing
+from ctxrec.data.column_facts import FirstReject
 from ctxrec.data.item_rows import Entities, numbers_or_null, value_lists
 from ctxrec.data.prepared import encode_categories
 from ctxrec.ingest import readers
-from ctxrec.ingest.rejects import lines_of, reject_table, write_rejects
+from ctxrec.ingest.rejects import first_of_each, lines_of, reject_table, write_rejects
 from ctxrec.ingest.shard_files import user_buckets
 
 
@@ -28,6 +30,7 @@ def read_entities(
     what: str,
     max_id_bytes: int,
     rejects: str,
+    separators: Mapping[str, str] = MappingProxyType({}),
 ) -> Entities:
     """Read a table of items or users; rows without an id and later rows of an id already seen are rejected.
 
@@ -38,6 +41,7 @@ def read_entities(
         what: "item" or "user", for reasons and file names.
         max_id_bytes: longer ids are rejected.
         rejects: folder for the rejected rows.
+        separators: what divides the texts of columns that hold several values (`ItemsSpec.separators`).
     """
     parts: list[tuple[readers.RawBatch, str]] = []
     wanted = list(dict.fromkeys([id_column, *columns]))
@@ -51,25 +55,41 @@ def read_entities(
     counts = np.bincount(reasons, minlength=len(names))
     counts[4] = sum(lines_of(batch.malformed) for batch, _ in parts)
     kept, rejected, start = [], [], 0
+    rows = dict.fromkeys((info.path for info in files), 0)
     for batch, path in parts:
+        rows[path] += len(batch.rows) + lines_of(batch.malformed)
         here = reasons[start : start + len(batch.table)]
         start += len(batch.table)
-        kept.append(batch.table.filter(pa.array(here == 0)))
+        kept.append(_divided(batch.table.filter(pa.array(here == 0)), separators))
         bad = np.flatnonzero(here)
         if len(bad) or batch.malformed:
             lines = [(path, row, text) for row, text in batch.malformed]
             labels = np.array(names, object)[here[bad]]
             raw = batch.table.take(pa.array(bad))
             rejected.append(reject_table(raw, labels, np.full(len(bad), path, object), batch.rows[bad], lines))
+    firsts: dict[str, FirstReject] = {}
     if rejected:
-        write_rejects(pa.concat_tables(rejected), storage.join(rejects, f"{what}s.parquet"))
+        table = pa.concat_tables(rejected)
+        write_rejects(table, storage.join(rejects, f"{what}s.parquet"))
+        found = first_of_each(table, {reason: [id_column] for reason in names})
+        firsts = {f"{what} table: {reason.removeprefix(f'{what} table: ')}": first for reason, first in found.items()}
     good = coded.take(np.flatnonzero(reasons == 0))
     return Entities(
         ids=good.values.take(pa.array(good.codes)),
         tables=kept,
         rejects={name: int(n) for name, n in zip(names[1:], counts[1:], strict=True) if n},
         kept=reasons == 0,
+        first_rejects=firsts,
+        file_rows=rows,
     )
+
+
+def _divided(table: pa.Table, separators: Mapping[str, str]) -> pa.Table:
+    """A table with lists in the columns that have a separator."""
+    for name, separator in separators.items():
+        lists = list_texts.divide(table.column(name), separator)
+        table = table.set_column(table.column_names.index(name), name, lists)
+    return table
 
 
 def write_media(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from ctxrec.data.column_facts import FirstReject, TextFacts
 from ctxrec.ingest.shard_files import ShardFile
 
 
@@ -22,16 +23,25 @@ class NumberSums:
     total: float = 0.0
     squares: float = 0.0
     bad: int = 0  # values that are no finite number
+    low: float = np.inf  # the smallest and the largest number, as they stand
+    high: float = -np.inf
 
     @staticmethod
     def of(numbers: np.ndarray, bad: int) -> NumberSums:
         """Sums of `numbers`, float32 [N] with NaN for a missing value."""
-        known = signed_log(numbers[~np.isnan(numbers)])
-        return NumberSums(len(known), float(known.sum()), float((known**2).sum()), bad)
+        given = numbers[~np.isnan(numbers)]
+        known = signed_log(given)
+        low, high = float(given.min(initial=np.inf)), float(given.max(initial=-np.inf))
+        return NumberSums(len(known), float(known.sum()), float((known**2).sum()), bad, low, high)
 
     def __add__(self, other: NumberSums) -> NumberSums:
         return NumberSums(
-            self.count + other.count, self.total + other.total, self.squares + other.squares, self.bad + other.bad
+            self.count + other.count,
+            self.total + other.total,
+            self.squares + other.squares,
+            self.bad + other.bad,
+            min(self.low, other.low),
+            max(self.high, other.high),
         )
 
 
@@ -69,6 +79,9 @@ class LogFacts:
     first_us: int = 2**62  # times of the first and the last kept row, microseconds since 1970
     last_us: int = -1
     rejects: Counter[str] = field(default_factory=Counter)  # rejected rows by reason
+    first_rejects: dict[str, FirstReject] = field(default_factory=dict)  # by reason
+    file_rows: Counter[int] = field(default_factory=Counter)  # rows read, by position of the file in the log
+    texts: dict[str, TextFacts] = field(default_factory=dict)  # of ids, times and text context, by column of the log
     shards: list[ShardFile] = field(default_factory=list)
     hours: Counter[int] = field(default_factory=Counter)  # kept rows by hour since 1970
     numbers: dict[str, NumberSums] = field(default_factory=dict)  # by column of the log
@@ -85,6 +98,10 @@ class LogFacts:
         self.first_us = min(self.first_us, later.first_us)
         self.last_us = max(self.last_us, later.last_us)
         self.rejects.update(later.rejects)
+        self.first_rejects = later.first_rejects | self.first_rejects
+        self.file_rows.update(later.file_rows)
+        for name, facts in later.texts.items():
+            self.texts[name] = self.texts.get(name, TextFacts()) + facts
         self.shards += later.shards
         self.hours.update(later.hours)
         for name, sums in later.numbers.items():

@@ -22,12 +22,14 @@ from ctxrec.core.config import Config, PrepareConfig
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data import item_rows, parsing, splits
+from ctxrec.data.column_facts import ColumnFacts, FirstReject
 from ctxrec.data.prepared import FeatureMeta, PreparedData
 from ctxrec.ingest import entities, readers, triples, vocabularies
 from ctxrec.ingest.bucket_pass import Totals, World, write_histories
 from ctxrec.ingest.histories import BucketJob
 from ctxrec.ingest.log_facts import LogFacts
 from ctxrec.ingest.log_pass import read_log
+from ctxrec.ingest.prepare_report import make_report
 from ctxrec.ingest.rejects import DUPLICATE
 from ctxrec.ingest.shard_files import BlobIndex
 from ctxrec.ingest.shards import MAX_ID_BYTES, ShardJob
@@ -62,15 +64,16 @@ def prepare(spec: DatasetSpec, out: str, config: Config) -> PreparedData:
             logger.info("%s reused: nothing changed", out)
             return PreparedData.open(out)
     # A folder without meta.json is incomplete, so meta.json is removed first and written last.
-    for name in (schema.META, schema.ITEMS, schema.HISTORIES, schema.REJECTS, TEMPORARY):
+    for name in (schema.META, schema.REPORT, schema.ITEMS, schema.HISTORIES, schema.REJECTS, TEMPORARY):
         storage.delete(storage.join(out, name))
     for name in (schema.HISTORIES, schema.REJECTS, TEMPORARY):
         storage.make_dir(storage.join(out, name))
     ray_cluster.connect()
     try:
-        meta = _build(source, out, config)
+        meta, report = _build(source, out, config)
     finally:
         storage.delete(storage.join(out, TEMPORARY))
+    storage.write_json(storage.join(out, schema.REPORT), report)
     storage.write_json(storage.join(out, schema.META), meta | {"fingerprint": wanted})
     return PreparedData.open(out)
 
@@ -83,6 +86,7 @@ class Tables:
     users: item_rows.Entities
     graph: triples.Triples | None
     rejects: dict[str, int]  # rejected rows by reason
+    first_rejects: dict[str, FirstReject]  # by reason
     notes: list[str]
 
 
@@ -95,22 +99,22 @@ class Catalogue:
     held_out: np.ndarray | None  # bool [I], items of a cold hold-out
 
 
-def _build(source: Source, out: str, config: Config) -> dict[str, Any]:
-    """Run every step of `prepare`; returns meta.json without the fingerprint."""
+def _build(source: Source, out: str, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run every step of `prepare`; returns meta.json without the fingerprint, and report.json."""
     spec, options = source.spec, config.prepare
     tables = _read_tables(source, out)
     job = _shard_job(source, out, options)
     log = read_log(source.events, source.num_rows, job, tables.items.ids)
     _check_events_are_left(log, spec, job)
     catalogue = _catalogue(tables, log, cold_items=options.cold_items)
-    features, notes = _features(spec, tables, catalogue, log)
+    features, columns, notes = _features(spec, tables, catalogue, log)
     cuts = temporal_cuts(log, spec, job.buckets) if _is_temporal(spec) else splits.Cuts()
     bucket_job = BucketJob(spec=spec, features=features, cuts=cuts, min_events=options.min_events)
     world = _world(source, tables, catalogue, features, log, buckets=job.buckets)
     totals = write_histories(log, job, bucket_job, world, out)
     _check_targets_are_left(totals)
     _write_items(spec, tables, catalogue, log, totals, out)
-    return {
+    meta = {
         "format_version": schema.FORMAT_VERSION,
         "name": spec.name,
         "spec": spec.to_dict(),
@@ -120,9 +124,15 @@ def _build(source: Source, out: str, config: Config) -> dict[str, Any]:
         "split": {"strategy": spec.split.strategy, **(_cut_times(cuts) if _is_temporal(spec) else {})},
         "time_unit": job.unit,
         "times": {"first_us": log.first_us, "last_us": log.last_us},
-        "actions": dict(_by_count(log)),
+        "actions": dict(_by_count(log)[:20]),
         "notes": [*source.notes, *tables.notes, *notes, *_log_notes(spec, log, totals)],
     }
+    firsts = {**log.first_rejects, **tables.first_rejects}
+    if totals.first_duplicate is not None:
+        firsts[DUPLICATE] = totals.first_duplicate
+    files = {"events": {info.path: log.file_rows[n] for n, info in enumerate(source.events)}}
+    files |= {name: part.file_rows for name, part in (("items", tables.items), ("users", tables.users))}
+    return meta, make_report(meta, columns, files, dict(_by_count(log)), firsts)
 
 
 def _is_temporal(spec: DatasetSpec) -> bool:
@@ -152,17 +162,22 @@ def _read_tables(source: Source, out: str) -> Tables:
     options: dict[str, Any] = {"max_id_bytes": MAX_ID_BYTES, "rejects": rejects}
     if spec.items is not None:
         columns = [*spec.items.text, *spec.items.categorical, *spec.items.numeric]
-        items = entities.read_entities(source.items, spec.items.id, columns, what="item", **options)
+        items = entities.read_entities(
+            source.items, spec.items.id, columns, what="item", separators=spec.items.separators, **options
+        )
     if spec.users is not None:
         columns = [*spec.users.categorical, *spec.users.numeric]
-        users = entities.read_entities(source.users, spec.users.id, columns, what="user", **options)
+        users = entities.read_entities(
+            source.users, spec.users.id, columns, what="user", separators=spec.users.separators, **options
+        )
     graph = None if spec.graph is None else triples.read_triples(source.graph, spec.graph, rejects=rejects)
     notes = []
     if spec.items is not None and (media := spec.items.media):
         found = entities.write_media(source.items, media, items.kept, storage.join(out, schema.MEDIA))
         notes = [f"{kind} column {media[kind]!r}: {n} items have one" for kind, n in found.items()]
     counts = {**items.rejects, **users.rejects, **({} if graph is None else graph.rejects)}
-    return Tables(items=items, users=users, graph=graph, rejects=counts, notes=notes)
+    firsts = {**items.first_rejects, **users.first_rejects, **({} if graph is None else graph.first_rejects)}
+    return Tables(items=items, users=users, graph=graph, rejects=counts, first_rejects=firsts, notes=notes)
 
 
 def _check_events_are_left(log: LogFacts, spec: DatasetSpec, job: ShardJob) -> None:
@@ -191,9 +206,11 @@ def _catalogue(tables: Tables, log: LogFacts, *, cold_items: float) -> Catalogue
     return Catalogue(ids=ids, pairs=pairs, held_out=held_out)
 
 
-def _features(spec: DatasetSpec, tables: Tables, catalogue: Catalogue, log: LogFacts) -> tuple[FeatureMeta, list[str]]:
-    """Vocabularies and scales, with the graph's pairs as one more category of items; and notes on them."""
-    features, notes = vocabularies.feature_meta(
+def _features(
+    spec: DatasetSpec, tables: Tables, catalogue: Catalogue, log: LogFacts
+) -> tuple[FeatureMeta, dict[str, list[ColumnFacts]], list[str]]:
+    """Vocabularies and scales, with the graph's pairs as one more category of items; facts of columns; and notes."""
+    features, columns, notes = vocabularies.feature_meta(
         spec, tables.items, tables.users, log, limit=vocabularies.MAX_CATEGORY_VALUES
     )
     if tables.graph is not None and catalogue.pairs is not None:
@@ -202,7 +219,7 @@ def _features(spec: DatasetSpec, tables: Tables, catalogue: Catalogue, log: LogF
         )
         having = int((catalogue.pairs.value_lengths().to_numpy() > 0).sum())
         notes.append(f"graph: {len(tables.graph)} triples; {having} items share a relation and tail with another item")
-    return features, notes
+    return features, columns, notes
 
 
 def _world(
@@ -274,37 +291,6 @@ def _log_notes(spec: DatasetSpec, log: LogFacts, totals: Totals) -> list[str]:
 
 
 def _by_count(log: LogFacts) -> list[tuple[str, int]]:
-    """The most frequent actions of the log with the number of their events."""
+    """The actions of the log with the number of their events, the most frequent first."""
     pairs = zip(log.actions.values.to_pylist(), log.actions.counts.tolist(), strict=True)
-    return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:20]
-
-
-def _from_to(times: dict[str, int] | None) -> str:
-    """The first and the last time of the log, in UTC."""
-    if times is None:
-        return ""
-    first, last = (np.datetime64(times[name] // 1_000_000, "s") for name in ("first_us", "last_us"))
-    return f", from {first} to {last} (UTC)"
-
-
-def summary(data: PreparedData) -> str:
-    """A few lines for a person about a prepared folder."""
-    counts, meta = data.meta["counts"], data.meta
-    lines = [
-        f"{meta['name']}: {counts['events_read']:,} rows read, {counts['events']:,} events kept",
-        f"  users {counts['users']:,}, items {counts['items']:,} ({counts['items_only_in_log']:,} only in the log)",
-        f"  split {meta['split']['strategy']}: train {counts['train']:,}, valid {counts['valid']:,}, "
-        f"test {counts['test']:,}",
-        f"  times are {meta['time_unit']}" + _from_to(meta.get("times")),
-    ]
-    if meta.get("actions"):
-        lines.append("  actions " + ", ".join(f"{name} {n:,}" for name, n in meta["actions"].items()))
-    if "held_out_items" in counts:
-        lines.append(
-            f"  cold items: {counts['held_out_items']:,} are held out; {counts['held_out_events']:,} of their events "
-            "before the test split are dropped"
-        )
-    lines += [f"  rejected {n:,}: {reason}" for reason, n in counts["rejects"].items()]
-    if counts["rejects"]:
-        lines.append(f"  rejected rows are kept in {storage.join(data.path, schema.REJECTS)}")
-    return "\n".join(lines + [f"  note: {note}" for note in meta["notes"]])
+    return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -12,10 +12,31 @@ import pyarrow.parquet as pq
 from ctxrec.core import schema, storage
 from ctxrec.core.dataset_spec import EventsSpec
 from ctxrec.data import parsing
+from ctxrec.data.column_facts import FirstReject, short
 from ctxrec.ingest import shard_files
 
 DUPLICATE = "duplicate event"
 MALFORMED = "malformed row"
+
+
+def first_of_each(table: pa.Table, columns: Mapping[str, Sequence[str]]) -> dict[str, FirstReject]:
+    """The first row of each reason in a table of rejected rows (`reject_table`).
+
+    Args:
+        table: rejected rows.
+        columns: those that a reason speaks of, by reason; of another reason all are shown.
+    """
+    reasons = table.column("reason").to_pylist()
+    found: dict[str, FirstReject] = {}
+    for reason in dict.fromkeys(reasons):
+        row = table.slice(reasons.index(reason), 1).to_pylist()[0]
+        text = row.pop("source_text")
+        file, number = row.pop("source_file"), row.pop("source_row")
+        del row["reason"]
+        shown = {name: value for name, value in row.items() if name in columns.get(reason, row)}
+        values = ", ".join(f"{name} = {'nothing' if v is None else repr(short(v))}" for name, v in shown.items())
+        found[reason] = FirstReject(file, number, values if text is None else short(text))
+    return found
 
 
 def reject_table(

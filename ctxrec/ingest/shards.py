@@ -14,10 +14,11 @@ from ctxrec.core import schema, storage
 from ctxrec.core.dataset_spec import DatasetSpec, EventsSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data import parsing
+from ctxrec.data.column_facts import TextFacts
 from ctxrec.data.parsing import Coded
 from ctxrec.ingest import readers
 from ctxrec.ingest.log_facts import LogFacts, NumberSums, ValueCounts
-from ctxrec.ingest.rejects import MALFORMED, lines_of, reject_table, write_rejects
+from ctxrec.ingest.rejects import MALFORMED, first_of_each, lines_of, reject_table, write_rejects
 from ctxrec.ingest.shard_files import (
     ACTION,
     FILE,
@@ -135,7 +136,9 @@ def _make_shard(part: _Part, name: str, job: ShardJob, item_ids: pa.Array) -> Lo
     item = parsing.encode(raw.column(events.item))
     times, status = parsing.to_times(raw.column(events.time), job.unit, small=job.small_times)
     reasons = _reasons(user, item, status, job.max_id_bytes)
-    facts = LogFacts(rows_read=len(raw) + lines_of(part.malformed), rejects=_reject(part, reasons, name, job))
+    facts = LogFacts(rows_read=len(raw) + lines_of(part.malformed), file_rows=_rows_by_file(part))
+    facts.texts = {c: TextFacts.of(raw.column(c)) for c in (*_keys(events), *events.context.text)}
+    _reject(part, reasons, name, job, facts)
     good = np.flatnonzero(reasons == 0)
     if not len(good):
         return facts
@@ -157,17 +160,34 @@ def _make_shard(part: _Part, name: str, job: ShardJob, item_ids: pa.Array) -> Lo
     return facts
 
 
-def _reject(part: _Part, reasons: np.ndarray, name: str, job: ShardJob) -> Counter[str]:
-    """Keep the rejected rows of a part, and count them by reason."""
+def _keys(events: EventsSpec) -> tuple[str, str, str]:
+    """The columns that every event needs."""
+    return events.user, events.item, events.time
+
+
+def _rows_by_file(part: _Part) -> Counter[int]:
+    """Rows of a part by position of their file, with those that could not be split into columns."""
+    files, rows = np.unique(part.files, return_counts=True)
+    counts = Counter(dict(zip(files.tolist(), rows.tolist(), strict=True)))
+    position = {path: file for file, path in part.paths.items()}
+    for path, *line in part.malformed:
+        counts[position[path]] += lines_of([tuple(line)])
+    return counts
+
+
+def _reject(part: _Part, reasons: np.ndarray, name: str, job: ShardJob, facts: LogFacts) -> None:
+    """Keep the rejected rows of a part; `facts` get the count and the first row of each reason."""
     names = np.array(["", *REASONS.values()], object)
     bad = np.flatnonzero(reasons)
     if len(bad) or part.malformed:
         files = np.array([part.paths[f] for f in part.files[bad].tolist()], object)
         table = reject_table(part.table.take(pa.array(bad)), names[reasons[bad]], files, part.rows[bad], part.malformed)
         write_rejects(table, storage.join(job.rejects, f"events-{name}.parquet"))
+        columns = dict(zip((USER, ITEM, TIME), _keys(job.spec.events), strict=True))
+        facts.first_rejects = first_of_each(table, {reason: [columns[key]] for (key, _), reason in REASONS.items()})
     counts = np.bincount(reasons, minlength=len(names))[1:].tolist()
     found = {**dict(zip(names[1:].tolist(), counts, strict=True)), MALFORMED: lines_of(part.malformed)}
-    return Counter({reason: n for reason, n in found.items() if n})
+    facts.rejects = Counter({reason: n for reason, n in found.items() if n})
 
 
 def _reasons(user: Coded, item: Coded, status: np.ndarray, max_id_bytes: int) -> np.ndarray:

@@ -88,6 +88,8 @@ def fingerprint(source: Source, config: Config) -> str:
     for section in ("events", "items", "users", "graph"):
         if spec[section] is not None:
             spec[section]["path"] = _signatures([info.path for info in getattr(source, section)])
+            if not spec[section].get("separators", True):
+                del spec[section]["separators"]  # no separator is what specs had before there were any
     # The constants were options once; they stay part of the fingerprint, so that folders of then are still reused.
     options = dataclasses.asdict(config.prepare)
     options |= {"max_id_bytes": MAX_ID_BYTES, "max_category_values": vocabularies.MAX_CATEGORY_VALUES}

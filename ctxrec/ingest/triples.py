@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 from ctxrec.core import storage
 from ctxrec.core.dataset_spec import GraphSpec
 from ctxrec.data import parsing
+from ctxrec.data.column_facts import FirstReject
 from ctxrec.data.parsing import Coded
 from ctxrec.ingest import readers
-from ctxrec.ingest.rejects import reject_table, write_rejects
+from ctxrec.ingest.rejects import first_of_each, reject_table, write_rejects
 
 INCOMPLETE = "graph: incomplete triple"
 
@@ -31,6 +32,7 @@ class Triples:
     heads: Coded
     pairs: Coded  # "relation: tail"
     rejects: dict[str, int]
+    first_rejects: dict[str, FirstReject]  # by reason
 
     def __len__(self) -> int:
         return len(self.heads.codes)
@@ -54,12 +56,18 @@ def read_triples(files: Sequence[readers.FileInfo], graph: GraphSpec, *, rejects
     kind = pa.dictionary(pa.int32(), pa.string())
     heads, pairs = (parsing.encode(pa.chunked_array([parts[n] for parts in coded], kind)) for n in (0, 1))
     counts: dict[str, int] = {}
+    firsts: dict[str, FirstReject] = {}
     if rejected:
         table = pa.concat_tables(rejected)
         write_rejects(table, storage.join(rejects, "graph.parquet"))
         found = table.column("reason").value_counts().to_pylist()
-        counts = {f"graph: {f['values'].removeprefix('graph: ')}": f["counts"] for f in found}
-    return Triples(heads, pairs, counts)
+        counts = {_reason(f["values"]): f["counts"] for f in found}
+        firsts = {_reason(reason): first for reason, first in first_of_each(table, {}).items()}
+    return Triples(heads, pairs, counts, firsts)
+
+
+def _reason(name: str) -> str:
+    return f"graph: {name.removeprefix('graph: ')}"
 
 
 def pairs_of(triples: Triples, item_ids: pa.Array) -> pa.Array:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass, field
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ctxrec.core.dataset_spec import DatasetSpec, EventsSpec, ItemsSpec, UsersSpec
 from ctxrec.core.errors import UserError
-from ctxrec.data import parsing
+from ctxrec.core.toml import toml_value
+from ctxrec.data import list_texts, parsing
+from ctxrec.data.column_facts import EXAMPLES, ColumnFacts, TextFacts, examples, number_range, share, short
 from ctxrec.data.item_rows import Entities, value_lists
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.ingest.log_facts import LogFacts, NumberSums, ValueCounts
@@ -41,28 +47,85 @@ def scale(sums: NumberSums) -> dict[str, float]:
     return {"mean": float(mean), "std": float(variance**0.5) if variance > 1e-12 else 1.0}
 
 
-def entity_features(
-    entities: Entities, section: ItemsSpec | UsersSpec | None, *, limit: int
-) -> tuple[dict[str, list[str]], dict[str, dict[str, float]], list[str]]:
-    """Vocabularies and scales of a table's features over its rows, and notes on values that are no numbers."""
-    categories, numbers, notes = {}, {}, []
-    for name in section.categorical if section else ():
-        lists = entities.column(name, value_lists) if entities.tables else None
-        categories[name] = vocabulary(lists.flatten(), None, limit) if lists is not None else []
-    for name in section.numeric if section else ():
+@dataclass
+class TableFeatures:
+    """Features of the item or user table, and what a person wants to know of them."""
+
+    categories: dict[str, list[str]] = field(default_factory=dict)
+    numbers: dict[str, dict[str, float]] = field(default_factory=dict)
+    columns: list[ColumnFacts] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def table_features(
+    entities: Entities, section: ItemsSpec | UsersSpec | None, *, what: str, limit: int
+) -> TableFeatures:
+    """Vocabularies and scales of a table's features over its rows.
+
+    Args:
+        entities: the table.
+        section: its section in the spec.
+        what: "items" or "users".
+        limit: largest size of a vocabulary.
+    """
+    made, rows = TableFeatures(), len(entities.ids)
+    if section is None:
+        return made
+    made.columns.append(ColumnFacts(section.id, "id", 0.0, rows, examples(entities.ids.slice(0, EXAMPLES))))
+    for name in section.text if isinstance(section, ItemsSpec) else ():
+        facts = sum((TextFacts.of(table.column(name)) for table in entities.tables), TextFacts())
+        made.columns.append(ColumnFacts(name, "text", share(facts.missing, rows), examples=list(facts.examples)))
+    for name in section.categorical:
+        lists = entities.column(name, value_lists) if entities.tables else value_lists(pa.array([], pa.string()))
+        values = lists.flatten()
+        made.categories[name] = vocabulary(values, None, limit)
+        lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
+        facts_ = ColumnFacts(
+            name, "categorical", share(int((lengths == 0).sum()), rows), pc.count_distinct(values).as_py(),
+            examples(made.categories[name]),
+        )  # fmt: skip
+        made.columns.append(facts_)
+        made.notes += _notes_on_lists(entities, name, what, section.separators.get(name))
+        if what == "users" and (several := int((lengths > 1).sum())):
+            made.notes.append(
+                f"{name}: {several} users have several values; the first one counts, as a user's attribute has one value"
+            )
+    for name in section.numeric:
         parts = [parsing.to_numbers(table.column(name)) for table in entities.tables]
         values = np.concatenate([p[0] for p in parts] or [np.zeros(0, np.float32)])
         sums = NumberSums.of(values, sum(int(p[1].sum()) for p in parts))
-        numbers[name] = scale(sums)
+        made.numbers[name] = scale(sums)
+        missing = share(rows - sums.count, rows)
+        made.columns.append(ColumnFacts(name, "numeric", missing, examples=number_range(sums.low, sums.high)))
         if sums.bad:
-            notes.append(f"{name}: {sums.bad} values of the table are no finite number; they count as missing")
-    return categories, numbers, notes
+            made.notes.append(f"{name}: {sums.bad} values of the table are no finite number; they count as missing")
+    return made
+
+
+def _notes_on_lists(entities: Entities, name: str, what: str, separator: str | None) -> list[str]:
+    """A note where a column of single values looks like lists, or where its separator divides nothing."""
+    key = name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else toml_value(name)
+    if separator is None:
+        for table in entities.tables:
+            found = list_texts.hint(table.column(name))
+            if found is not None:
+                form = "are in brackets" if found.separator == list_texts.BRACKETS else f"have {found.separator!r}"
+                return [
+                    f"column {name!r} of [{what}] looks like lists: {found.share:.0%} of {found.seen:,} values {form}, "
+                    f"such as {short(found.example)!r}, and each counts as one value. To divide them, write {key} = "
+                    f"{toml_value(found.separator)} under [{what}.separators] in the dataset spec"
+                ]
+        return []
+    lists = [table.column(name) for table in entities.tables]
+    if any(pc.any(pc.greater(pc.list_value_length(part), 1)).as_py() for part in lists):
+        return []
+    return [f"[{what}.separators] {key} = {toml_value(separator)} divides no value; look at the file and correct it"]
 
 
 def feature_meta(
     spec: DatasetSpec, items: Entities, users: Entities, log: LogFacts, *, limit: int
-) -> tuple[FeatureMeta, list[str]]:
-    """Vocabularies and scales of all features, and notes on values that a user should know of.
+) -> tuple[FeatureMeta, dict[str, list[ColumnFacts]], list[str]]:
+    """Vocabularies and scales of all features, facts of all columns by section, and notes on values for the user.
 
     Args:
         spec: the data set.
@@ -74,17 +137,17 @@ def feature_meta(
     Raises:
         UserError: the log has too many different actions.
     """
-    item_categories, item_numbers, item_notes = entity_features(items, spec.items, limit=limit)
-    user_categories, user_numbers, user_notes = entity_features(users, spec.users, limit=limit)
+    of_items = table_features(items, spec.items, what="items", limit=limit)
+    of_users = table_features(users, spec.users, what="users", limit=limit)
     context = spec.events.context
     actions, action_notes = _actions(spec.events, log.actions)
     none = ValueCounts.empty()
     counted = {name: log.categories.get(name, none) for name in context.categorical}
     features = FeatureMeta(
-        item_categories=item_categories,
-        item_numbers=item_numbers,
-        user_categories=user_categories,
-        user_numbers=user_numbers,
+        item_categories=of_items.categories,
+        item_numbers=of_items.numbers,
+        user_categories=of_users.categories,
+        user_numbers=of_users.numbers,
         context_categories={name: vocabulary(found.values, found.counts, limit) for name, found in counted.items()},
         context_numbers={name: scale(sums) for name, sums in log.numbers.items() if name in context.numeric},
         context_texts=list(context.text),
@@ -95,7 +158,32 @@ def feature_meta(
         for name, sums in log.numbers.items()
         if sums.bad
     ]
-    return features, [*item_notes, *user_notes, *bad, *action_notes]
+    columns = {"events": log_columns(spec.events, log), "items": of_items.columns, "users": of_users.columns}
+    return features, columns, [*of_items.notes, *of_users.notes, *bad, *action_notes]
+
+
+def log_columns(events: EventsSpec, log: LogFacts) -> list[ColumnFacts]:
+    """Facts of the log's columns: of ids and times over all rows that could be read, of the others over the kept ones."""
+    columns = []
+    for name, use in ((events.user, "user"), (events.item, "item"), (events.time, "time")):
+        found = log.texts.get(name, TextFacts())
+        columns.append(ColumnFacts(name, use, share(found.missing, log.rows_read), examples=list(found.examples)))
+    counted = [(events.action, "action", log.actions)] if events.action else []
+    none = ValueCounts.empty()
+    counted += [(name, "categorical", log.categories.get(name, none)) for name in events.context.categorical]
+    for name, use, values in counted:
+        missing = share(log.rows_kept - int(values.counts.sum()), log.rows_kept)
+        most = values.values.take(pa.array(np.argsort(-values.counts, kind="stable")[:EXAMPLES]))
+        columns.append(ColumnFacts(name, use, missing, len(values.values), examples(most)))
+    numeric = [(events.value, "value")] if events.value else []
+    for name, use in (*numeric, *((name, "numeric") for name in events.context.numeric)):
+        sums = log.numbers.get(name, NumberSums())
+        missing = share(log.rows_kept - sums.count, log.rows_kept)
+        columns.append(ColumnFacts(name, use, missing, examples=number_range(sums.low, sums.high)))
+    for name in events.context.text:
+        found = log.texts.get(name, TextFacts())
+        columns.append(ColumnFacts(name, "text", share(found.missing, log.rows_read), examples=list(found.examples)))
+    return columns
 
 
 def check_targets(events: EventsSpec, actions: list[str]) -> None:

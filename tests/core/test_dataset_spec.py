@@ -56,6 +56,14 @@ def test_the_least_spec(tmp_path):
         ('name = "x"\n[events]\npath = "l"\nusr = "u"\n', r"unknown key 'events.usr'; valid keys are path, user, item"),
         ('name = "x"\n[events]\npath = 3\n', "events.path is 3; expected a string"),
         ('name = "x"\n[events]\npath = "l"\n[items]\npath = "i"\ntext = "title"\n', r"items.text is 'title'; expected a list"),
+        (
+            'name = "x"\n[events]\npath = "l"\n[items]\npath = "i"\ncategorical = ["genres"]\n[items.separators]\ngenre = "|"\n',
+            r"\[items.separators\] names column 'genre'; expected one of items.categorical: genres",
+        ),
+        (
+            'name = "x"\n[events]\npath = "l"\n[users]\npath = "i"\ncategorical = ["likes"]\n[users.separators]\nlikes = " "\n',
+            r"users.separators.likes is ' '; expected what divides the values",
+        ),
         ('name = "x"\n[events]\npath = "l"\n[split]\nstrategy = "random"\n', "expected one of temporal, last"),
         ('name = "x"\n[events]\npath = "l"\n[split]\nvalid = 0.5\ntest = 0.5\n', "expected below 1"),
         ('name = "x"\n[events]\npath = "l"\n[split]\nvalid = -0.1\n', "split.valid is -0.1"),

@@ -16,7 +16,7 @@ from ctxrec.core import schema
 from ctxrec.core.errors import UserError
 from ctxrec.data.prepared import PreparedData
 from ctxrec.ingest import log_pass
-from ctxrec.ingest.pipeline import summary
+from ctxrec.ingest.prepare_report import summary
 
 
 @pytest.fixture(autouse=True)

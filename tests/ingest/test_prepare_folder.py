@@ -17,7 +17,7 @@ from ctxrec.data import splits
 from ctxrec.ingest import readers, shards, source
 from ctxrec.ingest.log_facts import LogFacts
 from ctxrec.ingest.log_pass import task_pieces
-from ctxrec.ingest.pipeline import summary
+from ctxrec.ingest.prepare_report import summary
 from ctxrec.ingest.shard_files import BlobIndex, read_bucket
 from ctxrec.ingest.source import inspect_source
 
