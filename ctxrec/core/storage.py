@@ -121,9 +121,26 @@ def list_files(path: str, *, recursive: bool = True, hidden: bool = False) -> li
         and any(map(is_hidden, info.path[len(root) :].split("/"))) == hidden
         and (pattern is None or pattern.fullmatch(info.path))
     )
+    local = isinstance(fs, pyarrow.fs.LocalFileSystem) and not hidden
+    for link in _broken_links(root) if local else []:  # the file system leaves them out in silence
+        names = link[len(root) :].split("/")
+        if not any(map(is_hidden, names)) and (pattern is None or pattern.fullmatch(link)):
+            raise UserError(f"{link} is a link to a file that is not there; bring the file back, or remove the link")
     if not found and not hidden:
         raise UserError(f"no file found at {path}; give an existing file, folder or glob")
     return [prefix + p for p in found]
+
+
+def _broken_links(folder: str) -> list[str]:
+    """Links below a local folder whose target is missing."""
+    broken: list[str] = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                broken += [] if entry.is_symlink() else _broken_links(entry.path)
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                broken.append(entry.path)
+    return broken
 
 
 def _existing_folder(fs: pyarrow.fs.FileSystem, inner: str) -> str:

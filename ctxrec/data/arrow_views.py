@@ -1,4 +1,4 @@
-"""Arrow types without views, which many kernels of Arrow do not take."""
+"""Arrow types without views and extensions, which many kernels of Arrow do not take."""
 
 from __future__ import annotations
 
@@ -28,6 +28,15 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def plain_table(table: pa.Table) -> pa.Table:
-    """A table whose columns have plain types."""
+    """A table whose columns have plain types; UUIDs become text, and other extension types what they are stored as."""
+    for place, field in enumerate(table.schema):
+        if isinstance(field.type, pa.BaseExtensionType):
+            table = table.set_column(place, field.name, _plain_extension(table.column(place)))
     wanted = pa.schema([field.with_type(plain_type(field.type)) for field in table.schema])
     return table if wanted.types == table.schema.types else table.cast(wanted)
+
+
+def _plain_extension(column: pa.ChunkedArray) -> pa.Array:
+    if isinstance(column.type, pa.UuidType):
+        return pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
+    return pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type).combine_chunks()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,6 +71,54 @@ class TextFacts:
         return TextFacts(self.missing + other.missing, tuple(joined)[:EXAMPLES])
 
 
+_NO_VALUE = pa.array(["nan", "NaN", "NULL", "null", "None", "NA", "N/A", "<NA>", "\\N", "#N/A"])
+_ODD = {
+    "blanks": "have blanks around them, such as {example!r}; without the blanks it would be another value",
+    "words": "are a word for a missing value, such as {example!r}, and count as that word. Leave the field empty where a "
+    "value is missing",
+    "floats": "are whole numbers written as floats, such as {example!r}; they keep their spelling, so that the number "
+    "without its point is another id",
+}
+
+
+@dataclass(frozen=True)
+class OddValues:
+    """Rows whose values a person may not have meant, and one of the values."""
+
+    rows: int
+    example: str
+
+    def __add__(self, other: OddValues) -> OddValues:
+        return OddValues(self.rows + other.rows, self.example)
+
+
+def odd_values(values: pa.Array, counts: np.ndarray, *, ids: bool) -> dict[str, OddValues]:
+    """Values that a person may not have meant, by the kind of oddity.
+
+    Args:
+        values: distinct strings.
+        counts: int64, rows that have each.
+        ids: whether they are ids, which have no normal form.
+    """
+    tests = {"words": pc.is_in(values, value_set=_NO_VALUE.cast(values.type))}
+    if ids:
+        tests["blanks"] = pc.match_substring_regex(values, r"^\s|\s$")
+        tests["floats"] = pc.match_substring_regex(values, r"^-?[0-9]+\.0+$")
+    found = {}
+    for kind, mask in tests.items():
+        rows = mask.to_numpy(zero_copy_only=False) & (counts > 0)
+        if rows.any():
+            found[kind] = OddValues(int(counts[rows].sum()), values[int(np.argmax(rows))].as_py())
+    return found
+
+
+def notes_on(column: str, odd: Mapping[str, OddValues]) -> list[str]:
+    """One line for the user about each kind of odd values of a column."""
+    return [
+        f"{column}: {found.rows:,} values {_ODD[kind].format(example=found.example)}" for kind, found in odd.items()
+    ]
+
+
 def examples(values: pa.Array | Sequence[str]) -> list[str]:
     """The first different values, shortened."""
     if isinstance(values, pa.Array | pa.ChunkedArray):
@@ -80,7 +128,7 @@ def examples(values: pa.Array | Sequence[str]) -> list[str]:
 
 def short(text: str) -> str:
     """A text in one line of at most 40 characters."""
-    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
     return line if len(line) <= _MOST_CHARACTERS else line[: _MOST_CHARACTERS - 3] + "..."
 
 

@@ -92,6 +92,17 @@ def divide(column: pa.Array | pa.ChunkedArray, separator: str) -> pa.Array | pa.
     return pa.array(lists, pa.list_(pa.string())).take(coded.indices)
 
 
+def value_words(value: object) -> list[str]:
+    """The values of a category, one or a list, as `prepare` reads them from a column of their own type."""
+    values = value if isinstance(value, list) else [value]
+    return [text for text in map(parsing.value_text, values) if text is not None]
+
+
+def value_line(value: object) -> str | None:
+    """A text, which may be given as a list, as `prepare` reads it."""
+    return ", ".join(value_words(value)) if isinstance(value, list) else parsing.value_text(value)
+
+
 def hint(column: pa.Array | pa.ChunkedArray) -> ListHint | None:
     """What makes a column of single values look like lists; None where nothing does.
 

@@ -23,7 +23,7 @@ MIN_EPOCH = 1e8  # seconds, March 1973; smaller numbers are times only in a log 
 MAX_TIME_US = 7_258_118_400 * 1_000_000  # 2200-01-01; times from here on, and times before 1970, are rejected
 TIME_OK, TIME_MISSING, TIME_UNPARSABLE, TIME_OUT_OF_RANGE, TIME_MISFIT = 0, 1, 2, 3, 4
 
-_EXACT = 2**53  # whole numbers below are exact in float64
+_WHOLE = 2.0**63  # whole floats below are written as whole numbers, as a column of int64 writes them
 
 _TRUTH = r"(?i)^(?:true|false)$"
 _DECIMAL = r"^-?(?:0|[1-9][0-9]*)\.[0-9]*$"
@@ -64,7 +64,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def to_text(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Any column as strings: whole floats without their ".0", NaN and blank text as null."""
+    """Any column as strings: whole floats without their ".0", durations in seconds, NaN and blank text as null."""
     array = one_array(column)
     kind = array.type
     if pa.types.is_dictionary(kind):
@@ -72,6 +72,11 @@ def to_text(column: pa.Array | pa.ChunkedArray) -> pa.Array:
         kind = array.type
     if pa.types.is_null(kind):
         return pa.nulls(len(array), pa.string())
+    if pa.types.is_duration(kind):
+        array = pc.divide(array.cast(pa.duration("ns"), safe=False).cast(pa.int64()).cast(pa.float64()), 1e9)
+        kind = array.type
+    if pa.types.is_timestamp(kind) and kind.tz is not None:  # one form for files of several zones
+        array = array.cast(pa.timestamp(kind.unit, "UTC"))
     if pa.types.is_floating(kind):
         return _floats_to_text(array)
     if pa.types.is_nested(kind):
@@ -100,7 +105,7 @@ def value_text(value: object) -> str | None:
         if math.isnan(value):
             return None
         number = float(value)
-        value = int(number) if number.is_integer() and abs(number) < _EXACT else value
+        value = int(number) if number.is_integer() and abs(number) < _WHOLE else value
     text = None if value is None else str(value)
     return text if text is not None and text.strip() else None
 
@@ -138,21 +143,10 @@ def category_text(value: object) -> str | None:
     return text
 
 
-def value_words(value: object) -> list[str]:
-    """The values of a category, one or a list, as `prepare` reads them from a column of their own type."""
-    values = value if isinstance(value, list) else [value]
-    return [text for text in map(value_text, values) if text is not None]
-
-
-def value_line(value: object) -> str | None:
-    """A text, which may be given as a list, as `prepare` reads it."""
-    return ", ".join(value_words(value)) if isinstance(value, list) else value_text(value)
-
-
 def _floats_to_text(array: pa.Array) -> pa.Array:
     """Floats as the shortest text that means the same number in their own precision."""
     values = array.to_numpy(zero_copy_only=False).astype(np.float64)
-    whole = np.isfinite(values) & (np.abs(values) < _EXACT) & (values == np.floor(values))
+    whole = np.isfinite(values) & (np.abs(values) < _WHOLE) & (values == np.floor(values))
     text = array.cast(pa.string())
     integers = pa.array(np.where(whole, values, 0).astype(np.int64)).cast(pa.string())
     text = pc.if_else(pa.array(whole), integers, text)
@@ -195,7 +189,10 @@ def as_lists(column: pa.Array | pa.ChunkedArray) -> pa.Array | None:
 
 
 def to_numbers(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """A column as float32 [N] with NaN for missing, and bool [N]: which values are present but no finite number."""
+    """A column as float32 [N] with NaN for missing, and bool [N]: which values are present but no finite number.
+
+    A duration is its number of seconds.
+    """
     array = one_array(column)
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
@@ -205,6 +202,8 @@ def to_numbers(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarr
         parsed = pa.nulls(len(array), pa.float64())
     elif pa.types.is_boolean(array.type):
         parsed = array.cast(pa.int8()).cast(pa.float64())
+    elif pa.types.is_duration(array.type):
+        parsed = pc.divide(array.cast(pa.duration("ns"), safe=False).cast(pa.int64()).cast(pa.float64()), 1e9)
     elif pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_decimal(array.type):
         parsed = array.cast(pa.float64(), safe=False)
     else:
@@ -379,10 +378,11 @@ def _text_times(array: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if valid.all():
             return times, valid, found
     rest = np.flatnonzero(~valid)
-    # ISO-8601 in all its spellings, with and without a zone; pandas parses distinct strings in C.
+    # ISO-8601 in all its spellings, with and without a zone; pandas parses distinct strings in C. BigQuery writes UTC.
     coded = array.take(pa.array(rest)).dictionary_encode()
+    texts = pc.replace_substring_regex(coded.dictionary, r"\s*UTC\s*$", "Z")
     stamps = pd.to_datetime(
-        pd.Series(coded.dictionary.to_numpy(zero_copy_only=False), dtype=object),
+        pd.Series(texts.to_numpy(zero_copy_only=False), dtype=object),
         format="ISO8601", utc=True, errors="coerce",
     )  # fmt: skip
     micros = stamps.astype("datetime64[us, UTC]").astype("int64").to_numpy()

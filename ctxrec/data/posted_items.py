@@ -15,8 +15,8 @@ from ctxrec.core.dataset_spec import DatasetSpec, ItemsSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import MAX_NUMBER
 from ctxrec.data.item_rows import Entities, items_table
-from ctxrec.data.list_texts import divided
-from ctxrec.data.parsing import value_line, value_text, value_words
+from ctxrec.data.list_texts import divided, value_line, value_words
+from ctxrec.data.parsing import value_text
 
 ITEM_ID = "item_id"
 Row = Mapping[str, Any]

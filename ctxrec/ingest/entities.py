@@ -31,6 +31,7 @@ def read_entities(
     max_id_bytes: int,
     rejects: str,
     separators: Mapping[str, str] = MappingProxyType({}),
+    numeric: Sequence[str] = (),
 ) -> Entities:
     """Read a table of items or users; rows without an id and later rows of an id already seen are rejected.
 
@@ -42,11 +43,16 @@ def read_entities(
         max_id_bytes: longer ids are rejected.
         rejects: folder for the rejected rows.
         separators: what divides the texts of columns that hold several values (`ItemsSpec.separators`).
+        numeric: those of `columns` that are numbers.
+
+    Raises:
+        UserError: a column has values that are neither single ones nor lists.
     """
     parts: list[tuple[readers.RawBatch, str]] = []
     wanted = list(dict.fromkeys([id_column, *columns]))
     for piece in readers.make_pieces(files, rows=1 << 20):
         for batch in readers.read_piece(piece, wanted):
+            _check_columns(batch.table, id_column, numeric, piece.path)
             parts.append((readers.RawBatch(batch.table.select(wanted), batch.rows, batch.malformed), piece.path))
     ids = [parsing.to_text(batch.table.column(id_column)) for batch, _ in parts]
     coded = parsing.encode(pa.chunked_array(ids, pa.string()))
@@ -82,6 +88,21 @@ def read_entities(
         first_rejects=firsts,
         file_rows=rows,
     )
+
+
+def _check_columns(table: pa.Table, id_column: str, numeric: Sequence[str], path: str) -> None:
+    """Check that ids and numbers are single values, and that other columns have single values or lists of them."""
+    for column in table.schema:
+        lists = parsing.as_lists(pa.array([], column.type))
+        value = column.type if lists is None or column.name in (id_column, *numeric) else lists.type.value_type
+        if pa.types.is_nested(value):
+            expected = (
+                "one value a row" if value == column.type and lists is not None else "single values, or lists of them"
+            )
+            raise UserError(
+                f"column {column.name!r} of {path} is {column.type}; expected {expected}. Take another column, or write "
+                "the field that is meant into a column of its own"
+            )
 
 
 def _divided(table: pa.Table, separators: Mapping[str, str]) -> pa.Table:

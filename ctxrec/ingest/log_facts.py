@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from ctxrec.data.column_facts import FirstReject, TextFacts
+from ctxrec.data.column_facts import FirstReject, OddValues, TextFacts
 from ctxrec.ingest.shard_files import ShardFile
 
 
@@ -23,16 +23,18 @@ class NumberSums:
     total: float = 0.0
     squares: float = 0.0
     bad: int = 0  # values that are no finite number
+    bad_example: str = field(default="", kw_only=True)  # the first of them
     low: float = np.inf  # the smallest and the largest number, as they stand
     high: float = -np.inf
 
     @staticmethod
-    def of(numbers: np.ndarray, bad: int) -> NumberSums:
+    def of(numbers: np.ndarray, bad: int, *, bad_example: str = "") -> NumberSums:
         """Sums of `numbers`, float32 [N] with NaN for a missing value."""
         given = numbers[~np.isnan(numbers)]
         known = signed_log(given)
         low, high = float(given.min(initial=np.inf)), float(given.max(initial=-np.inf))
-        return NumberSums(len(known), float(known.sum()), float((known**2).sum()), bad, low, high)
+        total, squares = float(known.sum()), float((known**2).sum())
+        return NumberSums(len(known), total, squares, bad, low, high, bad_example=bad_example)
 
     def __add__(self, other: NumberSums) -> NumberSums:
         return NumberSums(
@@ -42,7 +44,17 @@ class NumberSums:
             self.bad + other.bad,
             min(self.low, other.low),
             max(self.high, other.high),
+            bad_example=self.bad_example or other.bad_example,
         )
+
+    def note(self, column: str, where: str) -> list[str]:
+        """A line for the user where values of a column are no numbers; `where` is "log" or "table"."""
+        if not self.bad:
+            return []
+        return [
+            f"{column}: {self.bad} values of the {where} are no finite number, such as {self.bad_example!r}; they count "
+            "as missing"
+        ]
 
 
 def signed_log(numbers: np.ndarray) -> np.ndarray:
@@ -86,6 +98,8 @@ class LogFacts:
     hours: Counter[int] = field(default_factory=Counter)  # kept rows by hour since 1970
     numbers: dict[str, NumberSums] = field(default_factory=dict)  # by column of the log
     new_items: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))  # ids in no table, by first row
+    knows_items: bool = False  # whether a kept row has an item of the item table
+    odd: dict[tuple[str, str], OddValues] = field(default_factory=dict)  # by column of the log and kind
     actions: ValueCounts = field(default_factory=ValueCounts.empty)
     categories: dict[str, ValueCounts] = field(default_factory=dict)  # by column of the log
     mistake: str = ""  # what is wrong with the user's files, where only reading them shows it
@@ -107,6 +121,9 @@ class LogFacts:
         for name, sums in later.numbers.items():
             self.numbers[name] = self.numbers.get(name, NumberSums()) + sums
         self.new_items = pa.concat_arrays([self.new_items, later.new_items]).unique()
+        self.knows_items |= later.knows_items
+        for key, values in later.odd.items():
+            self.odd[key] = self.odd[key] + values if key in self.odd else values
         self.actions += later.actions
         for name, found in later.categories.items():
             self.categories[name] = self.categories.get(name, ValueCounts.empty()) + found

@@ -125,7 +125,7 @@ def _build(source: Source, out: str, config: Config) -> tuple[dict[str, Any], di
         "time_unit": job.unit,
         "times": {"first_us": log.first_us, "last_us": log.last_us},
         "actions": dict(_by_count(log)[:20]),
-        "notes": [*source.notes, *tables.notes, *notes, *_log_notes(spec, log, totals)],
+        "notes": [*source.notes, *tables.notes, *notes, *_log_notes(spec, tables, log, totals)],
     }
     firsts = {**log.first_rejects, **tables.first_rejects}
     if totals.first_duplicate is not None:
@@ -163,12 +163,24 @@ def _read_tables(source: Source, out: str) -> Tables:
     if spec.items is not None:
         columns = [*spec.items.text, *spec.items.categorical, *spec.items.numeric]
         items = entities.read_entities(
-            source.items, spec.items.id, columns, what="item", separators=spec.items.separators, **options
+            source.items,
+            spec.items.id,
+            columns,
+            what="item",
+            numeric=spec.items.numeric,
+            separators=spec.items.separators,
+            **options,
         )
     if spec.users is not None:
         columns = [*spec.users.categorical, *spec.users.numeric]
         users = entities.read_entities(
-            source.users, spec.users.id, columns, what="user", separators=spec.users.separators, **options
+            source.users,
+            spec.users.id,
+            columns,
+            what="user",
+            numeric=spec.users.numeric,
+            separators=spec.users.separators,
+            **options,
         )
     graph = None if spec.graph is None else triples.read_triples(source.graph, spec.graph, rejects=rejects)
     notes = []
@@ -184,8 +196,10 @@ def _check_events_are_left(log: LogFacts, spec: DatasetSpec, job: ShardJob) -> N
     if log.rows_kept:
         return
     found = ", ".join(f"{n} {reason}" for reason, n in log.rejects.items()) or "no rejects"
+    first = min(log.first_rejects.values(), key=lambda reject: reject.place, default=None)
+    told = "" if first is None else f", the first is row {first.row} of {first.file}: {first.values}"
     raise UserError(
-        f"no event is left of the {log.rows_read} rows read at {spec.events.path} ({found}). "
+        f"no event is left of the {log.rows_read} rows read at {spec.events.path} ({found}{told}). "
         f"Expected rows with a user, an item and a time; rejected rows are kept in {job.rejects}"
     )
 
@@ -272,15 +286,29 @@ def _cut_times(cuts: splits.Cuts) -> dict[str, int | None]:
     return {name: None if t == splits.NEVER else t for name, t in times.items()}
 
 
-def _log_notes(spec: DatasetSpec, log: LogFacts, totals: Totals) -> list[str]:
+def _log_notes(spec: DatasetSpec, tables: Tables, log: LogFacts, totals: Totals) -> list[str]:
     """Notes on the log for the user."""
     notes = []
     if log.future:
         notes.append(f"{log.future} events lie in the future; they are kept")
     if spec.items is not None and len(log.new_items):
-        notes.append(f"{len(log.new_items)} items of the log are in no item table; kept with empty content")
+        notes.append(
+            f"{len(log.new_items)} items of the log are in no item table, such as {log.new_items[0].as_py()!r}; kept with "
+            "empty content"
+        )
+        if not log.knows_items and len(tables.items.ids):
+            notes.append(
+                f"no item of the log is in the item table: the log has {log.new_items[0].as_py()!r}, the table "
+                f"{tables.items.ids[0].as_py()!r}. Check that both write ids in the same way"
+            )
     if spec.users is not None and totals.users_only_in_log:
         notes.append(f"{totals.users_only_in_log} users of the log are in no user table; kept without attributes")
+        if totals.users_only_in_log == totals.users and len(tables.users.ids):
+            first = "".join(log.texts[spec.events.user].examples[:1])
+            notes.append(
+                f"no user of the log is in the user table: the log has {first!r}, the table "
+                f"{tables.users.ids[0].as_py()!r}. Check that both write ids in the same way"
+            )
     for part, name, share in (
         (schema.VALID, "valid", spec.split.valid),
         (schema.TEST, "test", spec.split.test),

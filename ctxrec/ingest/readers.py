@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
-import io
 import json
+import re
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,15 +15,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.data.arrow_views import plain_table
-from ctxrec.data.parsing import value_text
+from ctxrec.ingest import json_lines
 from ctxrec.ingest.quote_check import QuoteCheck
 
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -157,18 +156,18 @@ def _inspect_file(path: str) -> FileInfo | None:
     kind = format_of(path)
     fs, inner = storage.filesystem(path)
     if kind == "parquet":
-        try:
-            with fs.open_input_file(inner) as stream:
-                file = pq.ParquetFile(stream)
-                arrow = file.schema_arrow
-                groups = tuple(file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups))
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{path} is no parquet file: {error}") from error
+        with _damage_named(path, kind), fs.open_input_file(inner) as stream:
+            file = pq.ParquetFile(stream)
+            arrow = file.schema_arrow
+            groups = tuple(file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups))
         types = dict(zip(arrow.names, arrow.types, strict=True))
         return FileInfo(path, kind, tuple(arrow.names), types, sum(groups), groups)
-    with storage.open_stream(path) as stream:
+    with _damage_named(path, kind), storage.open_stream(path) as stream:
         head = stream.read(_HEAD_BYTES)
-    lines = [line for line in head.split(b"\n") if line.strip()]
+    first = head[:1000].split(b"\n")[0]
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or first.count(0) > len(first) // 4:
+        raise UserError(f"{path} is not UTF-8 text: it looks like UTF-16. Convert it to UTF-8")
+    lines = [line for line in re.split(rb"[\r\n]+", head) if line.strip()]
     if not lines:
         return None
     size = fs.get_file_info(inner).size * (5 if path.lower().endswith(tuple(storage.COMPRESSIONS)) else 1)
@@ -183,7 +182,7 @@ def _inspect_file(path: str) -> FileInfo | None:
             names |= dict.fromkeys(record if isinstance(record, dict) else ())
         return FileInfo(path, kind, tuple(names), {}, estimate)
     try:
-        header = lines[0].decode("utf-8-sig").rstrip("\r")
+        header = lines[0].decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}. Convert it to UTF-8") from error
     names_ = header.split("\t") if kind == "tsv" else next(csv.reader([header]))
@@ -224,11 +223,21 @@ def read_piece(piece: Piece, columns: Sequence[str], *, encoded: Sequence[str] =
     wanted = list(dict.fromkeys(columns))
     given = {name: value for name, value in (pair.split("=", 1) for pair in piece.folder_keys) if name in wanted}
     own = [name for name in wanted if name not in given]
-    try:
+    with _damage_named(piece.path, piece.format):
         for batch in reader(piece, own, [name for name in encoded if name in own]):
             yield _with_folder_keys(batch, given, wanted) if given else batch
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise UserError(f"{piece.path} cannot be read: {error}. Expected UTF-8 {piece.format}") from error
+
+
+@contextlib.contextmanager
+def _damage_named(path: str, kind: str) -> Iterator[None]:
+    """Errors of Arrow about the content of a file become a `UserError` that names it."""
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the system, not of the content
+            raise
+        expected = "a whole parquet file" if kind == "parquet" else f"a whole file of UTF-8 {kind}"
+        raise UserError(f"{path} cannot be read: {str(error).rstrip('.')}. Expected {expected}") from error
 
 
 def _with_folder_keys(batch: RawBatch, given: dict[str, str], wanted: list[str]) -> RawBatch:
@@ -303,82 +312,10 @@ def _read_jsonl(piece: Piece, columns: list[str], encoded: list[str]) -> Iterato
                 block = block.removeprefix(codecs.BOM_UTF8)
             lines = (rest + block).split(b"\n")
             rest = lines.pop() if block else b""
-            yield _parse_lines(lines, columns, row)
+            yield RawBatch(*json_lines.parse(lines, columns, row))
             row += len(lines)
             if not block:
                 return
-
-
-def _parse_lines(lines: list[bytes], columns: list[str], first_row: int) -> RawBatch:
-    """JSON lines as a table; one malformed line costs only itself."""
-    rows = np.arange(first_row, first_row + len(lines))
-    filled = np.array([bool(line.strip()) for line in lines], bool)
-    data = b"\n".join(line for line in lines if line.strip())
-    if not data:
-        return RawBatch(pa.table({c: pa.array([], pa.string()) for c in columns}), rows[:0], [])
-    try:
-        table = _parse_json(data, None)
-        dates = {f.name: kind for f in table.schema if (kind := _without_dates(f.type)) != f.type}
-        if dates:  # text that looks like a date, perhaps an id: keep it as text
-            table = _parse_json(data, pa.schema(list(dates.items())))
-    except pa.ArrowInvalid:  # a malformed line, or mixed types
-        return _parse_each_line(lines, columns, rows)
-    # Records that are not one a line, or whole numbers too large for Arrow, which are ids.
-    if len(table) != int(filled.sum()) or any(_has_large_floats(table, c) for c in columns):
-        return _parse_each_line(lines, columns, rows)
-    arrays = [table.column(c) if c in table.column_names else pa.nulls(len(table), pa.string()) for c in columns]
-    return RawBatch(pa.table(dict(zip(columns, arrays, strict=True))), rows[filled], [])
-
-
-def _without_dates(kind: pa.DataType) -> pa.DataType:
-    """`kind` with text in place of what Arrow took for a time, also in lists."""
-    if pa.types.is_list(kind):
-        return pa.list_(_without_dates(kind.value_type))
-    return pa.string() if pa.types.is_temporal(kind) else kind
-
-
-def _has_large_floats(table: pa.Table, column: str) -> bool:
-    if column not in table.column_names or not pa.types.is_floating(table.schema.field(column).type):
-        return False
-    largest = pc.max(pc.abs(table.column(column))).as_py()
-    return largest is not None and largest >= 2**53
-
-
-def _parse_json(data: bytes, known: pa.Schema | None) -> pa.Table:
-    return pyarrow.json.read_json(
-        io.BytesIO(data),
-        read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
-        parse_options=pyarrow.json.ParseOptions(explicit_schema=known),
-    )
-
-
-def _parse_each_line(lines: list[bytes], columns: list[str], rows: np.ndarray) -> RawBatch:
-    """Slow path for blocks whose types Arrow cannot infer: values become text, lists become lists of text."""
-    kept, records, malformed = [], [], []
-    for number, line in zip(rows.tolist(), lines, strict=True):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if isinstance(record, dict):
-            kept.append(number)
-            records.append(record)
-        else:
-            malformed.append((number, line.decode("utf-8", "backslashreplace")))
-    table = pa.table({c: _text_array([r.get(c) for r in records]) for c in columns})
-    return RawBatch(table, np.array(kept, np.int64), malformed)
-
-
-def _text_array(values: list[Any]) -> pa.Array:
-    def text(value: Any) -> str | None:
-        return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value_text(value)
-
-    if any(isinstance(v, list) for v in values):
-        lists = [v if v is None or isinstance(v, list) else [v] for v in values]
-        return pa.array([None if v is None else [text(x) for x in v] for v in lists], pa.list_(pa.string()))
-    return pa.array([text(v) for v in values], pa.string())
 
 
 def sample_column(files: Sequence[FileInfo], column: str) -> list[pa.Array]:

@@ -76,7 +76,9 @@ def _as_written(column: pa.Array | pa.ChunkedArray) -> pa.Array:
         return pa.array([None if v is None else str(v) for v in array.to_pylist()], pa.large_string())
     if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
         array = parsing.binary_to_text(array)
-    return array.cast(pa.large_string())
+    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+        return array.cast(pa.large_string())  # blanks too, as they stand
+    return parsing.to_text(array).cast(pa.large_string())
 
 
 def lines_of(malformed: Sequence[tuple]) -> int:

@@ -14,7 +14,7 @@ from ctxrec.core import schema, storage
 from ctxrec.core.dataset_spec import DatasetSpec, EventsSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data import parsing
-from ctxrec.data.column_facts import TextFacts
+from ctxrec.data.column_facts import TextFacts, odd_values, short
 from ctxrec.data.parsing import Coded
 from ctxrec.ingest import readers
 from ctxrec.ingest.log_facts import LogFacts, NumberSums, ValueCounts
@@ -132,6 +132,8 @@ def _gather(pieces: Sequence[readers.Piece], events: EventsSpec) -> Iterator[_Pa
 def _make_shard(part: _Part, name: str, job: ShardJob, item_ids: pa.Array) -> LogFacts:
     """Write the shard and the rejects of a part of the log."""
     events, raw = job.spec.events, part.table
+    for column in raw.schema:
+        check_single(column.name, column.type, next(iter(part.paths.values())))
     user = parsing.encode(raw.column(events.user))
     item = parsing.encode(raw.column(events.item))
     times, status = parsing.to_times(raw.column(events.time), job.unit, small=job.small_times)
@@ -148,6 +150,10 @@ def _make_shard(part: _Part, name: str, job: ShardJob, item_ids: pa.Array) -> Lo
     facts.hours = Counter(dict(zip(hours.tolist(), events_in.tolist(), strict=True)))
     facts.first_us, facts.last_us = int(times.min()), int(times.max())
     facts.new_items = _new_items(item, item_ids)
+    facts.knows_items = len(facts.new_items) < len(item.values)
+    for source, ids in ((events.user, user), (events.item, item)):
+        found = odd_values(ids.values, np.bincount(ids.codes, minlength=len(ids.values)), ids=True)
+        facts.odd |= {(source, kind): values for kind, values in found.items()}
     columns: dict[str, Coded | np.ndarray | pa.Array] = {USER: user, ITEM: item, TIME: times}
     columns |= {FILE: part.files[good], ROW: part.rows[good]}
     columns.update(_categories(raw, good, events, facts))
@@ -158,6 +164,18 @@ def _make_shard(part: _Part, name: str, job: ShardJob, item_ids: pa.Array) -> Lo
     offsets = write_shard(columns, user_buckets(user, job.buckets), job.buckets, path)
     facts.shards = [ShardFile(path, tuple(offsets), int(hours[0]), int(hours[-1]))]
     return facts
+
+
+def check_single(column: str, kind: pa.DataType, path: str) -> None:
+    """Check that a column of the log has one value a row.
+
+    Raises:
+        UserError: it has lists or structs.
+    """
+    if pa.types.is_nested(kind):
+        raise UserError(
+            f"column {column!r} of {path} is {kind}; expected one value a row. Take another column, or write one event a row"
+        )
 
 
 def _keys(events: EventsSpec) -> tuple[str, str, str]:
@@ -239,5 +257,7 @@ def _numbers(raw: pa.Table, good: np.ndarray, events: EventsSpec, facts: LogFact
     for column, source in numeric:
         numbers, bad = parsing.to_numbers(raw.column(source))
         columns[column] = numbers[good]
-        facts.numbers[source] = NumberSums.of(numbers[good], int(bad[good].sum()))
+        wrong = good[bad[good]]
+        example = raw.column(source).slice(wrong[0], 1)[0].as_py() if len(wrong) else ""
+        facts.numbers[source] = NumberSums.of(numbers[good], len(wrong), bad_example=short(str(example)))
     return columns

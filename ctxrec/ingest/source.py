@@ -9,15 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config
 from ctxrec.core.dataset_spec import DatasetSpec, ItemsSpec
-from ctxrec.core.errors import UserError
 from ctxrec.core.version import VERSION
 from ctxrec.ingest import readers, vocabularies
-from ctxrec.ingest.shards import MAX_ID_BYTES, event_columns
+from ctxrec.ingest.shards import MAX_ID_BYTES, check_single, event_columns
 
 HASHED_BYTES = 64 << 20  # larger input files are told apart by size and time of change, not by content
 
@@ -70,11 +67,8 @@ def inspect_source(spec: DatasetSpec) -> Source:
     )
     for info in source.events:
         for name in event_columns(spec.events):
-            if name in info.types and pa.types.is_nested(info.types[name]):
-                raise UserError(
-                    f"column {name!r} of {info.path} is {info.types[name]}; expected one value a row. "
-                    "Take another column, or write one event a row"
-                )
+            if name in info.types:
+                check_single(name, info.types[name], info.path)
     return source
 
 

@@ -13,7 +13,17 @@ from ctxrec.core.dataset_spec import DatasetSpec, EventsSpec, ItemsSpec, UsersSp
 from ctxrec.core.errors import UserError
 from ctxrec.core.toml import toml_value
 from ctxrec.data import list_texts, parsing
-from ctxrec.data.column_facts import EXAMPLES, ColumnFacts, TextFacts, examples, number_range, share, short
+from ctxrec.data.column_facts import (
+    EXAMPLES,
+    ColumnFacts,
+    TextFacts,
+    examples,
+    notes_on,
+    number_range,
+    odd_values,
+    share,
+    short,
+)
 from ctxrec.data.item_rows import Entities, value_lists
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.ingest.log_facts import LogFacts, NumberSums, ValueCounts
@@ -71,6 +81,7 @@ def table_features(
     made, rows = TableFeatures(), len(entities.ids)
     if section is None:
         return made
+    made.notes += notes_on(f"[{what}] {section.id}", odd_values(entities.ids, np.ones(rows, np.int64), ids=True))
     made.columns.append(ColumnFacts(section.id, "id", 0.0, rows, examples(entities.ids.slice(0, EXAMPLES))))
     for name in section.text if isinstance(section, ItemsSpec) else ():
         facts = sum((TextFacts.of(table.column(name)) for table in entities.tables), TextFacts())
@@ -93,12 +104,15 @@ def table_features(
     for name in section.numeric:
         parts = [parsing.to_numbers(table.column(name)) for table in entities.tables]
         values = np.concatenate([p[0] for p in parts] or [np.zeros(0, np.float32)])
-        sums = NumberSums.of(values, sum(int(p[1].sum()) for p in parts))
+        wrong = [
+            v for t, p in zip(entities.tables, parts, strict=True) for v in t.column(name).filter(pa.array(p[1]))[:1]
+        ]
+        example = short(str(wrong[0].as_py())) if wrong else ""
+        sums = NumberSums.of(values, sum(int(p[1].sum()) for p in parts), bad_example=example)
         made.numbers[name] = scale(sums)
+        made.notes += sums.note(name, "table")
         missing = share(rows - sums.count, rows)
         made.columns.append(ColumnFacts(name, "numeric", missing, examples=number_range(sums.low, sums.high)))
-        if sums.bad:
-            made.notes.append(f"{name}: {sums.bad} values of the table are no finite number; they count as missing")
     return made
 
 
@@ -153,13 +167,12 @@ def feature_meta(
         context_texts=list(context.text),
         actions=actions,
     )
-    bad = [
-        f"{name}: {sums.bad} values of the log are no finite number; they count as missing"
-        for name, sums in log.numbers.items()
-        if sums.bad
-    ]
+    bad = [note for name, sums in log.numbers.items() for note in sums.note(name, "log")]
+    odd = [note for (name, kind), found in log.odd.items() for note in notes_on(name, {kind: found})]
+    for name, values in (*counted.items(), *([(spec.events.action, log.actions)] if spec.events.action else [])):
+        odd += notes_on(name, odd_values(values.values, values.counts, ids=False))
     columns = {"events": log_columns(spec.events, log), "items": of_items.columns, "users": of_users.columns}
-    return features, columns, [*of_items.notes, *of_users.notes, *bad, *action_notes]
+    return features, columns, [*of_items.notes, *of_users.notes, *bad, *odd, *action_notes]
 
 
 def log_columns(events: EventsSpec, log: LogFacts) -> list[ColumnFacts]:

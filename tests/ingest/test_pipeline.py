@@ -110,7 +110,7 @@ def test_wrong_columns_are_found_before_anything_is_written(tmp_path):
 
 def test_a_mistake_found_while_reading_reaches_the_user_without_traceback(tmp_path):
     (tmp_path / "events.csv").write_bytes("user_id,item_id,timestamp\né,i,1\n".encode("latin-1"))
-    with pytest.raises(UserError, match="Expected UTF-8 csv"):
+    with pytest.raises(UserError, match="Expected a whole file of UTF-8 csv"):
         run(tmp_path, LOG)
 
 
@@ -230,7 +230,9 @@ def test_future_times_nan_numbers_unicode_and_unlisted_actions_are_kept_and_note
     text = LOG + 'action = "action"\n[events.context]\nnumeric = ["basket"]\ncategorical = ["place"]\n'
     data = run(tmp_path, text + "[events.actions]\nlike = 1.0\nshare = 2.0\n" + LAST)
     assert "1 events lie in the future; they are kept" in data.meta["notes"]
-    assert "basket: 2 values of the log are no finite number; they count as missing" in data.meta["notes"]
+    assert (
+        "basket: 2 values of the log are no finite number, such as 'nan'; they count as missing" in data.meta["notes"]
+    )
     assert any("no training targets: skip" in note for note in data.meta["notes"])
     assert "actions with a weight that no event has: share" in data.meta["notes"]
     rows = histories(data)
@@ -275,7 +277,7 @@ def test_a_column_may_be_a_value_and_a_context(tmp_path):
     write_csv(tmp_path, [("a", "i", START, 3), ("b", "j", START + 1, "x")], header="user_id,item_id,timestamp,stars")
     data = run(tmp_path, LOG + 'value = "stars"\n[events.context]\nnumeric = ["stars"]\n' + LAST)
     assert data.features.context_numbers["stars"] == {"mean": pytest.approx(np.log1p(3)), "std": 1.0}
-    assert "stars: 1 values of the log are no finite number; they count as missing" in data.meta["notes"]
+    assert "stars: 1 values of the log are no finite number, such as 'x'; they count as missing" in data.meta["notes"]
     assert histories(data)["a"]["values"] == histories(data)["a"]["ctx_stars"] == [3.0]
 
 

@@ -197,8 +197,8 @@ def test_unknown_type_no_file_and_damaged_files(tmp_path):
     with pytest.raises(UserError, match="no file found"):
         readers.inspect(str(tmp_path / "none"), ["a"], section="events")
     (tmp_path / "t.parquet").write_bytes(b"not parquet at all")
-    with pytest.raises(UserError, match="is no parquet file"):
+    with pytest.raises(UserError, match=r"cannot be read.*Expected a whole parquet file"):
         readers.inspect(str(tmp_path / "t.parquet"), ["a"], section="events")
     (tmp_path / "latin.csv").write_bytes("a,b\né,1\n".encode("latin-1"))
-    with pytest.raises(UserError, match="Expected UTF-8"):
+    with pytest.raises(UserError, match="Expected a whole file of UTF-8"):
         read(tmp_path / "latin.csv", ["a"])
