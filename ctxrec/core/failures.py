@@ -2,42 +2,150 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-_SAID = {
-    "no space is left": ((errno.ENOSPC, errno.EDQUOT), re.compile(r"No space left on device|Disk quota exceeded")),
-    "permission is denied": ((errno.EACCES, errno.EPERM), re.compile(r"Permission denied")),
-    "the file system is read-only": ((errno.EROFS,), re.compile(r"Read-only file system")),
-}
-_REMEDY = {
-    "no space is left": "free some space, or write to another folder, and run the command again",
-    "permission is denied": "give this user access, or take another folder, and run the command again",
-    "the file system is read-only": "take another folder, and run the command again",
-}
+_AGAIN = "and run the command again"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One kind of failure: how the system numbers it and says it, and what an operator can do."""
+
+    what: str
+    numbers: tuple[int, ...]
+    said: str  # regular expression
+    remedy: str
+
+
+_KINDS = [
+    _Kind(
+        "no space is left",
+        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+        r"No space left on device|Disk quota exceeded|File too large|OutOfDiskError",
+        f"free some space, or write to another folder, {_AGAIN}",
+    ),
+    _Kind(
+        "permission is denied",
+        (errno.EACCES, errno.EPERM),
+        r"Permission denied|Operation not permitted",
+        f"give this user access, or take another folder, {_AGAIN}",
+    ),
+    _Kind(
+        "the file system is read-only",
+        (errno.EROFS,),
+        r"Read-only file system",
+        f"take another folder, {_AGAIN}",
+    ),
+    _Kind(
+        "a file stands where a folder is needed",
+        (errno.ENOTDIR, errno.EEXIST),
+        r"Not a directory|File exists",
+        f"move the file away, or take another folder, {_AGAIN}",
+    ),
+    _Kind(
+        "a folder stands where a file is needed",
+        (errno.EISDIR,),
+        r"Is a directory",
+        f"move the folder away, or take another name, {_AGAIN}",
+    ),
+    _Kind(
+        "the name is too long",
+        (errno.ENAMETOOLONG,),
+        r"File name too long",
+        f"take a shorter name, {_AGAIN}",
+    ),
+    _Kind(
+        "a file has gone while it was needed",
+        (errno.ENOENT,),
+        r"No such file or directory",
+        f"bring it back, leave the folder alone while the command runs, {_AGAIN}",
+    ),
+    _Kind(
+        "the disk or the network cannot read or write",
+        (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH),
+        r"Input/output error|Stale file handle",
+        f"check the disk or the network, {_AGAIN}",
+    ),
+    _Kind(
+        "too many files are open",
+        (errno.EMFILE, errno.ENFILE),
+        r"Too many open files",
+        f"raise the limit (ulimit -n), {_AGAIN}",
+    ),
+    _Kind(
+        "the port is in use",
+        (errno.EADDRINUSE,),
+        r"Address already in use",
+        f"stop what listens there, or take another port, {_AGAIN}",
+    ),
+    _Kind(
+        "nothing answers",
+        (errno.ECONNREFUSED, errno.ECONNRESET),
+        r"Connection refused|Connection reset",
+        f"check that the other side runs and can be reached, {_AGAIN}",
+    ),
+    _Kind(
+        "the memory is used up",
+        (errno.ENOMEM,),
+        r"Cannot allocate memory|OutOfMemoryError|malloc of size|Unable to allocate",
+        f"stop other programs or take a larger machine, {_AGAIN}",
+    ),
+]
 _PATH = re.compile(r"['\"](/[^'\"]+)['\"]")
+_SYSTEM = re.compile(r"OSError|[Ee]rrno|os error|PermissionError|FileNotFoundError|OutOf(Disk|Memory)Error")
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Errors of the system that name no file get this path: Arrow says that a disk is full, and not where."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = path
+        raise
 
 
 def explain(error: BaseException) -> str | None:
-    """One line about a full disk, a missing permission or a read-only disk; None for any other failure.
+    """One line about a failure of the machine, such as a full disk or a missing permission; None for any other failure.
 
     Errors of Ray's workers carry the error of the task in their text and as their cause.
     """
+    for link in _chain(error):
+        if isinstance(link, OSError) and "AF_UNIX" in str(link):
+            return (
+                f"a socket cannot be made below {tempfile.gettempdir()}, whose name is too long; set TMPDIR or RAY_TMPDIR to "
+                f"a short folder such as /tmp, {_AGAIN}"
+            )
+        for kind in _KINDS:
+            if (where := _where(link, kind)) is not None:
+                return f"{kind.what}{f' for {where}' if where else ''}; {kind.remedy}"
+    return None
+
+
+def _chain(error: BaseException) -> list[BaseException]:
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__ or getattr(cause, "cause", None)
-    for link in chain:
-        text = str(link)
-        for what, (numbers, pattern) in _SAID.items():
-            found = pattern.search(text)
-            if getattr(link, "errno", None) in numbers or (found and _comes_from_the_system(link, text)):
-                line = next((part for part in text.splitlines() if pattern.search(part)), text)
-                path = getattr(link, "filename", None) or (m[1] if (m := _PATH.search(line)) else None)
-                return f"{what}{f' for {path}' if path else ''}; {_REMEDY[what]}"
-    return None
+    return chain
 
 
-def _comes_from_the_system(error: BaseException, text: str) -> bool:
-    return isinstance(error, OSError) or "OSError" in text or "Errno" in text or "errno" in text
+def _where(error: BaseException, kind: _Kind) -> str | None:
+    """The path of a failure of a kind, empty where nothing names it; None where the error is of another kind."""
+    text = str(error)
+    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    if isinstance(number, int):
+        if number not in kind.numbers:
+            return None
+    elif not re.search(kind.said, text) or not (isinstance(error, OSError) or _SYSTEM.search(text)):
+        return None
+    line = next((part for part in reversed(text.splitlines()) if re.search(kind.said, part)), text)
+    named = _PATH.search(line)
+    return str(getattr(error, "filename", None) or (named[1] if named else ""))

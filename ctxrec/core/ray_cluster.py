@@ -34,6 +34,7 @@ def connect(*, log_to_driver: bool = True) -> None:
     Raises:
         Failed: Ray did not start; says where, why and what to do.
     """
+    ray_private.quiet_data_errors()
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -48,16 +49,11 @@ def connect(*, log_to_driver: bool = True) -> None:
             # Ray Train's controller watches itself through the dashboard's state API; it binds to localhost.
             ray.init(address="local", include_dashboard=True, object_store_memory=_object_store_bytes(), **options)
     except Exception as error:
-        if isinstance(error, OSError) and "AF_UNIX" in str(error):
-            raise Failed(
-                f"Ray cannot make its sockets below {tempfile.gettempdir()}, whose name is too long; "
-                "set TMPDIR or RAY_TMPDIR to a short folder such as /tmp, and run the command again"
-            ) from error
         if told := failures.explain(error):
             raise Failed(f"Ray did not start: {told}") from error
         where = os.environ.get("RAY_ADDRESS") or "this machine"
         raise Failed(
-            f"Ray did not start on {where}: {type(error).__name__}: {' '.join(str(error).split())[:300]}. "
+            f"Ray did not start on {where}: {type(error).__name__}: {' '.join(str(error).split())[:300].rstrip('.')}. "
             "Wait until the machine is less busy or the cluster is up, and run the command again"
         ) from error
     _quiet_small_clusters()

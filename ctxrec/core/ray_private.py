@@ -55,3 +55,13 @@ def quiet_train_reports() -> None:
 def quiet_data_progress() -> None:
     """Keep Ray Data from logging a hint about its progress bars."""
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+
+
+def quiet_data_errors() -> None:
+    """Keep Ray Data from printing the traceback of an error, which is raised in the driver all the same."""
+    for name in (
+        "exceptions",
+        "_internal.execution.streaming_executor",
+        "_internal.execution.streaming_executor_state",
+    ):
+        logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)

@@ -14,7 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs
+import pyarrow.parquet as pq
 
+from ctxrec.core import failures
 from ctxrec.core.errors import UserError
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}  # by the end of a file's name
@@ -65,7 +67,8 @@ def exists(path: str) -> bool:
 def make_dir(path: str) -> None:
     """Make a folder with all folders above it; an existing folder stays as it is."""
     fs, inner = filesystem(path)
-    fs.create_dir(inner, recursive=True)
+    with failures.naming(path):
+        fs.create_dir(inner, recursive=True)
 
 
 def delete(path: str) -> None:
@@ -209,11 +212,11 @@ def read_json(path: str) -> Any:
 
 def write_bytes(path: str, data: bytes) -> None:
     """Write a file under a temporary name and then rename it, so that no reader sees half of it."""
+    make_dir(parent(path))
     fs, inner = filesystem(path)
-    fs.create_dir(inner.rsplit("/", 1)[0], recursive=True)
     temporary = f"{inner}.{uuid.uuid4().hex[:8]}.tmp"
     try:
-        with fs.open_output_stream(temporary) as stream:
+        with failures.naming(path), fs.open_output_stream(temporary) as stream:
             stream.write(data)
         fs.move(temporary, inner)
     except OSError:  # no space is left, say
@@ -310,6 +313,13 @@ def local_files(folder: str) -> list[str]:
     return sorted(
         os.path.relpath(os.path.join(root, name), folder) for root, _, names in os.walk(folder) for name in names
     )
+
+
+def write_parquet(table: pa.Table, path: str) -> None:
+    """Write a table as one Parquet file."""
+    fs, inner = filesystem(path)
+    with failures.naming(path):
+        pq.write_table(table, inner, filesystem=fs)
 
 
 def sha256_file(path: str) -> str:

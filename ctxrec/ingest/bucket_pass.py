@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import ray
 from tqdm import tqdm
 
-from ctxrec.core import schema, storage
+from ctxrec.core import failures, schema, storage
 from ctxrec.data.column_facts import FirstReject
 from ctxrec.ingest import histories, shard_files
 from ctxrec.ingest.log_facts import LogFacts
@@ -151,6 +151,9 @@ def _write_bucket(
 ) -> None:
     fs, inner = storage.filesystem(path)
     wanted = schema.histories_schema(job.spec)
-    with pq.ParquetWriter(inner, wanted, filesystem=fs, compression="zstd", compression_level=1) as writer:
+    with (
+        failures.naming(path),
+        pq.ParquetWriter(inner, wanted, filesystem=fs, compression="zstd", compression_level=1) as writer,
+    ):
         for part in histories.bucket_tables(bucket, table, users, job):
             writer.write_table(part)

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ctxrec.core import ray_cluster, schema, storage
 from ctxrec.core.config import Config, PrepareConfig
@@ -255,8 +254,7 @@ def _write_items(
     spec: DatasetSpec, tables: Tables, catalogue: Catalogue, log: LogFacts, totals: Totals, out: str
 ) -> None:
     table = item_rows.items_table(spec, tables.items, log.new_items, totals.train_events, pairs=catalogue.pairs)
-    fs, inner = storage.filesystem(storage.join(out, schema.ITEMS))
-    pq.write_table(table, inner, filesystem=fs)
+    storage.write_parquet(table, storage.join(out, schema.ITEMS))
 
 
 def _counts(tables: Tables, catalogue: Catalogue, log: LogFacts, totals: Totals, *, buckets: int) -> dict[str, Any]:

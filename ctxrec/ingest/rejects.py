@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ctxrec.core import schema, storage
 from ctxrec.core.dataset_spec import EventsSpec
@@ -88,9 +87,8 @@ def lines_of(malformed: Sequence[tuple]) -> int:
 
 def write_rejects(table: pa.Table, path: str) -> None:
     """Write a table of rejected rows as Parquet."""
-    fs, inner = storage.filesystem(path)
-    fs.create_dir(inner.rsplit("/", 1)[0], recursive=True)
-    pq.write_table(table, inner, filesystem=fs)
+    storage.make_dir(storage.parent(path))
+    storage.write_parquet(table, path)
 
 
 def duplicate_rows(table: pa.Table, rows: np.ndarray, events: EventsSpec, unit: str, files: Sequence[str]) -> pa.Table:

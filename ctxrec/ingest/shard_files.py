@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from ctxrec.core import schema, storage
+from ctxrec.core import failures, schema, storage
 from ctxrec.core.dataset_spec import EventsSpec
 from ctxrec.data.parsing import Coded
 
@@ -79,7 +79,7 @@ def write_shard(
     bounds = np.searchsorted(bucket[order], np.arange(buckets + 1))
     offsets = [0]
     fs, inner = storage.filesystem(path)
-    with fs.open_output_stream(inner) as stream:
+    with failures.naming(path), fs.open_output_stream(inner) as stream:
         for start, stop in itertools.pairwise(bounds.tolist()):
             if start < stop:
                 blob = _blob({name: _rows(values, order[start:stop]) for name, values in columns.items()})

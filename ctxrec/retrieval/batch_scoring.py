@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ctxrec.bundle.format import check_bundle
 from ctxrec.bundle.registry import find_bundle
-from ctxrec.core import ray_cluster, storage
+from ctxrec.core import failures, ray_cluster, storage
 from ctxrec.core.config import Config, DiversityConfig, IndexConfig, load_config
 from ctxrec.core.dataset_spec import ContextSpec, DatasetSpec
 from ctxrec.core.errors import UserError
@@ -242,10 +242,11 @@ def _num_actors(num_rows: int, num_cpus: int, config: Config) -> int:
 def _write(out: str, schema: pa.Schema, tables: Iterable[pa.Table], *, num_rows: int) -> None:
     """Write tables to one Parquet file that appears when it is complete."""
     fs, inner = storage.filesystem(out)
-    fs.create_dir(inner.rsplit("/", 1)[0], recursive=True)
+    storage.make_dir(storage.parent(out))
     temporary = f"{inner}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         with (
+            failures.naming(out),
             pq.ParquetWriter(temporary, schema, filesystem=fs) as writer,
             tqdm(total=num_rows, unit="request", desc="recommend", disable=num_rows == 0) as progress,
         ):
