@@ -1,14 +1,22 @@
-"""Find quotation marks of a CSV that swallow rows: those that are never closed, or closed by a mark that begins a value."""
+"""Find quotation marks of a CSV that swallow rows: those that are never closed, or closed by a mark that begins a value.
+
+A mark that swallows rows makes fewer rows than lines, which `LineCount` finds at little cost while the file is read. Only
+a file with fewer rows than lines, as values of several lines make too, is looked at mark by mark (`QuoteCheck`).
+"""
 
 from __future__ import annotations
 
 import codecs
+import io
 import re
 from typing import BinaryIO
+
+import numpy as np
 
 from ctxrec.core.errors import UserError
 
 MOST_BYTES = 8 << 20  # of one quoted value
+_PART_BYTES = 1 << 17  # of a block whose lines are counted at once, in the processor's cache
 
 # A field is a quoted value up to a delimiter, a quoted value of one line with more text behind it (which Arrow takes as
 # one value), or unquoted text.
@@ -16,6 +24,69 @@ _FIELDS = re.compile(
     rb'(?:(?:"(?:[^"]++|"")*+"(?=[,\r\n])|"(?:[^"\r\n]++|"")*+"[^,\r\n]*+|[^",\r\n][^,\r\n]*+)?+[,\r\n])*+'
 )
 _QUOTED = re.compile(rb'"(?:[^"]++|"")*+"')
+
+
+class LineCount:
+    """A stream that passes on what it reads, and counts the lines that are not empty."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._lines = 0  # that have ended
+        self._last = b"\n"  # the last line that is not empty, with its end where it has one
+        self.closed = False
+
+    def read(self, size: int = -1) -> bytes:
+        """The next `size` bytes."""
+        block = self._stream.read(size)
+        if len(block):
+            self._lines += _line_ends(np.frombuffer(block, np.uint8), after_end=self._last.endswith(b"\n"))
+            stop = len(block)
+            while stop and block[stop - 1] in b"\r\n":
+                stop -= 1
+            start = block.rfind(b"\n", 0, stop) + 1
+            self._last = block[start:] if start or (self._last.endswith(b"\n") and stop) else self._last + block
+        return block
+
+    def close(self) -> None:
+        """Do nothing: whoever opened the stream closes it."""
+        self.closed = True
+
+    def may_hide_rows(self, rows: int) -> bool:
+        """Whether a quotation mark may have swallowed rows of what was read.
+
+        Args:
+            rows: that a parser made of it, with the header and malformed ones.
+        """
+        if self._lines + (not self._last.endswith(b"\n")) != rows:
+            return True
+        try:
+            check = QuoteCheck(io.BytesIO(self._last), "")
+            while check.read():
+                pass
+        except UserError:  # a mark in the last line that is not closed swallows no row, but the end of the line
+            return True
+        return False
+
+
+def _line_ends(block: np.ndarray, *, after_end: bool) -> int:
+    """Ends of lines in a block (uint8 [N]) that do not follow another end; `after_end`: the byte before it is one."""
+    count = 0
+    for start in range(0, len(block), _PART_BYTES):
+        ends = block[start : start + _PART_BYTES] == ord("\n")
+        count += int(np.count_nonzero(ends)) - int(np.count_nonzero(ends[1:] & ends[:-1])) - int(after_end and ends[0])
+        after_end = bool(ends[-1])
+    return count
+
+
+def check_quotes(stream: BinaryIO, path: str) -> None:
+    """Look at every quotation mark of a CSV.
+
+    Raises:
+        UserError: one of them swallows rows; names its line.
+    """
+    check = QuoteCheck(stream, path)
+    while check.read(8 << 20):
+        pass
 
 
 class QuoteCheck:

@@ -22,7 +22,7 @@ from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.data.arrow_views import plain_table
 from ctxrec.ingest import json_lines
-from ctxrec.ingest.quote_check import QuoteCheck
+from ctxrec.ingest.quote_check import LineCount, check_quotes
 
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
@@ -236,6 +236,8 @@ def _damage_named(path: str, kind: str) -> Iterator[None]:
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the system, not of the content
             raise
+        if kind == "csv" and isinstance(error, pa.ArrowInvalid):  # such as a value that is larger than a block
+            _check_quotes(path)
         expected = "a whole parquet file" if kind == "parquet" else f"a whole file of UTF-8 {kind}"
         raise UserError(f"{path} cannot be read: {str(error).rstrip('.')}. Expected {expected}") from error
 
@@ -273,9 +275,9 @@ def _read_csv(piece: Piece, columns: list[str], encoded: list[str]) -> Iterator[
 
     has_quotes = piece.format == "csv"  # a TSV has no quoting
     with storage.open_stream(piece.path) as stream:
-        check = QuoteCheck(stream, piece.path)
+        lines = LineCount(stream)
         reader = pyarrow.csv.open_csv(
-            pa.PythonFile(check, mode="r") if has_quotes else stream,
+            pa.PythonFile(lines, mode="r") if has_quotes else stream,
             read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
             parse_options=pyarrow.csv.ParseOptions(
                 delimiter="," if has_quotes else "\t",
@@ -301,6 +303,13 @@ def _read_csv(piece: Piece, columns: list[str], encoded: list[str]) -> Iterator[
         if reported < len(bad):
             empty = pa.table({name: pa.array([], pa.string()) for name in columns})
             yield RawBatch(empty, np.zeros(0, np.int64), bad[reported:])
+        if has_quotes and lines.may_hide_rows(parsed + len(bad) + 1):
+            _check_quotes(piece.path)
+
+
+def _check_quotes(path: str) -> None:
+    with storage.open_stream(path) as stream:
+        check_quotes(stream, path)
 
 
 def _read_jsonl(piece: Piece, columns: list[str], encoded: list[str]) -> Iterator[RawBatch]:

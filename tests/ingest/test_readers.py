@@ -8,7 +8,7 @@ import pytest
 from ctxrec.core.errors import UserError
 from ctxrec.data.parsing import to_text
 from ctxrec.ingest import readers
-from ctxrec.ingest.quote_check import QuoteCheck
+from ctxrec.ingest.quote_check import LineCount, QuoteCheck
 
 
 def read(path, columns):
@@ -59,6 +59,34 @@ def test_a_stray_quotation_mark_is_a_mistake_that_names_the_row(tmp_path, text, 
             pass
     (tmp_path / "t.csv").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=f"t.csv: the quotation mark before {problem}"):
+        read(tmp_path / "t.csv", ["a", "b"])
+
+
+@pytest.mark.parametrize("block", [1, 2, 5, 8 << 20])
+@pytest.mark.parametrize(
+    ("text", "rows", "hides"),
+    [
+        ("a,b\n1,x\n\n\n2,y\n\n", 3, False),
+        ("\n\na,b\n1,x", 2, False),
+        ('a,b\r\n1,"x"\r\n2,5" screen\r\n', 3, False),
+        ('a,b\n1,"x\ny"\n', 2, True),
+        ('a,b\n1,"x\n', 2, True),
+        ('a,b\n1,"x', 2, True),
+        ('a,b\n1,"x\n\n', 2, True),
+        ("a,b\r1,x\r", 2, True),
+    ],
+)
+def test_fewer_rows_than_lines_are_seen_while_reading(text, rows, hides, block):
+    lines = LineCount(io.BytesIO(text.encode()))
+    while lines.read(block):
+        pass
+    assert lines.may_hide_rows(rows) == hides
+
+
+def test_a_value_larger_than_a_block_is_a_mistake_of_its_mark(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "_BLOCK_BYTES", 100)
+    (tmp_path / "t.csv").write_text('a,b\n1,"x\n' + "2,y\n" * 200)
+    with pytest.raises(UserError, match=r"the quotation mark before 'x' in line 2 .row 1. is not closed"):
         read(tmp_path / "t.csv", ["a", "b"])
 
 
