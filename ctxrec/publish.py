@@ -25,7 +25,10 @@ def main() -> None:
     parser.add_argument("--share", type=float, help="share of the users, above 0 and below 1")
     parser.add_argument("--version", help="a published version for --test, instead of --run")
     parser.add_argument("--end-test", action="store_true", help="end the test: all users get the served version")
+    parser.add_argument("--repair", action="store_true", help="with --run: write a damaged current.json anew")
     args = parser.parse_args()
+    if args.repair and (args.run is None or args.test is not None):
+        raise UserError("--repair needs --run RUN, the model to serve, and goes without --test")
     if args.end_test:
         if args.test or args.run or args.rollback is not None:
             raise UserError("--end-test goes alone with --to; publish the winner with another call")
@@ -39,7 +42,7 @@ def main() -> None:
         raise UserError("expected one of --run RUN, to publish it, and --rollback, to go back to an earlier version")
     else:
         if args.run is not None:
-            now = registry.publish(registry.find_bundle(args.run), args.to)
+            now = registry.publish(registry.find_bundle(args.run), args.to, repair=args.repair)
         else:
             now = registry.roll_back(args.to, args.rollback or None)
         print(f"{args.to} serves {now.version}" + (f"; before: {', '.join(now.previous)}" if now.previous else ""))

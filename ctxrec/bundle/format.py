@@ -11,25 +11,32 @@ blend.safetensors                         item memory and the weights of all sou
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
+from ctxrec.bundle.item_order import DIGEST, check_item_order, digest_of
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, ModelConfig, to_toml
+from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
 from ctxrec.core.manifest import FolderKind, hash_files, read_checked, version_of, write_manifest
 from ctxrec.core.run_paths import BundlePaths
-from ctxrec.data.prepared import PreparedData
+from ctxrec.core.toml import build_dataclass
+from ctxrec.data.prepared import FeatureMeta, PreparedData
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.index.builder import Fill, add_here, build_index
 from ctxrec.memory.blend import Blend
@@ -93,12 +100,14 @@ def write_bundle(
         save_file(towers, paths.towers)
         store_pretrained(config.model, paths.backbone)
         known = np.ones(len(item_vectors), bool) if trained is None else trained
+        digest = digest_of(data.items.column(schema.ITEM_ID))
+        header = {DIGEST: digest}
         vectors = {"items": item_vectors, "trained": known.astype(np.uint8), **text_scale}
-        save_arrays(vectors, paths.vectors)
+        save_arrays(vectors, paths.vectors, metadata=header)
         if media:
-            save_arrays(media, paths.media)
+            save_arrays(media, paths.media, metadata=header)
         if blend is not None:
-            save_arrays(_blend_arrays(blend), paths.blend)
+            save_arrays(_blend_arrays(blend), paths.blend, metadata=header)
         if encoder is not None:
             save_encoder(encoder, paths.adapter)
         searched = item_vectors if blend is None else blend.vectors(item_vectors)
@@ -106,7 +115,7 @@ def write_bundle(
         files = hash_files(folder)
         encoder_name = config.encoder.name if shape.text_width else ""
         facts = {"model_version": version_of(files), "encoder": encoder_name, "data_fingerprint": data.fingerprint}
-        write_manifest(folder, BUNDLE, files=files, **facts)
+        write_manifest(folder, BUNDLE, files=files, **facts, **header)
 
     storage.write_dir(path, make, scratch=scratch)
     return str(storage.read_json(BundlePaths(path).manifest)["model_version"])
@@ -208,9 +217,77 @@ def _write_text(path: str, text: str) -> None:
 
 
 def check_bundle(path: str, *, scratch: str) -> tuple[str, dict[str, Any]]:
-    """A local folder with the bundle, after checking every file's hash, and its manifest.
+    """A local folder with the bundle, after checking every file's hash and the order of its items, and its manifest.
 
     Raises:
         UserError: the bundle is missing, of another format, incomplete or damaged; names the file.
     """
-    return read_checked(path, BUNDLE, scratch=scratch)
+    folder, manifest = read_checked(path, BUNDLE, scratch=scratch)
+    with damage_named(path):
+        check_item_order(folder, manifest, where=path)
+    return folder, manifest
+
+
+@dataclass(frozen=True)
+class About:
+    """The content of `data.json`."""
+
+    spec: DatasetSpec
+    features: FeatureMeta
+    shape: dict[str, Any]
+
+    @property
+    def model_shape(self) -> ModelShape:
+        """The sizes of the towers.
+
+        Raises:
+            UserError: a size is missing or of another type.
+        """
+        shape = {**self.shape, "features": dataclasses.asdict(self.features)}
+        made: ModelShape = build_dataclass(ModelShape, shape, source="data.json", prefix="shape.")
+        return made
+
+
+def read_about(folder: str) -> About:
+    """What `data.json` of a checked local bundle says.
+
+    Raises:
+        UserError: a key is missing or of another type.
+    """
+    path = BundlePaths(folder).data
+    about: About = build_dataclass(About, storage.read_json_object(path), source=path)
+    return about
+
+
+@contextlib.contextmanager
+def damage_named(bundle: str) -> Iterator[None]:
+    """Files whose hashes fit, and which still cannot be read, are damage in one line.
+
+    Raises:
+        UserError: whatever is raised inside by a file of another content.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except OSError as error:
+        if error.errno is not None:  # of the machine, and not of the content
+            raise
+        raise _damaged(bundle, error) from error
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        SafetensorError,
+        pa.ArrowException,
+    ) as error:
+        raise _damaged(bundle, error) from error
+
+
+def _damaged(bundle: str, error: Exception) -> UserError:
+    said = " ".join(str(error).split())[:300]
+    return UserError(
+        f"the bundle at {bundle} is damaged, or of another version: {type(error).__name__}: {said}. Restore it or train again"
+    )

@@ -6,6 +6,7 @@ MODELS/current.json        which version is served, and which were before; repla
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -13,10 +14,16 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow.fs
+
 from ctxrec.bundle.format import check_bundle
+from ctxrec.bundle.publish_lock import publishing
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
+from ctxrec.core.manifest import is_version, version_of
 from ctxrec.core.run_paths import BundlePaths, ModelsPaths, RunPaths
+
+logger = logging.getLogger(__name__)
 
 _REMEMBERED = 20  # earlier versions to which a rollback can return
 
@@ -46,13 +53,16 @@ def read_published(models: str) -> Published:
             f"nothing is published at {models} (current.json is missing); run python -m ctxrec.publish first"
         )
     try:
-        raw = storage.read_json(path)
-    except (UserError, UnicodeDecodeError):
-        raw = None
-    named = isinstance(raw, dict) and isinstance(raw.get("version"), str) and isinstance(raw.get("previous"), list)
-    if not named:
-        raise UserError(f"{path} is damaged: it names no version; remove it and publish again")
-    return Published(raw["version"], tuple(map(str, raw["previous"])))
+        raw = storage.read_json_object(path)
+    except UserError:
+        raw = {}
+    version, previous = raw.get("version"), raw.get("previous")
+    if not (is_version(version) and isinstance(previous, list) and all(map(is_version, previous))):
+        raise UserError(
+            f"{path} is damaged: it names no version; publish a model with --repair, which writes it anew and keeps the "
+            "versions that lie there for a rollback"
+        )
+    return Published(str(version), tuple(previous))
 
 
 def version_folder(models: str, version: str) -> str:
@@ -79,37 +89,85 @@ def find_bundle(run: str) -> str:
 
 
 def add(bundle: str, models: str) -> str:
-    """Copy a checked bundle beside the published versions; returns its version.
+    """Copy a checked bundle beside the published versions; returns its version. `publishing` must be held.
+
+    A version that lies there and is damaged is replaced.
 
     Raises:
         UserError: the bundle is damaged, incomplete or of another format.
     """
     folder, manifest = check_bundle(bundle, scratch=tempfile.gettempdir())
     version = manifest["model_version"]
+    if version != version_of(manifest["files"]):
+        raise UserError(
+            f"the bundle at {bundle} is damaged: its version {version} is not the one of its files, "
+            f"{version_of(manifest['files'])}; restore it or train again"
+        )
     target = version_folder(models, version)
-    if not storage.exists(BundlePaths(target).manifest):
+    if not _is_whole(target):
         with tempfile.TemporaryDirectory() as scratch:
             storage.write_dir(target, lambda out: _copy(folder, out), scratch=scratch)
     check_bundle(target, scratch=tempfile.gettempdir())
     return version
 
 
-def publish(bundle: str, models: str) -> Published:
+def _is_whole(target: str) -> bool:
+    """Whether a published version lies there undamaged."""
+    if not storage.exists(target):
+        return False
+    try:
+        check_bundle(target, scratch=tempfile.gettempdir())
+    except UserError as error:
+        logger.warning("the published version is replaced: %s", error)
+        return False
+    return True
+
+
+def publish(bundle: str, models: str, *, repair: bool = False) -> Published:
     """Copy a checked bundle beside the published versions, and then serve it.
 
     Args:
         bundle: path or URI.
         models: folder of published models, path or URI; made if it is not there.
+        repair: write a damaged `current.json` anew: the undamaged versions that lie there become the earlier ones.
 
     Raises:
         UserError: the bundle is damaged, incomplete or of another format; what is served stays.
     """
+    check_bundle(bundle, scratch=tempfile.gettempdir())
+    with publishing(models):
+        return _publish(bundle, models, repair=repair)
+
+
+def _publish(bundle: str, models: str, *, repair: bool) -> Published:
+    before = None
+    if is_models(models):
+        try:
+            before = read_published(models)
+        except UserError:
+            if not repair:
+                raise
     version = add(bundle, models)
-    before = read_published(models) if is_models(models) else None
+    if before is None and repair:
+        return _write(models, Published(version, _versions_there(models, but=version)))
     if before is not None and before.version == version:
         return before
     previous = () if before is None else tuple(v for v in (*before.previous, before.version) if v != version)
     return _write(models, Published(version, previous[-_REMEMBERED:]))
+
+
+def _versions_there(models: str, *, but: str) -> tuple[str, ...]:
+    """Undamaged versions that lie in a folder of published models, the one that was published last at the end."""
+    fs, inner = storage.filesystem(version_folder(models, "x"))
+    folders = fs.get_file_info(pyarrow.fs.FileSelector(inner.rsplit("/", 1)[0], allow_not_found=True))
+    names = [info.base_name for info in folders if is_version(info.base_name) and info.base_name != but]
+    whole = [name for name in names if _is_whole(version_folder(models, name))]
+
+    def published_at(name: str) -> int:
+        fs, inner = storage.filesystem(BundlePaths(version_folder(models, name)).manifest)
+        return fs.get_file_info(inner).mtime_ns or 0
+
+    return tuple(sorted(whole, key=published_at))[-_REMEMBERED:]
 
 
 def roll_back(models: str, version: str | None = None) -> Published:
@@ -118,6 +176,12 @@ def roll_back(models: str, version: str | None = None) -> Published:
     Raises:
         UserError: there is none, or it is damaged; what is served stays.
     """
+    read_published(models)
+    with publishing(models):
+        return _roll_back(models, version)
+
+
+def _roll_back(models: str, version: str | None) -> Published:
     now = read_published(models)
     if not now.previous:
         raise UserError(f"{models} has no version before {now.version} to go back to")

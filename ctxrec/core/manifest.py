@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,11 @@ def version_of(files: dict[str, str]) -> str:
     return storage.sha256_json(files)[:12]
 
 
+def is_version(name: object) -> bool:
+    """Whether a value from a file can be the name of a version, and so of its folder."""
+    return isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) is not None
+
+
 def write_manifest(folder: str, kind: FolderKind, *, files: dict[str, str], **facts: Any) -> None:
     """Write the manifest of a complete local folder.
 
@@ -85,10 +91,15 @@ def read_checked(path: str, kind: FolderKind, *, scratch: str) -> tuple[str, dic
         raise UserError(f"{where} has {found}. {kind.when_outdated}")
     if not _is_whole(manifest):
         raise UserError(f"{where} is damaged: {MANIFEST} does not match its own hash; {kind.when_damaged}")
+    for key in ("model_version", "encoder", "data_fingerprint"):
+        value = manifest.get(key, "")
+        if not isinstance(value, str) or (key == "model_version" and not is_version(value)):
+            found = f"{key} {str(value)[:40]!r} in {MANIFEST}"
+            raise UserError(f"{where} is damaged: {found}; expected a word; {kind.when_damaged}")
     _check_listed(folder, manifest["files"], where, kind)
     for name, digest in manifest["files"].items():
         file = os.path.join(folder, name)
-        if not os.path.exists(file):
+        if not os.path.isfile(file):
             raise UserError(f"{where} is incomplete: {name} is missing; {kind.when_damaged}")
         if storage.sha256_file(file) != digest:
             raise UserError(f"{where} is damaged: {name} does not match its hash; {kind.when_damaged}")
@@ -99,7 +110,11 @@ def _check_listed(folder: str, files: dict[str, str], where: str, kind: FolderKi
     """A manifest must list the files of its folder, all of them."""
     if not files:
         raise UserError(f"{where} is damaged: {MANIFEST} lists no file; {kind.when_damaged}")
-    unlisted = sorted(name for name in storage.local_files(folder) if name not in files and not _is_free(name))
+    there = storage.local_files(folder)
+    outside = [name for name in files if os.path.isabs(name) or ".." in name.split("/")]
+    if outside:
+        raise UserError(f"{where} is damaged: {MANIFEST} lists {outside[0]!r}, outside of it; {kind.when_damaged}")
+    unlisted = sorted(name for name in there if name not in files and not _is_free(name))
     if unlisted:
         raise UserError(
             f"{where} has the file {unlisted[0]}, which {MANIFEST} does not list; remove it, or {kind.when_damaged}"
@@ -113,7 +128,8 @@ def _is_free(name: str) -> bool:
 
 def _is_whole(manifest: dict[str, Any]) -> bool:
     """Whether a manifest matches its own hash, and lists files."""
-    if not isinstance(manifest.get("files"), dict):
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
         return False
     if _OWN_HASH not in manifest:  # a bundle of an earlier version, whose model version is the hash of its files
         return version_of(manifest["files"]) == manifest.get("model_version")

@@ -22,6 +22,7 @@ from ctxrec.core.errors import UserError
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}  # by the end of a file's name
 MANIFEST = "manifest.json"  # the file that is written last into a folder, which is incomplete without it
 
+_STALE = re.compile(r"\.[0-9a-f]{8}\.(tmp|old)$")  # names that a file or folder has while it is written
 _URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -204,10 +205,23 @@ def read_json(path: str) -> Any:
     Raises:
         UserError: no file lies there, or it is no JSON.
     """
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and brackets without end
         raise UserError(f"{path} is not valid JSON: {error}") from error
+
+
+def read_json_object(path: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: no file lies there, or it is no JSON, or another value than an object.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds {str(value)[:40]!r}; expected a JSON object")
+    return value
 
 
 def write_bytes(path: str, data: bytes) -> None:
@@ -267,6 +281,19 @@ def write_dir(path: str, fill: Callable[[str], None], *, scratch: str) -> None:
                 shutil.copyfileobj(source, out, 1 << 20)
     finally:
         shutil.rmtree(local, ignore_errors=True)
+
+
+def delete_stale(folder: str) -> list[str]:
+    """Remove what killed calls of `write_bytes` and `write_dir` left directly in a folder; returns the names.
+
+    Only for a folder that nobody writes to now.
+    """
+    fs, inner = filesystem(folder)
+    found = fs.get_file_info(pyarrow.fs.FileSelector(inner, allow_not_found=True))
+    stale = sorted(info.base_name for info in found if _STALE.search(info.base_name))
+    for name in stale:
+        delete(join(folder, name))
+    return stale
 
 
 def cache_dir() -> str:

@@ -20,9 +20,10 @@ def read_toml(path: str) -> dict[str, Any]:
     Raises:
         UserError: no file lies there, or it is no TOML.
     """
+    text = storage.read_text(path)
     try:
-        return tomllib.loads(storage.read_text(path))
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and brackets without end
         raise UserError(f"{path} is not valid TOML: {error}") from error
 
 
@@ -75,6 +76,8 @@ def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
     def wrong(expected: str) -> UserError:
         return UserError(f"{source}: {key} is {value!r}; expected {expected}")
 
+    if hint is Any:
+        return value
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None:
@@ -90,10 +93,10 @@ def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
         if value not in args or isinstance(value, bool):
             raise wrong("one of " + ", ".join(map(str, args)))
         return value
-    if origin is tuple:
+    if origin in (tuple, list):
         if isinstance(value, str) or not isinstance(value, (list, tuple)):
             raise wrong("a list")
-        return tuple(_convert(args[0], v, source, f"{key}[{i}]") for i, v in enumerate(value))
+        return origin(_convert(args[0], v, source, f"{key}[{i}]") for i, v in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
             raise wrong("a section of keys")

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from ctxrec.core import schema, storage
 from ctxrec.core.dataset_spec import DatasetSpec
-from ctxrec.core.errors import UserError
+from ctxrec.core.errors import UserError, require
+from ctxrec.core.toml import build_dataclass
 from ctxrec.data import parsing
 
 
@@ -35,6 +36,11 @@ class FeatureMeta:
     context_texts: list[str]
     actions: list[str]
 
+    def __post_init__(self) -> None:
+        for numbers in (self.item_numbers, self.user_numbers, self.context_numbers):
+            for name, scale in numbers.items():
+                require(set(scale) == {"mean", "std"}, f"the scale of feature {name!r}", scale, "mean and std")
+
 
 @dataclass(frozen=True)
 class PreparedData:
@@ -55,7 +61,7 @@ class PreparedData:
             raise UserError(
                 f"no prepared data at {path} ({schema.META} is missing); run python -m ctxrec.prepare first"
             )
-        meta = storage.read_json(meta_path)
+        meta = storage.read_json_object(meta_path)
         if meta.get("format_version") != schema.FORMAT_VERSION:
             raise UserError(
                 f"{path} has format version {meta.get('format_version')}; expected {schema.FORMAT_VERSION}. "
@@ -69,7 +75,10 @@ class PreparedData:
 
     @cached_property
     def features(self) -> FeatureMeta:
-        return FeatureMeta(**self.meta["features"])
+        made: FeatureMeta = build_dataclass(
+            FeatureMeta, self.meta["features"], source=storage.join(self.path, schema.META), prefix="features."
+        )
+        return made
 
     @cached_property
     def items(self) -> pa.Table:

@@ -11,9 +11,11 @@ import tempfile
 from dataclasses import asdict, dataclass
 
 from ctxrec.bundle.format import check_bundle
+from ctxrec.bundle.publish_lock import publishing
 from ctxrec.bundle.registry import add, read_published, version_folder
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
+from ctxrec.core.manifest import is_version
 from ctxrec.core.run_paths import ModelsPaths
 from ctxrec.core.toml import build_dataclass
 
@@ -78,7 +80,17 @@ def read_experiment(models: str) -> Experiment | None:
         UserError: `experiment.json` is damaged.
     """
     path = ModelsPaths(models).experiment
-    return build_dataclass(Experiment, storage.read_json(path), source=path) if storage.exists(path) else None
+    if not storage.exists(path):
+        return None
+    try:
+        test: Experiment = build_dataclass(Experiment, storage.read_json(path), source=path)
+        for arm in test.arms:
+            if not is_version(arm.version):
+                raise UserError(f"{path}: the version of arm {arm.name!r} is {arm.version!r}; expected a published one")
+    except UserError as error:
+        told = str(error) if path in str(error) else f"{path}: {error}"
+        raise UserError(f"{told}; remove it with python -m ctxrec.publish --to {models} --end-test") from error
+    return test
 
 
 def start(
@@ -99,6 +111,12 @@ def start(
     Raises:
         UserError: another test runs, the bundle is damaged, or a name or share does not fit; nothing has changed.
     """
+    read_published(models)
+    with publishing(models):
+        return _start(bundle, models, name=name, arm=arm, share=share, version=version)
+
+
+def _start(bundle: str | None, models: str, *, name: str, arm: str, share: float, version: str | None) -> Experiment:
     now = read_published(models)
     running = read_experiment(models)
     if running is not None and running.name != name:
@@ -125,8 +143,17 @@ def end(models: str) -> Experiment:
     Raises:
         UserError: no test runs.
     """
-    running = read_experiment(models)
+    path = ModelsPaths(models).experiment
+    if storage.exists(path):
+        with publishing(models):
+            try:
+                running = read_experiment(models)
+            except UserError as error:
+                storage.delete(path)
+                raise UserError(f"a damaged test was removed, so no test runs now ({error})") from error
+            storage.delete(path)
+    else:
+        running = None
     if running is None:
         raise UserError(f"no test runs on {models}; start one with python -m ctxrec.publish --test NAME --share SHARE")
-    storage.delete(ModelsPaths(models).experiment)
     return running

@@ -17,11 +17,11 @@ import ray
 import ray.data
 from tqdm import tqdm
 
-from ctxrec.bundle.format import check_bundle
+from ctxrec.bundle.format import check_bundle, read_about
 from ctxrec.bundle.registry import find_bundle
 from ctxrec.core import failures, ray_cluster, storage
 from ctxrec.core.config import Config, DiversityConfig, IndexConfig, load_config
-from ctxrec.core.dataset_spec import ContextSpec, DatasetSpec
+from ctxrec.core.dataset_spec import ContextSpec
 from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import BundlePaths
 from ctxrec.data.events import EARLIEST_S, LATEST_S
@@ -79,7 +79,7 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     rules = rules_of(config.diversity)
     if config.diversity.is_on:  # a mistake is one line here, and in an actor a traceback
         Retriever(load_recommender(bundle), diversity=config.diversity, rules=rules)
-    context = DatasetSpec.from_dict(storage.read_json(BundlePaths(folder).data)["spec"]).events.context
+    context = read_about(folder).spec.events.context
     inputs = storage.list_files(requests)
     columns, num_rows = _check_requests(inputs, context)
     schema = _output_schema(inputs[0])

@@ -48,10 +48,10 @@ class ItemEncoder:
         self._recommender = recommender
         folder = storage.fetch_dir(bundle, scratch=tempfile.gettempdir())
         arrays = load_arrays(BundlePaths(folder).vectors)
-        about = storage.read_json(BundlePaths(folder).data)
-        self._text_width: int = about["shape"]["text_width"]
+        shape = bundle_format.read_about(folder).model_shape
+        self._text_width = shape.text_width
         self._num_items = len(arrays["items"])
-        self._id_rows = id_rows(recommender.item_ids[: self._num_items], about["shape"]["id_buckets"])
+        self._id_rows = id_rows(recommender.item_ids[: self._num_items], shape.id_buckets)
         self._trained = known_ids(arrays["trained"] > 0)
         self._scale = {name: arrays[name] for name in ("mean", "scale", "centre", "axes") if name in arrays}
         self._widths = recommender.widths

@@ -11,13 +11,11 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 
 from ctxrec.bundle import format as bundle_format
-from ctxrec.core import storage
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import BundlePaths
 from ctxrec.data.events import histories_from_table
-from ctxrec.data.prepared import FeatureMeta
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.model.inputs import ModelShape
 from ctxrec.model.two_tower import Towers
@@ -31,12 +29,17 @@ def load_recommender(bundle: str) -> Recommender:
         UserError: it is missing, incomplete or damaged.
     """
     folder, manifest = bundle_format.check_bundle(bundle, scratch=tempfile.gettempdir())
+    with bundle_format.damage_named(bundle):
+        return _load(bundle, folder, manifest["model_version"])
+
+
+def _load(bundle: str, folder: str, model_version: str) -> Recommender:
     config, spec, shape, towers = _load_towers(folder)
     items, vectors = pq.read_table(BundlePaths(folder).items), load_arrays(BundlePaths(folder).vectors)["items"]
-    if items.num_rows != len(vectors):
+    if shape.num_items != len(vectors):
         raise UserError(
-            f"the bundle at {bundle} is damaged: items.parquet has {items.num_rows} rows and vectors.safetensors "
-            f"{len(vectors)} vectors; expected one for each item. Restore it or train again"
+            f"the bundle at {bundle} is damaged: data.json says {shape.num_items} items and vectors.safetensors has "
+            f"{len(vectors)}. Restore it or train again"
         )
     with pa.memory_map(BundlePaths(folder).histories) as source:
         histories = histories_from_table(pa.ipc.open_file(source).read_all(), shape.features)
@@ -48,7 +51,7 @@ def load_recommender(bundle: str) -> Recommender:
         items=items,
         item_vectors=vectors,
         histories=histories,
-        model_version=manifest["model_version"],
+        model_version=model_version,
         blend=bundle_format.load_blend(folder),
     )
 
@@ -56,11 +59,11 @@ def load_recommender(bundle: str) -> Recommender:
 def _load_towers(folder: str) -> tuple[Config, DatasetSpec, ModelShape, Towers]:
     """Options, data set, sizes and towers, ready to score, of a checked local bundle."""
     config = load_config(base=BundlePaths(folder).config)
-    about = storage.read_json(BundlePaths(folder).data)
-    shape = ModelShape(features=FeatureMeta(**about["features"]), **about["shape"])
+    about = bundle_format.read_about(folder)
+    shape = about.model_shape
     towers = Towers(bundle_format.bundled_model(config.model, folder), shape, temperature=config.train.temperature)
     towers.load_state_dict(load_file(BundlePaths(folder).towers))
-    return config, DatasetSpec.from_dict(about["spec"]), shape, towers.eval()
+    return config, about.spec, shape, towers.eval()
 
 
 def bundled_encoder(folder: str, config: Config, encoder_path: str) -> TextEncoder:

@@ -53,7 +53,7 @@ def recommender_before_validation(run: str, data: PreparedData, *, tuned: bool =
     bundled = load_recommender(bundle if tuned else RunPaths(run).before)
     catalogue = item_features(data.items, data.features)
     folder, _ = bundle_format.check_bundle(bundle, scratch=tempfile.gettempdir())
-    shape = ModelShape(features=data.features, **storage.read_json(BundlePaths(folder).data)["shape"])
+    shape = dataclasses.replace(bundle_format.read_about(folder).model_shape, features=data.features)
     trained = bundled.config
     towers = Towers(bundle_format.bundled_model(trained.model, folder), shape, temperature=trained.train.temperature)
     phase, weights = _last_weights(run, ("encoder", "towers") if tuned else ("towers",))

@@ -14,6 +14,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 import scipy.sparse as sp
 
+from ctxrec.bundle.format import damage_named
 from ctxrec.bundle.registry import find_bundle
 from ctxrec.core import storage
 from ctxrec.core.config import DiversityConfig, IndexConfig
@@ -385,4 +386,10 @@ def load_retriever(
         second = load_reranker(find_reranker(bundle), model_version=recommender.model_version)
         second = second if second.weight > 0 else None
     found = load_index(BundlePaths(bundle).index, index or recommender.config.index)
-    return Retriever(recommender, found, second, diversity, rules)
+    if found.num_items != len(recommender.item_vectors):
+        raise UserError(
+            f"the bundle at {bundle} is damaged: index.faiss has {found.num_items} items and vectors.safetensors "
+            f"{len(recommender.item_vectors)}. Restore it or train again"
+        )
+    with damage_named(bundle):
+        return Retriever(recommender, found, second, diversity, rules)

@@ -56,7 +56,7 @@ def test_what_is_damaged_is_never_served(bundles, tmp_path):
         roll_back(models)
     assert read_published(models) == Published(b, (a,))
     (tmp_path / "models" / "current.json").write_text("[]")
-    with pytest.raises(UserError, match="names no version; remove it and publish again"):
+    with pytest.raises(UserError, match=r"names no version; publish a model with --repair"):
         find_bundle(models)
 
 
