@@ -8,6 +8,7 @@ from typing import Any
 import ray.tune
 
 from ctxrec.core import storage
+from ctxrec.core.errors import UserError
 
 _WRITE_EVERY_S = 5.0
 
@@ -24,7 +25,7 @@ class Budget(ray.tune.Stopper):
         self._begin()
 
     def _begin(self) -> None:
-        self._account = storage.read_json(self.path)
+        self._account = read_account(self.path)
         self._began, self._written = time.monotonic(), 0.0
         self._hours_before = self._account["hours"]
 
@@ -53,8 +54,24 @@ class Budget(ray.tune.Stopper):
 
 def open_account(path: str, *, max_hours: float, max_gpu_hours: float) -> None:
     """Write the limits (0: none) into the account; what was spent stays."""
-    spent = {"hours": 0.0, "gpu_hours": 0.0} | (storage.read_json(path) if storage.exists(path) else {})
+    spent = read_account(path) if storage.exists(path) else {"hours": 0.0, "gpu_hours": 0.0}
     storage.write_json(path, spent | {"max_hours": max_hours, "max_gpu_hours": max_gpu_hours})
+
+
+def read_account(path: str) -> dict[str, Any]:
+    """The limits and what was spent.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        account = storage.read_json_object(path)
+    except UserError:
+        account = {}
+    keys = ("hours", "gpu_hours", "max_hours", "max_gpu_hours")
+    if not all(isinstance(account.get(key), (int, float)) for key in keys):
+        raise UserError(f"{path} is damaged; remove it, and the sweep goes on with a new account of its hours")
+    return account
 
 
 def is_spent(account: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ctxrec.core import storage
+from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import RunPaths
 from ctxrec.training.trackers import read_train_log
 from tune import sweep_report
@@ -28,6 +29,24 @@ def record_path(out: str, stage: str) -> str:
     return storage.join(out, "tune", f"{stage}.json")
 
 
+def read_record(path: str) -> list[dict[str, Any]]:
+    """The record of a stage's trials.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        rows = storage.read_json(path)
+    except UserError:
+        rows = None
+    types = {"trial_id": str, "status": str, "values": dict, "result": dict}
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in types.items()) for row in rows
+    ):
+        raise UserError(f"{path} is damaged; restore it, or begin another sweep with another --out")
+    return rows
+
+
 def collect(out: str, stages: Sequence[str], plan: Sweep) -> list[dict[str, Any]]:
     """One row a trial, in the order in which they began.
 
@@ -37,7 +56,7 @@ def collect(out: str, stages: Sequence[str], plan: Sweep) -> list[dict[str, Any]
     """
     rows: list[dict[str, Any]] = []
     for stage in stages:
-        for record in storage.read_json(record_path(out, stage)):
+        for record in read_record(record_path(out, stage)):
             run = _last_run(run_of(storage.join(out, "trials", stage), record["trial_id"]))
             curve = _curve(run, record["values"], plan)
             status = "failed" if record["status"] == "ERROR" else "stopped"

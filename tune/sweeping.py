@@ -24,7 +24,7 @@ from ctxrec.training.driver import train, with_absolute_paths
 from ctxrec.training.trackers import check_trackers
 from tune import sweep_results
 from tune.board import Board
-from tune.budget import Budget, is_spent, open_account
+from tune.budget import Budget, is_spent, open_account, read_account
 from tune.fidelity import share_of_users
 from tune.search import first_points, make_scheduler, make_searcher
 from tune.space import SECTIONS, tunes_encoder, with_values
@@ -90,7 +90,7 @@ def sweep(data_path: str, out: str, plan: Sweep) -> dict[str, Any]:
     if plan.options.fidelity.used:
         stages.append(_cheap_stage(data_path, out, plan))
         _run_stage(stages[-1], out)
-    if not (stages and is_spent(storage.read_json(account))):
+    if not (stages and is_spent(read_account(account))):
         stages.append(_full_stage(data_path, out, plan, stages))
         _run_stage(stages[-1], out)
     rows = sweep_results.collect(out, [stage.name for stage in stages], plan)
@@ -99,7 +99,7 @@ def sweep(data_path: str, out: str, plan: Sweep) -> dict[str, Any]:
     storage.write_text(storage.join(out, BEST), to_toml(config))
     if plan.options.final:
         _train_best(data_path, out, config, best)
-    return sweep_results.write(out, rows, best, plan, account=storage.read_json(account))
+    return sweep_results.write(out, rows, best, plan, account=read_account(account))
 
 
 def _absolute(path: str) -> str:
@@ -121,7 +121,10 @@ def _claim(out: str, plan: Sweep, data: PreparedData) -> None:
     wanted = {"data_fingerprint": data.fingerprint, **plan.to_dict()}
     path = storage.join(out, PLAN)
     if storage.exists(path):
-        held = storage.read_json(path)
+        try:
+            held = storage.read_json_object(path)
+        except UserError as error:
+            raise UserError(f"{error}; give another --out, or remove it, and the sweep goes on") from error
         if _essence(held) != _essence(wanted):
             raise UserError(f"{out} holds a sweep with other options or data; give another --out, or delete it")
     storage.write_json(path, wanted)
@@ -253,16 +256,16 @@ def _run_stage(stage: Stage, out: str) -> None:
         if ray.tune.Tuner.can_restore(folder):
             logger.info("going on with the trials of %s", folder)
             if storage.exists(record):
-                _reopen(folder, storage.read_json(record))
+                _reopen(folder, sweep_results.read_record(record))
             tuner = ray.tune.Tuner.restore(folder, trainable, resume_unfinished=True)
         else:
             tuner = _new_tuner(stage, trainable, out, record, Budget(account, options.gpus * options.workers))
         tuner.fit()
-    rows = storage.read_json(record)
+    rows = sweep_results.read_record(record)
     if not _done(record, stage, account):
         raise KeyboardInterrupt
     if not any(METRIC in row["result"] for row in rows):
-        if is_spent(storage.read_json(account)):
+        if is_spent(read_account(account)):
             raise UserError(
                 "the budget was used up before the first evaluation of a trial; raise sweep.max_hours or sweep.max_gpu_hours, "
                 "and the sweep goes on"
@@ -274,8 +277,8 @@ def _done(record: str, stage: Stage, account: str) -> bool:
     """Whether all trials of the stage have ended, or the budget is used up."""
     if not storage.exists(record):
         return False
-    rows = storage.read_json(record)
-    return all(map(_ended, rows)) and (len(rows) >= stage.sweep.options.trials or is_spent(storage.read_json(account)))
+    rows = sweep_results.read_record(record)
+    return all(map(_ended, rows)) and (len(rows) >= stage.sweep.options.trials or is_spent(read_account(account)))
 
 
 def _reopen(folder: str, rows: list[dict[str, Any]]) -> None:

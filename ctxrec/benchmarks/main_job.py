@@ -24,6 +24,7 @@ import ray
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, config_with
 from ctxrec.core.dataset_spec import load_spec
+from ctxrec.core.manifest import read_run_manifest
 from ctxrec.core.run_paths import BundlePaths, RunPaths
 from ctxrec.core.toml import read_toml
 from ctxrec.datasets import source_name, write_movielens_100k
@@ -101,7 +102,7 @@ def _build(out: str, source: str | None, config: Config) -> str:
 def _evaluate(run: str, config: Config) -> dict[str, Any]:
     """Metrics of the run; they are computed again only when the model or the options of evaluation have changed."""
     path, stamp = RunPaths(run).metrics, RunPaths(run).evaluated
-    version = storage.read_json(RunPaths(run).manifest)["model_version"]
+    version = read_run_manifest(run)["model_version"]
     key = f"{version} {storage.sha256_json(config.to_dict()['evaluate'])}"
     if storage.exists(path) and storage.exists(stamp) and storage.read_text(stamp) == key:
         print("reused: nothing changed")

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ctxrec.core import schema, storage
+from ctxrec.core.manifest import read_run_manifest
 from ctxrec.core.run_paths import RunPaths
 from ctxrec.evaluation.systems import ABLATIONS, BEFORE_TUNING, MODEL, ORACLES, SHUFFLED, display_name
 from ctxrec.metrics.intervals import Interval, bootstrap_means, percentile_interval
@@ -53,7 +54,7 @@ def dataset_row(label: str, folder: str, runs: dict[int, str], failures: Sequenc
         return made
     metrics = [storage.read_json(RunPaths(run).metrics) for _, run in sorted(runs.items())]
     values = [request_values(run) for _, run in sorted(runs.items())]
-    manifests = [storage.read_json(RunPaths(run).manifest) for _, run in sorted(runs.items())]
+    manifests = [read_run_manifest(run) for _, run in sorted(runs.items())]
     minutes = [m["train_seconds"] / 60 for m in manifests if "train_seconds" in m]
     systems = pooled_means(metrics)
     made |= {

@@ -29,6 +29,7 @@ from ctxrec.benchmarks.suite import Entry, Suite, find_source, load_suite, overr
 from ctxrec.core import schema, storage
 from ctxrec.core.config import load_config
 from ctxrec.core.errors import UserError
+from ctxrec.core.manifest import read_run_manifest
 from ctxrec.core.run_paths import RunPaths
 from ctxrec.datasets import SIMULATE
 
@@ -200,7 +201,7 @@ def _evaluate(
     command = ["ctxrec.evaluate", "--run", run, "--data", data, *flags]
     command += ["--ablations", ",".join(ablations)] if ablations else []
     command += ["--oracle", oracle] if oracle else []
-    version = storage.read_json(RunPaths(run).manifest)["model_version"]
+    version = read_run_manifest(run)["model_version"]
     metrics = RunPaths(run).metrics  # somebody may have evaluated the run on another split since
     split = storage.read_json(metrics).get("split") if os.path.exists(metrics) else None
     _run_step(f"evaluate-{seed}", command, folder, needs=version, stale=split != "test")

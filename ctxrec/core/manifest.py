@@ -68,6 +68,27 @@ def write_manifest(folder: str, kind: FolderKind, *, files: dict[str, str], **fa
         stream.write(text)
 
 
+def read_run_manifest(run: str) -> dict[str, Any]:
+    """The manifest of a finished run.
+
+    Args:
+        run: path or URI.
+
+    Raises:
+        UserError: it is no manifest of a run, or a value in it has another type.
+    """
+    path = storage.join(run, MANIFEST)
+    remedy = "remove it and run python -m ctxrec.train again, which goes on from the checkpoints"
+    try:
+        manifest = storage.read_json_object(path)
+    except UserError as error:
+        raise UserError(f"{error}; {remedy}") from error
+    for key in ("data_path", "data_fingerprint", "model_version"):
+        if not isinstance(manifest.get(key), str):
+            raise UserError(f"{path} is damaged: {key} is {manifest.get(key)!r}; expected a text; {remedy}")
+    return manifest
+
+
 def read_checked(path: str, kind: FolderKind, *, scratch: str) -> tuple[str, dict[str, Any]]:
     """A local folder with the content of `path`, every hash of which is checked, and its manifest.
 

@@ -233,7 +233,7 @@ def write_bytes(path: str, data: bytes) -> None:
         with failures.naming(path), fs.open_output_stream(temporary) as stream:
             stream.write(data)
         fs.move(temporary, inner)
-    except OSError:  # no space is left, say
+    except BaseException:  # no space is left, say
         with contextlib.suppress(OSError):
             fs.delete_file(temporary)
         raise
@@ -262,15 +262,17 @@ def write_dir(path: str, fill: Callable[[str], None], *, scratch: str) -> None:
         fs, inner = filesystem(path)
         if isinstance(fs, pyarrow.fs.LocalFileSystem):
             os.makedirs(os.path.dirname(inner), exist_ok=True)
-            staged = f"{inner}.{uuid.uuid4().hex[:8]}.tmp"
-            shutil.copytree(local, staged)
-            if os.path.exists(inner):
-                old = f"{inner}.{uuid.uuid4().hex[:8]}.old"
-                os.rename(inner, old)
+            staged, old = (f"{inner}.{uuid.uuid4().hex[:8]}.{ending}" for ending in ("tmp", "old"))
+            try:
+                shutil.copytree(local, staged)
+                if os.path.exists(inner):
+                    os.rename(inner, old)
                 os.rename(staged, inner)
-                shutil.rmtree(old)
-            else:
-                os.rename(staged, inner)
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)
+                if os.path.exists(old) and not os.path.exists(inner):
+                    os.rename(old, inner)
+                shutil.rmtree(old, ignore_errors=True)
             return
         delete(path)
         names = sorted(local_files(local), key=lambda name: name.endswith(MANIFEST))

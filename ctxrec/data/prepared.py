@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,9 @@ from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError, require
 from ctxrec.core.toml import build_dataclass
 from ctxrec.data import parsing
+
+_COUNTS = ("items", "items_only_in_log", "train", "valid", "test")
+_AGAIN = f"Remove {schema.META} beside it and run python -m ctxrec.prepare again"
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,10 @@ class PreparedData:
                 f"{path} has format version {meta.get('format_version')}; expected {schema.FORMAT_VERSION}. "
                 "Run ctxrec.prepare again"
             )
+        counts = meta.get("counts")
+        numbers = isinstance(counts, dict) and all(isinstance(counts.get(name, 0), int) for name in _COUNTS)
+        if not numbers or "items" not in meta["counts"] or not {"spec", "features"} <= set(meta):
+            raise UserError(f"{meta_path} is damaged; remove it and run python -m ctxrec.prepare again")
         return PreparedData(path=path, meta=meta)
 
     @cached_property
@@ -82,8 +90,11 @@ class PreparedData:
 
     @cached_property
     def items(self) -> pa.Table:
-        path, fs = _reader_args(storage.join(self.path, schema.ITEMS))
-        table = pq.read_table(path, filesystem=fs).combine_chunks()
+        table = self._read(storage.join(self.path, schema.ITEMS)).combine_chunks()
+        if len(table) != self.num_items:
+            raise UserError(
+                f"{self.path} is damaged: {schema.ITEMS} has {len(table)} rows; expected {self.num_items}. {_AGAIN}"
+            )
         schema.check_schema(table, schema.items_schema(self.spec), source=schema.ITEMS)
         return table
 
@@ -108,8 +119,7 @@ class PreparedData:
             raise UserError(
                 f"{where} is missing, which names the files of the {kind} column; prepare into a new folder"
             )
-        path, fs = _reader_args(where)
-        table = pq.read_table(path, columns=[schema.MEDIA_ITEM, kind], filesystem=fs)
+        table = self._read(where, [schema.MEDIA_ITEM, kind])
         table = table.filter(table.column(kind).is_valid())
         return table.column(schema.MEDIA_ITEM).to_numpy().astype(np.int64), table.column(kind).to_pylist()
 
@@ -120,7 +130,7 @@ class PreparedData:
     @property
     def fingerprint(self) -> str:
         """Changes whenever the rows, the spec or the options that made this folder change."""
-        return self.meta["fingerprint"]
+        return str(self.meta["fingerprint"])
 
     @cached_property
     def bucket_paths(self) -> list[str]:
@@ -128,13 +138,17 @@ class PreparedData:
 
     def read_bucket(self, bucket: int, columns: list[str] | None = None) -> pa.Table:
         """One bucket of histories, one row a user, users in the order of their ids."""
-        path, fs = _reader_args(self.bucket_paths[bucket])
-        return pq.read_table(path, columns=columns, filesystem=fs).combine_chunks()
+        return self._read(self.bucket_paths[bucket], columns).combine_chunks()
 
-
-def _reader_args(path: str) -> tuple[str, Any]:
-    fs, inner = storage.filesystem(path)
-    return inner, fs
+    def _read(self, path: str, columns: list[str] | None = None) -> pa.Table:
+        fs, inner = storage.filesystem(path)
+        try:
+            return pq.read_table(inner, columns=columns, filesystem=fs)
+        except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None) not in (None, errno.ENOENT):
+                raise  # of the machine, and not of the content
+            said = " ".join(str(error).split())[:300]
+            raise UserError(f"{path} is missing or damaged ({said}). {_AGAIN}") from error
 
 
 def encode_categories(values: pa.Array | pa.ChunkedArray, vocabulary: list[str]) -> pa.Array:

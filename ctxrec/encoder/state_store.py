@@ -12,12 +12,15 @@ Legend: n items, T tokens, H width of the encoder.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import uuid
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+
+logger = logging.getLogger(__name__)
 
 _KEYS, _ROWS = ".keys.npy", ".rows.npy"
 _PLACE = np.dtype([("key", "V16"), ("start", "<i8"), ("length", "<i4")])
@@ -52,10 +55,10 @@ class RowStore:
             stem = name.removesuffix(_KEYS)
             if stem == name or stem in self._names:
                 continue
-            rows = np.load(os.path.join(self.folder, stem + _ROWS), mmap_mode="r", allow_pickle=False)
-            if rows.dtype != self.dtype or rows.shape[1] != self.width:
+            shard = self._shard(stem)
+            if shard is None:
                 continue
-            places = np.load(os.path.join(self.folder, name), allow_pickle=False)
+            rows, places = shard
             file = len(self._files)
             for key, start, length in zip(
                 places["key"].tolist(), places["start"].tolist(), places["length"].tolist(), strict=True
@@ -63,6 +66,23 @@ class RowStore:
                 self._place[key] = (file, start, length)
             self._files.append(rows)
             self._names.add(stem)
+
+    def _shard(self, stem: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Rows and places of a shard; None where it has other rows than these, or is damaged and so no longer used."""
+        try:
+            rows = np.load(os.path.join(self.folder, stem + _ROWS), mmap_mode="r", allow_pickle=False)
+            places = np.load(os.path.join(self.folder, stem + _KEYS), allow_pickle=False)
+            if rows.dtype != self.dtype or rows.ndim != 2 or rows.shape[1] != self.width:
+                return None
+            ends = np.cumsum(places["length"], dtype=np.int64)
+            if places.dtype == _PLACE and (ends - places["length"] == places["start"]).all() and ends[-1] == len(rows):
+                return rows, places
+            damage = "its two files do not fit each other"
+        except (OSError, ValueError, EOFError, LookupError) as error:
+            damage = " ".join(str(error).split())
+        logger.warning("%s is damaged and is left out: %s", os.path.join(self.folder, stem), damage)
+        self._names.add(stem)
+        return None
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._place

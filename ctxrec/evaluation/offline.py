@@ -13,6 +13,7 @@ import pyarrow as pa
 from ctxrec.core import ray_cluster, schema, storage
 from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
+from ctxrec.core.manifest import read_run_manifest
 from ctxrec.core.run_paths import RunPaths
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.splits import held_out_items
@@ -254,7 +255,7 @@ def open_data(run: str, data: str | None = None) -> PreparedData:
     path = RunPaths(run).manifest
     if not storage.exists(path):
         raise UserError(f"no finished run at {run} (manifest.json is missing); train it with python -m ctxrec.train")
-    manifest = storage.read_json(path)
+    manifest = read_run_manifest(run)
     prepared = PreparedData.open(data or manifest["data_path"])
     if prepared.fingerprint != manifest["data_fingerprint"]:
         raise UserError(

@@ -58,7 +58,11 @@ def prepare(spec: DatasetSpec, out: str, config: Config) -> PreparedData:
     source = inspect_source(spec)
     wanted = fingerprint(source, config)
     if storage.exists(storage.join(out, schema.META)):
-        meta = storage.read_json(storage.join(out, schema.META))
+        try:
+            meta = storage.read_json_object(storage.join(out, schema.META))
+        except UserError as error:
+            logger.warning("%s; it is prepared again", error)
+            meta = {}
         if meta.get("fingerprint") == wanted and meta.get("format_version") == schema.FORMAT_VERSION:
             logger.info("%s reused: nothing changed", out)
             return PreparedData.open(out)

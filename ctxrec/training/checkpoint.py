@@ -23,6 +23,7 @@ from ctxrec.core.errors import UserError
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+_OWN_HASH = "sha256"  # key of the state's hash over its other keys
 _RECORD = "checkpoint_manager_snapshot.json"  # Ray Train's own record of the reported checkpoints
 
 
@@ -127,16 +128,23 @@ def save(
     save_file(moments, os.path.join(folder, OPTIMIZER))
     files = {name: storage.sha256_file(os.path.join(folder, name)) for name in (WEIGHTS, OPTIMIZER)}
     with open(os.path.join(folder, STATE), "w", encoding="utf-8") as stream:
-        json.dump(state | {"files": files}, stream)
+        content = json.loads(json.dumps(state | {"files": files}))  # as a reader sees it
+        json.dump(content | {_OWN_HASH: storage.sha256_json(content)}, stream)
 
 
 def damage(folder: str) -> str | None:
     """What is wrong with a checkpoint in a local folder; None where it is undamaged."""
     try:
         with open(os.path.join(folder, STATE), encoding="utf-8") as stream:
-            files = json.load(stream)["files"]
-    except (OSError, ValueError, KeyError):
+            state = json.load(stream)
+        own = state.pop(_OWN_HASH, None)  # an earlier version wrote none
+        files = dict(state["files"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{STATE} is missing or cut off"
+    if own is not None and own != storage.sha256_json(state):
+        return f"{STATE} does not match its own hash"
+    if set(files) != {WEIGHTS, OPTIMIZER}:
+        return f"{STATE} lists other files than {WEIGHTS} and {OPTIMIZER}"
     for name, digest in files.items():
         path = os.path.join(folder, name)
         if not os.path.exists(path):

@@ -22,6 +22,7 @@ from ray.train import UserCallback
 from ctxrec.core import ray_cluster, storage
 from ctxrec.core.config import BACKBONES, Config, to_toml
 from ctxrec.core.errors import Failed, Stopped, UserError
+from ctxrec.core.manifest import read_run_manifest
 from ctxrec.core.removed_options import lost_options, without_removed
 from ctxrec.core.run_paths import CHECKPOINTS, BundlePaths, RunPaths
 from ctxrec.core.toml import read_toml
@@ -153,7 +154,7 @@ def _finished(out: str, config: Config, data: PreparedData) -> bool:
     manifest = RunPaths(out).manifest
     if not storage.exists(manifest):
         return False
-    if storage.read_json(manifest)["data_fingerprint"] != data.fingerprint:
+    if read_run_manifest(out)["data_fingerprint"] != data.fingerprint:
         raise UserError(f"{out} was trained on other data; give another --out, or delete it")
     return True
 
@@ -253,9 +254,11 @@ def _git_commit() -> str | None:
 
 def describe_run(run: str) -> str:
     """One line about a finished training."""
-    manifest = storage.read_json(RunPaths(run).manifest)
+    manifest = read_run_manifest(run)
     best = max((line["valid_ndcg@10"] for line in read_train_log(run) if "valid_ndcg@10" in line), default=float("nan"))
+    seconds = manifest.get("train_seconds")
+    took = f" in {seconds:.0f} s" if isinstance(seconds, (int, float)) else ""
     return (
-        f"trained in {manifest['train_seconds']:.0f} s; best validation NDCG@10 {best:.4f}; "
+        f"trained{took}; best validation NDCG@10 {best:.4f}; "
         f"model {manifest['model_version']} in {RunPaths(run).bundle}"
     )

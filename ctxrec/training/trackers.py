@@ -45,8 +45,11 @@ def parse_train_log(text: str) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError(f"it is {line[:40]!r}, and no object")
+            records.append(record)
+        except (ValueError, RecursionError) as error:
             if number < len(lines):
                 raise UserError(f"train_log.jsonl line {number} is not valid JSON: {error}") from error
     return records
