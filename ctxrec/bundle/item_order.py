@@ -56,7 +56,8 @@ def check_item_order(folder: str, manifest: dict[str, Any], *, where: str) -> No
         name = path.rsplit("/", 1)[-1]
         with safe_open(path, "numpy") as stream:
             digests[name] = (stream.metadata() or {}).get(DIGEST)
-            for key in set(stream.keys()) & set(_ROWS):
+            there = set(stream.keys())
+            for key in (key for key in _ROWS if key in there):
                 rows = stream.get_slice(key).get_shape()[0]
                 if rows != len(ids):
                     what = "vectors" if (name, key) == ("vectors.safetensors", "items") else f"rows of {key!r}"
