@@ -100,7 +100,11 @@ def write_run(folder: Path, seed: int, values: dict[str, list[float]], **more) -
     means = {name: interval(float(np.mean(v))) for name, v in values.items()}
     metrics = {"requests": len(values["model"]), "model": means.pop("model"), "baselines": means, **more}
     (run / "metrics.json").write_text(json.dumps(metrics))
-    (run / "manifest.json").write_text(json.dumps({"train_seconds": 60.0 * (seed + 1)}))
+    (run / "manifest.json").write_text(
+        json.dumps(
+            {"data_path": "d", "data_fingerprint": "f", "model_version": "v", "train_seconds": 60.0 * (seed + 1)}
+        )
+    )
     columns = {"user_id": [f"u{n}" for n in range(metrics["requests"])]}
     pq.write_table(pa.table(columns | {f"ndcg@10/{n}": v for n, v in values.items()}), run / "requests.parquet")
     return str(run)
