@@ -22,6 +22,7 @@ def main() -> None:
     lists = "compares lists re-ranked by MMR, and with the caps, freshness and rules of the options, each alone and all"
     add("--diversity", metavar="STRENGTHS", default="", help=f"such as 0,0.3,0.7: {lists} together, with plain lists")
     cli.add_rules(parser)
+    cli.add_print_effective(parser)
     args = parser.parse_args()
     if args.run is None and args.data is None:
         raise UserError("neither --run nor --data is given; expected a run to evaluate, or data to rank by baselines")
@@ -33,11 +34,15 @@ def main() -> None:
     from ctxrec.evaluation.comparison_table import format_table
     from ctxrec.evaluation.diversity_tradeoff import format_tradeoff, parse_strengths
     from ctxrec.evaluation.offline import evaluate_data, evaluate_run
+    from ctxrec.training.effective_options import effective_config
 
     # A missing run is reported by evaluate_run, in terms of the run and not of one of its files.
     saved = RunPaths(args.run).config if args.run else ""
     known = saved and storage.exists(saved)
     config = cli.config_of_run(args, saved) if known else load_config(args.config, cli.overrides(args))
+    if args.print_effective:
+        print(effective_config(config, cli.origins(args, saved if known else None), data=args.data, run=args.run))
+        return
     common = {"split": args.split, "out": args.out or args.run, "config": config, "oracle": args.oracle}
     if args.run is None:
         metrics = evaluate_data(args.data, **common)

@@ -22,8 +22,15 @@ def main() -> None:
     parser.add_argument("--k", required=True, type=int, help="number of items for each request")
     parser.add_argument("--out", required=True, metavar="O.parquet", help="columns request_id, item_ids, scores")
     cli.add_rules(parser)
+    cli.add_print_effective(parser)
     args = parser.parse_args()
-    config = cli.config_of_run(args, BundlePaths(find_bundle(args.run)).config)
+    saved = BundlePaths(find_bundle(args.run)).config
+    config = cli.config_of_run(args, saved)
+    if args.print_effective:
+        from ctxrec.training.effective_options import effective_config
+
+        print(effective_config(config, cli.origins(args, saved), run=args.run))
+        return
     num_rows = recommend(args.run, args.requests, args.out, k=args.k, config=config)
     print(f"{num_rows} requests answered: {args.out}")
 

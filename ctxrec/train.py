@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ctxrec.core import cli
 from ctxrec.training.driver import describe_run, train
+from ctxrec.training.effective_options import effective_config
 
 
 def main() -> None:
@@ -12,8 +13,13 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder that ctxrec.prepare wrote")
     parser.add_argument("--out", required=True, metavar="RUN", help="run folder")
     parser.add_argument("--profile", action="store_true", help="trace some steps of each phase into RUN/profile")
+    cli.add_print_effective(parser)
     args = parser.parse_args()
-    print(describe_run(train(args.data, args.out, cli.config_from(args), profile=args.profile)))
+    config = cli.config_from(args)
+    if args.print_effective:
+        print(effective_config(config, cli.origins(args), data=args.data))
+    else:
+        print(describe_run(train(args.data, args.out, config, profile=args.profile)))
 
 
 if __name__ == "__main__":

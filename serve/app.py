@@ -22,6 +22,7 @@ from ctxrec.bundle.registry import find_bundle, is_models
 from ctxrec.live.opening import open_store
 from serve.arguments import AppArgs
 from serve.deployment import Service
+from serve.effective import effective_service
 from serve.engine import served_config
 from serve.keys import keys_from_environment
 from serve.port_guard import PROXY_ENVIRONMENT
@@ -35,6 +36,9 @@ def build_app(args: AppArgs) -> ray.serve.Application:
     Raises:
         UserError: no bundle lies at `args.run`, or it or the store is damaged, or the rule file or an option is wrong.
     """
+    if args.print_effective:
+        print(effective_service(args))
+        raise SystemExit(0)
     drain_on_sigterm()
     if not ray.is_initialized():  # by `serve run`, which starts Ray after this
         os.environ.update(PROXY_ENVIRONMENT)

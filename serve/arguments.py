@@ -86,6 +86,10 @@ class AppArgs(BaseModel):
         default="",
         description="names that the Host header may have where no API keys are set, besides those of this machine, separated by commas; *: any",
     )
+    print_effective: bool = Field(
+        default=False,
+        description="with `serve run`: print all arguments and options as they would be used, with where each comes from, and end",
+    )
     page: bool = Field(default=True, description="serve a web page for people at /")
     cors_origins: str = Field(default="", description="allowed CORS origins, separated by commas, or *")
 

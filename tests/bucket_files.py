@@ -38,7 +38,11 @@ def write_data(folder: Path, worlds: list, splits: list[np.ndarray]) -> Prepared
         "format_version": schema.FORMAT_VERSION,
         "spec": first.spec.to_dict(),
         "features": dataclasses.asdict(first.features),
-        "counts": {"items": len(first.catalogue)},
+        "counts": {
+            "items": len(first.catalogue),
+            "train": sum(int((split == schema.TRAIN).sum()) for split in splits),
+            "buckets": len(worlds),
+        },
     }
     (folder / schema.META).write_text(json.dumps(meta))
     return PreparedData.open(str(folder))

@@ -14,6 +14,7 @@ from typing import Any
 from ctxrec.core import failures
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.errors import Failed, Stopped, UserError
+from ctxrec.core.option_origins import option_origins
 
 logger = logging.getLogger("ctxrec")
 
@@ -61,6 +62,22 @@ class _RefusedFlag(argparse.Action):
 def add_rules(parser: argparse.ArgumentParser) -> None:
     """Add the flag `--rules FILE`, which is short for `--set diversity.rules=FILE`."""
     parser.add_argument("--rules", metavar="RULES.toml", help="file of blocks, boosts and pins; path or URI")
+
+
+def add_print_effective(parser: argparse.ArgumentParser) -> None:
+    """Add the flag `--print-effective`, with which a command prints its options and ends."""
+    what = "print all options as they would be used, with where each value comes from, and do nothing else"
+    parser.add_argument("--print-effective", action="store_true", help=what)
+
+
+def origins(args: argparse.Namespace, saved: str | None = None) -> dict[str, str]:
+    """Where the options of a command line come from, by "section.key".
+
+    Args:
+        args: of the command.
+        saved: `config.toml` of the run that the command uses, if it uses one.
+    """
+    return option_origins(args.config, overrides(args), base=saved)
 
 
 def overrides(args: argparse.Namespace) -> list[str]:

@@ -21,6 +21,13 @@ def api_server_url(gcs_address: str) -> str:
     return ray_address_to_api_server_url(gcs_address)
 
 
+def num_cpus() -> float:
+    """The CPUs that a local cluster would have; limits of a container count."""
+    from ray._private.utils import get_num_cpus
+
+    return get_num_cpus()
+
+
 def pass_to_train_processes(variable: str) -> None:
     """Let Ray Train copy an environment variable of the driver to its controller and its helpers."""
     from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE

@@ -20,7 +20,7 @@ import torch
 from ray.train import UserCallback
 
 from ctxrec.core import ray_cluster, storage
-from ctxrec.core.config import BACKBONES, Config, to_toml
+from ctxrec.core.config import BACKBONES, Config, TrainConfig, to_toml
 from ctxrec.core.errors import Failed, Stopped, UserError
 from ctxrec.core.manifest import read_run_manifest
 from ctxrec.core.removed_options import lost_options, without_removed
@@ -169,11 +169,22 @@ def _training_options(config: Config) -> dict[str, Any]:
     return options
 
 
+def trains_on_gpus(options: TrainConfig, available: float) -> bool:
+    """Whether a training runs on GPUs of which a cluster has `available`."""
+    return options.use_gpu == "yes" or (options.use_gpu == "auto" and available >= 1)
+
+
+def cpus_of_worker(options: TrainConfig, available: float) -> float:
+    """CPUs of each worker on a cluster that has `available` CPUs."""
+    elastic = options.min_workers < options.max_workers
+    return options.cpus_per_worker or max(available // options.max_workers, 1.0 if elastic else 0.5)
+
+
 def _trainer(job: dict[str, Any], config: Config, callbacks: Sequence[UserCallback]) -> ray.train.torch.TorchTrainer:
     options = config.train
-    use_gpu = options.use_gpu == "yes" or (options.use_gpu == "auto" and ray.cluster_resources().get("GPU", 0) >= 1)
+    use_gpu = trains_on_gpus(options, ray.cluster_resources().get("GPU", 0))
     available, elastic = ray.cluster_resources().get("CPU", 0), options.min_workers < options.max_workers
-    cpus = options.cpus_per_worker or max(available // options.max_workers, 1.0 if elastic else 0.5)
+    cpus = cpus_of_worker(options, available)
     if cpus * options.min_workers > available:
         raise UserError(
             f"train.workers = {options.min_workers} with {cpus:g} CPUs each need {cpus * options.min_workers:g} CPUs; "
