@@ -124,6 +124,11 @@ def value_lists(column: pa.Array | pa.ChunkedArray, *, normal: bool = True) -> p
     return pa.ListArray.from_arrays(pa.array(offsets), values.drop_null())
 
 
+def shortest(number: float | None) -> float | None:
+    """The number of fewest digits that is the same in float32, for people: 19.99, where float64 has 19.989999771118164."""
+    return None if number is None else float(str(np.float32(number)))
+
+
 def numbers_or_null(column: pa.ChunkedArray) -> pa.Array:
     """A numeric column as float32; null where a value is missing or no finite number."""
     numbers, _ = parsing.to_numbers(column)

@@ -45,6 +45,14 @@ def rows(ids: list[str], state: int) -> EncodedItems:
     return encoded(table_of(ids, state), NUM, value=state, width=3)
 
 
+def test_cards_show_the_numbers_of_the_file():
+    catalogue, row = make(), table_of(["i1", "new"], 0).to_pylist()
+    prices = pa.Table.from_pylist([r | {"num_year": 19.99} for r in row], schema.items_schema(SPEC))
+    catalogue.put(encoded(prices, NUM, value=1, width=3))
+    shown = [str(card["year"]) for card in catalogue.cards([1, NUM, 0])]
+    assert shown == ["19.99", "19.99", "1970.0"], "float64 would have 19.989999771118164"
+
+
 def test_added_changed_and_removed_items_by_hand():
     catalogue = make()
     kinds, births = catalogue.codes("kind", option="x"), catalogue.births("year")
