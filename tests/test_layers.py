@@ -44,7 +44,7 @@ WITHOUT: dict[str, tuple[str, ...]] = {
     "memory": ("ray", "deepspeed"),
     "bundle": ("ray", "deepspeed"),
 }
-COMMANDS = ("ab", "benchmark", "demo", "evaluate", "plan", "prepare", "publish", "recommend", "rerank", "train")
+COMMANDS = ("ab", "benchmark", "demo", "evaluate", "init", "plan", "prepare", "publish", "recommend", "rerank", "train")
 MOST_FILES, MOST_LINES_OF_A_COMMAND, MOST_LINES = 18, 60, 400
 
 

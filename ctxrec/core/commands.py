@@ -8,6 +8,7 @@ from ctxrec.core.errors import UserError
 
 # Each is `ctxrec NAME`, which is `python -m ctxrec.NAME`.
 COMMANDS: dict[str, str] = {
+    "init": "look at the files of a log, and write a commented dataset.toml",
     "datasets": "write a public data set, or a simulated one, with its dataset.toml",
     "prepare": "validate a log, split it, and write one history for each user",
     "train": "train on prepared data; an unfinished training is resumed",

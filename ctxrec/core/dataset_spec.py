@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -35,6 +36,35 @@ def _check_separators(section: str, separators: dict[str, str], categorical: tup
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FileSpec:
+    """Where a table lies and how its text is written.
+
+    `path` is a file, folder, glob or URI. `delimiter` divides the columns of a csv or tsv file; without it that is a comma
+    or a tab. `encoding` is that of a text file, as Python names it; without it that is UTF-8.
+    """
+
+    path: str
+    delimiter: str | None = None
+    encoding: str | None = None
+
+    def _check_form(self, section: str) -> None:
+        if self.delimiter is not None and (
+            len(self.delimiter) != 1 or not self.delimiter.isascii() or self.delimiter in '"\r\n'
+        ):
+            raise UserError(
+                f'{section}.delimiter is {self.delimiter!r}; expected one ASCII character, such as ";" or "\\t"'
+            )
+        if self.encoding is not None:
+            try:
+                codecs.lookup(self.encoding)
+            except LookupError as error:
+                raise UserError(
+                    f'{section}.encoding is {self.encoding!r}, which is unknown; expected one such as "utf-8", "cp1252", '
+                    '"gb18030" or "utf-16"'
+                ) from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ContextSpec:
     """Columns of the event log whose values are known at the time of a request."""
 
@@ -57,10 +87,9 @@ class ContextSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EventsSpec:
-    """The behaviour log. `path` is a file, folder, glob or URI; the others are column names."""
+class EventsSpec(FileSpec):
+    """The behaviour log: where it lies, and which column is what."""
 
-    path: str
     user: str = "user_id"
     item: str = "item_id"
     time: str = "timestamp"
@@ -70,6 +99,7 @@ class EventsSpec:
     actions: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._check_form("events")
         if self.actions and self.action is None:
             raise UserError(
                 "[events.actions] has weights of actions, and [events] names no column of actions; expected "
@@ -78,13 +108,12 @@ class EventsSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ItemsSpec:
-    """The item table. `path` is a file, folder, glob or URI; the others are column names.
+class ItemsSpec(FileSpec):
+    """The item table: where it lies, and which column is what.
 
     `separators` says what divides the values of a text in a categorical column (`ctxrec.data.list_texts`).
     """
 
-    path: str
     id: str = "item_id"
     text: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
@@ -94,6 +123,7 @@ class ItemsSpec:
     separators: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._check_form("items")
         for kind in ("text", "categorical", "numeric"):
             _each_once(f"items.{kind}", getattr(self, kind))
         _check_separators("items", self.separators, self.categorical)
@@ -105,28 +135,30 @@ class ItemsSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class UsersSpec:
+class UsersSpec(FileSpec):
     """The table of user attributes; `separators` is as in `ItemsSpec`."""
 
-    path: str
     id: str = "user_id"
     categorical: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
     separators: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._check_form("users")
         _each_once("users", self.categorical + self.numeric)
         _check_separators("users", self.separators, self.categorical)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GraphSpec:
+class GraphSpec(FileSpec):
     """Knowledge-graph triples. Those whose head is an item become a category of that item (`ctxrec.ingest.triples`)."""
 
-    path: str
     head: str = "head"
     relation: str = "relation"
     tail: str = "tail"
+
+    def __post_init__(self) -> None:
+        self._check_form("graph")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

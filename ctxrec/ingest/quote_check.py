@@ -20,17 +20,15 @@ _PART_BYTES = 1 << 17  # of a block whose lines are counted at once, in the proc
 
 # A field is a quoted value up to a delimiter, a quoted value of one line with more text behind it (which Arrow takes as
 # one value), or unquoted text.
-_FIELDS = re.compile(
-    rb'(?:(?:"(?:[^"]++|"")*+"(?=[,\r\n])|"(?:[^"\r\n]++|"")*+"[^,\r\n]*+|[^",\r\n][^,\r\n]*+)?+[,\r\n])*+'
-)
+_FIELDS = rb'(?:(?:"(?:[^"]++|"")*+"(?=[,\r\n])|"(?:[^"\r\n]++|"")*+"[^,\r\n]*+|[^",\r\n][^,\r\n]*+)?+[,\r\n])*+'
 _QUOTED = re.compile(rb'"(?:[^"]++|"")*+"')
 
 
 class LineCount:
     """A stream that passes on what it reads, and counts the lines that are not empty."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: BinaryIO, *, delimiter: str = ",") -> None:
+        self._stream, self._delimiter = stream, delimiter
         self._lines = 0  # that have ended
         self._last = b"\n"  # the last line that is not empty, with its end where it has one
         self.closed = False
@@ -60,7 +58,7 @@ class LineCount:
         if self._lines + (not self._last.endswith(b"\n")) != rows:
             return True
         try:
-            check = QuoteCheck(io.BytesIO(self._last), "")
+            check = QuoteCheck(io.BytesIO(self._last), "", delimiter=self._delimiter)
             while check.read():
                 pass
         except UserError:  # a mark in the last line that is not closed swallows no row, but the end of the line
@@ -78,13 +76,13 @@ def _line_ends(block: np.ndarray, *, after_end: bool) -> int:
     return count
 
 
-def check_quotes(stream: BinaryIO, path: str) -> None:
+def check_quotes(stream: BinaryIO, path: str, *, delimiter: str = ",") -> None:
     """Look at every quotation mark of a CSV.
 
     Raises:
         UserError: one of them swallows rows; names its line.
     """
-    check = QuoteCheck(stream, path)
+    check = QuoteCheck(stream, path, delimiter=delimiter)
     while check.read(8 << 20):
         pass
 
@@ -92,8 +90,10 @@ def check_quotes(stream: BinaryIO, path: str) -> None:
 class QuoteCheck:
     """A stream that passes on what it reads, and raises a `UserError` at a quotation mark that swallows rows."""
 
-    def __init__(self, stream: BinaryIO, path: str) -> None:
+    def __init__(self, stream: BinaryIO, path: str, *, delimiter: str = ",") -> None:
         self._stream, self._path = stream, path
+        self._delimiter = delimiter.encode()
+        self._fields = re.compile(_FIELDS.replace(b",", re.escape(self._delimiter)))
         self._rest = b""  # the field that is not complete yet
         self._line = 1  # where it begins
         self._begun = False
@@ -120,9 +120,9 @@ class QuoteCheck:
 
     def _look(self, block: bytes) -> None:
         data = self._rest + block
-        end = max(data.rfind(mark) for mark in (b",", b"\n", b"\r")) + 1
+        end = max(data.rfind(mark) for mark in (self._delimiter, b"\n", b"\r")) + 1
         if b'"' in data:
-            fields = _FIELDS.match(data)
+            fields = self._fields.match(data)
             assert fields is not None, "the pattern matches nothing at least"
             end = fields.end()
         self._line += data.count(b"\n", 0, end)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
+import dataclasses
 import json
 import re
 import urllib.parse
@@ -25,11 +26,14 @@ from ctxrec.ingest import json_lines
 from ctxrec.ingest.quote_check import LineCount, check_quotes
 
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+DELIMITERS = {"csv": ",", "tsv": "\t"}  # where the spec names none
+UTF_8 = "utf-8"
 _NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 _HEAD_BYTES = 1 << 20
 _BLOCK_BYTES = 8 << 20
 _BATCH_ROWS = 1 << 17
 _SAMPLE_ROWS = 1000
+_NAME_ITS_ENCODING = 'Name its encoding in the dataset spec, such as encoding = "cp1252"'
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class FileInfo:
     types: dict[str, pa.DataType]  # parquet only
     num_rows: int
     group_rows: tuple[int, ...] = ()  # rows of each parquet row group
+    delimiter: str = ""  # of csv and tsv
+    encoding: str = UTF_8  # of text formats
 
     @property
     def folder_keys(self) -> list[str]:
@@ -67,6 +73,8 @@ class Piece:
     first_row: int = 1
     num_rows: int = 0
     folder_keys: Sequence[str] = ()  # see `FileInfo.folder_keys`
+    delimiter: str = ""  # of csv and tsv
+    encoding: str = UTF_8  # of text formats
 
 
 @dataclass(frozen=True)
@@ -101,22 +109,35 @@ def is_table(path: str) -> bool:
         return False
 
 
-def inspect(path: str, columns: Sequence[str], *, section: str) -> list[FileInfo]:
+def inspect(
+    path: str, columns: Sequence[str], *, section: str, delimiter: str | None = None, encoding: str | None = None
+) -> list[FileInfo]:
     """The files at `path` in sorted order, each checked to have `columns`.
 
     Args:
         path: file, folder, glob or URI.
         columns: what the spec names.
         section: section of the spec, for messages.
+        delimiter: what divides the columns of a csv or tsv file; None: the usual one of its type.
+        encoding: of a text file; None: UTF-8.
 
     Raises:
-        UserError: no file, an unknown type, or a column that a file lacks.
+        UserError: no file, an unknown type, a column that a file lacks, or a delimiter or encoding that a file has not.
     """
     paths = storage.list_files(path)
     for name in paths:
-        format_of(name)
+        kind = format_of(name)
+        for key, value, without in (
+            ("delimiter", delimiter, ("parquet", "jsonl")),
+            ("encoding", encoding, ("parquet",)),
+        ):
+            if value is not None and kind in without:
+                raise UserError(
+                    f"[{section}] has {key} = {value!r}, but {name} is {kind}, which has none; leave it out"
+                )
     with ThreadPoolExecutor(16) as pool:
-        files = [info for info in pool.map(_inspect_file, paths) if info is not None]
+        found = pool.map(lambda name: _inspect_file(name, delimiter, encoding or UTF_8), paths)
+        files = [info for info in found if info is not None]
     optional = _keys_of_json_lines(files, columns)
     for info in files:
         for column in columns:
@@ -125,9 +146,17 @@ def inspect(path: str, columns: Sequence[str], *, section: str) -> list[FileInfo
             problem = "stands there more than once" if column in info.all_columns else "is missing"
             raise UserError(
                 f"[{section}] names column {column!r}, which {problem} in {info.path}; found columns "
-                f"{', '.join(info.all_columns)}. Correct the name in the dataset spec"
+                f"{', '.join(info.all_columns)}. {_remedy(info)}"
             )
     return files
+
+
+def _remedy(info: FileInfo) -> str:
+    """What to do about a column that a file lacks."""
+    other = next((mark for mark in (";", "\t", "|", ",") if len(info.columns) == 1 and mark in info.columns[0]), None)
+    if not info.delimiter or other is None:
+        return "Correct the name in the dataset spec"
+    return f"If {other!r} divides the columns, write delimiter = {json.dumps(other)} into the dataset spec"
 
 
 def _keys_of_json_lines(files: Sequence[FileInfo], columns: Sequence[str]) -> set[str]:
@@ -142,7 +171,7 @@ def _keys_of_json_lines(files: Sequence[FileInfo], columns: Sequence[str]) -> se
         spelled = {c: {json.dumps(c, ensure_ascii=a).encode() for a in (True, False)} for c in missing}
         for info in lines:
             tail = b""
-            with storage.open_stream(info.path) as stream:
+            with _open_text(info.path, info.encoding) as stream:
                 while missing and (block := stream.read(_BLOCK_BYTES)):
                     here = {c for c in missing if any(key in tail + block for key in spelled[c])}
                     found |= here
@@ -151,7 +180,13 @@ def _keys_of_json_lines(files: Sequence[FileInfo], columns: Sequence[str]) -> se
     return found
 
 
-def _inspect_file(path: str) -> FileInfo | None:
+def _open_text(path: str, encoding: str) -> pa.NativeFile:
+    """The content of a text file as a stream of UTF-8."""
+    stream = storage.open_stream(path)
+    return stream if encoding == UTF_8 else pa.transcoding_input_stream(stream, encoding, UTF_8)
+
+
+def _inspect_file(path: str, delimiter: str | None, encoding: str) -> FileInfo | None:
     """Columns and size of a file; None for an empty text file, which has neither."""
     kind = format_of(path)
     fs, inner = storage.filesystem(path)
@@ -162,11 +197,13 @@ def _inspect_file(path: str) -> FileInfo | None:
             groups = tuple(file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups))
         types = dict(zip(arrow.names, arrow.types, strict=True))
         return FileInfo(path, kind, tuple(arrow.names), types, sum(groups), groups)
-    with _damage_named(path, kind), storage.open_stream(path) as stream:
+    with _damage_named(path, kind, encoding, delimiter), _open_text(path, encoding) as stream:
         head = stream.read(_HEAD_BYTES)
     first = head[:1000].split(b"\n")[0]
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or first.count(0) > len(first) // 4:
-        raise UserError(f"{path} is not UTF-8 text: it looks like UTF-16. Convert it to UTF-8")
+        raise UserError(
+            f'{path} is not UTF-8 text: it looks like UTF-16. Write encoding = "utf-16" into the dataset spec'
+        )
     lines = [line for line in re.split(rb"[\r\n]+", head) if line.strip()]
     if not lines:
         return None
@@ -180,32 +217,47 @@ def _inspect_file(path: str) -> FileInfo | None:
             except ValueError:  # a malformed or cut line is counted when it is read
                 continue
             names |= dict.fromkeys(record if isinstance(record, dict) else ())
-        return FileInfo(path, kind, tuple(names), {}, estimate)
+        return FileInfo(path, kind, tuple(names), {}, estimate, encoding=encoding)
     try:
         header = lines[0].decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}. Convert it to UTF-8") from error
-    names_ = header.split("\t") if kind == "tsv" else next(csv.reader([header]))
-    return FileInfo(path, kind, tuple(names_), {}, estimate)
+        raise UserError(f"{path} is not UTF-8 text: {error}. {_NAME_ITS_ENCODING}") from error
+    mark = delimiter or DELIMITERS[kind]
+    names_ = header.split(mark) if kind == "tsv" else next(csv.reader([header], delimiter=mark))
+    return FileInfo(path, kind, tuple(names_), {}, estimate, delimiter=mark, encoding=encoding)
 
 
 def make_pieces(files: Sequence[FileInfo], *, rows: int) -> list[Piece]:
     """Divide files into pieces of about `rows` rows; only parquet files can be divided."""
     pieces = []
     for number, info in enumerate(files):
+        whole = _whole(info, number)
         if info.format != "parquet":
-            pieces.append(Piece(info.path, info.format, number, num_rows=info.num_rows, folder_keys=info.folder_keys))
+            pieces.append(whole)
             continue
         start = first_row = count = 0
-        for group, size in enumerate(info.group_rows):
-            if count and count + size > rows:
-                pieces.append(Piece(info.path, "parquet", number, start, group, first_row + 1, count, info.folder_keys))
+        for group, size in enumerate((*info.group_rows, 0)):
+            if count and (count + size > rows or group == len(info.group_rows)):
+                pieces.append(
+                    dataclasses.replace(whole, start=start, stop=group, first_row=first_row + 1, num_rows=count)
+                )
                 start, first_row, count = group, first_row + count, 0
             count += size
-        if count:
-            stop, keys = len(info.group_rows), info.folder_keys
-            pieces.append(Piece(info.path, "parquet", number, start, stop, first_row + 1, count, keys))
     return pieces
+
+
+def _whole(info: FileInfo, number: int = 0) -> Piece:
+    """A whole file as a piece."""
+    return Piece(
+        path=info.path,
+        format=info.format,
+        file=number,
+        stop=len(info.group_rows) if info.format == "parquet" else -1,
+        num_rows=info.num_rows,
+        folder_keys=info.folder_keys,
+        delimiter=info.delimiter,
+        encoding=info.encoding,
+    )
 
 
 def read_piece(piece: Piece, columns: Sequence[str], *, encoded: Sequence[str] = ()) -> Iterator[RawBatch]:
@@ -223,23 +275,24 @@ def read_piece(piece: Piece, columns: Sequence[str], *, encoded: Sequence[str] =
     wanted = list(dict.fromkeys(columns))
     given = {name: value for name, value in (pair.split("=", 1) for pair in piece.folder_keys) if name in wanted}
     own = [name for name in wanted if name not in given]
-    with _damage_named(piece.path, piece.format):
+    with _damage_named(piece.path, piece.format, piece.encoding, piece.delimiter):
         for batch in reader(piece, own, [name for name in encoded if name in own]):
             yield _with_folder_keys(batch, given, wanted) if given else batch
 
 
 @contextlib.contextmanager
-def _damage_named(path: str, kind: str) -> Iterator[None]:
+def _damage_named(path: str, kind: str, encoding: str = UTF_8, delimiter: str | None = None) -> Iterator[None]:
     """Errors of Arrow about the content of a file become a `UserError` that names it."""
     try:
         yield
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the system, not of the content
             raise
         if kind == "csv" and isinstance(error, pa.ArrowInvalid):  # such as a value that is larger than a block
-            _check_quotes(path)
-        expected = "a whole parquet file" if kind == "parquet" else f"a whole file of UTF-8 {kind}"
-        raise UserError(f"{path} cannot be read: {str(error).rstrip('.')}. Expected {expected}") from error
+            _check_quotes(path, encoding, delimiter or DELIMITERS[kind])
+        expected = "a whole parquet file" if kind == "parquet" else f"a whole file of {encoding.upper()} {kind}"
+        remedy = f". {_NAME_ITS_ENCODING}" if re.search("UTF-?8 data|codec can't decode", str(error)) else ""
+        raise UserError(f"{path} cannot be read: {str(error).rstrip('.')}. Expected {expected}{remedy}") from error
 
 
 def _with_folder_keys(batch: RawBatch, given: dict[str, str], wanted: list[str]) -> RawBatch:
@@ -274,13 +327,13 @@ def _read_csv(piece: Piece, columns: list[str], encoded: list[str]) -> Iterator[
         return "skip"
 
     has_quotes = piece.format == "csv"  # a TSV has no quoting
-    with storage.open_stream(piece.path) as stream:
-        lines = LineCount(stream)
+    with _open_text(piece.path, piece.encoding) as stream:
+        lines = LineCount(stream, delimiter=piece.delimiter)
         reader = pyarrow.csv.open_csv(
             pa.PythonFile(lines, mode="r") if has_quotes else stream,
             read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
             parse_options=pyarrow.csv.ParseOptions(
-                delimiter="," if has_quotes else "\t",
+                delimiter=piece.delimiter,
                 quote_char='"' if has_quotes else False,
                 newlines_in_values=has_quotes,
                 invalid_row_handler=keep,
@@ -304,17 +357,17 @@ def _read_csv(piece: Piece, columns: list[str], encoded: list[str]) -> Iterator[
             empty = pa.table({name: pa.array([], pa.string()) for name in columns})
             yield RawBatch(empty, np.zeros(0, np.int64), bad[reported:])
         if has_quotes and lines.may_hide_rows(parsed + len(bad) + 1):
-            _check_quotes(piece.path)
+            _check_quotes(piece.path, piece.encoding, piece.delimiter)
 
 
-def _check_quotes(path: str) -> None:
-    with storage.open_stream(path) as stream:
-        check_quotes(stream, path)
+def _check_quotes(path: str, encoding: str, delimiter: str) -> None:
+    with _open_text(path, encoding) as stream:
+        check_quotes(stream, path, delimiter=delimiter)
 
 
 def _read_jsonl(piece: Piece, columns: list[str], encoded: list[str]) -> Iterator[RawBatch]:
     row, rest = 1, b""
-    with storage.open_stream(piece.path) as stream:
+    with _open_text(piece.path, piece.encoding) as stream:
         while True:
             block = stream.read(_BLOCK_BYTES)
             if row == 1 and not rest:
@@ -331,8 +384,8 @@ def sample_column(files: Sequence[FileInfo], column: str) -> list[pa.Array]:
     """The first values of a column in each file."""
 
     def first(info: FileInfo) -> pa.Array:
-        stop = min(1, len(info.group_rows)) if info.format == "parquet" else -1
-        for batch in read_piece(Piece(info.path, info.format, 0, 0, stop, folder_keys=info.folder_keys), [column]):
+        piece = _whole(info)
+        for batch in read_piece(dataclasses.replace(piece, stop=min(piece.stop, 1)), [column]):
             return batch.table.column(column).slice(0, _SAMPLE_ROWS).combine_chunks()
         return pa.nulls(0)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config
-from ctxrec.core.dataset_spec import DatasetSpec, ItemsSpec
+from ctxrec.core.dataset_spec import DatasetSpec, FileSpec, ItemsSpec
 from ctxrec.core.version import VERSION
 from ctxrec.ingest import readers, vocabularies
 from ctxrec.ingest.shards import MAX_ID_BYTES, check_single, event_columns
@@ -56,14 +56,17 @@ def inspect_source(spec: DatasetSpec) -> Source:
         UserError: names the column, the file and the columns found.
     """
     items, users, graph = spec.items, spec.users, spec.graph
+
+    def files(section: str, part: FileSpec, columns: Sequence[str]) -> list[readers.FileInfo]:
+        form = {"delimiter": part.delimiter, "encoding": part.encoding}
+        return readers.inspect(part.path, columns, section=section, **form)
+
     source = Source(
         spec=spec,
-        events=readers.inspect(spec.events.path, event_columns(spec.events), section="events"),
-        items=readers.inspect(items.path, _item_columns(items), section="items") if items else [],
-        users=readers.inspect(users.path, [users.id, *users.categorical, *users.numeric], section="users")
-        if users
-        else [],
-        graph=readers.inspect(graph.path, [graph.head, graph.relation, graph.tail], section="graph") if graph else [],
+        events=files("events", spec.events, event_columns(spec.events)),
+        items=files("items", items, _item_columns(items)) if items else [],
+        users=files("users", users, [users.id, *users.categorical, *users.numeric]) if users else [],
+        graph=files("graph", graph, [graph.head, graph.relation, graph.tail]) if graph else [],
     )
     for info in source.events:
         for name in event_columns(spec.events):

@@ -53,7 +53,7 @@ def test_the_least_spec(tmp_path):
     ("text", "message"),
     [
         ('name = "x"\n', "missing events"),
-        ('name = "x"\n[events]\npath = "l"\nusr = "u"\n', r"unknown key 'events.usr'; valid keys are path, user, item"),
+        ('name = "x"\n[events]\npath = "l"\nusr = "u"\n', r"unknown key 'events.usr'; valid keys are path, delimiter, encoding, user, item"),
         ('name = "x"\n[events]\npath = 3\n', "events.path is 3; expected a string"),
         ('name = "x"\n[events]\npath = "l"\n[items]\npath = "i"\ntext = "title"\n', r"items.text is 'title'; expected a list"),
         (
@@ -85,3 +85,19 @@ def test_mistakes_are_named(tmp_path, text, message):
 def test_a_missing_spec_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nothing at .*none.toml"):
         load_spec(str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize("section", ["events", "items", "users", "graph"])
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("delimiter", ";;", "one ASCII character"),
+        ("delimiter", '"', "one ASCII character"),
+        ("encoding", "utf-9", "cp1252"),
+    ],
+)
+def test_how_a_file_is_written_is_checked(section, key, value, expected):
+    raw = {"name": "x", "events": {"path": "e.csv"}}
+    raw[section] = {"path": "t.csv", key: value}
+    with pytest.raises(UserError, match=expected):
+        DatasetSpec.from_dict(raw)

@@ -230,3 +230,45 @@ def test_unknown_type_no_file_and_damaged_files(tmp_path):
     (tmp_path / "latin.csv").write_bytes("a,b\né,1\n".encode("latin-1"))
     with pytest.raises(UserError, match="Expected a whole file of UTF-8"):
         read(tmp_path / "latin.csv", ["a"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "utf-16", "gb18030"])
+@pytest.mark.parametrize("delimiter", [";", "|", "\t"])
+def test_the_spec_names_delimiter_and_encoding(tmp_path, delimiter, encoding):
+    word = "椅子" if encoding == "gb18030" else "Jürgen"
+    text = f'user{delimiter}item{delimiter}n\n{word}{delimiter}"a, {delimiter} ""b"""{delimiter}1\nbad\nx{delimiter}i{delimiter}2\n'
+    (tmp_path / "t.csv").write_bytes(text.encode(encoding))
+    (info,) = readers.inspect(str(tmp_path), ["user", "item"], section="events", delimiter=delimiter, encoding=encoding)
+    assert info.columns == ("user", "item", "n")
+    (piece,) = readers.make_pieces([info], rows=10)
+    (batch,) = readers.read_piece(piece, ["item", "user"])
+    assert batch.table.to_pylist() == [{"item": f'a, {delimiter} "b"', "user": word}, {"item": "i", "user": "x"}]
+    assert batch.rows.tolist() == [1, 3] and batch.malformed == [(2, "bad")]
+    assert readers.sample_column([info], "n")[0].to_pylist() == ["1", "2"]
+
+
+def test_json_lines_of_another_encoding(tmp_path):
+    (tmp_path / "t.jsonl").write_bytes('{"user": "Jürgen", "item": 1}\n'.encode("cp1252"))
+    (info,) = readers.inspect(str(tmp_path), ["user"], section="events", encoding="cp1252")
+    batches = readers.read_piece(readers.make_pieces([info], rows=10)[0], ["user", "item"])
+    assert [row for batch in batches for row in batch.table.to_pylist()] == [{"user": "Jürgen", "item": 1}]
+
+
+def test_a_quotation_mark_that_swallows_rows_is_found_between_semicolons(tmp_path):
+    (tmp_path / "t.csv").write_text('user;item\na;"1\nb;2\nc;"3"x\n')
+    (info,) = readers.inspect(str(tmp_path), ["user"], section="events", delimiter=";")
+    with pytest.raises(UserError, match="before '1' in line 2"):
+        list(readers.read_piece(readers.make_pieces([info], rows=10)[0], ["user"]))
+
+
+def test_what_a_file_needs_is_said(tmp_path):
+    """A wrong delimiter or encoding names the key of the spec that mends it."""
+    (tmp_path / "t.csv").write_bytes("user;item\nJürgen;2\n".encode("cp1252"))
+    with pytest.raises(UserError, match='delimiter = ";"'):
+        readers.inspect(str(tmp_path), ["user"], section="events")
+    (info,) = readers.inspect(str(tmp_path), ["user"], section="events", delimiter=";")
+    with pytest.raises(UserError, match='encoding = "cp1252"'):
+        list(readers.read_piece(readers.make_pieces([info], rows=10)[0], ["user"]))
+    pq.write_table(pa.table({"user": ["a"]}), tmp_path / "u.parquet")
+    with pytest.raises(UserError, match=r"\[events\] has encoding = 'cp1252', but .*u.parquet is parquet"):
+        readers.inspect(str(tmp_path / "u.parquet"), ["user"], section="events", encoding="cp1252")
