@@ -147,5 +147,6 @@ def _where(error: BaseException, kind: _Kind) -> str | None:
     elif not re.search(kind.said, text) or not (isinstance(error, OSError) or _SYSTEM.search(text)):
         return None
     line = next((part for part in reversed(text.splitlines()) if re.search(kind.said, part)), text)
-    named = _PATH.search(line)
-    return str(getattr(error, "filename", None) or (named[1] if named else ""))
+    named = _PATH.findall(line)  # of two, the second one is where a copy goes
+    own = getattr(error, "filename2", None) or getattr(error, "filename", None)
+    return str(own or (named[-1] if named else ""))

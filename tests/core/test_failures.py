@@ -6,6 +6,7 @@ import errno
 import os
 import pickle
 import resource
+import shutil
 import signal
 import socket
 
@@ -104,6 +105,13 @@ def test_a_path_that_arrow_does_not_name_is_named_and_survives_pickling():
     assert "no space is left for /data/shard;" in str(failures.explain(pickle.loads(pickle.dumps(raised.value))))
     text = RuntimeError(f"ray::task()\n  File 'x'\nOSError: {raised.value}")  # as a worker's error reaches the driver
     assert "no space is left for /data/shard;" in str(failures.explain(text))
+
+
+def test_of_a_copy_the_place_where_it_goes_is_named():
+    copy = OSError(errno.ENOSPC, "No space left on device", "/from/a", None, "/to/a")
+    assert "no space is left for /to/a;" in str(failures.explain(copy))
+    many = shutil.Error([("/from/a", "/to/a", "[Errno 28] No space left on device: '/from/a' -> '/to/a'")])
+    assert "no space is left for /to/a;" in str(failures.explain(many))
 
 
 def test_a_long_folder_for_sockets():
