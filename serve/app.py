@@ -9,7 +9,6 @@ No `from __future__ import annotations` here: Serve reads the type of `build_app
 """
 
 import os
-import tempfile
 import uuid
 from typing import Any, cast
 
@@ -19,6 +18,7 @@ from ray.serve.config import BackpressureConfig
 
 from ctxrec.bundle.format import check_bundle
 from ctxrec.bundle.registry import find_bundle, is_models
+from ctxrec.core import storage
 from ctxrec.live.opening import open_store
 from serve.arguments import AppArgs
 from serve.deployment import Service
@@ -27,7 +27,7 @@ from serve.engine import served_config
 from serve.keys import keys_from_environment
 from serve.port_guard import PROXY_ENVIRONMENT
 from serve.rule_file import RuleFile
-from serve.stopping import drain_on_sigterm
+from serve.stopping import drain_in_serve_run
 
 
 def build_app(args: AppArgs) -> ray.serve.Application:
@@ -39,11 +39,11 @@ def build_app(args: AppArgs) -> ray.serve.Application:
     if args.print_effective:
         print(effective_service(args))
         raise SystemExit(0)
-    drain_on_sigterm()
+    drain_in_serve_run()
     if not ray.is_initialized():  # by `serve run`, which starts Ray after this
         os.environ.update(PROXY_ENVIRONMENT)
     bundle = find_bundle(args.run)  # absolute: replicas have another working directory than the command
-    check_bundle(bundle, scratch=tempfile.gettempdir())  # each replica checks again; here the message is in sight
+    check_bundle(bundle, scratch=storage.temporary_folder())  # each replica checks again; here the message is in sight
     args = args.resolved()
     served_config(bundle, args.overrides)
     RuleFile(args.rules)
@@ -64,7 +64,5 @@ def build_app(args: AppArgs) -> ray.serve.Application:
             logging_config={"enable_access_log": False},
             backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
         )
-        .bind(
-            args, keys_from_environment(), os.path.join(tempfile.gettempdir(), f"ctxrec-metrics-{uuid.uuid4().hex[:8]}")
-        )
+        .bind(args, keys_from_environment(), f"metrics-{uuid.uuid4().hex[:8]}")
     )

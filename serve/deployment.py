@@ -6,6 +6,7 @@ not be found there either: helpers live in the modules it imports.
 """
 
 import asyncio
+import os
 import time
 from typing import Annotated, Any, cast
 
@@ -15,6 +16,7 @@ from fastapi import Query, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.data.posted_items import BadRow
 from ctxrec.live.store import StoreError
@@ -63,13 +65,13 @@ class Service:
     Args:
         args: of the service, with resolved places.
         keys: scopes by the hash of an API key; without any, no key is asked for.
-        metrics: folder that the replicas of a machine share.
+        metrics: name of the folder that the replicas of a machine share.
     """
 
     def __init__(self, args: AppArgs, keys: dict, metrics: str):
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
         self._keys = Keys(keys)
-        self._metrics = Metrics(metrics)
+        self._metrics = Metrics(os.path.join(storage.temporary_folder(), metrics))
         self._edge = edge.install(args, self._keys, self._metrics)
         service = f"{args.run} in the cluster at {ray.get_runtime_context().gcs_address}"
         self._replica = Replica(args, self._metrics, num_threads=max(1, int(cpus)), service=service)

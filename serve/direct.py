@@ -8,11 +8,8 @@ health of the replicas. Requests at this port pass the same routes, keys, limits
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import os
 import socket
-import tempfile
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +20,8 @@ import ray.serve
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from ctxrec.core.errors import UserError
+from serve import ports
 from serve.keys import Keys
 from serve.port_guard import Port, guarded
 
@@ -51,7 +50,7 @@ class DirectServer:
             logger.warning("port %d belongs to another service: requests come through Serve's proxy alone", port)
             return
         try:
-            listener = _listener(host, port)
+            listener = ports.listener(host, port, shared=True)
         except OSError as error:
             logger.warning("no requests straight to this replica at %s:%d: %s", host, port, error)
             self._claim.close()
@@ -84,46 +83,14 @@ class DirectServer:
         self._claim.close()
 
 
-def _listener(host: str, port: int) -> socket.socket:
-    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        made.bind((host, port))
-    except OSError:
-        made.close()
-        raise
-    return made
-
-
 def _claim(port: int) -> IO[str] | None:
-    """Claim the right to share a port with the other replicas of this application. It is held while the file is
-    open.
-
-    The kernel would let any service of this user share it, and mix their requests.
-    """
+    """Claim the right to share a port with the other replicas of this application. It is held while the file is open."""
     owner = f"{ray.get_runtime_context().gcs_address} {ray.serve.get_replica_context().app_name}"
-    path = os.path.join(tempfile.gettempdir(), f"ctxrec-port-{port}-{os.getuid()}")
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW  # others may put a link there
     try:
-        file = os.fdopen(os.open(path, flags, 0o600), "a+", encoding="utf-8")
-    except OSError as error:
-        logger.warning("the claim of port %d at %s cannot be opened: %s", port, path, error)
+        return ports.claim(port, owner)
+    except (OSError, UserError) as error:
+        logger.warning("port %d cannot be claimed: %s", port, error)
         return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        fcntl.flock(file, fcntl.LOCK_SH)
-    else:
-        file.truncate(0)
-        file.write(owner)
-        file.flush()
-        fcntl.flock(file, fcntl.LOCK_SH)
-    file.seek(0)
-    if file.read() == owner:
-        return file
-    file.close()
-    return None
 
 
 def _with_request_id(app: App) -> App:

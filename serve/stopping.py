@@ -17,17 +17,25 @@ logger = logging.getLogger(__name__)
 _LOOK_S = 0.2
 
 
+def drain_in_serve_run() -> None:
+    """`drain_on_sigterm`, where this process is `serve run` and not a test, a task or another program."""
+    if os.path.basename(sys.argv[0]) == "serve" and "run" in sys.argv[1:]:
+        drain_on_sigterm()
+
+
 def drain_on_sigterm() -> None:
-    """Let SIGTERM end this process as it should, where it is `serve run`.
+    """Let SIGTERM end this process as it should.
 
     By itself Ray would end all processes at once, replicas with what they are answering. It takes the signal when it
-    starts, which is after the application was built, and handlers are the main thread's to set: hence the timer.
+    starts, which may be later than this call, and handlers are the main thread's to set: hence the timer.
     """
-    is_serve_run = os.path.basename(sys.argv[0]) == "serve" and "run" in sys.argv[1:]
-    if not is_serve_run or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         return
-    signal.signal(signal.SIGALRM, _look)
-    signal.setitimer(signal.ITIMER_REAL, _LOOK_S, _LOOK_S)
+    if ray.is_initialized():
+        signal.signal(signal.SIGTERM, _stop)
+    else:
+        signal.signal(signal.SIGALRM, _look)
+        signal.setitimer(signal.ITIMER_REAL, _LOOK_S, _LOOK_S)
 
 
 def _look(signum: int, frame: FrameType | None) -> None:

@@ -24,6 +24,7 @@ import ray
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, config_with
 from ctxrec.core.dataset_spec import load_spec
+from ctxrec.core.errors import UserError
 from ctxrec.core.manifest import read_run_manifest
 from ctxrec.core.run_paths import BundlePaths, RunPaths
 from ctxrec.core.toml import read_toml
@@ -59,15 +60,25 @@ def run_main_job(
         keep: whether the service stays up.
 
     Raises:
-        UserError: an option is wrong, or no data set is found.
+        UserError: an option is wrong, no data set is found, or something listens at the port.
         RuntimeError: the service does not start, or refuses a request.
     """
+    port = port or _free_port()
+    _check_free(port)  # else another service would answer what the demo asks
     begin = time.monotonic()
     run = _build(out, source, demo_config(config_path, overrides))
     print(f"trained and evaluated {time.monotonic() - begin:.0f} s after the start")
-    _serve(run, port or _free_port(), keep=keep)
+    _serve(run, port, keep=keep)
     print(f"\nreport: {RunPaths(run).report}")
     print(f"the whole demo took {time.monotonic() - begin:.0f} s")
+
+
+def _check_free(port: int) -> None:
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise UserError(
+                f"something listens at port {port} already; stop it, or set another --port (make demo PORT=...)"
+            )
 
 
 def demo_config(path: str | None, overrides: Sequence[str]) -> Config:
@@ -148,7 +159,7 @@ def _service(run: str, port: int, log: str, *, keep: bool) -> Iterator[tuple[str
         f"  - name: ctxrec\n    route_prefix: /\n    import_path: serve.app:build_app\n"
         f"    args:\n      run: {run!r}\n",
     )
-    command = [os.path.join(os.path.dirname(sys.executable), "serve"), "run", config]
+    command = [sys.executable, "-m", "serve.command", "run", config]
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with open(log, "wb") as sink:
         process = subprocess.Popen(command, stdout=sink, stderr=sink, env=env, start_new_session=True)

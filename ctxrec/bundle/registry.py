@@ -96,7 +96,7 @@ def add(bundle: str, models: str) -> str:
     Raises:
         UserError: the bundle is damaged, incomplete or of another format.
     """
-    folder, manifest = check_bundle(bundle, scratch=tempfile.gettempdir())
+    folder, manifest = check_bundle(bundle, scratch=storage.temporary_folder())
     version = manifest["model_version"]
     if version != version_of(manifest["files"]):
         raise UserError(
@@ -107,7 +107,7 @@ def add(bundle: str, models: str) -> str:
     if not _is_whole(target):
         with tempfile.TemporaryDirectory() as scratch:
             storage.write_dir(target, lambda out: _copy(folder, out), scratch=scratch)
-    check_bundle(target, scratch=tempfile.gettempdir())
+    check_bundle(target, scratch=storage.temporary_folder())
     return version
 
 
@@ -116,7 +116,7 @@ def _is_whole(target: str) -> bool:
     if not storage.exists(target):
         return False
     try:
-        check_bundle(target, scratch=tempfile.gettempdir())
+        check_bundle(target, scratch=storage.temporary_folder())
     except UserError as error:
         logger.warning("the published version is replaced: %s", error)
         return False
@@ -134,7 +134,7 @@ def publish(bundle: str, models: str, *, repair: bool = False) -> Published:
     Raises:
         UserError: the bundle is damaged, incomplete or of another format; what is served stays.
     """
-    check_bundle(bundle, scratch=tempfile.gettempdir())
+    check_bundle(bundle, scratch=storage.temporary_folder())
     with publishing(models):
         return _publish(bundle, models, repair=repair)
 
@@ -188,7 +188,7 @@ def _roll_back(models: str, version: str | None) -> Published:
     wanted = version or now.previous[-1]
     if wanted != now.version and wanted not in now.previous:
         raise UserError(f"version {wanted!r} was never served from {models}; found {', '.join(now.previous)}")
-    check_bundle(version_folder(models, wanted), scratch=tempfile.gettempdir())
+    check_bundle(version_folder(models, wanted), scratch=storage.temporary_folder())
     if wanted == now.version:
         return now
     left = tuple(v for v in now.previous if v != wanted)

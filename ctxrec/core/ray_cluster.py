@@ -47,7 +47,8 @@ def connect(*, log_to_driver: bool = True) -> None:
             ray.init(**options)
         else:
             # Ray Train's controller watches itself through the dashboard's state API; it binds to localhost.
-            ray.init(address="local", include_dashboard=True, object_store_memory=_object_store_bytes(), **options)
+            with ray_private.of_this_machine_alone():
+                ray.init(address="local", include_dashboard=True, object_store_memory=_object_store_bytes(), **options)
     except Exception as error:
         if told := failures.explain(error):
             raise Failed(f"Ray did not start: {told}") from error

@@ -6,9 +6,10 @@ Imports lie inside the functions, as some of these modules take seconds to impor
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 WRITTEN_FOR = "2.60.0"
@@ -72,3 +73,45 @@ def quiet_data_errors() -> None:
         "_internal.execution.streaming_executor_state",
     ):
         logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
+
+
+def cluster_to_join(address: str | None) -> str | None:
+    """The address of the cluster that `ray.init(address)` would join; None where it would start one on this machine.
+
+    RAY_ADDRESS counts, and a cluster that `ray start` started on this machine.
+    """
+    from ray._private import services
+
+    if address is not None and "://" in address:  # of Ray's client
+        return address
+    return services.canonicalize_bootstrap_address(address)
+
+
+@contextlib.contextmanager
+def of_this_machine_alone() -> Iterator[None]:
+    """A Ray that starts inside this context listens at 127.0.0.1 alone, its metrics and control ports too.
+
+    Ray has no option for it. It listens at the address of its node, and its metrics at all addresses, unless that is
+    127.0.0.1; and it takes 127.0.0.1 where clusters are switched off, as they are on Windows and macOS. Whoever sets
+    the variable to 1 keeps Ray's default.
+    """
+    from ray._private import ray_constants
+
+    variable = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    if variable in os.environ:
+        yield
+        return
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[variable], ray_constants.ENABLE_RAY_CLUSTER = "0", False  # for Ray's processes, and for this one
+    try:
+        yield
+    finally:
+        del os.environ[variable]  # else a `ray start` of this process would refuse to join a cluster
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def serve_runs() -> bool:
+    """Whether Ray Serve runs in the cluster of this process."""
+    from ray.serve.context import _get_global_client
+
+    return _get_global_client(raise_if_no_controller_running=False) is not None

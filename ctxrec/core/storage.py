@@ -8,6 +8,8 @@ import json
 import os
 import re
 import shutil
+import stat
+import tempfile
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -301,6 +303,28 @@ def delete_stale(folder: str) -> list[str]:
 def cache_dir() -> str:
     """The folder for downloads and built extensions: $CTXREC_CACHE, or ~/.cache/ctxrec."""
     return os.environ.get("CTXREC_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "ctxrec")
+
+
+def temporary_folder() -> str:
+    """A folder below the system's temporary folder that only this user can enter; it is made where it is missing.
+
+    The system's temporary folder belongs to everybody: others may put links or files there under names that they foresee.
+
+    Raises:
+        UserError: something else lies there, such as a link or a folder of somebody else.
+    """
+    folder = os.path.join(tempfile.gettempdir(), f"ctxrec-{os.getuid()}")
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        what = f"a folder of user {found.st_uid}" if stat.S_ISDIR(found.st_mode) else "a link or a file"
+        raise UserError(
+            f"{folder} is {what}; expected a folder of this user; remove it, or set TMPDIR to another folder"
+        )
+    if stat.S_IMODE(found.st_mode) != 0o700:
+        os.chmod(folder, 0o700)
+    return folder
 
 
 def fetch_dir(path: str, *, scratch: str) -> str:

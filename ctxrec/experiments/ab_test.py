@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tempfile
 from dataclasses import asdict, dataclass
 
 from ctxrec.bundle.format import check_bundle
@@ -129,7 +128,7 @@ def _start(bundle: str | None, models: str, *, name: str, arm: str, share: float
         version = arms[arm].version
     if version is None:
         raise UserError(f"arm {arm!r} has no version yet; give it one with --run or --version")
-    check_bundle(version_folder(models, version), scratch=tempfile.gettempdir())
+    check_bundle(version_folder(models, version), scratch=storage.temporary_folder())
     if version == now.version:
         raise UserError(f"{version} is what {models} serves to everybody; expected another version for arm {arm!r}")
     made = Experiment(name=name, arms=tuple((arms | {arm: Arm(name=arm, version=version, share=share)}).values()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -72,7 +71,7 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     if k < 1:
         raise UserError(f"--k is {k}; expected at least 1")
     bundle = find_bundle(run)
-    folder, manifest = check_bundle(bundle, scratch=tempfile.gettempdir())
+    folder, manifest = check_bundle(bundle, scratch=storage.temporary_folder())
     config = config or load_config(base=BundlePaths(folder).config)
     if config.rerank.use:
         check_reranker(find_reranker(bundle), manifest["model_version"])

@@ -363,7 +363,7 @@ def check_reranker(path: str, model_version: str) -> str:
     Raises:
         UserError: a file is missing or damaged, or the second stage belongs to another model.
     """
-    folder, manifest = read_checked(path, SECOND_STAGE, scratch=tempfile.gettempdir())
+    folder, manifest = read_checked(path, SECOND_STAGE, scratch=storage.temporary_folder())
     if manifest["model_version"] != model_version:
         found = f"was trained for model {manifest['model_version']}; the bundle is model {model_version}"
         raise UserError(f"the reranker at {path} {found}. {SECOND_STAGE.when_outdated}")

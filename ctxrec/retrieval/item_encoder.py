@@ -9,8 +9,6 @@ Legend: n rows, I items of the bundle, H encoder width, C width of the text head
 
 from __future__ import annotations
 
-import tempfile
-
 import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
@@ -46,7 +44,7 @@ class ItemEncoder:
 
     def __init__(self, bundle: str, recommender: Recommender):
         self._recommender = recommender
-        folder = storage.fetch_dir(bundle, scratch=tempfile.gettempdir())
+        folder = storage.fetch_dir(bundle, scratch=storage.temporary_folder())
         arrays = load_arrays(BundlePaths(folder).vectors)
         shape = bundle_format.read_about(folder).model_shape
         self._text_width = shape.text_width

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +10,7 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 
 from ctxrec.bundle import format as bundle_format
+from ctxrec.core import storage
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
@@ -28,7 +28,7 @@ def load_recommender(bundle: str) -> Recommender:
     Raises:
         UserError: it is missing, incomplete or damaged.
     """
-    folder, manifest = bundle_format.check_bundle(bundle, scratch=tempfile.gettempdir())
+    folder, manifest = bundle_format.check_bundle(bundle, scratch=storage.temporary_folder())
     with bundle_format.damage_named(bundle):
         return _load(bundle, folder, manifest["model_version"])
 

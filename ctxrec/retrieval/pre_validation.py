@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import tempfile
 
 import numpy as np
 import torch
@@ -52,7 +51,7 @@ def recommender_before_validation(run: str, data: PreparedData, *, tuned: bool =
     bundle = RunPaths(run).bundle
     bundled = load_recommender(bundle if tuned else RunPaths(run).before)
     catalogue = item_features(data.items, data.features)
-    folder, _ = bundle_format.check_bundle(bundle, scratch=tempfile.gettempdir())
+    folder, _ = bundle_format.check_bundle(bundle, scratch=storage.temporary_folder())
     shape = dataclasses.replace(bundle_format.read_about(folder).model_shape, features=data.features)
     trained = bundled.config
     towers = Towers(bundle_format.bundled_model(trained.model, folder), shape, temperature=trained.train.temperature)

@@ -211,7 +211,7 @@ def test_serving_goes_on_without_the_head_and_without_a_host(site):
     config.write_text(
         "proxy_location: EveryNode\nhttp_options: {host: 0.0.0.0, port: 8000}\n"
         "applications:\n- name: ctxrec\n  route_prefix: /\n  import_path: serve.app:build_app\n"
-        f"  args: {{run: '{BUCKET}/run', replicas: 2, direct_port: 0, store: 'redis://{ray.lan['store'].address}:6379/1'}}\n"
+        f"  args: {{run: '{BUCKET}/run', replicas: 2, direct_port: 0, hosts: '*', store: 'redis://{ray.lan['store'].address}:6379/1'}}\n"
     )
     ray.head.run("serve", "deploy", str(config), f"--address=http://{ray.head.address}:8265", **ray.env)
     ray.until(lambda: _app_status(ray) == "RUNNING", 300, "the service")
