@@ -20,8 +20,8 @@ PAGE = Path(__file__).resolve().parents[1] / "OPTIONS.md"
 HEAD = """# Options
 
 Every command that reads options takes `--config FILE.toml`, with a table for each section below, and `--set section.key=value`, which may be
-given many times. The options of a run are saved whole in its `config.toml`. The options of a
-sweep are in [tune/README.md](tune/README.md), the arguments of the service in [serve/README.md](serve/README.md). `make options`
+given many times. The options of a run are saved whole in its `config.toml`. `--print-effective` of `ctxrec train`, `evaluate` and
+`recommend` shows every option as it would be used, and where its value comes from. The options of a sweep are in [tune/README.md](tune/README.md), the arguments of the service in [serve/README.md](serve/README.md). `make options`
 writes this page.
 """
 _PLAIN = {int: "whole number", float: "number", str: "text", bool: "true or false"}

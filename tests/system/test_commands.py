@@ -17,11 +17,13 @@ from commands import Ended, assert_users_mistake
 from paths import REPO
 
 MISTAKES = {  # arguments, and what the line must name
+    "ctxrec": (["trian"], ["did you mean train"]),
     "ctxrec.ab": (["--exposures", "{tmp}/none", "--events", "{tmp}/none"], ["none"]),
     "ctxrec.benchmark": (["--suite", "{tmp}/none.toml", "--out", "{tmp}/out"], ["none.toml"]),
     "ctxrec.datasets": (["netflix", "--out", "{tmp}/out"], ["expected one of movielens-100k"]),
     "ctxrec.demo": (["--out", "{tmp}/out", "--source", "{tmp}/none"], ["none"]),
     "ctxrec.evaluate": (["--run", "{tmp}/none"], ["no finished run at"]),
+    "ctxrec.init": (["{tmp}/none.csv", "--out", "{tmp}/dataset.toml"], ["none.csv"]),
     "ctxrec.plan": (
         ["--events", "1e8", "--items", "1e6", "--users", "1e7", "--encoder", "6,384"],
         ["layers,hidden,vocab"],
