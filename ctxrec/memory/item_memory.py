@@ -134,8 +134,8 @@ def fit_memory(
         parts: events of some users each.
         num_items: size of the catalogue.
         repeats: whether the items of a history may be recommended again.
-        text_IC: text vectors (`ctxrec.memory.text_similarity.reduced`), which give items without event their proxies;
-            None: they have none.
+        text_IC: text vectors (`ctxrec.memory.text_similarity.reduced`), which are the prior of the pairs of items, and
+            give items without event their proxies; None: there is neither.
         params: tuned numbers.
     """
     log = gather_statistics(parts, num_items, steps=params.next_steps)
@@ -143,7 +143,7 @@ def fit_memory(
     known = log.item_counts > 0
     popularity = _standardised(log.item_counts, known)
     memory = ItemMemory(
-        cooccurrence_II=pairs_of_users(log, popularity, params=params.cooccurrence),
+        cooccurrence_II=pairs_of_users(log, popularity, text_IC, params=params.cooccurrence),
         next_II=pairs_in_order(log, params=params.cooccurrence),
         popularity_I=popularity,
         recent_I=_standardised(np.bincount(latest, minlength=num_items), known),
@@ -151,15 +151,7 @@ def fit_memory(
         repeats=repeats,
         params=params,
     )
-    return with_proxies(memory, text_IC)
-
-
-def with_proxies(memory: ItemMemory, text_IC: np.ndarray | None) -> ItemMemory:
-    """The memory with rows for items without events, made from their proxies. Without text vectors it stays as it
-    is."""
-    if text_IC is None or memory.known_I.all():
-        return memory
-    return as_if_known(memory, memory.known_I, text_IC)
+    return memory if text_IC is None or known.all() else as_if_known(memory, known, text_IC)
 
 
 def as_if_known(memory: ItemMemory, known_I: np.ndarray, text_IC: np.ndarray | None) -> ItemMemory:

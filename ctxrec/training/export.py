@@ -23,7 +23,7 @@ from ctxrec.index.ray_fill import add_on_nodes
 from ctxrec.memory.blend import Blend
 from ctxrec.memory.blend_fit import fit_blend
 from ctxrec.memory.cold_start import choose_bonus, hidden_items, without_items
-from ctxrec.memory.item_memory import as_if_known, with_proxies
+from ctxrec.memory.item_memory import as_if_known
 from ctxrec.memory.scoring import BlendScorer, Scorer, in_parts, score_all
 from ctxrec.memory.text_similarity import reduced, text_axes
 from ctxrec.model.inputs import ItemTensors
@@ -218,5 +218,4 @@ def _blend(setup: Setup, before: int, vectors_IW: torch.Tensor, made: Towers, te
     if text is not None and setup.config.model.content_dim:
         vectors, present = text.vectors_IH.cpu().numpy(), text.present_I.cpu().numpy()
         text_IC = reduced(vectors, present, setup.config.model.content_dim)
-    memory = with_proxies(setup.log.memory(before), text_IC)
-    return Blend.of(memory, text_IC, vectors_IW.cpu().numpy(), made.widths)
+    return Blend.of(setup.log.memory(before, text_IC), text_IC, vectors_IW.cpu().numpy(), made.widths)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass, field
 
+import numpy as np
 import ray.train
 import ray.train.torch
 import torch
@@ -56,22 +58,27 @@ class TrainingLog:
     scan: LogScan  # with the events on rank 0 alone, which alone makes memories
     batcher: Batcher
     validator: Validator | None  # None without validation requests
-    _memories: dict[int, ItemMemory] = field(default_factory=dict)
+    _memory: list[tuple[tuple[int, bytes], ItemMemory]] = field(default_factory=list)  # the last one, and what it is of
 
     @property
     def validation(self) -> Requests | None:
         """The validation requests."""
         return self.scan.validation
 
-    def memory(self, before: int) -> ItemMemory:
+    def memory(self, before: int, text_IC: np.ndarray | None) -> ItemMemory:
         """What the events of earlier splits than `before` say of items; on rank 0 alone.
 
-        It is fitted when it is first asked for, as that takes minutes for a large catalogue.
+        It takes minutes for a large catalogue, so the last one is kept.
+
+        Args:
+            before: schema.VALID or schema.TEST.
+            text_IC: text vectors, its prior (`ctxrec.memory.item_memory.fit_memory`).
         """
-        if before not in self._memories:
+        key = (before, b"" if text_IC is None else hashlib.blake2b(text_IC.tobytes()).digest())
+        if not self._memory or self._memory[0][0] != key:
             parts, repeats = self.scan.training_events(before), self.data.spec.split.repeats
-            self._memories[before] = fit_memory(parts, self.data.num_items, repeats=repeats)
-        return self._memories[before]
+            self._memory[:] = [(key, fit_memory(parts, self.data.num_items, repeats=repeats, text_IC=text_IC))]
+        return self._memory[0][1]
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,8 @@ def test_items_without_events_have_what_their_proxies_have():
         np.array([[1, 0, 0], [0, 1, 0], [1, 0.1, 0], [0, 1, 0.1], [0, 0, 0]], np.float32), np.arange(5) < 4, 3
     )
     known = np.array([True, True, False, False, False])
-    memory = fit_memory([training([[0, 1], [0, 1], [1]])], 5, repeats=True, text_IC=text)
+    log = training([[0, 1]] * 60 + [[1]])  # so many that the pair counts more than its texts, which are unlike
+    memory = fit_memory([log], 5, repeats=True, text_IC=text)
     speak = proxy_weights(text, known).toarray()
     assert speak[0, 0] == 1 and speak[2].argmax() == 0 and speak[3].argmax() == 1
     np.testing.assert_allclose(speak.sum(1), [1, 1, 1, 1, 0], atol=1e-6)
@@ -89,7 +90,7 @@ def test_items_without_events_have_what_their_proxies_have():
     assert as_if.next_II.toarray()[0, 2] == 0 and as_if.popularity_I[1] == as_if.popularity_I[0], "0 speaks for all"
     bare = as_if_known(memory, np.arange(5) < 1, None)
     assert bare.popularity_I.tolist()[1:] == [0] * 4 and bare.known_I.tolist() == [True] + [False] * 4
-    plain = fit_memory([training([[0, 1], [0, 1], [1]])], 5, repeats=True)
+    plain = fit_memory([log], 5, repeats=True)
     np.testing.assert_array_equal(following[:2, :2], plain.next_II.toarray()[:2, :2])
 
 

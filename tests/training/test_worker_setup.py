@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -38,8 +39,12 @@ def test_no_bucket_is_read_twice_before_the_first_step(make_world, tmp_path, mon
         assert stream.steps_per_epoch > 0
     assert setup.log.validation is not None and len(setup.log.validation) > 0
     if rank == 0:
-        known = [setup.log.memory(before).known_I.sum() for before in (schema.VALID, schema.TEST)]
+        known = [setup.log.memory(before, None).known_I.sum() for before in (schema.VALID, schema.TEST)]
         assert 0 < known[0] < known[1]
+        text_IC = np.eye(setup.log.data.num_items, 4, dtype=np.float32)
+        of_texts = setup.log.memory(schema.TEST, text_IC)
+        assert setup.log.memory(schema.TEST, text_IC.copy()) is of_texts, "the last one is kept"
+        assert setup.log.memory(schema.TEST, -text_IC) is not of_texts
     assert reads == [0, 1, 2]
     next(stream.epoch(0))
     assert len(reads) > 3
