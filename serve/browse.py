@@ -20,7 +20,6 @@ from starlette.responses import Response
 
 from ctxrec.core import schema
 from ctxrec.data.events import EARLIEST_S, LATEST_S, US, Events
-from ctxrec.data.item_rows import shortest
 from ctxrec.retrieval.recommender import Recommender
 from serve.api import MAX_ITEMS, Id
 from serve.browse_api import CatalogueResponse, HistoryResponse, ItemRows, UsersResponse
@@ -156,10 +155,7 @@ def about(engine: Engine) -> dict[str, Any]:
         "actions": features.actions,
         "item_columns": {
             "categorical": {name: features.item_categories[name][:_VALUES] for name in columns},
-            "numeric": {
-                name: {end: shortest(number) for end, number in pc.min_max(column).as_py().items()}
-                for name, column in numbers.items()
-            },
+            "numeric": {name: pc.min_max(column).as_py() for name, column in numbers.items()},
         },
         "context": {
             "categorical": {name: values[:_VALUES] for name, values in features.context_categories.items()},

@@ -133,8 +133,8 @@ def random_world(
         columns[schema.category_column("kind.of")] = kinds
         columns[schema.category_column("maker")] = pa.array([["x"]] * num_items, pa.list_(pa.string()))
         columns[schema.numeric_column("price")] = pa.array(
-            [None if n % 4 == 0 else float(n) for n in range(num_items)], pa.float32()
+            [None if n % 4 == 0 else float(n) for n in range(num_items)], pa.float64()
         )
-        columns[schema.numeric_column("size")] = pa.array([1.0] * num_items, pa.float32())
+        columns[schema.numeric_column("size")] = pa.array([1.0] * num_items, pa.float64())
     table = pa.table(columns)
     return World(DatasetSpec.from_dict(raw_spec), features, histories, item_features(table, features), table)

@@ -65,7 +65,7 @@ def category_column(name: str) -> str:
 
 
 def numeric_column(name: str) -> str:
-    """Column of a numeric item feature: float32, null = missing."""
+    """Column of a numeric item feature: float64, null = missing."""
     return f"num_{name}"
 
 
@@ -101,10 +101,27 @@ def items_schema(spec: Any) -> pa.Schema:
     ]
     if spec.items is not None:
         fields += [(category_column(n), pa.list_(pa.string())) for n in spec.items.categorical]
-        fields += [(numeric_column(n), pa.float32()) for n in spec.items.numeric]
+        fields += [(numeric_column(n), pa.float64()) for n in spec.items.numeric]
     if spec.graph is not None:
         fields += [(category_column(GRAPH), pa.list_(pa.string()))]
     return pa.schema(fields)
+
+
+def widen_item_numbers(items: pa.Table) -> pa.Table:
+    """An item table whose numeric columns are float64, as those of `items_schema` are.
+
+    Item tables written before December 2026 have float32. A number of these becomes the decimal of fewest digits that has
+    the same float32, so 19.989999771118164 is 19.99 again.
+    """
+    for place, column in enumerate(items.schema):
+        if column.name.startswith(numeric_column("")) and pa.types.is_float32(column.type):
+            items = items.set_column(place, column.name, shortest_decimals(items.column(place)))
+    return items
+
+
+def shortest_decimals(numbers: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Numbers of float16 or float32 as the float64 of the decimal with fewest digits that means the same number."""
+    return numbers.cast(pa.float32()).cast(pa.string()).cast(pa.float64())
 
 
 def check_schema(table: pa.Table, schema: pa.Schema, *, source: str) -> None:

@@ -77,8 +77,8 @@ def items_table(
         empty = pa.array([[]] * extra, pa.list_(pa.string()))
         columns[column] = pa.concat_arrays([items.column(name, value_lists), empty]) if items.tables else empty
     for name in spec.items.numeric if spec.items else ():
-        numbers = items.column(name, numbers_or_null) if items.tables else pa.array([], pa.float32())
-        columns[schema.numeric_column(name)] = padded(numbers, pa.float32())
+        numbers = items.column(name, numbers_or_null) if items.tables else pa.array([], pa.float64())
+        columns[schema.numeric_column(name)] = padded(numbers, pa.float64())
     return pa.Table.from_arrays([columns[name] for name in wanted.names], schema=wanted)
 
 
@@ -124,12 +124,7 @@ def value_lists(column: pa.Array | pa.ChunkedArray, *, normal: bool = True) -> p
     return pa.ListArray.from_arrays(pa.array(offsets), values.drop_null())
 
 
-def shortest(number: float | None) -> float | None:
-    """The number of fewest digits that is the same in float32, for people: 19.99, where float64 has 19.989999771118164."""
-    return None if number is None else float(str(np.float32(number)))
-
-
 def numbers_or_null(column: pa.ChunkedArray) -> pa.Array:
-    """A numeric column as float32; null where a value is missing or no finite number."""
-    numbers, _ = parsing.to_numbers(column)
+    """A numeric column as float64; null where a value is missing or no finite number."""
+    numbers, _ = parsing.to_numbers(column, np.float64)
     return pa.array(numbers, mask=np.isnan(numbers))

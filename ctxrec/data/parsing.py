@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ctxrec.core import schema
 from ctxrec.data.arrow_views import plain_type
 
 UNIT_US = {"s": 1_000_000, "ms": 1000, "us": 1}  # microseconds a unit of an epoch number
@@ -188,10 +189,12 @@ def as_lists(column: pa.Array | pa.ChunkedArray) -> pa.Array | None:
     return array if pa.types.is_list(array.type) or pa.types.is_large_list(array.type) else None
 
 
-def to_numbers(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """A column as float32 [N] with NaN for missing, and bool [N]: which values are present but no finite number.
+def to_numbers(
+    column: pa.Array | pa.ChunkedArray, kind: type[np.floating] = np.float32
+) -> tuple[np.ndarray, np.ndarray]:
+    """A column as floats of `kind` [N] with NaN for missing, and bool [N]: which values are present but no finite number.
 
-    A duration is its number of seconds.
+    A duration is its number of seconds. A number beyond float32 is not finite, as the model's features are float32.
     """
     array = one_array(column)
     if pa.types.is_dictionary(array.type):
@@ -205,15 +208,16 @@ def to_numbers(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarr
     elif pa.types.is_duration(array.type):
         parsed = pc.divide(array.cast(pa.duration("ns"), safe=False).cast(pa.int64()).cast(pa.float64()), 1e9)
     elif pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_decimal(array.type):
-        parsed = array.cast(pa.float64(), safe=False)
+        widened = kind is np.float64 and pa.types.is_floating(array.type) and array.type.bit_width < 64
+        parsed = schema.shortest_decimals(array) if widened else array.cast(pa.float64(), safe=False)
     else:
         parsed = pa.nulls(len(array), pa.float64())
     present = pc.is_valid(array)
     if _is_text(array.type):
         present = pc.and_(present, pc.not_equal(pc.fill_null(pc.utf8_trim_whitespace(array), ""), ""))
     with np.errstate(over="ignore"):
-        numbers = parsed.to_numpy(zero_copy_only=False).astype(np.float32)
-    numbers = np.where(np.isfinite(numbers), numbers, np.float32(np.nan))
+        exact = parsed.to_numpy(zero_copy_only=False)
+        numbers = np.where(np.isfinite(exact.astype(np.float32)), exact, np.nan).astype(kind)
     return numbers, np.isnan(numbers) & present.to_numpy(zero_copy_only=False)
 
 

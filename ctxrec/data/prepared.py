@@ -90,7 +90,7 @@ class PreparedData:
 
     @cached_property
     def items(self) -> pa.Table:
-        table = self._read(storage.join(self.path, schema.ITEMS)).combine_chunks()
+        table = schema.widen_item_numbers(self._read(storage.join(self.path, schema.ITEMS)).combine_chunks())
         if len(table) != self.num_items:
             raise UserError(
                 f"{self.path} is damaged: {schema.ITEMS} has {len(table)} rows; expected {self.num_items}. {_AGAIN}"

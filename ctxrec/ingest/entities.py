@@ -184,8 +184,8 @@ def user_attributes(
         lists = users.column(name, value_lists) if users.tables else value_lists(pa.array([], pa.string()))
         columns[schema.user_column(name)] = first_codes(lists, categories[name])
     for name in section.numeric if section else ():
-        empty = pa.array([], pa.float32())
-        columns[schema.user_column(name)] = users.column(name, numbers_or_null) if users.tables else empty
+        numbers = users.column(name, numbers_or_null) if users.tables else pa.array([], pa.float64())
+        columns[schema.user_column(name)] = numbers.cast(pa.float32())
     ids = parsing.Coded(codes=np.arange(len(users.ids), dtype=np.int32), values=users.ids)
     bucket = user_buckets(ids, buckets)
     order = np.argsort(bucket, kind="stable")

@@ -97,12 +97,11 @@ class ItemFilter:
         elif column in self._numbers:
             if rule.any is not None or rule.none is not None:
                 raise UserError(f"filter: column {column!r} is numeric; expected min or max, not values")
-            # In the precision of the column, so that a bound equal to an item's number includes the item.
-            with np.errstate(invalid="ignore", over="ignore"):
+            with np.errstate(invalid="ignore"):  # NaN, an item without a number, is in no range
                 if rule.min is not None:
-                    mask &= self._numbers[column] >= np.float32(rule.min)
+                    mask &= self._numbers[column] >= rule.min
                 if rule.max is not None:
-                    mask &= self._numbers[column] <= np.float32(rule.max)
+                    mask &= self._numbers[column] <= rule.max
         else:
             valid = ", ".join([*self._values, *self._numbers]) or "none: the catalogue has no such column"
             raise UserError(f"filter: unknown column {column!r}; valid columns are {valid}")
@@ -136,10 +135,7 @@ def _passes(value: Any, rule: ColumnRule) -> bool:
         return True
     if value is None:
         return False
-    with np.errstate(over="ignore"):
-        low = -np.inf if rule.min is None else np.float32(rule.min)
-        high = np.inf if rule.max is None else np.float32(rule.max)
-        return bool(low <= np.float32(value) <= high)
+    return (rule.min is None or rule.min <= value) and (rule.max is None or value <= rule.max)
 
 
 def _positions_by_value(items: pa.Table, name: str) -> dict[str, np.ndarray]:

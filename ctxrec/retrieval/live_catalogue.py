@@ -21,7 +21,6 @@ import scipy.sparse as sp
 from ctxrec.core import schema
 from ctxrec.core.dataset_spec import ItemsSpec
 from ctxrec.data.events import Events
-from ctxrec.data.item_rows import shortest
 from ctxrec.index.exact import Allowed, ByColumn
 from ctxrec.retrieval.read_write_lock import ReadWriteLock
 from ctxrec.retrieval.slate.item_attributes import CategoricalCodes, ItemBirthTimes
@@ -280,11 +279,7 @@ class LiveCatalogue:
         table = self.bundled.select(list(self._names)).take(pa.array(bundled, pa.int64()))
         rows = self._rows | dict(zip(bundled, table.to_pylist(), strict=True)) if bundled else self._rows
         names = list(reversed(self._names.items()))
-        numeric = {schema.numeric_column(name) for name in (self.spec.numeric if self.spec else ())}
-        return [
-            {name: shortest(rows[p][column]) if column in numeric else rows[p][column] for column, name in names}
-            for p in positions
-        ]
+        return [{name: rows[p][column] for column, name in names} for p in positions]
 
     def codes(self, column: str, *, option: str) -> CategoricalCodes:
         """Codes of a categorical column of all items; `option` is what an error names.

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 
 from ctxrec.bundle import format as bundle_format
-from ctxrec.core import storage
+from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
@@ -35,7 +35,8 @@ def load_recommender(bundle: str) -> Recommender:
 
 def _load(bundle: str, folder: str, model_version: str) -> Recommender:
     config, spec, shape, towers = _load_towers(folder)
-    items, vectors = pq.read_table(BundlePaths(folder).items), load_arrays(BundlePaths(folder).vectors)["items"]
+    items = schema.widen_item_numbers(pq.read_table(BundlePaths(folder).items))
+    vectors = load_arrays(BundlePaths(folder).vectors)["items"]
     if shape.num_items != len(vectors):
         raise UserError(
             f"the bundle at {bundle} is damaged: data.json says {shape.num_items} items and vectors.safetensors has "

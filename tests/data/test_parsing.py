@@ -76,6 +76,13 @@ def test_numbers_that_are_none_become_missing_and_are_marked():
     assert bad.tolist() == [False, False, False, True, False, False, True]
 
 
+def test_numbers_of_items_keep_all_their_digits():
+    wide = parsing.to_numbers(pa.array(["19.99", "16777217", "1e39"]), np.float64)[0]
+    assert wide[:2].tolist() == [19.99, 16777217.0] and np.isnan(wide[2]), "the model has no float32 for 1e39"
+    narrow = parsing.to_numbers(pa.array([19.99, 0.1], pa.float32()), np.float64)[0]
+    assert narrow.tolist() == [19.99, 0.1], "and not 19.989999771118164"
+
+
 @pytest.mark.parametrize(
     ("values", "unit"),
     [

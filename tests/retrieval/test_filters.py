@@ -14,14 +14,14 @@ from ctxrec.retrieval import filters
 from ctxrec.retrieval.filters import ColumnRule, ItemFilter
 
 KINDS = [["a", "b"], ["b"], [], None, ["c"], ["a"]]
-PRICES = [1.0, 19.99, None, 3.0, 0.0, -2.5]
+PRICES = [1.0, 19.99, None, 3.0, 0.0, 16777216.0]
 SPEC = ItemsSpec(path="items", categorical=("kind",), numeric=("price",))
 
 
 def made() -> ItemFilter:
     columns = {
         schema.category_column("kind"): pa.array(KINDS, pa.list_(pa.string())),
-        schema.numeric_column("price"): pa.array(PRICES, pa.float32()),
+        schema.numeric_column("price"): pa.array(PRICES, pa.float64()),
     }
     return ItemFilter(catalogue_of(with_ids(columns, [f"i{n}" for n in range(len(KINDS))]), SPEC))
 
@@ -36,12 +36,14 @@ def made() -> ItemFilter:
         ({"kind": ColumnRule(none=["b"])}, [2, 3, 4, 5]),
         ({"kind": ColumnRule(none=[])}, [0, 1, 2, 3, 4, 5]),
         ({"kind": ColumnRule(any=["a", "b"], none=["a"])}, [1]),
-        ({"price": ColumnRule(min=1)}, [0, 1, 3]),
-        ({"price": ColumnRule(max=0)}, [4, 5]),
+        ({"price": ColumnRule(min=1)}, [0, 1, 3, 5]),
+        ({"price": ColumnRule(max=0)}, [4]),
+        ({"price": ColumnRule(min=16777217)}, []),  # a neighbour that float32 cannot tell from 16777216
+        ({"price": ColumnRule(min=19.9900001, max=20)}, []),
         ({"price": ColumnRule(min=19.99, max=19.99)}, [1]),
         ({"price": ColumnRule(min=5, max=4)}, []),
         ({"price": ColumnRule(min=-1e300, max=1e300)}, [0, 1, 3, 4, 5]),
-        ({"price": ColumnRule(min=0), "kind": ColumnRule(none=["b"])}, [3, 4]),
+        ({"price": ColumnRule(min=0), "kind": ColumnRule(none=["b"])}, [3, 4, 5]),
     ],
 )
 def test_rules(rules, passing):

@@ -30,7 +30,7 @@ def table(rows, places) -> pa.Table:
     return with_ids(
         {
             schema.category_column("kind"): pa.array([kinds for kinds, _ in rows], pa.list_(pa.string())),
-            schema.numeric_column("price"): pa.array([price for _, price in rows], pa.float32()),
+            schema.numeric_column("price"): pa.array([price for _, price in rows], pa.float64()),
         },
         [f"i{n}" for n in places],
     )
@@ -43,9 +43,9 @@ def passes(kinds, price, kind: ColumnRule, bounds: ColumnRule) -> bool:
     if kind.none is not None and any(value in kind.none for value in kinds):
         return False
     with np.errstate(over="ignore"):
-        if bounds.min is not None and not (price is not None and np.float32(price) >= np.float32(bounds.min)):
+        if bounds.min is not None and not (price is not None and price >= bounds.min):
             return False
-        return bounds.max is None or (price is not None and bool(np.float32(price) <= np.float32(bounds.max)))
+        return bounds.max is None or (price is not None and price <= bounds.max)
 
 
 @settings(max_examples=300, deadline=None)

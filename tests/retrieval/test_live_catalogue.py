@@ -50,7 +50,15 @@ def test_cards_show_the_numbers_of_the_file():
     prices = pa.Table.from_pylist([r | {"num_year": 19.99} for r in row], schema.items_schema(SPEC))
     catalogue.put(encoded(prices, NUM, value=1, width=3))
     shown = [str(card["year"]) for card in catalogue.cards([1, NUM, 0])]
-    assert shown == ["19.99", "19.99", "1970.0"], "float64 would have 19.989999771118164"
+    assert shown == ["19.99", "19.99", "1970.0"]
+
+
+def test_the_float32_numbers_of_an_earlier_item_table_are_read_as_the_file_had_them():
+    old = pa.table({"num_price": pa.array([19.99, 16777216, None, -0.1], pa.float32()), "item_id": list("abcd")})
+    assert schema.widen_item_numbers(old).to_pydict() == {
+        "num_price": [19.99, 16777216.0, None, -0.1],
+        "item_id": list("abcd"),
+    }
 
 
 def test_added_changed_and_removed_items_by_hand():
