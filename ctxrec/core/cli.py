@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -141,6 +142,7 @@ def run(main: Callable[[], None]) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
@@ -151,9 +153,22 @@ def run(main: Callable[[], None]) -> None:
         print("stopped by the user", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():
+            sys.exit(1)
         if (told := failures.explain(error)) is None:
             logger.exception("failed")
         else:
             print(f"error: {told}", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
+
+
+def _reader_has_gone() -> bool:
+    """Whether nobody reads standard output any more, as after `| head`; then what is left is not written."""
+    output = sys.stdout.fileno()
+    watch = select.poll()
+    watch.register(output)
+    gone = any(event & select.POLLERR for _, event in watch.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return gone

@@ -77,6 +77,21 @@ def test_a_mistake_in_a_command_is_the_same_line_either_way(tmp_path):
     assert ended.stderr == call("ctxrec.train", *arguments).stderr
 
 
+def test_a_reader_that_has_seen_enough_is_no_failure_to_report():
+    """As in `ctxrec --help | head -1`: no traceback."""
+    env = os.environ | {"PYTHONPATH": str(REPO)}
+    command = [sys.executable, "-m", "ctxrec", "--help"]
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            command, env=env, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_the_console_script_is_that_function():
     script = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["scripts"]["ctxrec"]
     module, name = script.split(":")
