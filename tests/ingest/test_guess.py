@@ -44,6 +44,7 @@ def check_movies(found: Guess) -> None:
     assert Path(spec.events.path).name == "ratings.csv" and "tags.csv" in unsure(found, "events")
     assert (spec.events.user, spec.events.item, spec.events.time) == ("userId", "movieId", "timestamp")
     assert spec.events.value == "rating" and spec.events.action is None and not spec.events.context.columns
+    assert not [doubt for doubt in found.unsure if doubt.key.startswith("events.")], "numbers of users are movies' too"
     assert Path(spec.items.path).name == "movies.csv" and spec.items.id == "movieId"
     assert spec.items.text == ("title", "genres") and spec.items.categorical == ("genres",)
     assert spec.items.separators == {"genres": "|"} and "genres" in unsure(found, "items.separators")
@@ -95,7 +96,7 @@ def check_people(found: Guess) -> None:
     spec = found.spec
     assert (spec.events.user, spec.events.item, spec.events.value) == ("user_id", "item_id", "rating")
     assert spec.items.text == ("title", "genres") and spec.items.categorical == ("genres",)
-    assert spec.items.numeric == ("year",) and not spec.items.separators
+    assert spec.items.numeric == ("year",) and not spec.items.separators and not found.unsure
     assert spec.users.id == "user_id" and set(spec.users.categorical) == {"gender", "occupation"}
     assert spec.users.numeric == ("age",)
     assert (spec.graph.head, spec.graph.relation, spec.graph.tail) == ("head", "relation", "tail")

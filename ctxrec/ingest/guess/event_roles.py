@@ -104,7 +104,8 @@ def _score(log: LookedTable, key: str, column: str, items: LookedTable | None, u
     score -= 1.0 * (look.distinct < 10 <= look.count / 10)
     score -= 2.0 * (look.time is not None and not named and not names.says(column, names.IDENTIFIER))
     for table, sign in ((users, 1.0 if key == "user" else -1.0), (items, 1.0 if key == "item" else -1.0)):
-        if table is not None:
+        # Whole numbers of users may be among those of items by chance, which says nothing against a name.
+        if table is not None and (sign > 0 or not named):
             keys = [k.name for k in table.looks.values() if k.is_unique and k.may_be_id]
             score += sign * 3.0 * max((found_in(log, column, table, k) for k in keys), default=0.0)
     return score
