@@ -139,6 +139,9 @@ def start_ray(start: Start, given: Mapping[str, Any]) -> None:
     import ray.serve
     from ray.serve.scripts import parse_runtime_env_args
 
+    from ctxrec.core import ray_cluster
+
+    ray_cluster.quiet_processes()
     options: dict[str, Any] = {"namespace": "serve"}
     options["runtime_env"] = parse_runtime_env_args(
         runtime_env=given["runtime_env"], runtime_env_json=given["runtime_env_json"], working_dir=given["working_dir"]

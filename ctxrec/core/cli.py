@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ctxrec.core import failures
+from ctxrec.core import failures, terminal
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.errors import Failed, Stopped, UserError
 from ctxrec.core.option_origins import option_origins
@@ -138,8 +138,7 @@ def run(main: Callable[[], None]) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
-    for name in ("httpx", "faiss", "faiss.loader"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    terminal.quiet_libraries()
     try:
         main()
         sys.stdout.flush()

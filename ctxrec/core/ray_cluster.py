@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 
 import ray
 import ray.data
 
-from ctxrec.core import failures, ray_private
+from ctxrec.core import failures, ray_private, terminal
 from ctxrec.core.errors import Failed
 
 logger = logging.getLogger(__name__)
@@ -35,20 +36,22 @@ def connect(*, log_to_driver: bool = True) -> None:
         Failed: Ray did not start; says where, why and what to do.
     """
     ray_private.quiet_data_errors()
+    ray_private.quiet_data_progress()
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")  # else each print draws finished bars again
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     env = {name: os.environ[name] for name in _WORKER_ENV if name in os.environ}
     options = {"runtime_env": {"env_vars": env}, "log_to_driver": log_to_driver, "logging_level": logging.WARNING}
+    quiet_processes()
     try:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(**options)
         else:
             # Ray Train's controller watches itself through the dashboard's state API; it binds to localhost.
+            options |= {"address": "local", "include_dashboard": True, "object_store_memory": _object_store_bytes()}
             with ray_private.of_this_machine_alone():
-                ray.init(address="local", include_dashboard=True, object_store_memory=_object_store_bytes(), **options)
+                ray.init(**options)
     except Exception as error:
         if told := failures.explain(error):
             raise Failed(f"Ray did not start: {told}") from error
@@ -59,6 +62,16 @@ def connect(*, log_to_driver: bool = True) -> None:
         ) from error
     _quiet_small_clusters()
     logger.info("Ray %s with %s CPUs", ray.__version__, ray.cluster_resources().get("CPU", 0))
+
+
+def quiet_processes() -> None:
+    """Show of a cluster that this process joins next only what says something to its user (`terminal.says_something`)."""
+    os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")  # else each print draws finished bars again
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # of a local cluster's processes
+    if not sys.stderr.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    ray_private.quiet_start()
+    ray_private.filter_worker_lines(terminal.says_something, bars=sys.stderr.isatty())
 
 
 @contextlib.contextmanager

@@ -29,6 +29,35 @@ def num_cpus() -> float:
     return get_num_cpus()
 
 
+def quiet_start() -> None:
+    """Keep Ray from saying at each start that a local cluster asks for a token, which ctxrec passes on by itself."""
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+
+
+def filter_worker_lines(shown: Callable[[str], bool], *, bars: bool) -> None:
+    """Show in this terminal only those lines of Ray's processes for which `shown` is true, from the next `ray.init` on.
+
+    Args:
+        shown: says whether a line is shown.
+        bars: whether progress bars of other processes are shown.
+    """
+    from ray._private.ray_logging import WorkerStandardStreamDispatcher
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher as streams
+    from ray.experimental.tqdm_ray import RAY_TQDM_MAGIC
+
+    def keep(line: str) -> bool:
+        return bars if RAY_TQDM_MAGIC in line else shown(line)
+
+    def add_handler(name: str, show: Callable[[dict[str, Any]], None]) -> None:
+        def filtered(data: dict[str, Any]) -> None:
+            if lines := [line for line in data.get("lines", []) if keep(line)]:
+                show(data | {"lines": lines})
+
+        WorkerStandardStreamDispatcher.add_handler(streams, name, filtered if name == "ray_print_logs" else show)
+
+    streams.add_handler = add_handler
+
+
 def pass_to_train_processes(variable: str) -> None:
     """Let Ray Train copy an environment variable of the driver to its controller and its helpers."""
     from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
@@ -61,8 +90,12 @@ def quiet_train_reports() -> None:
 
 
 def quiet_data_progress() -> None:
-    """Keep Ray Data from logging a hint about its progress bars."""
+    """Keep Ray Data from logging its plans, and its progress besides our own bars."""
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
 
 
 def quiet_data_errors() -> None:

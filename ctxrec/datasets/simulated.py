@@ -8,9 +8,9 @@ import os
 import shutil
 
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from ctxrec.core import storage
+from ctxrec.core.terminal import progress_bar
 from ctxrec.datasets import common
 from ctxrec.datasets.simulation import TRUTH, SimulatedLog, Simulation
 
@@ -75,7 +75,7 @@ def _write_events(log: SimulatedLog, folder: str) -> list[str]:
     """Write the events as they are drawn; returns the names of the files."""
     names: list[str] = []
     writer, inside = None, EVENTS_PER_FILE
-    with tqdm(total=log.plan.events, desc="simulate", unit="event", unit_scale=True) as progress:
+    with progress_bar(log.plan.events, "simulate", "event", scale=True) as progress:
         for chunk in log.chunks():
             if inside >= EVENTS_PER_FILE:
                 if writer is not None:

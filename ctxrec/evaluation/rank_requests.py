@@ -12,12 +12,12 @@ import pyarrow as pa
 import ray
 import ray.data
 import torch
-from tqdm import tqdm
 
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, DiversityConfig
 from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import RunPaths
+from ctxrec.core.terminal import progress_bar
 from ctxrec.data.events import histories_from_table, time_codes
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.requests import Requests, split_requests
@@ -315,7 +315,7 @@ def rank_requests(
         fn_constructor_args=(plan, [ray.put(eligible), ray.put(cold), ray.put(fitted)]),
     )
     parts = []
-    with tqdm(total=plan.num_buckets, desc="evaluate", unit="bucket") as progress:
+    with progress_bar(plan.num_buckets, "evaluate", "bucket") as progress:
         try:
             for part in ranked.iter_batches(batch_size=None, batch_format="pyarrow"):
                 if part.num_rows:

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
-from tqdm import tqdm
 
 from ctxrec.core import failures, schema, storage
+from ctxrec.core.terminal import progress_bar
 from ctxrec.data.column_facts import FirstReject
 from ctxrec.ingest import histories, shard_files
 from ctxrec.ingest.log_facts import LogFacts
@@ -114,7 +114,7 @@ def write_histories(
     inputs = [pa.table({"bucket": [bucket]}) for bucket in range(shard_job.buckets)]
     arguments = {"shard_job": shard_job, "bucket_job": bucket_job, "shared": ray.put(world), "out": out}
     totals = Totals(len(world.item_ids))
-    with tqdm(total=log.rows_kept, desc="prepare 2/2 build", unit="event", unit_scale=True, mininterval=1) as bar:
+    with progress_bar(log.rows_kept, "prepare 2/2 build", "event", scale=True) as bar:
         for block in map_in_order(inputs, bucket_task, **arguments):
             for facts in values_in(block):
                 totals.merge(facts)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from tqdm import tqdm
 
 from ctxrec.core.errors import UserError
+from ctxrec.core.terminal import progress_bar
 from ctxrec.ingest import readers, shards
 from ctxrec.ingest.log_facts import LogFacts
 from ctxrec.ingest.ray_map import as_block, map_in_order, values_in
@@ -35,7 +35,7 @@ def read_log(files: Sequence[readers.FileInfo], num_rows: int, job: shards.Shard
     if not tasks:
         return log
     inputs = [_input(number, pieces) for number, pieces in enumerate(tasks)]
-    with tqdm(total=num_rows, desc="prepare 1/2 read", unit="row", unit_scale=True, mininterval=1) as bar:
+    with progress_bar(num_rows, "prepare 1/2 read", "row", scale=True) as bar:
         for block in map_in_order(inputs, shard_task, job=job, item_ids=ray.put(item_ids)):
             for facts in values_in(block):
                 log.merge(facts)

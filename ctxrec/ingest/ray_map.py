@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,20 +9,14 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from ctxrec.core import ray_private
-
 
 def map_in_order(
     inputs: list[pa.Table], task: Callable[..., Iterator[pa.Table]], **arguments: Any
 ) -> Iterator[pa.Table]:
     """Map each input block by a task of its own; yields the tasks' blocks in the order of the inputs."""
-    # Our own progress bar counts rows; Ray Data's log of plans and its hint on bars would only interrupt it.
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    ray_private.quiet_data_progress()
     data = ray.data.from_arrow(inputs).map_batches(
         task, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, fn_kwargs=arguments
     )
-    data.context.enable_progress_bars = False
     data.context.execution_options.preserve_order = True
     yield from data.iter_batches(batch_size=None, batch_format="pyarrow")
 

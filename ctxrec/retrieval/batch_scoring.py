@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 import ray.data
-from tqdm import tqdm
 
 from ctxrec.bundle.format import check_bundle, read_about
 from ctxrec.bundle.registry import find_bundle
@@ -23,6 +22,7 @@ from ctxrec.core.config import Config, DiversityConfig, IndexConfig, load_config
 from ctxrec.core.dataset_spec import ContextSpec
 from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import BundlePaths
+from ctxrec.core.terminal import progress_bar
 from ctxrec.data.events import EARLIEST_S, LATEST_S
 from ctxrec.data.parsing import to_text
 from ctxrec.retrieval.cross_encoder import check_reranker
@@ -247,7 +247,7 @@ def _write(out: str, schema: pa.Schema, tables: Iterable[pa.Table], *, num_rows:
         with (
             failures.naming(out),
             pq.ParquetWriter(temporary, schema, filesystem=fs) as writer,
-            tqdm(total=num_rows, unit="request", desc="recommend", disable=num_rows == 0) as progress,
+            progress_bar(num_rows, "recommend", "request") as progress,
         ):
             for table in tables:
                 writer.write_table(table.cast(schema))

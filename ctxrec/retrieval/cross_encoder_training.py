@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from ctxrec.core import storage
 from ctxrec.core.config import Config, EncoderConfig
 from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import RunPaths
+from ctxrec.core.terminal import progress_bar
 from ctxrec.data.prepared import FeatureMeta, PreparedData
 from ctxrec.data.requests import validation_requests
 from ctxrec.encoder.encode_plan import Tokens
@@ -219,13 +219,16 @@ class Trainer:
         for epoch in range(self.options.epochs):
             losses, order = [], self.rng.permutation(len(train))
             starts = range(0, len(order), self.options.batch_size)
-            for start in tqdm(starts, desc=f"rerank epoch {epoch + 1}", unit="step", mininterval=1.0):
+            bar = progress_bar(len(starts), f"rerank epoch {epoch + 1}", "step")
+            for start in starts:
                 self.reranker.network.train()
                 optimizer.zero_grad()
                 losses.append(self._backward(train, asked, order[start : start + self.options.batch_size]))
                 torch.nn.utils.clip_grad_norm_(self.reranker.network.parameters(), self.params.clip)
                 optimizer.step()
                 schedule.step()
+                bar.update()
+            bar.close()
             gains = self._gains(choice)
             found = max(gains, key=lambda w: gains[w])
             logger.info(

@@ -223,6 +223,7 @@ def _trainer(job: dict[str, Any], config: Config, callbacks: Sequence[UserCallba
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=options.keep_checkpoints),
             failure_config=ray.train.FailureConfig(max_failures=options.max_failures),
             callbacks=list(callbacks),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             worker_runtime_env={"env_vars": env},
         ),
     )

@@ -18,6 +18,7 @@ from safetensors.torch import save as save_tensors
 
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
+from ctxrec.core.terminal import QUIET_S
 from ctxrec.core.tracing import section
 from ctxrec.encoder.encode_plan import plan_encoding
 from ctxrec.encoder.text_table import TextTable
@@ -120,6 +121,7 @@ class PhaseRun:
         self.present = None if self.texts is None else np.flatnonzero(self.texts.present_I)
         self.trace = trace
         self.meter = Meter(self.worker.world, self.worker.device, self.worker.dtype)
+        self.said = time.monotonic()  # when the log last had a line of this phase
         self.skipped = faults.skipped(setup.checkpoints)
         self.stop = faults.StopWatch(setup.checkpoints)
 
@@ -179,9 +181,25 @@ class PhaseRun:
             self.trace.close()
         if not self.stopping:
             progress.done = True
+            if self.worker.rank == 0:
+                logger.info("%s", self._result())
             self._checkpoint()
         self.engine.destroy()
         return not self.stopping
+
+    def _result(self) -> str:
+        """One line about the phase at its end."""
+        progress, lines = self.progress, self.worker.tracker.lines if self.worker.tracker is not None else []
+        done = (
+            f"{progress.step:,} of {self.last_step:,} steps"
+            if progress.step < self.last_step
+            else f"{progress.step:,} steps"
+        )
+        losses = [line["loss"] for line in lines if line["phase"] == self.phase and "loss" in line]
+        result = f"loss {losses[-1]:.4g}" if losses else "no loss"
+        if self.validator is not None:
+            result += f", best validation NDCG@10 of the towers alone {progress.best:.4f}"
+        return f"{self.phase}: {done} in {progress.seconds:.0f} s, {result}"
 
     def _step(self, step: Step) -> float:
         """One global batch: forward, backward, update; returns its mean loss on this worker's share."""
@@ -301,8 +319,11 @@ class PhaseRun:
                 values["eta_s"] = progress.seconds / progress.step * (self.last_step - progress.step)
             self.worker.tracker.log(values)
             self.worker.tracker.flush()
-            figures = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if k not in ("phase", "step", "lr"))
-            logger.info("%s step %d/%d  %s", self.phase, progress.step, self.last_step, figures)
+            if time.monotonic() - self.said >= QUIET_S:  # a short phase says its result alone
+                shown = ("epoch", "loss", "valid_ndcg@10", "events_per_s", "eta_s")
+                figures = "  ".join(f"{k} {values[k]:.4g}" for k in shown if k in values)
+                logger.info("%s step %d/%d  %s", self.phase, progress.step, self.last_step, figures)
+                self.said = time.monotonic()
 
     def _average(self, value: float) -> float:
         """Mean over the workers."""

@@ -247,6 +247,18 @@ def test_ray_job_submit(tiny_data, tiny_config, tmp_path):
     load_recommender(str(tmp_path / "run" / "bundle"))
     assert "training on 2 workers" in done.stdout, "as many as the cluster has room for"
     assert "chosen: bf16 on cpu, ZeRO-2; softmax over 40 items" in done.stdout
+    printed = done.stdout + done.stderr
+    for noise in (
+        "constructor arguments",
+        "Loading faiss",
+        "built successfully",
+        "FutureWarning",
+        "step/s]",
+        "Token auth",
+    ):
+        assert noise not in printed
+    for phase in ("towers", "encoder", "refit"):
+        assert len([line for line in printed.splitlines() if f"{phase}: " in line and " steps in " in line]) == 1
     lines = read_log(str(tmp_path / "run"))
     assert lines[-1]["phase"] == "refit" and lines[-1]["eta_s"] == 0
     figures = {"loss", "lr", "events_per_s", "tokens_per_s", "padding", "distinct_items", "utilisation", "eta_s"}

@@ -1,0 +1,68 @@
+"""What a person sees of a command: one bar for each step, and no lines of libraries that ask for nothing.
+
+Where nobody watches (a file, a job's log), a bar writes a line now and then and not one for each of its states.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import warnings
+
+from tqdm import tqdm
+
+QUIET_S = 30.0  # seconds between lines of a bar that no terminal shows
+
+# Loggers whose information is not for the users of a command.
+_LIBRARIES = ("httpx", "faiss", "faiss.loader", "DeepSpeed", "ray.data")
+# Lines of Ray's processes that ask nobody to do anything. They stay in Ray's log files.
+_NOISE = re.compile(
+    "|".join(
+        (
+            r"has constructor arguments in the object store and max_restarts > 0",  # Ray's own actors
+            r"Failed to kill actor",  # that ended with its cluster
+            # Of Ray Serve's proxies, with all routes in one line; that the service is ready is said besides.
+            r" proxy \S+ -- (?:Got updated endpoints|Started <ray|Calling user-provided|Proxy starting)",
+            r"DeepSpeed .* built successfully",
+            r"FutureWarning: ",
+            r"^\s*(?:warnings\.warn|_warn)\(",  # the second line of a warning
+            r"Loading faiss|Successfully loaded faiss|Could not load library with AVX|'faiss\.swigfaiss",
+            r"^\s*$",
+        )
+    )
+)
+
+
+def progress_bar(total: int, what: str, unit: str, *, scale: bool = False) -> tqdm:
+    """A progress bar on standard error, to be used in a `with` statement.
+
+    Args:
+        total: steps of the work; 0: there is nothing to show.
+        what: the work.
+        unit: what a step is, such as "row".
+        scale: whether steps are written as 1.2k.
+    """
+    watched = sys.stderr.isatty()
+    wait = (
+        {"mininterval": 0.5}
+        if watched
+        else {"mininterval": QUIET_S, "delay": QUIET_S, "miniters": 1, "maxinterval": 1e9}
+    )
+    return tqdm(total=total, desc=what, unit=unit, unit_scale=scale, disable=total == 0, **wait)
+
+
+def says_something(line: str) -> bool:
+    """Whether a line of one of Ray's processes is shown.
+
+    >>> says_something("towers: 840 steps"), says_something("Loading faiss with AVX2 support.")
+    (True, False)
+    """
+    return _NOISE.search(line) is None
+
+
+def quiet_libraries() -> None:
+    """Keep what libraries tell of themselves off the terminal of this process; their warnings and errors stay."""
+    for name in _LIBRARIES:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning)

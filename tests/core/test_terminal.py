@@ -1,0 +1,123 @@
+"""What a person sees of a command: no noise of libraries, one bar a step, nothing repeated where nobody watches."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+import warnings
+
+import pytest
+
+from ctxrec.core import ray_private, terminal
+
+# As they stood in the log of a training before they were left out.
+NOISE = [
+    "[2026-11-30 07:04:42,490 E 22254 22302] core_worker.cc:2465: Actor with class name: 'PreemptionWatcher' and ID: "
+    "'765d' has constructor arguments in the object store and max_restarts > 0. If the arguments in the object store go out",
+    "[2026-11-30 07:45:54,175 E 6907 6907] (gcs_server) gcs_actor_scheduler.cc:538: Failed to kill actor 5a80fa, return",
+    "INFO 2026-11-30 07:47:18,627 proxy 192.0.2.2 -- Got updated endpoints: {}.",
+    "Loading faiss with AVX512-SPR support.",
+    "Could not load library with AVX512 support due to:",
+    "ModuleNotFoundError(\"No module named 'faiss.swigfaiss_avx2'\")",
+    "Successfully loaded faiss.",
+    "DeepSpeed deepspeed.ops.comm.deepspeed_shm_comm_op built successfully",
+    "/x/torch/distributed/y.py:12: FutureWarning: `torch.z` is deprecated",
+    "  warnings.warn(",
+    "",
+]
+NEWS = [
+    "training on 1 worker",
+    "towers: 840 steps in 137 s, loss 11.8",
+    "ModuleNotFoundError: No module named 'mine'",
+    "[2026-11-30 07:04:42,490 E 22254 22302] core_worker.cc:99: Failed to connect to GCS",
+    "Traceback (most recent call last):",
+    "UserWarning: lr is 0",
+    "INFO 2026-11-30 07:47:18,942 controller 9051 -- Adding 1 replica to Deployment(name='Service', app='default').",
+]
+
+
+@pytest.mark.parametrize("line", NOISE)
+def test_lines_that_ask_for_nothing_are_left_out(line):
+    assert not terminal.says_something(line)
+
+
+@pytest.mark.parametrize("line", NEWS)
+def test_all_other_lines_stay(line):
+    assert terminal.says_something(line)
+
+
+@pytest.mark.parametrize("bars", [True, False])
+def test_lines_of_rays_processes_pass_the_filter(bars):
+    """With Ray's own dispatcher, so that another version of Ray that shows lines in another way fails here."""
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher as streams
+    from ray.experimental.tqdm_ray import RAY_TQDM_MAGIC
+
+    before, adds, seen = list(streams.handlers), vars(streams).get("add_handler"), []
+    streams.handlers = []
+    try:
+        for _ in range(2):  # a second call changes nothing
+            ray_private.filter_worker_lines(terminal.says_something, bars=bars)
+        streams.add_handler("ray_print_logs", lambda data: seen.append((data["pid"], data["lines"])))
+        streams.add_handler("other", lambda data: None)
+        bar = json.dumps({RAY_TQDM_MAGIC: 1})
+        streams.emit({"pid": 7, "is_err": True, "lines": [*NOISE, NEWS[0], bar]})
+        streams.emit({"pid": 8, "is_err": False, "lines": list(NOISE)})
+        assert seen == [(7, [NEWS[0], bar] if bars else [NEWS[0]])]
+        streams.remove_handler("ray_print_logs")  # as Ray does at the end
+        assert [name for name, _ in streams.handlers] == ["other"]
+    finally:
+        streams.handlers = before
+        vars(streams).pop("add_handler")
+        if adds is not None:
+            streams.add_handler = adds
+
+
+class Screen(io.StringIO):
+    def __init__(self, watched: bool) -> None:
+        super().__init__()
+        self.watched = watched
+
+    def isatty(self) -> bool:
+        return self.watched
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_bar_is_drawn_for_those_who_watch(watched, monkeypatch):
+    screen = Screen(watched)
+    monkeypatch.setattr(sys, "stderr", screen)
+    with terminal.progress_bar(1000, "read", "row", scale=True) as bar:
+        for _ in range(1000):
+            bar.update()
+    if watched:
+        assert "read: 100%" in screen.getvalue() and "1.00k/1.00k" in screen.getvalue()
+    else:
+        assert screen.getvalue() == "", "a short step needs no line in a file"
+
+
+def test_a_long_step_writes_a_line_now_and_then(monkeypatch):
+    """The clock is the bar's own, so that nothing waits here."""
+    screen = Screen(False)
+    monkeypatch.setattr(sys, "stderr", screen)
+    bar = terminal.progress_bar(1000, "read", "row")
+    clock = [bar.start_t]
+    bar._time = lambda: clock[0]
+    for _ in range(1000):
+        clock[0] += 0.1
+        bar.update()
+    bar.close()
+    lines = [part for part in screen.getvalue().split("\r") if part.strip()]
+    assert 3 <= len(lines) <= 5, "100 seconds, a line every 30, and the last state"
+    assert "1000/1000" in lines[-1]
+
+
+def test_libraries_keep_their_warnings():
+    """Their warnings and errors stay; a FutureWarning is for those who write code."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        terminal.quiet_libraries()
+        warnings.warn("soon", FutureWarning, stacklevel=1)
+        warnings.warn("look", UserWarning, stacklevel=1)
+    assert [str(found.message) for found in caught] == ["look"]
+    assert logging.getLogger("faiss.loader").level == logging.WARNING
