@@ -45,13 +45,14 @@ def connect(*, log_to_driver: bool = True) -> None:
     options = {"runtime_env": {"env_vars": env}, "log_to_driver": log_to_driver, "logging_level": logging.WARNING}
     quiet_processes()
     try:
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(**options)
-        else:
-            # Ray Train's controller watches itself through the dashboard's state API; it binds to localhost.
-            options |= {"address": "local", "include_dashboard": True, "object_store_memory": _object_store_bytes()}
-            with ray_private.of_this_machine_alone():
+        with ray_private.driver_errors_in_files():
+            if os.environ.get("RAY_ADDRESS"):
                 ray.init(**options)
+            else:
+                # Ray Train's controller watches itself through the dashboard's state API; it binds to localhost.
+                options |= {"address": "local", "include_dashboard": True, "object_store_memory": _object_store_bytes()}
+                with ray_private.of_this_machine_alone():
+                    ray.init(**options)
     except Exception as error:
         if told := failures.explain(error):
             raise Failed(f"Ray did not start: {told}") from error

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,6 +34,57 @@ def num_cpus() -> float:
 def quiet_start() -> None:
     """Keep Ray from saying at each start that a local cluster asks for a token, which ctxrec passes on by itself."""
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def driver_errors_in_files() -> Iterator[None]:
+    """A `ray.init` inside this context keeps errors of Ray's C++ core in this process off the terminal.
+
+    They stay in Ray's log files. The core logs as an error that Ray Data's own pools of actors have arguments in the
+    object store; what a user must know is raised in Python. The level is read when this process joins a cluster. The
+    processes of a local cluster, which are started just before, keep theirs.
+    """
+    from ray._private import services
+
+    level = "RAY_BACKEND_LOG_LEVEL"
+    if level in os.environ:  # somebody looks for a fault of Ray
+        yield
+        return
+    start = services.start_ray_process
+
+    def start_as_ever(*args: Any, **options: Any) -> Any:
+        del os.environ[level]
+        try:
+            return start(*args, **options)
+        finally:
+            os.environ[level] = "fatal"
+
+    os.environ[level], services.start_ray_process = "fatal", start_as_ever
+    try:
+        with _stderr_without("Set ray log level from environment variable"):  # which the core says of it
+            yield
+    finally:
+        services.start_ray_process = start
+        del os.environ[level]
+
+
+@contextlib.contextmanager
+def _stderr_without(words: str) -> Iterator[None]:
+    """Hold back what is written to standard error, by C++ too, and write it afterwards without lines that have `words`."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            held.seek(0)
+            for line in held:
+                if words.encode() not in line:
+                    os.write(2, line)
 
 
 def filter_worker_lines(shown: Callable[[str], bool], *, bars: bool) -> None:

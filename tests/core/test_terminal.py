@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import sys
 import warnings
 
@@ -121,3 +122,30 @@ def test_libraries_keep_their_warnings():
         warnings.warn("look", UserWarning, stacklevel=1)
     assert [str(found.message) for found in caught] == ["look"]
     assert logging.getLogger("faiss.loader").level == logging.WARNING
+
+
+def test_what_is_held_back_is_written_afterwards(capfd):
+    """Also when an error comes between, and what another library writes to the file itself."""
+    with pytest.raises(ValueError), ray_private._stderr_without("noise"):
+        os.write(2, b"a line of noise\nfrom C\n")
+        print("from Python", file=sys.stderr)
+        raise ValueError
+    assert sorted(capfd.readouterr().err.splitlines()) == ["from C", "from Python"]
+
+
+def test_rays_own_processes_keep_their_level_of_logging(monkeypatch):
+    from ray._private import services
+
+    monkeypatch.delenv("RAY_BACKEND_LOG_LEVEL", raising=False)
+    started, ray_starts = [], services.start_ray_process
+    monkeypatch.setattr(services, "start_ray_process", lambda: started.append(os.environ.get("RAY_BACKEND_LOG_LEVEL")))
+    with ray_private.driver_errors_in_files():
+        assert os.environ["RAY_BACKEND_LOG_LEVEL"] == "fatal"
+        services.start_ray_process()
+        assert os.environ["RAY_BACKEND_LOG_LEVEL"] == "fatal"
+    assert started == [None] and "RAY_BACKEND_LOG_LEVEL" not in os.environ
+    monkeypatch.setenv("RAY_BACKEND_LOG_LEVEL", "debug")
+    with ray_private.driver_errors_in_files():
+        services.start_ray_process()
+    assert started == [None, "debug"], "whoever looks for a fault of Ray sees all"
+    assert ray_starts.__module__ == "ray._private.services"
