@@ -104,7 +104,7 @@ def _build(out: str, source: str | None, config: Config) -> str:
     _title("3/4 evaluate: test events, whole catalogue ranked, seen items excluded")
     metrics = _evaluate(run, config)
     print(format_table(metrics))
-    print("before = this model before its encoder was fine-tuned; encoder = un-tuned text vectors alone")
+    print("un-tuned encoder = cosines of its text vectors alone")
     print(_distance(metrics))
     ray.shutdown()
     return run

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ctxrec.core import schema, storage
 from ctxrec.core.manifest import read_run_manifest
 from ctxrec.core.run_paths import RunPaths
-from ctxrec.evaluation.systems import ABLATIONS, BEFORE_TUNING, MODEL, ORACLES, SHUFFLED, display_name
+from ctxrec.evaluation.systems import ABLATIONS, FROZEN, MODEL, ORACLES, SHUFFLED, display_name
 from ctxrec.metrics.intervals import Interval, bootstrap_means, percentile_interval
 
 METRIC = "ndcg@10"
@@ -78,7 +78,7 @@ def request_values(run: str) -> dict[str, np.ndarray]:
 
 def _systems(metrics: dict[str, Any]) -> dict[str, dict[str, Interval]]:
     """Every system of a metrics.json (or of a slice) that has metrics."""
-    alone = {name: metrics.get(name, {}) for name in (MODEL, BEFORE_TUNING, SHUFFLED)}
+    alone = {name: metrics.get(name, {}) for name in (MODEL, FROZEN, SHUFFLED)}
     found = {**alone, **metrics.get("ablations", {}), **metrics.get("baselines", {})}
     return {name: values for name, values in found.items() if METRIC in values}
 
@@ -106,7 +106,7 @@ def pooled(values: Sequence[np.ndarray]) -> Interval:
 
 def against_best(systems: dict[str, float], values: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
     """The best single baseline by its mean over the seeds, and the paired difference to it."""
-    outside = {MODEL, BEFORE_TUNING, SHUFFLED, "ensemble", *ABLATIONS, *ORACLES}
+    outside = {MODEL, FROZEN, SHUFFLED, "ensemble", *ABLATIONS, *ORACLES}
     single = {name: mean for name, mean in systems.items() if name not in outside}
     best = max(single, key=lambda name: single[name]) if single else None
     found: dict[str, Any] = {"best_baseline": best, "gain": None, "ensemble_gain": None}
@@ -137,7 +137,7 @@ def table_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     header += [
         "gain over the ensemble",
         "SASRec",
-        "before tuning",
+        "encoder frozen, not refitted",
         "text only",
         "IDs only",
         "no context",
@@ -160,7 +160,7 @@ def _cells(made: dict[str, Any], num_seeds: int) -> list[str]:
     cells = [label, f"{made['requests']:,}" if "requests" in made else "", _interval(made.get("model"))]
     cells += [f"{display_name(best)} {_number(systems.get(best))}" if best else "", _gain(made.get("gain"))]
     cells += [_number(systems.get("ensemble")), _gain(made.get("ensemble_gain"))]
-    cells += [_number(systems.get(name)) for name in ("sasrec", BEFORE_TUNING, *ABLATIONS)]
+    cells += [_number(systems.get(name)) for name in ("sasrec", FROZEN, *ABLATIONS)]
     drop = made.get("context_drop")
     cells.append("" if drop is None else f"{round(-100 * drop, 1) or 0.0:+.1f} %")
     cells.append(_with_others(slices.get("cold_items"), MODEL, "untuned_encoder"))

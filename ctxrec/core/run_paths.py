@@ -3,7 +3,7 @@
 RUN/config.toml  manifest.json                         options as used; versions, hashes, where the data lies
 RUN/metrics.json  report.html  requests.parquet        what ctxrec.evaluate wrote; evaluated.txt says of which model
 RUN/train_log.jsonl  profile/                          curves of the training; traces of --profile
-RUN/checkpoints/                                       what a training goes on from; before/ is a bundle
+RUN/checkpoints/                                       what a training goes on from; before/ and tuned/ are bundles
 RUN/bundle/  reranker/                                 all that serving needs; the second stage, where there is one
 RUN/ablations/NAME/                                    a run with one option changed
 MODELS/current.json  versions/VERSION/                 which version is served; a bundle of each version
@@ -78,8 +78,13 @@ class RunPaths:
 
     @property
     def before(self) -> str:
-        """The bundle of the model before its encoder was tuned."""
+        """The bundle of the model before its encoder was tuned, where tuning gained something."""
         return storage.join(self.root, CHECKPOINTS, "before")
+
+    @property
+    def tuned(self) -> str:
+        """The bundle of the model after its encoder was tuned and before the refit, where both happened."""
+        return storage.join(self.root, CHECKPOINTS, "tuned")
 
     @property
     def text_vectors(self) -> str:

@@ -74,6 +74,7 @@ class EvaluateConfig:
             matrix of items by items would not fit into memory.
         batch_size: Requests that are scored at once.
         actors: Ray actors that score. 0 takes one for each CPU of the cluster.
+        knockouts: Ranks the requests again with each source of information hidden, which shows what each carries.
     """
 
     ks: tuple[int, ...] = (5, 10, 20)
@@ -81,6 +82,7 @@ class EvaluateConfig:
     max_baseline_items: int = 20_000
     batch_size: int = 256
     actors: int = 0
+    knockouts: bool = True
 
     def __post_init__(self) -> None:
         require(bool(self.ks) and min(self.ks) >= 1, "evaluate.ks", self.ks, "one or more cut-offs of at least 1")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ctxrec.evaluation.encoder_comparison import encoder_sentence
 from ctxrec.evaluation.slices import COLD_AMONG_COLD
 from ctxrec.evaluation.systems import (
+    FROZEN,
     MODEL,
     SHUFFLED,
     SHUFFLED_SAME_TIME,
@@ -35,6 +37,8 @@ def format_table(metrics: dict[str, Any]) -> str:
         paired = "" if gain is None else f"{gain['mean']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})"
         interval = f"{main['low']:.4f} - {main['high']:.4f}"
         rows.append([display_name(system), numbers[0], interval, *numbers[1:], paired])
+        if system == MODEL and metrics.get("encoder", {}).get("state") == FROZEN:
+            rows.append(["ctxrec, frozen encoder", numbers[0], interval, *numbers[1:], "the same model"])
     if not metrics["paired"]:
         rows = [row[:-1] for row in rows]
     title = f"{metrics['split']}: {metrics['requests']:,} requests, full ranking"
@@ -74,6 +78,11 @@ def _sentences(metrics: dict[str, Any]) -> list[str]:
             f"ctxrec minus {display_name(best)}, the best baseline: NDCG@10 {gain['mean']:+.4f} (95 % interval "
             f"{gain['low']:+.4f} to {gain['high']:+.4f}, same users, p {_p(gain['p'])}): {verdict(gain)}"
         )
+    lines += [encoder_sentence(metrics)] if metrics.get("encoder") else []
+    if metrics.get("knockouts"):
+        lines.append(
+            "NDCG@10 falls without (nothing trained again): " + "; ".join(map(_lost, metrics["knockouts"].items()))
+        )
     for name, words in (("cold_items", "among everything"), (COLD_AMONG_COLD, "among cold items only")):
         entry = metrics["slices"].get(name, {"requests": 0})
         shown = {s: m for s, m in _flat(entry) if s in (MODEL, TEXT)} if entry["requests"] else {}
@@ -88,6 +97,16 @@ def _sentences(metrics: dict[str, Any]) -> list[str]:
                 f"(95 % interval {_percent(drop['low'])} to {_percent(drop['high'])} %)"
             )
     return lines + [f"note: {note}" for note in metrics["notes"]]
+
+
+def _lost(knockout: tuple[str, dict[str, Any]]) -> str:
+    """What one hidden source costs.
+
+    >>> _lost(("texts", {"drop": {"mean": 0.061, "low": 0.02, "high": 0.1}}))
+    'texts 6.1 % (2.0 to 10.0)'
+    """
+    source, drop = knockout[0], knockout[1]["drop"]
+    return f"{source} {_percent(drop['mean'])} % ({_percent(drop['low'])} to {_percent(drop['high'])})"
 
 
 def _percent(share: float) -> str:

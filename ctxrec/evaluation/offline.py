@@ -11,17 +11,19 @@ import numpy as np
 import pyarrow as pa
 
 from ctxrec.core import ray_cluster, schema, storage
-from ctxrec.core.config import Config
+from ctxrec.core.config import Config, load_config
 from ctxrec.core.errors import UserError
 from ctxrec.core.manifest import read_run_manifest
-from ctxrec.core.run_paths import RunPaths
+from ctxrec.core.run_paths import BundlePaths, RunPaths
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.splits import held_out_items
 from ctxrec.datasets.oracle import Oracle, load_oracles, oracle_of_log
 from ctxrec.evaluation.ablations import train_ablations
 from ctxrec.evaluation.baselines.selection import SPLITS, FittedBaselines, fit_baselines
 from ctxrec.evaluation.diversity_tradeoff import settings, tradeoff, without_arranged
+from ctxrec.evaluation.encoder_comparison import compare_encoders
 from ctxrec.evaluation.evaluation_files import write_files
+from ctxrec.evaluation.knockouts import memory_without_texts, summarise_knockouts, without_knockouts
 from ctxrec.evaluation.rank_requests import (
     SEED,
     Ranker,
@@ -33,10 +35,11 @@ from ctxrec.evaluation.rank_requests import (
 )
 from ctxrec.evaluation.second_stage import RERANK, describe_second_stage, measure_second_stage
 from ctxrec.evaluation.summary import RankedLists, summarise
-from ctxrec.evaluation.systems import BEFORE_TUNING, MODEL, NOT_REFITTED, RERANKED
+from ctxrec.evaluation.systems import MODEL, RERANKED
+from ctxrec.memory.item_memory import ItemMemory
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.slate.rules import rules_of
-from ctxrec.training.trackers import read_train_log
+from ctxrec.training.driver import run_outcome
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +85,7 @@ def evaluate_run(
     prepared = open_data(run, data)
     _check_split(prepared, split)
     oracles = _oracles(oracle, prepared)  # a mistake is found before the ablations are trained
-    bundles = run_bundles(run) | train_ablations(run, prepared.path, ablations)
+    bundles = run_bundles(run, split) | train_ablations(run, prepared.path, ablations)
     return _evaluate(
         prepared, split, config, run=run, bundles=bundles, out=out or run, oracles=oracles, diversity=diversity
     )
@@ -127,17 +130,23 @@ def _evaluate(
 
     logger.info("ranking %s items for every %s request", f"{prepared.num_items:,}", split)
     eligible = eligible_items(prepared, baselines.item_counts)
-    table = _rank(plan, eligible, eligible & (baselines.item_counts == 0), rankers, split)
+    textless = _memory_without_texts(plan, prepared, split)
+    table = _rank(plan, eligible, eligible & (baselines.item_counts == 0), rankers, textless)
     lists = ranked_lists(table, prepared.features.actions)
     clock.stop("ranking")
 
     metrics: dict[str, Any] = {"split": split, "requests": len(lists)}
     metrics |= _summary(lists, prepared, config, baselines.item_counts, eligible)
+    if plan.knockouts:
+        options = config.evaluate
+        metrics["knockouts"] = summarise_knockouts(lists, ks=options.ks, resamples=options.bootstrap, seed=SEED)
     clock.stop("intervals")
     if plan.arranged:
         metrics["diversity"] = _diversity(lists, plan, config, eligible)
         clock.stop("diversity")
-    metrics |= {"options": baselines.options, "notes": _notes(baselines, plan, split, run)}
+    if run is not None:
+        metrics |= compare_encoders(metrics, run_outcome(run))
+    metrics |= {"options": baselines.options, "notes": _notes(baselines, plan, split)}
     if plan.reranker is not None:
         metrics[RERANK] = measure_second_stage(plan, prepared, metrics["paired"][RERANKED])
         metrics["notes"].append(describe_second_stage(metrics[RERANK]))
@@ -167,15 +176,20 @@ def _fitted_oracles(oracles: dict[str, Oracle], prepared: PreparedData, split: s
 
 
 def _rank(
-    plan: RankingPlan, eligible: np.ndarray, cold: np.ndarray, rankers: dict[str, Ranker], split: str
+    plan: RankingPlan,
+    eligible: np.ndarray,
+    cold: np.ndarray,
+    rankers: dict[str, Ranker],
+    textless: ItemMemory | None,
 ) -> pa.Table:
     """The table of all requests (`rank_requests`).
 
     Raises:
         UserError: no request has a target that may be recommended.
     """
-    table = rank_requests(plan, eligible, cold, rankers)
+    table = rank_requests(plan, eligible, cold, rankers, textless)
     if table is None:
+        split = next(name for name, code in SPLITS.items() if code == plan.split)
         raise UserError(
             f"no {split} request has a target that may be recommended: each target is in its user's history, or is an "
             "item without training event that no item table has. Set split.repeats = true in the dataset spec, or name "
@@ -184,12 +198,19 @@ def _rank(
     return table
 
 
+def _memory_without_texts(plan: RankingPlan, prepared: PreparedData, split: str) -> ItemMemory | None:
+    """For the knock-out of the texts; None where no model with a memory is evaluated with knock-outs."""
+    if not plan.knockouts or "memory" not in load_config(base=BundlePaths(plan.bundles[MODEL]).config).model.sources:
+        return None
+    return memory_without_texts(prepared, SPLITS[split], repeats=prepared.spec.split.repeats)
+
+
 def _summary(
     lists: RankedLists, prepared: PreparedData, config: Config, item_counts: np.ndarray, eligible: np.ndarray
 ) -> dict[str, Any]:
     """Metrics of all systems but the arranged lists, which have a section of their own."""
     return summarise(
-        without_arranged(lists),
+        without_knockouts(without_arranged(lists)),
         item_counts=item_counts,
         eligible=eligible,
         ks=config.evaluate.ks,
@@ -204,19 +225,12 @@ def _diversity(lists: RankedLists, plan: RankingPlan, config: Config, eligible: 
     return tradeoff(lists, model, eligible=eligible, resamples=options.bootstrap, seed=SEED)
 
 
-def _notes(baselines: FittedBaselines, plan: RankingPlan, split: str, run: str | None) -> list[str]:
+def _notes(baselines: FittedBaselines, plan: RankingPlan, split: str) -> list[str]:
     """What a reader must know to read the figures."""
     notes = list(baselines.notes)
     if plan.bundles and split == "valid":
         notes += [_BLEND_NOTE] + [_RERANK_NOTE] * (plan.reranker is not None)
-    # On the validation split both systems are ranked as they were before any validation event.
-    if run is not None and BEFORE_TUNING in plan.bundles and split == "test" and _was_refitted(run):
-        notes.append(NOT_REFITTED)
     return notes
-
-
-def _was_refitted(run: str) -> bool:
-    return any(record["phase"] == "refit" for record in read_train_log(run))
 
 
 class _Clock:

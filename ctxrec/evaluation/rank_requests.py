@@ -22,16 +22,20 @@ from ctxrec.data.events import histories_from_table, time_codes
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.requests import Requests, split_requests
 from ctxrec.evaluation.baselines.selection import SPLITS
+from ctxrec.evaluation.knockouts import knocked_out, other_users
 from ctxrec.evaluation.slices import time_labels
 from ctxrec.evaluation.summary import SLICE_K, RankedLists
-from ctxrec.evaluation.systems import BEFORE_TUNING, MODEL, RERANKED, SHUFFLED, SHUFFLED_SAME_TIME
+from ctxrec.evaluation.systems import FROZEN, MODEL, RERANKED, SHUFFLED, SHUFFLED_SAME_TIME, TUNED
 from ctxrec.index.topk import top_k
+from ctxrec.memory.item_memory import ItemMemory
 from ctxrec.retrieval.cross_encoder import RerankedRecommender, check_reranker, load_reranker
-from ctxrec.retrieval.load import load_recommender
+from ctxrec.retrieval.load import load_recommender, trained_items
 from ctxrec.retrieval.pre_validation import recommender_before_validation
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import Retriever, find_reranker
 from ctxrec.retrieval.slate.rules import Rules
+from ctxrec.training.driver import run_outcome
+from ctxrec.training.trackers import read_train_log
 
 SEED = 0  # of shuffled contexts and of resamples, so that two evaluations of a run say the same
 _SCORES_AT_ONCE = 1 << 25  # scores in memory at a time in one actor (128 MB)
@@ -62,6 +66,8 @@ class RankingPlan:
     cpus_per_actor: int
     seed: int
     reranker: str | None = None  # the model's second stage, ranked beside it
+    knockouts: bool = False  # rank with each source of the model hidden too
+    tuned: bool = False  # whether the model's encoder was tuned
     arranged: dict[str, DiversityConfig] = dataclasses.field(default_factory=dict)  # of the model's lists, by system
     rules: Rules = dataclasses.field(default_factory=Rules)
 
@@ -89,16 +95,28 @@ class RankingPlan:
             cpus_per_actor=max(1, cpus // num_actors),
             seed=SEED,
             reranker=find_reranker(bundles[MODEL]) if config.rerank.use and MODEL in bundles else None,
+            knockouts=config.evaluate.knockouts and MODEL in bundles,
+            tuned=MODEL in bundles and run_outcome(storage.parent(bundles[MODEL])).state == "tuned",
             arranged=(arranged or {}) if MODEL in bundles else {},
             rules=rules or Rules(),
         )
 
 
-def run_bundles(run: str) -> dict[str, str]:
-    """Bundles of a run: the model, and the model before its encoder was tuned, if the run has one."""
+def run_bundles(run: str, split: str) -> dict[str, str]:
+    """Bundles of a run: the model, and the model before and after its encoder was tuned, where it was.
+
+    Before the test split both are those that were not refitted. On the validation split no system is, so the model itself
+    is the tuned one, and so it is where the run has no refit.
+    """
     bundles = {MODEL: RunPaths(run).bundle}
-    before = RunPaths(run).before
-    return bundles | ({BEFORE_TUNING: before} if storage.exists(before) else {})
+    before, tuned = RunPaths(run).before, RunPaths(run).tuned
+    if run_outcome(run).state == "frozen" or not storage.exists(before):
+        return bundles
+    refitted = any(record["phase"] == "refit" for record in read_train_log(run))
+    if split == "valid" or not refitted:
+        return bundles | {FROZEN: before}
+    # A run of an earlier version has a refitted model beside one that is not, which tells nothing of the encoder.
+    return bundles | ({FROZEN: before, TUNED: tuned} if storage.exists(tuned) else {})
 
 
 def check_bundles(plan: RankingPlan, item_ids: list[str]) -> None:
@@ -127,7 +145,7 @@ def load_system(plan: RankingPlan, data: PreparedData, system: str) -> Recommend
     bundle = plan.bundles[system]
     if plan.split != schema.VALID:
         return load_recommender(bundle)
-    if system == BEFORE_TUNING:
+    if system == FROZEN:
         return recommender_before_validation(storage.parent(storage.parent(bundle)), data, tuned=False)
     return recommender_before_validation(storage.parent(bundle), data)
 
@@ -146,8 +164,24 @@ class BucketRanker:
             second = load_reranker(plan.reranker, model_version=model.model_version)
             self.rankers[RERANKED] = RerankedRecommender(model, second)
         self.arranged = self._retrievers()
-        self.eligible, self.cold, fitted = ray.get(shared)  # arrays in shared memory, not copied
+        self.eligible, self.cold, fitted, textless = ray.get(shared)  # arrays in shared memory, not copied
         self.rankers |= fitted
+        self.hidden: dict[str, Recommender] = self._knocked_out(textless) if plan.knockouts else {}
+
+    def _knocked_out(self, textless: ItemMemory | None) -> dict[str, Recommender]:
+        """The model without each of its sources."""
+        model: Any = self.rankers[MODEL]
+        bundle = self.plan.bundles[MODEL]
+        trained_I = self.eligible & ~self.cold if self.plan.split == schema.VALID else trained_items(bundle)
+        return knocked_out(
+            model,
+            bundle,
+            storage.parent(bundle),
+            self.data,
+            trained_I=trained_I,
+            textless=textless,
+            tuned=self.plan.tuned,
+        )
 
     def _retrievers(self) -> dict[str, Retriever[Recommender]]:
         """Retrievers that make the model's lists with diversity and rules, as the service does."""
@@ -171,6 +205,8 @@ class BucketRanker:
             requests = drop_targets(requests, self.eligible)
             # Context moves among all requests of the bucket, whatever is ranked at once.
             shuffled = shuffle_context(requests, seed=self.plan.seed + int(bucket)) if MODEL in self.rankers else {}
+            if self.plan.knockouts:
+                shuffled |= other_users(requests, seed=self.plan.seed + int(bucket))
             for start in range(0, len(requests), self.plan.batch_size):
                 rows = np.arange(start, min(start + self.plan.batch_size, len(requests)))
                 changed = {system: other.take(rows) for system, other in shuffled.items()}
@@ -212,6 +248,8 @@ class BucketRanker:
         for system, retriever in self.arranged.items():
             found = retriever.top_k(requests, self.plan.k, exclude=[closed] * len(requests))
             columns[_TOP + system] = _top_column(_padded([items for items, _ in found], self.plan.k))
+        for system, hidden in self.hidden.items():
+            columns[_TOP + system] = _top_column(top_k(hidden.scores(requests), self.plan.k, excluded))
         for system, other in shuffled.items():
             columns[_TOP + system] = _top_column(top_k(self.rankers[MODEL].scores(other), self.plan.k, excluded))
         return pa.table(columns)
@@ -292,7 +330,11 @@ def _list_array(offsets: np.ndarray, values: np.ndarray, dtype: type = np.int32)
 
 
 def rank_requests(
-    plan: RankingPlan, eligible: np.ndarray, cold: np.ndarray, fitted: dict[str, Ranker]
+    plan: RankingPlan,
+    eligible: np.ndarray,
+    cold: np.ndarray,
+    fitted: dict[str, Ranker],
+    textless: ItemMemory | None = None,
 ) -> pa.Table | None:
     """The tables of all buckets as one, users in the order of their ids; None without any request.
 
@@ -301,6 +343,7 @@ def rank_requests(
         eligible: bool [I] items that may be recommended.
         cold: bool [I] eligible items without training event, which are also ranked among themselves.
         fitted: rankers besides the plan's bundles.
+        textless: the model's memory as if no item had a text; needed for knock-outs of a model with a memory.
 
     Raises:
         UserError: a bundle of the plan cannot be used, as a worker found out.
@@ -312,7 +355,7 @@ def rank_requests(
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=plan.num_actors),
         num_cpus=plan.cpus_per_actor,
-        fn_constructor_args=(plan, [ray.put(eligible), ray.put(cold), ray.put(fitted)]),
+        fn_constructor_args=(plan, [ray.put(eligible), ray.put(cold), ray.put(fitted), ray.put(textless)]),
     )
     parts = []
     with progress_bar(plan.num_buckets, "evaluate", "bucket") as progress:

@@ -1,6 +1,6 @@
 """From ranked lists to the numbers of `metrics.json`: means, intervals, slices and paired differences.
 
-A system is anything that ranks: the model, the model before its encoder was tuned, an ablation, a baseline.
+A system is anything that ranks: the model, the model before and after its encoder was tuned, an ablation, a baseline.
 
 Legend: N requests, K longest list, I items.
 """
@@ -17,18 +17,20 @@ from ctxrec.data.events import ranges
 from ctxrec.evaluation.slices import COLD_AMONG_COLD, action_slices, attribute_slices, history_slices, item_slices
 from ctxrec.evaluation.systems import (
     ABLATIONS,
-    BEFORE_TUNING,
+    FROZEN,
     MODEL,
     RERANKED,
     SHUFFLED,
     SHUFFLED_SAME_TIME,
+    TUNED,
+    TUNED_MINUS_FROZEN,
     SystemMetrics,
 )
 from ctxrec.metrics.intervals import Interval, bootstrap_means, bootstrap_p, percentile_interval
 from ctxrec.metrics.ranking import list_metrics, list_popularity, request_metrics
 
 SLICE_K = 10  # slices are reported at this cut-off
-_ROLES = (MODEL, BEFORE_TUNING, SHUFFLED, SHUFFLED_SAME_TIME)
+_ROLES = (MODEL, FROZEN, TUNED, SHUFFLED, SHUFFLED_SAME_TIME)
 
 PerRequest = dict[str, dict[str, np.ndarray]]  # system -> metric -> float64 [N]
 
@@ -65,7 +67,7 @@ def summarise(
     seed: int,
     held_out: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """The keys `model`, `before`, `ablations`, `baselines`, `shuffled_context`, `paired`, `slices` of `metrics.json`.
+    """The keys `model`, `frozen`, `tuned`, `ablations`, `baselines`, `shuffled_context`, `paired`, `slices` of `metrics.json`.
 
     Args:
         lists: at least one request and one system.
@@ -83,10 +85,14 @@ def summarise(
         per_request[system] = request_metrics(top, lists.target_offsets, lists.target_items, ks)
         per_request[system][f"popularity@{SLICE_K}"] = list_popularity(top, item_counts, SLICE_K)
         per_request[system][f"novelty@{SLICE_K}"] = list_popularity(top, information, SLICE_K)
-    overall, paired, drops = _intervals(per_request, resamples=resamples, seed=seed)
+    overall, paired, drops = intervals(per_request, resamples=resamples, seed=seed)
     for system, top in lists.tops.items():
         overall[system] |= list_metrics(top, eligible, SLICE_K)
     roles = _by_role(overall)
+    if TUNED in overall:  # the gain of the encoder's phase is the difference between these two, and nothing else
+        apart = {name: values for name, values in per_request.items() if name in (FROZEN, TUNED)}
+        apart = {MODEL: apart[TUNED], FROZEN: apart[FROZEN]}
+        paired[TUNED_MINUS_FROZEN] = intervals(apart, resamples=resamples, seed=seed)[1][FROZEN]
     for system, drop in drops.items():
         roles[system]["drop"] = drop
     items = item_slices(item_counts, held_out)
@@ -97,8 +103,8 @@ def summarise(
     }
 
 
-def _intervals(
-    per_request: PerRequest, *, resamples: int, seed: int
+def intervals(
+    per_request: PerRequest, *, resamples: int, seed: int, drops_of: Sequence[str] = (SHUFFLED, SHUFFLED_SAME_TIME)
 ) -> tuple[dict[str, SystemMetrics], dict[str, SystemMetrics], dict[str, Interval]]:
     """Three kinds of intervals, all on the same resamples.
 
@@ -126,7 +132,7 @@ def _intervals(
             for m, name in enumerate(names):
                 against[system][name]["p"] = bootstrap_p(differences[:, m])
     main, drops = names.index(f"ndcg@{SLICE_K}"), {}
-    for system in {SHUFFLED, SHUFFLED_SAME_TIME} & set(systems):
+    for system in set(drops_of) & set(systems):
         s = systems.index(system)
         with_context, without = resampled[:, model, main], resampled[:, s, main]
         mean = 1 - means[s, main] / max(means[model, main], 1e-12)
@@ -135,7 +141,7 @@ def _intervals(
 
 
 def _by_role(systems: dict[str, SystemMetrics]) -> dict[str, Any]:
-    """{"model": ..., "before": ..., "ablations": {...}, "baselines": {...}, ...}; a system without metrics is {}."""
+    """{"model": ..., "frozen": ..., "ablations": {...}, "baselines": {...}, ...}; a system without metrics is {}."""
     rest = {name: metrics for name, metrics in systems.items() if name not in (*_ROLES, RERANKED)}
     return {
         **{role: systems.get(role, {}) for role in _ROLES},
@@ -158,7 +164,7 @@ def _slices(
 
     def entry(values: PerRequest) -> dict[str, Any]:
         num = len(next(iter(values.values()))[wanted[0]]) if values else 0
-        systems = _intervals(values, resamples=resamples, seed=seed)[0] if num else {}
+        systems = intervals(values, resamples=resamples, seed=seed)[0] if num else {}
         return {"requests": num, **_by_role(systems)}
 
     targets = lists.target_items

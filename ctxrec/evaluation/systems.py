@@ -7,23 +7,21 @@ from typing import Any
 from ctxrec.metrics.intervals import Interval
 
 MODEL, RERANKED = "model", "reranked"
-BEFORE_TUNING = "before"  # the model before its encoder was tuned; never refitted
+# The model before and after its encoder was tuned, both refitted or neither: they differ in the encoder's phase alone.
+FROZEN, TUNED = "frozen", "tuned"
+TUNED_MINUS_FROZEN = "tuned_minus_frozen"  # a paired difference of these two
 ABLATIONS = ("text_only", "id_only", "no_context", "frozen_encoder")
 SHUFFLED, SHUFFLED_SAME_TIME = "shuffled_context", "shuffled_context_same_time"
 # These know the true preferences of a simulated log. They are upper bounds and no competitors.
 ORACLES = ("oracle", "oracle_of_log", "oracle_no_context")
-# A note of every evaluation where it holds.
-NOT_REFITTED = (
-    '"ctxrec before encoder tuning" is not refitted on the validation events and "ctxrec" is: the difference between '
-    "them contains the gain of the refit as well as the gain of the tuning"
-)
 TEXT, ENSEMBLE = "untuned_encoder", "ensemble"
 
 SystemMetrics = dict[str, Interval]
 
 NAMES = {
     MODEL: "ctxrec",
-    BEFORE_TUNING: "ctxrec before encoder tuning",
+    FROZEN: "ctxrec, frozen encoder, not refitted",
+    TUNED: "ctxrec, tuned encoder, not refitted",
     RERANKED: "ctxrec, re-ranked",
     SHUFFLED: "ctxrec, shuffled context",
     SHUFFLED_SAME_TIME: "ctxrec, shuffled context, same time",
@@ -66,8 +64,13 @@ def focus(metrics: dict[str, Any]) -> str:
     return MODEL if metrics[MODEL] else best_baseline(metrics) or next(iter(metrics["baselines"]))
 
 
+def _apart(metrics: dict[str, Any]) -> tuple[str, ...]:
+    """Of the frozen and the tuned encoder those that are systems of their own: not the model itself, and no ablation."""
+    return tuple(name for name in (FROZEN, TUNED) if metrics.get("encoder", {}).get(name) == name)
+
+
 def ranked_systems(metrics: dict[str, Any], metric: str = "ndcg@10") -> list[tuple[str, SystemMetrics]]:
     """(system, its metrics) of everything that ranked the requests with their own context, best first."""
-    alone = {name: metrics.get(name, {}) for name in (MODEL, BEFORE_TUNING, RERANKED)}
+    alone = {name: metrics.get(name, {}) for name in (MODEL, *_apart(metrics), RERANKED)}
     systems = {**alone, **metrics["ablations"], **metrics["baselines"]}
     return sorted(((s, m) for s, m in systems.items() if m), key=lambda pair: -pair[1][metric]["mean"])

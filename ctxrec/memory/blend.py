@@ -86,6 +86,13 @@ class Blend:
         weights[:, self.sources.index(NEW)] = np.log(np.expm1(bonus)) if bonus > 1e-6 else _NO_WEIGHT, 0
         return dataclasses.replace(self, weights_2K=weights)
 
+    def without(self, sources: Sequence[str]) -> Blend:
+        """The blend in which these sources have no weight."""
+        weights = self.weights_2K.copy()
+        hidden = [k for k, name in enumerate(self.sources) if name in sources]
+        weights[:, hidden] = np.array([[_NO_WEIGHT], [0]])
+        return dataclasses.replace(self, weights_2K=weights)
+
     @property
     def sources(self) -> list[str]:
         """Names of the K sources, in the order of the weights."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import load_file as load_arrays
@@ -55,6 +56,12 @@ def _load(bundle: str, folder: str, model_version: str) -> Recommender:
         model_version=model_version,
         blend=bundle_format.load_blend(folder),
     )
+
+
+def trained_items(bundle: str) -> np.ndarray:
+    """The items whose IDs the model of a bundle reads, because they have training events: bool [I]."""
+    folder, _ = bundle_format.check_bundle(bundle, scratch=storage.temporary_folder())
+    return load_arrays(BundlePaths(folder).vectors)["trained"] > 0
 
 
 def _load_towers(folder: str) -> tuple[Config, DatasetSpec, ModelShape, Towers]:

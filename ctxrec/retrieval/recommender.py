@@ -109,6 +109,11 @@ class Recommender:
         self.cache = HistoryCache(max_bytes) if max_bytes else None
 
     @property
+    def towers(self) -> Towers:
+        """The towers, ready to score."""
+        return self._towers
+
+    @property
     def items(self) -> pa.Table:
         """The bundle's item table."""
         return self.catalogue.bundled

@@ -20,7 +20,7 @@ import torch
 from ray.train import UserCallback
 
 from ctxrec.core import ray_cluster, storage
-from ctxrec.core.config import BACKBONES, Config, TrainConfig, to_toml
+from ctxrec.core.config import BACKBONES, Config, TrainConfig, load_config, to_toml
 from ctxrec.core.errors import Failed, Stopped, UserError
 from ctxrec.core.manifest import read_run_manifest
 from ctxrec.core.removed_options import lost_options, without_removed
@@ -31,6 +31,7 @@ from ctxrec.encoder.hub import check_max_tokens, resolve_encoder
 from ctxrec.ingest.vocabularies import check_targets
 from ctxrec.model.backbones import check_backbone
 from ctxrec.training import checkpoint, deepspeed_engine, faults
+from ctxrec.training.encoder_outcome import EncoderOutcome, encoder_outcome
 from ctxrec.training.process_group import ProcessGroupConfig
 from ctxrec.training.profiler import summarise
 from ctxrec.training.trackers import check_trackers, read_train_log
@@ -236,6 +237,7 @@ def _logged_seconds(run: str) -> float:
 
 def _manifest(out: str, data: PreparedData, seconds: float) -> dict[str, Any]:
     inside = storage.read_json(BundlePaths(RunPaths(out).bundle).manifest)
+    outcome = run_outcome(out)
     return {
         "format_version": FORMAT_VERSION,
         "packages": {name: _version(name) for name in _PACKAGES},
@@ -245,6 +247,8 @@ def _manifest(out: str, data: PreparedData, seconds: float) -> dict[str, Any]:
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "model_version": inside["model_version"],
         "train_seconds": round(seconds, 1),
+        "encoder": outcome.state,
+        "encoder_reason": outcome.why,
         "files": {f"bundle/{name}": digest for name, digest in inside["files"].items()},
     }
 
@@ -264,13 +268,18 @@ def _git_commit() -> str | None:
     return None
 
 
+def run_outcome(run: str) -> EncoderOutcome:
+    """What became of the encoder in a training, also of a run whose manifest does not say so."""
+    return encoder_outcome(load_config(base=RunPaths(run).config), read_train_log(run))
+
+
 def describe_run(run: str) -> str:
-    """One line about a finished training."""
+    """Two lines about a finished training: its result, and what became of the encoder."""
     manifest = read_run_manifest(run)
     best = max((line["valid_ndcg@10"] for line in read_train_log(run) if "valid_ndcg@10" in line), default=float("nan"))
     seconds = manifest.get("train_seconds")
     took = f" in {seconds:.0f} s" if isinstance(seconds, (int, float)) else ""
     return (
         f"trained{took}; best validation NDCG@10 {best:.4f}; "
-        f"model {manifest['model_version']} in {RunPaths(run).bundle}"
+        f"model {manifest['model_version']} in {RunPaths(run).bundle}\n{run_outcome(run).sentence}"
     )

@@ -79,14 +79,17 @@ def _train(job: dict[str, Any], scratch: str) -> None:
         if phase == "towers":
             chosen = dataclasses.replace(chosen, share=float(best[SHARE]))
             blend = calibrate(setup, done["towers"], setup.catalogue.frozen)
-            if "encoder" in phases:  # evaluation compares the tuned encoder with this model
-                export(setup, done["towers"], chosen, blend, RunPaths(setup.run).before, refitted=False)
+            of_frozen = chosen, blend
         elif phase == "encoder":
             encoder = tuned_encoder(setup, best)
             chosen = dataclasses.replace(chosen, encoder=encoder)
             if float(best[SHARE]) > 0:
+                # Evaluation compares the models before and after this phase, none of them refitted.
+                export(setup, done["towers"], *of_frozen, RunPaths(setup.run).before, refitted=False)
                 chosen = dataclasses.replace(chosen, text=tuned_text(setup, encoder))
                 blend = calibrate(setup, done["encoder"], chosen.text)
+                if "refit" in phases:
+                    export(setup, done["encoder"], chosen, blend, RunPaths(setup.run).tuned, refitted=False)
             elif worker.rank == 0:  # the best weights are those that the phase began with
                 logger.info("tuning gains nothing on the validation events; the encoder stays as it was")
     last = phases[-1]

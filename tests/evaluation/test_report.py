@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ctxrec.core.config import Config, to_toml
 from ctxrec.core.errors import UserError
-from ctxrec.evaluation import offline
-from ctxrec.evaluation.baselines.selection import FittedBaselines
 from ctxrec.evaluation.comparison_table import format_table
+from ctxrec.evaluation.encoder_comparison import compare_encoders
+from ctxrec.evaluation.knockouts import summarise_knockouts
 from ctxrec.evaluation.report import charts
 from ctxrec.evaluation.report.page import Example, Facts, Taken, render_report
 from ctxrec.evaluation.report.training_curves import _curves
 from ctxrec.evaluation.summary import RankedLists, summarise
-from ctxrec.evaluation.systems import NOT_REFITTED
+from ctxrec.training.encoder_outcome import EncoderOutcome
 from ctxrec.training.trackers import parse_train_log
 
 NASTY = 'Café 🍰 <script>alert("x")</script> & co'
@@ -58,12 +58,17 @@ def parse(page: str) -> Structure:
 
 
 SYSTEMS = (
-    "model", "before", "popularity", "ease", "untuned_encoder", "oracle", "no_context", "shuffled_context",
+    "model", "frozen", "tuned", "popularity", "ease", "untuned_encoder", "oracle", "no_context", "shuffled_context",
     "shuffled_context_same_time",
 )  # fmt: skip
 
 
-def example_metrics(*, left_out: tuple[str, ...] = (), cold: bool = True) -> dict:
+TUNING_PAID, TUNING_FAILED = EncoderOutcome("tuned", "it paid"), EncoderOutcome("frozen", "it gained nothing")
+
+
+def example_metrics(
+    *, left_out: tuple[str, ...] = (), cold: bool = True, outcome: EncoderOutcome = TUNING_PAID
+) -> dict:
     rng = np.random.default_rng(0)
     tops = {name: np.argsort(rng.random((30, 25)), axis=1)[:, :10] for name in SYSTEMS}
     tops = {name: top for name, top in tops.items() if name not in left_out}
@@ -81,6 +86,10 @@ def example_metrics(*, left_out: tuple[str, ...] = (), cold: bool = True) -> dic
         cold_tops={name: top for name, top in tops.items() if not name.startswith("shuffled")} if cold else {},
     )
     metrics = summarise(lists, item_counts=counts, eligible=np.ones(25, bool), ks=(5, 10), resamples=20, seed=0)
+    if "model" in tops:
+        hidden = lists.tops | {"without/texts": tops["model"][:, ::-1]}
+        knockouts = summarise_knockouts(dataclasses.replace(lists, tops=hidden), ks=(10,), resamples=20, seed=0)
+        metrics |= compare_encoders(metrics, outcome) | {"knockouts": knockouts}
     return {"split": "test", "requests": 30, **metrics, "notes": [NASTY], "seconds": {"total": 1.5}}
 
 
@@ -131,7 +140,7 @@ def test_every_text_is_escaped_and_emoji_survive():
 def test_every_chart_has_a_text_alternative_and_is_valid_xml():
     page = page_of(example_metrics())
     images = [attributes for tag, attributes in parse(page).tags if tag == "svg" and attributes.get("role") == "img"]
-    assert len(images) == 7
+    assert len(images) == 8
     assert all(len(attributes["aria-label"]) > 20 for attributes in images)
     for part in page.split("<svg ")[1:]:
         ET.fromstring("<svg " + part.split("</svg>")[0] + "</svg>")
@@ -147,42 +156,67 @@ def test_hits_are_marked_and_long_lists_cut():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"left_out": ("before",)}, {"cold": False}, {"left_out": ("before", "no_context")},
+    [{}, {"left_out": ("frozen", "tuned")}, {"cold": False}, {"left_out": ("frozen", "tuned", "no_context")},
      {"left_out": ("shuffled_context", "shuffled_context_same_time")}],
 )  # fmt: skip
 def test_what_was_not_evaluated_is_left_out(options):
     left_out = options.get("left_out", ())
     page = page_of(example_metrics(**options), train_log=[], examples=[])
     parse(page)
-    assert ("before encoder tuning" in page) == ("before" not in left_out)
-    assert ("What each source adds" in page) == (not {"before", "no_context"} <= set(left_out))
+    assert ("frozen encoder, not refitted" in page) == ("frozen" not in left_out)
+    assert ("trained again without one source" in page) == (not {"frozen", "no_context"} <= set(left_out))
     assert ("Does context pay?" in page) == ("shuffled_context" not in left_out)
     assert "This run has no training log." in page
     assert ("this evaluation cannot show how the model ranks new items" in page) == (not options.get("cold", True))
 
 
-def test_a_difference_that_holds_the_gain_of_the_refit_says_so(tmp_path):
-    metrics = example_metrics()
-    assert "not refitted" not in page_of(metrics)
-    page = page_of(metrics | {"notes": [NOT_REFITTED]})
-    assert page.count("is not refitted on the validation events") == 2  # beside the figure, and among the notes
-    assert f"note: {NOT_REFITTED}" in format_table(metrics | {"notes": [NOT_REFITTED]})
+def test_a_phase_that_was_thrown_away_is_said_and_makes_no_row_of_its_own():
+    metrics = example_metrics(left_out=("frozen", "tuned"), outcome=TUNING_FAILED)
+    assert metrics["frozen"] == metrics["tuned"] == metrics["model"] and metrics["encoder"]["gain"] is None
+    said = "the encoder is frozen, because it gained nothing: with and without tuning this is the same model"
+    table = format_table(metrics)
+    assert said in table and said in page_of(metrics)
+    row = next(line for line in table.splitlines() if line.startswith("ctxrec, frozen encoder"))
+    assert row.endswith("the same model") and f"{metrics['model']['ndcg@10']['mean']:.4f}" in row
 
-    baselines = FittedBaselines(fitted={}, item_counts=np.zeros(0), options={}, notes=["a"])
-    plan = SimpleNamespace(bundles={"model": "", "before": ""}, reranker=None)
-    log = tmp_path / "train_log.jsonl"
-    log.write_text('{"phase": "towers"}\n{"phase": "encoder"}\n')
-    assert offline._notes(baselines, plan, "test", str(tmp_path)) == ["a"], "neither is refitted"
-    log.write_text(log.read_text() + '{"phase": "refit"}\n')
-    assert offline._notes(baselines, plan, "test", str(tmp_path)) == ["a", NOT_REFITTED]
-    assert NOT_REFITTED not in offline._notes(baselines, plan, "valid", str(tmp_path))
-    alone = SimpleNamespace(bundles={"model": ""}, reranker=None)
-    assert offline._notes(baselines, alone, "test", str(tmp_path)) == ["a"]
+
+def test_the_gain_of_tuning_is_between_two_that_are_both_refitted_or_neither():
+    metrics = example_metrics()
+    about = metrics["encoder"]
+    assert about["gain"]["mean"] == pytest.approx(
+        metrics["tuned"]["ndcg@10"]["mean"] - metrics["frozen"]["ndcg@10"]["mean"]
+    )
+    assert "tuned minus frozen encoder, all else equal (neither refitted): NDCG@10" in format_table(metrics)
+    # With the ablation, the frozen one is refitted as the model is.
+    lists_of_both = metrics | {
+        "ablations": metrics["ablations"] | {"frozen_encoder": metrics["baselines"]["ease"]},
+        "paired": metrics["paired"] | {"frozen_encoder": metrics["paired"]["ease"]},
+    }
+    refitted = compare_encoders(lists_of_both, TUNING_PAID)
+    assert refitted["tuned"] == metrics["model"] and refitted["frozen"] == metrics["baselines"]["ease"]
+    assert refitted["encoder"]["gain"] == metrics["paired"]["ease"]["ndcg@10"]
+    # A run of an earlier version has neither.
+    alone = example_metrics(left_out=("frozen", "tuned"))
+    assert alone["frozen"] == {} and "no model of the frozen encoder to compare with" in format_table(alone)
+
+
+def test_knock_outs_are_drawn_and_told():
+    metrics = example_metrics()
+    texts = metrics["knockouts"]["texts"]
+    assert texts["lost"]["mean"] == pytest.approx(metrics["model"]["ndcg@10"]["mean"] - texts["ndcg@10"]["mean"])
+    assert texts["drop"]["mean"] == pytest.approx(texts["lost"]["mean"] / metrics["model"]["ndcg@10"]["mean"])
+    assert metrics["knockouts"]["context"]["ndcg@10"]["mean"] == pytest.approx(
+        metrics["shuffled_context_same_time"]["ndcg@10"]["mean"]
+    )
+    page = page_of(metrics)
+    assert "NDCG@10 that is lost where a source is hidden" in page
+    assert "NDCG@10 falls without (nothing trained again): " in format_table(metrics)
+    assert "texts" not in metrics["baselines"] and "without/texts" not in metrics["paired"]
 
 
 def test_a_report_of_baselines_alone():
     metrics = example_metrics(
-        left_out=("model", "before", "no_context", "shuffled_context", "shuffled_context_same_time")
+        left_out=("model", "frozen", "tuned", "no_context", "shuffled_context", "shuffled_context_same_time")
     )
     assert metrics["model"] == {} and metrics["paired"] == {}
     page = page_of(metrics, examples=[])
@@ -217,7 +251,13 @@ def test_sentences_say_what_the_numbers_say():
 
 def test_all_scores_zero_still_draws():
     metrics = example_metrics()
-    for system in (metrics["model"], metrics["before"], *metrics["ablations"].values(), *metrics["baselines"].values()):
+    for system in (
+        metrics["model"],
+        metrics["frozen"],
+        metrics["tuned"],
+        *metrics["ablations"].values(),
+        *metrics["baselines"].values(),
+    ):
         system["ndcg@10"] = {"mean": 0.0, "low": 0.0, "high": 0.0}
     page = page_of(metrics)
     parse(page)

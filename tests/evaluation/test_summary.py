@@ -101,7 +101,7 @@ def test_novelty_is_mean_information_of_what_is_shown():
 def test_a_slice_without_requests_is_there_and_empty():
     lists = dataclasses.replace(hand_made_lists(), target_items=np.array([0, 1, 1, 1]))
     assert summary_of(lists)["slices"]["cold_items"] == {
-        "requests": 0, "model": {}, "before": {}, "shuffled_context": {}, "shuffled_context_same_time": {},
+        "requests": 0, "model": {}, "frozen": {}, "tuned": {}, "shuffled_context": {}, "shuffled_context_same_time": {},
         "ablations": {}, "baselines": {},
     }  # fmt: skip
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from ctxrec.evaluation.report import charts
 from ctxrec.evaluation.report.style import STYLE
-from ctxrec.evaluation.systems import BEFORE_TUNING, MODEL, ORACLES, SystemMetrics, display_name
+from ctxrec.evaluation.systems import FROZEN, MODEL, ORACLES, TUNED, SystemMetrics, display_name
 from ctxrec.metrics.intervals import Interval
 
 Row = tuple[str, Sequence[str], bool]  # name, finished cells, whether the row is highlighted
@@ -78,8 +78,10 @@ def legend(entries: Sequence[tuple[str, str]], *, squares: bool = False) -> str:
 
 def kind(system: str, best: str | None) -> str:
     """The colour of a system's bar."""
-    if system in (MODEL, BEFORE_TUNING):
+    if system == MODEL:
         return system
+    if system in (FROZEN, TUNED):
+        return "before"
     if system in ORACLES:
         return "limit"
     return "best" if system == best else "other"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ctxrec.evaluation.comparison_table import verdict
+from ctxrec.evaluation.encoder_comparison import encoder_sentence
 from ctxrec.evaluation.report import charts
 from ctxrec.evaluation.report.html import (
     bar,
@@ -23,12 +24,12 @@ from ctxrec.evaluation.report.html import (
 )
 from ctxrec.evaluation.slices import COLD, COLD_AMONG_COLD, FEW, FEW_SHOT, HELD_OUT, NEW_USERS, WARM
 from ctxrec.evaluation.systems import (
-    BEFORE_TUNING,
+    FROZEN,
     MODEL,
-    NOT_REFITTED,
     SHUFFLED,
     SHUFFLED_SAME_TIME,
     TEXT,
+    TUNED,
     SystemMetrics,
     best_baseline,
     display_name,
@@ -47,7 +48,7 @@ COLUMNS = {
 }
 _KINDS = (
     ("model", "ctxrec"),
-    ("before", "ctxrec before encoder tuning"),
+    ("before", "ctxrec, not refitted"),
     ("best", "best baseline"),
     ("other", "others"),
     ("limit", "best possible"),
@@ -137,30 +138,54 @@ def _options(metrics: dict[str, Any]) -> str:
 
 
 def sources(metrics: dict[str, Any]) -> str:
-    """The ablations and the model before its encoder was tuned, next to the model; "" without any of them."""
-    systems = {BEFORE_TUNING: metrics[BEFORE_TUNING], **metrics["ablations"]}
-    shown = [(s, m) for s, m in systems.items() if m]
-    if not metrics[MODEL] or not shown:
+    """What each source carries by knock-out and by ablation, and what the encoder's phase brought; "" without any."""
+    if not metrics[MODEL]:
         return ""
+    parts = [finding(encoder_sentence(metrics))] if metrics.get("encoder") else []
+    if metrics.get("knockouts"):
+        parts += [
+            paragraph(
+                "The trained model ranks the same requests with one source hidden, without any training. Context and user "
+                "attributes are those of another request. Dots show how much NDCG@10 is lost, lines the 95 % interval of "
+                "the difference on the same users."
+            ),
+            chart(
+                charts.dot_chart(
+                    [_lost(source, values) for source, values in metrics["knockouts"].items()],
+                    title="NDCG@10 that is lost where a source is hidden",
+                    description="; ".join(f"{s} {m['lost']['mean']:+.4f}" for s, m in metrics["knockouts"].items()),
+                )
+            ),
+        ]
+    parts += _ablations(metrics)
+    return section("What each source adds", *parts) if parts else ""
+
+
+def _lost(source: str, values: dict[str, Any]) -> charts.Dots:
+    """A row of the chart of knock-outs."""
+    lost = values["lost"]
+    return charts.Dots(source, percent(values["drop"]["mean"]), ((lost["mean"], lost["low"], lost["high"], "model"),))
+
+
+def _ablations(metrics: dict[str, Any]) -> list[str]:
+    """The trainings without one source, and the models before and after the encoder's phase; nothing without any."""
+    apart = [(s, m) for s, m in ranked_systems(metrics) if s in (FROZEN, TUNED)]
+    shown = [*apart, *((s, m) for s, m in metrics["ablations"].items() if m)]
+    if not shown:
+        return []
     whole = metrics[MODEL][MAIN]["mean"]
-    bars = [bar(MODEL, metrics[MODEL], "model")] + [
-        bar(s, m, "before" if s == BEFORE_TUNING else "other") for s, m in shown
-    ]
+    bars = [bar(MODEL, metrics[MODEL], "model")]
+    bars += [bar(s, m, "before" if s in (FROZEN, TUNED) else "other") for s, m in shown]
     sentences = []
-    for system, values in shown:
+    for system, values in metrics["ablations"].items():
         change = values[MAIN]["mean"] / whole - 1 if whole else 0.0
-        gain = metrics["paired"][system][MAIN]
-        what = f"Without {_LOST[system]}" if system in _LOST else "Before its encoder was tuned"
-        sentences.append(f"{what}: {percent(change, signed=True)} ({_certainty(gain)}).")
-    return section(
-        "What each source adds",
-        paragraph(
-            "The same model, trained again without one source of information each time."
-            + (f" {NOT_REFITTED}." if NOT_REFITTED in metrics["notes"] else "")
-        ),
+        what = f"Without {_LOST.get(system, display_name(system))}"
+        sentences.append(f"{what}: {percent(change, signed=True)} ({_certainty(metrics['paired'][system][MAIN])}).")
+    return [
+        paragraph("The same model, trained again without one source of information each time, or not refitted."),
         chart(charts.bar_chart(bars, title="NDCG@10 of the model with one source left out")),
-        "<ul>" + "".join(f"<li>{sentence}</li>" for sentence in sentences) + "</ul>",
-    )
+        "<ul>" + "".join(f"<li>{sentence}</li>" for sentence in sentences) + "</ul>" if sentences else "",
+    ]
 
 
 def _certainty(gain: dict[str, float]) -> str:
