@@ -137,7 +137,7 @@ def table_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     header += [
         "gain over the ensemble",
         "SASRec",
-        "encoder frozen, not refitted",
+        "encoder frozen, all else equal",
         "text only",
         "IDs only",
         "no context",

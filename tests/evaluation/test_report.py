@@ -310,9 +310,9 @@ def test_table_for_the_terminal():
     assert lines[0] == "test: 30 requests, full ranking"
     header = ["NDCG@10", "95", "%", "interval", "HR@10", "Recall@10", "MRR@10", "Coverage@10", "ctxrec", "minus", "it"]
     assert lines[1].split() == header
-    assert {line.split("  ")[0] for line in lines[3:10]} == {
-        "ctxrec", "ctxrec before encoder tuning", "ctxrec, no context", "popularity", "EASE",
-        "un-tuned encoder, text only", "best possible (simulation)",
+    assert {line.split("  ")[0] for line in lines[3:11]} == {
+        "ctxrec", "ctxrec, frozen encoder, not refitted", "ctxrec, tuned encoder, not refitted", "ctxrec, no context",
+        "popularity", "EASE", "un-tuned encoder, text only", "best possible (simulation)",
     }  # fmt: skip
     assert f"{metrics['model']['ndcg@10']['mean']:.4f}" in next(line for line in lines if line.startswith("ctxrec  "))
     assert lines[-1] == f"note: {NASTY}"
