@@ -17,8 +17,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
+from ctxrec.data.calendar_times import MAX_TIME_US
 from ctxrec.data.events import EARLIEST_S, LATEST_S, MAX_NUMBER, US
-from ctxrec.data.parsing import MAX_TIME_US
 
 MAX_BODY_BYTES = 1 << 20
 MAX_ID_BYTES = 1024

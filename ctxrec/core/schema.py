@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from ctxrec.core.errors import UserError
@@ -121,7 +122,19 @@ def widen_item_numbers(items: pa.Table) -> pa.Table:
 
 def shortest_decimals(numbers: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """Numbers of float16 or float32 as the float64 of the decimal with fewest digits that means the same number."""
-    return numbers.cast(pa.float32()).cast(pa.string()).cast(pa.float64())
+    return shortest_texts(numbers).cast(pa.float64())
+
+
+def shortest_texts(numbers: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Floats as the texts of fewest digits that mean the same numbers in their own precision."""
+    if not pa.types.is_float16(numbers.type):
+        return numbers.cast(pa.string())
+    # Arrow writes a float16 with the digits of a wider float. There are 65,536 of them at most.
+    wide = numbers.combine_chunks() if isinstance(numbers, pa.ChunkedArray) else numbers
+    coded = wide.cast(pa.float32()).dictionary_encode()
+    found = coded.dictionary.to_numpy(zero_copy_only=False)
+    digits = [float(value) if float(value).is_integer() else float(str(np.float16(value))) for value in found]
+    return pa.array(digits, pa.float64()).cast(pa.string()).take(coded.indices)
 
 
 def check_schema(table: pa.Table, schema: pa.Schema, *, source: str) -> None:

@@ -17,18 +17,19 @@ import pyarrow.compute as pc
 
 from ctxrec.core import schema
 from ctxrec.data.arrow_views import plain_type
+from ctxrec.data.calendar_times import MAX_TIME_US, calendar_times, stamp_times
 
 UNIT_US = {"s": 1_000_000, "ms": 1000, "us": 1}  # microseconds a unit of an epoch number
 UNIT_FROM = {"s": 0, "ms": 10**11, "us": 10**14, "ns": 10**17}  # smallest epoch number in each unit
 MIN_EPOCH = 1e8  # seconds, March 1973; smaller numbers are times only in a log that has such times in general
-MAX_TIME_US = 7_258_118_400 * 1_000_000  # 2200-01-01; times from here on, and times before 1970, are rejected
 TIME_OK, TIME_MISSING, TIME_UNPARSABLE, TIME_OUT_OF_RANGE, TIME_MISFIT = 0, 1, 2, 3, 4
 
+_SMALL = 1e-3  # Python and Arrow write larger fractions alike
 _WHOLE = 2.0**63  # whole floats below are written as whole numbers, as a column of int64 writes them
 
 _TRUTH = r"(?i)^(?:true|false)$"
 _DECIMAL = r"^-?(?:0|[1-9][0-9]*)\.[0-9]*$"
-_INTEGER = r"^\s*[+-]?[0-9]{1,18}\s*$"
+_INTEGER = r"^\s*[+-]?([0-9]{1,18}|[1-8][0-9]{18})\s*$"  # all of 18 digits, and those of 19 that int64 surely holds
 _NUMBER = r"^\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*$"
 
 
@@ -82,7 +83,7 @@ def to_text(column: pa.Array | pa.ChunkedArray) -> pa.Array:
         return _floats_to_text(array)
     if pa.types.is_nested(kind):
         return pa.array([None if v is None else str(v) for v in array.to_pylist()], pa.string())
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         array = binary_to_text(array)
     text = array.cast(pa.string())
     if pa.types.is_decimal(kind):
@@ -103,10 +104,13 @@ def value_text(value: object) -> str | None:
         value = format(value, "f")
         value = value.rstrip("0").rstrip(".") if "." in value else value
     if isinstance(value, (float, np.floating)):
-        if math.isnan(value):
-            return None
         number = float(value)
-        value = int(number) if number.is_integer() and abs(number) < _WHOLE else value
+        if math.isnan(number):
+            return None
+        if number.is_integer() and abs(number) < _WHOLE:
+            value = int(number)
+        elif abs(number) < _SMALL:  # Python writes 1e-05 where Arrow has 0.00001
+            value = schema.shortest_texts(pa.array([value]))[0].as_py()
     text = None if value is None else str(value)
     return text if text is not None and text.strip() else None
 
@@ -148,7 +152,7 @@ def _floats_to_text(array: pa.Array) -> pa.Array:
     """Floats as the shortest text that means the same number in their own precision."""
     values = array.to_numpy(zero_copy_only=False).astype(np.float64)
     whole = np.isfinite(values) & (np.abs(values) < _WHOLE) & (values == np.floor(values))
-    text = array.cast(pa.string())
+    text = schema.shortest_texts(array)
     integers = pa.array(np.where(whole, values, 0).astype(np.int64)).cast(pa.string())
     text = pc.if_else(pa.array(whole), integers, text)
     return pc.if_else(pa.array(np.isnan(values)), None, text)
@@ -157,7 +161,7 @@ def _floats_to_text(array: pa.Array) -> pa.Array:
 def binary_to_text(array: pa.Array) -> pa.Array:
     """Bytes as strings."""
     try:
-        return array.cast(pa.string())
+        return array.cast(pa.binary()).cast(pa.string())
     except pa.ArrowInvalid:  # not UTF-8: the bytes as \x escapes, so that nothing is lost
         return pa.array([None if v is None else v.decode("utf-8", "backslashreplace") for v in array.to_pylist()])
 
@@ -207,7 +211,9 @@ def to_numbers(
         parsed = array.cast(pa.int8()).cast(pa.float64())
     elif pa.types.is_duration(array.type):
         parsed = pc.divide(array.cast(pa.duration("ns"), safe=False).cast(pa.int64()).cast(pa.float64()), 1e9)
-    elif pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_decimal(array.type):
+    elif pa.types.is_decimal(array.type):  # Arrow's own cast to floats may miss the nearest one
+        parsed = array.cast(pa.string()).cast(pa.float64())
+    elif pa.types.is_integer(array.type) or pa.types.is_floating(array.type):
         widened = kind is np.float64 and pa.types.is_floating(array.type) and array.type.bit_width < 64
         parsed = schema.shortest_decimals(array) if widened else array.cast(pa.float64(), safe=False)
     else:
@@ -265,7 +271,7 @@ def detect_times(samples: list[pa.Array]) -> TimeForm:
         return TimeForm("timestamp" if stamps >= texts else "iso8601")
     if not len(found):
         return TimeForm("timestamp" if samples and all(pa.types.is_temporal(s.type) for s in samples) else "s", True)
-    if (_calendar_times(found)[1]).mean() > 0.5:
+    if (calendar_times(found)[1]).mean() > 0.5:
         return TimeForm("yyyymmdd")
     median = float(np.median(found))
     unit = next(unit for unit, start in reversed(UNIT_FROM.items()) if median >= start)
@@ -311,9 +317,7 @@ def to_times(
     else:
         missing = array.is_null().to_numpy(zero_copy_only=False)
         if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-            stamp = pa.timestamp("us", tz=getattr(kind, "tz", None))
-            times = array.cast(stamp, safe=False).cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
-            valid = ~missing
+            times, valid = stamp_times(array), ~missing
         elif pa.types.is_integer(kind):
             largest = 2**63 - 1  # larger ones are out of range in any unit
             whole = array if kind != pa.uint64() else pc.min_element_wise(array, pa.scalar(largest, pa.uint64()))
@@ -328,7 +332,7 @@ def to_times(
     status = np.where(valid, TIME_OK, TIME_UNPARSABLE).astype(np.int8)
     if numbers is not None:
         if unit == "yyyymmdd":
-            dates, is_date = _calendar_times(numbers.astype(np.float64))
+            dates, is_date = calendar_times(numbers.astype(np.float64))
             times, valid = np.where(is_date, dates, times), valid | is_date
             numbers = np.where(is_date, np.nan, numbers)
         if not small:
@@ -357,17 +361,6 @@ def _scale(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return times, valid
 
 
-def _calendar_times(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Whole numbers such as 20240131 as microseconds of the day's begin: int64 [N]; and which are such, bool [N]."""
-    with np.errstate(invalid="ignore"):
-        maybe = (numbers >= 19_700_101) & (numbers < 22_000_101) & (numbers == np.floor(numbers))
-    digits = pd.Series(np.where(maybe, numbers, 0).astype(np.int64).astype(str), dtype=object)
-    stamps = pd.to_datetime(digits.where(pd.Series(maybe)), format="%Y%m%d", utc=True, errors="coerce")
-    micros = stamps.astype("datetime64[us, UTC]").astype("int64").to_numpy()
-    known = stamps.notna().to_numpy()
-    return np.where(known, micros, 0), known
-
-
 def _text_times(array: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Texts as microseconds; which of them are times; and the numbers among them, float64 with NaN for the others."""
     times, valid = np.zeros(len(array), np.int64), np.zeros(len(array), bool)
@@ -385,6 +378,9 @@ def _text_times(array: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     # ISO-8601 in all its spellings, with and without a zone; pandas parses distinct strings in C. BigQuery writes UTC.
     coded = array.take(pa.array(rest)).dictionary_encode()
     texts = pc.replace_substring_regex(coded.dictionary, r"\s*UTC\s*$", "Z")
+    texts = pc.if_else(
+        pc.match_substring_regex(texts, "[0-9]"), texts, None
+    )  # pandas takes "now" and "today" for times
     stamps = pd.to_datetime(
         pd.Series(texts.to_numpy(zero_copy_only=False), dtype=object),
         format="ISO8601", utc=True, errors="coerce",

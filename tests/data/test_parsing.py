@@ -4,6 +4,8 @@ import decimal
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ctxrec.data import item_rows, parsing
 from ctxrec.data.prepared import encode_categories
@@ -29,6 +31,8 @@ def decoded(column):
         (pa.array([5, 6, 5, None]).dictionary_encode(), ["5", "6", "5", None]),
         (pa.array([0.0, -0.0]), ["0", "0"]),
         (pa.array([b"ab", b"\xff"]), ["ab", "\\xff"]),
+        (pa.array([b"ab", b"\xff\x00", None], pa.binary(2)), ["ab", "\\xff\x00", None]),
+        (pa.array([0.1, 2052.0, 65504.0, None], pa.float16()), ["0.1", "2052", "65504", None]),
         (pa.array([True, None]), ["true", None]),
         (pa.array([None, None]), [None, None]),
         (pa.array(["🎉 café", "日本"]), ["🎉 café", "日本"]),
@@ -60,6 +64,16 @@ def test_one_value_reads_as_a_column_of_it_does(values):
         assert parsing.value_text(value) == parsing.to_text(pa.array([value])).to_pylist()[0], value
 
 
+@given(st.floats(), st.sampled_from([np.float64, np.float32, np.float16]))
+def test_a_float_reads_as_a_column_of_it_does(number, kind):
+    """Python writes 1e-05, and Arrow 0.00001; a request must find the category that `prepare` made."""
+    with np.errstate(over="ignore"):
+        value = kind(number)
+    assert parsing.value_text(value) == parsing.to_text(pa.array([value])).to_pylist()[0]
+    if kind is np.float64:
+        assert parsing.value_text(number) == parsing.value_text(value)
+
+
 def test_take_keeps_only_the_values_that_occur():
     part = parsing.encode(pa.array(["a", "b", None, "c"])).take(np.array([3, 2, 1]))
     assert part.values.to_pylist() == ["b", "c"]
@@ -81,6 +95,15 @@ def test_numbers_of_items_keep_all_their_digits():
     assert wide[:2].tolist() == [19.99, 16777217.0] and np.isnan(wide[2]), "the model has no float32 for 1e39"
     narrow = parsing.to_numbers(pa.array([19.99, 0.1], pa.float32()), np.float64)[0]
     assert narrow.tolist() == [19.99, 0.1], "and not 19.989999771118164"
+    half = parsing.to_numbers(pa.array([19.98, 0.1, 65504.0], pa.float16()), np.float64)[0]
+    assert half.tolist() == [19.98, 0.1, 65504.0], "and not 0.0999755859375"
+
+
+@given(st.lists(st.decimals(-(10**9), 10**9, places=6), max_size=20))
+def test_decimals_are_the_nearest_floats(numbers):
+    """As requests and CSV files have them. Arrow's own cast makes 6111780.0200000005 of 6111780.02."""
+    found = parsing.to_numbers(pa.array(numbers, pa.decimal128(20, 6)), np.float64)[0]
+    assert found.tolist() == [float(number) for number in numbers]
 
 
 @pytest.mark.parametrize(
@@ -165,6 +188,22 @@ def test_times_that_are_none_say_why():
     assert parsing.to_times(pa.array([True]), "s")[1].tolist() == [unparsable]
     assert parsing.to_times(pa.array([2**63 - 1, -(2**63)]), "s")[1].tolist() == [out, out]
     assert parsing.to_times(pa.array([2**64 - 1], pa.uint64()), "s")[1].tolist() == [out]
+    assert parsing.to_times(pa.array(["now", "today", "NaT"]), "s")[1].tolist() == [unparsable] * 3
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_a_timestamp_that_no_microseconds_hold_is_out_of_range(unit):
+    """The lowest number stands for a missing time in NumPy; it must not come round to 1970, nor another one to 2023."""
+    late = [2**63 - 1, 18448444073709, 18448444073709551][: {"s": 3, "ms": 3}.get(unit, 1)]
+    for value in (-(2**63), *late):
+        stamp = pa.array([value, None], pa.timestamp(unit))
+        assert parsing.to_times(stamp, "timestamp")[1].tolist() == [parsing.TIME_OUT_OF_RANGE, parsing.TIME_MISSING]
+
+
+def test_a_time_in_nanoseconds_is_the_same_in_a_text_and_in_a_number():
+    exact = 1_700_000_000_123_456_789
+    for column in (pa.array([exact]), pa.array([str(exact)]), pa.array([exact], pa.timestamp("ns"))):
+        assert parsing.to_times(column, "ns")[0].tolist() == [exact // 1000]
 
 
 def test_lists_of_one_length_are_lists():
