@@ -7,6 +7,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.core.schema import TIME_CONTEXT
@@ -21,8 +23,15 @@ def _each_once(section: str, columns: tuple[str, ...]) -> None:
             raise UserError(f"[{section}] names column {name!r} twice; expected each once, as one kind of feature")
 
 
-def _check_separators(section: str, separators: dict[str, str], categorical: tuple[str, ...]) -> None:
+def _check_separators(
+    section: str, separators: dict[str, str], categorical: tuple[str, ...], single: tuple[str, ...]
+) -> None:
     for name, separator in separators.items():
+        if name in single:
+            raise UserError(
+                f"[{section}.separators] names column {name!r}, which is the id or a number too, and has one value a "
+                f"row; leave it out there, or out of {section}.numeric"
+            )
         if name not in categorical:
             raise UserError(
                 f"[{section}.separators] names column {name!r}; expected one of {section}.categorical: "
@@ -55,11 +64,11 @@ class FileSpec:
                 f'{section}.delimiter is {self.delimiter!r}; expected one ASCII character, such as ";" or "\\t"'
             )
         if self.encoding is not None:
-            try:
-                codecs.lookup(self.encoding)
-            except LookupError as error:
+            try:  # some codecs of Python are not of text, such as hex; others need all of it at once, such as punycode
+                codecs.getincrementaldecoder(self.encoding)().decode(pa.py_buffer(b"a")).encode()
+            except Exception as error:
                 raise UserError(
-                    f'{section}.encoding is {self.encoding!r}, which is unknown; expected one such as "utf-8", "cp1252", '
+                    f'{section}.encoding is {self.encoding!r}, which is none that a text file can be read with; expected one such as "utf-8", "cp1252", '
                     '"gb18030" or "utf-16"'
                 ) from error
 
@@ -126,7 +135,7 @@ class ItemsSpec(FileSpec):
         self._check_form("items")
         for kind in ("text", "categorical", "numeric"):
             _each_once(f"items.{kind}", getattr(self, kind))
-        _check_separators("items", self.separators, self.categorical)
+        _check_separators("items", self.separators, self.categorical, (self.id, *self.numeric))
 
     @property
     def media(self) -> dict[str, str]:
@@ -146,7 +155,7 @@ class UsersSpec(FileSpec):
     def __post_init__(self) -> None:
         self._check_form("users")
         _each_once("users", self.categorical + self.numeric)
-        _check_separators("users", self.separators, self.categorical)
+        _check_separators("users", self.separators, self.categorical, (self.id, *self.numeric))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

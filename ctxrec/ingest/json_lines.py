@@ -13,6 +13,8 @@ import pyarrow.json
 
 from ctxrec.data.parsing import value_text
 
+_DEEPEST = 100  # brackets in brackets
+
 Parsed = tuple[pa.Table, np.ndarray, list[tuple[int, str]]]  # rows, int64 [N] their numbers, malformed lines by number
 
 
@@ -29,6 +31,8 @@ def parse(lines: list[bytes], columns: list[str], first_row: int) -> Parsed:
     data = b"\n".join(line for line in lines if line.strip())
     if not data:
         return (pa.table({c: pa.array([], pa.string()) for c in columns}), rows[:0], [])
+    if any(map(_nests_deeply, lines)):
+        return _parse_each_line(lines, columns, rows)
     try:
         data.decode()  # Arrow takes bytes that are no UTF-8
         table = _parse_json(data, None)
@@ -44,6 +48,15 @@ def parse(lines: list[bytes], columns: list[str], first_row: int) -> Parsed:
     return (pa.table(dict(zip(columns, arrays, strict=True))), rows[filled], [])
 
 
+def _nests_deeply(line: bytes) -> bool:
+    """Whether brackets of a line stand so deep in each other that Arrow's recursion would end the process."""
+    if line.count(b"[") + line.count(b"{") <= _DEEPEST:
+        return False
+    signs = np.frombuffer(line, np.uint8)
+    opens, closes = (np.isin(signs, np.frombuffer(marks, np.uint8)).astype(np.int64) for marks in (b"[{", b"]}"))
+    return bool(np.cumsum(opens - closes).max() > _DEEPEST)
+
+
 def _without_dates(kind: pa.DataType) -> pa.DataType:
     """`kind` with text in place of what Arrow took for a time, also in lists."""
     if pa.types.is_list(kind):
@@ -52,9 +65,12 @@ def _without_dates(kind: pa.DataType) -> pa.DataType:
 
 
 def _has_large_floats(table: pa.Table, column: str) -> bool:
-    if column not in table.column_names or not pa.types.is_floating(table.schema.field(column).type):
+    if column not in table.column_names:
         return False
-    largest = pc.max(pc.abs(table.column(column))).as_py()
+    values = table.column(column)
+    while pa.types.is_list(values.type):
+        values = pc.list_flatten(values)
+    largest = pc.max(pc.abs(values)).as_py() if pa.types.is_floating(values.type) else None
     return largest is not None and largest >= 2**53
 
 
@@ -74,22 +90,34 @@ def _parse_each_line(lines: list[bytes], columns: list[str], rows: np.ndarray) -
             continue
         try:
             record = json.loads(line.decode())  # of bytes, json guesses the encoding
-        except ValueError:
-            record = None
-        if isinstance(record, dict):
+            texts = [_text(record.get(c)) for c in columns] if isinstance(record, dict) else None
+        except (ValueError, RecursionError):  # also half of a pair of surrogates, which is no text, and deep nesting
+            texts = None
+        if texts is not None:
             kept.append(number)
-            records.append(record)
+            records.append(texts)
         else:
             malformed.append((number, line.decode("utf-8", "backslashreplace")))
-    table = pa.table({c: _text_array([r.get(c) for r in records]) for c in columns})
+    table = pa.table({c: _text_array([record[n] for record in records]) for n, c in enumerate(columns)})
     return table, np.array(kept, np.int64), malformed
 
 
-def _text_array(values: list[Any]) -> pa.Array:
-    def text(value: Any) -> str | None:
-        return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value_text(value)
+def _text(value: Any) -> Any:
+    """A value as a text, and a list as a list of texts.
 
+    Raises:
+        UnicodeEncodeError: it has half of a pair of surrogates.
+    """
+    if isinstance(value, list):
+        return [json.dumps(v, ensure_ascii=False) if isinstance(v, list) else _text(v) for v in value]
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value_text(value)
+    if text is not None:
+        text.encode()
+    return text
+
+
+def _text_array(values: list[Any]) -> pa.Array:
     if any(isinstance(v, list) for v in values):
         lists = [v if v is None or isinstance(v, list) else [v] for v in values]
-        return pa.array([None if v is None else [text(x) for x in v] for v in lists], pa.list_(pa.string()))
-    return pa.array([text(v) for v in values], pa.string())
+        return pa.array(lists, pa.list_(pa.string()))
+    return pa.array(values, pa.string())

@@ -171,7 +171,7 @@ def _keys_of_json_lines(files: Sequence[FileInfo], columns: Sequence[str]) -> se
         spelled = {c: {json.dumps(c, ensure_ascii=a).encode() for a in (True, False)} for c in missing}
         for info in lines:
             tail = b""
-            with _open_text(info.path, info.encoding) as stream:
+            with _damage_named(info.path, info.format, info.encoding), _open_text(info.path, info.encoding) as stream:
                 while missing and (block := stream.read(_BLOCK_BYTES)):
                     here = {c for c in missing if any(key in tail + block for key in spelled[c])}
                     found |= here
@@ -187,7 +187,7 @@ def _open_text(path: str, encoding: str) -> pa.NativeFile:
 
 
 def _inspect_file(path: str, delimiter: str | None, encoding: str) -> FileInfo | None:
-    """Columns and size of a file; None for an empty text file, which has neither."""
+    """Columns and size of a file; None for a text file that is empty or only an unfinished header, which has no row."""
     kind = format_of(path)
     fs, inner = storage.filesystem(path)
     if kind == "parquet":
@@ -205,7 +205,8 @@ def _inspect_file(path: str, delimiter: str | None, encoding: str) -> FileInfo |
             f'{path} is not UTF-8 text: it looks like UTF-16. Write encoding = "utf-16" into the dataset spec'
         )
     lines = [line for line in re.split(rb"[\r\n]+", head) if line.strip()]
-    if not lines:
+    has_rows = len(lines) > 1 or len(head) == _HEAD_BYTES or head.endswith((b"\n", b"\r")) or kind == "jsonl"
+    if not lines or not has_rows:  # Arrow refuses a header that no line end follows
         return None
     size = fs.get_file_info(inner).size * (5 if path.lower().endswith(tuple(storage.COMPRESSIONS)) else 1)
     estimate = max(len(lines) * size // max(len(head), 1), 1)
@@ -214,16 +215,22 @@ def _inspect_file(path: str, delimiter: str | None, encoding: str) -> FileInfo |
         for line in lines:
             try:
                 record = json.loads(line)
-            except ValueError:  # a malformed or cut line is counted when it is read
+            except (ValueError, RecursionError):  # a malformed or cut line is counted when it is read
                 continue
             names |= dict.fromkeys(record if isinstance(record, dict) else ())
         return FileInfo(path, kind, tuple(names), {}, estimate, encoding=encoding)
+    first = next(line for line in re.split(rb"[\r\n]+", head) if line)  # blanks alone are a header to Arrow too
     try:
-        header = lines[0].decode("utf-8-sig")
+        header = first.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}. {_NAME_ITS_ENCODING}") from error
     mark = delimiter or DELIMITERS[kind]
-    names_ = header.split(mark) if kind == "tsv" else next(csv.reader([header], delimiter=mark))
+    try:
+        names_ = header.split(mark) if kind == "tsv" else next(csv.reader([header], delimiter=mark))
+    except csv.Error as error:
+        raise UserError(
+            f"the first line of {path} is no header: {error}. Expected the names of the columns in the first line"
+        ) from error
     return FileInfo(path, kind, tuple(names_), {}, estimate, delimiter=mark, encoding=encoding)
 
 

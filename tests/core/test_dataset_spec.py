@@ -61,6 +61,11 @@ def test_the_least_spec(tmp_path):
             r"\[items.separators\] names column 'genre'; expected one of items.categorical: genres",
         ),
         (
+            'name = "x"\n[events]\npath = "l"\n[items]\npath = "i"\ncategorical = ["year"]\nnumeric = ["year"]\n'
+            '[items.separators]\nyear = "|"\n',
+            r"\[items.separators\] names column 'year', which is the id or a number too",
+        ),
+        (
             'name = "x"\n[events]\npath = "l"\n[users]\npath = "i"\ncategorical = ["likes"]\n[users.separators]\nlikes = " "\n',
             r"users.separators.likes is ' '; expected what divides the values",
         ),
@@ -94,6 +99,8 @@ def test_a_missing_spec_is_named(tmp_path):
         ("delimiter", ";;", "one ASCII character"),
         ("delimiter", '"', "one ASCII character"),
         ("encoding", "utf-9", "cp1252"),
+        ("encoding", "hex", "cp1252"),
+        ("encoding", "punycode", "cp1252"),
     ],
 )
 def test_how_a_file_is_written_is_checked(section, key, value, expected):

@@ -189,6 +189,39 @@ def test_jsonl_ids_keep_all_their_digits(tmp_path):
     assert read(tmp_path / "t.jsonl", ["a"])[0] == [(1, (str(2**53 + 1),)), (2, ("1.5",))]
 
 
+def test_whole_numbers_in_json_lists_keep_all_their_digits(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"a": [12345678901234567890, 3]}\n{"a": [9007199254740993, 0.5]}\n')
+    rows, _ = read(tmp_path / "t.jsonl", ["a"])
+    assert [values[0] for _, values in rows] == [["12345678901234567890", "3"], ["9007199254740993", "0.5"]]
+
+
+@pytest.mark.parametrize("column", ["a", "other"])
+@pytest.mark.parametrize("depth", [5000, 1_000_000])
+def test_a_line_of_json_that_nests_deeply_costs_itself_alone(tmp_path, column, depth):
+    """Arrow's parser calls itself for each bracket, and would end the process."""
+    deep = f'{{"{column}": {"[" * depth}{"]" * depth}}}'
+    (tmp_path / "t.jsonl").write_text(f'{{"a": "x"}}\n{deep}\n{{"a": "y"}}\n')
+    assert read(tmp_path / "t.jsonl", ["a"]) == ([(1, ("x",)), (3, ("y",))], [(2, deep)])
+
+
+def test_many_brackets_beside_each_other_are_no_deep_nesting(tmp_path):
+    (tmp_path / "t.jsonl").write_text(f'{{"a": 1, "b": [{", ".join(["[1]"] * 5000)}]}}\n')
+    assert read(tmp_path / "t.jsonl", ["a"]) == ([(1, (1,))], [])
+
+
+def test_a_line_of_json_with_half_a_character_costs_itself_alone(tmp_path):
+    lines = [
+        '{"a": "x", "b": 1}',
+        r'{"a": "\ud800", "b": 1}',
+        r'{"a": "\ud83d\ude00", "b": ["\udc00"]}',
+        r'{"a": "\ud83d\ude00", "b": 2}',
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines) + "\n")
+    rows, malformed = read(tmp_path / "t.jsonl", ["a", "b"])
+    assert rows == [(1, ("x", "1")), (4, ("😀", "2"))]
+    assert malformed == [(2, lines[1]), (3, lines[2])]
+
+
 def test_jsonl_records_that_are_not_one_a_line_are_malformed(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"a": "x"}{"a": "y"}\n{"a": "z"}\n')
     assert read(tmp_path / "t.jsonl", ["a"]) == ([(2, ("z",))], [(1, '{"a": "x"}{"a": "y"}')])
@@ -199,6 +232,8 @@ def test_jsonl_records_that_are_not_one_a_line_are_malformed(tmp_path):
 def test_header_without_rows_and_empty_file(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n")
     assert read(tmp_path / "t.csv", ["a"]) == ([], [])
+    (tmp_path / "v.csv").write_text("a,b")  # some writers leave the last line end out
+    assert readers.inspect(str(tmp_path / "v.csv"), ["a"], section="events") == []
     (tmp_path / "u.csv").write_text("")
     assert readers.inspect(str(tmp_path / "u.csv"), ["a"], section="events") == []
 
@@ -227,6 +262,17 @@ def test_unknown_type_no_file_and_damaged_files(tmp_path):
     (tmp_path / "t.parquet").write_bytes(b"not parquet at all")
     with pytest.raises(UserError, match=r"cannot be read.*Expected a whole parquet file"):
         readers.inspect(str(tmp_path / "t.parquet"), ["a"], section="events")
+    for text, told in (
+        ("  \na,b\n1,2\n", "'a', which is missing"),
+        ("a,b," + "x" * 200_000 + "\n1,2,3\n", "first line .* is no header.*field limit"),
+    ):
+        (tmp_path / "head.csv").write_text(text)
+        with pytest.raises(UserError, match=told):
+            readers.inspect(str(tmp_path / "head.csv"), ["a"], section="events")
+    whole = gzip.compress(b"".join(b'{"a": "%x"}\n' % (n * 7919**5) for n in range(50_000)))
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-2000])
+    with pytest.raises(UserError, match=r"cut.jsonl.gz cannot be read: Truncated"):  # while a key is looked for
+        readers.inspect(str(tmp_path / "cut.jsonl.gz"), ["a", "b"], section="events")
     (tmp_path / "latin.csv").write_bytes("a,b\né,1\n".encode("latin-1"))
     with pytest.raises(UserError, match="Expected a whole file of UTF-8"):
         read(tmp_path / "latin.csv", ["a"])
