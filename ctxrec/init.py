@@ -16,7 +16,7 @@ def main() -> None:
         "files",
         nargs="*",
         metavar="FILE",
-        help="files, folders, globs or URIs; which is the log is told from the columns",
+        help="files, folders, globs or URIs; their columns show which one is the log",
     )
     for role, what in (
         ("events", "the log of what users did"),
@@ -24,9 +24,9 @@ def main() -> None:
         ("users", "attributes of users"),
         ("graph", "triples of a knowledge graph"),
     ):
-        add(f"--{role}", metavar="FILE", help=f"{what}, where the columns do not tell")
+        add(f"--{role}", metavar="FILE", help=f"{what}, if the columns do not show which file it is")
     add("--out", required=True, metavar="SPEC.toml", help="file to write")
-    add("--force", action="store_true", help="replace the file if it is there")
+    add("--force", action="store_true", help="replace the file if it exists")
     args = parser.parse_args()
     roles = {role: path for role in ("events", "items", "users", "graph") if (path := getattr(args, role)) is not None}
     paths = list(dict.fromkeys([*roles.values(), *args.files]))

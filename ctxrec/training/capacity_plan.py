@@ -179,12 +179,12 @@ def report(made: dict[str, Any]) -> str:
         lines.append(f"  {row['tune']:<7} ZeRO-{row['zero_stage']}  {row['total'] / GIB:9.2f} = {parts}  {mark}")
     time, hardware = made["time"], made["assumptions"]["hardware"]
     lines.append(
-        f"time, at {hardware['tflops']:g} TFLOP/s a GPU and {hardware['utilisation']:.0%} of it: {time['steps']:,.0f} steps; "
+        f"time, at {hardware['tflops']:g} TFLOP/s per GPU and {hardware['utilisation']:.0%} of it: {time['steps']:,.0f} steps; "
         f"epoch of the towers {time['towers_epoch_s'] / 3600:,.1f} h, with the encoder {time['encoder_epoch_s'] / 3600:,.1f} h; "
         f"encoding the catalogue once {time['encode_catalogue_s'] / 3600:,.2f} h"
     )
     step = made["network"]
-    lines.append(f"network: {step['step_bytes'] / 1e6:,.1f} MB a step and GPU, {step['step_s'] * 1e3:,.1f} ms")
+    lines.append(f"network: {step['step_bytes'] / 1e6:,.1f} MB per step and GPU, {step['step_s'] * 1e3:,.1f} ms")
     sizes = "  ".join(
         f"{k.removesuffix('_bytes').replace('_', ' ')} {v / 1e9:,.1f} GB" for k, v in made["storage"].items()
     )
