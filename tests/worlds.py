@@ -35,11 +35,11 @@ class World:
         import torch
 
         from ctxrec.model.inputs import ItemTensors, ModelShape
-        from ctxrec.model.two_tower import Towers
+        from ctxrec.model.two_tower import make_towers
 
         torch.manual_seed(0)
         shape = ModelShape.of(config.model, self.features, num_items=len(self.catalogue), text_width=text_width)
-        towers = Towers(config.model, shape, temperature=config.train.temperature).eval()
+        towers = make_towers(config, shape).eval()
         with torch.no_grad():
             for parameter in towers.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))

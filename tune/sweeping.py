@@ -79,6 +79,11 @@ def sweep(data_path: str, out: str, plan: Sweep) -> dict[str, Any]:
         raise UserError(
             f"{data_path} has no validation event, by which trials are compared; set split.valid above 0 in the spec and prepare again"
         )
+    if plan.base.train.preset == "quick":
+        raise UserError(
+            "train.preset is 'quick', which has no steps that a sweep could stop early; leave it out, or train once "
+            "with python -m ctxrec.train"
+        )
     check_trackers(plan.base.train)
     _claim(out, plan, data)
     ray_cluster.connect(log_to_driver=False)

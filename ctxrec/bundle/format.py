@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 
 from ctxrec.bundle.item_order import DIGEST, check_item_order, digest_of
 from ctxrec.core import schema, storage
-from ctxrec.core.config import Config, ModelConfig, to_toml
+from ctxrec.core.config import Config, to_toml
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
 from ctxrec.core.manifest import FolderKind, hash_files, read_checked, version_of, write_manifest
@@ -73,7 +73,7 @@ def write_bundle(
     """Write a complete bundle at `path` (a path or URI); returns its model version.
 
     Args:
-        towers: weights by name.
+        towers: weights by name; empty where the model has no towers.
         item_vectors: float32 [I, W] of the towers.
         trained: bool [I], items whose ID has been trained; None = all.
         media: vectors of images and sounds by kind, float16 [I, V].
@@ -131,10 +131,12 @@ def _blend_arrays(blend: Blend) -> dict[str, np.ndarray]:
     return arrays | to_arrays(blend.memory)
 
 
-def bundled_model(config: ModelConfig, folder: str) -> ModelConfig:
+def with_bundled_model(config: Config, folder: str) -> Config:
     """`config` with the language model of a local bundle as its backbone, where the bundle has one."""
     path = BundlePaths(folder).backbone
-    return dataclasses.replace(config, backbone=path) if os.path.isdir(path) else config
+    if not os.path.isdir(path):
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=path))
 
 
 def load_blend(folder: str) -> Blend | None:

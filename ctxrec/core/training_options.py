@@ -128,6 +128,9 @@ class TrainConfig:
     """`ctxrec.train` trains the towers on frozen text vectors first, then the encoder, then the towers once more (the refit).
 
     Attributes:
+        preset: `full` trains in the phases above. `quick` trains no tower and no encoder: the model has what has a closed
+            form or comes from the encoder as it is (item memory, texts, popularity) and the blend of them. It takes a
+            minute on a small log, and `full` in the same folder goes on from there.
         workers: Number of Ray Train workers, or `[fewest, most]`: as many as the cluster has room for, more or fewer as
             machines come and go.
         cpus_per_worker: CPUs of each worker. 0 divides the CPUs of the cluster among the workers.
@@ -169,6 +172,7 @@ class TrainConfig:
         trackers: Where figures of the training are logged: `tensorboard`, `wandb` and `mlflow`.
     """
 
+    preset: Literal["full", "quick"] = "full"
     workers: int | tuple[int, ...] = 1
     cpus_per_worker: float = 0.0
     gpus_per_worker: float = 1.0

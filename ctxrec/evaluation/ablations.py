@@ -41,6 +41,7 @@ SASREC_OPTIONS: dict[str, Any] = {
     "model.id_dropout": 0.0,
     "model.text_dropout": 0.0,
     "model.sources": ("id",),
+    "train.preset": "full",
     "train.global_batch_size": 64,
     "train.tower_epochs": 60,
     "train.encoder_epochs": 0,
@@ -79,8 +80,13 @@ def ablated(config: Config, name: str) -> Config:
     """The options of a run's ablation.
 
     Raises:
-        UserError: the run has no source that the ablation keeps, such as a text for `text_only`.
+        UserError: the run has no source that the ablation keeps, such as a text for `text_only`, or has no towers.
     """
+    if config.train.preset == "quick" and name != SASREC:
+        raise UserError(
+            f"the ablation {name} takes a source away from the towers, and the run has train.preset = 'quick' and no "
+            "towers; train the run with train.preset = 'full' first"
+        )
     return _changed(config, _changes(config, name))
 
 

@@ -12,13 +12,42 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ctxrec.core.config import ModelConfig
+from ctxrec.core.config import Config, ModelConfig
 from ctxrec.data.batching import Batch
 from ctxrec.encoder.text_table import TextTable
 from ctxrec.model.backbones.base import states_at
 from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.item_tower import ContentHead, ItemTower
 from ctxrec.model.user_tower import ActionHeads, UserTower
+
+
+class NoTowers(nn.Module):
+    """What stands in the place of the towers of a model that has none (`train.preset = "quick"`): vectors of width 0."""
+
+    widths: tuple[int, ...] = ()
+
+    def forward(
+        self,
+        items: ItemTensors,
+        text: TextTable | None,
+        batch: Batch | None = None,
+        *,
+        item_vectors: torch.Tensor | None = None,
+        last: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As of `Towers`: item vectors [I, 0], and queries [B, 0] (with `last`) or [B, S, 0]."""
+        vectors = torch.zeros(len(items.id_rows_I), 0) if item_vectors is None else item_vectors
+        if batch is None:
+            return vectors, None
+        shape = batch.asked_BS.shape[:1] if last else batch.asked_BS.shape
+        return vectors, torch.zeros(*shape, 0)
+
+
+def make_towers(config: Config, shape: ModelShape) -> Towers | NoTowers:
+    """The towers that the options name, with the weights of their start."""
+    if config.train.preset == "quick":
+        return NoTowers()
+    return Towers(config.model, shape, temperature=config.train.temperature)
 
 
 class Towers(nn.Module):

@@ -19,7 +19,7 @@ from ctxrec.core.run_paths import BundlePaths
 from ctxrec.data.events import histories_from_table
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.model.inputs import ModelShape
-from ctxrec.model.two_tower import Towers
+from ctxrec.model.two_tower import NoTowers, Towers, make_towers
 from ctxrec.retrieval.recommender import Recommender
 
 
@@ -64,12 +64,12 @@ def trained_items(bundle: str) -> np.ndarray:
     return load_arrays(BundlePaths(folder).vectors)["trained"] > 0
 
 
-def _load_towers(folder: str) -> tuple[Config, DatasetSpec, ModelShape, Towers]:
+def _load_towers(folder: str) -> tuple[Config, DatasetSpec, ModelShape, Towers | NoTowers]:
     """Options, data set, sizes and towers, ready to score, of a checked local bundle."""
     config = load_config(base=BundlePaths(folder).config)
     about = bundle_format.read_about(folder)
     shape = about.model_shape
-    towers = Towers(bundle_format.bundled_model(config.model, folder), shape, temperature=config.train.temperature)
+    towers = make_towers(bundle_format.with_bundled_model(config, folder), shape)
     towers.load_state_dict(load_file(BundlePaths(folder).towers))
     return config, about.spec, shape, towers.eval()
 

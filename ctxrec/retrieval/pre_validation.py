@@ -30,7 +30,7 @@ from ctxrec.memory.blend import Blend
 from ctxrec.memory.item_memory import fit_memory
 from ctxrec.memory.text_similarity import reduced
 from ctxrec.model.inputs import ItemTensors, ModelShape
-from ctxrec.model.two_tower import Towers
+from ctxrec.model.two_tower import Towers, make_towers
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.recommender import Recommender
 
@@ -54,9 +54,10 @@ def recommender_before_validation(run: str, data: PreparedData, *, tuned: bool =
     folder, _ = bundle_format.check_bundle(bundle, scratch=storage.temporary_folder())
     shape = dataclasses.replace(bundle_format.read_about(folder).model_shape, features=data.features)
     trained = bundled.config
-    towers = Towers(bundle_format.bundled_model(trained.model, folder), shape, temperature=trained.train.temperature)
-    phase, weights = _last_weights(run, ("encoder", "towers") if tuned else ("towers",))
-    towers.load_state_dict({n.removeprefix("towers."): w for n, w in weights.items() if n.startswith("towers.")})
+    towers, phase = make_towers(bundle_format.with_bundled_model(trained, folder), shape), ""
+    if isinstance(towers, Towers):
+        phase, weights = _last_weights(run, ("encoder", "towers") if tuned else ("towers",))
+        towers.load_state_dict({n.removeprefix("towers."): w for n, w in weights.items() if n.startswith("towers.")})
     towers.eval()
     text = _text_table(run, folder, shape, catalogue, trained, tuned=phase == "encoder")
     media = bundle_format.load_media(folder)

@@ -19,20 +19,19 @@ import torch
 from ctxrec.core import schema
 from ctxrec.core.config import Config
 from ctxrec.core.dataset_spec import DatasetSpec
-from ctxrec.core.errors import UserError
 from ctxrec.data.batching import Batcher
-from ctxrec.data.events import EARLIEST_S, LATEST_S, US, Events, Histories, Users, concat_events
+from ctxrec.data.events import US, Events, Histories, Users, concat_events
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.data.requests import Requests
 from ctxrec.encoder.text_table import TextTable
-from ctxrec.memory.blend import Blend
+from ctxrec.memory.blend import STATIC, Blend
 from ctxrec.memory.scoring import in_parts, score_all
 from ctxrec.model.backbones.base import InBf16
 from ctxrec.model.inputs import ItemTensors
-from ctxrec.model.two_tower import Towers
+from ctxrec.model.two_tower import NoTowers, Towers
 from ctxrec.retrieval.history_cache import HistoryCache, Value, history_keys
 from ctxrec.retrieval.live_catalogue import LiveCatalogue
-from ctxrec.retrieval.request_reader import ContextReader
+from ctxrec.retrieval.request_reader import ContextReader, microseconds
 
 BATCH_SIZE = 256
 
@@ -78,7 +77,7 @@ class Recommender:
         config: Config,
         spec: DatasetSpec,
         features: FeatureMeta,
-        towers: Towers,
+        towers: Towers | NoTowers,
         items: pa.Table,
         item_vectors: np.ndarray,
         histories: Histories,
@@ -149,9 +148,30 @@ class Recommender:
         blend, width = self.blend, sum(self.widths)
         if blend is not None and blend.text_IC is not None:
             return self.vectors[:, width : width + blend.text_IC.shape[1]][items]
-        towers = self.vectors[:, :width][items] / np.float32(np.sqrt(len(self.widths)))
-        towers[..., np.cumsum(self.widths) - 1] = 0  # the items' own scores say nothing of similarity
+        towers = self.vectors[:, :width][items] / np.float32(np.sqrt(max(len(self.widths), 1)))
+        towers[..., self._own_scores] = 0
         return towers
+
+    @property
+    def _own_scores(self) -> np.ndarray:
+        """Columns of `vectors` that are the items' own scores, which say nothing of similarity."""
+        return np.cumsum(self.widths, dtype=np.int64) - 1
+
+    def similar_query(self, item: int) -> tuple[np.ndarray, sp.csr_array | None]:
+        """What finds items like one (a position): a query, float32 [1, D], and what is added to its products, [1, I].
+
+        The scores are mean cosines of the towers' vectors. Those of a model without towers are what the blend gives
+        somebody who had this item alone, without popularity.
+        """
+        if not self.widths:
+            asked, _ = self.make_requests([RawRequest(history=[RawEvent(self.item_ids[item])])])
+            query = self._queries(asked)
+            query[:, -len(STATIC) :] = 0
+            return query, None if self.blend is None else self._remembered(asked)
+        query = np.zeros((1, self.vectors.shape[1]), np.float32)
+        query[0, : sum(self.widths)] = self.item_vectors[item] / len(self.widths)
+        query[0, self._own_scores] = 0
+        return query, None
 
     @property
     def blend(self) -> Blend | None:
@@ -164,7 +184,7 @@ class Recommender:
 
         bf16 is for CPUs that multiply it in hardware (AVX512-BF16, AMX). Other CPUs are many times slower with it.
         """
-        if precision == "bf16":
+        if precision == "bf16" and isinstance(self._towers, Towers):
             self._towers.user.backbone = InBf16(self._towers.user.backbone)
 
     def queries(self, requests: Requests) -> np.ndarray:
@@ -179,18 +199,20 @@ class Recommender:
         return found if blend is None else blend.queries(found, requests.history)
 
     def _tower_queries(self, requests: Requests) -> np.ndarray:
-        vectors = torch.from_numpy(self.item_vectors)
-        if self.cache is None or self._towers.user.backbone.reads_time:
+        towers, vectors = self._towers, torch.from_numpy(self.item_vectors)
+        if isinstance(towers, NoTowers):
+            return np.zeros((len(requests), 0), np.float32)
+        if self.cache is None or towers.user.backbone.reads_time:
             batch = self._batcher.requests(requests)
-            return self._towers(self._tensors, None, batch, item_vectors=vectors, last=True)[1].numpy()
+            return towers(self._tensors, None, batch, item_vectors=vectors, last=True)[1].numpy()
 
         def read(rows: np.ndarray) -> list[Value]:
             batch = self._batcher.requests(requests.take(rows))
-            return [(row.copy(),) for row in self._towers.read(batch, vectors).numpy()]
+            return [(row.copy(),) for row in towers.read(batch, vectors).numpy()]
 
         known = self.cache.of([b"read" + key for key in history_keys(requests)], read)
         states = torch.from_numpy(np.stack([state for (state,) in known]))
-        return self._towers.ask(states, self._batcher.asking(requests)).numpy()
+        return towers.ask(states, self._batcher.asking(requests)).numpy()
 
     def remembered(self, requests: Requests) -> sp.csr_array | None:
         """What the item memory adds to the products of queries and vectors: 0 or more, float32 [N, I]."""
@@ -263,7 +285,7 @@ class Recommender:
         """
         now_us = round(time.time() * US)
         asked = [r.context.get("timestamp") if r.timestamp is None else r.timestamp for r in raw]
-        times = np.array([_microseconds(at, now_us) for at in asked], np.int64)
+        times = np.array([microseconds(at, now_us) for at in asked], np.int64)
         rows = [self.user_row.get(r.user_id, -1) if r.user_id is not None else -1 for r in raw]
         requests = Requests(
             users=self._users(raw, np.array(rows, np.int64)),
@@ -335,7 +357,7 @@ class Recommender:
 
     def _given(self, history: Sequence[RawEvent], asked_us: int) -> Events:
         known = [event for event in history if event.item_id in self.item_position]
-        times = np.array([_microseconds(e.timestamp, asked_us) for e in known], np.int64)
+        times = np.array([microseconds(e.timestamp, asked_us) for e in known], np.int64)
         return Events(
             offsets=np.array([0, len(known)]),
             items=np.array([self.item_position[e.item_id] for e in known], np.int32),
@@ -378,13 +400,3 @@ def _without_items_from(history: Events, first: int) -> Events:
     """The events of items before `first`."""
     kept = history.items < first
     return history if kept.all() else history.keep(kept)
-
-
-def _microseconds(seconds: Any, default: int) -> int:
-    if seconds is None:
-        return default
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float, np.number)):
-        raise UserError(f"timestamp is {seconds!r}; expected epoch seconds, UTC")
-    if not EARLIEST_S <= seconds <= LATEST_S:
-        raise UserError(f"timestamp is {seconds!r}; expected epoch seconds, UTC, within the years 1 to 9999")
-    return round(float(seconds) * US)

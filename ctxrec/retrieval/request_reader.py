@@ -1,4 +1,4 @@
-"""The context of requests and events, as users write it, as arrays."""
+"""The context and the time of requests and events, as users write them, as arrays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ctxrec.core import schema
 from ctxrec.core.errors import UserError
-from ctxrec.data.events import MAX_NUMBER, Context, time_codes
+from ctxrec.data.events import EARLIEST_S, LATEST_S, MAX_NUMBER, US, Context, time_codes
 from ctxrec.data.parsing import category_text, value_text
 from ctxrec.data.prepared import FeatureMeta
 
@@ -107,3 +107,18 @@ def _text(name: str, value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
         raise UserError(f"context {name} is {value!r}; expected a text")
     return value
+
+
+def microseconds(seconds: Any, default: int) -> int:
+    """The time of a request (epoch seconds, UTC) as microseconds; None gives `default`.
+
+    Raises:
+        UserError: it is no time.
+    """
+    if seconds is None:
+        return default
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float, np.number)):
+        raise UserError(f"timestamp is {seconds!r}; expected epoch seconds, UTC")
+    if not EARLIEST_S <= seconds <= LATEST_S:
+        raise UserError(f"timestamp is {seconds!r}; expected epoch seconds, UTC, within the years 1 to 9999")
+    return round(float(seconds) * US)

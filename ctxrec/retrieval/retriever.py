@@ -46,11 +46,6 @@ class SearchedModel(Scorer, Protocol):
         ...
 
     @property
-    def widths(self) -> tuple[int, ...]:
-        """Widths of the towers' heads, whose vectors come first in `vectors`."""
-        ...
-
-    @property
     def features(self) -> FeatureMeta:
         """What a second stage reads of a request."""
         ...
@@ -58,6 +53,10 @@ class SearchedModel(Scorer, Protocol):
     @property
     def repeats(self) -> bool:
         """Whether an item of the history may be recommended again."""
+        ...
+
+    def similar_query(self, item: int) -> tuple[np.ndarray, sp.csr_array | None]:
+        """What finds items like one (a position): a query, float32 [1, D], and what is added to its products, [1, I]."""
         ...
 
     def content_vectors(self, items: np.ndarray) -> np.ndarray:
@@ -176,13 +175,10 @@ class Retriever(Generic[Model]):
         return found
 
     def similar(self, item: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k items most like `item` by the mean cosine of the towers' vectors, itself left out."""
-        widths = self.recommender.widths
-        query = np.zeros((1, self.recommender.vectors.shape[1]), np.float32)
+        """The k items most like `item`, itself left out (`Recommender.similar_query` says by what)."""
         with self.catalogue.reading():
-            query[0, : sum(widths)] = self.recommender.vectors[item, : sum(widths)] / len(widths)
-            query[0, np.cumsum(widths) - 1] = 0  # the items' own scores say nothing of similarity
-            return self._search(query, k, exclude=[np.array([item])], allowed=None)[0]
+            query, added = self.recommender.similar_query(item)
+            return self._find(query, k, exclude=[np.array([item])], allowed=None, added=added)[0]
 
     def update(self, changed: EncodedItems | None, removed: Iterable[str] = ()) -> None:
         """Put items into the catalogue, or in the place of those of the same id, and take items out of it.

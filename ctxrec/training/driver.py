@@ -1,4 +1,4 @@
-"""Drive a training: check what is there, run Ray Train's workers, write the run's manifest."""
+"""Drive a training: check what is there, run it in this process or on Ray's workers, write the run's manifest."""
 
 from __future__ import annotations
 
@@ -8,34 +8,29 @@ import importlib.metadata
 import logging
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ray
-import ray.train
-import ray.train.torch
 import torch
-from ray.train import UserCallback
 
-from ctxrec.core import ray_cluster, storage
+from ctxrec.core import storage
 from ctxrec.core.config import BACKBONES, Config, TrainConfig, load_config, to_toml
-from ctxrec.core.errors import Failed, Stopped, UserError
+from ctxrec.core.errors import UserError
 from ctxrec.core.manifest import read_run_manifest
 from ctxrec.core.removed_options import lost_options, without_removed
-from ctxrec.core.run_paths import CHECKPOINTS, BundlePaths, RunPaths
+from ctxrec.core.run_paths import BundlePaths, RunPaths
 from ctxrec.core.toml import read_toml
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.hub import check_max_tokens, resolve_encoder
 from ctxrec.ingest.vocabularies import check_targets
 from ctxrec.model.backbones import check_backbone
-from ctxrec.training import checkpoint, deepspeed_engine, faults
 from ctxrec.training.encoder_outcome import EncoderOutcome, encoder_outcome
-from ctxrec.training.process_group import ProcessGroupConfig
 from ctxrec.training.profiler import summarise
 from ctxrec.training.trackers import check_trackers, read_train_log
-from ctxrec.training.worker import train_worker
+
+if TYPE_CHECKING:
+    from ray.train import UserCallback
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +52,8 @@ def train(
     profile: bool = False,
 ) -> str:
     """Train on prepared data. An unfinished training of the same config continues; a finished one is reused.
+
+    A finished quick training at `out` is no obstacle for a full one: it is served until the full one is finished.
 
     Args:
         data_path: folder that `prepare` wrote.
@@ -82,6 +79,8 @@ def train(
     if data.meta["counts"]["train"] == 0:
         raise UserError(f"{data_path} has no training event; lower split.valid and split.test in the dataset spec")
     check_targets(data.spec.events, data.features.actions)
+    if profile and _is_quick(config):
+        raise UserError("--profile traces the steps of a training, and train.preset = 'quick' has none; leave one out")
     if _finished(out, config, data):
         print(f"reused: {out} holds this training, finished; nothing changed")
         return out
@@ -89,33 +88,29 @@ def train(
         path = resolve_encoder(config.encoder.name, storage.cache_dir())  # fail here, not in a worker
         check_max_tokens(path, config.encoder)
     check_backbone(config.model)
+    if _goes_on_from_quick(out, config):
+        logger.info("%s holds a quick training; the full one takes its place when it is finished", out)
+        storage.delete(RunPaths(out).text_vectors)  # they may be of another encoder; the machine keeps them anyway
     storage.write_text(RunPaths(out).config, to_toml(config))
     for note in data.meta.get("notes", []):
         logger.info("%s", note)
-    ray_cluster.connect()
     begin = time.monotonic() - _logged_seconds(out)
-    checkpoints = RunPaths(out).checkpoints
-    faults.clear(checkpoints)
-    checkpoint.tidy(checkpoints, config.train.keep_checkpoints)
-    with faults.stop_on_sigterm(checkpoints), ray_cluster.train_knows_its_cluster():
-        try:
-            job = {"config": config.to_dict(), "data": data_path, "run": out, "start": start, "profile": profile}
-            _trainer(job, config, callbacks).fit()
-        except ray.train.TrainingFailedError as failure:
-            told = faults.explain(str(failure), out, config.train.timeout_s)
-            if told is None:
-                raise
-            print(file=sys.stderr)  # the progress bar that was cut off has no end of line
-            raise Failed(told) from failure
-        finally:
-            if (mistake := faults.mistake(checkpoints)) is not None:
-                raise mistake
-    checkpoint.tidy(checkpoints, config.train.keep_checkpoints)
-    if faults.stop_asked(checkpoints):
-        raise Stopped(f"stopped as asked, and saved; the same command goes on with {out}")
+    facts: dict[str, Any] = {}
+    if _is_quick(config):  # Ray and DeepSpeed take longer to start than a quick training takes
+        from ctxrec.training.quick import train_quick
+
+        facts = train_quick(data, out, config)
+    else:
+        from ctxrec.training.ray_job import run_on_ray
+
+        run_on_ray(
+            {"config": config.to_dict(), "data": data_path, "run": out, "start": start, "profile": profile},
+            config,
+            callbacks,
+        )
     if profile:
         print(summarise(out))
-    storage.write_json(RunPaths(out).manifest, _manifest(out, data, time.monotonic() - begin))
+    storage.write_json(RunPaths(out).manifest, _manifest(out, data, config, time.monotonic() - begin) | facts)
     return out
 
 
@@ -140,7 +135,7 @@ def _finished(out: str, config: Config, data: PreparedData) -> bool:
         UserError: `out` holds another training.
     """
     saved = RunPaths(out).config
-    if not storage.exists(saved):
+    if not storage.exists(saved) or _goes_on_from_quick(out, config):
         return False
     written = read_toml(saved)
     lost = lost_options(written, ("encoder", "model", "train"))
@@ -155,9 +150,24 @@ def _finished(out: str, config: Config, data: PreparedData) -> bool:
     manifest = RunPaths(out).manifest
     if not storage.exists(manifest):
         return False
-    if read_run_manifest(out)["data_fingerprint"] != data.fingerprint:
+    made = read_run_manifest(out)
+    if made.get("preset", "full") != config.train.preset:
+        return False  # the manifest of a quick training that a full one went on from, and has not finished
+    if made["data_fingerprint"] != data.fingerprint:
         raise UserError(f"{out} was trained on other data; give another --out, or delete it")
     return True
+
+
+def _is_quick(config: Config) -> bool:
+    return config.train.preset == "quick"
+
+
+def _goes_on_from_quick(out: str, config: Config) -> bool:
+    """Whether `out` holds a quick training and a full one is asked for."""
+    saved = RunPaths(out).config
+    return (
+        not _is_quick(config) and storage.exists(saved) and read_toml(saved).get("train", {}).get("preset") == "quick"
+    )
 
 
 def _training_options(config: Config) -> dict[str, Any]:
@@ -181,65 +191,17 @@ def cpus_of_worker(options: TrainConfig, available: float) -> float:
     return options.cpus_per_worker or max(available // options.max_workers, 1.0 if elastic else 0.5)
 
 
-def _trainer(job: dict[str, Any], config: Config, callbacks: Sequence[UserCallback]) -> ray.train.torch.TorchTrainer:
-    options = config.train
-    use_gpu = trains_on_gpus(options, ray.cluster_resources().get("GPU", 0))
-    available, elastic = ray.cluster_resources().get("CPU", 0), options.min_workers < options.max_workers
-    cpus = cpus_of_worker(options, available)
-    if cpus * options.min_workers > available:
-        raise UserError(
-            f"train.workers = {options.min_workers} with {cpus:g} CPUs each need {cpus * options.min_workers:g} CPUs; "
-            f"the cluster has {available:g}"
-        )
-    resources = {"CPU": cpus} | ({"GPU": options.gpus_per_worker} if use_gpu else {})
-    env = {"OMP_NUM_THREADS": str(max(int(cpus), 1)), "TOKENIZERS_PARALLELISM": "false"}
-    if not use_gpu:
-        deepspeed_engine.use_cpu_accelerator()
-        env |= {name: os.environ[name] for name in ("DS_ACCELERATOR", "TORCH_EXTENSIONS_DIR")}
-    elif "DS_ACCELERATOR" in os.environ:
-        env["DS_ACCELERATOR"] = (
-            "cuda"  # workers inherit the driver's choice, and the driver may run on a head without GPU
-        )
-    env |= {"PYTHONWARNINGS": "ignore::FutureWarning", "RAY_TQDM_PATCH_PRINT": "0"}
-    # Ray Train's controller polls the workers every 2 s by default, and each checkpoint waits for the last poll.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(max(0.2, 0.002 * options.max_workers)))
-    # One limit for everything that waits: a worker that does not answer, a report that some worker never makes.
-    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(min(options.timeout_s, 600))
-    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(options.timeout_s)
-    if elastic:  # Ray still counts a machine that has just died, and a request for its CPUs would take a minute
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
-    env["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"  # it would print an empty line for every step of a progress bar
-    return ray.train.torch.TorchTrainer(
-        train_worker,
-        train_loop_config=job,
-        torch_config=ProcessGroupConfig(timeout_s=options.timeout_s),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=(options.min_workers, options.max_workers) if elastic else options.max_workers,
-            use_gpu=use_gpu,
-            resources_per_worker=resources,
-        ),
-        run_config=ray.train.RunConfig(
-            name=CHECKPOINTS,
-            storage_path=job["run"],
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=options.keep_checkpoints),
-            failure_config=ray.train.FailureConfig(max_failures=options.max_failures),
-            callbacks=list(callbacks),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-            worker_runtime_env={"env_vars": env},
-        ),
-    )
-
-
 def _logged_seconds(run: str) -> float:
     """Seconds that the phases of an interrupted training have taken so far."""
     return sum({line["phase"]: line.get("seconds", 0.0) for line in read_train_log(run)}.values())
 
 
-def _manifest(out: str, data: PreparedData, seconds: float) -> dict[str, Any]:
+def _manifest(out: str, data: PreparedData, config: Config, seconds: float) -> dict[str, Any]:
     inside = storage.read_json(BundlePaths(RunPaths(out).bundle).manifest)
     outcome = run_outcome(out)
     return {
         "format_version": FORMAT_VERSION,
+        "preset": config.train.preset,
         "packages": {name: _version(name) for name in _PACKAGES},
         "data_path": data.path,
         "data_fingerprint": data.fingerprint,
@@ -276,7 +238,9 @@ def run_outcome(run: str) -> EncoderOutcome:
 def describe_run(run: str) -> str:
     """Two lines about a finished training: its result, and what became of the encoder."""
     manifest = read_run_manifest(run)
-    best = max((line["valid_ndcg@10"] for line in read_train_log(run) if "valid_ndcg@10" in line), default=float("nan"))
+    best = manifest.get("valid_ndcg@10") or max(
+        (line["valid_ndcg@10"] for line in read_train_log(run) if "valid_ndcg@10" in line), default=float("nan")
+    )
     seconds = manifest.get("train_seconds")
     took = f" in {seconds:.0f} s" if isinstance(seconds, (int, float)) else ""
     return (

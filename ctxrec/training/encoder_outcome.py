@@ -40,6 +40,8 @@ def encoder_outcome(config: Config, train_log: Sequence[dict[str, Any]]) -> Enco
     """
     if not config.encoder.name or "text" not in config.model.sources:
         return EncoderOutcome(FROZEN, "the model reads no text")
+    if config.train.preset == "quick":
+        return EncoderOutcome(FROZEN, "train.preset is quick")
     if config.encoder.tune == "freeze":
         return EncoderOutcome(FROZEN, "encoder.tune is freeze")
     if not config.train.encoder_epochs:

@@ -19,24 +19,29 @@ from ctxrec.core import schema
 from ctxrec.data.requests import Requests
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.encoder.text_table import TextTable
-from ctxrec.index.ray_fill import add_on_nodes
+from ctxrec.index.builder import Fill, add_here
+from ctxrec.index.topk import top_k
 from ctxrec.memory.blend import Blend
 from ctxrec.memory.blend_fit import fit_blend
 from ctxrec.memory.cold_start import choose_bonus, hidden_items, without_items
 from ctxrec.memory.item_memory import as_if_known
 from ctxrec.memory.scoring import BlendScorer, Scorer, in_parts, score_all
 from ctxrec.memory.text_similarity import reduced, text_axes
+from ctxrec.metrics.ranking import request_metrics
 from ctxrec.model.inputs import ItemTensors
 from ctxrec.model.network import Network
-from ctxrec.model.two_tower import Towers
+from ctxrec.model.two_tower import NoTowers, Towers, make_towers
 from ctxrec.training import checkpoint
 from ctxrec.training.catalogue_vectors import encode_table
-from ctxrec.training.worker_setup import Setup
+from ctxrec.training.phase_setup import Setup
+from ctxrec.training.validator import METRIC_K
 
 logger = logging.getLogger(__name__)
 
 _BATCH = 256
 _SAMPLE = 200  # requests on which the index's recall is measured
+_MEASURED = 5000  # requests on which the fitted blend is measured, at most
+_SCORES_AT_ONCE = 1 << 25  # scores in memory at a time (128 MB)
 
 
 @dataclass(frozen=True)
@@ -72,16 +77,24 @@ def tuned_text(setup: Setup, encoder: TextEncoder) -> TextTable:
     return text
 
 
-def calibrate(setup: Setup, towers: dict[str, torch.Tensor], text: TextTable | None) -> np.ndarray | None:
+@dataclass(frozen=True)
+class FittedBlend:
+    """The weights of the blend, float32 [2, K], and NDCG@10 of the validation requests with them."""
+
+    weights_2K: np.ndarray
+    ndcg: float
+
+
+def calibrate(setup: Setup, towers: dict[str, torch.Tensor], text: TextTable | None) -> FittedBlend | None:
     """Fit the weights of the blend to the validation requests, on rank 0 alone.
 
     Args:
         setup: what all phases share.
-        towers: trained weights of the towers.
+        towers: trained weights of the towers; empty for a model without towers.
         text: text vectors of the encoder that the towers were trained with.
 
     Returns:
-        float32 [2, K]; None on other ranks, without the memory as a source, and without validation requests.
+        None on other ranks, without the memory as a source, and without validation requests.
     """
     if setup.worker.rank != 0 or "memory" not in setup.config.model.sources or setup.log.validation is None:
         return None
@@ -98,10 +111,26 @@ def calibrate(setup: Setup, towers: dict[str, torch.Tensor], text: TextTable | N
         blend = _with_bonus(setup, made, blend, text)
     typical = np.logaddexp(0, blend.weights_2K[0])
     logger.info("blend  %s", "  ".join(f"{n} {w:.3f}" for n, w in zip(blend.sources, typical, strict=True)))
-    return blend.weights_2K
+    scorer = _scorer(made, setup, text, vectors, blend)
+    found = FittedBlend(blend.weights_2K, _ndcg(scorer, setup.log.validation.evenly(_MEASURED), repeats=repeats))
+    logger.info("validation NDCG@10 of the blend %.4f", found.ndcg)
+    return found
 
 
-def _with_bonus(setup: Setup, made: Towers, blend: Blend, text: TextTable | None) -> Blend:
+def _ndcg(scorer: Scorer, requests: Requests, *, repeats: bool) -> float:
+    """Mean NDCG@10 of requests with targets over the whole catalogue."""
+    assert requests.target_offsets is not None and requests.target_items is not None
+    size = max(_SCORES_AT_ONCE // max(len(scorer.vectors), 1), 1)
+    lists = [
+        top_k(score_all(scorer, part), METRIC_K, None if repeats else part.seen())
+        for start in range(0, len(requests), size)
+        for part in [requests.take(np.arange(start, min(start + size, len(requests))))]
+    ]
+    found = request_metrics(np.concatenate(lists), requests.target_offsets, requests.target_items, [METRIC_K])
+    return float(found[f"ndcg@{METRIC_K}"].mean())
+
+
+def _with_bonus(setup: Setup, made: Towers | NoTowers, blend: Blend, text: TextTable | None) -> Blend:
     """The blend with a bonus for new items, chosen on validation requests with the events of some items hidden."""
     assert setup.log.validation is not None
     known_I = blend.memory.known_I
@@ -127,7 +156,7 @@ def export(
     setup: Setup,
     towers: dict[str, torch.Tensor],
     chosen: Chosen,
-    weights: np.ndarray | None,
+    fitted: FittedBlend | None,
     path: str,
     *,
     refitted: bool,
@@ -138,7 +167,7 @@ def export(
         setup: what all phases share.
         towers: trained weights of the towers.
         chosen: text vectors and their encoder.
-        weights: of the blend; None where there was nothing to fit them to.
+        fitted: weights of the blend; None where there was nothing to fit them to.
         path: of the bundle.
         refitted: whether the towers were trained on the validation events too.
     """
@@ -150,7 +179,7 @@ def export(
         blend = None
         if "memory" in setup.config.model.sources:
             blend = _blend(setup, schema.TEST, vectors, made, text)
-            blend = dataclasses.replace(blend, weights_2K=blend.unfitted_2K if weights is None else weights)
+            blend = dataclasses.replace(blend, weights_2K=blend.unfitted_2K if fitted is None else fitted.weights_2K)
         scale = {} if text is None else {"mean": text.mean_H.cpu().numpy(), "scale": text.scale_H.cpu().numpy()}
         if text is not None and blend is not None and blend.text_IC is not None:
             vectors_IH, present_I = text.vectors_IH.cpu().numpy(), text.present_I.cpu().numpy()
@@ -168,29 +197,41 @@ def export(
             encoder=chosen.encoder.cpu() if chosen.encoder is not None else None,
             blend=blend,
             queries=_sample_queries(_scorer(made, setup, text, vectors, blend), setup.log.validation),
-            fill=add_on_nodes,
+            fill=_fill(),
             scratch=setup.worker.scratch,
         )
-    dist.barrier()
+    if dist.is_initialized():
+        dist.barrier()
 
 
-def _made(setup: Setup, towers: dict[str, torch.Tensor]) -> Towers:
-    made = Towers(setup.config.model, setup.catalogue.shape, temperature=setup.config.train.temperature)
+def _fill() -> Fill:
+    """How the lists of an index are filled: by all nodes of the cluster in a Ray Train worker, else by this process."""
+    if not dist.is_initialized():
+        return add_here
+    from ctxrec.index.ray_fill import add_on_nodes
+
+    return add_on_nodes
+
+
+def _made(setup: Setup, towers: dict[str, torch.Tensor]) -> Towers | NoTowers:
+    made = make_towers(setup.config, setup.catalogue.shape)
     made.load_state_dict(towers)
     return made.to(setup.worker.device).eval()
 
 
 @torch.inference_mode()
-def _vectors(made: Towers, items: ItemTensors, text: TextTable | None) -> torch.Tensor:
+def _vectors(made: Towers | NoTowers, items: ItemTensors, text: TextTable | None) -> torch.Tensor:
     """Item vectors: float32 [I, W]."""
     return made(items, text)[0].float()
 
 
 @torch.inference_mode()
 def _queries(
-    made: Towers, setup: Setup, text: TextTable | None, vectors_IW: torch.Tensor, requests: Requests
+    made: Towers | NoTowers, setup: Setup, text: TextTable | None, vectors_IW: torch.Tensor, requests: Requests
 ) -> np.ndarray:
     """The towers' queries of requests: float32 [N, W]."""
+    if isinstance(made, NoTowers):
+        return np.zeros((len(requests), 0), np.float32)
 
     def ask(part: Requests) -> np.ndarray:
         batch = setup.log.batcher.requests(part).to(setup.worker.device)
@@ -200,7 +241,7 @@ def _queries(
 
 
 def _scorer(
-    made: Towers, setup: Setup, text: TextTable | None, vectors_IW: torch.Tensor, blend: Blend | None
+    made: Towers | NoTowers, setup: Setup, text: TextTable | None, vectors_IW: torch.Tensor, blend: Blend | None
 ) -> BlendScorer:
     """A scorer with these towers and this blend, which scores as the service does."""
     ask = partial(_queries, made, setup, text, vectors_IW)
@@ -212,7 +253,9 @@ def _sample_queries(scorer: Scorer, validation: Requests | None) -> np.ndarray |
     return None if validation is None else scorer.queries(validation.evenly(_SAMPLE))
 
 
-def _blend(setup: Setup, before: int, vectors_IW: torch.Tensor, made: Towers, text: TextTable | None) -> Blend:
+def _blend(
+    setup: Setup, before: int, vectors_IW: torch.Tensor, made: Towers | NoTowers, text: TextTable | None
+) -> Blend:
     """A blend of equal weights, whose memory holds the events of earlier splits than `before`."""
     text_IC = None
     if text is not None and setup.config.model.content_dim:

@@ -26,10 +26,10 @@ from ctxrec.model.network import EncodeInputs, LossInputs, Network, choose_loss
 from ctxrec.training import checkpoint, deepspeed_engine, faults
 from ctxrec.training.catalogue_vectors import encode_table
 from ctxrec.training.export import Chosen
+from ctxrec.training.phase_setup import Setup
 from ctxrec.training.profiler import StepTrace, in_section
 from ctxrec.training.throughput import Meter
 from ctxrec.training.window_sampler import Step, TrainStream
-from ctxrec.training.worker_setup import Setup
 
 logger = logging.getLogger(__name__)
 

@@ -26,10 +26,11 @@ from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
 from ctxrec.training import checkpoint, faults
 from ctxrec.training.export import Chosen, calibrate, export, tuned_encoder, tuned_text
+from ctxrec.training.phase_setup import Setup
 from ctxrec.training.phase_trainer import SHARE, PhaseRun, Progress, Resumed
 from ctxrec.training.profiler import StepTrace
 from ctxrec.training.window_sampler import TrainStream
-from ctxrec.training.worker_setup import Setup, describe_choices, prepare_process, set_up
+from ctxrec.training.worker_setup import describe_choices, prepare_process, set_up
 
 logger = logging.getLogger(__name__)
 

@@ -1,99 +1,25 @@
-"""What the phases of a training share on one worker: this process, the log, the catalogue."""
+"""Make what the phases of a training share on one worker: this process, the log, the catalogue."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from dataclasses import dataclass, field
 
-import numpy as np
 import ray.train
 import ray.train.torch
 import torch
 
 from ctxrec.core import ray_private
 from ctxrec.core.config import Config
-from ctxrec.core.run_paths import RunPaths
 from ctxrec.data.batching import Batcher
-from ctxrec.data.log_statistics import LogScan, scan_log
+from ctxrec.data.log_statistics import scan_log
 from ctxrec.data.prepared import PreparedData
-from ctxrec.data.requests import Requests
 from ctxrec.encoder.cache import Place
-from ctxrec.memory.item_memory import ItemMemory, fit_memory
 from ctxrec.model.network import FULL_SOFTMAX_ITEMS, choose_loss
 from ctxrec.training import deepspeed_engine
-from ctxrec.training.catalogue_vectors import Catalogue, read_catalogue
+from ctxrec.training.catalogue_vectors import read_catalogue
+from ctxrec.training.phase_setup import Setup, TrainingLog, Worker
 from ctxrec.training.trackers import Tracker
 from ctxrec.training.validator import Validator
-
-
-@dataclass(frozen=True)
-class Worker:
-    """This process among the workers of a training."""
-
-    place: Place
-    dtype: torch.dtype  # what products are computed in
-    scratch: str  # a local folder for as long as the training lasts
-    profile: bool  # trace some steps of each phase
-    tracker: Tracker | None  # on rank 0 alone
-
-    @property
-    def rank(self) -> int:
-        return self.place.rank
-
-    @property
-    def world(self) -> int:
-        return self.place.world
-
-    @property
-    def device(self) -> torch.device:
-        return self.place.device
-
-
-@dataclass(frozen=True)
-class TrainingLog:
-    """The behaviour log: its buckets, what one read of them found, and what is made of both."""
-
-    data: PreparedData
-    scan: LogScan  # with the events on rank 0 alone, which alone makes memories
-    batcher: Batcher
-    validator: Validator | None  # None without validation requests
-    _memory: list[tuple[tuple[int, bytes], ItemMemory]] = field(default_factory=list)  # the last one, and what it is of
-
-    @property
-    def validation(self) -> Requests | None:
-        """The validation requests."""
-        return self.scan.validation
-
-    def memory(self, before: int, text_IC: np.ndarray | None) -> ItemMemory:
-        """What the events of earlier splits than `before` say of items; on rank 0 alone.
-
-        It takes minutes for a large catalogue, so the last one is kept.
-
-        Args:
-            before: schema.VALID or schema.TEST.
-            text_IC: text vectors, its prior (`ctxrec.memory.item_memory.fit_memory`).
-        """
-        key = (before, b"" if text_IC is None else hashlib.blake2b(text_IC.tobytes()).digest())
-        if not self._memory or self._memory[0][0] != key:
-            parts, repeats = self.scan.training_events(before), self.data.spec.split.repeats
-            self._memory[:] = [(key, fit_memory(parts, self.data.num_items, repeats=repeats, text_IC=text_IC))]
-        return self._memory[0][1]
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What all phases of a training share on one worker."""
-
-    config: Config
-    run: str
-    worker: Worker
-    log: TrainingLog
-    catalogue: Catalogue
-
-    @property
-    def checkpoints(self) -> str:
-        return RunPaths(self.run).checkpoints
 
 
 def prepare_process() -> Place:

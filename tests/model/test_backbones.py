@@ -268,7 +268,7 @@ def test_language_model_trains_and_its_weights_are_enough(make_world, language_m
     store_pretrained(config.model, BundlePaths(str(folder)).backbone)
     save_file(weights, folder / "towers.safetensors")
     shutil.rmtree(original)
-    inside = bundle_format.bundled_model(config.model, str(folder))
+    inside = bundle_format.with_bundled_model(config, str(folder)).model
     assert inside.backbone == BundlePaths(str(folder)).backbone
     torch.manual_seed(5)
     again = Towers(inside, shape, temperature=0.07)

@@ -32,9 +32,10 @@ from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
 from ctxrec.training import checkpoint, deepspeed_engine
 from ctxrec.training.export import Chosen
+from ctxrec.training.phase_setup import Setup
 from ctxrec.training.phase_trainer import PhaseRun, Progress, Resumed
 from ctxrec.training.window_sampler import TrainStream
-from ctxrec.training.worker_setup import Setup, set_up
+from ctxrec.training.worker_setup import set_up
 
 CPU = torch.device("cpu")
 PLAIN = [(0, False), (1, False), (2, False), (3, False)]  # ZeRO stage, offload
