@@ -33,6 +33,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "live", "datasets",
     ),
     "benchmarks": ("core", "data", "ingest", "training", "datasets", "evaluation", "metrics"),
+    "python_api": ("core", "data", "ingest", "index", "training", "retrieval", "evaluation"),
 }  # fmt: skip
 # Third-party packages that a layer must not need, even inside a function.
 WITHOUT: dict[str, tuple[str, ...]] = {

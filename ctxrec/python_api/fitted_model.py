@@ -1,0 +1,275 @@
+"""A trained model in Python: recommends, finds similar items, explains, evaluates, saves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ctxrec.core import schema, storage
+from ctxrec.core.config import Config, load_config
+from ctxrec.core.errors import UserError
+from ctxrec.core.run_paths import BundlePaths, RunPaths
+from ctxrec.data.parsing import value_text
+from ctxrec.python_api.frames import Kind, from_arrow, kind_of, to_arrow
+from ctxrec.python_api.notebook import Evaluation, Report
+from ctxrec.retrieval.filters import ColumnRule
+from ctxrec.retrieval.recommender import RawEvent, RawRequest, Recommender
+from ctxrec.retrieval.retriever import Retriever, load_retriever
+
+Id = str | int
+_RULE_KEYS = ("any", "none", "min", "max")
+
+
+class Model:
+    """A finished training. `ctxrec.fit`, `ctxrec.train` and `ctxrec.load` make it.
+
+    Args:
+        run: folder of the training, path or URI.
+        kind: which tables the methods return: "pandas", "polars" or "arrow".
+        kept: the temporary folder that holds the run and goes with the model; None where the run has a folder of its own.
+    """
+
+    def __init__(self, run: str, kind: Kind, kept: tempfile.TemporaryDirectory[str] | None = None) -> None:
+        self.run, self.kind, self._kept = run, kind, kept
+
+    def __repr__(self) -> str:
+        model = self._retriever.recommender
+        return (
+            f"ctxrec.Model({len(model.item_ids):,} items, {len(model.user_row):,} users, version {model.model_version})"
+        )
+
+    @cached_property
+    def config(self) -> Config:
+        """All options of the training."""
+        return load_config(base=BundlePaths(RunPaths(self.run).bundle).config)
+
+    @cached_property
+    def _retriever(self) -> Retriever[Recommender]:
+        return load_retriever(RunPaths(self.run).bundle, self.config.index, diversity=self.config.diversity)
+
+    def recommend(
+        self,
+        user: Id | Sequence[Id] | None = None,
+        k: int = 10,
+        *,
+        context: Mapping[str, Any] | None = None,
+        history: Sequence[Id | Mapping[str, Any]] | None = None,
+        exclude: Iterable[Id] = (),
+        filter: Mapping[str, Any] | None = None,
+        allow: Iterable[Id] | None = None,
+        diversity: float | None = None,
+    ) -> Any:
+        """The best k items for a user, for each of several users, or for a history. It means what the HTTP call means.
+
+        Args:
+            user: id of a user; several ids give one list each; None with a `history` is somebody without a name.
+            k: number of items of a list.
+            context: what is known when the list is asked for, by name; `timestamp` is in epoch seconds, UTC.
+            history: replaces the stored history: item ids, oldest first, or mappings with `item_id` and, where they are
+                known, `action`, `timestamp` (epoch seconds, UTC) and `context`.
+            exclude: items that are not wanted.
+            filter: rules by item column: a list of values of which an item needs one, or a mapping with some of `any`,
+                `none`, `min` and `max`.
+            allow: items that alone are wanted; None: all.
+            diversity: strength of MMR from 0 to 1; None takes that of the options.
+
+        Returns:
+            A table with the columns `item_id`, `score` and, where the catalogue has texts, `title`, best item first. With
+            several users the first column is `user_id`.
+
+        Raises:
+            UserError: `k` is below 1, or the context, a rule or an event of the history is not one of this model.
+        """
+        if k < 1:
+            raise UserError(f"k is {k}; expected at least 1")
+        if user is None and history is None:
+            raise UserError("neither a user nor a history is given; expected one of them")
+        several = not (user is None or isinstance(user, (str, int, np.integer)))
+        users: list[Id | None] = list(user) if several else [user]  # type: ignore[arg-type, list-item]
+        retriever = self._retriever
+        requests = self._requests(users, context, history)
+        allowed = retriever.compile_filter(
+            {column: _rule(column, rule) for column, rule in (filter or {}).items()},
+            allow=None if allow is None else [_text(item) for item in allow],
+        )
+        unwanted = retriever.positions([_text(item) for item in exclude])
+        found = retriever.top_k(
+            requests, k, exclude=[unwanted] * len(users), allowed=allowed, diversity=[diversity] * len(users)
+        )
+        tables = [self._list(items, scores) for items, scores in found]
+        if not several:
+            return from_arrow(tables[0], self.kind)
+        names = [None if name is None else _text(name) for name in users]
+        ids = [name for name, table in zip(names, tables, strict=True) for _ in range(len(table))]
+        joined = pa.concat_tables(tables or [self._list(*_NOTHING)])
+        return from_arrow(joined.add_column(0, "user_id", pa.array(ids, pa.string())), self.kind)
+
+    def similar(self, item: Id, k: int = 10) -> Any:
+        """The k items most like one, as a table with `item_id`, `score` and `title`.
+
+        Raises:
+            UserError: `k` is below 1, or the catalogue lacks the item.
+        """
+        if k < 1:
+            raise UserError(f"k is {k}; expected at least 1")
+        return from_arrow(self._list(*self._retriever.similar(self._position(item), k)), self.kind)
+
+    def explain(
+        self,
+        user: Id | None,
+        item: Id,
+        *,
+        context: Mapping[str, Any] | None = None,
+        history: Sequence[Id | Mapping[str, Any]] | None = None,
+    ) -> Any:
+        """Why an item has its score for a user; the arguments are those of `recommend`.
+
+        Returns:
+            A table with the columns `part`, `name` and `effect`. The effects of the part `source` sum to the score. The
+            parts `history` and `context` say by how much the score would fall without an item or a feature.
+
+        Raises:
+            UserError: the catalogue lacks the item, or the context or the history is not one of this model.
+        """
+        from ctxrec.retrieval.explain import explain
+
+        if user is None and history is None:
+            raise UserError("neither a user nor a history is given; expected one of them")
+        position = self._position(item)
+        (why,) = explain(self._retriever.recommender, self._requests([user], context, history), np.array([position]))
+        parts = {"source": why.sources, "history": why.history, "context": why.context}
+        rows = [(part, name, effect) for part, effects in parts.items() for name, effect in effects.items()]
+        columns = zip(*rows, strict=True)
+        return from_arrow(pa.table(dict(zip(("part", "name", "effect"), map(list, columns), strict=True))), self.kind)
+
+    def evaluate(self, test: Any = None, *, split: str = "test") -> Evaluation:
+        """How well the model ranks.
+
+        Args:
+            test: a table of later events, with the columns of the log; None takes a split of the log that the model was
+                trained on, next to baselines, and writes the report (`ctxrec.evaluate`).
+            split: "test" or "valid", where no table is given.
+
+        Raises:
+            UserError: there is nothing to evaluate on, or the table lacks a column.
+        """
+        options = self.config.evaluate
+        if test is not None:
+            from ctxrec.python_api.held_out_table import evaluate_table
+
+            table = to_arrow(test, what="test")
+            return Evaluation(
+                evaluate_table(self._retriever.recommender, table, ks=options.ks, resamples=options.bootstrap)
+            )
+        from ctxrec.evaluation.offline import evaluate_run
+
+        return Evaluation(evaluate_run(self.run, split=split, config=self.config), self.run)
+
+    def report(self) -> Report:
+        """The report of the run, which shows inline in a notebook. A run without one is evaluated first.
+
+        Raises:
+            UserError: the run was not evaluated, and has no test events.
+        """
+        if not storage.exists(RunPaths(self.run).report):
+            self.evaluate()
+        return Report(RunPaths(self.run).report)
+
+    def save(self, path: str) -> str:
+        """Copy the run into a folder, from which `ctxrec.load` and every command read it; returns the folder.
+
+        Raises:
+            UserError: the folder is there already.
+        """
+        path = os.path.abspath(path)
+        if os.path.exists(path):
+            raise UserError(f"{path} is there already; give another folder, or delete it")
+        shutil.copytree(storage.fetch_dir(self.run, scratch=storage.temporary_folder()), path)
+        if os.path.isdir(data := os.path.join(path, "data")):
+            manifest = storage.read_json(RunPaths(path).manifest)
+            storage.write_json(RunPaths(path).manifest, manifest | {"data_path": data})
+        return path
+
+    def _requests(
+        self,
+        users: Sequence[Id | None],
+        context: Mapping[str, Any] | None,
+        history: Sequence[Id | Mapping[str, Any]] | None,
+    ) -> Any:
+        events = None if history is None else [_event(entry) for entry in history]
+        raw = [
+            RawRequest(user_id=None if user is None else _text(user), context=dict(context or {}), history=events)
+            for user in users
+        ]
+        return self._retriever.recommender.make_requests(raw, including_now=True)[0]
+
+    def _list(self, positions: np.ndarray, scores: np.ndarray) -> pa.Table:
+        """Items with their scores and, where the catalogue has texts, their titles."""
+        items = self._retriever.recommender.items
+        ids = pa.array(self._retriever.item_ids(positions), pa.string())
+        columns = {"item_id": ids, "score": pa.array(scores, pa.float32())}
+        titles = items.column(schema.ITEM_TITLE)
+        if titles.null_count < len(titles):
+            columns["title"] = titles.combine_chunks().take(pa.array(positions, pa.int64()))
+        return pa.table(columns)
+
+    def _position(self, item: Id) -> int:
+        position = self._retriever.recommender.item_position.get(_text(item))
+        if position is None:
+            raise UserError(f"the catalogue has no item {item!r}; expected an id of the log or the item table")
+        return position
+
+
+_NOTHING = (np.zeros(0, np.int64), np.zeros(0, np.float32))
+
+
+def _text(value: Id) -> str:
+    """An id as the log's ids are read: a whole number as text.
+
+    Raises:
+        UserError: it is no id.
+    """
+    text = value_text(value)
+    if text is None:
+        raise UserError(f"an id is {value!r}; expected a text or a whole number")
+    return text
+
+
+def _event(entry: Id | Mapping[str, Any]) -> RawEvent:
+    if not isinstance(entry, Mapping):
+        return RawEvent(_text(entry))
+    unknown = set(entry) - {"item_id", "action", "timestamp", "context"}
+    if unknown or "item_id" not in entry:
+        raise UserError(
+            f"an event of the history has the keys {', '.join(map(str, entry))}; expected item_id and, where they are "
+            "known, action, timestamp and context"
+        )
+    return RawEvent(
+        _text(entry["item_id"]), entry.get("action"), entry.get("timestamp"), dict(entry.get("context") or {})
+    )
+
+
+def _rule(column: str, rule: Any) -> ColumnRule:
+    if isinstance(rule, Mapping):
+        if unknown := set(rule) - set(_RULE_KEYS):
+            raise UserError(
+                f"the filter of {column} has {sorted(unknown)[0]!r}; expected some of {', '.join(_RULE_KEYS)}"
+            )
+        return ColumnRule(**rule)
+    if isinstance(rule, str) or not isinstance(rule, Iterable):
+        raise UserError(
+            f"the filter of {column} is {rule!r}; expected a list of values, or a mapping with {_RULE_KEYS}"
+        )
+    return ColumnRule(any=list(rule))
+
+
+def kind_or(table: Any, default: Kind) -> Kind:
+    """The kind of a table, or a default where it is none, as a path."""
+    return kind_of(table) or default

@@ -1,0 +1,229 @@
+"""The steps from a log to a model as functions: `fit`, and one by one `prepare`, `train`, `evaluate` and `load`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ctxrec.core import storage
+from ctxrec.core.config import Config
+from ctxrec.core.errors import UserError
+from ctxrec.core.run_paths import BundlePaths, RunPaths
+from ctxrec.core.toml import read_toml
+from ctxrec.data.prepared import PreparedData
+from ctxrec.python_api.fitted_model import Model, kind_or
+from ctxrec.python_api.frames import Kind
+from ctxrec.python_api.notebook import Evaluation
+from ctxrec.python_api.table_spec import spec_of
+
+_KINDS = ("pandas", "polars", "arrow")
+
+
+def fit(
+    interactions: Any,
+    *,
+    items: Any = None,
+    users: Any = None,
+    preset: str = "full",
+    out: str | None = None,
+    user: str | None = None,
+    item: str | None = None,
+    time: str | None = None,
+    action: str | None = None,
+    value: str | None = None,
+    context: Sequence[str] | None = None,
+    actions: Mapping[str, float] | None = None,
+    split: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    verbose: bool = True,
+) -> Model:
+    """Prepare a log and train a model on it, in one call.
+
+    Args:
+        interactions: the log, one event a row: a pandas, polars or Arrow table, the path of a file, or a `dataset.toml`.
+        items: the catalogue: a table or a path. What its columns are is guessed, as `ctxrec init` does it.
+        users: attributes of users: a table or a path.
+        preset: "quick" takes seconds and trains no towers; "full" trains everything.
+        out: folder of the run; None takes a temporary one, which goes with the model (`Model.save` keeps it).
+        user: column of the log with the user; None: `user_id`, or what is guessed.
+        item: column of the log with the item; None: `item_id`, or what is guessed.
+        time: column of the log with the time, in any form that `prepare` reads (epoch seconds are one); None: `timestamp`,
+            or what is guessed.
+        action: column of the log with the action; None: `action`, or what is guessed.
+        value: column of the log with a rating or a quantity; None: what is guessed.
+        context: columns of the log that are known when a recommendation is asked for; None: what is guessed.
+        actions: weight of each action as a training target; None: what is guessed.
+        split: keys of [split] of a `dataset.toml`, such as `{"strategy": "last"}` or `{"test": 0}`.
+        options: options by name, such as `{"train.workers": 2}`; OPTIONS.md lists them.
+        verbose: whether to print what the commands print, and what the guess is not sure of.
+
+    Raises:
+        UserError: a column is missing, an option is unknown, or the log cannot be used; the same line as of the commands.
+    """
+    kept = None
+    if out is None:
+        kept = tempfile.TemporaryDirectory(prefix="ctxrec-fit-")
+        out = os.path.join(kept.name, "run")
+    columns: dict[str, Any] = {"user": user, "item": item, "time": time, "action": action, "value": value}
+    columns |= {"context": context, "actions": actions, "split": split}
+    data = prepare(
+        interactions,
+        items=items,
+        users=users,
+        out=storage.join(out, "data"),
+        options=options,
+        verbose=verbose,
+        **columns,
+    )
+    model = train(data, out=out, preset=preset, options=options, verbose=verbose)
+    return Model(model.run, kind_or(interactions, _default_kind()), kept)
+
+
+def prepare(
+    interactions: Any,
+    *,
+    out: str,
+    items: Any = None,
+    users: Any = None,
+    user: str | None = None,
+    item: str | None = None,
+    time: str | None = None,
+    action: str | None = None,
+    value: str | None = None,
+    context: Sequence[str] | None = None,
+    actions: Mapping[str, float] | None = None,
+    split: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    verbose: bool = True,
+) -> PreparedData:
+    """What `python -m ctxrec.prepare` does: validate a log, split it, write one history for each user.
+
+    Args:
+        interactions: a `dataset.toml`, or the log as of `fit`.
+        out: folder to write, path or URI.
+        items: as of `fit`, and so are the arguments below.
+        users: see `fit`.
+        user: see `fit`.
+        item: see `fit`.
+        time: see `fit`; epoch seconds are one of its forms.
+        action: see `fit`.
+        value: see `fit`.
+        context: see `fit`.
+        actions: see `fit`.
+        split: see `fit`.
+        options: options by name, such as `{"prepare.buckets": 4}`.
+        verbose: whether to print the summary.
+
+    Raises:
+        UserError: as of `fit`.
+    """
+    from ctxrec.ingest.pipeline import prepare as run_prepare
+    from ctxrec.ingest.prepare_report import summary
+
+    config = config_of(options)
+    spec, unsure = spec_of(
+        interactions,
+        items,
+        users,
+        folder=storage.join(out if storage.is_uri(out) else os.path.abspath(out), "tables"),
+        columns={"user": user, "item": item, "time": time, "action": action, "value": value},
+        context=context,
+        actions=actions,
+        split=split,
+    )
+    data = run_prepare(spec, out, config)
+    if verbose:
+        print(summary(data))
+        for text in unsure:
+            print(f"  not sure: {text}")
+    return data
+
+
+def train(
+    data: PreparedData | str,
+    *,
+    out: str,
+    preset: str | None = None,
+    config: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    verbose: bool = True,
+) -> Model:
+    """What `python -m ctxrec.train` does: train on prepared data, or go on with the training at `out`.
+
+    Args:
+        data: what `prepare` gave, or its folder.
+        out: folder of the run, path or URI.
+        preset: "quick" or "full"; None takes that of the options.
+        config: a TOML file of options.
+        options: options by name, over those of the file.
+        verbose: whether to print one line about the run.
+
+    Raises:
+        UserError: there is no prepared data, another training lies at `out`, or an option is wrong.
+    """
+    from ctxrec.training.driver import describe_run
+    from ctxrec.training.driver import train as run_train
+
+    preset_option = {} if preset is None else {"train.preset": preset}
+    made = config_of({**(options or {}), **preset_option}, config)
+    run = run_train(data if isinstance(data, str) else data.path, out, made)
+    if verbose:
+        print(describe_run(run))
+    return Model(run, _default_kind())
+
+
+def evaluate(run: Model | str, *, split: str = "test") -> Evaluation:
+    """What `python -m ctxrec.evaluate` does: rank the whole catalogue for every request of a split, next to baselines.
+
+    Args:
+        run: a model, or the folder of a run.
+        split: "test" or "valid".
+
+    Raises:
+        UserError: the run is not finished, or the split has no event.
+    """
+    return (run if isinstance(run, Model) else load(run)).evaluate(split=split)
+
+
+def load(run: str, *, kind: str | None = None) -> Model:
+    """A finished training.
+
+    Args:
+        run: folder of the run, path or URI.
+        kind: which tables the model returns: "pandas", "polars" or "arrow"; None takes pandas where it is installed.
+
+    Raises:
+        UserError: there is no finished run, or the kind is unknown.
+    """
+    if kind is not None and kind not in _KINDS:
+        raise UserError(f"kind is {kind!r}; expected one of {', '.join(_KINDS)}")
+    if not storage.exists(BundlePaths(RunPaths(run).bundle).manifest):
+        raise UserError(f"no finished run at {run} (it has no bundle); train one with ctxrec.fit or ctxrec.train")
+    made: Kind = _default_kind() if kind is None else kind  # type: ignore[assignment]
+    return Model(run, made)
+
+
+def config_of(options: Mapping[str, Any] | None, file: str | None = None) -> Config:
+    """The options of a TOML file with options by name over them.
+
+    Raises:
+        UserError: an option is unknown, or has a value of the wrong type or out of range.
+    """
+    raw = read_toml(file) if file is not None else {}
+    for name, value in (options or {}).items():
+        section, dot, key = name.partition(".")
+        if not dot or not key or not isinstance(raw.setdefault(section, {}), dict):
+            raise UserError(f"options has {name!r}; expected section.key, such as train.workers")
+        raw[section][key] = list(value) if isinstance(value, tuple) else value
+    return Config.from_dict(raw, source="options")
+
+
+def _default_kind() -> Kind:
+    """Tables of pandas where it is installed, as with Ray Data it is."""
+    try:
+        import pandas  # noqa: F401
+    except ImportError:
+        return "arrow"
+    return "pandas"

@@ -1,0 +1,110 @@
+"""From tables, files and names of columns to a dataset spec whose files lie in a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ctxrec.core import storage
+from ctxrec.core.dataset_spec import ContextSpec, DatasetSpec, SplitSpec, load_spec
+from ctxrec.core.errors import UserError
+from ctxrec.core.toml import build_dataclass
+from ctxrec.ingest.guess import TableSample, guess, sample_files
+from ctxrec.python_api.frames import to_arrow
+
+# Columns of these names are what they say, whatever their values look like.
+_USUAL = {"user": "user_id", "item": "item_id", "time": "timestamp", "action": "action"}
+
+
+def spec_of(
+    interactions: Any,
+    items: Any,
+    users: Any,
+    *,
+    folder: str,
+    columns: Mapping[str, str | None],
+    context: Sequence[str] | None,
+    actions: Mapping[str, float] | None,
+    split: Mapping[str, Any] | None,
+) -> tuple[DatasetSpec, list[str]]:
+    """The spec of some tables. Tables in memory are written into `folder`, and only where they have changed.
+
+    What is not given is guessed as `ctxrec init` does it.
+
+    Args:
+        interactions: the log: a table, the path of a file, or a `dataset.toml`, which then says everything.
+        items: the catalogue, a table or a path; None: there is none.
+        users: attributes of users, a table or a path; None: there is none.
+        folder: where tables in memory are written.
+        columns: names of the log's columns by key of [events]; None takes the usual name (`user_id`, `item_id`,
+            `timestamp`, `action`) where there is such a column, and else guesses.
+        context: columns of the log that are known when a recommendation is asked for; None guesses.
+        actions: weight of each action as a training target; None takes that of the guess.
+        split: keys of [split].
+
+    Returns:
+        The spec, and what is not sure about it.
+
+    Raises:
+        UserError: a column is missing, a table is no table, or a `dataset.toml` is given with other arguments.
+    """
+    if isinstance(interactions, (str, os.PathLike)) and str(interactions).endswith(".toml"):
+        if any(value is not None for value in (items, users, context, actions, split, *columns.values())):
+            raise UserError(
+                f"{interactions} says which tables and columns there are; expected no other tables, columns, context, "
+                "actions or split beside it. Change the file, or give the tables themselves"
+            )
+        return load_spec(os.fspath(interactions)), []
+    tables = {"events": _sample(interactions, folder, "interactions")}
+    tables |= {} if items is None else {"items": _sample(items, folder, "items")}
+    tables |= {} if users is None else {"users": _sample(users, folder, "users")}
+    found = set(tables["events"].rows.column_names)
+    known = {key: name for key, name in _USUAL.items() if name in found} | {k: v for k, v in columns.items() if v}
+    made = guess(
+        list(tables.values()),
+        roles={role: table.name for role, table in tables.items()},
+        columns=known,
+        name="interactions",
+    )
+    events, unsure = made.spec.events, [f"{doubt.key}: {doubt.text}" for doubt in made.unsure]
+    if context is not None:
+        events = dataclasses.replace(events, context=_context(tables["events"], context))
+        unsure = [text for text in unsure if not text.startswith("events.context")]
+    if actions is not None:
+        events = dataclasses.replace(events, actions=dict(actions))
+        unsure = [text for text in unsure if not text.startswith("events.actions")]
+    spec = dataclasses.replace(made.spec, events=events)
+    if split is not None:
+        spec = dataclasses.replace(spec, split=build_dataclass(SplitSpec, dict(split), source="split"))
+    return spec, unsure
+
+
+def _context(log: TableSample, names: Sequence[str]) -> ContextSpec:
+    """The named columns of the log as context, by their types."""
+    types = {name: log.rows.schema.field(name).type for name in log.rows.column_names}
+    if missing := next((name for name in names if name not in types), None):
+        raise UserError(
+            f"interactions has no column {missing!r}; found columns {', '.join(types)}. Name the right one with context="
+        )
+    numbers = tuple(name for name in names if pa.types.is_floating(types[name]) or pa.types.is_integer(types[name]))
+    return ContextSpec(categorical=tuple(name for name in names if name not in numbers), numeric=numbers)
+
+
+def _sample(table: Any, folder: str, what: str) -> TableSample:
+    """A sample of a table under its absolute path; a table in memory is written into `folder` first."""
+    if isinstance(table, (str, os.PathLike)):
+        path = os.fspath(table)
+        return sample_files(path if storage.is_uri(path) else os.path.abspath(path))
+    arrow = to_arrow(table, what=what)
+    path = storage.join(folder, f"{what}.parquet")
+    sink = pa.BufferOutputStream()
+    pq.write_table(arrow.replace_schema_metadata(None), sink)
+    content = sink.getvalue().to_pybytes()
+    if not storage.exists(path) or storage.read_bytes(path) != content:
+        storage.write_bytes(path, content)
+    return sample_files(path)

@@ -1,0 +1,116 @@
+"""Tables and names of columns become the spec that `prepare` reads."""
+
+from __future__ import annotations
+
+import os
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from ctxrec.core.errors import UserError
+from ctxrec.python_api.steps import config_of
+from ctxrec.python_api.table_spec import spec_of
+
+LOG = pd.DataFrame(
+    {
+        "user_id": [f"u{n % 7}" for n in range(60)],
+        "item_id": [n % 11 for n in range(60)],
+        "timestamp": [1_700_000_000 + 3600 * n for n in range(60)],
+        "device": ["tv", "phone"] * 30,
+        "basket": [n / 4 for n in range(60)],
+    }
+)
+ITEMS = pd.DataFrame(
+    {
+        "item_id": range(11),
+        "title": [f"A thing of number {n} for the house" for n in range(11)],
+        "brand": ["y", "z", "y", "y", "z", "z", "y", "y", "z", "y", "y"],
+        "price": [n + 0.5 for n in range(11)],
+    }
+)
+USERS = pd.DataFrame({"user_id": [f"u{n}" for n in range(7)], "gender": list("FMFMFMF"), "age": range(20, 27)})
+
+
+def spec(tmp_path, log=LOG, items=None, users=None, *, context=None, actions=None, split=None, **columns):
+    return spec_of(
+        log,
+        items,
+        users,
+        folder=str(tmp_path / "tables"),
+        columns=columns,
+        context=context,
+        actions=actions,
+        split=split,
+    )[0]
+
+
+def test_usual_names_need_not_be_given(tmp_path):
+    made = spec(tmp_path, items=ITEMS, users=USERS)
+    events = made.events
+    assert (events.user, events.item, events.time, events.action) == ("user_id", "item_id", "timestamp", None)
+    assert made.items.id == "item_id" and "title" in made.items.text
+    assert "brand" in made.items.categorical and "price" in made.items.numeric
+    assert made.users.id == "user_id" and "gender" in made.users.categorical
+    assert pq.read_table(events.path).num_rows == 60 and os.path.isabs(made.items.path)
+
+
+def test_names_that_are_given_count_in_every_table(tmp_path):
+    names = {"user_id": "customer", "item_id": "sku", "timestamp": "at"}
+    made = spec(
+        tmp_path, LOG.rename(columns=names).assign(kind="buy"), ITEMS.rename(columns=names), user="customer", item="sku",
+        time="at", action="kind", context=("device", "basket"), actions={"buy": 1.0}, split={"strategy": "last"},
+    )  # fmt: skip
+    events = made.events
+    assert (events.user, events.item, events.time, events.action) == ("customer", "sku", "at", "kind")
+    assert events.context.categorical == ("device",) and events.context.numeric == ("basket",)
+    assert made.items.id == "sku" and events.actions == {"buy": 1.0} and made.split.strategy == "last"
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl", "tsv"])
+def test_files_of_every_kind_are_looked_at(tmp_path, ending):
+    path = str(tmp_path / f"items.{ending}")
+    if ending == "parquet":
+        ITEMS.to_parquet(path)
+    elif ending == "jsonl":
+        ITEMS.to_json(path, orient="records", lines=True)
+    else:
+        ITEMS.to_csv(path, index=False, sep="\t" if ending == "tsv" else ",")
+    made = spec(tmp_path, items=path)
+    assert made.items.path == path and made.items.id == "item_id"
+    assert "title" in made.items.text and "brand" in made.items.categorical and "price" in made.items.numeric
+
+
+def test_an_unchanged_table_is_not_written_again(tmp_path):
+    path = spec(tmp_path).events.path
+    os.utime(path, (1, 1))
+    assert spec(tmp_path).events.path == path and os.stat(path).st_mtime < 2
+    spec(tmp_path, LOG.assign(device="radio"))
+    assert os.stat(path).st_mtime > 2
+
+
+def test_what_is_not_sure_is_told(tmp_path):
+    log = LOG.rename(columns={"user_id": "a", "item_id": "b"})
+    _, unsure = spec_of(log, None, None, folder=str(tmp_path), columns={}, context=None, actions=None, split=None)
+    assert any(text.startswith("events.") for text in unsure)
+
+
+def test_mistakes_are_one_line_that_names_the_column(tmp_path):
+    with pytest.raises(UserError, match=r"user = 'who' is no column of .*interactions.parquet; found columns user_id"):
+        spec(tmp_path, user="who")
+    with pytest.raises(UserError, match=r"interactions has no column 'mood'; .*with context="):
+        spec(tmp_path, context=("mood",))
+    with pytest.raises(UserError, match=r"dataset.toml says which tables.*expected no other tables"):
+        spec(tmp_path, "my/dataset.toml", items=ITEMS)
+    with pytest.raises(UserError, match=r"unknown key 'strat'"):
+        spec(tmp_path, split={"strat": "last"})
+
+
+def test_options_have_the_names_of_the_commands(tmp_path):
+    (tmp_path / "mine.toml").write_text("[train]\nseed = 3\nworkers = 2\n")
+    made = config_of({"train.seed": 4, "model.sources": ("text", "memory")}, str(tmp_path / "mine.toml"))
+    assert (made.train.seed, made.train.workers, made.model.sources) == (4, 2, ("text", "memory"))
+    with pytest.raises(UserError, match=r"options has 'seed'; expected section\.key"):
+        config_of({"seed": 1})
+    with pytest.raises(UserError, match=r"train\.preset is 'fast'"):
+        config_of({"train.preset": "fast"})
