@@ -108,8 +108,8 @@ class Recommender:
         self.cache = HistoryCache(max_bytes) if max_bytes else None
 
     @property
-    def towers(self) -> Towers:
-        """The towers, ready to score."""
+    def towers(self) -> Towers | NoTowers:
+        """The towers, ready to score, or what stands in their place."""
         return self._towers
 
     @property
@@ -149,13 +149,8 @@ class Recommender:
         if blend is not None and blend.text_IC is not None:
             return self.vectors[:, width : width + blend.text_IC.shape[1]][items]
         towers = self.vectors[:, :width][items] / np.float32(np.sqrt(max(len(self.widths), 1)))
-        towers[..., self._own_scores] = 0
+        towers[..., np.cumsum(self.widths, dtype=np.int64) - 1] = 0  # the items' own scores say nothing of similarity
         return towers
-
-    @property
-    def _own_scores(self) -> np.ndarray:
-        """Columns of `vectors` that are the items' own scores, which say nothing of similarity."""
-        return np.cumsum(self.widths, dtype=np.int64) - 1
 
     def similar_query(self, item: int) -> tuple[np.ndarray, sp.csr_array | None]:
         """What finds items like one (a position): a query, float32 [1, D], and what is added to its products, [1, I].
@@ -170,7 +165,7 @@ class Recommender:
             return query, None if self.blend is None else self._remembered(asked)
         query = np.zeros((1, self.vectors.shape[1]), np.float32)
         query[0, : sum(self.widths)] = self.item_vectors[item] / len(self.widths)
-        query[0, self._own_scores] = 0
+        query[0, np.cumsum(self.widths) - 1] = 0
         return query, None
 
     @property

@@ -28,6 +28,7 @@ def records(*found: float) -> list[dict]:
         ),
         ({}, records(0.1, 0.1), "frozen", "gained nothing"),
         ({}, TOWERS, "frozen", "no item has a text"),
+        ({"train": {"preset": "quick"}}, [], "frozen", "train.preset is quick"),
         ({}, [*TOWERS, {"phase": "encoder", "step": 3, "seconds": 4.0}], "tuned", "no validation events"),
         ({"encoder": {"tune": "freeze"}}, TOWERS, "frozen", "encoder.tune is freeze"),
         ({"train": {"encoder_epochs": 0}}, TOWERS, "frozen", "train.encoder_epochs is 0"),
