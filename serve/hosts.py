@@ -70,7 +70,8 @@ def _bare(host: str) -> str:
     """The name in a Host header, without port and final dot, in lower case."""
     host = host.strip().lower()
     if host.startswith("["):
-        return host[1:].partition("]")[0]
+        address, _, port = host[1:].partition("]")
+        return address if not port or port[0] == ":" else host
     name, colon, port = host.rpartition(":")
     if colon and ":" not in name and (port.isdigit() or not port):
         host = name

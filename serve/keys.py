@@ -70,8 +70,8 @@ def parse_keys(text: str, source: str = ENVIRONMENT) -> dict[str, frozenset[str]
         if not key or scope not in _SCOPES:
             names = ", ".join(f"{name}@KEY" for name in _SCOPES)
             raise UserError(f"entry {number} of {source} is no key; expected KEY or one of {names}")
-        hashed = _HASHED.fullmatch(key)
-        if key.startswith("sha256:") and hashed is None:
+        hashed = _HASHED.fullmatch(key.lower())  # some tools write a hash in capitals
+        if key.lower().startswith("sha256:") and hashed is None:
             raise UserError(f"entry {number} of {source} is no sha256; expected sha256: and 64 hex digits")
         digest = hashed[1] if hashed else _sha256(_as_set(key))
         keys[digest] = keys.get(digest, frozenset()) | _SCOPES[scope]
@@ -89,7 +89,7 @@ def keys_from_environment() -> dict[str, frozenset[str]]:
     if not path:
         return keys
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:  # editors of Windows put a mark before the text
             lines = [line.partition("#")[0] for line in file]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the file {path} of {FILE} cannot be read: {error}") from error

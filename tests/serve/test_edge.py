@@ -80,7 +80,7 @@ def test_addresses_behind_proxies(forwarded, proxies, wanted):
         ("127.9.9.9", True), ("[::1]:8000", True), ("::1", True), ("shop.example:8000", True), ("10.1.2.3:80", True),
         ("evil.example", False), ("localhost.evil.example", False), ("evil.example:8000", False), ("127.0.0.1.evil.example", False),
         ("10.1.2.4", False), ("[2001:db8::1]:80", False), ("", False), (":8000", False), ("127.0.0.1@evil.example", False),
-        ("localhost:x", False), ("notlocalhost", False), ("127.1", False),
+        ("localhost:x", False), ("notlocalhost", False), ("[::1].evil.example", False), ("[::1", True), ("127.1", False),
     ],
 )  # fmt: skip
 def test_names_that_are_answered_without_keys(host, wanted):

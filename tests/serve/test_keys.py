@@ -28,6 +28,9 @@ def test_keys_and_scopes():
     assert status(keys, READ, authorization="bearer second") == 200
     assert status(keys, WRITE, authorization="Bearer second") == status(keys, READ, x_api_key="third") == 403
     assert status(keys, READ, x_api_key="fourth") == 200
+    in_capitals = Keys(parse_keys(f"read@SHA256:{hashed.upper()}"))
+    assert status(in_capitals, READ, x_api_key="fourth") == 200
+    assert status(in_capitals, READ, x_api_key=f"SHA256:{hashed.upper()}") == 401, "the hash is no key itself"
     for wrong in ("", "First", "first ", hashed, f"sha256:{hashed}", "read@second", "ключ"):
         assert status(keys, READ, x_api_key=wrong) == 401
     assert status(keys, READ, authorization="Basic first") == 401
@@ -47,9 +50,10 @@ def test_keys_that_are_not_ascii_are_taken_in_utf_8_and_in_latin_1(key, monkeypa
     assert status(keys, WRITE, x_api_key=sent) == 403 and status(keys, READ, x_api_key=sent[:-1]) == 401
     if key.isascii() or max(key) < "\u0100":
         assert status(keys, READ, x_api_key=key) == 200, "a client that writes Latin-1"
-    (tmp_path / "keys").write_text(key, encoding="utf-8")
-    monkeypatch.setenv("CTXREC_API_KEYS_FILE", str(tmp_path / "keys"))
-    assert status(Keys(keys_from_environment()), WRITE, x_api_key=sent) == 200
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "keys").write_text(key, encoding=encoding)
+        monkeypatch.setenv("CTXREC_API_KEYS_FILE", str(tmp_path / "keys"))
+        assert status(Keys(keys_from_environment()), WRITE, x_api_key=sent) == 200
 
 
 def test_only_hashes_are_kept_and_errors_show_no_key(monkeypatch):
