@@ -24,7 +24,7 @@ UNIT_FROM = {"s": 0, "ms": 10**11, "us": 10**14, "ns": 10**17}  # smallest epoch
 MIN_EPOCH = 1e8  # seconds, March 1973; smaller numbers are times only in a log that has such times in general
 TIME_OK, TIME_MISSING, TIME_UNPARSABLE, TIME_OUT_OF_RANGE, TIME_MISFIT = 0, 1, 2, 3, 4
 
-_SMALL = 1e-3  # Python and Arrow write larger fractions alike
+_SMALL, _LARGE = 1e-3, 1e10  # between these, Python and Arrow write fractions alike
 _WHOLE = 2.0**63  # whole floats below are written as whole numbers, as a column of int64 writes them
 
 _TRUTH = r"(?i)^(?:true|false)$"
@@ -107,10 +107,8 @@ def value_text(value: object) -> str | None:
         number = float(value)
         if math.isnan(number):
             return None
-        if number.is_integer() and abs(number) < _WHOLE:
-            value = int(number)
-        elif abs(number) < _SMALL:  # Python writes 1e-05 where Arrow has 0.00001
-            value = schema.shortest_texts(pa.array([value]))[0].as_py()
+        shortest = float(str(value))  # with the digits of its own precision
+        value = int(number) if number.is_integer() and abs(number) < _WHOLE else shortest
     text = None if value is None else str(value)
     return text if text is not None and text.strip() else None
 
@@ -153,6 +151,11 @@ def _floats_to_text(array: pa.Array) -> pa.Array:
     values = array.to_numpy(zero_copy_only=False).astype(np.float64)
     whole = np.isfinite(values) & (np.abs(values) < _WHOLE) & (values == np.floor(values))
     text = schema.shortest_texts(array)
+    # Arrow has 0.00001 and 1.00000000005e+10 where Python, and so CSV and JSON files, have 1e-05 and 10000000000.5.
+    unlike = np.isfinite(values) & ~whole & ((np.abs(values) < _SMALL) | (np.abs(values) >= _LARGE))
+    if unlike.any():
+        spelled = [str(number) for number in text.filter(pa.array(unlike)).cast(pa.float64()).to_pylist()]
+        text = pc.replace_with_mask(text, pa.array(unlike), pa.array(spelled))
     integers = pa.array(np.where(whole, values, 0).astype(np.int64)).cast(pa.string())
     text = pc.if_else(pa.array(whole), integers, text)
     return pc.if_else(pa.array(np.isnan(values)), None, text)

@@ -39,6 +39,7 @@ def parse(lines: list[bytes], columns: list[str], first_row: int) -> Parsed:
         dates = {f.name: kind for f in table.schema if (kind := _without_dates(f.type)) != f.type}
         if dates:  # text that looks like a date, perhaps an id: keep it as text
             table = _parse_json(data, pa.schema(list(dates.items())))
+        table.validate()  # Arrow makes a damaged array of a column whose lists hold only nulls
     except (pa.ArrowInvalid, UnicodeDecodeError):  # a malformed line, or mixed types
         return _parse_each_line(lines, columns, rows)
     # Records that are not one a line, or whole numbers too large for Arrow, which are ids.

@@ -195,6 +195,11 @@ def test_whole_numbers_in_json_lists_keep_all_their_digits(tmp_path):
     assert [values[0] for _, values in rows] == [["12345678901234567890", "3"], ["9007199254740993", "0.5"]]
 
 
+def test_json_lists_that_hold_only_nulls_are_read(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"a": [null, null], "b": [null, "2024-01-01"]}\n')
+    assert read(tmp_path / "t.jsonl", ["a", "b"])[0] == [(1, ([None, None], [None, "2024-01-01"]))]
+
+
 @pytest.mark.parametrize("column", ["a", "other"])
 @pytest.mark.parametrize("depth", [5000, 1_000_000])
 def test_a_line_of_json_that_nests_deeply_costs_itself_alone(tmp_path, column, depth):
