@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
 
 from ctxrec.core import storage
 from ctxrec.core.config import EncoderConfig
 from ctxrec.core.errors import UserError
 from ctxrec.data.prepared import PreparedData
+from ctxrec.data.tensor_files import AGAIN, read_tensors, write_tensors
 from ctxrec.encoder.cache import Place, folder_of
 from ctxrec.encoder.hub import resolve_encoder
 from ctxrec.encoder.state_store import RowStore, digest
@@ -161,10 +160,15 @@ def media_tables(config: EncoderConfig, data: PreparedData, path: str, place: Pl
     if wanted and not storage.exists(path):
         tables = {kind: _table(kind, name, data, place) for kind, name in wanted.items()}
         if place.rank == 0:
-            storage.write_bytes(path, save_arrays(tables))
+            write_tensors(path, {kind: torch.from_numpy(table) for kind, table in tables.items()})
         if dist.is_initialized():
             dist.barrier()
-    return load_arrays(storage.read_bytes(path)) if wanted else {}
+    if not wanted:
+        return {}
+    return {
+        kind: table.numpy()
+        for kind, table in read_tensors(path, remedy=f"delete it, and {AGAIN} makes it anew").items()
+    }
 
 
 def _table(kind: str, name: str, data: PreparedData, place: Place) -> np.ndarray:

@@ -14,7 +14,6 @@ import logging
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_tensors
 
 from ctxrec.bundle import format as bundle_format
 from ctxrec.core import schema, storage
@@ -24,6 +23,7 @@ from ctxrec.core.run_paths import BundlePaths, RunPaths
 from ctxrec.data.features import ItemFeatures, item_features
 from ctxrec.data.log_statistics import LogScan, scan_log
 from ctxrec.data.prepared import PreparedData
+from ctxrec.data.tensor_files import read_tensors
 from ctxrec.encoder.hub import resolve_encoder
 from ctxrec.encoder.text_table import TextTable, encode_catalogue, has_text, make_text_table
 from ctxrec.memory.blend import Blend
@@ -35,6 +35,8 @@ from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.recommender import Recommender
 
 logger = logging.getLogger(__name__)
+
+_TRAIN_AGAIN = "restore it, or train another run"
 
 
 def recommender_before_validation(run: str, data: PreparedData, *, tuned: bool = True) -> Recommender:
@@ -86,7 +88,7 @@ def _last_weights(run: str, phases: tuple[str, ...]) -> tuple[str, dict[str, tor
     for phase in phases:
         path = RunPaths(run).best(phase)
         if storage.exists(path):
-            return phase, load_tensors(storage.read_bytes(path))
+            return phase, read_tensors(path, remedy=_TRAIN_AGAIN)
     raise UserError(
         f"{RunPaths(run).checkpoints} has no best-towers.safetensors, the weights from before validation events "
         "were used; expected the checkpoints of the training. Train again"
@@ -99,7 +101,7 @@ def _text_table(
     """Text vectors as the towers' phase saw them: of the plain encoder, or of the tuned one, on the same scale."""
     if not shape.text_width:
         return None
-    vectors = load_tensors(storage.read_bytes(RunPaths(run).text_vectors))["vectors"].numpy()
+    vectors = read_tensors(RunPaths(run).text_vectors, remedy=_TRAIN_AGAIN)["vectors"].numpy()
     table = make_text_table(vectors, has_text(catalogue.texts))
     if not tuned:
         return table

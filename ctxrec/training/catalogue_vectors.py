@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 
 from ctxrec.core import storage
 from ctxrec.core.config import Config, EncoderConfig
@@ -20,6 +18,7 @@ from ctxrec.core.run_paths import RunPaths
 from ctxrec.data.features import item_features
 from ctxrec.data.log_statistics import LogScan
 from ctxrec.data.prepared import PreparedData
+from ctxrec.data.tensor_files import AGAIN, read_tensors, write_tensors
 from ctxrec.encoder.cache import Place, item_keys, vector_store, with_states
 from ctxrec.encoder.encode_plan import Tokens, plan_encoding, tokenise
 from ctxrec.encoder.hub import resolve_encoder
@@ -115,11 +114,10 @@ def _frozen_table(
         table_IH = torch.zeros(len(present_I), encoder.width)
         _encode_new(config, encoder_path, encoder.to(place.device).eval(), tokens, present_I, place, table_IH)
         if place.rank == 0:
-            tensors = {"vectors": table_IH, "present": torch.from_numpy(present_I.astype(np.uint8))}
-            storage.write_bytes(path, save_tensors(tensors))
+            write_tensors(path, {"vectors": table_IH, "present": torch.from_numpy(present_I.astype(np.uint8))})
         if dist.is_initialized():
             dist.barrier()
-    vectors_IH = load_tensors(storage.read_bytes(path))["vectors"].numpy()
+    vectors_IH = read_tensors(path, remedy=f"delete it, and {AGAIN} makes it anew")["vectors"].numpy()
     return _to(make_text_table(vectors_IH, present_I), place.device)
 
 

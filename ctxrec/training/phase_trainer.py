@@ -14,12 +14,11 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.experimental import tqdm_ray
-from safetensors.torch import save as save_tensors
 
-from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.core.terminal import QUIET_S
 from ctxrec.core.tracing import section
+from ctxrec.data.tensor_files import write_tensors
 from ctxrec.encoder.encode_plan import plan_encoding
 from ctxrec.encoder.text_table import TextTable
 from ctxrec.model.network import EncodeInputs, LossInputs, Network, choose_loss
@@ -310,7 +309,7 @@ class PhaseRun:
             weights = checkpoint.full_weights(self.engine)
             weights[SHARE] = torch.tensor(progress.step / self.total_steps)
             if self.worker.rank == 0:
-                storage.write_bytes(self.best_path, save_tensors(weights))
+                write_tensors(self.best_path, weights)
         if self.worker.tracker is not None:
             values["lr"] = self.peak_lr * self._lr_factor()
             values["seconds"] = round(progress.seconds, 2)

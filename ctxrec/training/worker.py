@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load as load_tensors
 
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import RunPaths
+from ctxrec.data.tensor_files import AGAIN, read_tensors
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
@@ -75,7 +75,7 @@ def _train(job: dict[str, Any], scratch: str) -> None:
             if not _run_phase(setup, phase, start, best_path, begun, chosen):
                 return
         dist.barrier()
-        best = load_tensors(storage.read_bytes(best_path))
+        best = read_tensors(best_path, remedy=f"delete {setup.checkpoints}, and {AGAIN} trains from the beginning")
         done[phase] = {n.removeprefix("towers."): w for n, w in best.items() if n.startswith("towers.")}
         if phase == "towers":
             chosen = dataclasses.replace(chosen, share=float(best[SHARE]))

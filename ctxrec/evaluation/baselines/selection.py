@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
+import torch
 
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, EncoderConfig
+from ctxrec.core.run_paths import RunPaths
 from ctxrec.data.log_statistics import LogStatistics, gather_statistics, scan_log, users_of_both
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.requests import Requests
+from ctxrec.data.tensor_files import AGAIN, read_tensors, write_tensors
 from ctxrec.encoder.hub import resolve_encoder
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.encoder.text_table import encode_catalogue
@@ -218,9 +220,8 @@ def _listed(found: dict[Any, float]) -> str:
 
 def _text_baseline(prepared: PreparedData, config: Config, run: str | None, notes: list[str]) -> UntunedEncoder | None:
     """The text baseline, from a run's vectors of the un-tuned encoder, or from vectors that are made here."""
-    path = None
     if run is not None:
-        path = storage.join(run, "checkpoints/text.safetensors")
+        path, remedy = RunPaths(run).text_vectors, "restore it, or train another run"
         if not storage.exists(path):
             notes.append("un-tuned encoder left out: the run has no text vectors")
             return None
@@ -228,8 +229,8 @@ def _text_baseline(prepared: PreparedData, config: Config, run: str | None, note
         notes.append("un-tuned encoder left out: encoder.name is empty")
         return None
     else:
-        path = text_vectors(prepared, config.encoder)
-    text = safetensors.numpy.load(storage.read_bytes(path))
+        path, remedy = text_vectors(prepared, config.encoder), f"delete it, and {AGAIN} makes it anew"
+    text = {name: tensor.numpy() for name, tensor in read_tensors(path, remedy=remedy).items()}
     if not text["present"].any():
         notes.append("un-tuned encoder left out: no item has text")
         return None
@@ -246,5 +247,6 @@ def text_vectors(prepared: PreparedData, config: EncoderConfig) -> str:
         encoder_path = resolve_encoder(config.name, storage.cache_dir())
         encoder = TextEncoder(config, encoder_path, tune=False).eval()
         vectors, present = encode_catalogue(encoder, encoder_path, prepared.item_texts, config)
-        storage.write_bytes(path, safetensors.numpy.save({"vectors": vectors, "present": present.astype(np.uint8)}))
+        tensors = {"vectors": torch.from_numpy(vectors), "present": torch.from_numpy(present.astype(np.uint8))}
+        write_tensors(path, tensors)
     return path
