@@ -8,7 +8,6 @@ RUN is a run of `ctxrec.train`, the bundle in it, or a folder of `ctxrec.publish
 No `from __future__ import annotations` here: Serve reads the type of `build_app`'s argument as it stands.
 """
 
-import os
 import uuid
 from typing import Any, cast
 
@@ -25,7 +24,6 @@ from serve.deployment import Service
 from serve.effective import effective_service
 from serve.engine import served_config
 from serve.keys import keys_from_environment
-from serve.port_guard import PROXY_ENVIRONMENT
 from serve.rule_file import RuleFile
 from serve.stopping import drain_in_serve_run
 
@@ -40,8 +38,6 @@ def build_app(args: AppArgs) -> ray.serve.Application:
         print(effective_service(args))
         raise SystemExit(0)
     drain_in_serve_run()
-    if not ray.is_initialized():  # by `serve run`, which starts Ray after this
-        os.environ.update(PROXY_ENVIRONMENT)
     bundle = find_bundle(args.run)  # absolute: replicas have another working directory than the command
     check_bundle(bundle, scratch=storage.temporary_folder())  # each replica checks again; here the message is in sight
     args = args.resolved()

@@ -25,7 +25,7 @@ from ctxrec.core.errors import UserError
 from serve import ports
 from serve.arguments import AppArgs
 from serve.effective import effective_service
-from serve.port_guard import PROXY_ENVIRONMENT
+from serve.port_guard import CONTROLLER_OPTIONS, PROXY_ENVIRONMENT
 from serve.stopping import drain_on_sigterm
 
 OWN = "serve.app:"
@@ -42,6 +42,7 @@ class Start:
     port: int = PORT
     port_option: str = "port="  # how the user sets the port
     is_port_set: bool = False
+    is_file: bool = False
     dashboard_port: int | None = None
     claims: list[Any] = field(default_factory=list)  # open files
 
@@ -175,8 +176,9 @@ def start_ray(start: Start, given: Mapping[str, Any]) -> None:
                 f"port: Ray Serve runs already in the cluster at {cluster}, at the port it has; leave it out"
             )
     drain_on_sigterm()
-    if start.is_port_set:
-        ray.serve.start(proxy_location="EveryNode", http_options={"host": start.host, "port": start.port})
+    if not (start.is_file or ray_private.serve_runs()):  # a file has its own options
+        http = {"host": start.host, "port": start.port}
+        ray.serve.start(proxy_location="EveryNode", http_options=http, controller_options=CONTROLLER_OPTIONS)
 
 
 def _of_file(path: str) -> Start | None:
@@ -190,7 +192,9 @@ def _of_file(path: str) -> Start | None:
     if not own:
         return None
     http = config.get("http_options") or {}
-    start = Start([checked(a.get("args") or {}, path) for a in own], port_option=f"http_options.port in {path}")
+    start = Start(
+        [checked(a.get("args") or {}, path) for a in own], port_option=f"http_options.port in {path}", is_file=True
+    )
     start.host = str(http.get("host", HOST))
     start.port = _port(f"http_options.port in {path}", http.get("port", PORT))
     return start

@@ -29,6 +29,9 @@ from serve.keys import Keys, keys_from_environment
 logger = logging.getLogger(__name__)
 
 PROXY_ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.port_guard.guard_proxy"}
+CONTROLLER_OPTIONS = {
+    "runtime_env": {"env_vars": PROXY_ENVIRONMENT}
+}  # the controller's proxies inherit its environment
 
 _LOOK_S = 0.5  # between looks at deadlines
 _KEY_HEADERS = (b"authorization", b"x-api-key")

@@ -20,6 +20,7 @@ from ctxrec.core.option_origins import option_origins
 logger = logging.getLogger("ctxrec")
 
 CONSOLE = "ctxrec"  # name of the console script
+LOG_LEVEL = "CTXREC_LOG_LEVEL"  # environment variable: DEBUG shows the traceback of a failure that is told in one line
 
 
 def called_as(module: str) -> str:
@@ -139,6 +140,8 @@ def run(main: Callable[[], None]) -> None:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
     terminal.quiet_libraries()
+    if os.environ.get(LOG_LEVEL, "").upper() == "DEBUG":
+        logger.setLevel(logging.DEBUG)
     try:
         main()
         sys.stdout.flush()
@@ -146,6 +149,7 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except (Stopped, Failed) as ended:
+        logger.debug("ended", exc_info=True)
         print(ended, file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -157,7 +161,8 @@ def run(main: Callable[[], None]) -> None:
         if (told := failures.explain(error)) is None:
             logger.exception("failed")
         else:
-            print(f"error: {told}", file=sys.stderr)
+            logger.debug("failed", exc_info=True)
+            print(f"error: {told} ({LOG_LEVEL}=DEBUG shows where it happened)", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
 

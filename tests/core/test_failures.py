@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import pickle
 import resource
@@ -94,8 +95,27 @@ def test_real_failures_of_the_system_are_one_line_with_their_path(tmp_path, fail
     told = capsys.readouterr().err
     assert ended.value.code == 1 and told.startswith(f"error: {what}") and told.count("\n") == 1, told
     assert (path in told) or not named
-    assert told.rstrip().endswith("and run the command again")
+    assert told.rstrip().endswith("and run the command again (CTXREC_LOG_LEVEL=DEBUG shows where it happened)")
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")], "no half of a file is left"
+
+
+def test_the_traceback_of_a_failure_is_shown_to_whoever_asks_for_it(monkeypatch, caplog):
+    """A bug of ours may end in a missing file, too."""
+
+    def fail():
+        os.stat("/no/such/file")
+
+    def tracebacks() -> list[str]:
+        caplog.clear()
+        with pytest.raises(SystemExit) as ended:
+            cli.run(fail)
+        assert ended.value.code == 1
+        return [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
+
+    monkeypatch.setattr(logging.getLogger("ctxrec"), "level", logging.INFO)
+    assert tracebacks() == []
+    monkeypatch.setenv(cli.LOG_LEVEL, "debug")
+    assert tracebacks() == ["[Errno 2] No such file or directory: '/no/such/file'"]
 
 
 def test_a_path_that_arrow_does_not_name_is_named_and_survives_pickling():
