@@ -168,6 +168,7 @@ def start_ray(start: Start, given: Mapping[str, Any]) -> None:
     else:
         if start.dashboard_port is not None:
             raise UserError(f"dashboard_port: the cluster at {cluster} has its dashboard already; leave it out")
+        ray_cluster.check_reachable(cluster)
         ray.init(address=given["address"], **options)
         if not ray_private.serve_runs():
             ports.check_free(start.host, start.port, option=start.port_option)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 
 import ray
@@ -22,6 +24,7 @@ logger = logging.getLogger(__name__)
 _WORKER_ENV = ("DS_ACCELERATOR", "TORCH_EXTENSIONS_DIR", "HF_HUB_OFFLINE", "CTXREC_CACHE", "PYTHONPATH")
 
 _API_SERVER = "RAY_API_SERVER_ADDRESS"
+_REACH_S = 10.0  # in which a head that is starting again may answer
 
 
 def connect(*, log_to_driver: bool = True) -> None:
@@ -44,9 +47,11 @@ def connect(*, log_to_driver: bool = True) -> None:
     env = {name: os.environ[name] for name in _WORKER_ENV if name in os.environ}
     options = {"runtime_env": {"env_vars": env}, "log_to_driver": log_to_driver, "logging_level": logging.WARNING}
     quiet_processes()
+    if address := os.environ.get("RAY_ADDRESS"):
+        check_reachable(address)
     try:
         with ray_private.driver_errors_in_files():
-            if os.environ.get("RAY_ADDRESS"):
+            if address:
                 ray.init(**options)
             else:
                 # Ray Train's controller watches itself through the dashboard's state API; it binds to localhost.
@@ -56,7 +61,7 @@ def connect(*, log_to_driver: bool = True) -> None:
     except Exception as error:
         if told := failures.explain(error):
             raise Failed(f"Ray did not start: {told}") from error
-        where = os.environ.get("RAY_ADDRESS") or "this machine"
+        where = address or "this machine"
         raise Failed(
             f"Ray did not start on {where}: {type(error).__name__}: {' '.join(str(error).split())[:300].rstrip('.')}. "
             "Wait until the machine is less busy or the cluster is up, and run the command again"
@@ -73,6 +78,32 @@ def quiet_processes() -> None:
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     ray_private.quiet_start()
     ray_private.filter_worker_lines(terminal.says_something, bars=sys.stderr.isatty())
+
+
+def check_reachable(address: str) -> None:
+    """Look whether anything listens at the address of a cluster; Ray itself looks for minutes.
+
+    Args:
+        address: as in RAY_ADDRESS. One without a port, such as "auto", is left to Ray.
+
+    Raises:
+        Failed: nothing listens there.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    deadline = time.monotonic() + _REACH_S
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > deadline or isinstance(error, OverflowError):
+                raise Failed(
+                    f"Ray did not start: nothing answers at {address}, the address of the cluster ({error}); start the "
+                    "cluster, or unset RAY_ADDRESS to use this machine alone, and run the command again"
+                ) from error
+        time.sleep(0.5)
 
 
 @contextlib.contextmanager

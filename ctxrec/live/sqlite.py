@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ctxrec.core.errors import UserError
-from ctxrec.live.sqlite_check import APPLICATION_ID, MARK, REACHED, VERSION, Mark, check_file, store_error
+from ctxrec.live.sqlite_check import APPLICATION_ID, MARK, REACHED, VERSION, Mark, check_file, kind_of, store_error
 from ctxrec.live.store import KEPT_EVENTS, ItemChange, LoggedEvent, OnFailure, StoreError, Unwritten
 
 DATABASE, LOCK, PRESENCE = "live.sqlite", "writing.lock", "service-"
@@ -70,9 +70,11 @@ class SqliteStore:
             self.close()
             if isinstance(error, UserError):
                 raise UserError(f"the history store cannot be used: {error}") from error
-            raise UserError(
-                f"the history store at {folder} cannot be opened ({error}); give a writable folder"
-            ) from error
+            if isinstance(error, sqlite3.Error) and kind_of(error) == "full":
+                remedy = "free some space on its disk, or give another folder"
+            else:
+                remedy = "give a writable folder"
+            raise UserError(f"the history store at {folder} cannot be opened ({error}); {remedy}") from error
 
     def append(self, events: Sequence[LoggedEvent]) -> None:
         rows = [

@@ -182,7 +182,7 @@ def _check_requests(inputs: list[str], context: ContextSpec) -> tuple[list[str],
         _check_columns(types, context, source=file)
         if HISTORY in types:
             check_history(types[HISTORY], context, source=file)
-        _check_timestamps(parquet, source=file)
+        _check_rows(parquet, present, source=file)
         num_rows += parquet.metadata.num_rows
     if unused:
         logger.warning("columns %s are not used; known are %s", ", ".join(unused), ", ".join(known))
@@ -209,11 +209,19 @@ def _check_columns(types: dict[str, pa.DataType], context: ContextSpec, *, sourc
             raise UserError(f"{source}: column {name!r} is {types[name]}; expected {wanted}")
 
 
-def _check_timestamps(parquet: pq.ParquetFile, *, source: str) -> None:
-    for batch in parquet.iter_batches(columns=[c for c in (TIMESTAMP, HISTORY) if c in parquet.schema_arrow.names]):
-        _check_times(batch.column(TIMESTAMP), TIMESTAMP, source=source)
-        if HISTORY in batch.schema.names and (times := history_times(batch.column(HISTORY))) is not None:
-            _check_times(times, "timestamp of the history", source=source)
+def _check_rows(parquet: pq.ParquetFile, columns: list[str], *, source: str) -> None:
+    """Read all that a task will read, where a mistake is one line."""
+    try:
+        for batch in parquet.iter_batches(columns=columns):
+            _check_times(batch.column(TIMESTAMP), TIMESTAMP, source=source)
+            if HISTORY in batch.schema.names and (times := history_times(batch.column(HISTORY))) is not None:
+                _check_times(times, "timestamp of the history", source=source)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the machine, and not of the content
+            raise
+        raise UserError(
+            f"{source} cannot be read ({str(error).splitlines()[0]}); expected a whole Parquet file. Write it again"
+        ) from error
 
 
 def _check_times(column: pa.Array, what: str, *, source: str) -> None:

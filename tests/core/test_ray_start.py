@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 import ray
 
@@ -27,3 +29,24 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch, error, told):
     with pytest.raises(Failed, match=told) as raised:
         ray_cluster.connect()
     assert "\n" not in str(raised.value)
+
+
+def test_a_cluster_that_is_not_there_is_one_line(monkeypatch):
+    """Ray itself looked for minutes and wrote lines about its own parts."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens there
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(ray_cluster, "_REACH_S", 0.6)
+        with pytest.raises(
+            Failed, match=rf"^Ray did not start: nothing answers at {address}, .*unset RAY_ADDRESS"
+        ) as told:
+            ray_cluster.connect()
+        assert "\n" not in str(told.value)
+        taken.listen()
+        ray_cluster.check_reachable(address)
+        ray_cluster.check_reachable(f"ray://{address}")
+    ray_cluster.check_reachable("auto")  # Ray finds it
+    with pytest.raises(Failed, match=r"nothing answers at 127\.0\.0\.1:99999"):
+        ray_cluster.check_reachable("127.0.0.1:99999")

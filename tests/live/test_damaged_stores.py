@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -373,3 +374,16 @@ def test_a_lock_of_redis_whose_answer_got_lost_is_taken_again(redis_server):
     assert other.take_unwritten(KEPT_EVENTS) is not None
     store.close()
     other.close()
+
+
+def test_a_full_disk_at_the_start_is_one_line_and_the_store_opens_when_there_is_room(small_disk):
+    folder, filler = str(small_disk / "live"), small_disk / "filler"
+    os.makedirs(folder)
+    with open(filler, "wb", buffering=0) as stream, contextlib.suppress(OSError):
+        while True:
+            stream.write(bytes(1 << 20))
+    with pytest.raises(UserError, match=rf"store at {folder} cannot be opened .*free some space on its disk") as told:
+        open_store(folder)
+    assert "\n" not in str(told.value)
+    filler.unlink()
+    open_store(folder).close()

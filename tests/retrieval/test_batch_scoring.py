@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from ctxrec.core.config import Config, DiversityConfig, EvaluateConfig
 from ctxrec.core.dataset_spec import ContextSpec
 from ctxrec.core.errors import UserError
 from ctxrec.recommend import main
-from ctxrec.retrieval.batch_scoring import raw_requests, recommend
+from ctxrec.retrieval.batch_scoring import _check_requests, raw_requests, recommend
 from ctxrec.retrieval.recommender import RawEvent, RawRequest
 from ctxrec.retrieval.retriever import load_retriever
 from ctxrec.retrieval.slate.rules import load_rules
@@ -169,6 +170,25 @@ def test_a_wrong_file_is_a_users_mistake_and_writes_nothing(tiny_run, tmp_path, 
     with pytest.raises(UserError, match=message):
         recommend(tiny_run, requests, str(tmp_path / "O.parquet"), k=5, config=Config())
     assert [p.name for p in tmp_path.iterdir()] == ["R.parquet"]
+
+
+@pytest.mark.parametrize("column", ["request_id", "user_id", "timestamp"])
+def test_damage_in_the_middle_of_a_file_is_named_before_anything_is_computed(tmp_path, column):
+    """It was a traceback of a task where the column was no timestamp."""
+    columns = {"request_id": list(range(64)), "user_id": [f"u{n}" for n in range(64)], "timestamp": [NOW] * 64}
+    path = Path(write(tmp_path / "R.parquet", columns))
+    assert _check_requests([str(path)], ContextSpec()) == (list(columns), 64)
+    group = pq.ParquetFile(path).metadata.row_group(2)
+    chunk = next(group.column(n) for n in range(3) if group.column(n).path_in_schema == column)
+    begin, content = chunk.dictionary_page_offset, bytearray(path.read_bytes())
+    content[begin : begin + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"R\.parquet cannot be read .*Write it again") as told:
+        _check_requests([str(path)], ContextSpec())
+    assert "\n" not in str(told.value)
+    path.write_bytes(content[:-9])
+    with pytest.raises(UserError, match=r"R\.parquet is no Parquet file"):
+        _check_requests([str(path)], ContextSpec())
 
 
 def test_timestamps_as_arrow_timestamps_and_ids_as_numbers():

@@ -211,18 +211,6 @@ def told_in_one_line(log: Path, text: str) -> bool:
     return sum(text in line for line in lines) == 1 and not any("ERROR ctxrec" in line for line in lines)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 64 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"a file system cannot be mounted here (root alone may): {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
-
-
 @pytest.mark.slow
 def test_a_full_disk_ends_the_training_with_one_line(tiny_data, long_config, undisturbed, tmp_path, small_disk):
     run, log = small_disk / "run", tmp_path / "log"
