@@ -19,11 +19,14 @@ _HASH = "sha256"  # key of the hash in the header of the file
 
 def write_tensors(path: str, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write tensors of the CPU as a safetensors file, a path or URI, whose header has their hash."""
-    storage.write_bytes(path, save(dict(tensors), metadata={_HASH: _digest(tensors)}))
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    storage.write_bytes(path, save(whole, metadata={_HASH: _digest(whole)}))
 
 
 def read_tensors(path: str, *, remedy: str) -> dict[str, torch.Tensor]:
-    """The tensors of a file of `write_tensors`. A file of an earlier version, which has no hash, is taken as it is.
+    """The tensors of a file of `write_tensors` by name, each of its own shape.
+
+    A file of an earlier version has no hash, and is taken as it is.
 
     Args:
         path: a path or URI.
