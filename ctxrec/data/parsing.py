@@ -201,13 +201,14 @@ def to_numbers(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A column as floats of `kind` [N] with NaN for missing, and bool [N]: which values are present but no finite number.
 
-    A duration is its number of seconds. A number beyond float32 is not finite, as the model's features are float32.
+    A duration is its number of seconds, and true and false are 1 and 0, also in texts. A number beyond float32 is not finite, as the model's features are float32.
     """
     array = one_array(column)
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
     if _is_text(array.type):
-        parsed = _parse_matching(array, _NUMBER, pa.float64())
+        truth = _parse_matching(array, _TRUTH, pa.bool_()).cast(pa.int8()).cast(pa.float64())
+        parsed = pc.coalesce(_parse_matching(array, _NUMBER, pa.float64()), truth)
     elif pa.types.is_null(array.type):
         parsed = pa.nulls(len(array), pa.float64())
     elif pa.types.is_boolean(array.type):

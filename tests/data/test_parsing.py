@@ -95,6 +95,12 @@ def test_numbers_that_are_none_become_missing_and_are_marked():
     assert bad.tolist() == [False, False, False, True, False, False, True]
 
 
+def test_truth_values_are_the_same_numbers_in_texts():
+    texts = parsing.to_numbers(pa.array(["True", "false", "TRUE", None, "truth"]))
+    assert texts[0][:3].tolist() == [1, 0, 1] and texts[1].tolist() == [False, False, False, False, True]
+    assert parsing.to_numbers(pa.array([True, False]))[0].tolist() == [1, 0]
+
+
 def test_numbers_of_items_keep_all_their_digits():
     wide = parsing.to_numbers(pa.array(["19.99", "16777217", "1e39"]), np.float64)[0]
     assert wide[:2].tolist() == [19.99, 16777217.0] and np.isnan(wide[2]), "the model has no float32 for 1e39"
