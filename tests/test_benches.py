@@ -20,7 +20,7 @@ def test_help_says_how_a_bench_is_run(path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "path", [str(path.parent), *sys.path])  # as `python FILE` has it
     with mock.patch.dict(os.environ), pytest.raises(SystemExit) as end:
         runpy.run_path(str(path), run_name="__main__")
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     assert end.value.code == 0
     assert text.startswith(f"usage: {path.name}") and f"python tests/bench/{path.name}" in text
 

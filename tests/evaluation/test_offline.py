@@ -263,6 +263,6 @@ def test_baselines_alone_need_no_run(tiny_run, tiny_config, tmp_path):
                          "--out", str(tmp_path / "out"))  # fmt: skip
     assert result.returncode == 0, result.stderr
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["model"] == metrics["before"] == metrics["paired"] == {}
+    assert metrics["model"] == metrics["paired"] == {}
     assert {"ensemble", "ease", "als", "untuned_encoder"} <= set(metrics["baselines"])
     assert format_table(metrics) in result.stdout and (tmp_path / "out" / "report.html").exists()

@@ -11,12 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-import pytest
 from safetensors.numpy import load_file, save_file
 
 from ctxrec.bundle.registry import find_bundle, publish, roll_back
 from ctxrec.core import storage
-from ctxrec.core.errors import UserError
 from ctxrec.retrieval.retriever import load_retriever
 from serve.api import RecommendRequest
 from serve.engine import Engine
@@ -97,8 +95,6 @@ def test_a_damaged_version_is_refused_and_the_old_one_stays(client, models, tiny
     data = bytearray((damaged / "towers.safetensors").read_bytes())
     data[-1] ^= 1
     (damaged / "towers.safetensors").write_bytes(bytes(data))
-    with pytest.raises(UserError, match=r"towers\.safetensors"):
-        publish(str(tmp_path / "broken"), models)  # what lies there under its name is not it
     now = json.loads((Path(models) / "current.json").read_text())
     storage.write_json(f"{models}/current.json", {**now, "version": broken, "previous": [first]})
     wait_for(lambda: 'ctxrec_model_swaps_total{result="refused"} 1.0' in client.get("/metrics").text)
@@ -123,15 +119,21 @@ def test_a_damaged_version_is_refused_and_the_old_one_stays(client, models, tiny
 
 
 def test_kill_9_of_the_replica_loses_no_acknowledged_event_and_no_item(client, wait_for):
-    """Events are posted until the replica is dead; what was acknowledged is there when its successor answers."""
+    """The replica dies while events are posted, and its successor knows every event that was acknowledged."""
     item = {"item_id": "survivor", "title": "green hat", "category": "survivors"}
     assert client.post("/v1/items", json={"items": [item]}).status_code == 200
     assert client.delete("/v1/items/i39").status_code == 200
     pid = replica_pid()
     acknowledged = []
-    killer = threading.Timer(0.3, os.kill, (pid, signal.SIGKILL))
+    some_are_in = threading.Event()
+
+    def kill() -> None:
+        some_are_in.wait()
+        os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
     killer.start()
-    for n in range(5000):
+    for n in range(400):
         try:
             event = {"user_id": f"survivor{n}", "item_id": f"i{n % 40}", "timestamp": NOW + n}
             response = client.post("/v1/events", json={"events": [event]}, timeout=60)
@@ -140,8 +142,11 @@ def test_kill_9_of_the_replica_loses_no_acknowledged_event_and_no_item(client, w
         if response.status_code != 200:
             break
         acknowledged.append(n)
+        if len(acknowledged) == 20:
+            some_are_in.set()  # while the next ones are under way
+    some_are_in.set()
     killer.join()
-    assert acknowledged
+    assert len(acknowledged) >= 20
 
     def back() -> bool:
         try:
