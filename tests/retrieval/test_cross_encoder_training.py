@@ -36,8 +36,8 @@ def options_of(run: str, *overrides: str):
 
 @pytest.fixture(scope="module")
 def run(tiny_run, tmp_path_factory) -> str:
-    """A copy of the tiny run with a second stage from the command, its weight set to 10 and its head at random, as
-    what so small a run learns may be left out."""
+    """A copy of the tiny run with a second stage from the command, its weight set to 10 and its head made anew, as
+    what so small a run learns may be left out: it prefers what the retriever found last, and pairs at random."""
     folder = str(tmp_path_factory.mktemp("reranked") / "run")
     shutil.copytree(tiny_run, folder)
     given = [word for option in OPTIONS for word in ("--set", f"rerank.{option}")]
@@ -51,6 +51,8 @@ def run(tiny_run, tmp_path_factory) -> str:
     second.weight = 10.0
     torch.manual_seed(0)
     torch.nn.init.normal_(second.network.head.weight)
+    with torch.no_grad():
+        second.network.head.weight[:, -2:] = -1.0  # of the retriever's features
     save_reranker(f"{folder}/reranker", second)
     return folder
 
