@@ -37,7 +37,14 @@ def load_recommender(bundle: str) -> Recommender:
 def _load(bundle: str, folder: str, model_version: str) -> Recommender:
     config, spec, shape, towers = _load_towers(folder)
     items = schema.widen_item_numbers(pq.read_table(BundlePaths(folder).items))
+    kept = [column for column in schema.items_schema(spec) if column.name != schema.ITEM_TEXT]
+    schema.check_schema(items, pa.schema(kept), source=f"the bundle at {bundle} is damaged: items.parquet")
     vectors = load_arrays(BundlePaths(folder).vectors)["items"]
+    if not np.isfinite(vectors).all():
+        raise UserError(
+            f"the bundle at {bundle} is damaged: vectors.safetensors has a vector that is not finite. Restore it or "
+            "train again"
+        )
     if shape.num_items != len(vectors):
         raise UserError(
             f"the bundle at {bundle} is damaged: data.json says {shape.num_items} items and vectors.safetensors has "
