@@ -305,11 +305,11 @@ class Head:
         async def without_body(message: Message) -> None:
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
-        scope["method"] = "GET"  # not in a copy, as the router leaves the route there for what is counted
+        asked = {**scope, "method": "GET"}  # a copy, as the server looks at its own while it sends
         try:
-            await self._app(scope, receive, without_body)
+            await self._app(asked, receive, without_body)
         finally:
-            scope["method"] = "HEAD"
+            scope.update(asked, method="HEAD")  # the router leaves the route there, for what is counted
 
 
 _shortcuts: dict[str, Endpoint] = {}

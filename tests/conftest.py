@@ -53,11 +53,17 @@ def _is_system(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, Any, Any]:
-    """Mark every test with its tier, and run the unit tier first."""
+    """Mark every test with its tier, and run the unit tier first.
+
+    Where several processes run the tests, the longest files start first, so that no process ends long before another.
+    """
     for item in items:
         item.add_marker("system" if _is_system(item) else "unit")
     result = yield  # pytest selects by mark and groups by fixture
-    items.sort(key=_is_system)  # stable
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: (SYSTEM_TESTS not in item.path.parents, not _is_system(item)))
+    else:
+        items.sort(key=_is_system)  # stable
     return result
 
 

@@ -13,6 +13,7 @@ from serve import edge
 from serve.access_log import AccessLog, request_id
 from serve.arguments import AppArgs
 from serve.hosts import Hosts
+from serve.http import Head
 from serve.keys import ADMIN, READ, WRITE, Keys, keys_from_environment, parse_keys
 from serve.limits import RateLimiter, address_of
 from serve.service_metrics import Metrics
@@ -152,3 +153,23 @@ def test_a_call_without_a_valid_key_is_refused_before_its_body_is_read(tmp_path,
     asyncio.run(edge.Edge(app)(scope, receive, send))
     metrics.close()
     assert sent[0]["status"] == status and len(read) == (status == 204)
+
+
+def test_head_is_answered_as_get_and_the_server_still_sees_head():
+    """Uvicorn looks at its own scope while it sends: with GET there it would miss the body that HEAD leaves out."""
+    scope = {"type": "http", "method": "HEAD"}
+    sent = []
+
+    async def app(asked, receive, send):
+        assert asked["method"] == "GET"
+        asked["route"] = "/healthz"
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def send(message):
+        sent.append((scope["method"], message))
+
+    asyncio.run(Head(app)(scope, None, send))
+    assert [method for method, _ in sent] == ["HEAD", "HEAD"]
+    assert sent[0][1]["headers"] == [(b"content-length", b"2")] and sent[1][1]["body"] == b""
+    assert scope == {"type": "http", "method": "HEAD", "route": "/healthz"}
