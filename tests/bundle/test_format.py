@@ -108,10 +108,12 @@ def test_no_bundle_at_all(tmp_path):
 
 
 def test_item_vectors_can_be_computed_anew(tiny_run, tiny_data):
-    """From the pretrained encoder, the adapter and the towers: of the trained model and of the one before."""
+    """From the pretrained encoder, the adapter and the towers: of the trained model, and of those before and after the
+    encoder's phase where its result was kept."""
     items = PreparedData.open(tiny_data).items
-    for place in ("bundle", "checkpoints/before"):
-        assert_bundle_gives_its_item_vectors_again(f"{tiny_run}/{place}", items)
+    for place in ("bundle", "checkpoints/before", "checkpoints/tuned"):
+        if place == "bundle" or Path(tiny_run, place).exists():
+            assert_bundle_gives_its_item_vectors_again(f"{tiny_run}/{place}", items)
 
 
 @pytest.mark.parametrize("tune", ["lora", "top", "freeze"])
