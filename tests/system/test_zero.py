@@ -191,7 +191,7 @@ def run_here(tiny_data, tiny_encoder, tiny_gpt2, tmp_path):
 @pytest.mark.parametrize(
     ("ways", "stages"),
     [
-        pytest.param([("gpt2", "lora")], PLAIN, id="gpt2-lora without offload"),
+        pytest.param([("gpt2", "lora")], [PLAIN[0], PLAIN[3]], id="gpt2-lora, stages 0 and 3"),
         *(
             pytest.param([(kind, tune)], PLAIN + OFFLOADED, id=f"{kind}-{tune}", marks=pytest.mark.slow)
             for kind in ("bert", "gpt2")
