@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -18,6 +17,7 @@ from serve.arguments import AppArgs
 from serve.hosts import HostCheck, Hosts
 from serve.keys import NO_KEY, Keys
 from serve.limits import RateLimiter, address_of
+from serve.refusal import refuse
 from serve.service_metrics import Metrics
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -143,7 +143,7 @@ class _Limited:
             await self._app(scope, receive, send)
             return
         wait = (b"retry-after", str(max(math.ceil(wait_s), 1)).encode())
-        await _refuse(send, 429, "too many requests from this caller; see Retry-After", wait)
+        await refuse(send, 429, "too many requests from this caller; see Retry-After", wait)
 
 
 class _Keyed:
@@ -158,14 +158,7 @@ class _Keyed:
         if state is None or has_no_body or not state.keys.are_asked_for or state.key(scope) is not None:
             await self._app(scope, receive, send)
             return
-        await _refuse(send, 401, NO_KEY, (b"www-authenticate", b"Bearer"))
-
-
-async def _refuse(send: Send, status: int, detail: str, header: tuple[bytes, bytes]) -> None:
-    body = json.dumps({"detail": detail}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), header]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+        await refuse(send, 401, NO_KEY, (b"www-authenticate", b"Bearer"))
 
 
 def path_within(scope: Scope) -> str:

@@ -7,10 +7,11 @@ service were the page's own site (DNS rebinding). Such a request carries the for
 from __future__ import annotations
 
 import ipaddress
-import json
 from collections.abc import Awaitable, Callable
 
 from starlette.types import Receive, Scope, Send
+
+from serve.refusal import refuse
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -60,10 +61,7 @@ class HostCheck:
             f"the Host header is {told}; a service without API keys expects localhost, an address of this machine's own, "
             "or a name of the option hosts; set hosts=NAME, or API keys"
         )
-        body = json.dumps({"detail": detail}).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 421, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await refuse(send, 421, detail)
 
 
 def _bare(host: str) -> str:

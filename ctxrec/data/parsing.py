@@ -201,7 +201,8 @@ def to_numbers(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A column as floats of `kind` [N] with NaN for missing, and bool [N]: which values are present but no finite number.
 
-    A duration is its number of seconds, and true and false are 1 and 0, also in texts. A number beyond float32 is not finite, as the model's features are float32.
+    A duration is its number of seconds, and true and false are 1 and 0, also in texts. A number beyond
+    float32 is not finite, as the model's features are float32.
     """
     array = one_array(column)
     if pa.types.is_dictionary(array.type):

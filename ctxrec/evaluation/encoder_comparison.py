@@ -28,7 +28,7 @@ def compare_encoders(metrics: dict[str, Any], outcome: EncoderOutcome) -> dict[s
         frozen (an interval with p), None where there is nothing to compare.
     """
     about: dict[str, Any] = {"state": outcome.state, "reason": outcome.why, "gain": None}
-    if outcome.state == FROZEN:
+    if not outcome.is_tuned:
         return {FROZEN: metrics[MODEL], TUNED: metrics[MODEL], "encoder": about | {FROZEN: MODEL, TUNED: MODEL}}
     paired: dict[str, dict[str, Interval]] = metrics["paired"]
     for frozen, tuned, difference in (

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load as load_arrays
+from safetensors.numpy import load_file as load_arrays
 
 from ctxrec.bundle import format as bundle_format
 from ctxrec.core import schema, storage
@@ -24,6 +24,7 @@ from ctxrec.data.features import item_features
 from ctxrec.data.log_statistics import scan_log
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.requests import Requests
+from ctxrec.data.tensor_files import read_tensors
 from ctxrec.encoder.text_table import TextTable, make_text_table
 from ctxrec.evaluation.summary import PerRequest, RankedLists, intervals
 from ctxrec.evaluation.systems import MODEL, SHUFFLED_SAME_TIME
@@ -133,14 +134,14 @@ class _Parts:
     @staticmethod
     def read(model: Recommender, bundle: str, run: str, data: PreparedData, trained_I: np.ndarray) -> _Parts:
         folder, _ = bundle_format.check_bundle(bundle, scratch=storage.temporary_folder())
-        shape = ModelShape(features=data.features, **storage.read_json(BundlePaths(folder).data)["shape"])
+        shape = dataclasses.replace(bundle_format.read_about(folder).model_shape, features=data.features)
         catalogue, media = item_features(data.items, data.features), bundle_format.load_media(folder)
         items = ItemTensors.of(catalogue, shape, trained=trained_I, media=media)
         frozen, axes = None, None
         if shape.text_width:
-            arrays = load_arrays(storage.read_bytes(RunPaths(run).text_vectors))
-            frozen = make_text_table(arrays["vectors"], arrays["present"] > 0)
-            scale = load_arrays(storage.read_bytes(BundlePaths(folder).vectors))
+            arrays = read_tensors(RunPaths(run).text_vectors, remedy="restore it, or train another run")
+            frozen = make_text_table(arrays["vectors"].numpy(), arrays["present"].numpy() > 0)
+            scale = load_arrays(BundlePaths(folder).vectors)
             axes = (scale["centre"], scale["axes"]) if "axes" in scale else None
         again = None
         if frozen is not None or not shape.text_width:

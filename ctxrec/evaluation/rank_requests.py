@@ -96,7 +96,7 @@ class RankingPlan:
             seed=SEED,
             reranker=find_reranker(bundles[MODEL]) if config.rerank.use and MODEL in bundles else None,
             knockouts=config.evaluate.knockouts and MODEL in bundles,
-            tuned=MODEL in bundles and run_outcome(storage.parent(bundles[MODEL])).state == "tuned",
+            tuned=MODEL in bundles and run_outcome(storage.parent(bundles[MODEL])).is_tuned,
             arranged=(arranged or {}) if MODEL in bundles else {},
             rules=rules or Rules(),
         )
@@ -110,7 +110,7 @@ def run_bundles(run: str, split: str) -> dict[str, str]:
     """
     bundles = {MODEL: RunPaths(run).bundle}
     before, tuned = RunPaths(run).before, RunPaths(run).tuned
-    if run_outcome(run).state == "frozen" or not storage.exists(before):
+    if not run_outcome(run).is_tuned or not storage.exists(before):
         return bundles
     refitted = any(record["phase"] == "refit" for record in read_train_log(run))
     if split == "valid" or not refitted:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ import pyarrow as pa
 
 from ctxrec.core import ray_cluster, schema, storage
 from ctxrec.core.config import Config, PrepareConfig
-from ctxrec.core.dataset_spec import DatasetSpec
+from ctxrec.core.dataset_spec import DatasetSpec, ItemsSpec, UsersSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data import item_rows, parsing, splits
 from ctxrec.data.column_facts import ColumnFacts, FirstReject
@@ -162,29 +163,25 @@ def _read_tables(source: Source, out: str) -> Tables:
     """Read the item table, the user table and the graph, and write where images and sounds lie."""
     spec, rejects = source.spec, storage.join(out, schema.REJECTS)
     items = users = item_rows.NO_ENTITIES
-    options: dict[str, Any] = {"max_id_bytes": MAX_ID_BYTES, "rejects": rejects}
+
+    def read(
+        files: Sequence[readers.FileInfo], section: ItemsSpec | UsersSpec, text: Sequence[str], what: str
+    ) -> item_rows.Entities:
+        return entities.read_entities(
+            files,
+            section.id,
+            [*text, *section.categorical, *section.numeric],
+            what=what,
+            max_id_bytes=MAX_ID_BYTES,
+            rejects=rejects,
+            separators=section.separators,
+            numeric=section.numeric,
+        )
+
     if spec.items is not None:
-        columns = [*spec.items.text, *spec.items.categorical, *spec.items.numeric]
-        items = entities.read_entities(
-            source.items,
-            spec.items.id,
-            columns,
-            what="item",
-            numeric=spec.items.numeric,
-            separators=spec.items.separators,
-            **options,
-        )
+        items = read(source.items, spec.items, spec.items.text, "item")
     if spec.users is not None:
-        columns = [*spec.users.categorical, *spec.users.numeric]
-        users = entities.read_entities(
-            source.users,
-            spec.users.id,
-            columns,
-            what="user",
-            numeric=spec.users.numeric,
-            separators=spec.users.separators,
-            **options,
-        )
+        users = read(source.users, spec.users, (), "user")
     graph = None if spec.graph is None else triples.read_triples(source.graph, spec.graph, rejects=rejects)
     notes = []
     if spec.items is not None and (media := spec.items.media):

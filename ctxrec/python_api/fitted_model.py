@@ -15,6 +15,7 @@ import pyarrow as pa
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.errors import UserError
+from ctxrec.core.manifest import read_run_manifest
 from ctxrec.core.run_paths import BundlePaths, RunPaths
 from ctxrec.data.parsing import value_text
 from ctxrec.python_api.frames import Kind, from_arrow, kind_of, to_arrow
@@ -193,8 +194,7 @@ class Model:
             raise UserError(f"{path} is there already; give another folder, or delete it")
         shutil.copytree(storage.fetch_dir(self.run, scratch=storage.temporary_folder()), path)
         if os.path.isdir(data := os.path.join(path, "data")):
-            manifest = storage.read_json(RunPaths(path).manifest)
-            storage.write_json(RunPaths(path).manifest, manifest | {"data_path": data})
+            storage.write_json(RunPaths(path).manifest, read_run_manifest(path) | {"data_path": data})
         return path
 
     def _requests(

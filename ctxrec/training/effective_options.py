@@ -13,6 +13,7 @@ import torch
 from ctxrec.core import ray_cluster, ray_private, storage
 from ctxrec.core.config import BACKBONES, Config
 from ctxrec.core.errors import UserError
+from ctxrec.core.manifest import read_run_manifest
 from ctxrec.core.option_origins import Resolved, annotated_config
 from ctxrec.core.run_paths import RunPaths
 from ctxrec.data.prepared import PreparedData
@@ -48,9 +49,9 @@ def effective_config(
         UserError: there is no prepared data at `data`.
     """
     prepared = PreparedData.open(data) if data is not None else None
-    if data is None and run is not None and storage.exists(manifest := RunPaths(run).manifest):
+    if data is None and run is not None and storage.exists(RunPaths(run).manifest):
         with contextlib.suppress(UserError):  # it was moved, or lies on another machine
-            prepared = PreparedData.open(storage.read_json(manifest)["data_path"])
+            prepared = PreparedData.open(read_run_manifest(run)["data_path"])
     return annotated_config(config, origins, resolve(config, hardware(), prepared))
 
 

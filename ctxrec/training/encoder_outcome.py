@@ -19,6 +19,11 @@ class EncoderOutcome:
     why: str
 
     @property
+    def is_tuned(self) -> bool:
+        """Whether the result of the phase was kept."""
+        return self.state == TUNED
+
+    @property
     def sentence(self) -> str:
         """The outcome as one line.
 

@@ -10,7 +10,6 @@ import dataclasses
 import logging
 import os
 import tempfile
-import time
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ import torch
 from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import RunPaths
+from ctxrec.core.stopwatch import Stopwatch
 from ctxrec.data.batching import Batcher
 from ctxrec.data.log_statistics import scan_log
 from ctxrec.data.prepared import PreparedData
@@ -58,15 +58,20 @@ def train_quick(data: PreparedData, run: str, config: Config) -> dict[str, Any]:
 
 
 def _train(data: PreparedData, run: str, config: Config, scratch: str) -> dict[str, Any]:
-    watch = _Watch()
+    watch = Stopwatch()
+
+    def done(step: str, result: str) -> None:
+        watch.lap(step)
+        logger.info("%s: %.1f s; %s", step, watch.seconds[step], result)
+
     setup = _set_up(data, run, config, scratch)
-    watch.lap("log and texts", f"{data.num_items:,} items, {data.meta['counts']['train']:,} training events")
+    done("log and texts", f"{data.num_items:,} items, {data.meta['counts']['train']:,} training events")
     text = setup.catalogue.frozen
     fitted = calibrate(setup, {}, text)
-    watch.lap("blend", "no validation events: set weights" if fitted is None else f"NDCG@10 {fitted.ndcg:.4f}")
+    done("blend", "no validation events: set weights" if fitted is None else f"NDCG@10 {fitted.ndcg:.4f}")
     export(setup, {}, Chosen(text, None, 1.0), fitted, RunPaths(run).bundle, refitted=True)
-    watch.lap("bundle", RunPaths(run).bundle)
-    facts: dict[str, Any] = {"seconds": watch.seconds}
+    done("bundle", RunPaths(run).bundle)
+    facts: dict[str, Any] = {"seconds": {step: round(seconds, 2) for step, seconds in watch.seconds.items()}}
     return facts if fitted is None else facts | {"valid_ndcg@10": fitted.ndcg}
 
 
@@ -99,17 +104,3 @@ def _set_up(data: PreparedData, run: str, config: Config, scratch: str) -> Setup
 
 def _on_gpu(config: Config) -> bool:
     return config.train.use_gpu != "no" and torch.cuda.is_available()
-
-
-class _Watch:
-    """One line for each step, with its seconds and its result."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def lap(self, step: str, result: str) -> None:
-        """End a step."""
-        now = time.monotonic()
-        self.seconds[step], self._last = round(now - self._last, 2), now
-        logger.info("%s: %.1f s; %s", step, self.seconds[step], result)
