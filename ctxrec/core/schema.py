@@ -48,6 +48,8 @@ ITEM_TITLE = "title"  # the first text column, for people to read
 ITEM_TRAIN_EVENTS = "train_events"  # int64
 GRAPH = "[graph]"  # the category that the triples of the graph make
 MEDIA_ITEM = "item"  # int32 item index
+# Where an image or a sound is: its content, or its path or URI. One of the two is null.
+MEDIA_PLACE = pa.struct([("content", pa.large_binary()), ("path", pa.large_string())])
 
 
 def context_column(name: str) -> str:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ctxrec.core import schema
-from ctxrec.data.arrow_views import plain_type
+from ctxrec.data.arrow_views import plain_array, plain_column
 from ctxrec.data.calendar_times import MAX_TIME_US, calendar_times, stamp_times
 
 UNIT_US = {"s": 1_000_000, "ms": 1000, "us": 1}  # microseconds a unit of an epoch number
@@ -55,10 +55,10 @@ class Coded:
 
 
 def one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """`column` in one piece, of a type that all kernels take (see `plain_type`)."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    wanted = plain_type(array.type)
-    return array if wanted == array.type else array.cast(wanted)
+    """`column` in one piece, of a type that all kernels take (`arrow_views.plain_type`)."""
+    if isinstance(column, pa.ChunkedArray):
+        return plain_column(column).combine_chunks()
+    return plain_array(column)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -173,7 +173,7 @@ def encode(column: pa.Array | pa.ChunkedArray, *, normal: bool = False) -> Coded
     """A column as codes of its distinct strings: of ids (`to_text`) or, if `normal`, categories (`normal_categories`)."""
     if not isinstance(column, pa.ChunkedArray):
         column = pa.chunked_array([column])
-    column = column.cast(plain_type(column.type))
+    column = plain_column(column)
     if pa.types.is_nested(column.type) or pa.types.is_null(column.type):
         column = pa.chunked_array([to_text(column)])
     if pa.types.is_dictionary(column.type):

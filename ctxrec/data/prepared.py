@@ -121,7 +121,10 @@ class PreparedData:
             )
         table = self._read(where, [schema.MEDIA_ITEM, kind])
         table = table.filter(table.column(kind).is_valid())
-        return table.column(schema.MEDIA_ITEM).to_numpy().astype(np.int64), table.column(kind).to_pylist()
+        places = table.column(kind).to_pylist()
+        if pa.types.is_struct(table.column(kind).type):  # earlier versions wrote either contents or paths
+            places = [place["path"] if place["content"] is None else place["content"] for place in places]
+        return table.column(schema.MEDIA_ITEM).to_numpy().astype(np.int64), places
 
     @property
     def num_items(self) -> int:

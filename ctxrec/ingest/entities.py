@@ -141,26 +141,51 @@ def write_media(
                 counts[kind] += len(table) - made[kind].null_count
             made = pa.table(made)
             writer = writer or pq.ParquetWriter(inner, made.schema, filesystem=fs)
-            writer.write_table(made.cast(writer.schema))
+            writer.write_table(made)
     if writer is not None:
         writer.close()
     return counts
 
 
 def _media_values(column: pa.ChunkedArray, name: str, folder: str) -> pa.Array:
-    """Contents as bytes, or paths in full: a relative path starts at the item file's `folder`. Null stands for none."""
+    """Where the images or sounds of some items are, as `schema.MEDIA_PLACE`; null for an item without one.
+
+    Args:
+        column: contents, paths, or structs of "bytes" and "path", as the `datasets` package stores them. In a struct
+            the content is taken where there is one.
+        name: of the column.
+        folder: of the item file, where a relative path starts.
+
+    Raises:
+        UserError: the values are none of these.
+    """
     array = parsing.one_array(column)
-    if pa.types.is_struct(array.type):  # as the `datasets` package stores them: bytes and path, one of them empty
-        names = [f.name for f in array.type]
-        inside = pc.struct_field(array, "bytes") if "bytes" in names else pa.nulls(len(array))
-        has_content = inside.null_count < len(array) or "path" not in names
-        array = inside if has_content else pc.struct_field(array, "path")
-    if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
-        return array.cast(pa.large_binary())
-    if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type) or pa.types.is_null(array.type)):
-        raise UserError(f"items: column {name!r} is {array.type}; expected paths, URIs, or the content as bytes")
-    values = [value and value.strip() for value in array.to_pylist()]
-    return pa.array([storage.join(folder, value) if value else None for value in values], pa.large_string())
+    parts = {"bytes": array, "path": array}
+    is_struct = pa.types.is_struct(array.type)
+    names = [f.name for f in array.type] if is_struct else []
+    if "bytes" in names or "path" in names:
+        parts = {key: pc.struct_field(array, key) if key in names else pa.nulls(len(array)) for key in parts}
+    contents, paths = pa.nulls(len(array), pa.large_binary()), pa.nulls(len(array), pa.large_string())
+    for key, part in parts.items():
+        if pa.types.is_dictionary(part.type):
+            part = part.cast(part.type.value_type)
+        is_text = pa.types.is_string(part.type) or pa.types.is_large_string(part.type)
+        is_bytes = any(test(part.type) for test in (pa.types.is_binary, pa.types.is_large_binary))
+        if key == "bytes" and is_bytes:
+            contents = pc.if_else(pc.equal(pc.binary_length(part), 0), None, part.cast(pa.large_binary()))
+        elif key == "path" and is_text:
+            found = [value and value.strip() for value in part.to_pylist()]
+            paths = pa.array([storage.join(folder, value) if value else None for value in found], pa.large_string())
+        elif is_struct or not (is_text or is_bytes):
+            if pa.types.is_null(part.type):
+                continue
+            raise UserError(
+                f"items: column {name!r} is {column.type}; expected paths, URIs, the content as bytes, or structs of bytes "
+                "and path. Write the column as one of these"
+            )
+    paths = pc.if_else(contents.is_valid(), None, paths)
+    nothing = pc.and_(contents.is_null(), paths.is_null())
+    return pa.StructArray.from_arrays([contents, paths], fields=list(schema.MEDIA_PLACE), mask=nothing)
 
 
 def _entity_reasons(ids: parsing.Coded, max_id_bytes: int) -> np.ndarray:
