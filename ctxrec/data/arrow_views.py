@@ -1,4 +1,4 @@
-"""Arrow types without views and extensions, which many kernels of Arrow do not take."""
+"""Arrow types without views and extensions, which many kernels of Arrow do not take; bytes as text."""
 
 from __future__ import annotations
 
@@ -75,6 +75,14 @@ def plain_array(array: pa.Array) -> pa.Array:
         values = plain_array(array.flatten())  # without values that a null list may hide
         return made.from_arrays(pa.array(offsets.astype(width)), values, type=wanted, mask=array.is_null())
     return array.cast(wanted)
+
+
+def binary_to_text(array: pa.Array) -> pa.Array:
+    """Bytes as strings."""
+    try:
+        return array.cast(pa.binary()).cast(pa.string())
+    except pa.ArrowInvalid:  # not UTF-8: the bytes as \x escapes, so that nothing is lost
+        return pa.array([None if v is None else v.decode("utf-8", "backslashreplace") for v in array.to_pylist()])
 
 
 def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:

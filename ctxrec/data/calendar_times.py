@@ -11,7 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 US = 1_000_000  # microseconds a second
+_DAY = 86_400 * US
 MAX_TIME_US = 7_258_118_400 * 1_000_000  # 2200-01-01; times from here on, and times before 1970, are rejected
+
+_END = r"\s*(?:Z|[+-][0-9:]+)?$"  # of a time, with its zone
 
 
 def stamp_times(array: pa.Array) -> np.ndarray:
@@ -32,3 +35,33 @@ def calendar_times(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     micros = stamps.astype("datetime64[us, UTC]").astype("int64").to_numpy()
     known = stamps.notna().to_numpy()
     return np.where(known, micros, 0), known
+
+
+def iso_times(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Texts as microseconds: int64 [N], 0 where it is no time; and which are times, bool [N].
+
+    Times are those of ISO 8601 and RFC 3339: with and without a zone, "t" and "z" in either case, a comma in place of
+    the point, 24:00 as the begin of the next day, and the leap second 59:60. "UTC" and "GMT" may stand in place of "Z",
+    as BigQuery and web servers write them.
+
+    Args:
+        texts: strings [N], best distinct ones.
+    """
+    texts = pc.utf8_upper(pc.utf8_trim_whitespace(texts.cast(pa.string())))
+    texts = pc.if_else(pc.match_substring_regex(texts, "[0-9]"), texts, None)  # pandas takes "now" for a time
+    texts = pc.replace_substring_regex(texts, r"\s*(?:UTC|GMT|Z)$", "Z")
+    texts = pc.replace_substring_regex(texts, r"([0-9]),([0-9]+" + _END + ")", r"\1.\2")
+    added = np.zeros(len(texts), np.int64)
+    for found, instead, more in (
+        (r"([T ])24(:?00(?::?00(?:\.0+)?)?" + _END + ")", r"\100\2", _DAY),
+        (r"([T ][0-9]{2}:?59:?)60((?:\.[0-9]+)?" + _END + ")", r"\159\2", US),
+    ):
+        added[pc.match_substring_regex(texts, found).fill_null(False).to_numpy(zero_copy_only=False)] += more
+        texts = pc.replace_substring_regex(texts, found, instead)
+    stamps = pd.to_datetime(  # distinct texts are parsed in C
+        pd.Series(texts.to_numpy(zero_copy_only=False), dtype=object),
+        format="ISO8601", utc=True, errors="coerce",
+    )  # fmt: skip
+    micros = stamps.astype("datetime64[us, UTC]").astype("int64").to_numpy()
+    known = stamps.notna().to_numpy()
+    return np.where(known, micros + added, 0), known

@@ -103,7 +103,9 @@ def odd_values(values: pa.Array, counts: np.ndarray, *, ids: bool) -> dict[str, 
     tests = {"words": pc.is_in(values, value_set=_NO_VALUE.cast(values.type))}
     if ids:
         tests["blanks"] = pc.match_substring_regex(values, r"^\s|\s$")
-        tests["floats"] = pc.match_substring_regex(values, r"^-?[0-9]+\.0+$")
+        tests["floats"] = pc.match_substring_regex(
+            values, r"^-?[0-9]+\.0+$|^-?[1-9](\.[0-9]+)?[eE]\+[0-9]+$|^-?[1-9]\.[0-9]+E[0-9]+$"
+        )
     found = {}
     for kind, mask in tests.items():
         rows = mask.to_numpy(zero_copy_only=False) & (counts > 0)

@@ -84,12 +84,22 @@ def divided(text: str, separator: str) -> list[str]:
 
 
 def divide(column: pa.Array | pa.ChunkedArray, separator: str) -> pa.Array | pa.ChunkedArray:
-    """A column of texts as list<string> (`divided`); a column that has lists already stays as it is."""
-    if parsing.as_lists(column) is not None:
+    """A column of texts as list<string> (`divided`); in a column of lists each text of a list is divided.
+
+    So a text means the same alone and in a list: of JSON lines that have texts and lists in one column, Arrow has lists
+    only.
+    """
+    lists = parsing.as_lists(column)
+    if lists is None:
+        coded = parsing.to_text(column).dictionary_encode()
+        made = [divided(text, separator) for text in coded.dictionary.to_pylist()]
+        return pa.array(made, pa.list_(pa.string())).take(coded.indices)
+    if not _has_texts(lists.type.value_type):
         return column
-    coded = parsing.to_text(column).dictionary_encode()
-    lists = [divided(text, separator) for text in coded.dictionary.to_pylist()]
-    return pa.array(lists, pa.list_(pa.string())).take(coded.indices)
+    parts = divide(lists.flatten(), separator)
+    starts = np.append(0, np.cumsum(lists.value_lengths().fill_null(0).to_numpy()))
+    offsets = np.append(0, np.cumsum(parts.value_lengths().fill_null(0).to_numpy()))[starts].astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), parts.flatten(), mask=lists.is_null())
 
 
 def value_words(value: object) -> list[str]:
@@ -104,17 +114,20 @@ def value_line(value: object) -> str | None:
 
 
 def hint(column: pa.Array | pa.ChunkedArray) -> ListHint | None:
-    """What makes a column of single values look like lists; None where nothing does.
+    """What makes the texts of a column, single ones or those of lists, look like lists; None where nothing does.
 
     Bars and semicolons rarely stand in a single value. Commas do ("Smith, John"), so they count only where their parts
-    come again in other values. A sample is looked at that is spread over the whole column.
+    come again in other values, and not in lists. A sample is looked at that is spread over the whole column.
     """
-    if parsing.as_lists(column) is not None or not _has_texts(column.type):
+    separators = ["|", ";", ","]
+    if (lists := parsing.as_lists(column)) is not None:
+        column, separators = lists.flatten(), ["|", ";"]
+    if not _has_texts(column.type):
         return None
     values = parsing.to_text(column.take(pa.array(np.arange(0, len(column), -(-len(column) // _SAMPLE) or 1))))
     texts = values.drop_null()
     brackets = pc.match_substring_regex(texts, r"^\s*(\[.*\]|\(.*\)|\{.*\})\s*$")
-    for separator, found in [(BRACKETS, brackets), *((s, pc.match_substring(texts, s)) for s in ("|", ";", ","))]:
+    for separator, found in [(BRACKETS, brackets), *((s, pc.match_substring(texts, s)) for s in separators)]:
         holding = texts.filter(found)
         if len(holding) < max(_LEAST_SHARE * len(texts), 2):
             continue

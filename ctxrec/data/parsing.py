@@ -11,13 +11,12 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ctxrec.core import schema
-from ctxrec.data.arrow_views import plain_array, plain_column
-from ctxrec.data.calendar_times import MAX_TIME_US, calendar_times, stamp_times
+from ctxrec.data.arrow_views import binary_to_text, plain_array, plain_column
+from ctxrec.data.calendar_times import MAX_TIME_US, calendar_times, iso_times, stamp_times
 
 UNIT_US = {"s": 1_000_000, "ms": 1000, "us": 1}  # microseconds a unit of an epoch number
 UNIT_FROM = {"s": 0, "ms": 10**11, "us": 10**14, "ns": 10**17}  # smallest epoch number in each unit
@@ -25,10 +24,16 @@ MIN_EPOCH = 1e8  # seconds, March 1973; smaller numbers are times only in a log 
 TIME_OK, TIME_MISSING, TIME_UNPARSABLE, TIME_OUT_OF_RANGE, TIME_MISFIT = 0, 1, 2, 3, 4
 
 _SMALL, _LARGE = 1e-3, 1e10  # between these, Python and Arrow write fractions alike
-_WHOLE = 2.0**63  # whole floats below are written as whole numbers, as a column of int64 writes them
+_WHOLE, _INT64 = (
+    2.0**64,
+    2.0**63,
+)  # whole floats below are written as whole numbers, as columns of int64 and uint64 write them
 
 _TRUTH = r"(?i)^(?:true|false)$"
 _DECIMAL = r"^-?(?:0|[1-9][0-9]*)\.[0-9]*$"
+# Fractions as Python, NumPy and Java write the largest and smallest: 1e+16, 1.5e-05, 1.0E7; and in full: 0.00001. A code
+# such as 1e5 is none of them.
+_SCIENTIFIC = r"^-?(?:[1-9](?:\.[0-9]{1,16}[eE][+-]?|[eE][+-])[0-9]{1,3}|0\.000[0-9]{1,20})$"
 _INTEGER = r"^\s*[+-]?([0-9]{1,18}|[1-8][0-9]{18})\s*$"  # all of 18 digits, and those of 19 that int64 surely holds
 _NUMBER = r"^\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*$"
 
@@ -61,17 +66,19 @@ def one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return plain_array(column)
 
 
+def _undictionaried(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    array = one_array(column)
+    return array.cast(array.type.value_type) if pa.types.is_dictionary(array.type) else array
+
+
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def to_text(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """Any column as strings: whole floats without their ".0", durations in seconds, NaN and blank text as null."""
-    array = one_array(column)
+    array = _undictionaried(column)
     kind = array.type
-    if pa.types.is_dictionary(kind):
-        array = array.cast(kind.value_type)
-        kind = array.type
     if pa.types.is_null(kind):
         return pa.nulls(len(array), pa.string())
     if pa.types.is_duration(kind):
@@ -117,12 +124,16 @@ def normal_categories(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """A column of categories as strings, with one form for each value, whichever source it comes from.
 
     A CSV writes True and 1.0 where JSON and Parquet have true and 1. Texts of these forms become "true" and "1", and
-    1.50 becomes "1.5". Ids, actions and texts for people keep their spelling.
+    1.50 becomes "1.5". A number such as 1e+16 or 1.0E-5 is written as `to_text` writes that float. Ids, actions and
+    texts for people keep their spelling.
     """
     coded = to_text(column).dictionary_encode()
     texts = coded.dictionary
     texts = pc.if_else(pc.match_substring_regex(texts, _TRUTH), pc.utf8_lower(texts), texts)
-    return _short_decimals(texts).take(coded.indices)
+    texts = _short_decimals(texts)
+    scientific = pc.match_substring_regex(texts, _SCIENTIFIC)
+    spelled = [_of_scientific(text) for text in texts.filter(scientific).to_pylist()]
+    return pc.replace_with_mask(texts, scientific, pa.array(spelled, texts.type)).take(coded.indices)
 
 
 def _short_decimals(texts: pa.Array) -> pa.Array:
@@ -134,16 +145,21 @@ def _short_decimals(texts: pa.Array) -> pa.Array:
 def category_text(value: object) -> str | None:
     """One value as `normal_categories` reads it.
 
-    >>> [category_text(v) for v in (True, "TRUE", "1.0", 1, "2.50", "007", "1.2.0", "")]
-    ['true', 'true', '1', '1', '2.5', '007', '1.2.0', None]
+    >>> [category_text(v) for v in (True, "TRUE", "1.0", 1, "2.50", "007", "1.2.0", "", "1e+16", "1e5", "0.00001")]
+    ['true', 'true', '1', '1', '2.5', '007', '1.2.0', None, '10000000000000000', '1e5', '1e-05']
     """
     text = value_text(value)
     if text is not None and text.lower() in ("true", "false"):
         return text.lower()
     if text is not None and "." in text and re.match(_DECIMAL, text):
-        short = text.rstrip("0").rstrip(".")
-        return "0" if short == "-0" else short
-    return text
+        text = text.rstrip("0").rstrip(".")
+        text = "0" if text == "-0" else text
+    return _of_scientific(text) if text is not None and re.match(_SCIENTIFIC, text) else text
+
+
+def _of_scientific(text: str) -> str | None:
+    number = float(text)
+    return value_text(number) if math.isfinite(number) else text
 
 
 def _floats_to_text(array: pa.Array) -> pa.Array:
@@ -153,20 +169,16 @@ def _floats_to_text(array: pa.Array) -> pa.Array:
     text = schema.shortest_texts(array)
     # Arrow has 0.00001 and 1.00000000005e+10 where Python, and so CSV and JSON files, have 1e-05 and 10000000000.5.
     unlike = np.isfinite(values) & ~whole & ((np.abs(values) < _SMALL) | (np.abs(values) >= _LARGE))
+    unlike |= whole & (np.abs(values) >= _INT64)
+    whole &= ~unlike
     if unlike.any():
-        spelled = [str(number) for number in text.filter(pa.array(unlike)).cast(pa.float64()).to_pylist()]
+        exact = (values == np.floor(values)) & (np.abs(values) < _WHOLE)
+        numbers = np.where(exact, values, text.cast(pa.float64()))
+        spelled = [str(int(n) if e else n) for n, e in zip(numbers[unlike].tolist(), exact[unlike], strict=True)]
         text = pc.replace_with_mask(text, pa.array(unlike), pa.array(spelled))
     integers = pa.array(np.where(whole, values, 0).astype(np.int64)).cast(pa.string())
     text = pc.if_else(pa.array(whole), integers, text)
     return pc.if_else(pa.array(np.isnan(values)), None, text)
-
-
-def binary_to_text(array: pa.Array) -> pa.Array:
-    """Bytes as strings."""
-    try:
-        return array.cast(pa.binary()).cast(pa.string())
-    except pa.ArrowInvalid:  # not UTF-8: the bytes as \x escapes, so that nothing is lost
-        return pa.array([None if v is None else v.decode("utf-8", "backslashreplace") for v in array.to_pylist()])
 
 
 def encode(column: pa.Array | pa.ChunkedArray, *, normal: bool = False) -> Coded:
@@ -204,9 +216,7 @@ def to_numbers(
     A duration is its number of seconds, and true and false are 1 and 0, also in texts. A number beyond
     float32 is not finite, as the model's features are float32.
     """
-    array = one_array(column)
-    if pa.types.is_dictionary(array.type):
-        array = array.cast(array.type.value_type)
+    array = _undictionaried(column)
     if _is_text(array.type):
         truth = _parse_matching(array, _TRUTH, pa.bool_()).cast(pa.int8()).cast(pa.float64())
         parsed = pc.coalesce(_parse_matching(array, _NUMBER, pa.float64()), truth)
@@ -259,9 +269,7 @@ def detect_times(samples: list[pa.Array]) -> TimeForm:
     """
     numbers, texts, stamps = [], 0, 0
     for sample in samples:
-        array = one_array(sample)
-        if pa.types.is_dictionary(array.type):
-            array = array.cast(array.type.value_type)
+        array = _undictionaried(sample)
         if pa.types.is_temporal(array.type):
             stamps += len(array) - array.null_count
             continue
@@ -310,9 +318,7 @@ def to_times(
         TIME_UNPARSABLE, TIME_OUT_OF_RANGE (before 1970 or from the year 2200 on), TIME_MISFIT (a number too small for
         the times of the log).
     """
-    array = one_array(column)
-    if pa.types.is_dictionary(array.type):
-        array = array.cast(array.type.value_type)
+    array = _undictionaried(column)
     small = unit == "s" if small is None else small
     kind = array.type
     numbers = None  # of the values that are numbers, int64 or float64 with NaN
@@ -382,16 +388,7 @@ def _text_times(array: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rest = np.flatnonzero(~valid)
     # ISO-8601 in all its spellings, with and without a zone; pandas parses distinct strings in C. BigQuery writes UTC.
     coded = array.take(pa.array(rest)).dictionary_encode()
-    texts = pc.replace_substring_regex(coded.dictionary, r"\s*UTC\s*$", "Z")
-    texts = pc.if_else(
-        pc.match_substring_regex(texts, "[0-9]"), texts, None
-    )  # pandas takes "now" and "today" for times
-    stamps = pd.to_datetime(
-        pd.Series(texts.to_numpy(zero_copy_only=False), dtype=object),
-        format="ISO8601", utc=True, errors="coerce",
-    )  # fmt: skip
-    micros = stamps.astype("datetime64[us, UTC]").astype("int64").to_numpy()
-    known = stamps.notna().to_numpy()
+    micros, known = iso_times(coded.dictionary)
     codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     times[rest] = np.append(np.where(known, micros, 0), 0)[codes]
     valid[rest] = np.append(known, False)[codes]

@@ -92,9 +92,9 @@ def file_table(rows: Sequence[Row], section: ItemsSpec) -> pa.Table:
 
 
 def _values(value: Any, separator: str | None) -> list[str]:
-    """The values of a category: of a list, of a text with a separator, or one."""
+    """The values of a category, one or a list; with a separator each of its texts is divided, as `list_texts.divide` does."""
     words = value_words(value)
-    return [word for text in words for word in divided(text, separator)] if separator and words == [value] else words
+    return [word for text in words for word in divided(text, separator)] if separator else words
 
 
 def _check(name: str, value: Any, section: ItemsSpec, place: int) -> None:

@@ -84,7 +84,11 @@ def _parse_json(data: bytes, known: pa.Schema | None) -> pa.Table:
 
 
 def _parse_each_line(lines: list[bytes], columns: list[str], rows: np.ndarray) -> Parsed:
-    """Slow path for blocks whose types Arrow cannot infer: values become text, lists become lists of text."""
+    """Slow path for blocks whose types Arrow cannot infer: values become text, lists become lists of text.
+
+    A line with an object in one of the columns is malformed, as a block with nothing else is a mistake. Where a column
+    has texts and lists, each text is a list of one.
+    """
     kept, records, malformed = [], [], []
     for number, line in zip(rows.tolist(), lines, strict=True):
         if not line.strip():
@@ -92,7 +96,7 @@ def _parse_each_line(lines: list[bytes], columns: list[str], rows: np.ndarray) -
         try:
             record = json.loads(line.decode())  # of bytes, json guesses the encoding
             texts = [_text(record.get(c)) for c in columns] if isinstance(record, dict) else None
-        except (ValueError, RecursionError):  # also half of a pair of surrogates, which is no text, and deep nesting
+        except (ValueError, RecursionError):  # also what `_text` refuses, and deep nesting
             texts = None
         if texts is not None:
             kept.append(number)
@@ -107,11 +111,16 @@ def _text(value: Any) -> Any:
     """A value as a text, and a list as a list of texts.
 
     Raises:
-        UnicodeEncodeError: it has half of a pair of surrogates.
+        ValueError: it is an object, or a list of lists or objects, which are no values; or it has half of a pair of
+            surrogates.
     """
     if isinstance(value, list):
-        return [json.dumps(v, ensure_ascii=False) if isinstance(v, list) else _text(v) for v in value]
-    text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value_text(value)
+        if any(isinstance(part, list) for part in value):
+            raise ValueError("a list of lists")
+        return [_text(part) for part in value]
+    if isinstance(value, dict):
+        raise ValueError("an object")
+    text = value_text(value)
     if text is not None:
         text.encode()
     return text

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from ctxrec.core import schema, storage
 from ctxrec.core.dataset_spec import EventsSpec
-from ctxrec.data import parsing
+from ctxrec.data import arrow_views, parsing
 from ctxrec.data.column_facts import FirstReject, short
 from ctxrec.ingest import shard_files
 
@@ -74,7 +74,7 @@ def _as_written(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     if pa.types.is_nested(array.type):
         return pa.array([None if v is None else str(v) for v in array.to_pylist()], pa.large_string())
     if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
-        array = parsing.binary_to_text(array)
+        array = arrow_views.binary_to_text(array)
     if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
         return array.cast(pa.large_string())  # blanks too, as they stand
     return parsing.to_text(array).cast(pa.large_string())

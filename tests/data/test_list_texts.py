@@ -29,12 +29,17 @@ def test_lists_in_brackets(text, words):
     assert in_brackets(text) == words
 
 
-def test_texts_are_divided_and_lists_stay():
+def test_texts_are_divided_alone_and_in_lists():
     texts = pa.chunked_array([["A|B", " A | C|", ""], [None, "D"]])
     assert divide(texts, "|").to_pylist() == [["A", "B"], ["A", "C"], None, None, ["D"]]
     assert divide(texts.combine_chunks().dictionary_encode(), "|").to_pylist()[:2] == [["A", "B"], ["A", "C"]]
-    lists = pa.array([["A|B"], None])
-    assert divide(lists, "|") is lists
+    lists = pa.array([["x"], ["A|B", None, "C"], None, [], ["A | B|", "|"]])
+    divided = [["A", "B", "C"], None, [], ["A", "B"]]
+    for kind in (pa.list_(pa.string()), pa.large_list(pa.string()), pa.list_(pa.dictionary(pa.int8(), pa.string()))):
+        assert divide(lists.cast(kind).slice(1), "|").to_pylist() == divided, kind
+        assert divide(pa.chunked_array([lists.cast(kind)]), "|").to_pylist() == [["x"], *divided]
+    numbers = pa.array([[1, 2], None])
+    assert divide(numbers, "|") is numbers
     assert divide(pa.array(["['A', 'B']", "C", "[]"]), BRACKETS).to_pylist() == [["A", "B"], ["C"], []]
 
 
@@ -49,14 +54,16 @@ def test_texts_are_divided_and_lists_stay():
         (["[draft", "x"], None),
         (["a"] * 99 + ["a|b"], None),  # one odd value
         ([], None),
+        ([["a", "b"], ["a|b"], ["b|c"], None], "|"),  # of JSON lines that have texts and lists
     ],
 )
 def test_a_column_that_looks_like_lists(values, separator):
-    found = hint(pa.chunked_array([values], pa.string()))
+    found = hint(pa.chunked_array([pa.array(values) if values else pa.array([], pa.string())]))
     assert (found and found.separator) == separator
-    assert found is None or found.example in values
+    assert found is None or found.example in values or [found.example] in values
 
 
 def test_only_texts_look_like_lists():
-    assert hint(pa.array([["a|b"]])) is None and hint(pa.array([1, 2])) is None
+    assert hint(pa.array([[1, 2]])) is None and hint(pa.array([1, 2])) is None
+    assert hint(pa.array([["a, b"], ["b, a", "a, c"], ["c, b"]])) is None, "a list of JSON has its own commas"
     assert hint(pa.array(["a|b", "a|c"]).dictionary_encode()).share == pytest.approx(1.0)

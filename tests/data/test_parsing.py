@@ -188,6 +188,38 @@ def test_times_of_any_form_are_the_same_moment(column, unit):
     assert times.tolist() == [DAY_US] and status.tolist() == [parsing.TIME_OK]
 
 
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2020-01-01t02:03:04z", "2020-01-01T02:03:04"),
+        ("2020-01-01t04:03:04.5+02:00", "2020-01-01T02:03:04.5"),
+        ("2020-01-01 02:03:04 GMT", "2020-01-01T02:03:04"),
+        ("2020-01-01T02:03:04utc", "2020-01-01T02:03:04"),
+        (" 2020-01-01T02:03:04,25Z ", "2020-01-01T02:03:04.25"),
+        ("2020-12-31T24:00", "2021-01-01T00:00:00"),
+        ("2020-12-31 24:00:00", "2021-01-01T00:00:00"),
+        ("20201231T240000Z", "2021-01-01T00:00:00"),
+        ("2020-02-28t24:00:00.000z", "2020-02-29T00:00:00"),
+        ("2020-02-29T24:00:00+02:00", "2020-02-29T22:00:00"),
+        ("2016-12-31T23:59:60Z", "2017-01-01T00:00:00"),
+        ("2016-12-31T15:59:60.5-08:00", "2017-01-01T00:00:00.5"),
+    ],
+)
+def test_times_of_iso_8601_and_rfc_3339(text, moment):
+    wanted = datetime.datetime.fromisoformat(moment).replace(tzinfo=datetime.UTC).timestamp() * US
+    for column in (pa.array([text]), pa.array([text], pa.large_string()), pa.array([text]).dictionary_encode()):
+        times, status = parsing.to_times(column, "iso8601")
+        assert status.tolist() == [parsing.TIME_OK] and times.tolist() == [wanted]
+
+
+@pytest.mark.parametrize(
+    "text", ["2020-01-01T24:01", "2020-01-01T24:00:01", "2020-01-01T25:00", "2020-01-01T12:30:60", "24:00", "GMT", "z",
+             "2020-01-01T02:03:04 CET", "2020-13-01T24:00"]
+)  # fmt: skip
+def test_times_of_neither_standard_are_unparsable(text):
+    assert parsing.to_times(pa.array([text]), "iso8601")[1].tolist() == [parsing.TIME_UNPARSABLE]
+
+
 def test_times_that_are_none_say_why():
     ok, missing, unparsable, out = range(4)
     column = pa.array(["2020-01-01", None, " ", "soon", "2020-13-01", "-5", "99999999999999999", "1e30", "1/2/2020"])
@@ -236,6 +268,16 @@ def test_lists_of_one_length_are_lists():
         (["1.2.0"], "1.2.0"),
         (["00.50"], "00.50"),
         (["Truely"], "Truely"),
+        ([1e16, "1e+16", "10000000000000000.0", "1.0E16", 10**16, decimal.Decimal(10**16)], "10000000000000000"),
+        ([2.0**63, "9.223372036854776e+18", np.uint64(2**63)], str(2**63)),
+        (["-1.5e+17", -1.5e17, "-1.5E17"], "-150000000000000000"),
+        (["1e+06", "1000000.0", "1.0E6", 1e6], "1000000"),
+        ([1e20, "1e+20", "1.0E20"], "1e+20"),
+        ([1e-5, "1e-05", "1.0E-5", "0.00001", "0.0000100", decimal.Decimal("0.00001")], "1e-05"),
+        ([0.0001, "1e-04", "0.0001"], "0.0001"),
+        (["1e5"], "1e5"),
+        (["01e+5"], "01e+5"),
+        (["1e+999"], "1e+999"),
         (["", " ", None], None),
     ],
 )

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ctxrec.core.errors import UserError
+from ctxrec.data.list_texts import divide, hint
 from ctxrec.data.parsing import to_text
 from ctxrec.ingest import readers
 from ctxrec.ingest.quote_check import LineCount, QuoteCheck
@@ -159,6 +160,24 @@ def test_jsonl_of_mixed_types_and_malformed_lines(tmp_path):
     rows, malformed = read(tmp_path / "t.jsonl", ["a", "b"])
     assert rows == [(1, ("1", "2020-01-01")), (4, ("two", None))]
     assert malformed == [(3, "{broken"), (5, "[3]")]
+
+
+def test_jsonl_of_texts_and_lists_in_one_column(tmp_path):
+    """A text means the same whether its block has lists or not, and an object in one line is not made a text."""
+    texts, lists = ['{"a": "A|B"}', '{"a": "C"}'], ['{"a": ["A", "D"]}', '{"a": ["A|C"]}', '{"a": null}']
+    found = []
+    for lines in (texts, lists, texts + lists):
+        (tmp_path / "t.jsonl").write_text("\n".join([*lines, ""]))
+        (info,) = readers.inspect(str(tmp_path / "t.jsonl"), ["a"], section="items")
+        (piece,) = readers.make_pieces([info], rows=9)
+        (table,) = [batch.table for batch in readers.read_piece(piece, ["a"]) if len(batch.table)]
+        found.append(divide(table.column("a"), "|").to_pylist())
+        assert hint(table.column("a")) is None or hint(table.column("a")).separator == "|"
+    assert found[0] + found[1] == found[2] == [["A", "B"], ["C"], ["A", "D"], ["A", "C"], None]
+    odd = ['{"a": {"en": "A"}}', '{"a": ["A", {"en": "B"}]}', '{"a": [["A"]]}']
+    (tmp_path / "t.jsonl").write_text("\n".join([*texts, *odd, ""]))
+    rows, malformed = read(tmp_path / "t.jsonl", ["a"])
+    assert rows == [(1, ("A|B",)), (2, ("C",))] and malformed == [(3 + n, line) for n, line in enumerate(odd)]
 
 
 def test_jsonl_keeps_lists_and_text_that_looks_like_a_date(tmp_path):
