@@ -28,6 +28,7 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
+from ctxrec.bundle.content_check import Unsound
 from ctxrec.bundle.item_order import DIGEST, check_item_order, digest_of
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, to_toml
@@ -254,10 +255,14 @@ def read_about(folder: str) -> About:
     """What `data.json` of a checked local bundle says.
 
     Raises:
-        UserError: a key is missing or of another type.
+        UserError: a key is missing or of another type, or a scale or a vocabulary is not sound.
     """
     path = BundlePaths(folder).data
-    about: About = build_dataclass(About, storage.read_json_object(path), source=path)
+    content = storage.read_json_object(path)
+    try:
+        about: About = build_dataclass(About, content, source=path)
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}. Restore the bundle or train again") from error
     return about
 
 
@@ -290,6 +295,8 @@ def damage_named(bundle: str) -> Iterator[None]:
 
 def _damaged(bundle: str, error: Exception) -> UserError:
     said = " ".join(str(error).split())[:300]
+    if isinstance(error, Unsound):
+        return UserError(f"the bundle at {bundle} is damaged: {said}. Restore it or train again")
     return UserError(
         f"the bundle at {bundle} is damaged, or of another version: {type(error).__name__}: {said}. Restore it or train again"
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import math
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -44,6 +46,13 @@ class FeatureMeta:
         for numbers in (self.item_numbers, self.user_numbers, self.context_numbers):
             for name, scale in numbers.items():
                 require(set(scale) == {"mean", "std"}, f"the scale of feature {name!r}", scale, "mean and std")
+                sound = math.isfinite(scale["mean"]) and math.isfinite(scale["std"]) and scale["std"] > 0
+                require(sound, f"the scale of feature {name!r}", scale, "a finite mean and a std above 0")
+        known = (self.item_categories, self.user_categories, self.context_categories, {"actions": self.actions})
+        for name, values in ((name, values) for part in known for name, values in part.items()):
+            if len(set(values)) != len(values):
+                (twice, _), *_ = Counter(values).most_common(1)
+                raise UserError(f"the values of feature {name!r} have {twice!r} more than once; expected each once")
 
 
 @dataclass(frozen=True)
@@ -83,9 +92,11 @@ class PreparedData:
 
     @cached_property
     def features(self) -> FeatureMeta:
-        made: FeatureMeta = build_dataclass(
-            FeatureMeta, self.meta["features"], source=storage.join(self.path, schema.META), prefix="features."
-        )
+        source = storage.join(self.path, schema.META)
+        try:
+            made: FeatureMeta = build_dataclass(FeatureMeta, self.meta["features"], source=source, prefix="features.")
+        except UserError as error:
+            raise UserError(f"{source} is damaged: {error}. {_AGAIN}") from error
         return made
 
     @cached_property

@@ -205,6 +205,7 @@ def from_arrays(arrays: dict[str, np.ndarray]) -> ItemMemory:
 
     Raises:
         UserError: an earlier version wrote the arrays, without cooccurrence for large catalogues.
+        ValueError: the arrays of a matrix do not fit together, or name an item that does not exist.
     """
     num_items = len(arrays["popularity"])
     if "together.weights" not in arrays:
@@ -214,7 +215,9 @@ def from_arrays(arrays: dict[str, np.ndarray]) -> ItemMemory:
 
     def matrix(name: str) -> sp.csr_array:
         parts = arrays[f"{name}.weights"], arrays[f"{name}.items"], arrays[f"{name}.offsets"]
-        return sp.csr_array(parts, shape=(num_items, num_items))
+        made = sp.csr_array(parts, shape=(num_items, num_items))
+        made.check_format(full_check=True)
+        return made
 
     return ItemMemory(
         cooccurrence_II=matrix("together"),

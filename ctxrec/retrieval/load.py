@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 
+from ctxrec.bundle import content_check
 from ctxrec.bundle import format as bundle_format
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, load_config
@@ -27,31 +28,35 @@ def load_recommender(bundle: str) -> Recommender:
     """Load a bundle (path or URI) after checking its hashes; executes no code from it.
 
     Raises:
-        UserError: it is missing, incomplete or damaged.
+        UserError: it is missing, incomplete or damaged, or has content that cannot be used (`ctxrec.bundle.content_check`).
     """
     folder, manifest = bundle_format.check_bundle(bundle, scratch=storage.temporary_folder())
     with bundle_format.damage_named(bundle):
+        content_check.check_finite(folder, list(manifest["files"]))
         return _load(bundle, folder, manifest["model_version"])
 
 
 def _load(bundle: str, folder: str, model_version: str) -> Recommender:
     config, spec, shape, towers = _load_towers(folder)
+    damaged = f"the bundle at {bundle} is damaged"
     items = schema.widen_item_numbers(pq.read_table(BundlePaths(folder).items))
     kept = [column for column in schema.items_schema(spec) if column.name != schema.ITEM_TEXT]
-    schema.check_schema(items, pa.schema(kept), source=f"the bundle at {bundle} is damaged: items.parquet")
+    schema.check_schema(items, pa.schema(kept), source=f"{damaged}: items.parquet")
     vectors = load_arrays(BundlePaths(folder).vectors)["items"]
-    if not np.isfinite(vectors).all():
-        raise UserError(
-            f"the bundle at {bundle} is damaged: vectors.safetensors has a vector that is not finite. Restore it or "
-            "train again"
-        )
+    content_check.check_items(items)
     if shape.num_items != len(vectors):
         raise UserError(
-            f"the bundle at {bundle} is damaged: data.json says {shape.num_items} items and vectors.safetensors has "
+            f"{damaged}: data.json says {shape.num_items} items and vectors.safetensors has "
             f"{len(vectors)}. Restore it or train again"
         )
     with pa.memory_map(BundlePaths(folder).histories) as source:
-        histories = histories_from_table(pa.ipc.open_file(source).read_all(), shape.features)
+        table = pa.ipc.open_file(source).read_all()
+    schema.check_schema(table, schema.histories_schema(spec), source=f"{damaged}: histories.arrow")
+    content_check.check_histories(table, spec)
+    histories = histories_from_table(table, shape.features)
+    content_check.check_events(histories, shape.features, len(vectors))
+    blend = bundle_format.load_blend(folder)
+    content_check.check_sizes(vectors, towers.widths, blend)
     return Recommender(
         config=config,
         spec=spec,
@@ -61,7 +66,7 @@ def _load(bundle: str, folder: str, model_version: str) -> Recommender:
         item_vectors=vectors,
         histories=histories,
         model_version=model_version,
-        blend=bundle_format.load_blend(folder),
+        blend=blend,
     )
 
 

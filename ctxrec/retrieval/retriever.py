@@ -14,6 +14,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 import scipy.sparse as sp
 
+from ctxrec.bundle.content_check import Unsound
 from ctxrec.bundle.format import damage_named
 from ctxrec.bundle.registry import find_bundle
 from ctxrec.core import storage
@@ -388,4 +389,8 @@ def load_retriever(
             f"{len(recommender.item_vectors)}. Restore it or train again"
         )
     with damage_named(bundle):
+        if found.dim != recommender.vectors.shape[1]:
+            raise Unsound(
+                f"index.faiss has vectors of {found.dim} numbers, and the model of {recommender.vectors.shape[1]}"
+            )
         return Retriever(recommender, found, second, diversity, rules)
