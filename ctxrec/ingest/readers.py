@@ -368,8 +368,7 @@ def _read_csv(piece: Piece, columns: list[str], encoded: list[str]) -> Iterator[
 
 
 def _check_quotes(path: str, encoding: str, delimiter: str) -> None:
-    with _open_text(path, encoding) as stream:
-        check_quotes(stream, path, delimiter=delimiter)
+    check_quotes(lambda: _open_text(path, encoding), path, delimiter=delimiter)
 
 
 def _read_jsonl(piece: Piece, columns: list[str], encoded: list[str]) -> Iterator[RawBatch]:

@@ -60,13 +60,12 @@ def plain(path: str) -> None:
 
 
 def checked(path: str) -> None:
-    """Arrow, and the check of each file; every mark is looked at where there are fewer rows than lines."""
+    """Arrow, and the check of each file; it is read again where there are fewer rows than lines."""
     with storage.open_stream(path) as stream:
         lines = LineCount(stream)
         if not lines.may_hide_rows(rows(pa.PythonFile(lines, mode="r")) + 1):
             return
-    with storage.open_stream(path) as stream:
-        check_quotes(stream, path)
+    check_quotes(lambda: storage.open_stream(path), path)
 
 
 def main() -> None:

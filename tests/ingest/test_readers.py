@@ -1,15 +1,19 @@
+import codecs
+import csv
 import gzip
 import io
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ctxrec.core.errors import UserError
 from ctxrec.data.list_texts import divide, hint
 from ctxrec.data.parsing import to_text
 from ctxrec.ingest import readers
-from ctxrec.ingest.quote_check import LineCount, QuoteCheck
+from ctxrec.ingest.quote_check import LineCount, QuoteCheck, well_quoted
 
 
 def read(path, columns):
@@ -98,6 +102,37 @@ def test_quotation_marks_that_swallow_no_row_pass(block):
     while part := check.read(block):
         found += part
     assert found == text.encode()
+
+
+class _Short(io.BytesIO):
+    """A stream that gives few bytes at a time."""
+
+    def __init__(self, content: bytes, most: int):
+        super().__init__(content)
+        self.most = most
+
+    def read(self, size=-1):
+        return super().read(min(size, self.most) if size >= 0 else self.most)
+
+
+@given(st.lists(st.lists(st.text('a ,"\n\r', max_size=4), min_size=2, max_size=2), max_size=6), st.integers(3, 9))
+def test_marks_as_a_csv_writer_writes_them_are_looked_at_all_at_once(rows, block):
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    assert well_quoted(_Short(text.getvalue().encode(), block))
+    assert well_quoted(_Short(codecs.BOM_UTF8 + text.getvalue().encode(), block))
+
+
+@given(st.text('a,"\n\r', max_size=20), st.integers(3, 9))
+def test_marks_that_swallow_rows_are_never_taken_for_good_ones(text, block):
+    content, check = text.encode(), QuoteCheck(io.BytesIO(text.encode()), "t.csv")
+    try:
+        while check.read(block):
+            pass
+        swallows = False
+    except UserError:
+        swallows = True
+    assert not (swallows and well_quoted(_Short(content, block)))
 
 
 def test_a_tsv_has_no_quoting(tmp_path):
