@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from safetensors import SafetensorError
+
 _AGAIN = "and run the command again"
 
 
@@ -26,7 +28,7 @@ _KINDS = [
     _Kind(
         "no space is left",
         (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-        r"No space left on device|Disk quota exceeded|File too large|OutOfDiskError",
+        r"No space left on device|Disk quota exceeded|File too large|OutOfDiskError|\d+ requested and \d+ written",
         f"free some space, or write to another folder, {_AGAIN}",
     ),
     _Kind(
@@ -96,18 +98,28 @@ _KINDS = [
         f"stop other programs or take a larger machine, {_AGAIN}",
     ),
 ]
+_FULL = _KINDS[0]
 _PATH = re.compile(r"['\"](/[^'\"]+)['\"]")
-_SYSTEM = re.compile(r"OSError|[Ee]rrno|os error|PermissionError|FileNotFoundError|OutOf(Disk|Memory)Error")
+_SYSTEM = re.compile(
+    r"OSError|[Ee]rrno|os error|write error in|PermissionError|FileNotFoundError|OutOf(Disk|Memory)Error"
+)
 
 
 @contextlib.contextmanager
 def naming(path: str) -> Iterator[None]:
-    """Errors of the system that name no file get this path: Arrow says that a disk is full, and not where."""
+    """Errors of the system that name no file get this path: Arrow says that a disk is full, and not where.
+
+    Raises:
+        OSError: with the path, where a library has words of its own for a full disk: safetensors, FAISS, NumPy.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = path
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            error.filename = path if error.filename is None else error.filename
+            raise
+        if _where(error, _FULL) == "":
+            raise OSError(errno.ENOSPC, _FULL.what, path) from error
         raise
 
 

@@ -260,7 +260,8 @@ def write_dir(path: str, fill: Callable[[str], None], *, scratch: str) -> None:
     local = os.path.join(scratch, f"write-{uuid.uuid4().hex[:8]}")
     os.makedirs(local)
     try:
-        fill(local)
+        with failures.naming(local):
+            fill(local)
         fs, inner = filesystem(path)
         if isinstance(fs, pyarrow.fs.LocalFileSystem):
             os.makedirs(os.path.dirname(inner), exist_ok=True)

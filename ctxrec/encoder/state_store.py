@@ -97,7 +97,12 @@ class RowStore:
         return self._files[file][start : start + length]
 
     def write(self, blocks: dict[bytes, np.ndarray]) -> None:
-        """Add a shard with the blocks [length, width] of some keys."""
+        """Add a shard with the blocks [length, width] of some keys.
+
+        Raises:
+            OSError: it cannot be written, as on a full disk.
+            ValueError: a block has another width.
+        """
         if not blocks:
             return
         os.makedirs(self.folder, exist_ok=True)
@@ -107,12 +112,8 @@ class RowStore:
         places["key"] = np.frombuffer(b"".join(blocks), "V16")
         places["start"], places["length"] = np.cumsum(lengths) - lengths, lengths
         try:
-            rows = np.lib.format.open_memmap(
-                stem + _ROWS, mode="w+", dtype=self.dtype, shape=(int(lengths.sum()), self.width)
-            )
-            np.concatenate(list(blocks.values()), out=rows, casting="same_kind")
-            rows.flush()
-            np.save(stem + ".part.npy", places, allow_pickle=False)
+            _write_array(stem + _ROWS, list(blocks.values()), (int(lengths.sum()), self.width), self.dtype)
+            _write_array(stem + ".part.npy", [places], places.shape, _PLACE)
             os.replace(stem + ".part.npy", stem + _KEYS)
         except BaseException:
             for suffix in (_ROWS, ".part.npy"):
@@ -120,6 +121,17 @@ class RowStore:
                     os.remove(stem + suffix)
             raise
         self.refresh()
+
+
+def _write_array(path: str, parts: Sequence[np.ndarray], shape: tuple[int, ...], kind: np.dtype) -> None:
+    """Write rows as one array in a file. It is not mapped: whoever writes into a map of a full disk is killed (SIGBUS)."""
+    with open(path, "wb") as stream:
+        form = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, form)
+        for part in parts:
+            if part.shape[1:] != shape[1:]:
+                raise ValueError(f"rows of shape {part.shape[1:]}; expected {shape[1:]}")
+            stream.write(part.astype(kind, casting="same_kind", copy=False).tobytes())
 
 
 class ItemStates:

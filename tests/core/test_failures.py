@@ -11,8 +11,13 @@ import shutil
 import signal
 import socket
 
+import faiss
+import numpy as np
 import pyarrow as pa
 import pytest
+import torch
+from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_tensors
 
 from ctxrec.core import cli, failures, storage
 
@@ -32,16 +37,36 @@ def test_a_full_disk_and_a_missing_permission_are_one_line():
     assert failures.explain(OSError("Corrupt snappy compressed data.")) is None
 
 
-def _small_file(path):
+def _small_file(path, write=storage.write_bytes):
     """Write beyond a limit of the size of files, which the system treats as a quota."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        storage.write_bytes(path, b"x" * 5000)
+        write(path, b"x" * 5000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
+
+
+def _folder(write):
+    """Writes a folder of one file beyond the limit, by a library that has its own words for that."""
+
+    def fail(path):
+        scratch = os.path.dirname(path)
+
+        def write_dir(path, _):
+            storage.write_dir(path, lambda folder: write(os.path.join(folder, "x")), scratch=scratch)
+
+        _small_file(path, write_dir)
+
+    return fail
+
+
+def _index(path):
+    index = faiss.IndexFlatIP(100)
+    index.add(np.zeros((100, 100), np.float32))
+    faiss.write_index(index, path)
 
 
 def _port(path):
@@ -78,6 +103,10 @@ def _parquet_at_a_folder(path):
     ("fail", "what", "named"),
     [
         (_small_file, "no space is left", True),
+        (_folder(lambda path: save_file({"a": np.zeros(5000)}, path)), "no space is left", False),
+        (_folder(lambda path: save_tensors({"a": torch.zeros(5000)}, path)), "no space is left", False),
+        (_folder(lambda path: np.save(path, np.zeros(5000))), "no space is left", False),
+        (_folder(_index), "no space is left", False),
         (_under_a_file, "a file stands where a folder is needed", True),
         (_parquet_at_a_folder, "a folder stands where a file is needed", True),
         (lambda path: storage.write_bytes(f"{path}/{'x' * 300}", b"x"), "the name is too long", True),
@@ -95,6 +124,7 @@ def test_real_failures_of_the_system_are_one_line_with_their_path(tmp_path, fail
     told = capsys.readouterr().err
     assert ended.value.code == 1 and told.startswith(f"error: {what}") and told.count("\n") == 1, told
     assert (path in told) or not named
+    assert os.path.dirname(path) in told or what != "no space is left"
     assert told.rstrip().endswith("and run the command again (CTXREC_LOG_LEVEL=DEBUG shows where it happened)")
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")], "no half of a file is left"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import numpy as np
@@ -178,6 +179,22 @@ def test_a_store_sees_what_others_write_and_no_half_of_it(tmp_path):
     assert not [name for name in os.listdir(tmp_path / "rows") if ".part" in name]
     assert len(os.listdir(tmp_path / "rows")) == 2, "a failed shard leaves nothing"
     assert RowStore(str(tmp_path / "rows"), 5).read.__self__._place == {}, "another width is another store"
+
+
+def test_a_full_disk_is_an_error_and_does_not_kill_the_process(small_disk):
+    """Whoever writes into a mapped file of a full disk gets SIGBUS."""
+    store = RowStore(str(small_disk / "rows"), 1024)
+    (small_disk / "filler").write_bytes(bytes((63 << 20) + (900 << 10)))
+    child = os.fork()
+    if not child:
+        try:
+            store.write({digest(b"x"): np.ones((1024, 1024), np.float32)})
+        except OSError as error:
+            os._exit(error.errno or 1)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == errno.ENOSPC
+    assert os.listdir(small_disk / "rows") == []
 
 
 def test_another_encoder_has_its_own_place(tiny_encoder, tiny_gpt2):
