@@ -163,13 +163,14 @@ def start_ray(start: Start, given: Mapping[str, Any]) -> None:
             ports.check_free(HOST, start.dashboard_port, option="dashboard_port=")
             options["dashboard_port"] = start.dashboard_port
         os.environ.update(PROXY_ENVIRONMENT)  # for the proxies of this Ray
-        with ray_private.of_this_machine_alone():
+        with ray_cluster.naming_why_not(None), ray_private.of_this_machine_alone():
             ray.init(address="local", **options)
     else:
         if start.dashboard_port is not None:
             raise UserError(f"dashboard_port: the cluster at {cluster} has its dashboard already; leave it out")
         ray_cluster.check_reachable(cluster)
-        ray.init(address=given["address"], **options)
+        with ray_cluster.naming_why_not(cluster):
+            ray.init(address=given["address"], **options)
         if not ray_private.serve_runs():
             ports.check_free(start.host, start.port, option=start.port_option)
         elif start.is_port_set:

@@ -58,7 +58,8 @@ def _locked(folder: str) -> Iterator[None]:
     try:
         _wait_for(file, folder)
         os.ftruncate(file, 0)
-        os.pwrite(file, _me().encode(), 0)
+        with contextlib.suppress(OSError):  # a note for those who wait; on a full disk there may be something to remove
+            os.pwrite(file, _me().encode(), 0)
         yield
     finally:
         os.close(file)  # and with it the lock

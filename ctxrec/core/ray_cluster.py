@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 
 import ray
 import ray.data
+from ray.exceptions import AuthenticationError
 
 from ctxrec.core import failures, ray_private, terminal
 from ctxrec.core.errors import Failed
@@ -24,6 +26,11 @@ logger = logging.getLogger(__name__)
 _WORKER_ENV = ("DS_ACCELERATOR", "TORCH_EXTENSIONS_DIR", "HF_HUB_OFFLINE", "CTXREC_CACHE", "PYTHONPATH")
 
 _API_SERVER = "RAY_API_SERVER_ADDRESS"
+_AGAIN = "and run the command again"
+_TOKEN = (
+    "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or the file that RAY_AUTH_TOKEN_PATH names, to the token of the cluster, or "
+    "RAY_AUTH_MODE=disabled for a cluster without one"
+)
 _REACH_S = 10.0  # in which a head that is starting again may answer
 
 
@@ -49,25 +56,45 @@ def connect(*, log_to_driver: bool = True) -> None:
     quiet_processes()
     if address := os.environ.get("RAY_ADDRESS"):
         check_reachable(address)
-    try:
-        with ray_private.driver_errors_in_files():
-            if address:
+    with naming_why_not(address), ray_private.driver_errors_in_files():
+        if address:
+            ray.init(**options)
+        else:
+            # Ray Train's controller watches itself through the dashboard's state API; it binds to localhost.
+            options |= {"address": "local", "include_dashboard": True, "object_store_memory": _object_store_bytes()}
+            with ray_private.of_this_machine_alone():
                 ray.init(**options)
-            else:
-                # Ray Train's controller watches itself through the dashboard's state API; it binds to localhost.
-                options |= {"address": "local", "include_dashboard": True, "object_store_memory": _object_store_bytes()}
-                with ray_private.of_this_machine_alone():
-                    ray.init(**options)
-    except Exception as error:
-        if told := failures.explain(error):
-            raise Failed(f"Ray did not start: {told}") from error
-        where = address or "this machine"
-        raise Failed(
-            f"Ray did not start on {where}: {type(error).__name__}: {' '.join(str(error).split())[:300].rstrip('.')}. "
-            "Wait until the machine is less busy or the cluster is up, and run the command again"
-        ) from error
     _quiet_small_clusters()
     logger.info("Ray %s with %s CPUs", ray.__version__, ray.cluster_resources().get("CPU", 0))
+
+
+@contextlib.contextmanager
+def naming_why_not(address: str | None) -> Iterator[None]:
+    """A Ray that does not start inside this context is one line: where, why and what to do.
+
+    Args:
+        address: of the cluster that is joined; None: Ray starts on this machine.
+
+    Raises:
+        Failed: whatever `ray.init` raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        said = " ".join(str(error).split())[:300].rstrip(".")
+        told = failures.explain(error)
+        if address and (
+            isinstance(error, AuthenticationError) or re.search(r"(?i)unauthenticated|auth\w* token", said)
+        ):
+            told = f"the cluster at {address} does not take this process ({said}); {_TOKEN}, {_AGAIN}"
+        if told is None:
+            remedy = "wait until the machine is less busy"
+            if address:  # a cluster does not answer whoever has another token, and Ray says that it timed out
+                remedy = (
+                    f"check that the cluster is up; if it is, its token may be another than this process has: {_TOKEN}"
+                )
+            told = f"{type(error).__name__} on {address or 'this machine'}: {said}; {remedy}, {_AGAIN}"
+        raise Failed(f"Ray did not start: {told}") from error
 
 
 def quiet_processes() -> None:

@@ -6,6 +6,7 @@ import socket
 
 import pytest
 import ray
+from ray.exceptions import AuthenticationError
 
 from ctxrec.core import ray_cluster
 from ctxrec.core.errors import Failed
@@ -16,7 +17,10 @@ from ctxrec.core.errors import Failed
     [
         (OSError("AF_UNIX path length cannot exceed 107 bytes: /very/long"), "whose name is too long; set TMPDIR"),
         (OSError(28, "No space left on device", "/tmp/ray"), "Ray did not start: no space is left for /tmp/ray; free"),
-        (RuntimeError("The current node timed out\nduring startup"), "on this machine: RuntimeError: The current node"),
+        (
+            RuntimeError("The current node timed out\nduring startup"),
+            "RuntimeError on this machine: The current node.*; wait until",
+        ),
     ],
 )
 def test_a_ray_that_does_not_start_is_one_line(monkeypatch, error, told):
@@ -29,6 +33,24 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch, error, told):
     with pytest.raises(Failed, match=told) as raised:
         ray_cluster.connect()
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            RuntimeError("Timed out while waiting for GCS"),
+            "check that the cluster is up; if it is, its token may be another",
+        ),
+        (AuthenticationError("Token authentication is enabled but no token was found"), "does not take this process"),
+        (RuntimeError("Unauthenticated: InvalidAuthToken"), "does not take this process .Unauthenticated"),
+    ],
+)
+def test_a_cluster_of_another_token_is_one_line_that_names_the_token(error, told):
+    match = rf"^Ray did not start: .*{told}.*RAY_AUTH_TOKEN"
+    with pytest.raises(Failed, match=match) as raised, ray_cluster.naming_why_not("10.0.0.1:6379"):
+        raise error
+    assert "10.0.0.1:6379" in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_a_cluster_that_is_not_there_is_one_line(monkeypatch):
