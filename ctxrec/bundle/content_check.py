@@ -115,6 +115,21 @@ def check_events(histories: Histories, features: FeatureMeta, num_items: int) ->
         raise Unsound("histories.arrow has a user whose events are not in the order of their times")
 
 
+def check_parts(offsets: np.ndarray, length: int, file: str) -> None:
+    """Check that offsets divide an array into parts that follow each other.
+
+    Args:
+        offsets: int64, where each part begins, and the end of the last one.
+        length: of the array.
+        file: for the message.
+
+    Raises:
+        Unsound: they do not.
+    """
+    if offsets.ndim != 1 or not len(offsets) or offsets[0] or offsets[-1] != length or (np.diff(offsets) < 0).any():
+        raise Unsound(f"{file} has offsets that do not divide its {length} numbers")
+
+
 def check_sizes(vectors: np.ndarray, widths: Sequence[int], blend: Blend | None) -> None:
     """Check that the vectors, the towers and the blend have the same sizes.
 

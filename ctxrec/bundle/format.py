@@ -267,8 +267,12 @@ def read_about(folder: str) -> About:
 
 
 @contextlib.contextmanager
-def damage_named(bundle: str) -> Iterator[None]:
+def damage_named(path: str, *, noun: str = "bundle") -> Iterator[None]:
     """Files whose hashes fit, and which still cannot be read, are damage in one line.
+
+    Args:
+        path: path or URI of what is read.
+        noun: what it is, for the message.
 
     Raises:
         UserError: whatever is raised inside by a file of another content.
@@ -280,7 +284,7 @@ def damage_named(bundle: str) -> Iterator[None]:
     except OSError as error:
         if error.errno is not None:  # of the machine, and not of the content
             raise
-        raise _damaged(bundle, error) from error
+        raise _damaged(f"the {noun} at {path}", error) from error
     except (
         LookupError,
         TypeError,
@@ -290,13 +294,13 @@ def damage_named(bundle: str) -> Iterator[None]:
         SafetensorError,
         pa.ArrowException,
     ) as error:
-        raise _damaged(bundle, error) from error
+        raise _damaged(f"the {noun} at {path}", error) from error
 
 
-def _damaged(bundle: str, error: Exception) -> UserError:
+def _damaged(what: str, error: Exception) -> UserError:
     said = " ".join(str(error).split())[:300]
     if isinstance(error, Unsound):
-        return UserError(f"the bundle at {bundle} is damaged: {said}. Restore it or train again")
+        return UserError(f"{what} is damaged: {said}. Restore it or train again")
     return UserError(
-        f"the bundle at {bundle} is damaged, or of another version: {type(error).__name__}: {said}. Restore it or train again"
+        f"{what} is damaged, or of another version: {type(error).__name__}: {said}. Restore it or train again"
     )

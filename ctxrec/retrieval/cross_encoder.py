@@ -26,6 +26,8 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
+from ctxrec.bundle.content_check import check_finite, check_parts
+from ctxrec.bundle.format import damage_named
 from ctxrec.core import schema, storage
 from ctxrec.core.config import EncoderConfig
 from ctxrec.core.errors import UserError
@@ -328,13 +330,20 @@ def load_reranker(path: str, *, model_version: str) -> Reranker:
         UserError: it is missing, damaged, or was trained for another bundle.
     """
     folder = check_reranker(path, model_version)
+    with damage_named(path, noun=SECOND_STAGE.noun):
+        check_finite(folder, storage.local_files(folder))
+        return _load(folder, model_version)
+
+
+def _load(folder: str, model_version: str) -> Reranker:
+    arrays = load_arrays(_in(folder, ITEMS))
+    check_parts(arrays["offsets"], len(arrays["ids"]), ITEMS)
     about = storage.read_json(_in(folder, ABOUT))
     inside = _in(folder, ENCODER)
     with _quiet():
         encoder = TextEncoder(EncoderConfig(name=inside, pooling=about["pooling"]), inside, tune=False)
     network = CrossEncoder(encoder, token_budget=about["token_budget"]).eval()
     network.head.load_state_dict(load_file(_in(folder, HEAD)))
-    arrays = load_arrays(_in(folder, ITEMS))
     return Reranker(
         network=network,
         reader=PairReader(inside, max_tokens=about["max_tokens"]),

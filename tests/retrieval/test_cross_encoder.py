@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from tolerance import assert_same_scores
 from transformers import AutoTokenizer
@@ -15,8 +16,12 @@ from transformers import AutoTokenizer
 from ctxrec.core import schema, storage
 from ctxrec.core.config import load_config
 from ctxrec.core.errors import UserError
+from ctxrec.core.manifest import hash_files, write_manifest
 from ctxrec.data.requests import split_requests
 from ctxrec.retrieval.cross_encoder import (
+    HEAD,
+    ITEMS,
+    SECOND_STAGE,
     PairReader,
     RerankedRecommender,
     load_reranker,
@@ -266,3 +271,23 @@ def test_damage_and_another_model_are_refused(fresh, tmp_path):
 def test_options_that_do_not_fit_are_refused(override, message):
     with pytest.raises(UserError, match=message):
         load_config(None, [override])
+
+
+def test_a_reranker_whose_content_cannot_be_used_is_one_line(fresh, tmp_path):
+    merge_adapter(fresh.network)
+    folder = tmp_path / "reranker"
+    save_reranker(str(folder), fresh)
+
+    def refused(name: str, key: str, place: int, value: float) -> str:
+        whole = load_file(folder / name)
+        other = whole[key].copy()
+        other.reshape(-1)[place] = value
+        save_file(whole | {key: other}, folder / name)
+        write_manifest(str(folder), SECOND_STAGE, files=hash_files(str(folder)), model_version=fresh.model_version)
+        with pytest.raises(UserError, match=f"{folder} is damaged: ") as told:
+            load_reranker(str(folder), model_version=fresh.model_version)
+        save_file(whole, folder / name)
+        return str(told.value)
+
+    assert f"{HEAD} has a number in 'weight' that is not finite" in refused(HEAD, "weight", 0, float("nan"))
+    assert f"{ITEMS} has offsets that do not divide" in refused(ITEMS, "offsets", 1, -1)
