@@ -128,7 +128,7 @@ def explain(error: BaseException) -> str | None:
 
     Errors of Ray's workers carry the error of the task in their text and as their cause.
     """
-    for link in _chain(error):
+    for link in chain(error):
         if isinstance(link, OSError) and "AF_UNIX" in str(link):
             return (
                 f"a socket cannot be made below {tempfile.gettempdir()}, whose name is too long; set TMPDIR or RAY_TMPDIR to "
@@ -140,13 +140,14 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
-def _chain(error: BaseException) -> list[BaseException]:
-    chain: list[BaseException] = []
+def chain(error: BaseException) -> list[BaseException]:
+    """An error and what it came from, the first cause last."""
+    links: list[BaseException] = []
     cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
+    while cause is not None and cause not in links:
+        links.append(cause)
         cause = cause.__cause__ or cause.__context__ or getattr(cause, "cause", None)
-    return chain
+    return links
 
 
 def _where(error: BaseException, kind: _Kind) -> str | None:

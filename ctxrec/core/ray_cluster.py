@@ -31,6 +31,7 @@ _TOKEN = (
     "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or the file that RAY_AUTH_TOKEN_PATH names, to the token of the cluster, or "
     "RAY_AUTH_MODE=disabled for a cluster without one"
 )
+_REFUSED = re.compile(r"(?i)unauthenticated|invalidauthtoken|authentication token")  # in what Ray says
 _REACH_S = 10.0  # in which a head that is starting again may answer
 
 
@@ -83,10 +84,10 @@ def naming_why_not(address: str | None) -> Iterator[None]:
     except Exception as error:
         said = " ".join(str(error).split())[:300].rstrip(".")
         told = failures.explain(error)
-        if address and (
-            isinstance(error, AuthenticationError) or re.search(r"(?i)unauthenticated|auth\w* token", said)
-        ):
-            told = f"the cluster at {address} does not take this process ({said}); {_TOKEN}, {_AGAIN}"
+        links = failures.chain(error)
+        refused = any(isinstance(link, AuthenticationError) or _REFUSED.search(str(link)) for link in links)
+        if address and refused:
+            told = f"the cluster at {address} does not take the token of this process; {_TOKEN}, {_AGAIN}"
         if told is None:
             remedy = "wait until the machine is less busy"
             if address:  # a cluster does not answer whoever has another token, and Ray says that it timed out

@@ -36,6 +36,14 @@ def quiet_start() -> None:
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
 
 
+# What the core says of a level that is set in the environment, and each second of a cluster with another token, which
+# the exception names.
+_SAID_OF_IT = (
+    "Set ray log level from environment variable",
+    "Failed to get cluster ID from GCS server: Unauthenticated",
+)
+
+
 @contextlib.contextmanager
 def driver_errors_in_files() -> Iterator[None]:
     """A `ray.init` inside this context keeps errors of Ray's C++ core in this process off the terminal.
@@ -61,7 +69,7 @@ def driver_errors_in_files() -> Iterator[None]:
 
     os.environ[level], services.start_ray_process = "fatal", start_as_ever
     try:
-        with _stderr_without("Set ray log level from environment variable"):  # which the core says of it
+        with _stderr_without(*_SAID_OF_IT):
             yield
     finally:
         services.start_ray_process = start
@@ -69,7 +77,7 @@ def driver_errors_in_files() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stderr_without(words: str) -> Iterator[None]:
+def _stderr_without(*words: str) -> Iterator[None]:
     """Hold back what is written to standard error, by C++ too, and write it afterwards without lines that have `words`."""
     sys.stderr.flush()
     terminal = os.dup(2)
@@ -83,7 +91,7 @@ def _stderr_without(words: str) -> Iterator[None]:
             os.close(terminal)
             held.seek(0)
             for line in held:
-                if words.encode() not in line:
+                if not any(word.encode() in line for word in words):
                     os.write(2, line)
 
 

@@ -42,14 +42,14 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch, error, told):
             RuntimeError("Timed out while waiting for GCS"),
             "check that the cluster is up; if it is, its token may be another",
         ),
-        (AuthenticationError("Token authentication is enabled but no token was found"), "does not take this process"),
-        (RuntimeError("Unauthenticated: InvalidAuthToken"), "does not take this process .Unauthenticated"),
+        (AuthenticationError("Token authentication is enabled but no token was found"), "does not take the token"),
+        (RuntimeError("Unauthenticated: InvalidAuthToken"), "does not take the token of this process"),
     ],
 )
 def test_a_cluster_of_another_token_is_one_line_that_names_the_token(error, told):
     match = rf"^Ray did not start: .*{told}.*RAY_AUTH_TOKEN"
     with pytest.raises(Failed, match=match) as raised, ray_cluster.naming_why_not("10.0.0.1:6379"):
-        raise error
+        raise ConnectionError("Failed to connect to Ray cluster") from error
     assert "10.0.0.1:6379" in str(raised.value) and "\n" not in str(raised.value)
 
 
