@@ -1,4 +1,4 @@
-"""Times that are no epoch numbers: dates, timestamps, and whole numbers such as 20240131, as microseconds since 1970.
+"""Times that are no epoch numbers: dates, timestamps, texts of ISO 8601, and whole numbers such as 20240131, as microseconds.
 
 Legend: N rows.
 """
