@@ -48,13 +48,14 @@ class ScoredItem:
 class Recommendations:
     """Items, best first. `fallback` is true when the service knew nothing of the user. `degraded` names the part of
     the service that did not answer, if any. `experiment` holds the names of the running A/B test and of the arm
-    that answered."""
+    that answered. `warnings` are sentences that say what of the request had no effect."""
 
     items: tuple[ScoredItem, ...]
     model_version: str
     fallback: bool
     degraded: str | None = None
     experiment: tuple[str, str] | None = None
+    warnings: tuple[str, ...] = ()
 
     @staticmethod
     def of(answer: Mapping[str, Any]) -> Recommendations:
@@ -66,6 +67,7 @@ class Recommendations:
             answer["fallback"],
             answer.get("degraded"),
             (test["name"], test["arm"]) if test else None,
+            tuple(_told(warning) for warning in answer.get("warnings") or ()),
         )
 
 
@@ -88,6 +90,7 @@ def request(
     allow: Sequence[str] | None = None,
     filter: Mapping[str, Any] | None = None,
     diversity: float | None = None,
+    query: str | None = None,
 ) -> dict[str, Any]:
     """The body of one request; `recommend_many` takes a list of these. The fields are described in
     serve/HTTP_API.md."""
@@ -99,15 +102,20 @@ def request(
         "allow": allow,
         "filter": filter,
     }
-    given["diversity"] = diversity
+    given |= {"diversity": diversity, "query": query}
     body |= {name: value for name, value in given.items() if value is not None}
     return {**body, "exclude": list(exclude)} if exclude else body
 
 
 def _accepted(answer: Any) -> int:
     for warning in answer.get("warnings", ()):
-        logger.warning("%s: %s", ".".join(map(str, warning["loc"][1:])), warning["msg"])
+        logger.warning("%s", _told(warning))
     return int(answer["accepted"])
+
+
+def _told(warning: Mapping[str, Any]) -> str:
+    """A warning of an answer as a sentence: the field, and why it has no effect."""
+    return f"{'.'.join(map(str, warning['loc'][1:]))}: {warning['msg']}"
 
 
 class _Methods:

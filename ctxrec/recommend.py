@@ -17,7 +17,8 @@ def main() -> None:
         required=True,
         metavar="R.parquet",
         help="columns request_id, user_id, timestamp (epoch seconds, UTC; null: now), and optionally one for each "
-        "context feature and history (item ids, oldest first; null: the stored history)",
+        "context feature, history (item ids, oldest first; null: the stored history) and query (free text that the list "
+        "should fit)",
     )
     parser.add_argument("--k", required=True, type=int, help="number of items for each request")
     parser.add_argument("--out", required=True, metavar="O.parquet", help="columns request_id, item_ids, scores")

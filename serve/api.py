@@ -19,6 +19,7 @@ from pydantic_core import CoreSchema
 
 from ctxrec.data.calendar_times import MAX_TIME_US
 from ctxrec.data.events import EARLIEST_S, LATEST_S, MAX_NUMBER, US
+from ctxrec.retrieval.request_reader import MAX_QUERY
 
 MAX_BODY_BYTES = 1 << 20
 MAX_ID_BYTES = 1024
@@ -155,7 +156,7 @@ class RecommendRequest(_Body):
         extra="forbid",
         json_schema_extra={
             "examples": [
-                {"user_id": "196", "k": 10, "context": {"timestamp": 893286638}},
+                {"user_id": "196", "k": 10, "context": {"timestamp": 893286638}, "query": "quiet sci-fi for tonight"},
                 {"history": [{"item_id": "242"}, {"item_id": "50"}], "exclude": ["302"]},
             ]
         },
@@ -179,6 +180,11 @@ class RecommendRequest(_Body):
         description="Rules by item column; every one must hold. A list is short for `any`: any of the values of a "
         "categorical column. `min` and `max` are for numeric columns; an item without the number does not pass.",
         examples=[{"category": ["Comedy"]}, {"category": {"none": ["Horror"]}, "price": {"min": 5, "max": 20}}],
+    )
+    query: Annotated[str, Field(max_length=MAX_QUERY)] | None = Field(
+        default=None,
+        description="Free text that the list should fit besides the taste.",
+        examples=["quiet sci-fi for tonight"],
     )
     diversity: Annotated[Finite, Field(strict=True, ge=0, le=1)] | None = Field(
         default=None,
@@ -274,7 +280,7 @@ class FieldWarning(BaseModel):
 
     loc: list[str | int]
     msg: str
-    type: Literal["unknown_action", "unknown_item"]
+    type: Literal["unknown_action", "unknown_item", "words_not_read"]
 
 
 class EventsResponse(AcceptedResponse):
@@ -323,7 +329,8 @@ class ItemsResponse(BaseModel):
     """Items, best first.
 
     `fallback` is true when the user had no history. `experiment` is present while an A/B test runs. `degraded` is present
-    when a part of the service did not answer, and names what the answer had to do without.
+    when a part of the service did not answer, and names what the answer had to do without. `warnings` is present where
+    something that was asked for has no effect.
     """
 
     items: list[ScoredItem]
@@ -331,6 +338,7 @@ class ItemsResponse(BaseModel):
     fallback: bool
     degraded: str | None = None
     experiment: ArmOfTest | None = None
+    warnings: list[FieldWarning] | None = None
 
 
 class BatchResponse(BaseModel):

@@ -20,7 +20,7 @@ from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.data.posted_items import BadRow
 from ctxrec.live.store import StoreError
-from ctxrec.retrieval.item_encoder import NoEncoder
+from ctxrec.retrieval.bundle_texts import NoEncoder
 from serve import browse, edge
 from serve.access_log import request_id
 from serve.api import (
@@ -119,7 +119,7 @@ class Service:
                 return user_error(answer, *(("requests", place) if many else ()))
             if isinstance(answer, Exception):
                 raise answer
-            answers.append(answer_json(answer))
+            answers.append(answer_json(answer, *(("requests", place) if many else ())))
         response = AsciiJson({"responses": answers} if many else answers[0])
         wait = max(answered - parsed - sum(reply.seconds.values()), 0)
         own = {"parse": parsed - start, "wait": wait, "serialise": time.perf_counter() - answered}

@@ -20,9 +20,12 @@ from ctxrec.core.run_paths import BundlePaths
 from ctxrec.core.stopwatch import Stopwatch
 from ctxrec.data.events import EARLIEST_S, US, Events
 from ctxrec.live.store import HistoryStore, LoggedEvent, StoreError
+from ctxrec.memory.request_words import CONTEXT_TEXT, QUERY
 from ctxrec.retrieval.explain import Why, explain
 from ctxrec.retrieval.filters import ColumnRule
-from ctxrec.retrieval.recommender import RawEvent, RawRequest, Recommender
+from ctxrec.retrieval.heard_words import why_unheard
+from ctxrec.retrieval.raw_request import RawEvent, RawRequest
+from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import Retriever, load_retriever
 from serve.api import MAX_WORK, Context, HistoryEvent, RecommendRequest
 
@@ -30,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 _SKEW_S = 300  # a client's clock may be so far ahead; its events count at once all the same
 _DIVERSE_WORK = 10  # what an item of a diverse list costs beside one of a plain list
+_TEXT_WORK = 500  # what a text costs that the encoder reads, beside an item of a plain list
 _PAUSE_S = 1.0  # a store that did not answer is left alone for so long
 
 
@@ -44,16 +48,22 @@ class Answer:
     degraded: str | None = None
     why: list[Why] | None = None  # of each item, where it was asked for
     experiment: tuple[str, str] | None = None  # the A/B test that runs, and the arm in it
+    unheard: tuple[tuple[tuple[str, ...], str], ...] = ()  # fields of the request that have no effect, and why
 
 
-def answer_json(answer: Answer) -> dict:
-    """The answer as the API gives it."""
+def answer_json(answer: Answer, *where: str | int) -> dict:
+    """The answer as the API gives it; `where` the request lies in the body."""
     items = [{"item_id": i, "score": s} for i, s in zip(answer.item_ids, answer.scores, strict=True)]
     if answer.why is not None:
         items = [{**item, "why": dataclasses.asdict(why)} for item, why in zip(items, answer.why, strict=True)]
     made = {"items": items, "model_version": answer.model_version, "fallback": answer.fallback}
     if answer.experiment is not None:
         made["experiment"] = dict(zip(("name", "arm"), answer.experiment, strict=True))
+    if answer.unheard:
+        made["warnings"] = [
+            {"loc": ["body", *where, *field], "msg": f"it has no effect: {reason}", "type": "words_not_read"}
+            for field, reason in answer.unheard
+        ]
     return made if answer.degraded is None else {**made, "degraded": answer.degraded}
 
 
@@ -126,13 +136,14 @@ class Engine:
             UserError: it asks for too many items; names the limit.
         """
         strengths = self._retriever.slate_builder.strengths([body.diversity for body in bodies], len(bodies))
-        work = sum(
+        texts = sum(len(_texts(body, self._text_features)) for body in bodies)
+        work = _TEXT_WORK * texts + sum(
             body.k * (_DIVERSE_WORK if strength > 0 else 1) for body, strength in zip(bodies, strengths, strict=True)
         )
         if len(bodies) > 1 and work > MAX_WORK:
             raise UserError(
                 f"the call asks for too much at once: the sum of k is {work}, where k of a request with diversity "
-                f"counts {_DIVERSE_WORK} times; expected at most {MAX_WORK}. Send several calls"
+                f"counts {_DIVERSE_WORK} times, and each text {_TEXT_WORK}; expected at most {MAX_WORK}. Send several calls"
             )
 
     def _mistake(self, body: RecommendRequest) -> Exception | None:
@@ -162,6 +173,7 @@ class Engine:
             diversity=[body.diversity for body in bodies],
             watch=watch,
         )
+        unheard = self._unheard(bodies)
         answers = [
             Answer(
                 retriever.item_ids(positions),
@@ -169,8 +181,9 @@ class Engine:
                 self.model_version,
                 bool(is_fallback),
                 degraded if body.history is None else None,
+                unheard=tuple(missed.items()),
             )
-            for body, (positions, scores), is_fallback in zip(bodies, found, fallback, strict=True)
+            for body, (positions, scores), is_fallback, missed in zip(bodies, found, fallback, unheard, strict=True)
         ]
         watch.lap("search")
         for n, body in enumerate(bodies):
@@ -179,6 +192,18 @@ class Engine:
                 answers[n] = dataclasses.replace(answers[n], why=why)
                 watch.lap("explain")
         return answers
+
+    def _unheard(self, bodies: Sequence[RecommendRequest]) -> list[dict[tuple[str, ...], str]]:
+        """The texts of each request that the model cannot read, and why not."""
+        model, texts = self._retriever.recommender, [_texts(body, self._text_features) for body in bodies]
+        reasons = {}
+        for source in {source for found in texts for source in found.values()}:
+            reasons[source] = why_unheard(model, source)
+        return [{field: reason for field, source in found.items() if (reason := reasons[source])} for found in texts]
+
+    @cached_property
+    def _text_features(self) -> list[str]:
+        return self._retriever.recommender.features.context_texts
 
     def _raw_requests(self, bodies: Sequence[RecommendRequest]) -> tuple[list[RawRequest], str | None]:
         """The bodies with the stored events of their users, and the name of what is missing when the store does not
@@ -193,6 +218,7 @@ class Engine:
                 context=body.context.features(),
                 history=None if body.history is None else [_raw_event(event) for event in body.history],
                 recent=events,
+                query=body.query,
             )
             for body, at, events in zip(bodies, asked, recent, strict=True)
         ], degraded
@@ -258,6 +284,16 @@ class Engine:
             for answer in self.recommend([[body] * size])[0].answers:
                 if isinstance(answer, Exception):
                     raise answer
+
+
+def _texts(body: RecommendRequest, features: Sequence[str]) -> dict[tuple[str, ...], str]:
+    """The fields of a request that have words, and the source of the blend that reads each."""
+    given = {("query",): body.query} | {("context", name): body.context.features().get(name) for name in features}
+    return {
+        field: QUERY if field == ("query",) else CONTEXT_TEXT
+        for field, text in given.items()
+        if isinstance(text, str) and text.strip()
+    }
 
 
 def _raw_event(event: HistoryEvent) -> RawEvent:

@@ -17,7 +17,8 @@ from ctxrec.core.errors import UserError
 from ctxrec.experiments.ab_test import Experiment, read_experiment
 from ctxrec.live.opening import open_store
 from ctxrec.live.store import LoggedEvent, StoreError
-from ctxrec.retrieval.item_encoder import ItemEncoder, NoEncoder
+from ctxrec.retrieval.bundle_texts import NoEncoder
+from ctxrec.retrieval.item_encoder import ItemEncoder
 from ctxrec.retrieval.slate.rules import Rules
 from serve.api import RecommendRequest
 from serve.arguments import AppArgs

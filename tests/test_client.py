@@ -134,6 +134,15 @@ def test_what_the_service_warns_of_is_logged(flaky, caplog):
     ]
 
 
+def test_what_had_no_effect_is_part_of_the_answer(flaky):
+    warning = {"loc": ["body", "query"], "msg": "it has no effect: no encoder", "type": "words_not_read"}
+    answer = {"items": [{"item_id": "i", "score": 1.5}], "model_version": "v", "fallback": False}
+    flaky.answers = [(200, {**answer, "warnings": [warning]}, {}), (200, answer, {})]
+    assert call("sync", flaky.url, "recommend", "u", query="red").warnings == ("query: it has no effect: no encoder",)
+    assert call("async", flaky.url, "recommend", "u").warnings == ()
+    assert flaky.asked[0][2] == {"user_id": "u", "k": 10, "query": "red"}
+
+
 def test_an_item_gone_at_the_second_try_was_removed_by_the_first(flaky):
     flaky.answers = [(None, None, {}), (404, {"detail": "no item"}, {}), (404, {"detail": "no item"}, {})]
     assert call("sync", flaky.url, "remove_item", "a/b") is True
@@ -143,4 +152,5 @@ def test_an_item_gone_at_the_second_try_was_removed_by_the_first(flaky):
 
 def test_a_request_holds_what_was_given():
     assert request("u") == {"user_id": "u", "k": 10}
+    assert request("u", query="quiet sci-fi") == {"user_id": "u", "k": 10, "query": "quiet sci-fi"}
     assert request(history=[], allow=[]) == {"history": [], "allow": [], "k": 10}

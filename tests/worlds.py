@@ -45,8 +45,9 @@ class World:
                 parameter.add_(0.2 * torch.randn_like(parameter))
         return towers, ItemTensors.of(self.catalogue, shape)
 
-    def recommender(self, config, *, blend=None):
-        """A recommender of random towers without text encoder; `blend` makes one of item vectors and their widths."""
+    def recommender(self, config, *, blend=None, texts=None):
+        """A recommender of random towers without text encoder; `blend` makes one of item vectors and their widths, and
+        `texts` reads the words of requests."""
         import torch
 
         from ctxrec.retrieval.recommender import Recommender
@@ -64,6 +65,7 @@ class World:
             histories=self.histories,
             model_version="test",
             blend=None if blend is None else blend(vectors.numpy(), towers.widths),
+            texts=texts,
         )
 
 

@@ -9,7 +9,7 @@ Legend: I items, E events.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -155,6 +155,26 @@ def check_sizes(vectors: np.ndarray, widths: Sequence[int], blend: Blend | None)
         raise Unsound(
             f"blend.safetensors has weights of shape {blend.weights_2K.shape}; expected (2, {len(blend.sources)})"
         )
+
+
+def check_text_axes(arrays: Mapping[str, np.ndarray], text_width: int, blend: Blend | None) -> None:
+    """Check that the words of a request can be compared with the text head of a blend.
+
+    Args:
+        arrays: of vectors.safetensors; where they have "axes", these are [H, C] and "centre" is [H].
+        text_width: H.
+        blend: of the same bundle.
+
+    Raises:
+        Unsound: names both sizes.
+    """
+    if "axes" not in arrays or blend is None or blend.text_IC is None:
+        return
+    wanted = {"axes": (text_width, blend.text_IC.shape[1]), "centre": (text_width,)}
+    for name, shape in wanted.items():
+        if name not in arrays or arrays[name].shape != shape:
+            found = arrays[name].shape if name in arrays else "none"
+            raise Unsound(f"vectors.safetensors has {name!r} of shape {found}; expected {shape}")
 
 
 def _check_ids(ids: pa.ChunkedArray, file: str, what: str) -> None:

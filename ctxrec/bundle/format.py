@@ -40,8 +40,9 @@ from ctxrec.core.toml import build_dataclass
 from ctxrec.data.prepared import FeatureMeta, PreparedData
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.index.builder import Fill, add_here, build_index
-from ctxrec.memory.blend import Blend
+from ctxrec.memory.blend import EARLIER_WORDS_22, Blend
 from ctxrec.memory.item_memory import from_arrays, to_arrays
+from ctxrec.memory.request_words import WORDS
 from ctxrec.model.backbones import store_pretrained
 from ctxrec.model.inputs import ModelShape
 
@@ -52,6 +53,9 @@ BUNDLE = FolderKind(
     when_damaged="restore it or train again",
     when_outdated="Train again with this version of ctxrec",
 )
+
+
+_WORDS = "words"  # weights of `ctxrec.memory.request_words.WORDS`; bundles of earlier versions have none
 
 
 def write_bundle(
@@ -123,8 +127,10 @@ def write_bundle(
 
 
 def _blend_arrays(blend: Blend) -> dict[str, np.ndarray]:
+    of_words = np.isin(blend.sources, WORDS)
     arrays: dict[str, np.ndarray] = {
-        "weights": blend.weights_2K.astype(np.float32),
+        "weights": np.ascontiguousarray(blend.weights_2K[:, ~of_words], np.float32),
+        _WORDS: np.ascontiguousarray(blend.weights_2K[:, of_words], np.float32),
         "widths": np.array(blend.widths, np.int64),
     }
     arrays |= {f"covariance.{h}": matrix for h, matrix in enumerate(blend.covariances)}
@@ -149,7 +155,12 @@ def load_blend(folder: str) -> Blend | None:
     widths = tuple(arrays["widths"].tolist())
     text = arrays.get("text")
     covariances = tuple(arrays[f"covariance.{h}"] for h in range(len(widths) + (text is not None)))
-    return Blend(from_arrays(arrays), text, widths, covariances, arrays["weights"])
+    memory, weights = from_arrays(arrays), arrays["weights"]
+    if text is not None:
+        place = len(covariances)
+        own = arrays.get(_WORDS, EARLIER_WORDS_22)
+        weights = np.concatenate([weights[:, :place], own, weights[:, place:]], 1)
+    return Blend(memory, text, widths, covariances, weights)
 
 
 def load_media(folder: str) -> dict[str, np.ndarray]:

@@ -41,6 +41,7 @@ class Requests:
     target_offsets: np.ndarray | None = None  # int64 [N + 1]
     target_items: np.ndarray | None = None  # int32
     target_actions: np.ndarray | None = None  # int64, like target_items: see `action_sets`
+    query: np.ndarray | None = None  # object [N], free text that a request asks with, or None; None: no request has one
 
     def __len__(self) -> int:
         return len(self.times)
@@ -72,6 +73,7 @@ class Requests:
             history=self.history.cut(starts, stops),
             times=self.times[index],
             context=self.context.take(index),
+            query=None if self.query is None else self.query[index],
             **targets,
         )
 

@@ -28,6 +28,7 @@ def main() -> None:
         ("events", "E", "events"),
         ("context", "STRENGTH", "how much the context decides, from 0 to 1"),
         ("cold", "SHARE", "share of items that appear only after the temporal cut"),
+        ("searches", "SHARE", "share of visits that begin with a search, a text in the context"),
         ("seed", "S", "seed"),
     ):
         default = fields[name].default

@@ -27,10 +27,12 @@ from ctxrec.datasets.simulation import (
     LIKING,
     NEVER,
     PLACES,
+    SEARCH,
     TASTE,
     TRUTH,
     Truth,
     item_id,
+    searches_by_text,
 )
 from ctxrec.datasets.vocabulary import BRANDS
 
@@ -51,6 +53,7 @@ class Oracle:
     devices: np.ndarray  # int64: maps the code of a request's context to a device, -1 = unknown
     places: np.ndarray
     use_context: bool
+    sought: dict[str, int] = dataclasses.field(default_factory=searches_by_text)  # categories by the texts of searches
 
     def scores(self, requests: Requests) -> np.ndarray:
         """float32 [N, I] log probabilities; NEVER for items launched later."""
@@ -67,7 +70,11 @@ class Oracle:
     def effect(self, context: Context, times: np.ndarray) -> np.ndarray:
         """Effect of contexts and of times (microseconds) on the logit of each category: float32 [N, C]."""
         device, place = self.devices[context.cat["device"]], self.places[context.cat["place"]]
-        return self.truth.context_effect(device, place, times // US // 3600 % 24)
+        effect = self.truth.context_effect(device, place, times // US // 3600 % 24)
+        if "search" not in context.text:
+            return effect
+        sought = np.array([self.sought.get(text, -1) for text in context.text["search"]], np.int64)
+        return effect + self.truth.search_effect(sought)
 
     def _items(self, cells_NCB: np.ndarray, *, late: bool) -> np.ndarray:
         """Log probabilities of items, float32 [N, I]: an item has its share of the probability of its cell."""
@@ -88,9 +95,20 @@ class Oracle:
         total = np.zeros((len(users), *mass_CB.shape))
         for share, effect_C in context_distribution(self.truth):
             effect = np.broadcast_to(effect_C, (len(users), len(effect_C)))
-            total += share * np.exp(_log_softmax(self.truth.cell_logits(users, effect, mass_CB)))
+            total += share * self._searched(np.exp(_log_softmax(self.truth.cell_logits(users, effect, mass_CB))))
         with np.errstate(divide="ignore"):
             return np.log(total)
+
+    def _searched(self, cells_NCB: np.ndarray) -> np.ndarray:
+        """Probabilities of the cells, averaged over all searches: float64 [N, C, B].
+
+        A search looks for category q with the probability P(q). It makes the cells of q e = exp(`SEARCH`) times as likely,
+        and all are divided by Z_q = 1 + (e - 1) P(q).
+        """
+        share, odds = self.truth.searches, math.exp(SEARCH) - 1
+        of_category = cells_NCB.sum(2, keepdims=True)
+        found = of_category / (1 + odds * of_category)  # P(q) / Z_q
+        return cells_NCB * (1 - share + share * (found.sum(1, keepdims=True) + odds * found))
 
 
 def _numbers(user_ids: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ path = "events/*.parquet"
 
 [events.context]
 categorical = ["device", "place"]
-
+{text}
 [items]
 path = "items.parquet"
 text = ["title"]
@@ -65,7 +65,8 @@ def write_simulated(out: str, plan: Simulation) -> bool:
     pq.write_table(log.users_table(), os.path.join(out, "users.parquet"))
     log.truth.save(os.path.join(out, TRUTH))
     about = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(plan).items())
-    storage.write_text(os.path.join(out, "dataset.toml"), SPEC.format(about=about))
+    text = 'text = ["search"]\n' if plan.searches else ""
+    storage.write_text(os.path.join(out, "dataset.toml"), SPEC.format(about=about, text=text))
     names = ["dataset.toml", "items.parquet", "users.parquet", TRUTH, *(f"events/{name}" for name in files)]
     storage.write_json(manifest, {**asked, "source": f"simulation ({about})", "files": names})
     return True

@@ -16,6 +16,10 @@ about 25 events for each user, the test part of a temporal split (10 %) has hard
 context of the first event, which the request has, is then the context of all its targets. Cold items are launched just
 after the cut of that split.
 
+A share of the visits may begin with a search, which the context has as a text. It names a thing of the category that is
+looked for. That category is drawn as the category of an item is, and each event of the visit then adds `SEARCH` to its
+logit. The thing need not be in the title of the item that is taken, so what the text means decides.
+
 Legend: N users or requests, I items, E events of a chunk, V visits, C categories, B brands,
 X context values of a feature.
 """
@@ -34,7 +38,7 @@ import safetensors.numpy
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import US
-from ctxrec.datasets.vocabulary import ADJECTIVES, BRANDS, CATEGORIES
+from ctxrec.datasets.vocabulary import ADJECTIVES, BRANDS, CATEGORIES, SEARCHES
 
 TRUTH = "truth.safetensors"
 TEST_SHARE = 0.1  # of the temporal split that cold items are launched after
@@ -50,6 +54,7 @@ START_S, SPAN_S = 1_704_067_200, 90 * 86_400  # ninety days from 1 January 2024
 VISIT_MAX, VISIT_MEAN, VISIT_STEP_S = 8, 2.5, 20
 TASTE, LIKING, CONTEXT = 1.0, 0.7, 2.0  # standard deviations of the parts of the logit
 FROM_ATTRIBUTES = 0.75  # share of the variance of taste and liking
+SEARCH = 3.0  # what a search adds to the logit of its category
 POPULARITY = 0.8  # exponent of the items' weights by rank
 EVENTS_AT_ONCE = 65_536
 NEVER = np.float32(-1e30)  # log probability of an item that is not launched
@@ -61,6 +66,7 @@ class Simulation:
 
     context: strength of the context's effect, from 0 (none) to 1 (twice as strong as the taste).
     cold: share of items that are launched after the temporal cut.
+    searches: share of visits that begin with a search.
     """
 
     users: int = 4_000
@@ -68,13 +74,14 @@ class Simulation:
     events: int = 100_000
     context: float = 1.0
     cold: float = 0.0
+    searches: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("users", "items", "events"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("context", "cold"):
+        for name in ("context", "cold", "searches"):
             if not 0 <= getattr(self, name) <= 1 or (name == "cold" and self.cold == 1):
                 raise UserError(f"--{name} is {getattr(self, name)}; expected from 0 to 1 (cold: below 1)")
         if self.seed < 0:
@@ -95,6 +102,7 @@ class Truth:
     place_XC: np.ndarray
     daypart_XC: np.ndarray
     launch_us: int  # cold items can be taken from then on
+    searches: float = 0.0  # share of visits that begin with a search
 
     def launched(self, *, late: bool) -> np.ndarray:
         """float64 [I] weights of the items before (after) the launch; 0 = not there."""
@@ -120,10 +128,15 @@ class Truth:
         )
         return device_XC[device] + place_XC[place] + self.daypart_XC[hour // (24 // DAYPARTS)]
 
+    def search_effect(self, sought: np.ndarray) -> np.ndarray:
+        """float32 [E, C] of searches for a category; -1 = no search."""
+        return np.where(sought[:, None] == np.arange(len(CATEGORIES)), np.float32(SEARCH), np.float32(0))
+
     def save(self, path: str) -> None:
-        arrays = {name: np.ascontiguousarray(value) for name, value in vars(self).items() if name != "launch_us"}
+        arrays = {name: np.ascontiguousarray(value) for name, value in vars(self).items() if np.ndim(value)}
         arrays["item_cold"] = arrays["item_cold"].astype(np.uint8)
         arrays["launch_us"] = np.array([self.launch_us], np.int64)
+        arrays["searches"] = np.array([self.searches])
         storage.write_bytes(path, safetensors.numpy.save(arrays))
 
     @staticmethod
@@ -132,8 +145,8 @@ class Truth:
             raise UserError(f"there is no {path}; expected a folder that python -m ctxrec.datasets simulate wrote")
         arrays = safetensors.numpy.load(storage.read_bytes(path))
         arrays["item_cold"] = arrays["item_cold"].astype(bool)
-        launch_us = int(arrays.pop("launch_us")[0])
-        return Truth(launch_us=launch_us, **arrays)
+        launch_us, searches = int(arrays.pop("launch_us")[0]), float(arrays.pop("searches", [0.0])[0])
+        return Truth(launch_us=launch_us, searches=searches, **arrays)
 
 
 def item_id(n: int) -> str:
@@ -205,6 +218,7 @@ def draw_truth(plan: Simulation, launch_s: int, attributes: np.ndarray, rng: np.
         place_XC=normal(len(PLACES), num_categories, std=context_std),
         daypart_XC=normal(DAYPARTS, num_categories, std=context_std),
         launch_us=launch_s * US,
+        searches=plan.searches,
     )
 
 
@@ -255,10 +269,10 @@ class SimulatedLog:
         """Tables of about EVENTS_AT_ONCE events, visits in the order of their starts."""
         samplers = {late: Sampler(self.truth, late=late) for late in (False, True)}
         step = max(1, int(EVENTS_AT_ONCE / VISIT_MEAN))
-        rng = np.random.default_rng([self.plan.seed, 1])
+        rng, searching = (np.random.default_rng([self.plan.seed, number]) for number in (1, 3))
         start = 0
         for users in self._visitors(step, rng):
-            yield self._draw(start, users, samplers, rng)
+            yield self._draw(start, users, samplers, rng, searching)
             start += len(users)
 
     def _visitors(self, step: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -276,7 +290,14 @@ class SimulatedLog:
             yield users[: stop - start]
             waiting = [users[stop - start :]]
 
-    def _draw(self, start: int, users: np.ndarray, samplers: dict[bool, Sampler], rng: np.random.Generator) -> pa.Table:
+    def _draw(
+        self,
+        start: int,
+        users: np.ndarray,
+        samplers: dict[bool, Sampler],
+        rng: np.random.Generator,
+        searching: np.random.Generator,
+    ) -> pa.Table:
         """The events of the visits of `users`, the first of which is visit number `start`."""
         num, stop = len(users), start + len(users)
         sizes = self.visits.sizes[start:stop].astype(np.int64)
@@ -288,11 +309,14 @@ class SimulatedLog:
         times = starts[visit] + order * VISIT_STEP_S
         context_EC = self.truth.context_effect(device[visit], place[visit], times // 3600 % 24)
         late = times * US >= self.truth.launch_us
-        items = np.empty(len(visit), np.int64)
-        for part in (False, True):
-            rows = np.flatnonzero(late == part)
-            if len(rows):
-                items[rows] = samplers[part].draw(users[visit[rows]], context_EC[rows], rng)
+        texts: dict[str, pa.Array] = {}
+        if self.plan.searches:
+            first = np.cumsum(sizes) - sizes
+            some_item = _drawn(samplers, late[first], users, context_EC[first], searching)
+            sought, found = self._searches(some_item, searching)
+            context_EC = context_EC + self.truth.search_effect(sought)[visit]
+            texts = {"search": found.take(pa.array(visit))}
+        items = _drawn(samplers, late, users[visit], context_EC, rng)
         return pa.table(
             {
                 "user_id": _numbered("u", users[visit]),
@@ -300,8 +324,22 @@ class SimulatedLog:
                 "timestamp": pa.array(times),
                 "device": pa.DictionaryArray.from_arrays(pa.array(device[visit], pa.int8()), list(DEVICES)),
                 "place": pa.DictionaryArray.from_arrays(pa.array(place[visit], pa.int8()), list(PLACES)),
+                **texts,
             }
         )
+
+    def _searches(self, some_item: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, pa.Array]:
+        """The category that each of V visits looks for (int64 [V], -1 = none) and the text of its search, for things of
+        the categories of `some_item` (int64 [V])."""
+        num, things = len(some_item), list(CATEGORIES.values())
+        searches = rng.random(num) < self.plan.searches
+        sought = np.where(searches, self.truth.item_category[some_item], -1)
+        form, thing = rng.integers(len(SEARCHES), size=num), rng.random(num)
+        texts = [
+            SEARCHES[form[v]].format(things[sought[v]][int(thing[v] * len(things[sought[v]]))]) if searches[v] else None
+            for v in range(num)
+        ]
+        return sought, pa.array(texts, pa.string())
 
     def items_table(self) -> pa.Table:
         """Titles whose words carry the item's category and brand."""
@@ -331,6 +369,28 @@ class SimulatedLog:
                 "job": pa.array(JOBS).take(pa.array(self.attributes[:, 1])),
             }
         )
+
+
+def _drawn(
+    samplers: dict[bool, Sampler],
+    late: np.ndarray,
+    users: np.ndarray,
+    context_EC: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """int64 [E] items, one for each user in its context, before or after the launch (`late`, bool [E])."""
+    items = np.empty(len(users), np.int64)
+    for part in (False, True):
+        rows = np.flatnonzero(late == part)
+        if len(rows):
+            items[rows] = samplers[part].draw(users[rows], context_EC[rows], rng)
+    return items
+
+
+def searches_by_text() -> dict[str, int]:
+    """The category that each text of a search looks for."""
+    things = [(thing, c) for c, names in enumerate(CATEGORIES.values()) for thing in names]
+    return {form.format(thing): category for form in SEARCHES for thing, category in things}
 
 
 def _numbered(letter: str, numbers: np.ndarray) -> pa.Array:

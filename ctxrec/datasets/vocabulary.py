@@ -49,6 +49,8 @@ CATEGORIES = {
     "bedding": ["duvet cover", "memory foam pillow", "linen sheets", "mattress topper", "wool throw", "bed runner"],
     "winter clothes": ["down jacket", "knitted scarf", "wool hat", "ski gloves", "thermal leggings", "snow boots"],
 }
+# What a search says of a thing; the thing is one of the category that is looked for.
+SEARCHES = ["{}", "looking for a {}", "a good {} for beginners", "{} as a gift", "something like a {}"]
 BRANDS = ["Alder", "Brightwater", "Corvan", "Dunmore", "Eastfield", "Fjordan", "Galano", "Hartwell"]
 ADJECTIVES = [
     "compact", "classic", "lightweight", "premium", "everyday", "foldable", "handmade", "deluxe",

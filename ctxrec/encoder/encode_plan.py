@@ -6,6 +6,7 @@ Legend: n texts, T tokens, H width of the encoder.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,11 +44,20 @@ class Tokens:
         return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
 
 
-def tokenise(path: str, texts: list[str], *, max_tokens: int) -> Tokens:
-    """Token ids of all texts. An empty text has the special tokens alone, and at least one token."""
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer of the checkpoint in a local folder; for one thread at a time."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
+def tokenise(path: str, texts: list[str], *, max_tokens: int) -> Tokens:
+    """Token ids of all texts. An empty text has the special tokens alone, and at least one token."""
+    return tokenise_by(load_tokenizer(path), texts, max_tokens=max_tokens)
+
+
+def tokenise_by(tokenizer: Any, texts: list[str], *, max_tokens: int) -> Tokens:
+    """`tokenise` by a tokenizer of `load_tokenizer`, which takes longer to load than a few texts take to be read."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     encoded = tokenizer(texts, truncation=True, max_length=max_tokens, padding=False)["input_ids"] if texts else []
     rows = [row or [pad] for row in encoded]

@@ -131,6 +131,20 @@ def check_max_tokens(path: str, config: EncoderConfig) -> None:
     Raises:
         UserError: it has fewer, or it cannot be loaded.
     """
+    limit = max_positions(path)
+    if config.max_tokens > limit:
+        raise UserError(
+            f"encoder.max_tokens is {config.max_tokens}, but {config.name} reads at most {limit} tokens; "
+            f"expected at most {limit}"
+        )
+
+
+def max_positions(path: str) -> int:
+    """Tokens of a text that the encoder in a local folder reads at most; a huge number where it names none.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
     from transformers import AutoConfig, AutoTokenizer
 
     try:
@@ -139,9 +153,4 @@ def check_max_tokens(path: str, config: EncoderConfig) -> None:
         raise UserError(f"the encoder at {path} cannot be loaded: {str(error).splitlines()[0]}") from error
     positions = getattr(about, "max_position_embeddings", None)
     own = AutoTokenizer.from_pretrained(path, trust_remote_code=False).model_max_length  # huge where it is not known
-    limit = min(positions or own, own)
-    if config.max_tokens > limit:
-        raise UserError(
-            f"encoder.max_tokens is {config.max_tokens}, but {config.name} reads at most {limit} tokens; "
-            f"expected at most {limit}"
-        )
+    return int(min(positions or own, own))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ctxrec.core.config import EncoderConfig
-from ctxrec.encoder.encode_plan import encode_share, plan_encoding, tokenise
+from ctxrec.encoder.encode_plan import Tokens, encode_share, plan_encoding, tokenise
 from ctxrec.encoder.text_encoder import TextEncoder
 
 
@@ -60,10 +60,27 @@ def encode_catalogue(
     which = np.flatnonzero(present)
     if len(which):
         tokens = tokenise(encoder_path, texts, max_tokens=config.max_tokens)
-        plan = plan_encoding(which, tokens.lengths, budget=config.token_budget, world=1)
-        with torch.inference_mode():
-            vectors[plan.order] = encode_share(encoder, tokens, plan, 0, torch.device("cpu")).numpy()
+        vectors[which] = encode_tokens(encoder, tokens, which, budget=config.token_budget)
     return vectors, present
+
+
+def encode_tokens(encoder: TextEncoder, tokens: Tokens, which: np.ndarray, *, budget: int) -> np.ndarray:
+    """Vectors of some texts, float32 [len(which), H] in the order of `which`, made in this process.
+
+    Args:
+        encoder: of all layers.
+        tokens: of all texts.
+        which: numbers of at least one text, each once.
+        budget: tokens of a forward pass at most.
+    """
+    plan = plan_encoding(which, tokens.lengths, budget=budget, world=1)
+    place = np.empty(int(which.max()) + 1, np.int64)
+    place[which] = np.arange(len(which))
+    vectors = np.empty((len(which), encoder.width), np.float32)
+    device = next(encoder.parameters()).device
+    with torch.inference_mode():
+        vectors[place[plan.order]] = encode_share(encoder, tokens, plan, 0, device).float().cpu().numpy()
+    return vectors
 
 
 @dataclass

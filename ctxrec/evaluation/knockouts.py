@@ -1,8 +1,8 @@
 """What each source of information carries: the trained model is asked again with one source hidden, without any training.
 
 A source that the towers read is hidden from the item vectors, in the catalogue and in the histories. A source of the blend
-gets no weight. Attributes of users, like the context (`ctxrec.evaluation.rank_requests.shuffle_context`), are those of
-another request: the model was never trained without them, so hiding them would also measure what it never learnt.
+gets no weight. Attributes of users and texts of contexts, like the whole context
+(`ctxrec.evaluation.rank_requests.shuffle_context`), are those of another request: the model was never trained without them, so hiding them would also measure what it never learnt.
 
 Legend: N requests, I items, H encoder width.
 """
@@ -30,9 +30,11 @@ from ctxrec.evaluation.summary import PerRequest, RankedLists, intervals
 from ctxrec.evaluation.systems import MODEL, SHUFFLED_SAME_TIME
 from ctxrec.memory.blend import STATIC, Blend
 from ctxrec.memory.item_memory import ItemMemory, fit_memory
+from ctxrec.memory.request_words import CONTEXT_TEXT
 from ctxrec.memory.text_similarity import on_axes, reduced
 from ctxrec.metrics.ranking import request_metrics
 from ctxrec.model.inputs import ItemTensors, ModelShape
+from ctxrec.retrieval.bundle_texts import BundleTexts
 from ctxrec.retrieval.recommender import Recommender
 
 PREFIX = "without/"  # of the systems, before the name of the source
@@ -75,7 +77,8 @@ def knocked_out(
         empty = make_text_table(nothing, np.zeros(len(trained_I), bool))
         found[TEXTS] = parts.model(parts.items, empty, _hide_texts(blend, textless))
         if tuned:
-            found[TUNED_TEXTS] = parts.model(parts.items, parts.frozen, parts.with_frozen(blend))
+            untuned = None if model.texts is None else model.texts.untuned()
+            found[TUNED_TEXTS] = parts.model(parts.items, parts.frozen, parts.with_frozen(blend), untuned)
     if parts.items.media_IV and parts.text_is_known:
         media = {kind: torch.zeros_like(vectors) for kind, vectors in parts.items.media_IV.items()}
         found[MEDIA] = parts.model(dataclasses.replace(parts.items, media_IV=media), parts.frozen, blend)
@@ -88,17 +91,23 @@ def knocked_out(
     return {PREFIX + name: system for name, system in found.items()}
 
 
-def other_users(requests: Requests, *, seed: int) -> dict[str, Requests]:
-    """The requests with the attributes of other requests' users; nothing where users have none."""
-    if not requests.users.cat and not requests.users.num:
-        return {}
-    moved = requests.users.take(np.random.default_rng(seed).permutation(len(requests)))
-    users = dataclasses.replace(moved, ids=requests.users.ids)
-    return {PREFIX + USER: dataclasses.replace(requests, users=users)}
+def moved_parts(requests: Requests, *, seed: int) -> dict[str, Requests]:
+    """The requests with the attributes of other requests' users, and with the texts of other requests' contexts; each
+    where there are such."""
+    order, made = np.random.default_rng(seed).permutation(len(requests)), {}
+    if requests.users.cat or requests.users.num:
+        users = dataclasses.replace(requests.users.take(order), ids=requests.users.ids)
+        made[PREFIX + USER] = dataclasses.replace(requests, users=users)
+    if requests.context.text:
+        context = dataclasses.replace(requests.context, text=requests.context.take(order).text)
+        made[PREFIX + CONTEXT_TEXT] = dataclasses.replace(requests, context=context)
+    return made
 
 
-def clone(model: Recommender, item_vectors: np.ndarray, blend: Blend | None) -> Recommender:
-    """The model with other vectors of items and another blend."""
+def clone(
+    model: Recommender, item_vectors: np.ndarray, blend: Blend | None, texts: BundleTexts | None = None
+) -> Recommender:
+    """The model with other vectors of items and another blend, which reads words by its own encoder or by `texts`."""
     return Recommender(
         config=model.config,
         spec=model.spec,
@@ -109,6 +118,7 @@ def clone(model: Recommender, item_vectors: np.ndarray, blend: Blend | None) -> 
         histories=model.histories,
         model_version=model.model_version,
         blend=blend,
+        texts=texts or model.texts,
     )
 
 
@@ -150,14 +160,16 @@ class _Parts:
         known = again is not None and np.allclose(again, model.item_vectors, atol=1e-3)
         return _Parts(model, shape, items, frozen, axes, bool(known))
 
-    def model(self, items: ItemTensors, text: TextTable | None, blend: Blend | None) -> Recommender:
+    def model(
+        self, items: ItemTensors, text: TextTable | None, blend: Blend | None, texts: BundleTexts | None = None
+    ) -> Recommender:
         """The model with item vectors of these features and texts."""
         with torch.inference_mode():
             vectors = self.whole.towers(items, text)[0].float().numpy()
         if blend is not None:
             made = Blend.of(blend.memory, blend.text_IC, vectors, blend.widths)
             blend = dataclasses.replace(made, weights_2K=blend.weights_2K)
-        return clone(self.whole, vectors, blend)
+        return clone(self.whole, vectors, blend, texts)
 
     def with_frozen(self, blend: Blend | None) -> Blend | None:
         """The blend whose text head reads the frozen encoder's vectors."""

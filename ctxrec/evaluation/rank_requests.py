@@ -22,13 +22,14 @@ from ctxrec.data.events import histories_from_table, time_codes
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.requests import Requests, split_requests
 from ctxrec.evaluation.baselines.selection import SPLITS
-from ctxrec.evaluation.knockouts import knocked_out, other_users
+from ctxrec.evaluation.knockouts import knocked_out, moved_parts
 from ctxrec.evaluation.slices import time_labels
 from ctxrec.evaluation.summary import SLICE_K, RankedLists
 from ctxrec.evaluation.systems import FROZEN, MODEL, RERANKED, SHUFFLED, SHUFFLED_SAME_TIME, TUNED
 from ctxrec.index.topk import top_k
 from ctxrec.memory.item_memory import ItemMemory
 from ctxrec.retrieval.cross_encoder import RerankedRecommender, check_reranker, load_reranker
+from ctxrec.retrieval.heard_words import check_context_texts
 from ctxrec.retrieval.load import load_recommender, trained_items
 from ctxrec.retrieval.pre_validation import recommender_before_validation
 from ctxrec.retrieval.recommender import Recommender
@@ -132,10 +133,10 @@ def check_bundles(plan: RankingPlan, item_ids: list[str]) -> None:
             Retriever(recommender, diversity=diversity, rules=plan.rules)
         if system == MODEL and plan.reranker is not None:
             check_reranker(plan.reranker, recommender.model_version)
-        found = recommender.item_ids
-        if list(found) != item_ids:
+        check_context_texts(recommender)
+        if recommender.item_ids != item_ids:
             raise UserError(
-                f"the catalogue of {bundle} has {len(found):,} items and is not the one of {plan.data} "
+                f"the catalogue of {bundle} has {len(recommender.item_ids):,} items and is not the one of {plan.data} "
                 f"({len(item_ids):,} items); expected the data that the run was trained on"
             )
 
@@ -206,7 +207,7 @@ class BucketRanker:
             # Context moves among all requests of the bucket, whatever is ranked at once.
             shuffled = shuffle_context(requests, seed=self.plan.seed + int(bucket)) if MODEL in self.rankers else {}
             if self.plan.knockouts:
-                shuffled |= other_users(requests, seed=self.plan.seed + int(bucket))
+                shuffled |= moved_parts(requests, seed=self.plan.seed + int(bucket))
             for start in range(0, len(requests), self.plan.batch_size):
                 rows = np.arange(start, min(start + self.plan.batch_size, len(requests)))
                 changed = {system: other.take(rows) for system, other in shuffled.items()}

@@ -3,6 +3,8 @@
 Every source is scaled to a standard deviation of 1 over the catalogue and takes a weight of 0 or more. The weight
 depends on the length of the history; `ctxrec.memory.blend_fit` fits it to the validation events.
 A source that is an inner product stays one, because its weight goes into the query: an index still finds the best items.
+The words of a request (`ctxrec.memory.request_words`) are compared with the item vectors of the text head, as the texts
+of its history are. Their weights count for the requests that bring words, and all other scores stay as they are.
 
 Legend: N requests, I items, K sources, W width of the towers' vectors, C width of text vectors.
 """
@@ -10,7 +12,7 @@ Legend: N requests, I items, K sources, W width of the towers' vectors, C width 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +20,7 @@ import scipy.sparse as sp
 
 from ctxrec.data.events import Events
 from ctxrec.memory.item_memory import ItemMemory
+from ctxrec.memory.request_words import QUERY, WORDS
 from ctxrec.memory.text_similarity import history_queries
 
 STATIC = ("popularity", "recent popularity", "new item")  # columns behind the vectors of the heads
@@ -35,21 +38,27 @@ class BlendParams:
         start: weight of every source before the fit, before softplus. No measurement supports it.
         unfitted_sequence, unfitted_other: weights of the sequence head and of every other source where no validation
             event exists. They are near the weights that the fit chose on several data sets of shops and films.
+        unfitted_query: weight of a request's query where no validation event exists.
     """
 
     typical: float = 2.0
     start: float = -1.0
     unfitted_sequence: float = 1.5
     unfitted_other: float = 0.2
+    unfitted_query: float = 2.0
 
 
 BLEND = BlendParams()
+# Weights of `WORDS`, before softplus, in a bundle of a version that read no words: a query has one, and lists that were
+# asked with texts in the context stay as they were.
+EARLIER_WORDS_22 = np.array([[_NO_WEIGHT, np.log(np.expm1(BLEND.unfitted_query))], [0, 0]], np.float32)
 
 
 @dataclass(frozen=True)
 class Blend:
-    """Weights of the sources: each head (the towers' and, behind them, that of the text), popularity, recent
-    popularity, being new (1 for items without events, else 0; `with_bonus`), then the memory's.
+    """Weights of the sources: each head (the towers' and, behind them, that of the text), the words of the request
+    where there is a text head, popularity, recent popularity, being new (1 for items without events, else 0;
+    `with_bonus`), then the memory's.
 
     text_IC: text vectors of unit length (`ctxrec.memory.text_similarity`); None: no such head.
     widths: of the towers' heads in their vectors.
@@ -68,7 +77,8 @@ class Blend:
         """A blend of equal weights, without a bonus for new items."""
         heads = [item_vectors_IW[:, part] for part in head_slices(widths)] + ([] if text_IC is None else [text_IC])
         covariances = [np.atleast_2d(np.cov(head, rowvar=False, bias=True)).astype(np.float32) for head in heads]
-        weights = np.zeros((2, len(heads) + len(STATIC) + len(memory.sources)), np.float32)
+        words = () if text_IC is None else WORDS
+        weights = np.zeros((2, len(heads) + len(words) + len(STATIC) + len(memory.sources)), np.float32)
         weights[0] = BLEND.start
         return Blend(memory, text_IC, tuple(widths), tuple(covariances), weights).with_bonus(0)
 
@@ -76,7 +86,8 @@ class Blend:
     def unfitted_2K(self) -> np.ndarray:
         """Weights for a log without validation events (`BlendParams`): float32 [2, K], before softplus."""
         weights = np.zeros_like(self.weights_2K)
-        chosen = [BLEND.unfitted_sequence if name == "sequence" else BLEND.unfitted_other for name in self.sources]
+        own = {"sequence": BLEND.unfitted_sequence, QUERY: BLEND.unfitted_query}
+        chosen = [own.get(name, BLEND.unfitted_other) for name in self.sources]
         weights[0] = np.log(np.expm1(chosen))
         return dataclasses.replace(self, weights_2K=weights).with_bonus(0).weights_2K
 
@@ -96,25 +107,50 @@ class Blend:
     @property
     def sources(self) -> list[str]:
         """Names of the K sources, in the order of the weights."""
-        heads = list(("sequence", "content")[: len(self.widths)]) + ([] if self.text_IC is None else ["text"])
+        heads = list(("sequence", "content")[: len(self.widths)]) + ([] if self.text_IC is None else ["text", *WORDS])
         return [*heads, *STATIC, *self.memory.sources]
 
     @property
-    def _num_heads(self) -> int:
-        return len(self.covariances)
+    def heard(self) -> tuple[str, ...]:
+        """Those of `WORDS` that have a weight."""
+        weights = dict(zip(self.sources, np.logaddexp(0, self.weights_2K[0]), strict=True))
+        return tuple(source for source in WORDS if weights.get(source, 0) > 1e-6)
+
+    @property
+    def _static(self) -> slice:
+        """Places of `STATIC` among the sources; those of the memory follow."""
+        start = self.sources.index(STATIC[0])
+        return slice(start, start + len(STATIC))
 
     def vectors(self, item_vectors_IW: np.ndarray) -> np.ndarray:
         """What an index holds: the towers' vectors, the texts', then `STATIC`. float32 [I, W + C + 3]"""
         static = np.stack([self.memory.popularity_I, self.memory.recent_I, ~self.memory.known_I], 1, dtype=np.float32)
         return join_vectors(item_vectors_IW, self.text_IC, static)
 
-    def queries(self, queries_NW: np.ndarray, history: Events) -> np.ndarray:
-        """Queries for `vectors` that contain the weights: float32 [N, W + C + 3]."""
+    def queries(
+        self, queries_NW: np.ndarray, history: Events, words: Mapping[str, np.ndarray] | None = None
+    ) -> np.ndarray:
+        """Queries for `vectors` that contain the weights: float32 [N, W + C + 3].
+
+        Args:
+            queries_NW: the towers' queries.
+            history: of the requests.
+            words: of the requests (`ctxrec.memory.request_words.word_queries`); None: they have none.
+        """
         weights_NK = source_weights(self.weights_2K, history.lengths)
-        static = weights_NK[:, self._num_heads : self._num_heads + len(STATIC)]
         heads = self.head_queries(queries_NW, history)
         weighted = [head * weights_NK[:, h : h + 1] for h, head in enumerate(heads)]
-        return np.concatenate([*weighted, static], 1).astype(np.float32)
+        for source, query in self.word_queries(words or {}).items():
+            place = self.sources.index(source)
+            weighted[-1] = weighted[-1] + query * weights_NK[:, place : place + 1]
+        return np.concatenate([*weighted, weights_NK[:, self._static]], 1).astype(np.float32)
+
+    def word_queries(self, words: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Queries of a request's words by source, scaled as those of `head_queries`: float32 [N, C] each; none without a
+        text head."""
+        if self.text_IC is None:
+            return {}
+        return {source: _scaled_queries(query, self.covariances[-1]) for source, query in words.items()}
 
     def head_queries(self, queries_NW: np.ndarray, history: Events) -> list[np.ndarray]:
         """Queries of each head, float32 [N, width of the head], scaled so that their scores have standard deviation 1
@@ -126,7 +162,7 @@ class Blend:
 
     def remembered(self, history: Events) -> sp.csr_array:
         """The memory's weighted scores, 0 or more: sparse float32 [N, I]."""
-        weights_NK = source_weights(self.weights_2K, history.lengths)[:, self._num_heads + len(STATIC) :]
+        weights_NK = source_weights(self.weights_2K, history.lengths)[:, self._static.stop :]
         total = sp.csr_array((len(history.lengths), len(self.memory.popularity_I)), dtype=np.float32)
         for k, scores in enumerate(self.memory.source_scores(history)):
             total = total + sp.diags_array(weights_NK[:, k]) @ scores

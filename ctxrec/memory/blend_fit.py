@@ -5,7 +5,7 @@ Legend: N requests, I items that compete, K sources, T targets of all requests, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from ctxrec.data.requests import Requests
 from ctxrec.memory.blend import Blend, head_slices, length_features
+from ctxrec.memory.request_words import CONTEXT_TEXT, QUERY, WORDS, ReadTexts, context_texts, word_queries
 
 _NO_SCORE = -1e9
 
@@ -33,6 +34,7 @@ class BlendFitParams:
         max_items: limit of time and memory: number of items that compete, the targets and others drawn at random.
         scores_at_once: limit of memory: 128 MB of scores of all sources.
         iterations: number of L-BFGS iterations at most. No measurement supports it.
+        query_share: standard deviation of the scores of a query, relative to that of all other scores of a request.
     """
 
     nll_penalty: float = 1e-3
@@ -42,6 +44,7 @@ class BlendFitParams:
     max_items: int = 20_000
     scores_at_once: int = 1 << 25
     iterations: int = 60
+    query_share: float = 1.0
 
 
 BLEND_FIT = BlendFitParams()
@@ -55,12 +58,16 @@ def fit_blend(
     *,
     repeats: bool,
     seed: int,
+    read_texts: ReadTexts | None = None,
     params: BlendFitParams = BLEND_FIT,
 ) -> np.ndarray:
     """The weights that rank the requests' targets best.
 
     The negative log-likelihood of the targets is minimised first. It also counts targets that no list will show, so
     the weights then minimise `BlendFit.approx_ndcg_loss`, held near those of the first step by a penalty.
+
+    No log has queries, because a query is what a client asks beside the context. A query weighs `query_share` times
+    the standard deviation of all other scores, and no less than the texts of the contexts do.
 
     Args:
         blend: its memory is fitted on the events before the requests, as the towers are.
@@ -69,30 +76,46 @@ def fit_blend(
         requests: requests with targets.
         repeats: whether the items of a history compete; otherwise they are left out.
         seed: makes the draws of requests, items and targets repeatable.
+        read_texts: vectors of the texts of contexts; None: these texts have no effect, and keep the weight of `blend`.
         params: tuned numbers and limits.
 
     Returns:
         float32 [2, K], before softplus (`Blend.weights_2K`).
     """
     rng = np.random.default_rng(seed)
-    rows = _drawn_requests(blend, len(item_vectors_IW), requests, rng, params)
+    num_sources = len([name for name in blend.sources if name not in WORDS]) + any(context_texts(requests))
+    rows = _drawn_requests(num_sources, len(item_vectors_IW), requests, rng, params)
     requests, queries_NW = requests.take(rows), queries_NW[rows]
     pool = _competing_items(len(item_vectors_IW), requests, rng, params)
-    scores_NIK = _scores_of_sources(blend, item_vectors_IW, queries_NW, requests, pool)
+    words = blend.word_queries(word_queries(requests, read_texts))
+    fitted = np.array([k for k, name in enumerate(blend.sources) if name not in WORDS or name in words])
+    scores_NIK = _scores_of_sources(blend, item_vectors_IW, queries_NW, requests, pool, words)
     fit = BlendFit.of(scores_NIK, requests, pool, rng, repeats=repeats, params=params)
-    start_2K = torch.from_numpy(blend.weights_2K)
+    start_2K = torch.from_numpy(np.ascontiguousarray(blend.weights_2K[:, fitted]))
     likeliest_2K = _minimise(fit.nll, start_2K, penalty=params.nll_penalty, iterations=params.iterations)
     best_2K = _minimise(
         fit.approx_ndcg_loss, likeliest_2K, penalty=params.ranking_penalty, iterations=params.iterations
     )
-    return best_2K.numpy()
+    weights_2K = blend.weights_2K.copy()
+    weights_2K[:, fitted] = best_2K.numpy()
+    if QUERY in blend.sources:
+        weights_2K[:, blend.sources.index(QUERY)] = _query_weight(blend, weights_2K, fit.spread(best_2K), params)
+    return weights_2K
+
+
+def _query_weight(blend: Blend, weights_2K: np.ndarray, spread: float, params: BlendFitParams) -> np.ndarray:
+    """The weight of queries, [2], before softplus: the same for histories of all lengths, unless it is that of the texts
+    of contexts."""
+    least = np.log(np.expm1(max(params.query_share * spread, 1e-3)))
+    of_context = weights_2K[:, blend.sources.index(CONTEXT_TEXT)]
+    return of_context if of_context[0] > least else np.array([least, 0], np.float32)
 
 
 def _drawn_requests(
-    blend: Blend, num_items: int, requests: Requests, rng: np.random.Generator, params: BlendFitParams
+    num_sources: int, num_items: int, requests: Requests, rng: np.random.Generator, params: BlendFitParams
 ) -> np.ndarray:
     """Rows of as many requests, drawn at random, as memory holds scores of."""
-    limit = max(params.scores_at_once // (min(num_items, params.max_items) * len(blend.sources)), 16)
+    limit = max(params.scores_at_once // (min(num_items, params.max_items) * num_sources), 16)
     if len(requests) <= limit:
         return np.arange(len(requests))
     return np.sort(rng.choice(len(requests), limit, replace=False))
@@ -110,13 +133,19 @@ def _competing_items(
 
 
 def _scores_of_sources(
-    blend: Blend, item_vectors_IW: np.ndarray, queries_NW: np.ndarray, requests: Requests, pool: np.ndarray
+    blend: Blend,
+    item_vectors_IW: np.ndarray,
+    queries_NW: np.ndarray,
+    requests: Requests,
+    pool: np.ndarray,
+    words: Mapping[str, np.ndarray],
 ) -> np.ndarray:
-    """Scores of each source for the items of the pool: float32 [N, I, K]."""
+    """Scores of each source for the items of the pool, without those of `WORDS` that no request has: float32 [N, I, K]."""
     vectors = [item_vectors_IW[pool, part] for part in head_slices(blend.widths)]
     vectors += [] if blend.text_IC is None else [blend.text_IC[pool]]
     memory, heads = blend.memory, blend.head_queries(queries_NW, requests.history)
     parts = [head @ items.T for head, items in zip(heads, vectors, strict=True)]
+    parts += [words[source] @ vectors[-1].T for source in WORDS if source in words]
     parts += [np.broadcast_to(v[pool], (len(requests), len(pool))) for v in (memory.popularity_I, memory.recent_I)]
     # No validation event tells what being new is worth: `ctxrec.memory.cold_start` chooses that weight.
     parts.append(np.zeros_like(parts[-1]))
@@ -174,6 +203,11 @@ class BlendFit:
         """Scores of the blend, far below all others for items that may not be recommended: float32 [N, I]."""
         weights_NK = F.softplus(self.lengths_N2 @ weights_2K)
         return torch.bmm(self.scores_NIK, weights_NK[..., None]).squeeze(-1).masked_fill(self.excluded_NI, _NO_SCORE)
+
+    def spread(self, weights_2K: torch.Tensor) -> float:
+        """Mean standard deviation of a request's scores over the items that compete."""
+        weights_NK = F.softplus(self.lengths_N2 @ weights_2K)
+        return float(torch.bmm(self.scores_NIK, weights_NK[..., None]).squeeze(-1).std(1, unbiased=False).mean())
 
     def nll(self, weights_2K: torch.Tensor) -> torch.Tensor:
         """Negative log-likelihood, a scalar: the mean of -log p(target) under a softmax over the items that compete."""

@@ -18,6 +18,7 @@ import scipy.sparse as sp
 
 from ctxrec.data.requests import Requests
 from ctxrec.memory.blend import Blend
+from ctxrec.memory.request_words import ReadTexts, word_queries
 
 
 class Scorer(Protocol):
@@ -59,11 +60,13 @@ class BlendScorer:
         tower_queries: the towers' queries of requests, float32 [N, W].
         item_vectors: the towers' vectors of all items, float32 [I, W].
         blend: weights of all sources; None scores by the towers alone.
+        read_texts: vectors of the words of requests; None: words have no effect.
     """
 
     tower_queries: Callable[[Requests], np.ndarray]
     item_vectors: np.ndarray
     blend: Blend | None
+    read_texts: ReadTexts | None = None
 
     @cached_property
     def vectors(self) -> np.ndarray:
@@ -73,7 +76,9 @@ class BlendScorer:
     def queries(self, requests: Requests) -> np.ndarray:
         """See `Scorer`."""
         found = self.tower_queries(requests)
-        return found if self.blend is None else self.blend.queries(found, requests.history)
+        if self.blend is None:
+            return found
+        return self.blend.queries(found, requests.history, word_queries(requests, self.read_texts, self.blend.heard))
 
     def remembered(self, requests: Requests) -> sp.csr_array | None:
         """See `Scorer`."""

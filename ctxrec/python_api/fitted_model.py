@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -21,7 +22,9 @@ from ctxrec.data.parsing import value_text
 from ctxrec.python_api.frames import Kind, from_arrow, kind_of, to_arrow
 from ctxrec.python_api.notebook import Evaluation, Report
 from ctxrec.retrieval.filters import ColumnRule
-from ctxrec.retrieval.recommender import RawEvent, RawRequest, Recommender
+from ctxrec.retrieval.heard_words import why_unheard
+from ctxrec.retrieval.raw_request import RawEvent, RawRequest
+from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import Retriever, load_retriever
 
 Id = str | int
@@ -66,6 +69,7 @@ class Model:
         filter: Mapping[str, Any] | None = None,
         allow: Iterable[Id] | None = None,
         diversity: float | None = None,
+        query: str | None = None,
     ) -> Any:
         """The best k items for a user, for each of several users, or for a history. It means what the HTTP call means.
 
@@ -80,6 +84,8 @@ class Model:
                 `none`, `min` and `max`.
             allow: items that alone are wanted; None: all.
             diversity: strength of MMR from 0 to 1; None takes that of the options.
+            query: free text that the list should fit besides the taste, such as "quiet sci-fi for tonight". A model
+                without a text encoder warns that it has no effect.
 
         Returns:
             A table with the columns `item_id`, `score` and, where the catalogue has texts, `title`, best item first. With
@@ -95,7 +101,7 @@ class Model:
         several = not (user is None or isinstance(user, (str, int, np.integer)))
         users: list[Id | None] = list(user) if several else [user]  # type: ignore[arg-type, list-item]
         retriever = self._retriever
-        requests = self._requests(users, context, history)
+        requests = self._requests(users, context, history, query)
         allowed = retriever.compile_filter(
             {column: _rule(column, rule) for column, rule in (filter or {}).items()},
             allow=None if allow is None else [_text(item) for item in allow],
@@ -129,6 +135,7 @@ class Model:
         *,
         context: Mapping[str, Any] | None = None,
         history: Sequence[Id | Mapping[str, Any]] | None = None,
+        query: str | None = None,
     ) -> Any:
         """Why an item has its score for a user; the arguments are those of `recommend`.
 
@@ -144,7 +151,9 @@ class Model:
         if user is None and history is None:
             raise UserError("neither a user nor a history is given; expected one of them")
         position = self._position(item)
-        (why,) = explain(self._retriever.recommender, self._requests([user], context, history), np.array([position]))
+        (why,) = explain(
+            self._retriever.recommender, self._requests([user], context, history, query), np.array([position])
+        )
         parts = {"source": why.sources, "history": why.history, "context": why.context}
         rows = [(part, name, effect) for part, effects in parts.items() for name, effect in effects.items()]
         columns = zip(*rows, strict=True)
@@ -202,10 +211,15 @@ class Model:
         users: Sequence[Id | None],
         context: Mapping[str, Any] | None,
         history: Sequence[Id | Mapping[str, Any]] | None,
+        query: str | None,
     ) -> Any:
+        if query is not None and (reason := why_unheard(self._retriever.recommender)) is not None:
+            warnings.warn(f"the query has no effect: {reason}", stacklevel=3)
         events = None if history is None else [_event(entry) for entry in history]
         raw = [
-            RawRequest(user_id=None if user is None else _text(user), context=dict(context or {}), history=events)
+            RawRequest(
+                user_id=None if user is None else _text(user), context=dict(context or {}), history=events, query=query
+            )
             for user in users
         ]
         return self._retriever.recommender.make_requests(raw, including_now=True)[0]

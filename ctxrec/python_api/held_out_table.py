@@ -20,7 +20,8 @@ from ctxrec.data.requests import Requests
 from ctxrec.evaluation.rank_requests import drop_targets
 from ctxrec.evaluation.summary import RankedLists, summarise
 from ctxrec.index.topk import top_k
-from ctxrec.retrieval.recommender import RawRequest, Recommender
+from ctxrec.retrieval.raw_request import RawRequest
+from ctxrec.retrieval.recommender import Recommender
 
 _BATCH = 256
 _SEED = 0  # of the resamples

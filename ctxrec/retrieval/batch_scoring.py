@@ -20,12 +20,13 @@ from ctxrec.bundle.registry import find_bundle
 from ctxrec.core import failures, ray_cluster, storage
 from ctxrec.core.config import Config, DiversityConfig, IndexConfig, load_config
 from ctxrec.core.dataset_spec import ContextSpec
-from ctxrec.core.errors import UserError
+from ctxrec.core.errors import UserError, require
 from ctxrec.core.run_paths import BundlePaths
 from ctxrec.core.terminal import progress_bar
 from ctxrec.data.events import EARLIEST_S, LATEST_S
 from ctxrec.data.parsing import to_text
 from ctxrec.retrieval.cross_encoder import check_reranker
+from ctxrec.retrieval.heard_words import why_unheard
 from ctxrec.retrieval.history_columns import (
     check_history,
     epoch_seconds,
@@ -35,13 +36,15 @@ from ctxrec.retrieval.history_columns import (
     read_histories,
 )
 from ctxrec.retrieval.load import load_recommender
-from ctxrec.retrieval.recommender import RawRequest
+from ctxrec.retrieval.raw_request import RawRequest
+from ctxrec.retrieval.request_reader import MAX_QUERY
 from ctxrec.retrieval.retriever import Retriever, find_reranker, load_retriever
 from ctxrec.retrieval.slate.rules import Rules, rules_of
 
 logger = logging.getLogger(__name__)
 
 REQUEST_ID, USER_ID, TIMESTAMP, HISTORY = "request_id", "user_id", "timestamp", "history"
+QUERY = "query"  # unless the context has a feature of that name, which the column then is
 ITEM_IDS, SCORES = "item_ids", "scores"
 # Times below these sizes are likely in such units, and divided by so much they are seconds.
 _UNITS = ((1e14, "milliseconds", "1000"), (1e17, "microseconds", "10^6"))
@@ -81,6 +84,10 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     context = read_about(folder).spec.events.context
     inputs = storage.list_files(requests)
     columns, num_rows = _check_requests(inputs, context)
+    if QUERY in columns and QUERY not in context.columns:
+        reason = why_unheard(load_recommender(bundle))
+        if reason is not None:
+            logger.warning("the column %s has no effect: %s", QUERY, reason)
     schema = _output_schema(inputs[0])
     if num_rows == 0:
         _write(out, schema, (), num_rows=0)
@@ -156,12 +163,14 @@ def raw_requests(table: pa.Table, context: ContextSpec, *, now_s: float) -> list
     histories = read_histories(table.column(HISTORY), context) if HISTORY in table.column_names else nothing
     features = {name: values(name, to_text) for name in context.categorical + context.text}
     features |= {name: values(name, float_numbers) for name in context.numeric}
+    queries = nothing if QUERY in context.columns else values(QUERY, to_text)
     return [
         RawRequest(
             user_id=users[n],
             timestamp=now_s if times[n] is None else times[n],
             context={name: column[n] for name, column in features.items() if column[n] is not None},
             history=histories[n],
+            query=queries[n],
         )
         for n in range(table.num_rows)
     ]
@@ -169,7 +178,7 @@ def raw_requests(table: pa.Table, context: ContextSpec, *, now_s: float) -> list
 
 def _check_requests(inputs: list[str], context: ContextSpec) -> tuple[list[str], int]:
     """The columns to read and the number of rows, after a check of all that a file can have wrong."""
-    known = [REQUEST_ID, USER_ID, TIMESTAMP, HISTORY, *context.columns]
+    known = list(dict.fromkeys([REQUEST_ID, USER_ID, TIMESTAMP, HISTORY, QUERY, *context.columns]))
     num_rows, wanted, unused = 0, None, []
     for file in inputs:
         parquet = _open_parquet(file)
@@ -182,7 +191,7 @@ def _check_requests(inputs: list[str], context: ContextSpec) -> tuple[list[str],
         _check_columns(types, context, source=file)
         if HISTORY in types:
             check_history(types[HISTORY], context, source=file)
-        _check_rows(parquet, present, source=file)
+        _check_rows(parquet, present, context, source=file)
         num_rows += parquet.metadata.num_rows
     if unused:
         logger.warning("columns %s are not used; known are %s", ", ".join(unused), ", ".join(known))
@@ -201,6 +210,8 @@ def _check_columns(types: dict[str, pa.DataType], context: ContextSpec, *, sourc
     for name in (REQUEST_ID, TIMESTAMP):
         if name not in types:
             raise UserError(f"{source}: column {name!r} is missing; found {', '.join(types) or 'no column'}")
+    if QUERY in types and QUERY not in context.columns and pa.types.is_nested(types[QUERY]):
+        raise UserError(f"{source}: column {QUERY!r} is {types[QUERY]}; expected one text a request")
     if USER_ID not in types and HISTORY not in types:
         raise UserError(f"{source}: found neither {USER_ID!r} nor {HISTORY!r}; expected one of them, to know who asks")
     for name in (TIMESTAMP, *context.numeric):
@@ -209,11 +220,16 @@ def _check_columns(types: dict[str, pa.DataType], context: ContextSpec, *, sourc
             raise UserError(f"{source}: column {name!r} is {types[name]}; expected {wanted}")
 
 
-def _check_rows(parquet: pq.ParquetFile, columns: list[str], *, source: str) -> None:
+def _check_rows(parquet: pq.ParquetFile, columns: list[str], context: ContextSpec, *, source: str) -> None:
     """Read all that a task will read, where a mistake is one line."""
     try:
         for batch in parquet.iter_batches(columns=columns):
             _check_times(batch.column(TIMESTAMP), TIMESTAMP, source=source)
+            if QUERY in columns and QUERY not in context.columns:
+                longest = pc.max(pc.utf8_length(to_text(batch.column(QUERY)))).as_py() or 0
+                require(
+                    longest <= MAX_QUERY, f"{source}: the longest query", longest, f"at most {MAX_QUERY:,} characters"
+                )
             if HISTORY in batch.schema.names and (times := history_times(batch.column(HISTORY))) is not None:
                 _check_times(times, "timestamp of the history", source=source)
     except (pa.ArrowException, OSError) as error:

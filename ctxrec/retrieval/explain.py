@@ -20,6 +20,7 @@ import numpy as np
 from ctxrec.core import schema
 from ctxrec.data.requests import Requests
 from ctxrec.memory.blend import STATIC
+from ctxrec.memory.request_words import WORDS, texts_of_words, without_words
 from ctxrec.memory.scoring import score_items
 from ctxrec.retrieval.recommender import Recommender
 
@@ -115,14 +116,25 @@ def _requests(request: Requests, variants: list[_Variant]) -> Requests:
 
 def _sources(recommender: Recommender, request: Requests, positions: np.ndarray) -> dict[str, np.ndarray]:
     """The part of each source in the scores: [P] each."""
-    products = recommender.vectors[positions] * recommender.queries(request)
+    vectors, query = recommender.vectors[positions], recommender.queries(request)
     blend = recommender.blend
     names, widths = list(("sequence", "content")[: len(recommender.widths)]), list(recommender.widths)
+    words: dict[str, np.ndarray] = {}
     if blend is not None:
-        names = blend.sources[: len(blend.sources) - len(blend.memory.sources)]
+        names = [name for name in blend.sources if name not in (*WORDS, *blend.memory.sources)]
+        text = slice(sum(widths), recommender.vectors.shape[1] - len(STATIC))
+        silent = request
+        for source, asked in texts_of_words(request).items():
+            if asked[0]:  # words share the vectors of the text head: their part is what the query lacks without them
+                silent = without_words(silent, source)
+                left = recommender.queries(silent)[:, text]
+                words[source] = vectors[:, text] @ (query[:, text] - left)[0]
+                query[:, text] = left
         widths += ([] if blend.text_IC is None else [blend.text_IC.shape[1]]) + [1] * len(STATIC)
     ends = np.cumsum(widths)
+    products = vectors * query
     made = {name: products[:, end - width : end].sum(1) for name, width, end in zip(names, widths, ends, strict=True)}
+    made |= words
     remembered = recommender.remembered(request)
     return made if remembered is None else made | {MEMORY: remembered[:, positions].toarray()[0]}
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from ctxrec.core.dataset_spec import ContextSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data.parsing import one_array, to_text
-from ctxrec.retrieval.recommender import RawEvent
+from ctxrec.retrieval.raw_request import RawEvent
 
 ITEM_ID, ACTION, TIMESTAMP, CONTEXT = "item_id", "action", "timestamp", "context"
 _FIELDS = (ITEM_ID, ACTION, TIMESTAMP, CONTEXT)

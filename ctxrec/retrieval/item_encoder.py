@@ -16,22 +16,14 @@ from safetensors.numpy import load_file as load_arrays
 
 from ctxrec.bundle import format as bundle_format
 from ctxrec.core import schema, storage
-from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import BundlePaths
 from ctxrec.data.features import ItemFeatures, id_rows, item_features
-from ctxrec.encoder.hub import resolve_encoder
-from ctxrec.encoder.text_encoder import TextEncoder
-from ctxrec.encoder.text_table import TextTable, encode_catalogue, has_text, make_text_table
+from ctxrec.encoder.text_table import TextTable, has_text, make_text_table
 from ctxrec.memory.blend import NEW, STATIC, join_vectors
 from ctxrec.memory.text_similarity import nearest_known, on_axes
 from ctxrec.model.inputs import ItemTensors, known_ids
 from ctxrec.retrieval.live_catalogue import EncodedItems
-from ctxrec.retrieval.load import bundled_encoder
 from ctxrec.retrieval.recommender import Recommender
-
-
-class NoEncoder(UserError):
-    """The bundle's text encoder cannot be had on this machine."""
 
 
 class ItemEncoder:
@@ -55,9 +47,6 @@ class ItemEncoder:
         self._widths = recommender.widths
         self._static = recommender.vectors.shape[1] - self._tower_width - self._text_head
         self._media = bundle_format.load_media(folder)
-        self._folder = folder
-        self._encoder: TextEncoder | None = None
-        self._encoder_path = ""
 
     @property
     def _vectors(self) -> np.ndarray:
@@ -79,14 +68,8 @@ class ItemEncoder:
         Raises:
             NoEncoder: it is not to be had.
         """
-        if self._encoder is not None or not self._text_width:
-            return
-        config = self._recommender.config
-        try:
-            path = resolve_encoder(config.encoder.name, storage.cache_dir())
-        except UserError as error:
-            raise NoEncoder(f"the bundle's text encoder is not to be had here: {error}") from error
-        self._encoder, self._encoder_path = bundled_encoder(self._folder, config, path), path
+        if self._recommender.texts is not None:
+            self._recommender.texts.load()
 
     def encode(self, table: pa.Table) -> EncodedItems:
         """Vectors of rows (`ctxrec.data.posted_items.posted_table`).
@@ -123,11 +106,8 @@ class ItemEncoder:
             return None, nothing
         vectors, present = np.zeros((len(texts), self._text_width), np.float32), has_text(texts)
         if present.any():
-            self.load()
-            assert self._encoder is not None
-            vectors, present = encode_catalogue(
-                self._encoder, self._encoder_path, texts, self._recommender.config.encoder
-            )
+            assert self._recommender.texts is not None
+            vectors, present = self._recommender.texts.encode(texts)
         table = make_text_table(vectors, present, mean=self._scale["mean"], scale=self._scale["scale"])
         if not self._text_head or "axes" not in self._scale:
             return table, nothing

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,9 +16,9 @@ from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import BundlePaths
 from ctxrec.data.events import histories_from_table
-from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.model.inputs import ModelShape
 from ctxrec.model.two_tower import NoTowers, Towers, make_towers
+from ctxrec.retrieval.bundle_texts import BundleTexts
 from ctxrec.retrieval.recommender import Recommender
 
 
@@ -42,7 +40,8 @@ def _load(bundle: str, folder: str, model_version: str) -> Recommender:
     items = schema.widen_item_numbers(pq.read_table(BundlePaths(folder).items))
     kept = [column for column in schema.items_schema(spec) if column.name != schema.ITEM_TEXT]
     schema.check_schema(items, pa.schema(kept), source=f"{damaged}: items.parquet")
-    vectors = load_arrays(BundlePaths(folder).vectors)["items"]
+    arrays = load_arrays(BundlePaths(folder).vectors)
+    vectors = arrays["items"]
     content_check.check_items(items)
     if shape.num_items != len(vectors):
         raise UserError(
@@ -57,6 +56,7 @@ def _load(bundle: str, folder: str, model_version: str) -> Recommender:
     content_check.check_events(histories, shape.features, len(vectors))
     blend = bundle_format.load_blend(folder)
     content_check.check_sizes(vectors, towers.widths, blend)
+    content_check.check_text_axes(arrays, shape.text_width, blend)
     return Recommender(
         config=config,
         spec=spec,
@@ -67,6 +67,7 @@ def _load(bundle: str, folder: str, model_version: str) -> Recommender:
         histories=histories,
         model_version=model_version,
         blend=blend,
+        texts=BundleTexts(folder, config, arrays) if shape.text_width else None,
     )
 
 
@@ -84,11 +85,3 @@ def _load_towers(folder: str) -> tuple[Config, DatasetSpec, ModelShape, Towers |
     towers = make_towers(bundle_format.with_bundled_model(config, folder), shape)
     towers.load_state_dict(load_file(BundlePaths(folder).towers))
     return config, about.spec, shape, towers.eval()
-
-
-def bundled_encoder(folder: str, config: Config, encoder_path: str) -> TextEncoder:
-    """The text encoder of a checked local bundle: the pretrained one at `encoder_path`, with the adapter if it was tuned."""
-    adapter = BundlePaths(folder).adapter
-    if os.path.exists(adapter):
-        return bundle_format.load_encoder(config, encoder_path, adapter)
-    return TextEncoder(config.encoder, encoder_path, tune=False).eval()

@@ -28,7 +28,7 @@ from ctxrec.encoder.hub import resolve_encoder
 from ctxrec.encoder.text_table import TextTable, encode_catalogue, has_text, make_text_table
 from ctxrec.memory.blend import Blend
 from ctxrec.memory.item_memory import fit_memory
-from ctxrec.memory.text_similarity import reduced
+from ctxrec.memory.text_similarity import on_axes, text_axes
 from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.two_tower import Towers, make_towers
 from ctxrec.retrieval.load import load_recommender
@@ -69,7 +69,8 @@ def recommender_before_validation(run: str, data: PreparedData, *, tuned: bool =
         vectors_IW = towers(items, text)[0].float().numpy()
     blend = None
     if bundled.blend is not None:
-        blend = _blend_before(data, log, bundled.blend, vectors_IW, text, trained)
+        axes = None if bundled.texts is None else bundled.texts.axes
+        blend = _blend_before(data, log, bundled.blend, vectors_IW, text, trained, axes)
     return Recommender(
         config=trained,
         spec=bundled.spec,
@@ -80,6 +81,7 @@ def recommender_before_validation(run: str, data: PreparedData, *, tuned: bool =
         histories=bundled.histories,
         model_version=bundled.model_version,
         blend=blend,
+        texts=bundled.texts,
     )
 
 
@@ -113,12 +115,20 @@ def _text_table(
 
 
 def _blend_before(
-    data: PreparedData, log: LogScan, bundled: Blend, vectors_IW: np.ndarray, text: TextTable | None, config: Config
+    data: PreparedData,
+    log: LogScan,
+    bundled: Blend,
+    vectors_IW: np.ndarray,
+    text: TextTable | None,
+    config: Config,
+    axes: tuple[np.ndarray, np.ndarray] | None,
 ) -> Blend:
-    """The blend with a memory of the training events alone; the weights are the bundle's."""
+    """The blend with a memory of the training events alone; the weights are the bundle's, and so are the axes."""
     text_IC = None
     if bundled.text_IC is not None and text is not None:
-        text_IC = reduced(text.vectors_IH.numpy(), text.present_I.numpy(), config.model.content_dim)
+        vectors, present = text.vectors_IH.numpy(), text.present_I.numpy()
+        axes = text_axes(vectors, present, config.model.content_dim) if axes is None else axes
+        text_IC = on_axes(vectors, present, *axes)
     memory = fit_memory(
         log.training_events(schema.VALID), len(vectors_IW), repeats=data.spec.split.repeats, text_IC=text_IC
     )

@@ -8,8 +8,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,47 +23,18 @@ from ctxrec.data.prepared import FeatureMeta
 from ctxrec.data.requests import Requests
 from ctxrec.encoder.text_table import TextTable
 from ctxrec.memory.blend import STATIC, Blend
+from ctxrec.memory.request_words import word_queries
 from ctxrec.memory.scoring import in_parts, score_all
 from ctxrec.model.backbones.base import InBf16
 from ctxrec.model.inputs import ItemTensors
 from ctxrec.model.two_tower import NoTowers, Towers
+from ctxrec.retrieval.bundle_texts import BundleTexts
 from ctxrec.retrieval.history_cache import HistoryCache, Value, history_keys
 from ctxrec.retrieval.live_catalogue import LiveCatalogue
-from ctxrec.retrieval.request_reader import ContextReader, microseconds
+from ctxrec.retrieval.raw_request import RawEvent, RawRequest
+from ctxrec.retrieval.request_reader import ContextReader, microseconds, queries_of
 
 BATCH_SIZE = 256
-
-
-@dataclass(frozen=True)
-class RawEvent:
-    """One event of a history that a request brings along. `timestamp`: epoch seconds, UTC."""
-
-    item_id: str
-    action: str | None = None
-    timestamp: float | None = None
-    context: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RawRequest:
-    """A request in a user's words: ids, names of actions, seconds.
-
-    It stands between `serve.api.RecommendRequest`, the checked body of an HTTP call, and `ctxrec.data.requests.Requests`,
-    the arrays that models score. The service, batch scoring and Python code make it; `Recommender.make_requests` reads it.
-
-    Attributes:
-        user_id: None is somebody without a name.
-        timestamp: when it is asked, epoch seconds, UTC; None is now.
-        context: context features of the data set by name.
-        history: replaces the stored history.
-        recent: events that a store holds besides the stored history, none after the request, oldest first.
-    """
-
-    user_id: str | None = None
-    timestamp: float | None = None
-    context: dict[str, Any] = field(default_factory=dict)
-    history: Sequence[RawEvent] | None = None
-    recent: Sequence[RawEvent] = ()
 
 
 class Recommender:
@@ -83,8 +52,9 @@ class Recommender:
         histories: Histories,
         model_version: str,
         blend: Blend | None = None,
+        texts: BundleTexts | None = None,
     ) -> None:
-        self.config, self.spec, self.features = config, spec, features
+        self.config, self.spec, self.features, self.texts = config, spec, features, texts
         self.model_version, self.histories = model_version, histories
         self.user_row = {user: n for n, user in enumerate(histories.users.ids)}
         self._towers, self.widths = towers, towers.widths
@@ -191,7 +161,10 @@ class Recommender:
         blend = self.blend
         with torch.inference_mode():
             found = in_parts(requests, BATCH_SIZE, self._tower_queries, width=sum(self.widths))
-        return found if blend is None else blend.queries(found, requests.history)
+        if blend is None:
+            return found
+        read = None if self.texts is None or self.texts.axes is None else self.texts.read_if_there
+        return blend.queries(found, requests.history, word_queries(requests, read, blend.heard))
 
     def _tower_queries(self, requests: Requests) -> np.ndarray:
         towers, vectors = self._towers, torch.from_numpy(self.item_vectors)
@@ -287,6 +260,7 @@ class Recommender:
             history=self._histories(raw, rows, times + 1 if including_now else times, times),
             times=times,
             context=self.contexts.read([{k: v for k, v in r.context.items() if k != "timestamp"} for r in raw], times),
+            query=queries_of([r.query for r in raw]),
         )
         return requests, requests.history.lengths == 0
 

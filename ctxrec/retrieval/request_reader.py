@@ -14,6 +14,7 @@ from ctxrec.data.events import EARLIEST_S, LATEST_S, MAX_NUMBER, US, Context, ti
 from ctxrec.data.parsing import category_text, value_text
 from ctxrec.data.prepared import FeatureMeta
 
+MAX_QUERY = 1_000  # characters of a free text that a request asks with
 MAX_WHOLE = 2**64  # of a value of a category; larger ones have no place in any log's columns
 
 
@@ -107,6 +108,24 @@ def _text(name: str, value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
         raise UserError(f"context {name} is {value!r}; expected a text")
     return value
+
+
+def queries_of(texts: Sequence[Any]) -> np.ndarray | None:
+    """The free texts that requests ask with as an object array [N], None for a blank one; None where all are blank.
+
+    Raises:
+        UserError: one is no text, or too long.
+    """
+    made = np.full(len(texts), None, object)
+    for n, text in enumerate(texts):
+        if text is None:
+            continue
+        if not isinstance(text, str):
+            raise UserError(f"query is {text!r}; expected a text")
+        if len(text) > MAX_QUERY:
+            raise UserError(f"query has {len(text):,} characters; expected at most {MAX_QUERY:,}")
+        made[n] = text if text.strip() else None
+    return made if any(text is not None for text in made) else None
 
 
 def microseconds(seconds: Any, default: int) -> int:

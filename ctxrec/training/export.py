@@ -25,14 +25,16 @@ from ctxrec.memory.blend import Blend
 from ctxrec.memory.blend_fit import fit_blend
 from ctxrec.memory.cold_start import choose_bonus, hidden_items, without_items
 from ctxrec.memory.item_memory import as_if_known
+from ctxrec.memory.request_words import CONTEXT_TEXT, ReadTexts
 from ctxrec.memory.scoring import BlendScorer, Scorer, in_parts, score_all
-from ctxrec.memory.text_similarity import reduced, text_axes
+from ctxrec.memory.text_similarity import on_axes
 from ctxrec.metrics.ranking import request_metrics
 from ctxrec.model.inputs import ItemTensors
 from ctxrec.model.network import Network
 from ctxrec.model.two_tower import NoTowers, Towers, make_towers
 from ctxrec.training import checkpoint
 from ctxrec.training.catalogue_vectors import encode_table
+from ctxrec.training.context_texts import axes_of, context_reader
 from ctxrec.training.phase_setup import Setup
 from ctxrec.training.validator import METRIC_K
 
@@ -85,33 +87,40 @@ class FittedBlend:
     ndcg: float
 
 
-def calibrate(setup: Setup, towers: dict[str, torch.Tensor], text: TextTable | None) -> FittedBlend | None:
+def calibrate(setup: Setup, towers: dict[str, torch.Tensor], chosen: Chosen) -> FittedBlend | None:
     """Fit the weights of the blend to the validation requests, on rank 0 alone.
 
     Args:
         setup: what all phases share.
         towers: trained weights of the towers; empty for a model without towers.
-        text: text vectors of the encoder that the towers were trained with.
+        chosen: text vectors that the towers were trained with, and their encoder.
 
     Returns:
         None on other ranks, without the memory as a source, and without validation requests.
     """
     if setup.worker.rank != 0 or "memory" not in setup.config.model.sources or setup.log.validation is None:
         return None
-    made = _made(setup, towers)
+    made, text = _made(setup, towers), chosen.text
     vectors = _vectors(made, setup.catalogue.items, text)
     queries = _queries(made, setup, text, vectors, setup.log.validation)
     blend, item_vectors = _blend(setup, schema.VALID, vectors, made, text), vectors.cpu().numpy()
+    read = context_reader(setup, text, chosen.encoder)
     repeats = setup.log.data.spec.split.repeats
     weights = fit_blend(
-        blend, item_vectors, queries, setup.log.validation, repeats=repeats, seed=setup.config.train.seed
+        blend,
+        item_vectors,
+        queries,
+        setup.log.validation,
+        repeats=repeats,
+        seed=setup.config.train.seed,
+        read_texts=read,
     )
     blend = dataclasses.replace(blend, weights_2K=weights)
     if setup.config.train.new_items_cost:
-        blend = _with_bonus(setup, made, blend, text)
+        blend = _with_bonus(setup, made, blend, text, read)
     typical = np.logaddexp(0, blend.weights_2K[0])
     logger.info("blend  %s", "  ".join(f"{n} {w:.3f}" for n, w in zip(blend.sources, typical, strict=True)))
-    scorer = _scorer(made, setup, text, vectors, blend)
+    scorer = _scorer(made, setup, text, vectors, blend, read)
     found = FittedBlend(blend.weights_2K, _ndcg(scorer, setup.log.validation.evenly(_MEASURED), repeats=repeats))
     logger.info("validation NDCG@10 of the blend %.4f", found.ndcg)
     return found
@@ -130,7 +139,9 @@ def _ndcg(scorer: Scorer, requests: Requests, *, repeats: bool) -> float:
     return float(found[f"ndcg@{METRIC_K}"].mean())
 
 
-def _with_bonus(setup: Setup, made: Towers | NoTowers, blend: Blend, text: TextTable | None) -> Blend:
+def _with_bonus(
+    setup: Setup, made: Towers | NoTowers, blend: Blend, text: TextTable | None, read: ReadTexts | None
+) -> Blend:
     """The blend with a bonus for new items, chosen on validation requests with the events of some items hidden."""
     assert setup.log.validation is not None
     known_I = blend.memory.known_I
@@ -139,7 +150,7 @@ def _with_bonus(setup: Setup, made: Towers | NoTowers, blend: Blend, text: TextT
     vectors = _vectors(made, dataclasses.replace(setup.catalogue.items, trained_I=trained_I), text)
     memory = as_if_known(blend.memory, known_I & ~hidden_I, blend.text_IC)
     without = Blend.of(memory, blend.text_IC, vectors.cpu().numpy(), made.widths)
-    scorer = _scorer(made, setup, text, vectors, dataclasses.replace(without, weights_2K=blend.weights_2K))
+    scorer = _scorer(made, setup, text, vectors, dataclasses.replace(without, weights_2K=blend.weights_2K), read)
     bonus = choose_bonus(
         partial(score_all, scorer),
         without_items(setup.log.validation, hidden_I),
@@ -180,10 +191,11 @@ def export(
         if "memory" in setup.config.model.sources:
             blend = _blend(setup, schema.TEST, vectors, made, text)
             blend = dataclasses.replace(blend, weights_2K=blend.unfitted_2K if fitted is None else fitted.weights_2K)
+            if "context" not in setup.config.model.sources:
+                blend = blend.without([CONTEXT_TEXT])
         scale = {} if text is None else {"mean": text.mean_H.cpu().numpy(), "scale": text.scale_H.cpu().numpy()}
         if text is not None and blend is not None and blend.text_IC is not None:
-            vectors_IH, present_I = text.vectors_IH.cpu().numpy(), text.present_I.cpu().numpy()
-            scale["centre"], scale["axes"] = text_axes(vectors_IH, present_I, setup.config.model.content_dim)
+            scale["centre"], scale["axes"] = axes_of(setup, text)
         write_bundle(
             path,
             config=setup.config,
@@ -196,7 +208,10 @@ def export(
             media=setup.catalogue.media_IV,
             encoder=chosen.encoder.cpu() if chosen.encoder is not None else None,
             blend=blend,
-            queries=_sample_queries(_scorer(made, setup, text, vectors, blend), setup.log.validation),
+            queries=_sample_queries(
+                _scorer(made, setup, text, vectors, blend, context_reader(setup, text, chosen.encoder)),
+                setup.log.validation,
+            ),
             fill=_fill(),
             scratch=setup.worker.scratch,
         )
@@ -241,11 +256,16 @@ def _queries(
 
 
 def _scorer(
-    made: Towers | NoTowers, setup: Setup, text: TextTable | None, vectors_IW: torch.Tensor, blend: Blend | None
+    made: Towers | NoTowers,
+    setup: Setup,
+    text: TextTable | None,
+    vectors_IW: torch.Tensor,
+    blend: Blend | None,
+    read: ReadTexts | None,
 ) -> BlendScorer:
     """A scorer with these towers and this blend, which scores as the service does."""
     ask = partial(_queries, made, setup, text, vectors_IW)
-    return BlendScorer(ask, vectors_IW.cpu().numpy(), blend)
+    return BlendScorer(ask, vectors_IW.cpu().numpy(), blend, read)
 
 
 def _sample_queries(scorer: Scorer, validation: Requests | None) -> np.ndarray | None:
@@ -259,6 +279,5 @@ def _blend(
     """A blend of equal weights, whose memory holds the events of earlier splits than `before`."""
     text_IC = None
     if text is not None and setup.config.model.content_dim:
-        vectors, present = text.vectors_IH.cpu().numpy(), text.present_I.cpu().numpy()
-        text_IC = reduced(vectors, present, setup.config.model.content_dim)
+        text_IC = on_axes(text.vectors_IH.cpu().numpy(), text.present_I.cpu().numpy(), *axes_of(setup, text))
     return Blend.of(setup.log.memory(before, text_IC), text_IC, vectors_IW.cpu().numpy(), made.widths)

@@ -66,10 +66,10 @@ def _train(data: PreparedData, run: str, config: Config, scratch: str) -> dict[s
 
     setup = _set_up(data, run, config, scratch)
     done("log and texts", f"{data.num_items:,} items, {data.meta['counts']['train']:,} training events")
-    text = setup.catalogue.frozen
-    fitted = calibrate(setup, {}, text)
+    chosen = Chosen(setup.catalogue.frozen, None, 1.0)
+    fitted = calibrate(setup, {}, chosen)
     done("blend", "no validation events: set weights" if fitted is None else f"NDCG@10 {fitted.ndcg:.4f}")
-    export(setup, {}, Chosen(text, None, 1.0), fitted, RunPaths(run).bundle, refitted=True)
+    export(setup, {}, chosen, fitted, RunPaths(run).bundle, refitted=True)
     done("bundle", RunPaths(run).bundle)
     facts: dict[str, Any] = {"seconds": {step: round(seconds, 2) for step, seconds in watch.seconds.items()}}
     return facts if fitted is None else facts | {"valid_ndcg@10": fitted.ndcg}

@@ -79,7 +79,7 @@ def _train(job: dict[str, Any], scratch: str) -> None:
         done[phase] = {n.removeprefix("towers."): w for n, w in best.items() if n.startswith("towers.")}
         if phase == "towers":
             chosen = dataclasses.replace(chosen, share=float(best[SHARE]))
-            blend = calibrate(setup, done["towers"], setup.catalogue.frozen)
+            blend = calibrate(setup, done["towers"], chosen)
             of_frozen = chosen, blend
         elif phase == "encoder":
             encoder = tuned_encoder(setup, best)
@@ -88,7 +88,7 @@ def _train(job: dict[str, Any], scratch: str) -> None:
                 # Evaluation compares the models before and after this phase, none of them refitted.
                 export(setup, done["towers"], *of_frozen, RunPaths(setup.run).before, refitted=False)
                 chosen = dataclasses.replace(chosen, text=tuned_text(setup, encoder))
-                blend = calibrate(setup, done["encoder"], chosen.text)
+                blend = calibrate(setup, done["encoder"], chosen)
                 if "refit" in phases:
                     export(setup, done["encoder"], chosen, blend, RunPaths(setup.run).tuned, refitted=False)
             elif worker.rank == 0:  # the best weights are those that the phase began with

@@ -143,7 +143,8 @@ function body() {
   for (const { name, control } of state.filters) if (control.value !== "") filter[name] = [control.value];
   const user = byId("user").value.trim();
   const count = Math.min(50, Math.max(1, Math.round(Number(byId("count").value)) || 12));
-  return { ...(user ? { user_id: user } : { history: [] }), k: count, context, filter };
+  const words = byId("query").value.trim();
+  return { ...(user ? { user_id: user } : { history: [] }), ...(words ? { query: words } : {}), k: count, context, filter };
 }
 
 async function ask() {
@@ -178,6 +179,7 @@ function show(answer, rows, ms) {
   const says = [`${answer.items.length} items`];
   if (answer.fallback) says.push("the user is unknown, so the list depends on the context alone");
   if (answer.degraded) says.push(`without ${answer.degraded}, which could not be read`);
+  for (const warning of answer.warnings ?? []) says.push(warning.msg);
   status(says.join("; "), "");
   byId("version").textContent = versionOf(answer);
   state.times = [...state.times, ms].slice(-50);

@@ -28,7 +28,7 @@ from ctxrec.core import schema, storage
 from ctxrec.core.errors import UserError
 from ctxrec.core.manifest import hash_files, version_of, write_manifest
 from ctxrec.experiments import ab_test
-from ctxrec.retrieval.recommender import RawRequest
+from ctxrec.retrieval.raw_request import RawRequest
 from ctxrec.retrieval.retriever import load_retriever
 
 EARLIER = Path(__file__).parent / "published_v1"

@@ -15,7 +15,7 @@ import pytest
 from tolerance import assert_same_scores
 
 from ctxrec.bundle.registry import read_published
-from ctxrec.retrieval.recommender import RawRequest
+from ctxrec.retrieval.raw_request import RawRequest
 from ctxrec.retrieval.retriever import load_retriever
 
 EARLIER = Path(__file__).parent / "published_v1"

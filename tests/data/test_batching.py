@@ -143,7 +143,7 @@ def test_training_and_serving_ask_the_same_query(make_world, backbone, rich):
 
 def test_the_recommender_asks_it_too(make_world):
     """The whole serving path: raw request with the user's id, a moment and a context in words."""
-    from ctxrec.retrieval.recommender import RawRequest
+    from ctxrec.retrieval.raw_request import RawRequest
 
     world = make_world(lengths=(9, 6, 7, 3))
     config = world.config()

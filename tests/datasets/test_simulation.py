@@ -14,6 +14,7 @@ from ctxrec.data.prepared import FeatureMeta
 from ctxrec.data.requests import Requests, concat_requests, split_requests
 from ctxrec.datasets import write_simulated
 from ctxrec.datasets.oracle import load_oracle, load_oracles, oracle_of_log
+from ctxrec.datasets.simulated import SPEC
 from ctxrec.datasets.simulation import (
     DEVICES,
     LIKING,
@@ -25,6 +26,7 @@ from ctxrec.datasets.simulation import (
     SimulatedLog,
     Simulation,
     Truth,
+    searches_by_text,
 )
 from ctxrec.index.topk import top_k
 from ctxrec.metrics.ranking import request_metrics
@@ -50,7 +52,10 @@ def requests_of(events: pa.Table) -> Requests:
         users=Users(ids=np.array(events["user_id"].to_pylist(), object)),
         history=Events(np.zeros(num + 1, np.int64), nothing, nothing.astype(np.int64), nothing, Context()),
         times=events["timestamp"].to_numpy() * US,
-        context=Context(cat={"device": codes("device"), "place": codes("place")}),
+        context=Context(
+            cat={"device": codes("device"), "place": codes("place")},
+            text={name: np.array(events[name].to_pylist(), object) for name in {"search"} & set(events.column_names)},
+        ),
     )
 
 
@@ -100,6 +105,32 @@ def test_without_context_the_probabilities_are_the_average_over_contexts(tmp_pat
     counts = np.bincount([int(name[1:]) for name in log["item_id"].to_pylist()], minlength=40)
     # Events of one visit share their context, so counts spread more than independent ones.
     np.testing.assert_allclose(counts / len(log), average[0], atol=0.01)
+
+
+def test_searches_are_true_texts_and_move_the_probabilities(tmp_path):
+    plan = Simulation(users=2, items=60, events=60_000, context=0.0, searches=0.4, seed=3)
+    write_simulated(str(tmp_path / "with"), plan)
+    log = read_log(tmp_path / "with")
+    asked = log.filter(pa.array(np.array(log["place"].to_pylist()) != "travel"))
+    oracles = load_oracle(str(tmp_path / "with"), FEATURES)
+    requests = requests_of(asked)
+    probabilities = np.exp(oracles["oracle"].scores(requests).astype(np.float64))
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-4)
+    sought = np.array([searches_by_text().get(text, -1) for text in asked["search"].to_pylist()])
+    assert (sought >= 0).mean() == pytest.approx(0.4, abs=0.03)
+    assert abs(chi_square(asked, probabilities, sought)) < 4
+    wrong = np.random.default_rng(0).permutation(len(asked))
+    assert chi_square(asked, probabilities[wrong], sought) > 20
+    average = np.exp(oracles["oracle_no_context"].scores(requests).astype(np.float64))
+    np.testing.assert_allclose(average.sum(axis=1), 1, rtol=1e-4)
+    items = np.array([int(name[1:]) for name in asked["item_id"].to_pylist()])
+    for user in ("u0", "u1"):  # a visit of several events has one search, so counts spread more than independent ones
+        rows = np.array(asked["user_id"].to_pylist()) == user
+        np.testing.assert_allclose(np.bincount(items[rows], minlength=60) / rows.sum(), average[rows][0], atol=0.012)
+    spec = (tmp_path / "with/dataset.toml").read_text()
+    assert 'text = ["search"]' in spec and "search" not in SPEC
+    write_simulated(str(tmp_path / "without"), Simulation(users=2, items=60, events=1_000, seed=3))
+    assert "search" not in read_log(tmp_path / "without").column_names
 
 
 def test_at_strength_0_the_context_says_nothing(tmp_path):
@@ -284,6 +315,8 @@ def test_the_same_plan_is_reused_and_another_seed_is_another_log(tmp_path):
 def test_mistakes(tmp_path):
     with pytest.raises(UserError, match=r"--context is 2\.0; expected from 0 to 1"):
         Simulation(context=2.0)
+    with pytest.raises(UserError, match=r"--searches is 1\.5; expected from 0 to 1"):
+        Simulation(searches=1.5)
     with pytest.raises(UserError, match="--events is 0; expected at least 1"):
         Simulation(events=0)
     with pytest.raises(UserError, match=r"expected a folder that python -m ctxrec\.datasets simulate wrote"):

@@ -24,7 +24,7 @@ from ctxrec.encoder.media import MediaEncoder, Unreadable, media_tables
 from ctxrec.ingest.pipeline import prepare
 from ctxrec.retrieval.item_encoder import ItemEncoder
 from ctxrec.retrieval.load import load_recommender
-from ctxrec.retrieval.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.training.driver import train
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 40, 230)}

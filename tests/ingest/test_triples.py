@@ -18,7 +18,7 @@ from ctxrec.data.posted_items import posted_table
 from ctxrec.data.prepared import FeatureMeta, PreparedData
 from ctxrec.ingest import readers, triples
 from ctxrec.retrieval.item_encoder import ItemEncoder
-from ctxrec.retrieval.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.retrieval.retriever import load_retriever
 
 HEADER = "head\trelation\ttail\n"

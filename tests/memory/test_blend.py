@@ -12,8 +12,9 @@ from ctxrec.data.events import Context, Events, Users
 from ctxrec.data.log_statistics import TrainingEvents
 from ctxrec.data.requests import Requests
 from ctxrec.memory.blend import NEW, Blend, source_weights
-from ctxrec.memory.blend_fit import BlendFit, BlendFitParams, fit_blend
+from ctxrec.memory.blend_fit import BLEND_FIT, BlendFit, BlendFitParams, fit_blend
 from ctxrec.memory.item_memory import as_if_known, fit_memory, from_arrays, to_arrays
+from ctxrec.memory.request_words import CONTEXT_TEXT, QUERY, word_queries
 from ctxrec.memory.text_similarity import history_queries, history_weights, proxy_weights, reduced
 
 
@@ -163,13 +164,15 @@ def test_blend_is_the_sum_of_its_sources_and_finds_the_one_that_helps(planted, w
     blend = Blend.of(memory, text if with_text else None, vectors, (dim, dim))
     weights = fit_blend(blend, vectors, queries, requests, repeats=True, seed=0)
     typical = np.logaddexp(0, weights[0])
-    assert len(typical) == len(blend.sources) and typical[0] > 1 and typical[0] > 5 * typical[1:].max()
+    others = [weight for weight, name in zip(typical, blend.sources, strict=True) if name != QUERY]
+    assert len(typical) == len(blend.sources) and others[0] > 1 and others[0] > 5 * max(others[1:])
     blend = dataclasses.replace(blend, weights_2K=weights)
     scores = blend.queries(queries, history) @ blend.vectors(vectors).T + blend.remembered(history).toarray()
     assert (scores.argmax(1) == requests.target_items).mean() > 0.9
     heads = [queries[:, :dim] @ vectors[:, :dim].T, queries[:, dim:] @ vectors[:, dim:].T]
     heads += [history_queries(history, text) @ text.T] if with_text else []
     parts = [head / head.std(1, keepdims=True) for head in heads]
+    parts += [np.zeros_like(heads[0])] * 2 if with_text else []  # nobody brings words
     parts += [np.tile(memory.popularity_I, (len(queries), 1)), np.tile(memory.recent_I, (len(queries), 1))]
     parts += [np.tile(~memory.known_I, (len(queries), 1))]
     parts += [found.toarray() for found in memory.source_scores(history)]
@@ -229,3 +232,53 @@ def test_all_of_a_requests_targets_may_count_not_the_first(planted):
     blend = Blend.of(memory, None, vectors, (dim, dim))
     weights = np.logaddexp(0, fit_blend(blend, vectors, queries, many, repeats=True, seed=0)[0])
     assert weights[1] > weights[0]
+
+
+def test_words_of_requests_are_found_weighed_and_added(planted):
+    """The targets are what the texts of the contexts name; half of the requests have no text."""
+    memory, vectors, queries, requests = planted
+    rng = np.random.default_rng(1)
+    text = reduced(rng.normal(size=(len(vectors), 6)), np.ones(len(vectors)), 4)
+    names = [f"item {item}" for item in requests.target_items]
+    asked = np.array([name if n % 2 else None for n, name in enumerate(names)], object)
+    requests = dataclasses.replace(requests, context=Context(text={"search": asked}))
+
+    def read(texts):
+        return text[[int(name.removeprefix("item ")) for name in texts]]
+
+    blend = Blend.of(memory, text, vectors, (vectors.shape[1],))
+    fit = fit_blend(blend, vectors, 0 * queries, requests, repeats=True, seed=0, read_texts=read)
+    blend = dataclasses.replace(blend, weights_2K=fit)
+    weight = dict(zip(blend.sources, np.logaddexp(0, fit[0]), strict=True))
+    assert weight[CONTEXT_TEXT] > 3 * max(w for name, w in weight.items() if name not in (CONTEXT_TEXT, QUERY))
+    assert weight[QUERY] >= weight[CONTEXT_TEXT], "what a client asks for counts no less"
+
+    def scores(requests):
+        words = word_queries(requests, read)
+        return blend.queries(0 * queries, requests.history, words) @ blend.vectors(vectors).T
+
+    silent = dataclasses.replace(requests, context=Context(text={"search": np.full(len(requests), None)}))
+    added = scores(requests) - scores(silent)
+    np.testing.assert_array_equal(added[::2], 0)
+    named = text[requests.target_items[1::2]] @ text.T
+    lengths = requests.history.lengths[1::2]
+    of_text = source_weights(fit, lengths)[:, [blend.sources.index(CONTEXT_TEXT)]]
+    np.testing.assert_allclose(added[1::2], of_text * named / named.std(1, keepdims=True), atol=1e-3)
+    assert (scores(requests).argmax(1) == requests.target_items)[1::2].mean() > 0.9
+
+
+def test_a_query_weighs_as_much_as_all_other_scores_where_no_log_tells(planted):
+    memory, vectors, queries, requests = planted
+    text = reduced(np.random.default_rng(1).normal(size=(len(vectors), 6)), np.ones(len(vectors)), 4)
+    blend = Blend.of(memory, text, vectors, (vectors.shape[1] // 2,) * 2)
+    weights = fit_blend(blend, vectors, queries, requests, repeats=True, seed=0)
+    blend = dataclasses.replace(blend, weights_2K=weights)
+    others = blend.queries(queries, requests.history) @ blend.vectors(vectors).T
+    others = others + blend.remembered(requests.history).toarray()
+    spread, place = others.std(1).mean(), blend.sources.index(QUERY)
+    assert source_weights(weights, np.array([0, 5, 500]))[:, place] == pytest.approx(
+        BLEND_FIT.query_share * spread, rel=1e-3
+    )
+    plain = Blend.of(memory, None, vectors, blend.widths)
+    same = fit_blend(plain, vectors, queries, requests, repeats=True, seed=0)
+    assert len(plain.sources) == len(blend.sources) - 3 and same.shape == (2, len(plain.sources))

@@ -10,7 +10,7 @@ from blends import blend_of
 from ctxrec.core.config import IndexConfig
 from ctxrec.index.builder import build_index
 from ctxrec.memory.scoring import BlendScorer, in_parts, score_all, score_items
-from ctxrec.retrieval.recommender import RawRequest
+from ctxrec.retrieval.raw_request import RawRequest
 from ctxrec.retrieval.retriever import Retriever
 
 LATER = 1_700_000_000.0

@@ -26,7 +26,7 @@ from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.network import LossInputs, Network
 from ctxrec.model.two_tower import Towers
 from ctxrec.retrieval.load import load_recommender
-from ctxrec.retrieval.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.training.deepspeed_engine import parameter_groups
 from ctxrec.training.driver import train
 

@@ -16,7 +16,7 @@ from ctxrec.metrics.ranking import request_metrics
 from ctxrec.python_api.fitted_model import Model
 from ctxrec.python_api.held_out_table import evaluate_table
 from ctxrec.python_api.notebook import Evaluation
-from ctxrec.retrieval.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.retrieval.retriever import Retriever
 
 NOW = 1_700_000_000

@@ -17,7 +17,7 @@ from ctxrec.core.dataset_spec import ContextSpec
 from ctxrec.core.errors import UserError
 from ctxrec.recommend import main
 from ctxrec.retrieval.batch_scoring import _check_requests, raw_requests, recommend
-from ctxrec.retrieval.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.retrieval.retriever import load_retriever
 from ctxrec.retrieval.slate.rules import load_rules
 
@@ -234,6 +234,24 @@ def test_the_command(ray_cluster, tiny_run, tmp_path, monkeypatch, capsys):
     assert "found nothing at" in capsys.readouterr().err
     assert command(monkeypatch, *given[:2], "--requests", "missing.parquet", *given[4:], "--k", "3") == 2
     assert "no file found at missing.parquet" in capsys.readouterr().err
+
+
+def test_a_column_of_queries_is_read_unless_the_context_has_one_of_that_name(tmp_path):
+    columns = {"request_id": [1, 2], "user_id": ["a", "b"], "timestamp": [NOW, NOW], "query": ["quiet sci-fi", None]}
+    table = pa.table(columns)
+    assert [request.query for request in raw_requests(table, ContextSpec(), now_s=5.0)] == ["quiet sci-fi", None]
+    of_context, _ = raw_requests(table, ContextSpec(text=("query",)), now_s=5.0)
+    assert of_context.query is None and of_context.context == {"query": "quiet sci-fi"}
+    file = str(tmp_path / "requests.parquet")
+    pq.write_table(table, file)
+    assert _check_requests([file], ContextSpec()) == (["request_id", "user_id", "timestamp", "query"], 2)
+    pq.write_table(pa.table(columns | {"query": ["x" * 1001, "y"]}), file)
+    with pytest.raises(UserError, match=r"the longest query is 1001; expected at most 1,000 characters"):
+        _check_requests([file], ContextSpec())
+    assert _check_requests([file], ContextSpec(text=("query",)))[1] == 2, "a text of the context may be longer"
+    pq.write_table(pa.table(columns | {"query": [["x"], ["y"]]}), file)
+    with pytest.raises(UserError, match=r"column 'query' is list.*expected one text a request"):
+        _check_requests([file], ContextSpec())
 
 
 def test_a_history_of_structs_is_read_as_over_http():

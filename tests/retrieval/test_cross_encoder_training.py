@@ -23,7 +23,8 @@ from ctxrec.retrieval.cross_encoder import load_reranker, save_reranker
 from ctxrec.retrieval.cross_encoder_training import train_reranker
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.pre_validation import recommender_before_validation
-from ctxrec.retrieval.recommender import RawRequest, Recommender
+from ctxrec.retrieval.raw_request import RawRequest
+from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import load_retriever
 
 OPTIONS = ("candidates=10", "max_tokens=32", "epochs=1", "batch_size=8")

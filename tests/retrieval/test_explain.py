@@ -9,7 +9,7 @@ import pytest
 
 from ctxrec.core.schema import FIRST_CODE
 from ctxrec.retrieval.explain import HISTORY_ITEMS, explain
-from ctxrec.retrieval.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 
 NOW = 1_700_000_000
 HISTORY = [RawEvent(f"i{n % 13}", timestamp=NOW - 1000 + n, context={"device": "tv"}) for n in range(14)]

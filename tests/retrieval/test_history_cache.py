@@ -9,7 +9,7 @@ from blends import blend_of
 
 from ctxrec.retrieval.history_cache import HistoryCache, history_keys
 from ctxrec.retrieval.live_catalogue import EncodedItems
-from ctxrec.retrieval.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 
 LATER = 1_700_000_000.0
 BACKBONES = ["transformer", "gru", "hstu"]

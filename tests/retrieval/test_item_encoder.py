@@ -16,7 +16,7 @@ from ctxrec.index.builder import build_index
 from ctxrec.retrieval.filters import ColumnRule
 from ctxrec.retrieval.item_encoder import ItemEncoder
 from ctxrec.retrieval.live_catalogue import EncodedItems
-from ctxrec.retrieval.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.retrieval.retriever import Retriever, load_retriever
 
 NOW = 1_700_000_000.0

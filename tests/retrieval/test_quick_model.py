@@ -10,7 +10,7 @@ from tolerance import assert_same_scores
 from ctxrec.data.vectors import normalised
 from ctxrec.memory.blend import Blend
 from ctxrec.retrieval.explain import explain
-from ctxrec.retrieval.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.retrieval.retriever import Retriever
 
 NOW = 1_700_000_000.0

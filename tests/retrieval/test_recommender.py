@@ -14,7 +14,8 @@ from ctxrec.data.events import US, time_codes
 from ctxrec.data.features import gap_buckets
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.retrieval import recommender as module
-from ctxrec.retrieval.recommender import RawEvent, RawRequest, Recommender
+from ctxrec.retrieval.raw_request import RawEvent, RawRequest
+from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.request_reader import ContextReader
 
 LATER = 1_700_000_000.0

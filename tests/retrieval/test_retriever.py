@@ -12,7 +12,7 @@ from ctxrec.bundle.registry import find_bundle
 from ctxrec.core.config import IndexConfig
 from ctxrec.core.errors import UserError
 from ctxrec.index.builder import build_index
-from ctxrec.retrieval.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.retrieval.retriever import Retriever, load_retriever
 
 RAW = [

@@ -99,6 +99,23 @@ def test_a_quick_run_is_evaluated_on_both_splits(quick_run, quick, tmp_path):
         metrics = evaluate_run(quick_run, split=split, out=str(tmp_path / split), config=quick)
         assert metrics["model"]["ndcg@10"]["mean"] > 2 * metrics["baselines"]["popularity"]["ndcg@10"]["mean"]
         assert (tmp_path / split / "report.html").exists()
+        assert "context text" in metrics["knockouts"]
+
+
+def test_texts_of_contexts_are_read_as_in_training_and_queries_too(tiny_data, quick_run):
+    """The shop's contexts have texts: their weight is fitted, and the loaded model gives the scores of the fit."""
+    data, model = PreparedData.open(tiny_data), load_recommender(RunPaths(quick_run).bundle)
+    assert model.blend.heard == ("context text", "query")
+    requests = validation_requests(data, 50)
+    silent = dataclasses.replace(requests, context=dataclasses.replace(requests.context, text={}))
+    with_text = np.array([bool(text) for text in requests.context.text["query"]])
+    added = model.scores(requests) - model.scores(silent)
+    assert with_text.any() and np.abs(added[with_text]).max(1).min() > 1e-4 and not added[~with_text].any()
+    asked = dataclasses.replace(silent, query=np.full(len(silent), "red shoe", object))
+    titles = data.items.column(schema.ITEM_TITLE).to_pylist()
+    alike = np.array(["red" in title and "shoe" in title for title in titles])
+    gain = model.scores(asked) - model.scores(silent)
+    assert gain[:, alike].mean() > gain[:, ~alike].mean() + 0.5 * gain.std()
 
 
 def test_a_full_training_goes_on_in_the_folder_of_a_quick_one(

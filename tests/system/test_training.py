@@ -37,7 +37,7 @@ from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.hub import resolve_encoder
 from ctxrec.ingest.pipeline import prepare
 from ctxrec.retrieval.load import load_recommender
-from ctxrec.retrieval.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.training.driver import train
 from ctxrec.training.worker_setup import describe_choices
 

@@ -16,7 +16,7 @@ from ctxrec.core.config import load_config
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.ingest.pipeline import prepare
 from ctxrec.retrieval.load import load_recommender
-from ctxrec.retrieval.recommender import RawEvent, RawRequest
+from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.training.driver import train
 
 SIGNALS, NOISE = WORDS[:8], WORDS[8:]  # one signal word a group of items

@@ -15,7 +15,7 @@ from ctxrec.core.config import DiversityConfig, IndexConfig
 from ctxrec.core.errors import UserError
 from ctxrec.index.builder import build_index
 from ctxrec.retrieval.live_catalogue import EncodedItems
-from ctxrec.retrieval.recommender import RawRequest
+from ctxrec.retrieval.raw_request import RawRequest
 from ctxrec.retrieval.retriever import Retriever
 from ctxrec.retrieval.slate.rules import load_rules
 

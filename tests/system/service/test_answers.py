@@ -50,6 +50,28 @@ def test_the_whole_body_of_the_contract(client, retriever):
     assert scores == sorted(scores, reverse=True)
 
 
+def test_a_query_ranks_by_words_and_taste(client):
+    """The free text of a request, alone and in a list; texts of the context are read in the same way."""
+    plain, red, blue = (
+        [item["item_id"] for item in client.ask(user_id="u1", k=40, context={"timestamp": NOW}, **asked)["items"]]
+        for asked in ({}, {"query": "red shoe"}, {"query": "蓝色 blue hat"})
+    )
+    assert sorted(plain) == sorted(red) == sorted(blue) and len({*map(tuple, (plain, red, blue))}) == 3
+    many = {
+        "requests": [{"user_id": "u1", "k": 40, "query": q, "context": {"timestamp": NOW}} for q in ("red shoe", " ")]
+    }
+    first, second = client.post("/v1/recommend", json=many).json()["responses"]
+    assert [item["item_id"] for item in first["items"]][:5] == red[:5] and "warnings" not in first
+    assert [item["item_id"] for item in second["items"]][:5] == plain[:5]
+    why = client.ask(user_id="u1", context={"timestamp": NOW}, query="red shoe", explain=True)["items"][0]
+    assert "query" in why["why"]["sources"]
+    assert sum(why["why"]["sources"].values()) == pytest.approx(why["score"], rel=1e-3)
+    assert "query" in client.refuses({"user_id": "u1", "query": "x" * 1001})
+    assert "query" in client.refuses({"user_id": "u1", "query": ["red"]})
+    heavy = [{"user_id": "u1", "k": 600, "query": f"red shoe {n}"} for n in range(256)]
+    assert "too much at once" in client.refuses({"requests": heavy})
+
+
 def test_scores_over_http_equal_those_of_recommend(client, tiny_run, tmp_path):
     users = [f"u{n}" for n in range(20)] + ["nobody", None]
     histories = [["i1", "i5"] if n % 5 == 4 else None for n in range(21)] + [["i3"]]

@@ -124,6 +124,9 @@ def test_the_list_follows_the_context(page, client):
     assert page.ids() == [i["item_id"] for i in wanted] and page.scores() != before
     Select(page.all("#filter-0")[0]).select_by_visible_text("group2")
     page.until(lambda: page.ids() and all(int(i[1:]) % 4 == 2 for i in page.ids()))
+    page.all("#query")[0].send_keys("blue hat")
+    wanted = client.ask(**asked, query="blue hat", filter={"category": ["group2"]})["items"]
+    page.until(lambda: page.ids() == [i["item_id"] for i in wanted])
     page.keep("context")
 
 

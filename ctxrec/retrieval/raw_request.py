@@ -1,0 +1,41 @@
+"""A request in a user's words, as the service, batch scoring and Python make it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RawEvent:
+    """One event of a history that a request brings along. `timestamp`: epoch seconds, UTC."""
+
+    item_id: str
+    action: str | None = None
+    timestamp: float | None = None
+    context: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RawRequest:
+    """A request in a user's words: ids, names of actions, seconds.
+
+    It stands between `serve.api.RecommendRequest`, the checked body of an HTTP call, and `ctxrec.data.requests.Requests`,
+    the arrays that models score. The service, batch scoring and Python code make it; `ctxrec.retrieval.recommender.Recommender.make_requests` reads it.
+
+    Attributes:
+        user_id: None is somebody without a name.
+        timestamp: when it is asked, epoch seconds, UTC; None is now.
+        context: context features of the data set by name.
+        history: replaces the stored history.
+        recent: events that a store holds besides the stored history, none after the request, oldest first.
+        query: free text that the list should fit besides the taste, such as "quiet sci-fi for tonight"; None or blank: none.
+    """
+
+    user_id: str | None = None
+    timestamp: float | None = None
+    context: dict[str, Any] = field(default_factory=dict)
+    history: Sequence[RawEvent] | None = None
+    recent: Sequence[RawEvent] = ()
+    query: str | None = None
