@@ -23,6 +23,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes that share t
 import numpy as np
 import pytest
 from redis_servers import redis_server as redis_server  # a fixture
+from shared_folders import shared_folder
 from shop import make_dataset, make_encoder
 from worlds import random_world
 
@@ -44,6 +45,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 SYSTEM_TESTS = Path(__file__).resolve().parent / "system"
+SERVICE_TESTS = SYSTEM_TESTS / "service"
 
 
 def _is_system(item: pytest.Item) -> bool:
@@ -59,6 +61,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, A
     """
     for item in items:
         item.add_marker("system" if _is_system(item) else "unit")
+        # One process runs all tests of a group: those of a file, and those that share the one service.
+        item.add_marker(pytest.mark.xdist_group("service" if SERVICE_TESTS in item.path.parents else str(item.path)))
     result = yield  # pytest selects by mark and groups by fixture
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: (SYSTEM_TESTS not in item.path.parents, not _is_system(item)))
@@ -95,29 +99,27 @@ def ray_cluster():
 
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory) -> str:
-    return make_encoder(tmp_path_factory.mktemp("encoder") / "bert")
+    return str(shared_folder(tmp_path_factory, "encoder", make_encoder))
 
 
 @pytest.fixture(scope="session")
 def tiny_spec(tmp_path_factory) -> str:
-    return make_dataset(tmp_path_factory.mktemp("shop"))
+    return str(shared_folder(tmp_path_factory, "shop", make_dataset) / "dataset.toml")
 
 
 @pytest.fixture(scope="session")
 def tiny_data(ray_cluster, tiny_spec, tmp_path_factory) -> str:
-    """The tiny data set, prepared."""
+    """The tiny data set, prepared; all processes read it, and none writes to it."""
     from ctxrec.core.config import Config
     from ctxrec.core.dataset_spec import load_spec
     from ctxrec.ingest.pipeline import prepare
 
-    out = str(tmp_path_factory.mktemp("data") / "tiny")
-    prepare(load_spec(tiny_spec), out, Config())
-    return out
+    return str(shared_folder(tmp_path_factory, "data", lambda out: prepare(load_spec(tiny_spec), str(out), Config())))
 
 
 @pytest.fixture(scope="session")
 def tiny_config(tiny_encoder):
-    """Options of a small training on two workers."""
+    """Options of a small training on two workers, ZeRO-3, without dropout, so that other numbers of workers give the same."""
     from ctxrec.core.config import load_config
 
     return load_config(
@@ -127,10 +129,17 @@ def tiny_config(tiny_encoder):
             "encoder.top_layers=1",
             "model.dim=16",
             "model.history=10",
+            "model.dropout=0",
+            "model.id_dropout=0",
+            "model.text_dropout=0",
+            "model.action_heads=true",
             "train.workers=2",
+            "train.zero_stage=3",
             "train.global_batch_size=16",
-            "train.tower_epochs=3",
-            "train.encoder_epochs=2",
+            "train.tower_epochs=2",  # two epochs, so that a checkpoint lies inside the phase
+            "train.encoder_epochs=1",
+            "train.encoder_lr=5e-3",  # rates at which the encoder's phase gains for sure
+            "train.encoder_phase_tower_lr=4e-3",
             "train.max_failures=0",
             "train.precision=fp32",  # bf16 where a CPU has it would round what tests compare
         ],
@@ -139,10 +148,11 @@ def tiny_config(tiny_encoder):
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_data, tiny_config, tmp_path_factory) -> str:
-    """A finished training on the tiny data set: two workers, ZeRO-2, LoRA."""
+    """A finished training on the tiny data set: two workers, ZeRO-3, LoRA. Each process has a copy of its own."""
     from ctxrec.training.driver import train
 
-    return train(tiny_data, str(tmp_path_factory.mktemp("runs") / "tiny"), tiny_config)
+    made = shared_folder(tmp_path_factory, "run", lambda out: train(tiny_data, str(out), tiny_config))
+    return str(shutil.copytree(made, tmp_path_factory.mktemp("runs") / "tiny"))
 
 
 @pytest.fixture(scope="session")

@@ -123,11 +123,15 @@ def parameter_groups(module: nn.Module, config: TrainConfig, *, tower_lr: float,
 
 def start_engine(module: nn.Module, groups: list[dict], ds_config: dict[str, Any]) -> Any:
     """A DeepSpeed engine over `module`. The process group must exist: Ray Train makes it."""
+    # At import DeepSpeed wraps a function that nothing here calls for PyTorch's compiler, whose own import takes a second.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     import deepspeed  # heavy, and reads DS_ACCELERATOR at import
 
-    offload = "offload_optimizer" in ds_config["zero_optimization"]
-    load_extensions(offload=offload)
-    if offload:
+    # On a CPU DeepSpeed would compile a sum over processes by shared memory, which takes a minute at the first training
+    # of a machine. Gloo's is as fast (RESULTS.md, 2026-11-30).
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if "offload_optimizer" in ds_config["zero_optimization"]:
+        build_cpu_adam()
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         optimizer: Any = DeepSpeedCPUAdam(groups, betas=OPTIMIZER.betas, adamw_mode=True)
@@ -176,8 +180,8 @@ def use_cpu_accelerator() -> None:
         os.environ["PATH"] = scripts + os.pathsep + path
 
 
-def load_extensions(*, offload: bool) -> None:
-    """Compile what DeepSpeed needs on a CPU, once on each machine; other processes wait for it.
+def build_cpu_adam() -> None:
+    """Compile DeepSpeed's optimizer for offload on a CPU, once on each machine; other processes wait for it.
 
     PyTorch marks a build by a file. A killed process leaves that file behind, and all later processes would wait for it
     without end. A lock of the operating system ends with its holder, so the holder of ours may remove such a file.
@@ -193,7 +197,6 @@ def load_extensions(*, offload: bool) -> None:
         for left in glob.glob(os.path.join(folder, "*", "lock")):
             logger.info("a build of %s was cut off; it is built again", os.path.basename(os.path.dirname(left)))
             os.remove(left)
-        for name in ["ShareMemCommBuilder"] + ["CPUAdamBuilder"] * offload:
-            builder = get_accelerator().create_op_builder(name)
-            if builder is not None and builder.is_compatible():
-                builder.load()
+        builder = get_accelerator().create_op_builder("CPUAdamBuilder")
+        if builder is not None and builder.is_compatible():
+            builder.load()

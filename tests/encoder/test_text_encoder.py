@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from ctxrec.core.config import EncoderConfig
+from ctxrec.core.errors import UserError
 from ctxrec.encoder.encode_plan import Tokens, tokenise
 from ctxrec.encoder.text_encoder import TextEncoder
 
@@ -46,6 +47,14 @@ def test_pooling_by_hand(path, pooling):
         expected = {"mean": states.mean(0), "cls": states[0], "last": states[-1]}[pooling]
         torch.testing.assert_close(row, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(together[0], together[4], atol=1e-6, rtol=0)
+
+
+def test_weights_that_are_cut_off_are_a_users_mistake(tiny_encoder, tmp_path):
+    broken = shutil.copytree(tiny_encoder, tmp_path / "encoder")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match=f"the encoder at {broken} cannot be loaded"):
+        TextEncoder(EncoderConfig(name=str(broken)), str(broken), tune=False)
 
 
 def test_pooling_follows_the_checkpoint_then_the_architecture(tiny_encoder, tiny_gpt2, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -46,27 +47,56 @@ def listening(pid: int) -> set[tuple[str, int, str]]:
     return {(c.laddr.ip.removeprefix("::ffff:"), c.laddr.port, tree[c.pid]) for c in found}
 
 
-def test_sigterm_finishes_what_is_in_flight_and_writes_what_is_stored(tiny_run, tmp_path):
-    """Sixty calls of 128 requests each wait in one replica, half of them behind Serve's proxy: all are answered."""
+@pytest.mark.slow  # below, the same by a config file
+def test_a_command_line_sets_the_ports_and_drains(tiny_run, tmp_path):
     port, direct, dashboard = free_ports(3)
     command = [
         "serve.app:build_app", f"run={tiny_run}", "cpus_per_replica=0.1", "load_encoder=false", f"direct_port={direct}",
-        f"store={tmp_path / 'live'}", "history_cache_mb=0", f"max_waiting={128 * IN_FLIGHT}", f"port={port}",
-        f"dashboard_port={dashboard}",
+        f"port={port}", f"dashboard_port={dashboard}",
     ]  # fmt: skip
+    places, log = [f"http://127.0.0.1:{place}" for place in (port, direct)], tmp_path / "log"
+    with running(command, log, places) as service:
+        assert {port, direct, dashboard} <= {at for address, at, _ in listening(service.pid) if address == "127.0.0.1"}
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(300) == 0, log.read_text()[-2000:]
+
+
+def test_a_service_of_a_config_file_keeps_its_ports_and_drains_on_sigterm(tiny_run, tmp_path):
+    """Sixty calls of 128 requests each wait in one replica, half of them behind Serve's proxy: all are answered."""
+    port, direct, other = free_ports(3)
+    args = {
+        "run": tiny_run, "cpus_per_replica": 0.1, "load_encoder": False, "direct_port": direct, "store": str(tmp_path / "live"),
+        "history_cache_mb": 0, "max_waiting": 128 * IN_FLIGHT,
+    }  # fmt: skip
+    config, log = tmp_path / "serve.yaml", tmp_path / "log"
+    config.write_text(
+        f"proxy_location: HeadOnly\nhttp_options: {{host: 127.0.0.1, port: {port}}}\napplications:\n"
+        f"  - {{name: ctxrec, route_prefix: /, import_path: serve.app:build_app, args: {json.dumps(args)}}}\n"
+    )
     body = {"requests": [{"user_id": f"u{n % 60}", "k": 40} for n in range(128)]}
     places = [f"http://127.0.0.1:{place}" for place in (port, direct)]
-    log = tmp_path / "log"
 
     def ask(place: str) -> int:
         return httpx.post(f"{place}/v1/recommend", json=body, timeout=300).status_code
 
-    with running(command, log, places) as service:
+    with running([str(config)], log, places) as service:
         heard = listening(service.pid)
-        assert {port, direct, dashboard} <= {port for address, port, _ in heard if address == "127.0.0.1"}
+        assert {port, direct} <= {port for address, port, _ in heard if address == "127.0.0.1"}
         # Ray's own ports too, but for the one between replicas, which Ray binds to all addresses whatever it is told.
         wide = {name for address, _, name in heard if address != "127.0.0.1"}
         assert all(name.startswith("ray::ServeReplica") for name in wide), wide
+        seconds = (
+            [str(config)],
+            ["serve.app:build_app", f"run={tiny_run}", f"port={port}"],
+            ["serve.app:build_app", f"run={tiny_run}", f"port={other}", f"dashboard_port={port}"],
+        )
+        for second in seconds:
+            refused = subprocess.run([*SERVE, *second], env=command_env(), capture_output=True, text=True, timeout=300)
+            last = refused.stderr.strip().splitlines()[-1]
+            assert refused.returncode == 2 and "Traceback" not in refused.stderr, refused.stderr
+            assert last.startswith(f"error: 127.0.0.1:{port} cannot be used: Address already in use"), last
+            assert httpx.get(f"{places[0]}/readyz").status_code == 200
+        assert listening(service.pid) == heard
         event = {"user_id": "the last", "item_id": "i3"}
         assert httpx.post(f"{places[1]}/v1/events", json={"events": [event]}).json() == {"accepted": 1}
         with ThreadPoolExecutor(IN_FLIGHT) as threads:
@@ -79,45 +109,12 @@ def test_sigterm_finishes_what_is_in_flight_and_writes_what_is_stored(tiny_run, 
             assert [each.result() for each in asking] == [200] * IN_FLIGHT
         assert service.wait(300) == 0, log.read_text()[-2000:]
     assert still > IN_FLIGHT // 4, "else the signal came too late to say anything"
+    assert "SIGTERM: finishing what is in flight" in log.read_text()
     for place in places:
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{place}/readyz")
     (file,) = (tmp_path / "live" / "events").glob("*.parquet")
     assert pq.read_table(file).column("user_id").to_pylist() == ["the last"]
-
-
-def test_a_config_file_drains_too_and_a_second_service_at_its_port_is_refused(tiny_run, tmp_path):
-    port, other = free_ports(2)
-    config = tmp_path / "serve.yaml"
-    config.write_text(
-        f"proxy_location: HeadOnly\nhttp_options: {{host: 127.0.0.1, port: {port}}}\napplications:\n"
-        "  - name: ctxrec\n    route_prefix: /\n    import_path: serve.app:build_app\n    args:\n"
-        f"      {{run: {tiny_run}, direct_port: 0, load_encoder: false, cpus_per_replica: 0.1, max_waiting: 4096, store: {tmp_path / 'live'}}}\n"
-    )
-    place, log = f"http://127.0.0.1:{port}", tmp_path / "log"
-    body = {"requests": [{"user_id": f"u{n % 60}", "k": 40} for n in range(128)]}
-    with running([str(config)], log, [place]) as service:
-        before = listening(service.pid)
-        seconds = (
-            [str(config)],
-            ["serve.app:build_app", f"run={tiny_run}", f"port={port}"],
-            ["serve.app:build_app", f"run={tiny_run}", f"port={other}", f"dashboard_port={port}"],
-        )
-        for second in seconds:
-            asked = subprocess.run([*SERVE, *second], env=command_env(), capture_output=True, text=True, timeout=300)
-            last = asked.stderr.strip().splitlines()[-1]
-            assert asked.returncode == 2 and "Traceback" not in asked.stderr, asked.stderr
-            assert last.startswith(f"error: 127.0.0.1:{port} cannot be used: Address already in use"), last
-            assert httpx.get(f"{place}/readyz").status_code == 200
-        assert listening(service.pid) == before
-        with ThreadPoolExecutor(8) as threads:
-            asking = [threads.submit(httpx.post, f"{place}/v1/recommend", json=body, timeout=300) for _ in range(8)]
-            while not any(each.done() for each in asking):
-                time.sleep(0.01)
-            service.send_signal(signal.SIGTERM)
-            assert [each.result().status_code for each in asking] == [200] * 8
-        assert service.wait(300) == 0, log.read_text()[-2000:]
-    assert "SIGTERM: finishing what is in flight" in log.read_text()
 
 
 def waiting(place: str) -> float:

@@ -110,6 +110,7 @@ def test_failures_that_a_user_can_do_something_about_are_told():
     assert faults.explain("ValueError: else", "/run", 40) is None
 
 
+@pytest.mark.slow  # above, what is recorded is told; test_text_encoder.py has encoders whose weights are cut off
 def test_a_mistake_that_a_worker_finds_is_told_and_is_not_tried_again(ray_cluster, tiny_data, tiny_config, tmp_path):
     """A text encoder whose weights are cut off: found when a worker loads it."""
     broken = tmp_path / "encoder"

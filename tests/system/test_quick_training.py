@@ -118,13 +118,18 @@ def test_texts_of_contexts_are_read_as_in_training_and_queries_too(tiny_data, qu
     assert gain[:, alike].mean() > gain[:, ~alike].mean() + 0.5 * gain.std()
 
 
-def test_a_full_training_goes_on_in_the_folder_of_a_quick_one(
-    tiny_data, quick, quick_run, tiny_config, tmp_path, capsys
-):
+def test_a_quick_run_is_reused_and_keeps_its_folder_from_another_configuration(tiny_data, quick, quick_run, capsys):
+    train(tiny_data, quick_run, quick)
+    assert "reused" in capsys.readouterr().out
+    other = dataclasses.replace(quick, model=dataclasses.replace(quick.model, history=7))
+    with pytest.raises(UserError, match="holds a training of another configuration"):
+        train(tiny_data, quick_run, other)
+
+
+@pytest.mark.slow  # test_python_api.py has a full training in the folder of a quick one
+def test_a_full_training_goes_on_in_the_folder_of_a_quick_one(tiny_data, quick, tiny_config, tmp_path):
     run = str(tmp_path / "run")
     train(tiny_data, run, quick)
-    train(tiny_data, run, quick)
-    assert "reused" in capsys.readouterr().out
     before = storage.read_json(RunPaths(run).manifest)
     # A full training that was cut off has written its options and nothing else: the next one is no "reused".
     storage.write_text(RunPaths(run).config, to_toml(tiny_config))

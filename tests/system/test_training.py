@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +32,11 @@ from trainings import (
 )
 
 from ctxrec.bundle.format import check_bundle
+from ctxrec.core import storage
 from ctxrec.core.config import load_config, to_toml
 from ctxrec.core.dataset_spec import load_spec
-from ctxrec.core.errors import UserError
+from ctxrec.core.errors import Stopped, UserError
+from ctxrec.core.run_paths import RunPaths
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.hub import resolve_encoder
 from ctxrec.ingest.pipeline import prepare
@@ -44,42 +48,28 @@ from ctxrec.training.worker_setup import describe_choices
 BY_CHANCE = 0.15  # NDCG@10 of one target among the 30 of 40 items, more or less, that a user has not had
 
 
-@pytest.fixture(scope="module")
-def plain_config(tiny_config):
-    """Without any dropout, so that runs on other numbers of workers are comparable."""
-    model = dataclasses.replace(tiny_config.model, dropout=0.0, id_dropout=0.0, text_dropout=0.0, action_heads=True)
-    # Two epochs, so that a checkpoint lies inside the phase; a rate at which the encoder's phase gains for sure.
-    options = {"tower_epochs": 2, "encoder_epochs": 1, "encoder_lr": 5e-3, "encoder_phase_tower_lr": 4e-3}
-    return dataclasses.replace(tiny_config, model=model, train=dataclasses.replace(tiny_config.train, **options))
-
-
 def with_workers(config, workers: int, stage: int, **options):
     changed = dataclasses.replace(config.train, workers=workers, zero_stage=stage, **options)
     return dataclasses.replace(config, train=changed)
 
 
 @pytest.fixture(scope="module")
-def one_process(ray_cluster, tiny_data, plain_config, tmp_path_factory) -> str:
-    return train(tiny_data, str(tmp_path_factory.mktemp("one") / "run"), with_workers(plain_config, 1, 0))
-
-
-@pytest.fixture(scope="module")
-def zero3(ray_cluster, tiny_data, plain_config, tmp_path_factory) -> str:
-    return train(tiny_data, str(tmp_path_factory.mktemp("zero3") / "run"), with_workers(plain_config, 2, 3))
+def one_process(ray_cluster, tiny_data, tiny_config, tmp_path_factory) -> str:
+    return train(tiny_data, str(tmp_path_factory.mktemp("one") / "run"), with_workers(tiny_config, 1, 0))
 
 
 @pytest.mark.slow  # test_zero.py holds every stage to one curve step by step, and ZeRO-3 goes through Ray below
 @pytest.mark.parametrize("stage", [1, 2])
-def test_two_workers_equal_one_process(tiny_data, plain_config, one_process, tmp_path, stage):
-    run = train(tiny_data, str(tmp_path / "run"), with_workers(plain_config, 2, stage))
+def test_two_workers_equal_one_process(tiny_data, tiny_config, one_process, tmp_path, stage):
+    run = train(tiny_data, str(tmp_path / "run"), with_workers(tiny_config, 2, stage))
     assert_same_training(run, one_process)
 
 
 @pytest.mark.slow  # the submitted job below trains in bfloat16, and test_two_tower.py holds losses and gradients
 @pytest.mark.parametrize(("workers", "stage"), [(1, 0), (2, 2), (2, 3)])
-def test_bfloat16_follows_float32(tiny_data, plain_config, one_process, tmp_path, workers, stage):
+def test_bfloat16_follows_float32(tiny_data, tiny_config, one_process, tmp_path, workers, stage):
     """The same losses but for what is rounded, on any workers; what is kept is float32 either way."""
-    run = train(tiny_data, str(tmp_path / "run"), with_workers(plain_config, workers, stage, precision="bf16"))
+    run = train(tiny_data, str(tmp_path / "run"), with_workers(tiny_config, workers, stage, precision="bf16"))
     ours, theirs = read_log(run), read_log(one_process)
     assert [(a["phase"], a["step"]) for a in ours] == [(b["phase"], b["step"]) for b in theirs]
     for a, b in zip(ours, theirs, strict=True):
@@ -89,38 +79,38 @@ def test_bfloat16_follows_float32(tiny_data, plain_config, one_process, tmp_path
     assert {value.dtype.name for value in towers.values()} == {"float32"}
 
 
-def test_zero3_equals_one_process(zero3, one_process):
-    assert_same_training(zero3, one_process)
+def test_zero3_on_two_workers_equals_one_process(tiny_run, one_process):
+    assert_same_training(tiny_run, one_process)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
-def test_gradient_caching_equals_one_process_without(tiny_data, plain_config, one_process, tmp_path, stage):
-    encoder = dataclasses.replace(plain_config.encoder, gradient_caching=True, token_budget=64)  # several passes a step
-    config = with_workers(dataclasses.replace(plain_config, encoder=encoder), 2, stage)
+def test_gradient_caching_equals_one_process_without(tiny_data, tiny_config, one_process, tmp_path, stage):
+    encoder = dataclasses.replace(tiny_config.encoder, gradient_caching=True, token_budget=64)  # several passes a step
+    config = with_workers(dataclasses.replace(tiny_config, encoder=encoder), 2, stage)
     assert_same_training(train(tiny_data, str(tmp_path / "run"), config), one_process)
 
 
-def test_zero3_adapter_is_whole_and_reloads_to_the_same_scores(zero3, tiny_data):
-    adapter = load_file(Path(zero3) / "bundle" / "adapter" / "adapter_model.safetensors")
+def test_the_adapter_of_zero3_is_whole_and_reloads_to_the_same_scores(tiny_run, tiny_data):
+    adapter = load_file(Path(tiny_run) / "bundle" / "adapter" / "adapter_model.safetensors")
     assert adapter and all(value.size > 0 for value in adapter.values())
-    entries = [entry["valid_ndcg@10"] for entry in read_log(zero3) if entry["phase"] == "encoder"]
+    entries = [entry["valid_ndcg@10"] for entry in read_log(tiny_run) if entry["phase"] == "encoder"]
     assert max(entries) > entries[0], "else what was tuned is left out, and the rest says nothing"
     moved = {name: np.abs(value).max() for name, value in adapter.items() if "lora_B" in name}  # B starts at zero
     assert moved and min(moved.values()) > 1e-4, moved
     items = PreparedData.open(tiny_data).items
-    assert_bundle_gives_its_item_vectors_again(f"{zero3}/bundle", items)
+    assert_bundle_gives_its_item_vectors_again(f"{tiny_run}/bundle", items)
 
 
 def unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-def test_a_bundle_keeps_its_action_heads(zero3):
+def test_a_bundle_keeps_its_action_heads(tiny_run):
     """Trained under ZeRO-3, loaded again, and asked."""
-    stored = load_file(f"{zero3}/bundle/towers.safetensors")["actions.own_ADD"]
+    stored = load_file(f"{tiny_run}/bundle/towers.safetensors")["actions.own_ADD"]
     assert stored.shape == (2, 16, 16) and all(head.any() for head in stored)
-    recommender = load_recommender(f"{zero3}/bundle")
+    recommender = load_recommender(f"{tiny_run}/bundle")
     history = [RawEvent("i4", "view", 1_699_990_000), RawEvent("i8", "buy", 1_699_995_000)]
     requests, _ = recommender.make_requests([RawRequest(timestamp=1_700_000_000, history=history)])
     query = recommender.queries(requests)[0, :16]  # the blend scales it by how far the request's scores spread
@@ -152,6 +142,7 @@ def test_run_folder_has_what_the_contract_says(tiny_run):
     assert not pickles
 
 
+@pytest.mark.slow  # test_quick_training.py has a log without them, and test_blend.py its weights
 def test_a_log_without_validation_events_has_all_sources_too(ray_cluster, tiny_config, tmp_path):
     spec = Path(make_dataset(tmp_path / "shop"))
     spec.write_text(spec.read_text() + "valid = 0\n")
@@ -210,12 +201,40 @@ def test_other_configurations_train(ray_cluster, tiny_data, tiny_encoder, tmp_pa
     assert np.isfinite(load_recommender(f"{run}/bundle").item_vectors).all()
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+def test_a_stopped_training_goes_on_and_ends_where_an_undisturbed_one_ends(
+    tiny_data, tiny_config, one_process, tmp_path
+):
+    """Stopped as by SIGTERM in the middle of the towers' phase; the same training again; equal to the digits of the log."""
+    config, run = with_workers(tiny_config, 1, 0), tmp_path / "run"
+    stop = Path(RunPaths(str(run)).checkpoints) / "stop"
+    storage.write_text(str(stop), "")  # of an earlier attempt
+
+    def stop_before_the_first_step() -> None:
+        while stop.exists():
+            time.sleep(0.02)
+        storage.write_text(str(stop), "")  # the workers have not yet started
+
+    stopper = threading.Thread(target=stop_before_the_first_step, daemon=True)
+    stopper.start()
+    with pytest.raises(Stopped, match="stopped as asked, and saved"):
+        train(tiny_data, str(run), config)
+    assert not (run / "manifest.json").exists()
+    *lines, last = (run / "train_log.jsonl").read_text().splitlines()
+    last = json.dumps(json.loads(last) | {"seconds": 5000.0})
+    (run / "train_log.jsonl").write_text("\n".join([*lines, last]) + "\n")
+    assert (0, 0) < done_so_far(run) < (1, 0), "in the middle of the first phase"
+    train(tiny_data, str(run), config)
+    assert json.loads((run / "manifest.json").read_text())["train_seconds"] > 5000, "what came before the stop counts"
+    same_to_the_digit(run, one_process)
+
+
+@pytest.mark.slow  # a stopped training goes on above, and test_zero.py resumes from checkpoints of every stage
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_killed_training_goes_on_and_ends_where_an_undisturbed_one_ends(
-    tiny_data, plain_config, one_process, tmp_path, precision
+    tiny_data, tiny_config, one_process, tmp_path, precision
 ):
     """SIGKILL in the middle of the towers' phase; the same training again; equal to the bit of the log's digits."""
-    config = with_workers(plain_config, 1, 0, precision=precision)
+    config = with_workers(tiny_config, 1, 0, precision=precision)
     run, log = tmp_path / "killed", tmp_path / "log"
     # On a cluster of its own: Ray would keep the CPUs of a killed training from elastic ones for three minutes.
     first = start(config, tiny_data, run, log)

@@ -94,7 +94,13 @@ def ndcg_of_cold_items(bundle: str) -> float:
 
 def test_a_tuned_encoder_finds_what_a_frozen_one_cannot(planted, blind_encoder, tmp_path):
     options = [f"encoder.name={blind_encoder}", "encoder.tune=full", "encoder.max_tokens=16", "model.dim=16"]
-    options += ["model.history=8", "train.global_batch_size=16", "train.tower_epochs=6", "train.encoder_epochs=10"]
+    options += [
+        "model.history=8",
+        "train.workers=1",
+        "train.global_batch_size=16",
+        "train.tower_epochs=6",
+        "train.encoder_epochs=10",
+    ]
     options += ["train.encoder_lr=2e-3", "train.encoder_phase_tower_lr=4e-3", "train.patience=100", "train.refit=false"]
     run = train(planted, str(tmp_path / "run"), load_config(None, [*options, "train.precision=fp32"]))
     frozen, tuned = (ndcg_of_cold_items(f"{run}/{folder}") for folder in ("checkpoints/before", "bundle"))
