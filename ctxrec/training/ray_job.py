@@ -84,6 +84,8 @@ def _trainer(job: dict[str, Any], config: Config, callbacks: Sequence[UserCallba
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(options.timeout_s)
     if elastic:  # Ray still counts a machine that has just died, and a request for its CPUs would take a minute
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
+    if not os.environ.get("RAY_ADDRESS"):  # nobody takes a machine of a local cluster away with notice
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     env["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"  # it would print an empty line for every step of a progress bar
     return ray.train.torch.TorchTrainer(
         train_worker,
