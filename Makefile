@@ -53,7 +53,7 @@ test-unit: setup
 # Most of the system tier's time is waiting for processes to start, so two processes take the files in turn, each with
 # a Ray cluster of its own.
 test: setup
-	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all: setup
 	$(BIN)/python -m pytest $(ARGS)

@@ -45,7 +45,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 SYSTEM_TESTS = Path(__file__).resolve().parent / "system"
-SERVICE_TESTS = SYSTEM_TESTS / "service"
+SERVICE_TESTS = "tests/system/service/"  # in the names of its tests
 
 
 def _is_system(item: pytest.Item) -> bool:
@@ -61,14 +61,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, A
     """
     for item in items:
         item.add_marker("system" if _is_system(item) else "unit")
-        # One process runs all tests of a group: those of a file, and those that share the one service.
-        item.add_marker(pytest.mark.xdist_group("service" if SERVICE_TESTS in item.path.parents else str(item.path)))
     result = yield  # pytest selects by mark and groups by fixture
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: (SYSTEM_TESTS not in item.path.parents, not _is_system(item)))
     else:
         items.sort(key=_is_system)  # stable
     return result
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One of several processes runs all tests of a file, and all that share the one service."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFileOrService(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "service" if nodeid.startswith(SERVICE_TESTS) else super()._split_scope(nodeid)
+
+    return ByFileOrService(config, log)
 
 
 @pytest.fixture(autouse=True)

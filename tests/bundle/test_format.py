@@ -209,7 +209,9 @@ def test_a_relative_encoder_folder_is_made_absolute(
 ):
     """Workers run in another folder; and the run is the one that the absolute name made."""
     monkeypatch.chdir(Path(tiny_encoder).parent)
-    config = dataclasses.replace(tiny_config, encoder=dataclasses.replace(tiny_config.encoder, name="bert"))
+    config = dataclasses.replace(
+        tiny_config, encoder=dataclasses.replace(tiny_config.encoder, name=Path(tiny_encoder).name)
+    )
     assert train(tiny_data, tiny_run, config) == tiny_run
     assert "reused" in capsys.readouterr().out
 

@@ -272,7 +272,7 @@ def test_ray_job_submit(tiny_data, tiny_config, tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     load_recommender(str(tmp_path / "run" / "bundle"))
     assert "training on 2 workers" in done.stdout, "as many as the cluster has room for"
-    assert "chosen: bf16 on cpu, ZeRO-2; softmax over 40 items" in done.stdout
+    assert "chosen: bf16 on cpu, ZeRO-3; softmax over 40 items" in done.stdout
     printed = done.stdout + done.stderr
     for noise in (
         "constructor arguments",
@@ -302,12 +302,12 @@ def test_ray_job_submit(tiny_data, tiny_config, tmp_path):
 def test_what_was_chosen_is_said(tiny_config):
     small = {"device": torch.device("cpu"), "num_items": 40, "cut": True, "encoded": True}
     assert describe_choices(tiny_config, dtype=torch.float32, **small) == (
-        "fp32 on cpu, ZeRO-2; softmax over 40 items (full up to 50,000); lora in the top 1 layers, states below them from "
+        "fp32 on cpu, ZeRO-3; softmax over 40 items (full up to 50,000); lora in the top 1 layers, states below them from "
         "disk; 128 items of a step fresh"
     )
     large = {"device": torch.device("cuda"), "num_items": 10**6, "cut": False, "encoded": False}
     assert describe_choices(tiny_config, dtype=torch.bfloat16, **large) == (
-        "bf16 on cuda, ZeRO-2; sampled_softmax over 1,000,000 items (full up to 50,000)"
+        "bf16 on cuda, ZeRO-3; sampled_softmax over 1,000,000 items (full up to 50,000)"
     )
 
 
