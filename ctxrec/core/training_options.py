@@ -132,7 +132,8 @@ class TrainConfig:
             form or comes from the encoder as it is (item memory, texts, popularity) and the blend of them. It takes a
             minute on a small log, and `full` in the same folder goes on from there.
         workers: Number of Ray Train workers, or `[fewest, most]`: as many as the cluster has room for, more or fewer as
-            machines come and go.
+            machines come and go. 0 trains in the command's own process without Ray, which starts sooner and is easy to
+            debug; a worker that dies is then not replaced.
         cpus_per_worker: CPUs of each worker. 0 divides the CPUs of the cluster among the workers.
         gpus_per_worker: GPUs of each worker that trains on GPUs. Below 1, a worker shares its GPU with other trainings.
         use_gpu: Whether to train on GPUs. `auto` does so where the cluster has some.
@@ -219,10 +220,11 @@ class TrainConfig:
         for key in ("warmup", "new_items_cost"):
             require(0 <= getattr(self, key) < 1, f"train.{key}", getattr(self, key), "a share from 0 to below 1")
         ordered = isinstance(self.workers, int) or (len(self.workers) == 2 and self.workers[0] <= self.workers[1])
-        expected = "a number of at least 1, or [fewest, most] of them"
-        require(ordered and self.min_workers >= 1, "train.workers", self.workers, expected)
+        expected = "a number of at least 1, or [fewest, most] of them, or 0 for the command's own process"
+        require(ordered and (self.min_workers >= 1 or self.workers == 0), "train.workers", self.workers, expected)
         if isinstance(self.workers, int):
-            expected, fits = f"a multiple of train.workers ({self.workers})", self.global_batch_size % self.workers == 0
+            fits = self.global_batch_size % max(self.workers, 1) == 0
+            expected = f"a multiple of train.workers ({self.workers})"
         else:
             expected, fits = (
                 f"at least {self.max_workers}, a window a worker",

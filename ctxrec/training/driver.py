@@ -101,13 +101,15 @@ def train(
 
         facts = train_quick(data, out, config)
     else:
-        from ctxrec.training.ray_job import run_on_ray
+        job = {"config": config.to_dict(), "data": data_path, "run": out, "start": start, "profile": profile}
+        if config.train.workers == 0:
+            from ctxrec.training.local_job import run_here
 
-        run_on_ray(
-            {"config": config.to_dict(), "data": data_path, "run": out, "start": start, "profile": profile},
-            config,
-            callbacks,
-        )
+            run_here(job, config, callbacks)
+        else:
+            from ctxrec.training.ray_job import run_on_ray
+
+            run_on_ray(job, config, callbacks)
     if profile:
         print(summarise(out))
     storage.write_json(RunPaths(out).manifest, _manifest(out, data, config, time.monotonic() - begin) | facts)
@@ -188,7 +190,7 @@ def trains_on_gpus(options: TrainConfig, available: float) -> bool:
 def cpus_of_worker(options: TrainConfig, available: float) -> float:
     """CPUs of each worker on a cluster that has `available` CPUs."""
     elastic = options.min_workers < options.max_workers
-    return options.cpus_per_worker or max(available // options.max_workers, 1.0 if elastic else 0.5)
+    return options.cpus_per_worker or max(available // max(options.max_workers, 1), 1.0 if elastic else 0.5)
 
 
 def _logged_seconds(run: str) -> float:

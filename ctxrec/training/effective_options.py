@@ -92,7 +92,7 @@ def _of_hardware(config: Config, machine: Hardware) -> dict[str, Resolved]:
     if train.zero_stage == 0 and bf16:
         found["train.zero_stage"] = Resolved("stage 0 with bf16 runs as stage 1", 1)
     if train.micro_batch_size == 0:
-        windows = -(-train.global_batch_size // train.max_workers)
+        windows = -(-train.global_batch_size // max(train.max_workers, 1))
         found["train.micro_batch_size"] = Resolved("all windows of a worker's step", windows)
     if config.index.use_gpu == "auto":
         found["index.use_gpu"] = Resolved(f"hardware: {has}", "yes" if num_gpus(config.index) else "no")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +22,12 @@ from ctxrec.training.catalogue_vectors import Catalogue
 from ctxrec.training.trackers import Tracker
 from ctxrec.training.validator import Validator
 
+Report = Callable[[dict[str, Any], str | None], None]
+
+
+def keep_nothing(metrics: dict[str, Any], folder: str | None) -> None:
+    """The report of a training whose checkpoints nobody keeps."""
+
 
 @dataclass(frozen=True)
 class Worker:
@@ -30,6 +38,7 @@ class Worker:
     scratch: str  # a local folder for as long as the training lasts
     profile: bool  # trace some steps of each phase
     tracker: Tracker | None  # on rank 0 alone
+    report: Report = keep_nothing  # takes the figures of a checkpoint and, on rank 0, its folder
 
     @property
     def rank(self) -> int:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import ray.train
 import torch
 import torch.distributed as dist
 from ray.experimental import tqdm_ray
@@ -333,7 +332,7 @@ class PhaseRun:
         return float(total) / self.worker.world
 
     def _checkpoint(self) -> None:
-        """Report a checkpoint to Ray Train, which keeps the latest ones; every worker must call it."""
+        """Report a checkpoint, of which the latest ones are kept; every worker must call it."""
         self._refresh()  # a resumed training encodes the table anew, so this one goes on with the same table
         self.progress.loss_sum = self._average(self.progress.loss_sum)  # another number of workers may resume it
         weights, moments = checkpoint.full_weights(self.engine), checkpoint.full_moments(self.engine)
@@ -342,11 +341,11 @@ class PhaseRun:
         metrics = {"phase": self.phase, "step": progress.step, "valid_ndcg@10": progress.best}
         metrics |= {"epoch": progress.step / self.steps_per_epoch, "seconds": progress.seconds}
         if self.worker.rank != 0:
-            ray.train.report(metrics)
+            self.worker.report(metrics, None)
             return
         with tempfile.TemporaryDirectory(dir=self.worker.scratch) as folder:
             checkpoint.save(folder, weights, moments, state)
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            self.worker.report(metrics, folder)
 
 
 class ProgressBar:

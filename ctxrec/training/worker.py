@@ -21,41 +21,44 @@ from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import RunPaths
 from ctxrec.data.tensor_files import AGAIN, read_tensors
+from ctxrec.encoder.cache import Place
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
 from ctxrec.training import checkpoint, faults
 from ctxrec.training.export import Chosen, calibrate, export, tuned_encoder, tuned_text
-from ctxrec.training.phase_setup import Setup
+from ctxrec.training.phase_setup import Report, Setup
 from ctxrec.training.phase_trainer import SHARE, PhaseRun, Progress, Resumed
 from ctxrec.training.profiler import StepTrace
 from ctxrec.training.window_sampler import TrainStream
-from ctxrec.training.worker_setup import describe_choices, prepare_process, set_up
+from ctxrec.training.worker_setup import describe_choices, prepare_process, report_to_ray, set_up
 
 logger = logging.getLogger(__name__)
 
 
-def train_worker(job: dict[str, Any]) -> None:
+def train_worker(job: dict[str, Any], place: Place | None = None, report: Report = report_to_ray) -> None:
     """Train on this worker.
 
     A user's mistake is recorded for the driver to report, because another attempt would fail in the same way.
 
     Args:
         job: config (plain values), data and run (paths or URIs), start and profile (see `ctxrec.training.driver.train`).
+        place: of this process in a training without Ray; None: Ray Train knows it.
+        report: takes the figures and the folder of each checkpoint.
     """
     checkpoints = RunPaths(job["run"]).checkpoints
     if faults.mistake(checkpoints) is not None:
         return  # another worker has recorded one, so the training ends
     try:
         with tempfile.TemporaryDirectory(prefix="ctxrec-worker-") as scratch:
-            _train(job, scratch)
+            _train(job, scratch, prepare_process() if place is None else place, report)
     except UserError as error:
         faults.record_mistake(checkpoints, error)
 
 
-def _train(job: dict[str, Any], scratch: str) -> None:
+def _train(job: dict[str, Any], scratch: str, place: Place, report: Report) -> None:
     config = Config.from_dict(job["config"])
-    setup = set_up(config, job["data"], job["run"], scratch, prepare_process(), profile=job["profile"])
+    setup = set_up(config, job["data"], job["run"], scratch, place, profile=job["profile"], report=report)
     worker, texts = setup.worker, setup.catalogue.texts
     phases = ["towers"] + ["encoder"] * _tunes_encoder(setup) + ["refit"] * _refits(setup)
     if worker.rank == 0:

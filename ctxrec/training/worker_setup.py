@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import ray.train
 import ray.train.torch
@@ -17,7 +18,7 @@ from ctxrec.encoder.cache import Place
 from ctxrec.model.network import FULL_SOFTMAX_ITEMS, choose_loss
 from ctxrec.training import deepspeed_engine
 from ctxrec.training.catalogue_vectors import read_catalogue
-from ctxrec.training.phase_setup import Setup, TrainingLog, Worker
+from ctxrec.training.phase_setup import Report, Setup, TrainingLog, Worker
 from ctxrec.training.trackers import Tracker
 from ctxrec.training.validator import Validator
 
@@ -40,7 +41,21 @@ def prepare_process() -> Place:
     )
 
 
-def set_up(config: Config, data_path: str, run: str, scratch: str, place: Place, *, profile: bool = False) -> Setup:
+def report_to_ray(metrics: dict[str, Any], folder: str | None) -> None:
+    """Report the figures of a checkpoint, and its folder on rank 0, to Ray Train, which keeps the latest ones."""
+    ray.train.report(metrics, checkpoint=None if folder is None else ray.train.Checkpoint.from_directory(folder))
+
+
+def set_up(
+    config: Config,
+    data_path: str,
+    run: str,
+    scratch: str,
+    place: Place,
+    *,
+    profile: bool = False,
+    report: Report = report_to_ray,
+) -> Setup:
     """Read and make what all phases share; every worker must call it.
 
     Args:
@@ -50,6 +65,7 @@ def set_up(config: Config, data_path: str, run: str, scratch: str, place: Place,
         scratch: a local folder for as long as the training lasts.
         place: of this worker.
         profile: trace some steps of each phase.
+        report: takes the figures and the folder of each checkpoint.
     """
     data = PreparedData.open(data_path)
     scan = scan_log(
@@ -72,6 +88,7 @@ def set_up(config: Config, data_path: str, run: str, scratch: str, place: Place,
             scratch=scratch,
             profile=profile,
             tracker=Tracker(run, config.to_dict(), config.train.trackers) if place.rank == 0 else None,
+            report=report,
         ),
         log=TrainingLog(data, scan, batcher, validator),
         catalogue=read_catalogue(config, data, scan, run, place),

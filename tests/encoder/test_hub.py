@@ -42,7 +42,7 @@ def test_folders_that_hold_no_model(tiny_encoder, tmp_path, monkeypatch):
         TextEncoder(EncoderConfig(name=str(half)), str(half), tune=False)
     assert "\n" not in str(caught.value)
     monkeypatch.chdir(Path(tiny_encoder).parent)
-    assert resolve_encoder("bert", str(tmp_path)) == tiny_encoder
+    assert resolve_encoder(Path(tiny_encoder).name, str(tmp_path)) == tiny_encoder
     assert resolve_encoder(f"file://{tiny_encoder}", str(tmp_path)) == tiny_encoder
 
 

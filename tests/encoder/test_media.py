@@ -211,7 +211,7 @@ def test_posters_alone_tell_what_a_user_takes_next(posters, image_encoder, tmp_p
         "encoder.name=",
         'model.sources=["text", "media", "features", "context", "user"]',
     ]
-    options += ["model.dim=16", "model.history=10", "train.workers=1", "train.global_batch_size=16"]
+    options += ["model.dim=16", "model.history=10", "train.workers=0", "train.global_batch_size=16"]
     options += ["train.tower_epochs=8", "train.refit=false", "train.tower_lr=0.01"]
     run = train(posters.path, str(tmp_path / "run"), load_config(None, options))
     recommender = load_recommender(f"{run}/bundle")

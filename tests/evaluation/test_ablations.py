@@ -85,7 +85,7 @@ def test_ablations_are_trained_once_and_evaluated_beside_the_model(tiny_run, tmp
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     saved = run / "config.toml"
-    saved.write_text(saved.read_text().replace("workers = 2", "workers = 1"))  # the same training, started sooner
+    saved.write_text(saved.read_text().replace("workers = 2", "workers = 0"))  # the same training, started sooner
     config = Config()
     metrics = evaluate_run(str(run), config=config, ablations=names)
     assert set(metrics["ablations"]) == {"id_only"}
@@ -101,7 +101,7 @@ def test_ablations_are_trained_once_and_evaluated_beside_the_model(tiny_run, tmp
 
     trained = load_recommender(str(run / "ablations" / "id_only" / "bundle"))
     original = load_config(str(saved))
-    assert original.train.workers == trained.config.train.workers == 1
+    assert original.train.workers == trained.config.train.workers == 0
     assert changed_options(original, trained.config) == {"model.sources"}
     if "sasrec" in names:
         sasrec = load_recommender(str(run / "ablations" / "sasrec" / "bundle")).config

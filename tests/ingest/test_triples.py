@@ -87,7 +87,7 @@ def run(ray_cluster, tmp_path_factory) -> str:
     config = load_config(
         None,
         ["encoder.name=", 'model.sources=["text", "media", "features", "context", "user"]', "model.dim=16", "model.history=6",
-         "train.workers=1", "train.global_batch_size=16", "train.tower_epochs=12", "train.max_failures=0"],
+         "train.workers=0", "train.global_batch_size=16", "train.tower_epochs=12", "train.max_failures=0"],
     )  # fmt: skip
     prepare(load_spec(str(folder / "dataset.toml")), str(folder / "data"), config)
     return train(str(folder / "data"), str(folder / "run"), config)

@@ -75,7 +75,13 @@ def test_the_steps_are_the_commands_and_full_goes_on_from_quick(tiny_spec, optio
     run = str(tmp_path / "run")
     quick = ctxrec.train(data, out=run, preset="quick", options=options, verbose=False)
     assert load_recommender(RunPaths(quick.run).bundle).widths == ()
-    small = options | {"model.dim": 16, "train.tower_epochs": 1, "train.encoder_epochs": 0, "train.refit": False}
+    small = options | {
+        "model.dim": 16,
+        "train.workers": 0,
+        "train.tower_epochs": 1,
+        "train.encoder_epochs": 0,
+        "train.refit": False,
+    }
     full = ctxrec.train(str(tmp_path / "data"), out=run, options=small, verbose=False)
     assert len(load_recommender(RunPaths(full.run).bundle).widths) == 2
     assert len(ctxrec.load(run, kind="polars").recommend("u1", k=4)) == 4

@@ -126,9 +126,9 @@ def test_a_quick_run_is_reused_and_keeps_its_folder_from_another_configuration(t
         train(tiny_data, quick_run, other)
 
 
-@pytest.mark.slow  # test_python_api.py has a full training in the folder of a quick one
 def test_a_full_training_goes_on_in_the_folder_of_a_quick_one(tiny_data, quick, tiny_config, tmp_path):
     run = str(tmp_path / "run")
+    tiny_config = dataclasses.replace(tiny_config, train=dataclasses.replace(tiny_config.train, workers=0))
     train(tiny_data, run, quick)
     before = storage.read_json(RunPaths(run).manifest)
     # A full training that was cut off has written its options and nothing else: the next one is no "reused".

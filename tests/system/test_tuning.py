@@ -96,7 +96,7 @@ def test_a_tuned_encoder_finds_what_a_frozen_one_cannot(planted, blind_encoder, 
     options = [f"encoder.name={blind_encoder}", "encoder.tune=full", "encoder.max_tokens=16", "model.dim=16"]
     options += [
         "model.history=8",
-        "train.workers=1",
+        "train.workers=0",
         "train.global_batch_size=16",
         "train.tower_epochs=6",
         "train.encoder_epochs=10",
