@@ -65,7 +65,7 @@ def test_overrides_are_toml_or_a_string(override, section, key, value):
         ("model.dropout=1", ["model.dropout"]),
         ("train.zero_stage=4", ["train.zero_stage", "0, 1, 2 or 3"]),
         ("train.workers=3", ["train.global_batch_size", "train.workers"]),
-        ("train.workers=-1", ["train.workers is 0", "[fewest, most]"]),
+        ("train.workers=-1", ["train.workers is -1", "[fewest, most]"]),
         ("train.workers=[2, 1]", ["train.workers is (2, 1)", "[fewest, most]"]),
         ("train.workers=[1, 65]", ["train.global_batch_size", "at least 65"]),
         ("train.workers=two", ["train.workers", "a whole number"]),
