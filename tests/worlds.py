@@ -69,6 +69,35 @@ class World:
         )
 
 
+class ReadWorld:
+    """A world whose texts a real encoder has read, and what its models are made of."""
+
+    def __init__(self, world, tiny_encoder: str, folder: str, *options: str):
+        from ctxrec.encoder.text_encoder import TextEncoder
+        from ctxrec.encoder.text_table import encode_catalogue
+        from ctxrec.memory.text_similarity import on_axes, text_axes
+        from ctxrec.retrieval.bundle_texts import BundleTexts
+
+        self.world = world
+        self.config = world.config(f"encoder.name={tiny_encoder}", *options)
+        plain = TextEncoder(self.config.encoder, tiny_encoder, tune=False).eval()
+        vectors, present = encode_catalogue(plain, tiny_encoder, world.catalogue.texts, self.config.encoder)
+        centre, axes = text_axes(vectors, present, 6)
+        self.text_IC = on_axes(vectors, present, centre, axes)
+        self.texts = BundleTexts(folder, self.config, {"centre": centre, "axes": axes})
+
+    def blend(self, item_vectors, widths):
+        from blends import blend_of
+
+        from ctxrec.memory.blend import Blend
+
+        blend = Blend.of(blend_of(item_vectors, widths).memory, self.text_IC, item_vectors, widths)
+        return dataclasses.replace(blend, weights_2K=blend.unfitted_2K)
+
+    def recommender(self, texts=None):
+        return self.world.recommender(self.config, blend=self.blend, texts=texts or self.texts)
+
+
 def random_world(
     *, rich: bool = True, lengths: tuple[int, ...] = (9, 1, 5, 14, 7, 2), num_items: int = 20, seed: int = 0
 ):

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from blends import blend_of
 from tolerance import assert_same_scores
+from worlds import ReadWorld
 
 from ctxrec.core.errors import UserError
 from ctxrec.core.schema import ITEM_TITLE
@@ -72,6 +73,21 @@ def test_a_history_may_have_ids_or_whole_events(recommender):
     raw = RawRequest(context=context, history=[RawEvent("i3", "buy", NOW - 5.0, {"device": "tv"}), RawEvent("i7")])
     ((items, _),) = Retriever(recommender).top_k(recommender.make_requests([raw], including_now=True)[0], 5)
     assert found.column("item_id").to_pylist() == [recommender.item_ids[p] for p in items]
+
+
+def test_a_query_ranks_by_words_too_and_a_model_that_cannot_read_it_warns(world, recommender, tiny_encoder, tmp_path):
+    with pytest.warns(UserWarning, match="the query has no effect: the model compares no texts"):
+        unheard = model_of(recommender).recommend("u1", query="red shoe", context={"timestamp": NOW})
+    assert unheard.equals(model_of(recommender).recommend("u1", context={"timestamp": NOW}))
+    read = ReadWorld(world, tiny_encoder, str(tmp_path), "train.preset=quick").recommender()
+    found = model_of(read).recommend("u1", k=20, query="red shoe", context={"timestamp": NOW}).to_pydict()
+    raw = RawRequest(user_id="u1", timestamp=NOW, query="red shoe")
+    requests, _ = read.make_requests([raw], including_now=True)
+    ((items, scores),) = Retriever(read).top_k(requests, 20)
+    assert found["item_id"] == [read.item_ids[p] for p in items]
+    assert_same_scores(found["score"], scores)
+    why = model_of(read).explain("u1", "i7", query="red shoe", context={"timestamp": NOW}).to_pydict()
+    assert ("source", "query") in zip(why["part"], why["name"], strict=True)
 
 
 def test_wishes_are_those_of_the_http_call(recommender):

@@ -6,17 +6,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-from blends import blend_of
 from tolerance import assert_same_scores
+from worlds import ReadWorld
 
 from ctxrec.core.config import IndexConfig
 from ctxrec.core.errors import UserError
-from ctxrec.encoder.text_encoder import TextEncoder
-from ctxrec.encoder.text_table import encode_catalogue
 from ctxrec.index.builder import build_index
-from ctxrec.memory.blend import Blend
 from ctxrec.memory.request_words import CONTEXT_TEXT, QUERY
-from ctxrec.memory.text_similarity import on_axes, text_axes
 from ctxrec.retrieval.bundle_texts import BundleTexts, NoEncoder
 from ctxrec.retrieval.explain import explain
 from ctxrec.retrieval.heard_words import check_context_texts
@@ -28,30 +24,10 @@ from serve.engine import Engine, answer_json
 NOW = 1_700_000_000.0
 
 
-class Read:
-    """A world whose texts a real encoder has read, and what its models are made of."""
-
-    def __init__(self, world, tiny_encoder: str, folder: str, *options: str):
-        self.world = world
-        self.config = world.config(f"encoder.name={tiny_encoder}", *options)
-        plain = TextEncoder(self.config.encoder, tiny_encoder, tune=False).eval()
-        vectors, present = encode_catalogue(plain, tiny_encoder, world.catalogue.texts, self.config.encoder)
-        centre, axes = text_axes(vectors, present, 6)
-        self.text_IC = on_axes(vectors, present, centre, axes)
-        self.texts = BundleTexts(folder, self.config, {"centre": centre, "axes": axes})
-
-    def blend(self, item_vectors, widths) -> Blend:
-        blend = Blend.of(blend_of(item_vectors, widths).memory, self.text_IC, item_vectors, widths)
-        return dataclasses.replace(blend, weights_2K=blend.unfitted_2K)
-
-    def recommender(self, texts: BundleTexts | None = None):
-        return self.world.recommender(self.config, blend=self.blend, texts=texts or self.texts)
-
-
 @pytest.fixture(scope="module", params=["full", "quick"])
-def read(request, make_world, tiny_encoder, tmp_path_factory) -> Read:
+def read(request, make_world, tiny_encoder, tmp_path_factory) -> ReadWorld:
     folder = str(tmp_path_factory.mktemp("bundle"))
-    return Read(make_world(), tiny_encoder, folder, f"train.preset={request.param}")
+    return ReadWorld(make_world(), tiny_encoder, folder, f"train.preset={request.param}")
 
 
 @pytest.fixture(scope="module")
