@@ -38,7 +38,7 @@ class BlendParams:
         start: weight of every source before the fit, before softplus. No measurement supports it.
         unfitted_sequence, unfitted_other: weights of the sequence head and of every other source where no validation
             event exists. They are near the weights that the fit chose on several data sets of shops and films.
-        unfitted_query: weight of a request's query where no validation event exists.
+        unfitted_query: weight of a request's query where no validation event exists. The fit on MovieLens-100K gave 1.9.
     """
 
     typical: float = 2.0

@@ -34,7 +34,8 @@ class BlendFitParams:
         max_items: limit of time and memory: number of items that compete, the targets and others drawn at random.
         scores_at_once: limit of memory: 128 MB of scores of all sources.
         iterations: number of L-BFGS iterations at most. No measurement supports it.
-        query_share: standard deviation of the scores of a query, relative to that of all other scores of a request.
+        query_share: standard deviation of the scores of a query, relative to that of all other scores of a request. Of .25
+            to 5, 1 is the best for queries of genres and of one title word on MovieLens-100K, and 1 to 2 for half a title.
     """
 
     nll_penalty: float = 1e-3
