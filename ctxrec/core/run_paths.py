@@ -92,6 +92,11 @@ class RunPaths:
         return storage.join(self.root, CHECKPOINTS, "text.safetensors")
 
     @property
+    def not_tuned(self) -> str:
+        """Why the encoder was not tuned, in words; "" in it where a phase tuned it."""
+        return storage.join(self.root, CHECKPOINTS, "not-tuned.json")
+
+    @property
     def media_vectors(self) -> str:
         """Vectors of images and sounds."""
         return storage.join(self.root, CHECKPOINTS, "media.safetensors")

@@ -143,7 +143,8 @@ class TrainConfig:
         micro_batch_size: History windows that go through the model of a worker at once. 0 means all windows of a step.
         tower_epochs: Epochs of the first phase and of the refit, at most. 0 takes as many as read 1.5 million events, from
             4 to 15, because more did not help on large logs.
-        encoder_epochs: Epochs of the encoder's phase, in which the items of a step get fresh text vectors.
+        encoder_epochs: Epochs of the encoder's phase, in which the items of a step get fresh text vectors. A log that cannot
+            teach the encoder has no such phase.
         tower_lr: Peak learning rate of the towers in the first phase and in the refit.
         encoder_lr: Peak learning rate of the encoder, and of a language model that reads the history.
         encoder_phase_tower_lr: Peak learning rate of the towers in the encoder's phase.

@@ -16,7 +16,7 @@ from ctxrec.core import storage
 from ctxrec.core.config import Config, EncoderConfig
 from ctxrec.core.run_paths import RunPaths
 from ctxrec.data.features import item_features
-from ctxrec.data.log_statistics import LogScan
+from ctxrec.data.log_statistics import LogScan, TrainingPart
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.tensor_files import AGAIN, read_tensors, write_tensors
 from ctxrec.encoder.cache import Place, item_keys, vector_store, with_states
@@ -27,6 +27,7 @@ from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.encoder.text_table import TextTable, has_text, make_text_table
 from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.network import EncodeInputs, Network
+from ctxrec.training.tuning_rule import why_not_asked, why_not_taught
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class CatalogueTexts:
     tokens: Tokens  # with the states of the layers below the trained ones, where they are kept
     present_I: np.ndarray  # bool, which items have a text
     frozen: TextTable
+    why_not_tuned: str  # why the encoder stays as it is, in words; "" where it is tuned
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def read_catalogue(config: Config, data: PreparedData, log: LogScan, run: str, p
     texts, media = None, {}
     present_I = has_text(features.texts)
     if config.encoder.name and "text" in config.model.sources and present_I.any():
-        texts = _read_texts(config, features.texts, present_I, run, place)
+        texts = _read_texts(config, features.texts, present_I, log.train, run, place)
     if "media" in config.model.sources:
         media = media_tables(config.encoder, data, RunPaths(run).media_vectors, place)
     shape = ModelShape.of(
@@ -95,13 +97,18 @@ def read_catalogue(config: Config, data: PreparedData, log: LogScan, run: str, p
     )
 
 
-def _read_texts(config: Config, texts: list[str], present_I: np.ndarray, run: str, place: Place) -> CatalogueTexts:
+def _read_texts(
+    config: Config, texts: list[str], present_I: np.ndarray, log: TrainingPart, run: str, place: Place
+) -> CatalogueTexts:
     encoder_path = resolve_encoder(config.encoder.name, storage.cache_dir())
     tokens = tokenise(encoder_path, texts, max_tokens=config.encoder.max_tokens)
-    if config.train.encoder_epochs:
+    why_not = why_not_asked(config) or why_not_taught(
+        int(log.events_K.sum()), int(log.trained_I.sum()), tokens, np.flatnonzero(log.trained_I & present_I)
+    )
+    if not why_not:
         tokens = with_states(tokens, present_I, encoder_path, config.encoder, place)
     frozen = _frozen_table(config.encoder, RunPaths(run).text_vectors, encoder_path, tokens, present_I, place)
-    return CatalogueTexts(encoder_path, tokens, present_I, frozen)
+    return CatalogueTexts(encoder_path, tokens, present_I, frozen, why_not)
 
 
 def _frozen_table(

@@ -234,7 +234,9 @@ def _git_commit() -> str | None:
 
 def run_outcome(run: str) -> EncoderOutcome:
     """What became of the encoder in a training, also of a run whose manifest does not say so."""
-    return encoder_outcome(load_config(base=RunPaths(run).config), read_train_log(run))
+    path = RunPaths(run).not_tuned  # a run of an earlier version has none
+    why_not = storage.read_json(path)["why"] if storage.exists(path) else ""
+    return encoder_outcome(load_config(base=RunPaths(run).config), read_train_log(run), why_not)
 
 
 def describe_run(run: str) -> str:

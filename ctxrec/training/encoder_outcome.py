@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ctxrec.core.config import Config
+from ctxrec.training.tuning_rule import why_not_asked
 
 TUNED, FROZEN = "tuned", "frozen"
 
@@ -33,7 +34,7 @@ class EncoderOutcome:
         return f"encoder: {self.state}, because {self.why}"
 
 
-def encoder_outcome(config: Config, train_log: Sequence[dict[str, Any]]) -> EncoderOutcome:
+def encoder_outcome(config: Config, train_log: Sequence[dict[str, Any]], why_not: str = "") -> EncoderOutcome:
     """The outcome of a finished training.
 
     The phase keeps its best weights by validation NDCG@10. Where the best are those that it began with, the encoder stays
@@ -42,18 +43,13 @@ def encoder_outcome(config: Config, train_log: Sequence[dict[str, Any]]) -> Enco
     Args:
         config: the options of the training.
         train_log: its records (`ctxrec.training.trackers.read_train_log`).
+        why_not: why there was no such phase, in words, where the log was the reason (`ctxrec.training.tuning_rule`).
     """
-    if not config.encoder.name or "text" not in config.model.sources:
-        return EncoderOutcome(FROZEN, "the model reads no text")
-    if config.train.preset == "quick":
-        return EncoderOutcome(FROZEN, "train.preset is quick")
-    if config.encoder.tune == "freeze":
-        return EncoderOutcome(FROZEN, "encoder.tune is freeze")
-    if not config.train.encoder_epochs:
-        return EncoderOutcome(FROZEN, "train.encoder_epochs is 0")
+    if not_asked := why_not_asked(config):
+        return EncoderOutcome(FROZEN, not_asked)
     records = [record for record in train_log if record["phase"] == "encoder"]
     if not records:
-        return EncoderOutcome(FROZEN, "no item has a text")
+        return EncoderOutcome(FROZEN, why_not or "no item has a text")
     seconds = max(record.get("seconds", 0.0) for record in records)
     found = [record["valid_ndcg@10"] for record in records if "valid_ndcg@10" in record]
     if not found:

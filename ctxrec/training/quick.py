@@ -81,13 +81,9 @@ def _set_up(data: PreparedData, run: str, config: Config, scratch: str) -> Setup
     scan = scan_log(
         data, history=config.model.history, num_validation_requests=config.train.valid_users, keep_events=True
     )
-    # Nothing is tuned, so no states below the tuned layers are kept; no towers read images and sounds.
+    # No towers read images and sounds.
     sources = tuple(source for source in config.model.sources if source != "media")
-    reduced = dataclasses.replace(
-        config,
-        train=dataclasses.replace(config.train, encoder_epochs=0),
-        model=dataclasses.replace(config.model, sources=sources),
-    )
+    reduced = dataclasses.replace(config, model=dataclasses.replace(config.model, sources=sources))
     return Setup(
         config=config,
         run=run,

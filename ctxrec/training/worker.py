@@ -60,12 +60,16 @@ def _train(job: dict[str, Any], scratch: str, place: Place, report: Report) -> N
     config = Config.from_dict(job["config"])
     setup = set_up(config, job["data"], job["run"], scratch, place, profile=job["profile"], report=report)
     worker, texts = setup.worker, setup.catalogue.texts
-    phases = ["towers"] + ["encoder"] * _tunes_encoder(setup) + ["refit"] * _refits(setup)
+    why_not = "no item has a text" if texts is None else texts.why_not_tuned
+    phases = ["towers"] + ["encoder"] * (not why_not) + ["refit"] * _refits(setup)
     if worker.rank == 0:
         logger.info("training on %d worker%s", worker.world, "s" * (worker.world > 1))
         encoded, cut = "encoder" in phases, texts is not None and texts.tokens.states is not None
         found = {"dtype": worker.dtype, "device": worker.device, "num_items": setup.catalogue.shape.num_items}
         logger.info("chosen: %s", describe_choices(config, **found, encoded=encoded, cut=cut))
+        storage.write_json(RunPaths(setup.run).not_tuned, {"why": why_not})
+        if why_not:
+            logger.info("the encoder is not tuned, because %s", why_not)
     resumed = _load_checkpoint(setup, job["start"])
     done: dict[str, dict[str, torch.Tensor]] = {}
     chosen = Chosen(setup.catalogue.frozen, None, 1.0)
@@ -104,11 +108,6 @@ def _train(job: dict[str, Any], scratch: str, place: Place, report: Report) -> N
 
 def _refits(setup: Setup) -> bool:
     return setup.config.train.refit and setup.log.validator is not None
-
-
-def _tunes_encoder(setup: Setup) -> bool:
-    tuned = setup.config.encoder.tune != "freeze" and setup.config.train.encoder_epochs > 0
-    return tuned and setup.catalogue.texts is not None
 
 
 def _load_checkpoint(setup: Setup, start: str) -> Resumed | None:

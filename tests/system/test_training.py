@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from bucket_files import write_shop
 from safetensors.numpy import load_file
 from shop import make_dataset
 from trainings import (
@@ -32,7 +34,7 @@ from trainings import (
 )
 
 from ctxrec.bundle.format import check_bundle
-from ctxrec.core import storage
+from ctxrec.core import schema, storage
 from ctxrec.core.config import load_config, to_toml
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.core.errors import Stopped, UserError
@@ -42,7 +44,7 @@ from ctxrec.encoder.hub import resolve_encoder
 from ctxrec.ingest.pipeline import prepare
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.raw_request import RawEvent, RawRequest
-from ctxrec.training.driver import train
+from ctxrec.training.driver import describe_run, train
 from ctxrec.training.worker_setup import describe_choices
 
 BY_CHANCE = 0.15  # NDCG@10 of one target among the 30 of 40 items, more or less, that a user has not had
@@ -165,6 +167,22 @@ def test_a_tuning_that_gains_nothing_leaves_the_model_as_it_was(ray_cluster, tin
     assert not (Path(run) / "checkpoints" / "before").exists(), "there is nothing to compare"
     manifest = json.loads((Path(run) / "manifest.json").read_text())
     assert manifest["encoder"] == "frozen" and "gained nothing" in manifest["encoder_reason"]
+
+
+def test_a_log_that_cannot_teach_the_encoder_has_no_phase_for_it(make_world, tiny_encoder, tmp_path):
+    """Each item has one training event."""
+    data, worlds = write_shop(tmp_path / "data", make_world)
+    pq.write_table(worlds[0].table, tmp_path / "data" / schema.ITEMS)
+    meta = tmp_path / "data" / schema.META
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"fingerprint": "written by hand"}))
+    options = [f"encoder.name={tiny_encoder}", "encoder.top_layers=1", "model.dim=16", "train.workers=0"]
+    options += ["train.tower_epochs=1", "train.refit=false", "train.precision=fp32"]
+    run = train(data.path, str(tmp_path / "run"), load_config(None, options))
+    manifest = json.loads((Path(run) / "manifest.json").read_text())
+    why = "the log has 1.0 training events an item, and tuning needs 10 or more"
+    assert (manifest["encoder"], manifest["encoder_reason"]) == ("frozen", why)
+    assert f"encoder: frozen, because {why}" in describe_run(run)
+    assert {line["phase"] for line in read_log(run)} == {"towers"}
 
 
 def test_finished_run_is_reused_and_another_config_is_refused(tiny_data, tiny_run, tiny_config, capsys):

@@ -40,3 +40,9 @@ def test_outcomes(options, log, state, why):
     outcome = encoder_outcome(config, log)
     assert outcome.state == state and why in outcome.why
     assert outcome.sentence.startswith(f"encoder: {state}, because ")
+
+
+def test_a_log_that_cannot_teach_the_encoder_is_the_reason():
+    why = "the log has 4.0 training events an item, and tuning needs 10 or more"
+    assert encoder_outcome(Config(), TOWERS, why).sentence == f"encoder: frozen, because {why}"
+    assert encoder_outcome(Config(), records(0.1, 0.2), "").is_tuned

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +14,7 @@ from ctxrec.core import schema
 from ctxrec.core.config import load_config
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.cache import Place
+from ctxrec.training.tuning_rule import TuningRuleParams, why_not_taught
 from ctxrec.training.window_sampler import TrainStream
 from ctxrec.training.worker_setup import set_up
 
@@ -48,3 +51,20 @@ def test_no_bucket_is_read_twice_before_the_first_step(make_world, tmp_path, mon
     assert reads == [0, 1, 2]
     next(stream.epoch(0))
     assert len(reads) > 3
+
+
+@pytest.mark.parametrize("min_events", [0.0, 1000.0])
+def test_no_states_are_made_where_the_log_cannot_teach_the_encoder(
+    make_world, tiny_encoder, tmp_path, monkeypatch, min_events
+):
+    data, worlds = write_shop(tmp_path / "data", make_world)
+    pq.write_table(worlds[0].table, tmp_path / "data" / schema.ITEMS)
+    monkeypatch.setenv("CTXREC_CACHE", str(tmp_path / "cache"))
+    limits = TuningRuleParams(min_events=min_events, min_differing=0.0)
+    monkeypatch.setattr("ctxrec.training.catalogue_vectors.why_not_taught", partial(why_not_taught, params=limits))
+    config = load_config(None, [f"encoder.name={tiny_encoder}", "encoder.top_layers=1", "train.trackers=[]"])
+    place = Place(0, 1, 0, 1, torch.device("cpu"))
+    texts = set_up(config, data.path, str(tmp_path / "run"), str(tmp_path), place).catalogue.texts
+    assert texts is not None
+    assert (texts.tokens.states is None) == bool(texts.why_not_tuned) == (min_events > 0)
+    assert ("training events an item, and tuning needs 1000" in texts.why_not_tuned) == (min_events > 0)

@@ -1,0 +1,68 @@
+"""Whether a log can teach the text encoder anything: decided from the log and the texts, before any time is spent."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from ctxrec.core.config import Config
+from ctxrec.encoder.cache import item_keys
+from ctxrec.encoder.encode_plan import Tokens
+
+
+@dataclass(frozen=True)
+class TuningRuleParams:
+    """Limits below which the encoder is not tuned. The lab book is `tests/bench/RESULTS.md`.
+
+    Attributes:
+        min_events: training events of an item, on average. With 4 (Amazon Industrial) every way to tune made the model
+            worse. Logs with 58 and 80 events an item are above it. Nothing between 4 and 58 has been measured.
+        min_differing: share of the texts of items with events that no other item has. No measurement supports it.
+    """
+
+    min_events: float = 10.0
+    min_differing: float = 0.5
+
+
+TUNING_RULE = TuningRuleParams()
+
+
+def why_not_asked(config: Config) -> str:
+    """Why the options leave the encoder as it is, in words; "" where they ask for tuning."""
+    if not config.encoder.name or "text" not in config.model.sources:
+        return "the model reads no text"
+    if config.train.preset == "quick":
+        return "train.preset is quick"
+    if config.encoder.tune == "freeze":
+        return "encoder.tune is freeze"
+    return "" if config.train.encoder_epochs else "train.encoder_epochs is 0"
+
+
+def why_not_taught(
+    num_events: int, num_items: int, tokens: Tokens, shown: np.ndarray, *, params: TuningRuleParams = TUNING_RULE
+) -> str:
+    """Why a log cannot teach the encoder, in words; "" where it may.
+
+    Args:
+        num_events: training events.
+        num_items: items that have some.
+        tokens: texts of the catalogue.
+        shown: positions of the items that have training events and a text, [N].
+        params: the limits.
+    """
+    if not len(shown):
+        return "no item with training events has a text"
+    each = num_events / num_items
+    if each < params.min_events:
+        return f"the log has {each:.1f} training events an item, and tuning needs {params.min_events:g} or more"
+    keys = item_keys(tokens)
+    shared = Counter(keys[item] for item in shown.tolist())
+    differing = sum(count == 1 for count in shared.values()) / len(shown)
+    if differing < params.min_differing:
+        return (
+            f"{differing:.0%} of the items with training events have a text that no other item has, and tuning needs "
+            f"{params.min_differing:.0%} or more"
+        )
+    return ""
