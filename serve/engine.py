@@ -26,6 +26,7 @@ from ctxrec.retrieval.filters import ColumnRule
 from ctxrec.retrieval.heard_words import why_unheard
 from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.retrieval.recommender import Recommender
+from ctxrec.retrieval.request_reader import MAX_QUERY
 from ctxrec.retrieval.retriever import Retriever, load_retriever
 from serve.api import MAX_WORK, Context, HistoryEvent, RecommendRequest
 
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 _SKEW_S = 300  # a client's clock may be so far ahead; its events count at once all the same
 _DIVERSE_WORK = 10  # what an item of a diverse list costs beside one of a plain list
-_TEXT_WORK = 500  # what a text costs that the encoder reads, beside an item of a plain list
+_TEXT_WORK = 500  # what each started hundred characters cost that the encoder reads, beside an item of a plain list
 _PAUSE_S = 1.0  # a store that did not answer is left alone for so long
 
 
@@ -61,8 +62,8 @@ def answer_json(answer: Answer, *where: str | int) -> dict:
         made["experiment"] = dict(zip(("name", "arm"), answer.experiment, strict=True))
     if answer.unheard:
         made["warnings"] = [
-            {"loc": ["body", *where, *field], "msg": f"it has no effect: {reason}", "type": "words_not_read"}
-            for field, reason in answer.unheard
+            {"loc": ["body", *where, *place], "msg": f"it has no effect: {reason}", "type": "words_not_read"}
+            for place, reason in answer.unheard
         ]
     return made if answer.degraded is None else {**made, "degraded": answer.degraded}
 
@@ -136,14 +137,15 @@ class Engine:
             UserError: it asks for too many items; names the limit.
         """
         strengths = self._retriever.slate_builder.strengths([body.diversity for body in bodies], len(bodies))
-        texts = sum(len(_texts(body, self._text_features)) for body in bodies)
-        work = _TEXT_WORK * texts + sum(
+        lengths = [len(text) for body in bodies for text in _texts(body, self._text_features).values()]
+        hundreds = sum(-(-min(length, MAX_QUERY) // 100) for length in lengths)
+        work = _TEXT_WORK * hundreds + sum(
             body.k * (_DIVERSE_WORK if strength > 0 else 1) for body, strength in zip(bodies, strengths, strict=True)
         )
         if len(bodies) > 1 and work > MAX_WORK:
             raise UserError(
                 f"the call asks for too much at once: the sum of k is {work}, where k of a request with diversity "
-                f"counts {_DIVERSE_WORK} times, and each text {_TEXT_WORK}; expected at most {MAX_WORK}. Send several calls"
+                f"counts {_DIVERSE_WORK} times, and 100 characters of text {_TEXT_WORK}; expected at most {MAX_WORK}. Send several calls"
             )
 
     def _mistake(self, body: RecommendRequest) -> Exception | None:
@@ -197,9 +199,9 @@ class Engine:
         """The texts of each request that the model cannot read, and why not."""
         model, texts = self._retriever.recommender, [_texts(body, self._text_features) for body in bodies]
         reasons = {}
-        for source in {source for found in texts for source in found.values()}:
+        for source in {_source(place) for found in texts for place in found}:
             reasons[source] = why_unheard(model, source)
-        return [{field: reason for field, source in found.items() if (reason := reasons[source])} for found in texts]
+        return [{place: reason for place in found if (reason := reasons[_source(place)])} for found in texts]
 
     @cached_property
     def _text_features(self) -> list[str]:
@@ -287,13 +289,14 @@ class Engine:
 
 
 def _texts(body: RecommendRequest, features: Sequence[str]) -> dict[tuple[str, ...], str]:
-    """The fields of a request that have words, and the source of the blend that reads each."""
+    """The words of a request by their fields."""
     given = {("query",): body.query} | {("context", name): body.context.features().get(name) for name in features}
-    return {
-        field: QUERY if field == ("query",) else CONTEXT_TEXT
-        for field, text in given.items()
-        if isinstance(text, str) and text.strip()
-    }
+    return {place: text for place, text in given.items() if isinstance(text, str) and text.strip()}
+
+
+def _source(place: tuple[str, ...]) -> str:
+    """The source of the blend that reads a field."""
+    return QUERY if place == ("query",) else CONTEXT_TEXT
 
 
 def _raw_event(event: HistoryEvent) -> RawEvent:

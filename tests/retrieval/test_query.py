@@ -135,3 +135,8 @@ def test_the_engine_hands_the_query_on(recommender):
     with pytest.raises(UserError, match=f"at most {MAX_WORK}"):
         engine.check_work(many)
     engine.check_work([body.model_copy(update={"query": None}) for body in many])
+    long = [RecommendRequest(user_id="u1", query="x" * 1000) for _ in range(50)]
+    engine.check_work(long)
+    with pytest.raises(UserError, match="100 characters of text 500"):
+        engine.check_work(long * 2)  # a second of an encoder's time and more
+    engine.check_work(long[:1] * 2 + [RecommendRequest(user_id="u1", context={"query": "x" * 8000})])
