@@ -73,7 +73,8 @@ class EvaluateConfig:
         max_baseline_items: Catalogues with more items than this leave out EASE, ItemKNN and the linear ensemble, whose
             matrix of items by items would not fit into memory.
         batch_size: Requests that are scored at once.
-        actors: Ray actors that score. 0 takes one for each CPU of the cluster.
+        actors: Ray actors that score. 0 takes one for each CPU of the cluster; up to 5,000 requests are then scored in the
+            command's own process, which starts sooner.
         knockouts: Ranks the requests again with each source of information hidden, which shows what each carries.
     """
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ctxrec.core import ray_cluster, schema, storage
+from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.errors import UserError
 from ctxrec.core.manifest import read_run_manifest
@@ -162,7 +162,6 @@ def _plan(
 ) -> RankingPlan:
     """What the ranking actors must know; a damaged bundle or a wrong rule is found here."""
     rules, arranged = rules_of(config.diversity), settings(config.diversity, diversity)
-    ray_cluster.connect()
     plan = RankingPlan.make(bundles, prepared, split, config, arranged=arranged, rules=rules)
     check_bundles(plan, prepared.items.column(schema.ITEM_ID).to_pylist())
     return plan

@@ -1,4 +1,7 @@
-"""Rank the whole catalogue for every request of a split: Ray Data actors, one user bucket at a time."""
+"""Rank the whole catalogue for every request of a split: Ray Data actors, one user bucket at a time.
+
+A small split is ranked in the command's own process, as actors would take longer to start than to rank it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import ray
 import ray.data
 import torch
 
-from ctxrec.core import schema, storage
+from ctxrec.core import ray_cluster, ray_private, schema, storage
 from ctxrec.core.config import Config, DiversityConfig
 from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import RunPaths
@@ -39,6 +42,7 @@ from ctxrec.training.driver import run_outcome
 from ctxrec.training.trackers import read_train_log
 
 SEED = 0  # of shuffled contexts and of resamples, so that two evaluations of a run say the same
+SMALL_SPLIT = 5000  # targets; so many take less time than the start of Ray and of the actors (tests/bench/RESULTS.md)
 _SCORES_AT_ONCE = 1 << 25  # scores in memory at a time in one actor (128 MB)
 _NOTHING = np.zeros(0, np.int64)
 _RECENT = 5  # events of the history that the report's examples show
@@ -63,7 +67,7 @@ class RankingPlan:
     split: int
     k: int
     batch_size: int
-    num_actors: int
+    num_actors: int  # 0: this process ranks, without Ray
     cpus_per_actor: int
     seed: int
     reranker: str | None = None  # the model's second stage, ranked beside it
@@ -83,8 +87,12 @@ class RankingPlan:
         rules: Rules | None = None,
     ) -> RankingPlan:
         num_buckets = len(prepared.bucket_paths)
-        cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        num_actors = min(config.evaluate.actors or cpus, num_buckets, cpus)
+        if not config.evaluate.actors and prepared.meta["counts"][split] <= SMALL_SPLIT:
+            num_actors, cpus = 0, max(1, int(ray_private.num_cpus()))
+        else:
+            ray_cluster.connect()
+            cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+            num_actors = min(config.evaluate.actors or cpus, num_buckets, cpus)
         return RankingPlan(
             bundles=bundles,
             data=prepared.path,
@@ -93,7 +101,7 @@ class RankingPlan:
             k=max(config.evaluate.ks),
             batch_size=max(1, min(config.evaluate.batch_size, _SCORES_AT_ONCE // max(prepared.num_items, 1))),
             num_actors=num_actors,
-            cpus_per_actor=max(1, cpus // num_actors),
+            cpus_per_actor=max(1, cpus // max(num_actors, 1)),
             seed=SEED,
             reranker=find_reranker(bundles[MODEL]) if config.rerank.use and MODEL in bundles else None,
             knockouts=config.evaluate.knockouts and MODEL in bundles,
@@ -151,10 +159,13 @@ def load_system(plan: RankingPlan, data: PreparedData, system: str) -> Recommend
     return recommender_before_validation(storage.parent(bundle), data)
 
 
-class BucketRanker:
-    """Ray Data actor: ranks the catalogue for every request of a bucket with every system."""
+Shared = tuple[np.ndarray, np.ndarray, dict[str, Ranker], ItemMemory | None]  # eligible, cold, fitted, textless
 
-    def __init__(self, plan: RankingPlan, shared: list[ray.ObjectRef]) -> None:
+
+class BucketRanker:
+    """Ranks the catalogue for every request of a bucket with every system, as an actor of Ray Data or in this process."""
+
+    def __init__(self, plan: RankingPlan, shared: Shared | list[ray.ObjectRef]) -> None:
         torch.set_num_threads(plan.cpus_per_actor)
         self.plan = plan
         self.data = PreparedData.open(plan.data)
@@ -165,7 +176,9 @@ class BucketRanker:
             second = load_reranker(plan.reranker, model_version=model.model_version)
             self.rankers[RERANKED] = RerankedRecommender(model, second)
         self.arranged = self._retrievers()
-        self.eligible, self.cold, fitted, textless = ray.get(shared)  # arrays in shared memory, not copied
+        # Of an actor they lie in shared memory and are not copied.
+        given: Shared = tuple(ray.get(shared)) if isinstance(shared, list) else shared
+        self.eligible, self.cold, fitted, textless = given
         self.rankers |= fitted
         self.hidden: dict[str, Recommender] = self._knocked_out(textless) if plan.knockouts else {}
 
@@ -349,19 +362,10 @@ def rank_requests(
     Raises:
         UserError: a bundle of the plan cannot be used, as a worker found out.
     """
-    ranked = ray.data.from_items(
-        [{"bucket": b} for b in range(plan.num_buckets)], override_num_blocks=plan.num_buckets
-    ).map_batches(
-        BucketRanker,
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=plan.num_actors),
-        num_cpus=plan.cpus_per_actor,
-        fn_constructor_args=(plan, [ray.put(eligible), ray.put(cold), ray.put(fitted), ray.put(textless)]),
-    )
     parts = []
     with progress_bar(plan.num_buckets, "evaluate", "bucket") as progress:
         try:
-            for part in ranked.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for part in _tables(plan, (eligible, cold, fitted, textless)):
                 if part.num_rows:
                     parts.append(part)
                     progress.update(max(0, part.column("bucket")[-1].as_py() + 1 - progress.n))
@@ -372,6 +376,29 @@ def rank_requests(
         return None
     # By id, so that the resamples, and with them the intervals, do not depend on the number of buckets.
     return pa.concat_tables(parts).sort_by(schema.USER_ID).combine_chunks()
+
+
+def _tables(plan: RankingPlan, shared: Shared) -> Iterator[pa.Table]:
+    """The tables of the buckets, in the order of the buckets."""
+    if plan.num_actors == 0:
+        threads = torch.get_num_threads()
+        try:
+            ranker = BucketRanker(plan, shared)
+            for bucket in range(plan.num_buckets):
+                yield from ranker({"bucket": np.array([bucket])})
+        finally:
+            torch.set_num_threads(threads)
+        return
+    ranked = ray.data.from_items(
+        [{"bucket": b} for b in range(plan.num_buckets)], override_num_blocks=plan.num_buckets
+    ).map_batches(
+        BucketRanker,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=plan.num_actors),
+        num_cpus=plan.cpus_per_actor,
+        fn_constructor_args=(plan, [ray.put(part) for part in shared]),
+    )
+    yield from ranked.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
 def ranked_lists(table: pa.Table, actions: Sequence[str] = ()) -> RankedLists:

@@ -1,4 +1,7 @@
-"""Batch scoring with Ray Data: requests from Parquet, a pool of actors with the model, one Parquet file out."""
+"""Batch scoring: requests from Parquet, a pool of Ray Data actors with the model, one Parquet file out.
+
+A small file is scored in the command's own process, as Ray and the actors would take longer to start than to score it.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs
 import pyarrow.parquet as pq
 import ray
 import ray.data
@@ -46,6 +50,7 @@ logger = logging.getLogger(__name__)
 REQUEST_ID, USER_ID, TIMESTAMP, HISTORY = "request_id", "user_id", "timestamp", "history"
 QUERY = "query"  # unless the context has a feature of that name, which the column then is
 ITEM_IDS, SCORES = "item_ids", "scores"
+SMALL_FILE = 5000  # requests; so many take less time than the start of Ray and of the actors (tests/bench/RESULTS.md)
 # Times below these sizes are likely in such units, and divided by so much they are seconds.
 _UNITS = ((1e14, "milliseconds", "1000"), (1e17, "microseconds", "10^6"))
 
@@ -92,9 +97,17 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     if num_rows == 0:
         _write(out, schema, (), num_rows=0)
         return 0
-    ray_cluster.connect()
     fs, _ = storage.filesystem(inputs[0])
     paths = [storage.filesystem(file)[1] for file in inputs]
+    scorer: dict[str, Any] = {
+        "bundle": bundle, "index": config.index, "context": context, "k": k, "now_s": now_s,
+        "rerank": config.rerank.use, "diversity": config.diversity, "rules": rules,
+    }  # fmt: skip
+    if num_rows <= SMALL_FILE and not config.evaluate.actors:
+        tables = _read_here(paths, fs, columns, config.evaluate.batch_size)
+        _write(out, schema, map(Scorer(**scorer), tables), num_rows=num_rows)
+        return num_rows
+    ray_cluster.connect()
     num_cpus = ray.cluster_resources().get("CPU", 1)
     # Small shares on small machines: reading needs one beside the actors, and a running service has its own.
     answers = (
@@ -102,10 +115,7 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
         .select_columns(columns)
         .map_batches(
             Scorer,
-            fn_constructor_kwargs={
-                "bundle": bundle, "index": config.index, "context": context, "k": k, "now_s": now_s,
-                "rerank": config.rerank.use, "diversity": config.diversity, "rules": rules,
-            },
+            fn_constructor_kwargs=scorer,
             batch_size=config.evaluate.batch_size,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=_num_actors(num_rows, int(num_cpus), config)),
@@ -116,8 +126,16 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     return num_rows
 
 
+def _read_here(paths: list[str], fs: pyarrow.fs.FileSystem, columns: list[str], batch_size: int) -> Iterator[pa.Table]:
+    """The requests of all files in order, at most `batch_size` at a time."""
+    for path in paths:
+        with fs.open_input_file(path) as stream:
+            for batch in pq.ParquetFile(stream).iter_batches(batch_size, columns=columns):
+                yield pa.Table.from_batches([batch])
+
+
 class Scorer:
-    """A Ray Data actor: the model and the index, and a table of requests to a table of answers."""
+    """The model and the index, and a table of requests to a table of answers; an actor of Ray Data, or in this process."""
 
     def __init__(
         self,

@@ -98,7 +98,7 @@ def _of_hardware(config: Config, machine: Hardware) -> dict[str, Resolved]:
         found["index.use_gpu"] = Resolved(f"hardware: {has}", "yes" if num_gpus(config.index) else "no")
     if config.evaluate.actors == 0:
         found["evaluate.actors"] = Resolved(
-            f"0: as many as there are CPUs and parts of the work, here at most {machine.cpus:g}"
+            f"0: as many as there are CPUs and parts of the work, here at most {machine.cpus:g}; none for little work"
         )
     return found
 

@@ -130,7 +130,7 @@ def test_sharded_evaluation_equals_one_process(evaluated, tiny_run):
 def test_nothing_depends_on_actors_and_batches(evaluated, tiny_run, tmp_path):
     from ctxrec.evaluation.offline import evaluate_run
 
-    config = Config(evaluate=EvaluateConfig(actors=1, batch_size=3))
+    config = Config(evaluate=EvaluateConfig(actors=2, batch_size=3))
     again = evaluate_run(tiny_run, split="test", out=str(tmp_path), config=config)
     # Products of other shapes round differently, which can only matter where two scores are equal to the last bit.
     for name, interval in evaluated[0]["model"].items():

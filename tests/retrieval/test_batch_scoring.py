@@ -64,6 +64,7 @@ def test_rows_keep_their_order_over_many_blocks_and_equal_the_retriever(ray_clus
             "query": ["red shoe"] * 150,
         },
         batch_size=13,
+        actors=2,
     )
     assert answers.schema.field("request_id").type == pa.int32()
     assert answers["request_id"].to_pylist() == ids.tolist()
@@ -127,7 +128,7 @@ def test_several_files_are_read_in_order(ray_cluster, tiny_run, tmp_path):
     diversity = DiversityConfig(strength=0.7, rules=str(tmp_path / "rules.toml"))
     made = load_retriever(tiny_run, diversity=diversity, rules=load_rules(diversity.rules))
     requests, _ = made.recommender.make_requests([RawRequest(user_id=f"u{n}", timestamp=NOW) for n in range(30)])
-    for config in (Config(), Config(diversity=diversity)):
+    for config in (Config(evaluate=EvaluateConfig(actors=1)), Config(diversity=diversity)):
         assert recommend(tiny_run, str(folder), out, k=3, config=config) == 30
         answers = pq.read_table(out)
         assert answers["request_id"].to_pylist() == list(range(30))
