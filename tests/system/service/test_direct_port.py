@@ -1,6 +1,6 @@
 """Requests straight to the replicas: the same answers as through Serve's proxy, and a port that nobody else shares.
 
-`tests/serve/test_stopping.py` holds that the port closes with the service.
+`tests/system/test_stopping.py` holds that the port closes with the service.
 """
 
 from __future__ import annotations
