@@ -16,7 +16,7 @@ from ctxrec.core.config import Config, to_toml
 from ctxrec.core.run_paths import RunPaths
 from ctxrec.data.events import ranges
 from ctxrec.data.prepared import PreparedData
-from ctxrec.evaluation.rank_requests import SEED
+from ctxrec.evaluation.ranking_plan import SEED
 from ctxrec.evaluation.report import page as report_page
 from ctxrec.evaluation.report.examples import example_users
 from ctxrec.evaluation.summary import RankedLists

@@ -24,15 +24,8 @@ from ctxrec.evaluation.diversity_tradeoff import settings, tradeoff, without_arr
 from ctxrec.evaluation.encoder_comparison import compare_encoders
 from ctxrec.evaluation.evaluation_files import write_files
 from ctxrec.evaluation.knockouts import memory_without_texts, summarise_knockouts, without_knockouts
-from ctxrec.evaluation.rank_requests import (
-    SEED,
-    Ranker,
-    RankingPlan,
-    check_bundles,
-    rank_requests,
-    ranked_lists,
-    run_bundles,
-)
+from ctxrec.evaluation.rank_requests import Ranker, rank_requests, ranked_lists
+from ctxrec.evaluation.ranking_plan import SEED, RankingPlan, check_bundles, run_bundles
 from ctxrec.evaluation.second_stage import RERANK, describe_second_stage, measure_second_stage
 from ctxrec.evaluation.summary import RankedLists, summarise
 from ctxrec.evaluation.systems import MODEL, RERANKED

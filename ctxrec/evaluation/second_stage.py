@@ -11,7 +11,7 @@ from ctxrec.data.events import histories_from_table
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.requests import split_requests
 from ctxrec.evaluation.comparison_table import verdict
-from ctxrec.evaluation.rank_requests import RankingPlan
+from ctxrec.evaluation.ranking_plan import RankingPlan
 from ctxrec.evaluation.summary import SLICE_K
 from ctxrec.evaluation.systems import MODEL, SystemMetrics
 from ctxrec.retrieval.cross_encoder import load_reranker

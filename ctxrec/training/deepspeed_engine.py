@@ -78,6 +78,8 @@ def deepspeed_config(
         zero["offload_optimizer"] = {"device": "cpu"}
         if stage == 3:
             zero["offload_param"] = {"device": "cpu"}
+    if world == 1:  # with it, stage 3 replaces PyTorch's linear function for the rest of the process, for nothing
+        zero["memory_efficient_linear"] = False
     return {
         "train_micro_batch_size_per_gpu": rows_per_micro_batch,
         "gradient_accumulation_steps": accumulation,

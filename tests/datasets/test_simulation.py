@@ -108,7 +108,7 @@ def test_without_context_the_probabilities_are_the_average_over_contexts(tmp_pat
 
 
 def test_searches_are_true_texts_and_move_the_probabilities(tmp_path):
-    plan = Simulation(users=2, items=60, events=60_000, context=0.0, searches=0.4, seed=3)
+    plan = Simulation(users=2, items=60, events=12_000, context=0.0, searches=0.4, seed=3)
     write_simulated(str(tmp_path / "with"), plan)
     log = read_log(tmp_path / "with")
     asked = log.filter(pa.array(np.array(log["place"].to_pylist()) != "travel"))
@@ -117,7 +117,7 @@ def test_searches_are_true_texts_and_move_the_probabilities(tmp_path):
     probabilities = np.exp(oracles["oracle"].scores(requests).astype(np.float64))
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-4)
     sought = np.array([searches_by_text().get(text, -1) for text in asked["search"].to_pylist()])
-    assert (sought >= 0).mean() == pytest.approx(0.4, abs=0.03)
+    assert (sought >= 0).mean() == pytest.approx(0.4, abs=0.05)
     assert abs(chi_square(asked, probabilities, sought)) < 4
     wrong = np.random.default_rng(0).permutation(len(asked))
     assert chi_square(asked, probabilities[wrong], sought) > 20
@@ -126,7 +126,7 @@ def test_searches_are_true_texts_and_move_the_probabilities(tmp_path):
     items = np.array([int(name[1:]) for name in asked["item_id"].to_pylist()])
     for user in ("u0", "u1"):  # a visit of several events has one search, so counts spread more than independent ones
         rows = np.array(asked["user_id"].to_pylist()) == user
-        np.testing.assert_allclose(np.bincount(items[rows], minlength=60) / rows.sum(), average[rows][0], atol=0.012)
+        np.testing.assert_allclose(np.bincount(items[rows], minlength=60) / rows.sum(), average[rows][0], atol=0.03)
     spec = (tmp_path / "with/dataset.toml").read_text()
     assert 'text = ["search"]' in spec and "search" not in SPEC
     write_simulated(str(tmp_path / "without"), Simulation(users=2, items=60, events=1_000, seed=3))
