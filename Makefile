@@ -19,6 +19,9 @@ PYTHON ?= python3.11
 # its environment outside.
 VENV   := $(if $(word 2,$(CURDIR)),$(HOME)/.cache/ctxrec/venv-$(firstword $(shell pwd -P | cksum)),.venv)
 BIN    := $(VENV)/bin
+# Most of a test's time is waiting for processes to start, so two processes take the files in turn, each with a Ray
+# cluster of its own.
+TWO    := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 OUT    ?= demo
 SHELL  := /bin/bash
 
@@ -48,12 +51,10 @@ demo: setup
 	$(BIN)/python -m ctxrec.demo --out $(OUT) $(if $(KEEP),--keep) $(if $(SOURCE),--source $(SOURCE)) $(if $(PORT),--port $(PORT))
 
 test-unit: setup
-	$(BIN)/python -m pytest -m 'unit and not slow' $(ARGS)
+	$(BIN)/python -m pytest -m 'unit and not slow' $(TWO) $(ARGS)
 
-# Most of the system tier's time is waiting for processes to start, so two processes take the files in turn, each with
-# a Ray cluster of its own.
 test: setup
-	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow' $(TWO) $(ARGS)
 
 test-all: setup
 	$(BIN)/python -m pytest $(ARGS)
