@@ -290,7 +290,8 @@ class Engine:
 
 def _texts(body: RecommendRequest, features: Sequence[str]) -> dict[tuple[str, ...], str]:
     """The words of a request by their fields."""
-    given = {("query",): body.query} | {("context", name): body.context.features().get(name) for name in features}
+    context = body.context.features() if features else {}
+    given = {("query",): body.query} | {("context", name): context.get(name) for name in features}
     return {place: text for place, text in given.items() if isinstance(text, str) and text.strip()}
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from ctxrec.core import terminal
 
 WRITTEN_FOR = "2.60.0"
 
@@ -69,30 +69,11 @@ def driver_errors_in_files() -> Iterator[None]:
 
     os.environ[level], services.start_ray_process = "fatal", start_as_ever
     try:
-        with _stderr_without(*_SAID_OF_IT):
+        with terminal.filtered_stderr(lambda line: not any(word in line for word in _SAID_OF_IT)):
             yield
     finally:
         services.start_ray_process = start
         del os.environ[level]
-
-
-@contextlib.contextmanager
-def _stderr_without(*words: str) -> Iterator[None]:
-    """Hold back what is written to standard error, by C++ too, and write it afterwards without lines that have `words`."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(terminal, 2)
-            os.close(terminal)
-            held.seek(0)
-            for line in held:
-                if not any(word.encode() in line for word in words):
-                    os.write(2, line)
 
 
 def filter_worker_lines(shown: Callable[[str], bool], *, bars: bool) -> None:

@@ -63,6 +63,9 @@ class IndexConfig:
             require(getattr(self, key) >= 0, f"index.{key}", getattr(self, key), "0 (automatic) or more")
 
 
+FEW_REQUESTS = 5000  # so many take less time than the start of Ray and of the actors (tests/bench/RESULTS.md)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
     """`ctxrec.evaluate` ranks the whole catalogue for each request of a split, next to baselines.
@@ -84,6 +87,10 @@ class EvaluateConfig:
     batch_size: int = 256
     actors: int = 0
     knockouts: bool = True
+
+    def needs_no_actors(self, num_requests: int) -> bool:
+        """Whether the command's own process ranks so many requests, without Ray."""
+        return not self.actors and num_requests <= FEW_REQUESTS
 
     def __post_init__(self) -> None:
         require(bool(self.ks) and min(self.ks) >= 1, "evaluate.ks", self.ks, "one or more cut-offs of at least 1")

@@ -5,10 +5,14 @@ Where nobody watches (a file, a job's log), a bar writes a line now and then and
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import re
 import sys
+import tempfile
 import warnings
+from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
@@ -32,6 +36,29 @@ _NOISE = re.compile(
         )
     )
 )
+
+
+@contextlib.contextmanager
+def filtered_stderr(shown: Callable[[str], bool]) -> Iterator[None]:
+    """Hold back what is written to standard error, by C++ and by new processes too; write the lines that are shown afterwards.
+
+    Args:
+        shown: says whether a line is shown.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            held.seek(0)
+            for line in held:
+                if shown(line.decode(errors="replace")):
+                    os.write(2, line)
 
 
 def progress_bar(total: int, what: str, unit: str, *, scale: bool = False) -> tqdm:

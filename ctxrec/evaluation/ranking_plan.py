@@ -25,7 +25,6 @@ from ctxrec.training.driver import run_outcome
 from ctxrec.training.trackers import read_train_log
 
 SEED = 0  # of shuffled contexts and of resamples, so that two evaluations of a run say the same
-SMALL_SPLIT = 5000  # targets; so many take less time than the start of Ray and of the actors (tests/bench/RESULTS.md)
 _SCORES_AT_ONCE = 1 << 25  # scores in memory at a time in one actor (128 MB)
 
 
@@ -59,7 +58,7 @@ class RankingPlan:
         rules: Rules | None = None,
     ) -> RankingPlan:
         num_buckets = len(prepared.bucket_paths)
-        if not config.evaluate.actors and prepared.meta["counts"][split] <= SMALL_SPLIT:
+        if config.evaluate.needs_no_actors(prepared.meta["counts"][split]):
             num_actors, cpus = 0, max(1, int(ray_private.num_cpus()))
         else:
             ray_cluster.connect()

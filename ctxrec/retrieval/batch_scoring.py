@@ -50,7 +50,6 @@ logger = logging.getLogger(__name__)
 REQUEST_ID, USER_ID, TIMESTAMP, HISTORY = "request_id", "user_id", "timestamp", "history"
 QUERY = "query"  # unless the context has a feature of that name, which the column then is
 ITEM_IDS, SCORES = "item_ids", "scores"
-SMALL_FILE = 5000  # requests; so many take less time than the start of Ray and of the actors (tests/bench/RESULTS.md)
 # Times below these sizes are likely in such units, and divided by so much they are seconds.
 _UNITS = ((1e14, "milliseconds", "1000"), (1e17, "microseconds", "10^6"))
 
@@ -103,7 +102,7 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
         "bundle": bundle, "index": config.index, "context": context, "k": k, "now_s": now_s,
         "rerank": config.rerank.use, "diversity": config.diversity, "rules": rules,
     }  # fmt: skip
-    if num_rows <= SMALL_FILE and not config.evaluate.actors:
+    if config.evaluate.needs_no_actors(num_rows):
         tables = _read_here(paths, fs, columns, config.evaluate.batch_size)
         _write(out, schema, map(Scorer(**scorer), tables), num_rows=num_rows)
         return num_rows

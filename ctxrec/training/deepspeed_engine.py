@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 
+from ctxrec.core import terminal
 from ctxrec.core.config import TrainConfig
 from ctxrec.training.checkpoint import make_optimizer_state
 
@@ -127,7 +128,9 @@ def start_engine(module: nn.Module, groups: list[dict], ds_config: dict[str, Any
     """A DeepSpeed engine over `module`. The process group must exist: Ray Train makes it."""
     # At import DeepSpeed wraps a function that nothing here calls for PyTorch's compiler, whose own import takes a second.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    with _no_stderr():  # its import tries to link libraries that only GPUs need, and the linker complains
+    with terminal.filtered_stderr(
+        lambda _line: False
+    ):  # its import tries to link libraries that only GPUs need, and the linker complains
         import deepspeed  # heavy, and reads DS_ACCELERATOR at import
 
     # On a CPU DeepSpeed would compile a sum over processes by shared memory, which takes a minute at the first training
@@ -152,21 +155,6 @@ def set_learning_rate(engine: Any, factor: float) -> None:
     """Set every group's rate to its peak times `factor`."""
     for group in engine.optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
-
-
-@contextlib.contextmanager
-def _no_stderr() -> Iterator[None]:
-    """Drop what this process and the processes that it starts write to standard error."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 @contextlib.contextmanager

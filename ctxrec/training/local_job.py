@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 import tempfile
@@ -17,17 +16,15 @@ import torch.distributed as dist
 
 from ctxrec.core import storage
 from ctxrec.core.config import Config
-from ctxrec.core.errors import Stopped
 from ctxrec.core.run_paths import RunPaths
 from ctxrec.encoder.cache import Place
-from ctxrec.training import checkpoint, deepspeed_engine, faults
+from ctxrec.training import checkpoint, deepspeed_engine
+from ctxrec.training.attempt import attempt
 from ctxrec.training.driver import trains_on_gpus
 from ctxrec.training.worker import train_worker
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
-
-logger = logging.getLogger(__name__)
 
 _ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}  # DeepSpeed reads them
 
@@ -46,8 +43,7 @@ def run_here(job: dict[str, Any], config: Config, callbacks: Sequence[UserCallba
     """
     from ray.train import Checkpoint
 
-    out, kept = job["run"], config.train.keep_checkpoints
-    checkpoints = RunPaths(out).checkpoints
+    checkpoints, kept = RunPaths(job["run"]).checkpoints, config.train.keep_checkpoints
 
     def report(metrics: dict[str, Any], folder: str | None) -> None:
         assert folder is not None
@@ -57,15 +53,8 @@ def run_here(job: dict[str, Any], config: Config, callbacks: Sequence[UserCallba
         for callback in callbacks:
             callback.after_report(run_context=None, metrics=[metrics], checkpoint=Checkpoint(path))
 
-    faults.clear(checkpoints)
-    checkpoint.tidy(checkpoints, kept)
-    with faults.stop_on_sigterm(checkpoints), _alone(config) as place:
+    with attempt(job["run"], keep=kept), _alone(config) as place:
         train_worker(job, place, report)
-    if (mistake := faults.mistake(checkpoints)) is not None:
-        raise mistake
-    checkpoint.tidy(checkpoints, kept)
-    if faults.stop_asked(checkpoints):
-        raise Stopped(f"stopped as asked, and saved; the same command goes on with {out}")
 
 
 def _copy(source: str, target: str) -> None:

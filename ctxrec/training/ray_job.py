@@ -14,9 +14,10 @@ from ray.train import UserCallback
 
 from ctxrec.core import ray_cluster
 from ctxrec.core.config import Config
-from ctxrec.core.errors import Failed, Stopped, UserError
-from ctxrec.core.run_paths import CHECKPOINTS, RunPaths
-from ctxrec.training import checkpoint, deepspeed_engine, faults
+from ctxrec.core.errors import Failed, UserError
+from ctxrec.core.run_paths import CHECKPOINTS
+from ctxrec.training import deepspeed_engine, faults
+from ctxrec.training.attempt import attempt
 from ctxrec.training.driver import cpus_of_worker, trains_on_gpus
 from ctxrec.training.process_group import ProcessGroupConfig
 from ctxrec.training.worker import train_worker
@@ -37,10 +38,7 @@ def run_on_ray(job: dict[str, Any], config: Config, callbacks: Sequence[UserCall
     """
     out = job["run"]
     ray_cluster.connect()
-    checkpoints = RunPaths(out).checkpoints
-    faults.clear(checkpoints)
-    checkpoint.tidy(checkpoints, config.train.keep_checkpoints)
-    with faults.stop_on_sigterm(checkpoints), ray_cluster.train_knows_its_cluster():
+    with attempt(out, keep=config.train.keep_checkpoints), ray_cluster.train_knows_its_cluster():
         try:
             _trainer(job, config, callbacks).fit()
         except ray.train.TrainingFailedError as failure:
@@ -49,12 +47,6 @@ def run_on_ray(job: dict[str, Any], config: Config, callbacks: Sequence[UserCall
                 raise
             print(file=sys.stderr)  # the progress bar that was cut off has no end of line
             raise Failed(told) from failure
-        finally:
-            if (mistake := faults.mistake(checkpoints)) is not None:
-                raise mistake
-    checkpoint.tidy(checkpoints, config.train.keep_checkpoints)
-    if faults.stop_asked(checkpoints):
-        raise Stopped(f"stopped as asked, and saved; the same command goes on with {out}")
 
 
 def _trainer(job: dict[str, Any], config: Config, callbacks: Sequence[UserCallback]) -> ray.train.torch.TorchTrainer:

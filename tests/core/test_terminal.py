@@ -126,7 +126,7 @@ def test_libraries_keep_their_warnings():
 
 def test_what_is_held_back_is_written_afterwards(capfd):
     """Also when an error comes between, and what another library writes to the file itself."""
-    with pytest.raises(ValueError), ray_private._stderr_without("noise"):
+    with pytest.raises(ValueError), terminal.filtered_stderr(lambda line: "noise" not in line):
         os.write(2, b"a line of noise\nfrom C\n")
         print("from Python", file=sys.stderr)
         raise ValueError

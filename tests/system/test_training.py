@@ -210,10 +210,10 @@ def test_too_many_workers_is_a_clear_error(tiny_data, tiny_config, tmp_path):
 )
 def test_other_configurations_train(ray_cluster, tiny_data, tiny_encoder, tmp_path, overrides):
     base = [f"encoder.name={tiny_encoder}", "model.dim=16", "model.history=10", "train.workers=0"]
-    base += ["train.global_batch_size=16", "train.tower_epochs=30", "train.encoder_epochs=1", "train.patience=30"]
+    base += ["train.global_batch_size=16", "train.tower_epochs=60", "train.encoder_epochs=1", "train.patience=60"]
     run = train(tiny_data, str(tmp_path / "run"), load_config(None, [*base, *overrides]))
     found = [line["valid_ndcg@10"] for line in read_log(run) if line["phase"] == "towers"]
-    assert max(found) > BY_CHANCE + 0.05, "it learns what is planted: users walk through one group of items in order"
+    assert max(found) > BY_CHANCE + 0.1, "it learns what is planted: users walk through one group of items in order"
     assert np.isfinite(load_recommender(f"{run}/bundle").item_vectors).all()
 
 
