@@ -129,7 +129,7 @@ def tiny_data(ray_cluster, tiny_spec, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def tiny_config(tiny_encoder):
-    """Options of a small training on two workers, ZeRO-3, without dropout, so that other numbers of workers give the same."""
+    """Options of a small training in one process, without dropout, so that other numbers of workers give the same."""
     from ctxrec.core.config import load_config
 
     return load_config(
@@ -143,8 +143,8 @@ def tiny_config(tiny_encoder):
             "model.id_dropout=0",
             "model.text_dropout=0",
             "model.action_heads=true",
-            "train.workers=2",
-            "train.zero_stage=3",
+            "train.workers=0",
+            "train.zero_stage=0",
             "train.global_batch_size=16",
             "train.tower_epochs=2",  # two epochs, so that a checkpoint lies inside the phase
             "train.encoder_epochs=1",
@@ -158,7 +158,7 @@ def tiny_config(tiny_encoder):
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_data, tiny_config, tmp_path_factory) -> str:
-    """A finished training on the tiny data set: two workers, ZeRO-3, LoRA. Each process has a copy of its own."""
+    """A finished training on the tiny data set, with LoRA, in one process. Each process of the tests has its own copy."""
     from ctxrec.training.driver import train
 
     made = shared_folder(tmp_path_factory, "run", lambda out: train(tiny_data, str(out), tiny_config))

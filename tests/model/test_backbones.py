@@ -309,7 +309,8 @@ def trained(ray_cluster, tiny_data, tiny_config, language_models, tmp_path_facto
     folder = tmp_path_factory.mktemp("two-level")
     shutil.copytree(language_models["gpt2"], folder / "gpt2")
     model = dataclasses.replace(tiny_config.model, backbone=str(folder / "gpt2"))
-    options = dataclasses.replace(tiny_config.train, zero_stage=3, tower_epochs=2, encoder_epochs=0, refit=False)
+    phases = {"tower_epochs": 2, "encoder_epochs": 0, "refit": False}
+    options = dataclasses.replace(tiny_config.train, workers=2, zero_stage=3, **phases)
     run = train(tiny_data, str(folder / "run"), dataclasses.replace(tiny_config, model=model, train=options))
     shutil.rmtree(folder / "gpt2")
     return run

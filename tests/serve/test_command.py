@@ -9,6 +9,7 @@ import sys
 from importlib.metadata import entry_points
 
 import pytest
+from serve_commands import serve_run_mistake
 from trainings import command_env, free_ports
 
 from ctxrec.benchmarks.main_job import run_main_job
@@ -54,15 +55,21 @@ def test_a_config_file_is_read_and_that_of_another_application_is_left_alone(tmp
         (["FILE", "port=8001"], "port=8001 beside a config file; set it in"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_and_nothing_starts(arguments, wanted, tmp_path):
+def test_a_mistake_is_one_line_and_nothing_starts(arguments, wanted, tmp_path, monkeypatch, capsys):
     file = tmp_path / "serve.yaml"
     file.write_text("applications:\n- {name: a, import_path: 'serve.app:build_app', args: {run: r}}\n")
     given = [str(file) if a == "FILE" else a.replace("RUN", str(tmp_path)) for a in arguments]
+    line = serve_run_mistake(given, monkeypatch, capsys)
+    assert wanted in line
+
+
+@pytest.mark.system  # a process
+def test_a_mistake_ends_a_process_with_one_line_and_2(tmp_path):
     env = {name: value for name, value in command_env().items() if name != "RAY_ADDRESS"}
-    command = [sys.executable, "-m", "serve.command", "run", *given]
+    command = [sys.executable, "-m", "serve.command", "run", "serve.app:build_app", "run=missing"]
     ended = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    assert ended.returncode == 2 and wanted in line and "Traceback" not in ended.stderr
+    assert ended.returncode == 2 and "found nothing at" in line and "Traceback" not in ended.stderr
     assert "Started a local Ray" not in ended.stderr
 
 
