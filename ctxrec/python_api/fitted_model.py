@@ -18,17 +18,23 @@ from ctxrec.core.config import Config, load_config
 from ctxrec.core.errors import UserError
 from ctxrec.core.manifest import read_run_manifest
 from ctxrec.core.run_paths import BundlePaths, RunPaths
-from ctxrec.data.parsing import value_text
 from ctxrec.python_api.frames import Kind, from_arrow, kind_of, to_arrow
 from ctxrec.python_api.notebook import Evaluation, Report
-from ctxrec.retrieval.filters import ColumnRule
+from ctxrec.python_api.request_arguments import (
+    Id,
+    context_of,
+    events_of,
+    id_text,
+    id_texts,
+    rules_of,
+    strength_of,
+    users_of,
+    whole_number,
+)
 from ctxrec.retrieval.heard_words import why_unheard
-from ctxrec.retrieval.raw_request import RawEvent, RawRequest
+from ctxrec.retrieval.raw_request import RawRequest
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import Retriever, load_retriever
-
-Id = str | int
-_RULE_KEYS = ("any", "none", "min", "max")
 
 
 class Model:
@@ -92,29 +98,21 @@ class Model:
             several users the first column is `user_id`.
 
         Raises:
-            UserError: `k` is below 1, or the context, a rule or an event of the history is not one of this model.
+            UserError: an argument is none that the HTTP call would take, such as a text in the place of a list of ids, or
+                the context, a rule or an event of the history is not one of this model.
         """
-        if k < 1:
-            raise UserError(f"k is {k}; expected at least 1")
-        if user is None and history is None:
-            raise UserError("neither a user nor a history is given; expected one of them")
-        several = not (user is None or isinstance(user, (str, int, np.integer)))
-        users: list[Id | None] = list(user) if several else [user]  # type: ignore[arg-type, list-item]
+        num = whole_number(k, "k")
+        users, several = users_of(user, has_history=history is not None)
         retriever = self._retriever
         requests = self._requests(users, context, history, query)
-        allowed = retriever.compile_filter(
-            {column: _rule(column, rule) for column, rule in (filter or {}).items()},
-            allow=None if allow is None else [_text(item) for item in allow],
-        )
-        unwanted = retriever.positions([_text(item) for item in exclude])
-        found = retriever.top_k(
-            requests, k, exclude=[unwanted] * len(users), allowed=allowed, diversity=[diversity] * len(users)
-        )
+        allowed = retriever.compile_filter(rules_of(filter), allow=None if allow is None else id_texts(allow, "allow"))
+        unwanted = retriever.positions(id_texts(exclude, "exclude"))
+        strengths = [strength_of(diversity)] * len(users)
+        found = retriever.top_k(requests, num, exclude=[unwanted] * len(users), allowed=allowed, diversity=strengths)
         tables = [self._list(items, scores) for items, scores in found]
         if not several:
             return from_arrow(tables[0], self.kind)
-        names = [None if name is None else _text(name) for name in users]
-        ids = [name for name, table in zip(names, tables, strict=True) for _ in range(len(table))]
+        ids = [name for name, table in zip(users, tables, strict=True) for _ in range(len(table))]
         joined = pa.concat_tables(tables or [self._list(*_NOTHING)])
         return from_arrow(joined.add_column(0, "user_id", pa.array(ids, pa.string())), self.kind)
 
@@ -122,11 +120,10 @@ class Model:
         """The k items most like one, as a table with `item_id`, `score` and `title`.
 
         Raises:
-            UserError: `k` is below 1, or the catalogue lacks the item.
+            UserError: `k` is no whole number of at least 1, or the catalogue lacks the item.
         """
-        if k < 1:
-            raise UserError(f"k is {k}; expected at least 1")
-        return from_arrow(self._list(*self._retriever.similar(self._position(item), k)), self.kind)
+        num = whole_number(k, "k")
+        return from_arrow(self._list(*self._retriever.similar(self._position(item), num)), self.kind)
 
     def explain(
         self,
@@ -148,11 +145,12 @@ class Model:
         """
         from ctxrec.retrieval.explain import explain
 
-        if user is None and history is None:
+        asks = None if user is None else id_text(user)
+        if asks is None and history is None:
             raise UserError("neither a user nor a history is given; expected one of them")
         position = self._position(item)
         (why,) = explain(
-            self._retriever.recommender, self._requests([user], context, history, query), np.array([position])
+            self._retriever.recommender, self._requests([asks], context, history, query), np.array([position])
         )
         parts = {"source": why.sources, "history": why.history, "context": why.context}
         rows = [(part, name, effect) for part, effects in parts.items() for name, effect in effects.items()]
@@ -208,20 +206,15 @@ class Model:
 
     def _requests(
         self,
-        users: Sequence[Id | None],
+        users: Sequence[str | None],
         context: Mapping[str, Any] | None,
         history: Sequence[Id | Mapping[str, Any]] | None,
         query: str | None,
     ) -> Any:
         if query is not None and (reason := why_unheard(self._retriever.recommender)) is not None:
             warnings.warn(f"the query has no effect: {reason}", stacklevel=3)
-        events = None if history is None else [_event(entry) for entry in history]
-        raw = [
-            RawRequest(
-                user_id=None if user is None else _text(user), context=dict(context or {}), history=events, query=query
-            )
-            for user in users
-        ]
+        events, known = events_of(history), context_of(context)
+        raw = [RawRequest(user_id=user, context=known, history=events, query=query) for user in users]
         return self._retriever.recommender.make_requests(raw, including_now=True)[0]
 
     def _list(self, positions: np.ndarray, scores: np.ndarray) -> pa.Table:
@@ -235,53 +228,13 @@ class Model:
         return pa.table(columns)
 
     def _position(self, item: Id) -> int:
-        position = self._retriever.recommender.item_position.get(_text(item))
+        position = self._retriever.recommender.item_position.get(id_text(item))
         if position is None:
             raise UserError(f"the catalogue has no item {item!r}; expected an id of the log or the item table")
         return position
 
 
 _NOTHING = (np.zeros(0, np.int64), np.zeros(0, np.float32))
-
-
-def _text(value: Id) -> str:
-    """An id as the log's ids are read: a whole number as text.
-
-    Raises:
-        UserError: it is no id.
-    """
-    text = value_text(value)
-    if text is None:
-        raise UserError(f"an id is {value!r}; expected a text or a whole number")
-    return text
-
-
-def _event(entry: Id | Mapping[str, Any]) -> RawEvent:
-    if not isinstance(entry, Mapping):
-        return RawEvent(_text(entry))
-    unknown = set(entry) - {"item_id", "action", "timestamp", "context"}
-    if unknown or "item_id" not in entry:
-        raise UserError(
-            f"an event of the history has the keys {', '.join(map(str, entry))}; expected item_id and, where they are "
-            "known, action, timestamp and context"
-        )
-    return RawEvent(
-        _text(entry["item_id"]), entry.get("action"), entry.get("timestamp"), dict(entry.get("context") or {})
-    )
-
-
-def _rule(column: str, rule: Any) -> ColumnRule:
-    if isinstance(rule, Mapping):
-        if unknown := set(rule) - set(_RULE_KEYS):
-            raise UserError(
-                f"the filter of {column} has {sorted(unknown)[0]!r}; expected some of {', '.join(_RULE_KEYS)}"
-            )
-        return ColumnRule(**rule)
-    if isinstance(rule, str) or not isinstance(rule, Iterable):
-        raise UserError(
-            f"the filter of {column} is {rule!r}; expected a list of values, or a mapping with {_RULE_KEYS}"
-        )
-    return ColumnRule(any=list(rule))
 
 
 def kind_or(table: Any, default: Kind) -> Kind:

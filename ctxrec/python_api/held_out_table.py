@@ -16,10 +16,12 @@ from ctxrec.core import schema
 from ctxrec.core.errors import UserError
 from ctxrec.data import parsing
 from ctxrec.data.events import US, action_sets
+from ctxrec.data.item_rows import numbers_or_null
 from ctxrec.data.requests import Requests
 from ctxrec.evaluation.rank_requests import drop_targets
 from ctxrec.evaluation.summary import RankedLists, summarise
 from ctxrec.index.topk import top_k
+from ctxrec.ingest.shards import check_single
 from ctxrec.retrieval.raw_request import RawRequest
 from ctxrec.retrieval.recommender import Recommender
 
@@ -79,6 +81,9 @@ def _requests(model: Recommender, table: pa.Table) -> Requests:
                 f"the table to evaluate on has no column {column!r}; expected the columns of the log that the model was "
                 f"trained on, found {', '.join(table.column_names)}"
             )
+    for name in (events.user, events.item, events.time, events.action, *events.context.columns):
+        if name in table.column_names:
+            check_single(str(name), table.schema.field(name).type, "the table to evaluate on")
     times_E = _times(table.column(events.time))
     users_E = np.array(parsing.to_text(table.column(events.user)).to_pylist(), object)
     items_E = np.array(
@@ -90,13 +95,12 @@ def _requests(model: Recommender, table: pa.Table) -> Requests:
     for n in order.tolist():
         rows.setdefault(users_E[n], []).append(n)
     rows = dict(sorted(rows.items()))  # by id, so that the intervals do not depend on the order of the table
-    contexts = table.select([name for name in events.context.columns if name in table.column_names])
-    first = contexts.take(pa.array([own[0] for own in rows.values()], pa.int64())).to_pylist()
+    first = _contexts(model, table.take(pa.array([own[0] for own in rows.values()], pa.int64())))
     raw = [
         RawRequest(
             user_id=user, timestamp=times_E[own[0]] / US, context={k: v for k, v in known.items() if v is not None}
         )
-        for (user, own), known in zip(rows.items(), first or [{}] * len(rows), strict=True)
+        for (user, own), known in zip(rows.items(), first, strict=True)
     ]
     asked, _ = model.make_requests(raw)
     actions_E = _actions(model, table)
@@ -124,6 +128,17 @@ def _requests(model: Recommender, table: pa.Table) -> Requests:
             "of the catalogue that the user did not have before"
         )
     return drop_targets(requests, np.ones(len(model.item_ids), bool))
+
+
+def _contexts(model: Recommender, table: pa.Table) -> list[dict[str, Any]]:
+    """The context of each row, read from the columns as `prepare` reads them."""
+    context, columns = model.spec.events.context, {}
+    for name in context.columns:
+        if name in table.column_names:
+            column = table.column(name)
+            known = numbers_or_null(column) if name in context.numeric else parsing.to_text(column)
+            columns[name] = known.to_pylist()
+    return [{name: v[n] for name, v in columns.items() if v[n] is not None} for n in range(len(table))]
 
 
 def _times(column: pa.ChunkedArray) -> np.ndarray:

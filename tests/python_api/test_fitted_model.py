@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import decimal
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -11,12 +14,15 @@ from blends import blend_of
 from tolerance import assert_same_scores
 from worlds import ReadWorld
 
+from ctxrec.core.dataset_spec import ContextSpec
 from ctxrec.core.errors import UserError
 from ctxrec.core.schema import ITEM_TITLE
 from ctxrec.metrics.ranking import request_metrics
 from ctxrec.python_api.fitted_model import Model
 from ctxrec.python_api.held_out_table import evaluate_table
 from ctxrec.python_api.notebook import Evaluation
+from ctxrec.python_api.request_arguments import id_texts, rules_of
+from ctxrec.retrieval.filters import ColumnRule
 from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.retrieval.retriever import Retriever
 
@@ -181,6 +187,82 @@ def test_mistakes_are_one_line(recommender, world):
     }.items():
         with pytest.raises(UserError, match=what):
             ask()
+
+
+NO_ARGUMENTS = {
+    "k": [True, "5", 2.5, None, np.nan],
+    "user": [b"u1", {"user_id": "u1"}, pd.DataFrame({"user_id": ["u1"]}), pd.NA, np.nan, ["u1", None], [["u1"]], " "],
+    "exclude": ["i3", 5, None, b"i3", {"i3": 1}, [["i3"]], ["i3", np.nan], pd.DataFrame({"item_id": ["i3"]})],
+    "allow": ["i3", 5, ["i3", None], [b"i3"]],
+    "history": [
+        "i3", 5, ["i3", None], {"item_id": "i3"}, pd.DataFrame({"item_id": ["i3"]}), [("i3", "buy")], [{"item_id": ["i3"]}],
+        [{"item_id": "i3", "action": ["buy"]}], [{"item_id": "i3", "context": "tv"}],
+    ],
+    "context": ["tv", ["device"]],
+    "diversity": ["0.5", 2, -0.1, True, np.nan],
+    "filter": [
+        "kind", ["kind"], {"kind": "a"}, {"kind": None}, {"kind": {}}, {"kind": {"any": None}}, {"kind": {"any": "a"}},
+        {"kind": {"none": "a"}}, {"kind": {"none": 5}}, {"kind": ["a", None]}, {"kind": [["a"]]}, {"kind": {"min": "5"}},
+        {"kind": {"max": np.nan}}, {"kind": {"min": True}}, {"kind": {"min": [5]}}, {"kind": {"min": 10**400}},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_ARGUMENTS)
+def test_an_argument_without_a_meaning_is_refused_by_its_name(recommender, name):
+    """A text in the place of a list was read as its letters: `exclude="i3"` excluded nothing, and `none="a"` let all pass."""
+    model = model_of(recommender)
+    for wrong in NO_ARGUMENTS[name]:
+        asked = {"user": "u1", "k": 3} | {name: wrong}
+        with pytest.raises(
+            UserError, match=f"an id is|of an event of the history is|context is|neither a user|{name}|kind"
+        ):
+            model.recommend(**asked)
+
+
+def test_what_columns_of_tables_hold_is_read_as_the_log_is(recommender):
+    model, names = model_of(recommender), ["i3", "i7"]
+    wanted = model.recommend("u1", k=np.int64(20), exclude=names, context={"timestamp": NOW})
+    for given in (np.array(names), pd.Series(names), pl.Series(names), pa.array(names), {"i3", "i7"}, iter(names)):
+        assert model.recommend("u1", k=20, exclude=given, context={"timestamp": NOW}).equals(wanted)
+    users = pa.array(["u1", "u3"])
+    assert model.recommend(users, k=2).column("user_id").to_pylist() == ["u1", "u1", "u3", "u3"]
+    assert id_texts([5, 5.0, np.int64(5), np.float32(5), pa.scalar(5.0)], "ids") == ["5"] * 5
+
+
+def test_values_of_rules_are_read_as_those_of_items_are():
+    found = rules_of({"kind": [1, True, "a"], "price": {"min": decimal.Decimal("1.5"), "max": np.int64(3)}})
+    assert found == {"kind": ColumnRule(any=["1", "true", "a"]), "price": ColumnRule(min=1.5, max=3.0)}
+
+
+def test_the_context_of_a_table_is_read_as_prepare_reads_it(make_world):
+    """A table of a CSV has texts where the log had numbers, and one of Parquet may have numbers where it had texts."""
+    world = make_world(rich=True)
+    known = world.features
+    context = ContextSpec(
+        categorical=tuple(known.context_categories),
+        numeric=tuple(known.context_numbers),
+        text=tuple(known.context_texts),
+    )
+    assert context.numeric and context.categorical and context.text
+    world.spec = dataclasses.replace(world.spec, events=dataclasses.replace(world.spec.events, context=context))
+    recommender = world.recommender(world.config("train.preset=full"), blend=blend_of)
+    table, _ = log_of(world, after=NOW)
+    rows = {name: [0.5] * len(table) for name in context.numeric}
+    rows |= {name: ["5"] * len(table) for name in context.categorical + context.text}
+    table = table.drop_columns([name for name in rows if name in table.column_names])
+    frames = [rows, {name: [type_(v) for v in values] for (name, values), type_ in zip(
+        rows.items(), [str] * len(context.numeric) + [float] * (len(rows) - len(context.numeric)), strict=True)}]  # fmt: skip
+    wanted, found = (
+        evaluate_table(recommender, pa.table(dict(zip(table.column_names, table.columns, strict=True)) | more), ks=(10,),
+                       resamples=2)["model"] for more in frames
+    )  # fmt: skip
+    assert found == wanted
+    with pytest.raises(
+        UserError, match=r"column 'user_id' of the table to evaluate on is list.*expected one value a row"
+    ):
+        lists = pa.array([["u1"]] * len(table))
+        evaluate_table(recommender, table.set_column(0, "user_id", lists), ks=(10,), resamples=2)
 
 
 def test_times_of_a_table_that_cannot_be_read_are_counted(recommender, world):
