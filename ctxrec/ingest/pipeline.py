@@ -21,6 +21,7 @@ from ctxrec.core import ray_cluster, schema, storage
 from ctxrec.core.config import Config, PrepareConfig
 from ctxrec.core.dataset_spec import DatasetSpec, ItemsSpec, UsersSpec
 from ctxrec.core.errors import UserError
+from ctxrec.core.folder_lock import only_here
 from ctxrec.data import item_rows, parsing, splits
 from ctxrec.data.column_facts import ColumnFacts, FirstReject
 from ctxrec.data.prepared import FeatureMeta, PreparedData
@@ -54,7 +55,7 @@ def prepare(spec: DatasetSpec, out: str, config: Config) -> PreparedData:
         config: only the section `prepare` counts.
 
     Raises:
-        UserError: a file or column is missing, or no row of the log is left.
+        UserError: a file or column is missing, no row of the log is left, or another command writes into `out`.
     """
     source = inspect_source(spec)
     wanted = fingerprint(source, config)
@@ -67,6 +68,11 @@ def prepare(spec: DatasetSpec, out: str, config: Config) -> PreparedData:
         if meta.get("fingerprint") == wanted and meta.get("format_version") == schema.FORMAT_VERSION:
             logger.info("%s reused: nothing changed", out)
             return PreparedData.open(out)
+    with only_here(out):
+        return _prepare(source, out, config, wanted)
+
+
+def _prepare(source: Source, out: str, config: Config, wanted: str) -> PreparedData:
     # A folder without meta.json is incomplete, so meta.json is removed first and written last.
     for name in (schema.META, schema.REPORT, schema.ITEMS, schema.HISTORIES, schema.REJECTS, TEMPORARY):
         storage.delete(storage.join(out, name))

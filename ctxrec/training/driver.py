@@ -17,6 +17,7 @@ import torch
 from ctxrec.core import storage
 from ctxrec.core.config import BACKBONES, Config, TrainConfig, load_config, to_toml
 from ctxrec.core.errors import UserError
+from ctxrec.core.folder_lock import only_here
 from ctxrec.core.manifest import read_run_manifest
 from ctxrec.core.removed_options import lost_options, without_removed
 from ctxrec.core.run_paths import BundlePaths, RunPaths
@@ -68,12 +69,14 @@ def train(
         The run's path.
 
     Raises:
-        UserError: there is no prepared data, another training lies at `out`, or an option does not fit.
+        UserError: there is no prepared data, another training lies at `out` or writes there now, or an option does not fit.
         Stopped: SIGTERM came, and a checkpoint is saved.
         Failed: a worker did not answer in time, or the disk is full.
     """
     data_path, out = _absolute(data_path), _absolute(out)
     data = PreparedData.open(data_path)
+    if out == data_path:
+        raise UserError(f"{out} holds the prepared data; expected another folder for the run; give another --out")
     config = with_absolute_paths(config).for_events(data.meta["counts"]["train"])
     check_trackers(config.train)
     if data.meta["counts"]["train"] == 0:
@@ -88,6 +91,13 @@ def train(
         path = resolve_encoder(config.encoder.name, storage.cache_dir())  # fail here, not in a worker
         check_max_tokens(path, config.encoder)
     check_backbone(config.model)
+    with only_here(out):
+        return _train(data, out, config, callbacks, start, profile)
+
+
+def _train(
+    data: PreparedData, out: str, config: Config, callbacks: Sequence[UserCallback], start: str, profile: bool
+) -> str:
     if _goes_on_from_quick(out, config):
         logger.info("%s holds a quick training; the full one takes its place when it is finished", out)
         storage.delete(RunPaths(out).text_vectors)  # they may be of another encoder; the machine keeps them anyway
@@ -101,7 +111,7 @@ def train(
 
         facts = train_quick(data, out, config)
     else:
-        job = {"config": config.to_dict(), "data": data_path, "run": out, "start": start, "profile": profile}
+        job = {"config": config.to_dict(), "data": data.path, "run": out, "start": start, "profile": profile}
         if config.train.workers == 0:
             from ctxrec.training.local_job import run_here
 

@@ -13,7 +13,10 @@ from prepared_logs import LAST, LOG, START, histories, run, write_csv, write_spe
 
 from ctxrec.core import schema
 from ctxrec.core.dataset_spec import load_spec
+from ctxrec.core.errors import UserError
+from ctxrec.core.folder_lock import only_here
 from ctxrec.data import splits
+from ctxrec.data.prepared import PreparedData
 from ctxrec.ingest import readers, shards, source
 from ctxrec.ingest.log_facts import LogFacts
 from ctxrec.ingest.log_pass import task_pieces
@@ -35,6 +38,16 @@ def test_histories_do_not_depend_on_the_number_of_buckets(tmp_path):
     five = histories(data)
     assert five.keys() == one.keys()
     assert all(str(five[user]) == str(one[user]) for user in one)
+
+
+def test_a_folder_that_another_command_writes_is_left_alone(tmp_path):
+    write_csv(tmp_path, [(f"u{n % 9}", f"i{n % 7}", START + n) for n in range(90)])
+    data = run(tmp_path, LOG)
+    with only_here(data.path):
+        assert run(tmp_path, LOG).fingerprint == data.fingerprint, "a folder that stays as it is may be read"
+        with pytest.raises(UserError, match=r"another command writes into .* now"):
+            run(tmp_path, LOG, ["prepare.buckets=3"])
+    assert histories(PreparedData.open(data.path)).keys() == histories(data).keys()
 
 
 def test_a_cold_hold_out_leaves_test_events_only(tmp_path):

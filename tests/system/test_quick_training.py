@@ -16,6 +16,7 @@ from tolerance import assert_same_scores
 from ctxrec.core import schema, storage
 from ctxrec.core.config import to_toml
 from ctxrec.core.errors import UserError
+from ctxrec.core.folder_lock import only_here
 from ctxrec.core.run_paths import RunPaths
 from ctxrec.data.posted_items import posted_table
 from ctxrec.data.prepared import PreparedData
@@ -58,6 +59,15 @@ def test_a_quick_training_needs_neither_ray_nor_deepspeed(tiny_data, quick, quic
         storage.read_json(RunPaths(run).manifest)["model_version"] for run in (quick_run, str(tmp_path / "run"))
     ]
     assert versions[0] == versions[1]
+
+
+def test_a_folder_where_another_command_trains_is_left_alone(tiny_data, quick, tmp_path):
+    out = str(tmp_path / "run")
+    with only_here(out), pytest.raises(UserError, match=r"another command writes into .*run now"):
+        train(tiny_data, out, quick)
+    assert list((tmp_path / "run").iterdir()) == []
+    with pytest.raises(UserError, match="holds the prepared data; expected another folder for the run"):
+        train(tiny_data, tiny_data, quick)
 
 
 def test_the_figure_that_is_told_is_that_of_the_blend_before_the_validation_events(tiny_data, quick_run):
