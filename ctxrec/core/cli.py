@@ -136,6 +136,7 @@ def _check_unchanged(section: str, given: Any, trained: Any) -> None:
 
 def run(main: Callable[[], None]) -> None:
     """Call a command's `main` and exit with 0 on success, 2 on a user's mistake (one line on stderr), 1 otherwise."""
+    terminal.usable_streams()
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )

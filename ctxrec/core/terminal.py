@@ -6,6 +6,7 @@ Where nobody watches (a file, a job's log), a bar writes a line now and then and
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import re
@@ -93,3 +94,14 @@ def quiet_libraries() -> None:
     for name in _LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def usable_streams() -> None:
+    """Let printing never fail for the sake of the terminal: a closed stream takes nothing, and a character that the
+    encoding of a stream lacks is written as an escape such as \\xe9."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by who started the command, as with >&-
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")

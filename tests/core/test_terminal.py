@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import subprocess
 import sys
 import warnings
 
@@ -149,3 +150,24 @@ def test_rays_own_processes_keep_their_level_of_logging(monkeypatch):
         services.start_ray_process()
     assert started == [None, "debug"], "whoever looks for a fault of Ray sees all"
     assert ray_starts.__module__ == "ray._private.services"
+
+
+TALKS = """
+from ctxrec.core import cli
+def main():
+    print("caf\xe9")
+cli.run(main)
+"""
+
+
+@pytest.mark.system  # it starts processes
+def test_a_closed_stream_and_a_narrow_encoding_are_no_failures():
+    """As with `>&-`, and in a locale without UTF-8."""
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", TALKS], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "caf\\xe9\n", "")
+    for close in (">&-", "2>&-", ">&- 2>&-"):
+        done = subprocess.run(
+            ["sh", "-c", f'"$0" -c "$1" {close}', sys.executable, TALKS], capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (0, "")
