@@ -27,7 +27,7 @@ from ctxrec.core.dataset_spec import ContextSpec
 from ctxrec.core.errors import UserError, require
 from ctxrec.core.run_paths import BundlePaths
 from ctxrec.core.terminal import progress_bar
-from ctxrec.data.events import EARLIEST_S, LATEST_S
+from ctxrec.data.events import EARLIEST_S, LATEST_S, MAX_NUMBER
 from ctxrec.data.parsing import to_text
 from ctxrec.retrieval.cross_encoder import check_reranker
 from ctxrec.retrieval.heard_words import why_unheard
@@ -92,7 +92,7 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
         reason = why_unheard(load_recommender(bundle))
         if reason is not None:
             logger.warning("the column %s has no effect: %s", QUERY, reason)
-    schema = _output_schema(inputs[0])
+    schema = _output_schema(inputs)
     if num_rows == 0:
         _write(out, schema, (), num_rows=0)
         return 0
@@ -199,6 +199,9 @@ def _check_requests(inputs: list[str], context: ContextSpec) -> tuple[list[str],
     num_rows, wanted, unused = 0, None, []
     for file in inputs:
         parquet = _open_parquet(file)
+        names = parquet.schema_arrow.names
+        if twice := next((name for name in known if names.count(name) > 1), None):
+            raise UserError(f"{file} has two columns {twice!r}; expected each name once. Rename one of them")
         types = {field.name: field.type for field in parquet.schema_arrow}
         present = [name for name in known if name in types]
         if wanted is not None and set(wanted) != set(present):
@@ -227,10 +230,11 @@ def _check_columns(types: dict[str, pa.DataType], context: ContextSpec, *, sourc
     for name in (REQUEST_ID, TIMESTAMP):
         if name not in types:
             raise UserError(f"{source}: column {name!r} is missing; found {', '.join(types) or 'no column'}")
-    if QUERY in types and QUERY not in context.columns and pa.types.is_nested(types[QUERY]):
-        raise UserError(f"{source}: column {QUERY!r} is {types[QUERY]}; expected one text a request")
     if USER_ID not in types and HISTORY not in types:
         raise UserError(f"{source}: found neither {USER_ID!r} nor {HISTORY!r}; expected one of them, to know who asks")
+    for name in (USER_ID, QUERY, *context.columns):
+        if name in types and pa.types.is_nested(types[name]):
+            raise UserError(f"{source}: column {name!r} is {types[name]}; expected one value a request")
     for name in (TIMESTAMP, *context.numeric):
         if name in types and not is_numeric(types[name], times=name == TIMESTAMP):
             wanted = "epoch seconds, UTC, or a timestamp" if name == TIMESTAMP else "numbers"
@@ -247,6 +251,8 @@ def _check_rows(parquet: pq.ParquetFile, columns: list[str], context: ContextSpe
                 require(
                     longest <= MAX_QUERY, f"{source}: the longest query", longest, f"at most {MAX_QUERY:,} characters"
                 )
+            for name in set(context.numeric).intersection(columns):
+                _check_numbers(batch.column(name), name, source=source)
             if HISTORY in batch.schema.names and (times := history_times(batch.column(HISTORY))) is not None:
                 _check_times(times, "timestamp of the history", source=source)
     except (pa.ArrowException, OSError) as error:
@@ -255,6 +261,15 @@ def _check_rows(parquet: pq.ParquetFile, columns: list[str], context: ContextSpe
         raise UserError(
             f"{source} cannot be read ({str(error).splitlines()[0]}); expected a whole Parquet file. Write it again"
         ) from error
+
+
+def _check_numbers(column: pa.Array, what: str, *, source: str) -> None:
+    for found in pc.min_max(float_numbers(column)).as_py().values():
+        if found is not None and MAX_NUMBER < abs(found) < math.inf:
+            raise UserError(
+                f"{source}: {what} is {found:g}; expected numbers from {-MAX_NUMBER:g} to {MAX_NUMBER:g}. Leave it empty "
+                "where it is not known"
+            )
 
 
 def _check_times(column: pa.Array, what: str, *, source: str) -> None:
@@ -269,8 +284,18 @@ def _check_times(column: pa.Array, what: str, *, source: str) -> None:
             )
 
 
-def _output_schema(file: str) -> pa.Schema:
-    request_id = _open_parquet(file).schema_arrow.field(REQUEST_ID).type
+def _output_schema(inputs: list[str]) -> pa.Schema:
+    """The schema of the answers, whose request ids have a type that holds those of all files."""
+    kinds = [_open_parquet(file).schema_arrow.field(REQUEST_ID).type for file in inputs]
+    try:
+        parts = [pa.schema([(REQUEST_ID, kind)]) for kind in dict.fromkeys(kinds)]
+        request_id = pa.unify_schemas(parts, promote_options="permissive").field(0).type
+    except pa.ArrowException as error:
+        other = next(n for n, kind in enumerate(kinds) if kind != kinds[0])
+        raise UserError(
+            f"{inputs[other]}: column {REQUEST_ID!r} is {kinds[other]}, and in {inputs[0]} it is {kinds[0]}; expected one "
+            "type in all files"
+        ) from error
     return pa.schema([(REQUEST_ID, request_id), (ITEM_IDS, pa.list_(pa.string())), (SCORES, pa.list_(pa.float32()))])
 
 

@@ -16,7 +16,7 @@ from ctxrec.core.config import Config, DiversityConfig, EvaluateConfig
 from ctxrec.core.dataset_spec import ContextSpec
 from ctxrec.core.errors import UserError
 from ctxrec.recommend import main
-from ctxrec.retrieval.batch_scoring import _check_requests, raw_requests, recommend
+from ctxrec.retrieval.batch_scoring import _check_requests, _output_schema, raw_requests, recommend
 from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.retrieval.retriever import load_retriever
 from ctxrec.retrieval.slate.rules import load_rules
@@ -173,6 +173,49 @@ def test_a_wrong_file_is_a_users_mistake_and_writes_nothing(tiny_run, tmp_path, 
     assert [p.name for p in tmp_path.iterdir()] == ["R.parquet"]
 
 
+CONTEXT = ContextSpec(categorical=("device",), numeric=("basket_value",), text=("search",))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        # Lists and structs were read as the texts of Python, which no user and no category has.
+        ({"user_id": [["u1"]]}, r"column 'user_id' is list<.*expected one value a request"),
+        ({"user_id": [{"id": "u1"}]}, r"column 'user_id' is struct<.*expected one value a request"),
+        ({"device": [["tv"]]}, r"column 'device' is list<"),
+        ({"search": [["red", "hat"]]}, r"column 'search' is list<"),
+        ({"basket_value": [1e300]}, r"basket_value is 1e\+300; expected numbers from -3\.4e\+38 to 3\.4e\+38"),
+    ],
+)
+def test_a_value_that_no_log_has_is_named_before_anything_is_computed(tmp_path, columns, message):
+    requests = write(tmp_path / "R.parquet", GOOD | columns)
+    with pytest.raises(UserError, match=message):
+        _check_requests([requests], CONTEXT)
+
+
+def test_missing_and_infinite_numbers_of_the_context_are_missing(tmp_path):
+    columns = {name: values * 3 for name, values in GOOD.items()} | {"basket_value": [None, float("nan"), float("inf")]}
+    assert _check_requests([write(tmp_path / "R.parquet", columns)], CONTEXT)[1] == 3
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_column_that_stands_twice_is_a_users_mistake(tmp_path, name):
+    table = pa.table(GOOD)
+    pq.write_table(table.append_column(name, table.column(name)), tmp_path / "R.parquet")
+    with pytest.raises(UserError, match=f"R.parquet has two columns '{name}'; expected each name once"):
+        _check_requests([str(tmp_path / "R.parquet")], CONTEXT)
+
+
+def test_files_of_several_types_of_request_ids_are_a_users_mistake(tmp_path):
+    ids = [["a"], [1], pa.array([1], pa.int32())]
+    files = [write(tmp_path / f"{n}.parquet", GOOD | {"request_id": own}) for n, own in enumerate(ids)]
+    with pytest.raises(UserError, match=r"1.parquet: column 'request_id' is int64, and in .*0.parquet it is string"):
+        _output_schema(files)
+    assert (
+        _output_schema(files[1:]).field("request_id").type == pa.int64() == _output_schema(files[:0:-1]).field(0).type
+    )
+
+
 @pytest.mark.parametrize("column", ["request_id", "user_id", "timestamp"])
 def test_damage_in_the_middle_of_a_file_is_named_before_anything_is_computed(tmp_path, column):
     """It was a traceback of a task where the column was no timestamp."""
@@ -251,7 +294,7 @@ def test_a_column_of_queries_is_read_unless_the_context_has_one_of_that_name(tmp
         _check_requests([file], ContextSpec())
     assert _check_requests([file], ContextSpec(text=("query",)))[1] == 2, "a text of the context may be longer"
     pq.write_table(pa.table(columns | {"query": [["x"], ["y"]]}), file)
-    with pytest.raises(UserError, match=r"column 'query' is list.*expected one text a request"):
+    with pytest.raises(UserError, match=r"column 'query' is list.*expected one value a request"):
         _check_requests([file], ContextSpec())
 
 
