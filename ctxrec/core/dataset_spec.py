@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +16,10 @@ from ctxrec.core.schema import TIME_CONTEXT
 from ctxrec.core.toml import build_dataclass, read_toml
 
 REQUEST_TIME = "timestamp"  # in the context of a request
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _each_once(section: str, columns: tuple[str, ...]) -> None:
@@ -109,6 +114,16 @@ class EventsSpec(FileSpec):
 
     def __post_init__(self) -> None:
         self._check_form("events")
+        keys = {"user": self.user, "item": self.item, "time": self.time}
+        for key, other in (("item", "user"), ("time", "user"), ("time", "item")):
+            if keys[key] == keys[other]:
+                raise UserError(
+                    f"events.{key} and events.{other} are both {keys[key]!r}; expected columns of their own for the user, "
+                    "the item and the time"
+                )
+        for action, weight in self.actions.items():
+            if not (_is_number(weight) and math.isfinite(weight)):
+                raise UserError(f"events.actions.{action} is {weight!r}; expected a finite number")
         if self.actions and self.action is None:
             raise UserError(
                 "[events.actions] has weights of actions, and [events] names no column of actions; expected "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import csv
 import dataclasses
 import json
@@ -23,17 +22,16 @@ from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.data.arrow_views import plain_table
 from ctxrec.ingest import json_lines
-from ctxrec.ingest.quote_check import LineCount, check_quotes
+from ctxrec.ingest.file_damage import NAME_ITS_ENCODING, UTF_8, check_csv_quotes, damage_named, open_text
+from ctxrec.ingest.quote_check import LineCount
 
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 DELIMITERS = {"csv": ",", "tsv": "\t"}  # where the spec names none
-UTF_8 = "utf-8"
 _NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 _HEAD_BYTES = 1 << 20
 _BLOCK_BYTES = 8 << 20
 _BATCH_ROWS = 1 << 17
 _SAMPLE_ROWS = 1000
-_NAME_ITS_ENCODING = 'Name its encoding in the dataset spec, such as encoding = "cp1252"'
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,7 @@ def _keys_of_json_lines(files: Sequence[FileInfo], columns: Sequence[str]) -> se
         spelled = {c: {json.dumps(c, ensure_ascii=a).encode() for a in (True, False)} for c in missing}
         for info in lines:
             tail = b""
-            with _damage_named(info.path, info.format, info.encoding), _open_text(info.path, info.encoding) as stream:
+            with damage_named(info.path, info.format, info.encoding), open_text(info.path, info.encoding) as stream:
                 while missing and (block := stream.read(_BLOCK_BYTES)):
                     here = {c for c in missing if any(key in tail + block for key in spelled[c])}
                     found |= here
@@ -180,24 +178,18 @@ def _keys_of_json_lines(files: Sequence[FileInfo], columns: Sequence[str]) -> se
     return found
 
 
-def _open_text(path: str, encoding: str) -> pa.NativeFile:
-    """The content of a text file as a stream of UTF-8."""
-    stream = storage.open_stream(path)
-    return stream if encoding == UTF_8 else pa.transcoding_input_stream(stream, encoding, UTF_8)
-
-
 def _inspect_file(path: str, delimiter: str | None, encoding: str) -> FileInfo | None:
     """Columns and size of a file; None for a text file that is empty or only an unfinished header, which has no row."""
     kind = format_of(path)
     fs, inner = storage.filesystem(path)
     if kind == "parquet":
-        with _damage_named(path, kind), fs.open_input_file(inner) as stream:
+        with damage_named(path, kind), fs.open_input_file(inner) as stream:
             file = pq.ParquetFile(stream)
             arrow = file.schema_arrow
             groups = tuple(file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups))
         types = dict(zip(arrow.names, arrow.types, strict=True))
         return FileInfo(path, kind, tuple(arrow.names), types, sum(groups), groups)
-    with _damage_named(path, kind, encoding, delimiter), _open_text(path, encoding) as stream:
+    with damage_named(path, kind, encoding, delimiter), open_text(path, encoding) as stream:
         head = stream.read(_HEAD_BYTES)
     first = head[:1000].split(b"\n")[0]
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or first.count(0) > len(first) // 4:
@@ -223,7 +215,7 @@ def _inspect_file(path: str, delimiter: str | None, encoding: str) -> FileInfo |
     try:
         header = first.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}. {_NAME_ITS_ENCODING}") from error
+        raise UserError(f"{path} is not UTF-8 text: {error}. {NAME_ITS_ENCODING}") from error
     mark = delimiter or DELIMITERS[kind]
     try:
         names_ = header.split(mark) if kind == "tsv" else next(csv.reader([header], delimiter=mark))
@@ -282,24 +274,9 @@ def read_piece(piece: Piece, columns: Sequence[str], *, encoded: Sequence[str] =
     wanted = list(dict.fromkeys(columns))
     given = {name: value for name, value in (pair.split("=", 1) for pair in piece.folder_keys) if name in wanted}
     own = [name for name in wanted if name not in given]
-    with _damage_named(piece.path, piece.format, piece.encoding, piece.delimiter):
+    with damage_named(piece.path, piece.format, piece.encoding, piece.delimiter):
         for batch in reader(piece, own, [name for name in encoded if name in own]):
             yield _with_folder_keys(batch, given, wanted) if given else batch
-
-
-@contextlib.contextmanager
-def _damage_named(path: str, kind: str, encoding: str = UTF_8, delimiter: str | None = None) -> Iterator[None]:
-    """Errors of Arrow about the content of a file become a `UserError` that names it."""
-    try:
-        yield
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the system, not of the content
-            raise
-        if kind == "csv" and isinstance(error, pa.ArrowInvalid):  # such as a value that is larger than a block
-            _check_quotes(path, encoding, delimiter or DELIMITERS[kind])
-        expected = "a whole parquet file" if kind == "parquet" else f"a whole file of {encoding.upper()} {kind}"
-        remedy = f". {_NAME_ITS_ENCODING}" if re.search("UTF-?8 data|codec can't decode", str(error)) else ""
-        raise UserError(f"{path} cannot be read: {str(error).rstrip('.')}. Expected {expected}{remedy}") from error
 
 
 def _with_folder_keys(batch: RawBatch, given: dict[str, str], wanted: list[str]) -> RawBatch:
@@ -334,7 +311,7 @@ def _read_csv(piece: Piece, columns: list[str], encoded: list[str]) -> Iterator[
         return "skip"
 
     has_quotes = piece.format == "csv"  # a TSV has no quoting
-    with _open_text(piece.path, piece.encoding) as stream:
+    with open_text(piece.path, piece.encoding) as stream:
         lines = LineCount(stream, delimiter=piece.delimiter)
         reader = pyarrow.csv.open_csv(
             pa.PythonFile(lines, mode="r") if has_quotes else stream,
@@ -364,16 +341,12 @@ def _read_csv(piece: Piece, columns: list[str], encoded: list[str]) -> Iterator[
             empty = pa.table({name: pa.array([], pa.string()) for name in columns})
             yield RawBatch(empty, np.zeros(0, np.int64), bad[reported:])
         if has_quotes and lines.may_hide_rows(parsed + len(bad) + 1):
-            _check_quotes(piece.path, piece.encoding, piece.delimiter)
-
-
-def _check_quotes(path: str, encoding: str, delimiter: str) -> None:
-    check_quotes(lambda: _open_text(path, encoding), path, delimiter=delimiter)
+            check_csv_quotes(piece.path, piece.encoding, piece.delimiter)
 
 
 def _read_jsonl(piece: Piece, columns: list[str], encoded: list[str]) -> Iterator[RawBatch]:
     row, rest = 1, b""
-    with _open_text(piece.path, piece.encoding) as stream:
+    with open_text(piece.path, piece.encoding) as stream:
         while True:
             block = stream.read(_BLOCK_BYTES)
             if row == 1 and not rest:

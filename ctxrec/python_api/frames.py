@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -38,22 +39,41 @@ def to_arrow(table: Any, *, what: str) -> pa.Table:
         raise UserError(
             f"{what} is a {type(table).__name__}; expected a pandas, polars or pyarrow table, or the path of a file"
         )
+    if hasattr(table, "collect"):
+        table = table.collect()
     if kind == "pandas":
         named = [name for name in table.index.names if name is not None]
+        _check_names([*named, *table.columns], what)
         table = table.reset_index() if named else table
-        if twice := next((name for name in table.columns if list(table.columns).count(name) > 1), None):
-            raise UserError(f"{what} has two columns {twice!r}; expected each name once. Rename one of them")
-        try:
-            return pa.Table.from_pandas(table, preserve_index=False)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-            told = " ".join(str(part) for part in error.args)
-            raise UserError(
-                f"{what} has a column whose values are of several types ({told}); expected one type a column. "
-                "Convert it, for example with .astype(str)"
-            ) from error
-    if kind == "polars":
-        return (table.collect() if hasattr(table, "collect") else table).to_arrow()
-    return pa.table(table)
+    try:
+        made = _arrow_of(table, kind)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        told = " ".join(" ".join(str(part) for part in error.args).split())
+        raise UserError(
+            f"{what} has a column whose values are of several types, or of one that Arrow does not have ({told}); expected "
+            "one type a column. Convert it, for example with .astype(str)"
+        ) from error
+    _check_names(made.column_names, what)
+    return made
+
+
+def _check_names(names: Iterable[Any], what: str) -> None:
+    """Check that each name stands once, as text: Arrow has texts alone, so 0 and "0" are one name."""
+    seen: set[str] = set()
+    for name in map(str, names):
+        if name in seen:
+            raise UserError(f"{what} has two columns {name!r}; expected each name once. Rename one of them")
+        seen.add(name)
+
+
+def _arrow_of(table: Any, kind: Kind) -> pa.Table:
+    if kind == "pandas":
+        return pa.Table.from_pandas(table, preserve_index=False)
+    if kind == "arrow":
+        return pa.table(table)
+    if objects := [name for name, held in table.schema.items() if str(held) == "Object"]:
+        raise TypeError(f"column {objects[0]} holds Python objects")  # polars would write their places in memory
+    return table.to_arrow()
 
 
 def from_arrow(table: pa.Table, kind: Kind) -> Any:

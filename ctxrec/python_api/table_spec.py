@@ -14,7 +14,10 @@ from ctxrec.core import storage
 from ctxrec.core.dataset_spec import ContextSpec, DatasetSpec, SplitSpec, load_spec
 from ctxrec.core.errors import UserError
 from ctxrec.core.toml import build_dataclass
+from ctxrec.data.parsing import value_text
 from ctxrec.ingest.guess import TableSample, guess, sample_files
+from ctxrec.ingest.guess.event_roles import context_kind
+from ctxrec.ingest.guess.looked_table import LookedTable
 from ctxrec.python_api.frames import to_arrow
 
 # Columns of these names are what they say, whatever their values look like.
@@ -60,11 +63,17 @@ def spec_of(
                 "actions or split beside it. Change the file, or give the tables themselves"
             )
         return load_spec(os.fspath(interactions)), []
+    if isinstance(context, str) or not all(isinstance(given, (Mapping, type(None))) for given in (actions, split)):
+        raise UserError(
+            f"context is {context!r}, actions {actions!r} and split {split!r}; expected a list of columns, weights by action, "
+            "and values by key of [split]"
+        )
     tables = {"events": _sample(interactions, folder, "interactions")}
     tables |= {} if items is None else {"items": _sample(items, folder, "items")}
     tables |= {} if users is None else {"users": _sample(users, folder, "users")}
     found = set(tables["events"].rows.column_names)
-    known = {key: name for key, name in _USUAL.items() if name in found} | {k: v for k, v in columns.items() if v}
+    known = {key: name for key, name in _USUAL.items() if name in found}
+    known |= {key: str(name) for key, name in columns.items() if name is not None}  # pandas may number its columns
     made = guess(
         list(tables.values()),
         roles={role: table.name for role, table in tables.items()},
@@ -73,10 +82,11 @@ def spec_of(
     )
     events, unsure = made.spec.events, [f"{doubt.key}: {doubt.text}" for doubt in made.unsure]
     if context is not None:
-        events = dataclasses.replace(events, context=_context(tables["events"], context))
+        events = dataclasses.replace(events, context=_context(made.tables["events"], tables["events"], context))
         unsure = [text for text in unsure if not text.startswith("events.context")]
     if actions is not None:
-        events = dataclasses.replace(events, actions=dict(actions))
+        weights = {"" if action is None else str(value_text(action)): weight for action, weight in actions.items()}
+        events = dataclasses.replace(events, actions=weights)
         unsure = [text for text in unsure if not text.startswith("events.actions")]
     spec = dataclasses.replace(made.spec, events=events)
     if split is not None:
@@ -84,15 +94,23 @@ def spec_of(
     return spec, unsure
 
 
-def _context(log: TableSample, names: Sequence[str]) -> ContextSpec:
-    """The named columns of the log as context, by their types."""
-    types = {name: log.rows.schema.field(name).type for name in log.rows.column_names}
-    if missing := next((name for name in names if name not in types), None):
-        raise UserError(
-            f"interactions has no column {missing!r}; found columns {', '.join(types)}. Name the right one with context="
+def _context(log: LookedTable, table: TableSample, names: Sequence[str]) -> ContextSpec:
+    """The named columns of the log as context: numbers by their types, texts of words as texts, others as categories."""
+    types = {name: table.rows.schema.field(name).type for name in table.rows.column_names}
+    kinds: dict[str, list[str]] = {"categorical": [], "numeric": [], "text": []}
+    for name in map(str, names):
+        if name not in types:
+            raise UserError(
+                f"interactions has no column {name!r}; found columns {', '.join(types)}. Name the right one with context="
+            )
+        kind = types[name]
+        is_number = any(
+            test(kind)
+            for test in (pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal, pa.types.is_duration)
         )
-    numbers = tuple(name for name in names if pa.types.is_floating(types[name]) or pa.types.is_integer(types[name]))
-    return ContextSpec(categorical=tuple(name for name in names if name not in numbers), numeric=numbers)
+        is_words = not is_number and context_kind(log.looks[name]) == "text"
+        kinds["numeric" if is_number else "text" if is_words else "categorical"].append(name)
+    return ContextSpec(**{kind: tuple(found) for kind, found in kinds.items()})
 
 
 def _sample(table: Any, folder: str, what: str) -> TableSample:
@@ -103,7 +121,14 @@ def _sample(table: Any, folder: str, what: str) -> TableSample:
     arrow = to_arrow(table, what=what)
     path = storage.join(folder, f"{what}.parquet")
     sink = pa.BufferOutputStream()
-    pq.write_table(arrow.replace_schema_metadata(None), sink)
+    try:
+        pq.write_table(arrow.replace_schema_metadata(None), sink)
+    except (pa.ArrowException, OverflowError) as error:
+        told = " ".join(str(error).split())
+        raise UserError(
+            f"{what} has a column of a type that Parquet does not have ({told}); expected texts, numbers, times or lists of "
+            "these. Convert the column, or leave it out"
+        ) from error
     content = sink.getvalue().to_pybytes()
     if not storage.exists(path) or storage.read_bytes(path) != content:
         storage.write_bytes(path, content)

@@ -36,5 +36,32 @@ def test_what_is_no_table_is_named():
         to_arrow([1], what="items")
     with pytest.raises(UserError, match=r"items has two columns 'a'"):
         to_arrow(pd.DataFrame([[1, 2]], columns=["a", "a"]), what="items")
-    with pytest.raises(UserError, match=r"a column whose values are of several types .* column b .*expected one type"):
+    with pytest.raises(UserError, match=r"a column whose values are of several types.* column b .*expected one type"):
         to_arrow(pd.DataFrame({"b": [1, "x"]}), what="items")
+
+
+@pytest.mark.parametrize(
+    ("table", "name"),
+    [
+        (pd.DataFrame({0: [1], "0": [2]}), "0"),
+        (pd.DataFrame(ROWS).set_index("n", drop=False), "n"),
+        (pa.Table.from_arrays([pa.array([1])] * 2, names=["x", "x"]), "x"),
+    ],
+)
+def test_a_name_that_stands_twice_is_named(table, name):
+    with pytest.raises(UserError, match=f"items has two columns '{name}'; expected each name once"):
+        to_arrow(table, what="items")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pd.DataFrame({"b": pd.arrays.SparseArray([0, 1])}),
+        pd.DataFrame({"b": [1j]}),
+        pl.DataFrame({"b": pl.Series([object()], dtype=pl.Object)}),  # was read as places in memory
+        pl.DataFrame({"b": pl.Series([1], dtype=pl.Int128)}),
+    ],
+)
+def test_a_column_that_arrow_cannot_hold_is_a_users_mistake(table):
+    with pytest.raises(UserError, match="items has a column whose values are of several types, or of one that Arrow"):
+        to_arrow(table, what="items")

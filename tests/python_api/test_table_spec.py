@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import decimal
 import os
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -114,3 +116,43 @@ def test_options_have_the_names_of_the_commands(tmp_path):
         config_of({"seed": 1})
     with pytest.raises(UserError, match=r"train\.preset is 'fast'"):
         config_of({"train.preset": "fast"})
+
+
+def test_a_named_context_of_words_is_a_text_and_one_of_decimals_a_number(tmp_path):
+    """They were categories, of which the text encoder reads none."""
+    log = LOG.assign(
+        search=[f"a thing of {n} words for the house" for n in range(60)],
+        paid=[decimal.Decimal(n) / 4 for n in range(60)],
+        waited=pd.to_timedelta(range(60), unit="s"),
+    )
+    context = spec(tmp_path, log, context=["search", "paid", "waited", "device"]).events.context
+    assert (context.text, context.numeric, context.categorical) == (("search",), ("paid", "waited"), ("device",))
+
+
+def test_numbers_may_be_names_of_columns_and_actions(tmp_path):
+    names = dict(zip(LOG.columns, range(5), strict=True))
+    log = LOG.rename(columns=names).assign(kind=[1, 2] * 30)
+    events = spec(tmp_path, log, user=0, item=1, time=2, action="kind", actions={1: 1.0, 2: 0.5}).events
+    assert (events.user, events.item, events.time, events.actions) == ("0", "1", "2", {"1": 1.0, "2": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"context": "device"}, "context is 'device'.*expected a list of columns"),
+        ({"actions": ["buy"], "action": "device"}, "expected a list of columns, weights by action"),
+        ({"split": "last"}, "split 'last'; expected .* values by key of"),
+        ({"item": "user_id"}, "events.item and events.user are both 'user_id'"),
+        ({"action": "device", "actions": {"tv": "1"}}, "events.actions.tv is '1'; expected a finite number"),
+        ({"action": "device", "actions": {"tv": float("nan")}}, "events.actions.tv is nan; expected a finite number"),
+    ],
+)
+def test_an_argument_that_means_nothing_is_a_users_mistake(tmp_path, given, message):
+    with pytest.raises(UserError, match=message):
+        spec(tmp_path, **given)
+
+
+def test_a_type_that_no_file_has_is_a_users_mistake(tmp_path):
+    odd = pa.RunEndEncodedArray.from_arrays([60], ["a"])
+    with pytest.raises(UserError, match=r"interactions has a column of a type that Parquet does not have .*run_end"):
+        spec(tmp_path, pa.Table.from_pandas(LOG).append_column("odd", odd))

@@ -257,7 +257,7 @@ def _context(
         if not single or look.is_unique:
             open_.append(column)
             continue
-        kind = _context_kind(look)
+        kind = context_kind(look)
         if names.says(column, names.CONTEXT) and kind is not None:
             chosen[kind].append(column)
             if kind == "text" or look.missing > 0.5:
@@ -275,7 +275,8 @@ def _context(
     return chosen, doubts
 
 
-def _context_kind(look: ColumnLook) -> str | None:
+def context_kind(look: ColumnLook) -> str | None:
+    """What kind of feature a column of the context is: "categorical", "numeric" or "text"; None where it is none."""
     if look.kind == "number":
         return "numeric" if not look.whole or look.distinct > 100 else "categorical"
     if look.kind in ("text", "truth"):

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from ctxrec.data import parsing
 from ctxrec.ingest import readers
+from ctxrec.ingest.file_damage import UTF_8
 from ctxrec.ingest.guess.column_look import ColumnLook, look_at_column
 from ctxrec.ingest.guess.table_sample import TableSample
 
@@ -53,7 +54,7 @@ class LookedTable:
         return {
             "path": sample.name,
             "delimiter": None if sample.delimiter == usual else sample.delimiter,
-            "encoding": None if sample.encoding == readers.UTF_8 else sample.encoding,
+            "encoding": None if sample.encoding == UTF_8 else sample.encoding,
         }
 
     def texts(self, column: str) -> pa.Array:

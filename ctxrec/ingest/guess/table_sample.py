@@ -25,6 +25,7 @@ from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.data.arrow_views import plain_table
 from ctxrec.ingest import readers
+from ctxrec.ingest.file_damage import UTF_8, check_csv_quotes, damage_named
 
 MOST_ROWS = 200_000  # of a sample
 MOST_BYTES = 32 << 20  # of a text file that are read; of the rows of Parquet files, unpacked, that are kept
@@ -87,13 +88,14 @@ def sample_files(path: str) -> TableSample:
         raise UserError(f"{path} holds files of the types {', '.join(sorted(kinds))}; expected one type; name one file")
     chosen = [paths[n] for n in _places(len(paths), _FILES)]
     kind = kinds.pop()
-    if kind == "parquet":
-        parts = [_sample_parquet(name, MOST_ROWS // len(chosen), MOST_BYTES * 4 // len(chosen)) for name in chosen]
-    else:
-        parts = [_sample_text(name, kind, MOST_BYTES // len(chosen)) for name in chosen]
+    parts = [_sample_file(name, kind, len(chosen)) for name in chosen]
     parts = [part for part in parts if part.rows.num_columns]
     if not parts or not any(part.num_rows for part in parts):
-        raise UserError(f"{path} holds no row; expected a table with the names of its columns")
+        if kind == "csv":  # perhaps a quotation mark swallows all rows
+            for part in parts:
+                check_csv_quotes(part.name, part.encoding or UTF_8, part.delimiter or ",")
+        expected = "one JSON object in each line" if kind == "jsonl" else "a table with the names of its columns"
+        raise UserError(f"{path} holds no row; expected {expected}")
     first = parts[0]
     rows = (
         pa.concat_tables([part.rows for part in parts], promote_options="permissive") if len(parts) > 1 else first.rows
@@ -110,6 +112,28 @@ def sample_files(path: str) -> TableSample:
         has_header=first.has_header,
         num_files=len(paths),
     )
+
+
+def _sample_file(path: str, kind: str, num_files: int) -> TableSample:
+    """A sample of one of so many files.
+
+    Raises:
+        UserError: its content is damaged, or a column stands twice.
+    """
+    try:
+        with damage_named(path, kind):
+            if kind == "parquet":
+                found = _sample_parquet(path, MOST_ROWS // num_files, MOST_BYTES * 4 // num_files)
+            else:
+                found = _sample_text(path, kind, MOST_BYTES // num_files)
+    except csv.Error as error:
+        raise UserError(
+            f"{path} cannot be read as {kind}: {error}. Expected lines of text with the same columns"
+        ) from error
+    names = found.rows.column_names
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"column {twice!r} stands twice in {path}; expected each name once. Rename one of them")
+    return found
 
 
 def _places(count: int, most: int) -> list[int]:
@@ -273,7 +297,9 @@ def _json_rows(texts: Sequence[str]) -> pa.Table:
     for line in (line for text in texts for line in text.split("\n")):
         try:
             record = json.loads(line)
-        except ValueError:  # empty, cut or malformed
+            if "\\ud" in line.lower():  # perhaps half of a pair of surrogates
+                json.dumps(record, ensure_ascii=False).encode()
+        except (ValueError, RecursionError):  # empty, cut or malformed
             continue
         if isinstance(record, dict):
             records.append(record)
