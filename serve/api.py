@@ -141,7 +141,7 @@ class ColumnRule(_Body):
     def _list_is_any(cls, value: Any) -> Any:
         if isinstance(value, list):
             return {"any": value}
-        if isinstance(value, dict) and not value:
+        if isinstance(value, dict) and all(part is None for part in value.values()):
             raise ValueError("found an empty rule; expected any, none, min or max")
         return value
 

@@ -59,6 +59,8 @@ def test_a_list_is_parsed_once(monkeypatch):
         (b'["requests"]', ("body",), "model_type"),
         (b'{"k": 2, "exclude": ["requests"]}', ("body",), "value_error"),
         (b"{}", ("body",), "value_error"),
+        (b'{"user_id": "a", "filter": {"category": {}}}', ("body", "filter", "category"), "value_error"),
+        (b'{"user_id": "a", "filter": {"category": {"any": null}}}', ("body", "filter", "category"), "value_error"),
     ],
 )
 def test_a_bad_body_is_refused_as_what_it_means_to_be(body, loc, kind):
