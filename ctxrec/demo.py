@@ -8,7 +8,10 @@ from ctxrec.core import cli
 
 def main() -> None:
     """Read the options, then run every step and print what it says."""
-    parser = cli.parser("ctxrec.demo", "Run the whole path on MovieLens-100K: prepare, train, evaluate, serve, ask.")
+    parser = cli.parser(
+        "ctxrec.demo",
+        "Run the whole path on MovieLens-100K: prepare, serve a quick model, train, evaluate, publish, ask.",
+    )
     parser.add_argument("--out", default="demo", metavar="DIR", help="folder for everything (default: demo)")
     parser.add_argument("--source", metavar="PATH", help="folder or zip with MovieLens-100K (default: find one)")
     parser.add_argument("--keep", action="store_true", help="leave the service up")

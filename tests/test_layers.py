@@ -32,7 +32,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "core", "data", "ingest", "encoder", "model", "metrics", "index", "memory", "bundle", "training", "retrieval",
         "live", "datasets",
     ),
-    "benchmarks": ("core", "data", "ingest", "training", "datasets", "evaluation", "metrics"),
+    "benchmarks": ("core", "data", "ingest", "training", "bundle", "datasets", "evaluation", "metrics"),
     "python_api": ("core", "data", "ingest", "index", "training", "retrieval", "evaluation"),
 }  # fmt: skip
 # Third-party packages that a layer must not need, even inside a function.

@@ -1,12 +1,14 @@
 """The main job from end to end on MovieLens-100K, as `make demo` runs it.
 
-It writes the data set, prepares it, fine-tunes on two workers, evaluates next to baselines, serves the model, asks it
-over HTTP and stops it. It reuses what an earlier run left where nothing has changed.
+It writes the data set and prepares it, serves a quick model within the first minute, fine-tunes on two workers while that
+one serves, evaluates both next to baselines, publishes the full model, which the service takes over, asks it over HTTP and
+stops it. It reuses what an earlier run left where nothing has changed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import os
 import signal
@@ -21,6 +23,7 @@ import httpx
 import pyarrow.parquet as pq
 import ray
 
+from ctxrec.bundle import registry
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, config_with
 from ctxrec.core.dataset_spec import load_spec
@@ -30,6 +33,7 @@ from ctxrec.core.run_paths import BundlePaths, RunPaths
 from ctxrec.core.toml import read_toml
 from ctxrec.datasets import source_name, write_movielens_100k
 from ctxrec.evaluation.comparison_table import format_table
+from ctxrec.evaluation.encoder_comparison import encoder_sentence
 from ctxrec.evaluation.offline import evaluate_run
 from ctxrec.ingest.pipeline import prepare
 from ctxrec.ingest.prepare_report import summary as prepare_summary
@@ -49,7 +53,7 @@ def run_main_job(
     port: int = 0,
     keep: bool = False,
 ) -> None:
-    """Write the data set, prepare, train, evaluate, serve, and ask over HTTP; print what each step says.
+    """Write the data set, prepare, serve a quick model, train, evaluate, and serve the full one; print what each step says.
 
     Args:
         out: local folder for everything.
@@ -65,11 +69,28 @@ def run_main_job(
     """
     port = port or _free_port()
     _check_free(port)  # else another service would answer what the demo asks
-    begin = time.monotonic()
-    run = _build(out, source, demo_config(config_path, overrides))
-    print(f"trained and evaluated {time.monotonic() - begin:.0f} s after the start")
-    _serve(run, port, keep=keep)
-    print(f"\nreport: {RunPaths(run).report}")
+    begin, config = time.monotonic(), demo_config(config_path, overrides)
+    folder = {
+        name: os.path.abspath(os.path.join(out, name)) for name in ("movielens-100k", "data", "quick", "run", "models")
+    }
+    _prepare(folder["movielens-100k"], folder["data"], source, config)
+    _title("2/5 quick model: no towers, only what has a closed form")
+    quick = dataclasses.replace(config, train=dataclasses.replace(config.train, preset="quick"))
+    train(folder["data"], folder["quick"], quick)
+    print(describe_run(folder["quick"]))
+    _publish(folder["quick"], folder["models"])
+    with _service(folder["models"], port, os.path.join(out, "serve.log"), keep=keep) as (url, process):
+        with httpx.Client(base_url=url, timeout=30) as client:
+            _ask(client, folder["quick"])
+            print(f"\nfirst lists over HTTP {time.monotonic() - begin:.0f} s after the start")
+            metrics = _build(folder["data"], folder["run"], folder["quick"], config)
+            _title("5/5 publish: the service takes the full model over while it serves")
+            _await_version(client, _publish(folder["run"], folder["models"]))
+            _ask(client, folder["run"])
+        if keep:
+            _say_where(url, process, os.path.join(out, "serve.log"))
+    print(f"\n{_both(*metrics)}")
+    print(f"report: {RunPaths(folder['run']).report}")
     print(f"the whole demo took {time.monotonic() - begin:.0f} s")
 
 
@@ -90,24 +111,35 @@ def demo_config(path: str | None, overrides: Sequence[str]) -> Config:
     return config_with(raw, overrides, source=path or "--set")
 
 
-def _build(out: str, source: str | None, config: Config) -> str:
-    """Write the data set, prepare, train and evaluate; returns the run's folder."""
-    raw, data_path, run = (os.path.abspath(os.path.join(out, name)) for name in ("movielens-100k", "data", "run"))
-    _title("1/4 data set: MovieLens-100K")
+def _prepare(raw: str, data_path: str, source: str | None, config: Config) -> None:
+    """Write the data set and prepare it."""
+    _title("1/5 data set: MovieLens-100K")
     written = write_movielens_100k(raw, source)
     print(f"{'written' if written else 'reused: nothing changed'}; source: {source_name(raw)}")
     data = prepare(load_spec(os.path.join(raw, "dataset.toml")), data_path, config)
     print(prepare_summary(data))
-    _title(f"2/4 train: {config.encoder.name}, {config.train.workers} workers, ZeRO-{config.train.zero_stage}, LoRA")
+
+
+def _build(data_path: str, run: str, quick: str, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train and evaluate the full model; the metrics of the quick one and of the full one."""
+    _title(f"3/5 train: {config.encoder.name}, {config.train.workers} workers, ZeRO-{config.train.zero_stage}, LoRA")
     train(data_path, run, config)
     print(describe_run(run))
-    _title("3/4 evaluate: test events, whole catalogue ranked, seen items excluded")
+    _title("4/5 evaluate: test events, whole catalogue ranked, seen items excluded")
     metrics = _evaluate(run, config)
     print(format_table(metrics))
     print("un-tuned encoder = cosines of its text vectors alone")
     print(_distance(metrics))
+    plain = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, knockouts=False))
+    found = _evaluate(quick, plain), metrics
     ray.shutdown()
-    return run
+    return found
+
+
+def _both(quick: dict[str, Any], full: dict[str, Any]) -> str:
+    """What the full training brings beside the quick model."""
+    values = [metrics["model"]["ndcg@10"]["mean"] for metrics in (quick, full)]
+    return f"test NDCG@10: quick model {values[0]:.4f}, full model {values[1]:.4f}; {encoder_sentence(full)}"
 
 
 def _evaluate(run: str, config: Config) -> dict[str, Any]:
@@ -132,18 +164,30 @@ def _distance(metrics: dict[str, Any]) -> str:
     return "next to a SASRec trained long with full cross-entropy on the same split: " + "; ".join(parts)
 
 
-def _serve(run: str, port: int, *, keep: bool) -> None:
-    _title("4/4 serve")
-    log = os.path.join(os.path.dirname(run), "serve.log")
-    with _service(run, port, log, keep=keep) as (url, process):
-        with httpx.Client(base_url=url, timeout=30) as client:
-            _ask(client, run)
-        if keep:
-            print(f"\nthe service stays up at {url} (docs: {url}/docs, log: {log}); stop it with: kill {process.pid}")
-            print(
-                f"curl -s {url}/v1/recommend -H 'content-type: application/json' "
-                """-d '{"user_id": "196", "k": 5, "context": {"timestamp": 893286638}}'"""
-            )
+def _publish(run: str, models: str) -> str:
+    """Publish a run's bundle; returns its version."""
+    return registry.publish(registry.find_bundle(run), models).version
+
+
+def _await_version(client: httpx.Client, version: str) -> None:
+    """Wait until the service answers with a version.
+
+    Raises:
+        RuntimeError: it still answers with another one after START_TIMEOUT_S.
+    """
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while (answered := client.post("/v1/recommend", json={"user_id": "1"}).json()["model_version"]) != version:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the service answers with version {answered}, and {version} is published")
+        time.sleep(0.2)
+
+
+def _say_where(url: str, process: subprocess.Popen[bytes], log: str) -> None:
+    print(f"\nthe service stays up at {url} (docs: {url}/docs, log: {log}); stop it with: kill {process.pid}")
+    print(
+        f"curl -s {url}/v1/recommend -H 'content-type: application/json' "
+        """-d '{"user_id": "196", "k": 5, "context": {"timestamp": 893286638}}'"""
+    )
 
 
 @contextlib.contextmanager
