@@ -51,7 +51,7 @@ class SweepConfig:
         trials: Configurations to try. With `pbt` it is the size of the population.
         max_hours, max_gpu_hours: The sweep ends after this time, summed over all its starts. 0 means no limit.
         concurrent: Trials at a time. 0 means as many as the cluster has room for.
-        workers: Ray Train workers of a trial.
+        workers: Ray Train workers of a trial; with 0 a trial trains in its own process, which starts sooner.
         cpus, gpus: CPUs and GPUs of each worker. With gpus = 0.25 four trials share a GPU. 0 takes a whole GPU if the
             cluster has some and `train.use_gpu` allows it.
         search: `random`; `tpe`, Optuna's tree-structured Parzen estimator; `bohb`, the same inside HyperBand's brackets;
@@ -89,7 +89,8 @@ class SweepConfig:
     fidelity: FidelityConfig = field(default_factory=FidelityConfig)
 
     def __post_init__(self) -> None:
-        for key in ("trials", "workers", "grace"):
+        require(self.workers >= 0, "sweep.workers", self.workers, "0 or more")
+        for key in ("trials", "grace"):
             require(getattr(self, key) >= 1, f"sweep.{key}", getattr(self, key), "at least 1")
         for key in ("max_hours", "max_gpu_hours", "concurrent", "gpus", "retries", "seed"):
             require(getattr(self, key) >= 0, f"sweep.{key}", getattr(self, key), "0 or more")

@@ -166,12 +166,12 @@ def fit_to_cluster(plan: Sweep, has: dict[str, float]) -> Sweep:
     options = plan.options
     on_gpu = plan.base.train.use_gpu == "yes" or (plan.base.train.use_gpu == "auto" and has.get("GPU", 0) > 0)
     gpus = (options.gpus or 1.0) if on_gpu else 0.0
-    room = []
+    room, processes = [], max(options.workers, 1)
     for name, each in (("CPU", options.cpus), ("GPU", gpus)):
-        trials = _workers_in(has.get(name, 0), each) // options.workers if each else options.trials
+        trials = _workers_in(has.get(name, 0), each) // processes if each else options.trials
         if not trials and not options.concurrent:
             raise UserError(
-                f"a trial needs {each * options.workers:g} {name}s (sweep.workers = {options.workers} with {each:g} "
+                f"a trial needs {each * processes:g} {name}s (sweep.workers = {options.workers} with {each:g} "
                 f"each); the cluster has {has.get(name, 0):g}. Lower them, or set sweep.concurrent if the cluster grows by itself"
             )
         room.append(trials)
@@ -256,7 +256,7 @@ def _run_stage(stage: Stage, out: str) -> None:
     account = storage.join(out, ACCOUNT)
     if not _done(record, stage, account):
         options = stage.sweep.options
-        trainable = ray.tune.with_resources(make_trainable(stage.job), _driver_resources())
+        trainable = ray.tune.with_resources(make_trainable(stage.job), _own_resources(options))
         folder = storage.join(out, "tune", stage.name)
         if ray.tune.Tuner.can_restore(folder):
             logger.info("going on with the trials of %s", folder)
@@ -264,7 +264,7 @@ def _run_stage(stage: Stage, out: str) -> None:
                 _reopen(folder, sweep_results.read_record(record))
             tuner = ray.tune.Tuner.restore(folder, trainable, resume_unfinished=True)
         else:
-            tuner = _new_tuner(stage, trainable, out, record, Budget(account, options.gpus * options.workers))
+            tuner = _new_tuner(stage, trainable, out, record, Budget(account, options.gpus * max(options.workers, 1)))
         tuner.fit()
     rows = sweep_results.read_record(record)
     if not _done(record, stage, account):
@@ -310,9 +310,14 @@ def _ended(row: dict[str, Any]) -> bool:
     return row["status"] in ("TERMINATED", "ERROR")
 
 
-def _driver_resources() -> ray.tune.PlacementGroupFactory:
-    """A trial's own actor holds one byte of memory: Ray Tune requires a resource, and CPUs are for the workers."""
-    return ray.tune.PlacementGroupFactory([{"memory": 1}])
+def _own_resources(options: SweepConfig) -> ray.tune.PlacementGroupFactory:
+    """What a trial's own actor holds: all that the trial needs where it trains itself.
+
+    Beside workers, which hold the CPUs and GPUs, it holds one byte of memory, as Ray Tune requires a resource.
+    """
+    if options.workers:
+        return ray.tune.PlacementGroupFactory([{"memory": 1}])
+    return ray.tune.PlacementGroupFactory([{"CPU": options.cpus} | ({"GPU": options.gpus} if options.gpus else {})])
 
 
 def _new_tuner(stage: Stage, trainable: Any, out: str, record: str, budget: Budget) -> ray.tune.Tuner:

@@ -4,7 +4,7 @@
            ^-------- queue <-------- Reporter: figures of each evaluation ----'
 
 Only the workers hold CPUs and GPUs, so a trial that waits for room holds nothing that another trial waits for. The sweep
-starts only as many trials as there is room for.
+starts only as many trials as there is room for. With `sweep.workers = 0` the trial's actor trains itself, and holds the CPUs.
 """
 
 from __future__ import annotations

@@ -67,8 +67,10 @@ encoder_epochs = 0
 
 
 def test_two_trials_report_to_ray_tune_and_the_better_one_is_written(tiny_data, tmp_path):
-    """The smallest whole sweep, so that the quick tests run one; the slow ones below prove the rest."""
-    plan = load_sweep(options(tmp_path, "", trials=2, epochs=1, sweep_lines="seed = 0\nretries = 0\nfinal = false"))
+    """The smallest whole sweep, whose trials train in their own processes; the slow ones below have Ray Train workers."""
+    plan = load_sweep(
+        options(tmp_path, "", trials=2, epochs=1, sweep_lines="seed = 0\nretries = 0\nfinal = false\nworkers = 0")
+    )
     out = tmp_path / "sweep"
     made = sweep(tiny_data, str(out), plan)
     rows = pq.read_table(out / "trials.parquet").to_pylist()

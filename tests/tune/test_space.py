@@ -176,6 +176,7 @@ def test_median_stops_what_is_below_the_others_mean():
         ([], {"CPU": 6, "GPU": 1}, (1, 1.0, "yes")),  # a whole one each, as nothing else was said
         (["train.use_gpu=no"], {"CPU": 6, "GPU": 1}, (6, 1.0, "no")),
         (["sweep.workers=2", "sweep.cpus=1.5"], {"CPU": 6}, (2, 1.0, "no")),
+        (["sweep.workers=0", "sweep.cpus=1.5"], {"CPU": 6}, (4, 1.0, "no")),  # a trial trains in its own process
         (["sweep.workers=2", "sweep.concurrent=3"], {"CPU": 1}, (3, 1.0, "no")),  # a cluster that grows
     ],
 )
