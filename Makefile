@@ -1,5 +1,6 @@
 # make demo          the main job on MovieLens-100K, from log to HTTP (KEEP=1 leaves the service up)
 # make setup         make the environment .venv and install everything in it; all other targets do it first
+#                    (FAISS=gpu takes FAISS for GPUs; it needs an environment without another FAISS: make clean first)
 # make lint          check style; make format mends what can be mended
 # make test-unit     the unit tier: tests that start no cluster, no service and no training (minutes)
 # make test          both tiers without the slow tests, by two processes side by side; what CI runs
@@ -19,6 +20,8 @@ PYTHON ?= python3.11
 # its environment outside.
 VENV   := $(if $(word 2,$(CURDIR)),$(HOME)/.cache/ctxrec/venv-$(firstword $(shell pwd -P | cksum)),.venv)
 BIN    := $(VENV)/bin
+# The package that brings FAISS: cpu, gpu or gpu-cuvs. To change it, make the environment again: make clean setup FAISS=gpu
+FAISS  ?= cpu
 # Most of a test's time is waiting for processes to start, so two processes take the files in turn, each with a Ray
 # cluster of its own.
 TWO    := --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -44,7 +47,7 @@ $(VENV)/.installed: pyproject.toml
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON="; exit 1; }
 	@echo "installing (a few minutes the first time) ..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[$(FAISS),dev]'
 	@touch $@
 
 demo: setup

@@ -2,5 +2,8 @@
 
 import logging
 
+from ctxrec.index import faiss_package
+
 # FAISS tells which of its libraries it tries, at each import in each process.
 logging.getLogger("faiss.loader").setLevel(logging.WARNING)
+faiss_package.check()

@@ -88,7 +88,7 @@ def choose_kind(num_items: int, config: IndexConfig, *, exact_ms: float | None =
     gpus = num_gpus(config)
     has_cagra = gpus > 0 and "CUVS" in faiss.get_compile_options()
     if config.kind == "cagra" and not has_cagra:
-        logger.info("index.kind = cagra needs a GPU and faiss-gpu-cuvs; a graph is built on the CPU instead (hnsw)")
+        logger.info("index.kind = cagra needs a GPU and ctxrec[gpu-cuvs]; a graph is built on the CPU instead (hnsw)")
         return "hnsw"
     if config.kind != "auto":
         return config.kind

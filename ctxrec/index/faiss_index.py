@@ -259,7 +259,7 @@ class Index:
         found = num_gpus(self._config)
         if self._config.use_gpu == "yes" and found == 0:
             raise UserError(
-                "index.use_gpu is yes, but FAISS finds no GPU; install the faiss-gpu extra or set it to auto"
+                "index.use_gpu is yes, but FAISS finds no GPU; install ctxrec[gpu] in the place of ctxrec[cpu], or set it to auto"
             )
         if found == 0:
             return None

@@ -24,6 +24,7 @@ from ctxrec.core.run_paths import BundlePaths, RunPaths
 from ctxrec.core.toml import read_toml
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.hub import check_max_tokens, resolve_encoder
+from ctxrec.index import faiss_package
 from ctxrec.ingest.vocabularies import check_targets
 from ctxrec.model.backbones import check_backbone
 from ctxrec.training.encoder_outcome import EncoderOutcome, encoder_outcome
@@ -40,7 +41,7 @@ _HOW_TO_RUN = (
     "workers", "cpus_per_worker", "gpus_per_worker", "zero_stage", "offload", "checkpoint_every", "keep_checkpoints",
     "max_failures", "timeout_s", "trackers",
 )  # fmt: skip
-_PACKAGES = ("ctxrec", "ray", "torch", "transformers", "peft", "deepspeed", "faiss-cpu", "pyarrow")
+_PACKAGES = ("ctxrec", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow")
 
 
 def train(
@@ -214,7 +215,7 @@ def _manifest(out: str, data: PreparedData, config: Config, seconds: float) -> d
     return {
         "format_version": FORMAT_VERSION,
         "preset": config.train.preset,
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: _version(name) for name in (*_PACKAGES, *faiss_package.installed())},
         "data_path": data.path,
         "data_fingerprint": data.fingerprint,
         "git_commit": _git_commit(),

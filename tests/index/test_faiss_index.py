@@ -300,7 +300,7 @@ def test_what_cagra_built_is_searched_by_a_cpu_too(vectors, queries, tmp_path, c
 def test_cagra_without_a_gpu_becomes_hnsw_and_says_so(vectors, caplog):
     with caplog.at_level("INFO"):
         assert build_index(vectors, config("cagra")).kind == "hnsw"
-    assert "needs a GPU and faiss-gpu-cuvs" in caplog.text
+    assert "needs a GPU and ctxrec[gpu-cuvs]" in caplog.text
 
 
 @pytest.mark.skipif(not hasattr(faiss, "StandardGpuResources"), reason="FAISS has no GPU support here")
