@@ -1,8 +1,8 @@
 """A client of the online service, for programs: `Client`, and `AsyncClient` whose methods are awaited.
 
     with Client("http://localhost:8000", key="...") as client:
-        client.add_events([{"user_id": "196", "item_id": "242", "action": "view"}])
-        for item in client.recommend("196", k=5, context={"device": "tv"}).items:
+        client.add_events([{"user_id": "196", "item_id": "242"}])
+        for item in client.recommend("196", k=5, query="a comedy").items:
             print(item.item_id, item.score)
 
 A call that finds no connection, or a service that is busy, is repeated with growing waits (and those that the

@@ -179,7 +179,7 @@ class RecommendRequest(_Body):
         max_length=MAX_FILTER_COLUMNS,
         description="Rules by item column; every one must hold. A list is short for `any`: any of the values of a "
         "categorical column. `min` and `max` are for numeric columns; an item without the number does not pass.",
-        examples=[{"category": ["Comedy"]}, {"category": {"none": ["Horror"]}, "price": {"min": 5, "max": 20}}],
+        examples=[{"genres": ["Comedy"]}, {"genres": {"none": ["Horror"]}, "year": {"min": 1980, "max": 1998}}],
     )
     query: Annotated[str, Field(max_length=MAX_QUERY)] | None = Field(
         default=None,
@@ -232,9 +232,7 @@ class EventsRequest(_Body):
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={
-            "examples": [{"events": [{"user_id": "196", "item_id": "242", "action": "view", "timestamp": 893286638}]}]
-        },
+        json_schema_extra={"examples": [{"events": [{"user_id": "196", "item_id": "242", "timestamp": 893286638}]}]},
     )
 
     events: Annotated[list[NewEvent], Field(min_length=1, max_length=MAX_EVENTS)]
@@ -263,7 +261,9 @@ class NewItems(_Body):
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={"examples": [{"items": [{"item_id": "new", "title": "Red shoe", "category": ["shoes"]}]}]},
+        json_schema_extra={
+            "examples": [{"items": [{"item_id": "new", "title": "A new comedy", "genres": ["Comedy"]}]}]
+        },
     )
 
     items: Annotated[list[NewItem], Field(min_length=1, max_length=MAX_ITEMS)]
