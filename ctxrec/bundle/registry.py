@@ -152,16 +152,41 @@ def _publish(bundle: str, models: str, *, repair: bool) -> Published:
         return _write(models, Published(version, _versions_there(models, but=version)))
     if before is not None and before.version == version:
         return before
+    if before is not None:
+        _warn_of_other_data(models, before.version, version)
     previous = () if before is None else tuple(v for v in (*before.previous, before.version) if v != version)
     return _write(models, Published(version, previous[-_REMEMBERED:]))
 
 
-def _versions_there(models: str, *, but: str) -> tuple[str, ...]:
-    """Undamaged versions that lie in a folder of published models, the one that was published last at the end."""
+def _warn_of_other_data(models: str, before: str, now: str) -> None:
+    """Say so where two versions are trained on data sets of different names."""
+    names = [_dataset_name(version_folder(models, version)) for version in (before, now)]
+    if names[0] != names[1]:
+        logger.warning(
+            "%s served the data set %r and now serves %r: users, items and posted events may not fit. If this was not "
+            "meant, go back with --rollback, and publish each data set into a folder of its own",
+            models,
+            *names,
+        )
+
+
+def _dataset_name(bundle: str) -> str:
+    """The name of the data set that a bundle is trained on; "" where it does not say."""
+    path = BundlePaths(bundle).data
+    spec = storage.read_json_object(path).get("spec") if storage.exists(path) else None
+    return str(spec.get("name", "")) if isinstance(spec, dict) else ""
+
+
+def _names_there(models: str) -> list[str]:
+    """Names of the versions that lie in a folder of published models, in the order of the alphabet."""
     fs, inner = storage.filesystem(version_folder(models, "x"))
     folders = fs.get_file_info(pyarrow.fs.FileSelector(inner.rsplit("/", 1)[0], allow_not_found=True))
-    names = [info.base_name for info in folders if is_version(info.base_name) and info.base_name != but]
-    whole = [name for name in names if _is_whole(version_folder(models, name))]
+    return sorted(info.base_name for info in folders if is_version(info.base_name))
+
+
+def _versions_there(models: str, *, but: str) -> tuple[str, ...]:
+    """Undamaged versions that lie in a folder of published models, the one that was published last at the end."""
+    whole = [name for name in _names_there(models) if name != but and _is_whole(version_folder(models, name))]
 
     def published_at(name: str) -> int:
         fs, inner = storage.filesystem(BundlePaths(version_folder(models, name)).manifest)
@@ -171,7 +196,7 @@ def _versions_there(models: str, *, but: str) -> tuple[str, ...]:
 
 
 def roll_back(models: str, version: str | None = None) -> Published:
-    """Serve an earlier version again: the named one, or the one before the present one.
+    """Serve an earlier version again: one that lies in the folder, by its name, or the one before the present one.
 
     Raises:
         UserError: there is none, or it is damaged; what is served stays.
@@ -183,11 +208,14 @@ def roll_back(models: str, version: str | None = None) -> Published:
 
 def _roll_back(models: str, version: str | None) -> Published:
     now = read_published(models)
-    if not now.previous:
-        raise UserError(f"{models} has no version before {now.version} to go back to")
+    there = _names_there(models)
+    if version is None and not now.previous:
+        others = [name for name in there if name != now.version]
+        name_one = f"; give --rollback one of {', '.join(others)}" if others else "; no other version lies there"
+        raise UserError(f"{models} has no version before {now.version} to go back to{name_one}")
     wanted = version or now.previous[-1]
-    if wanted != now.version and wanted not in now.previous:
-        raise UserError(f"version {wanted!r} was never served from {models}; found {', '.join(now.previous)}")
+    if version is not None and wanted not in {now.version, *now.previous, *there}:
+        raise UserError(f"version {wanted!r} does not lie in {models}; found {', '.join(there)}")
     check_bundle(version_folder(models, wanted), scratch=storage.temporary_folder())
     if wanted == now.version:
         return now

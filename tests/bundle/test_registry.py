@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 from commands import assert_users_mistake, call
 
+from ctxrec.bundle.format import BUNDLE
 from ctxrec.bundle.registry import Published, find_bundle, publish, read_published, roll_back
+from ctxrec.core import manifest, storage
 from ctxrec.core.errors import UserError
 from ctxrec.experiments import ab_test
 from ctxrec.experiments.ab_test import Arm
@@ -69,8 +73,38 @@ def test_there_must_be_something_to_go_back_to(bundles, tmp_path):
     with pytest.raises(UserError, match="no version before"):
         roll_back(models)
     publish(list(bundles.values())[1], models)
-    with pytest.raises(UserError, match=f"'nonsense' was never served.*{a}"):
+    with pytest.raises(UserError, match=f"'nonsense' does not lie in .*models; found .*{a}"):
         roll_back(models, "nonsense")
+
+
+def test_a_version_that_lies_there_can_be_named_after_a_plain_rollback(bundles, tmp_path):
+    models, (a, b, _) = str(tmp_path / "models"), bundles
+    publish(bundles[a], models)
+    with pytest.raises(UserError, match=f"'nope' does not lie in .*; found {a}$"):
+        roll_back(models, "nope")
+    publish(bundles[b], models)
+    assert roll_back(models) == Published(a)
+    with pytest.raises(UserError, match=f"no version before {a} to go back to; give --rollback one of {b}$"):
+        roll_back(models)
+    assert roll_back(models, b) == read_published(models) == Published(b, (a,))
+
+
+def test_a_model_of_another_data_set_is_named(bundles, tmp_path, caplog):
+    models, (a, b, _) = str(tmp_path / "models"), bundles
+    publish(bundles[a], models)
+    publish(bundles[b], models)
+    assert not caplog.messages, "they are of one data set"
+    path = Path(bundles[b]) / "data.json"
+    about = json.loads(path.read_text())
+    about["spec"]["name"] = "films"
+    path.write_text(json.dumps(about))
+    kept = storage.read_json(str(path.parent / "manifest.json"))
+    files = manifest.hash_files(str(path.parent))
+    facts = {key: kept[key] for key in ("encoder", "data_fingerprint")}
+    manifest.write_manifest(str(path.parent), BUNDLE, files=files, model_version=manifest.version_of(files), **facts)
+    now = publish(bundles[b], models)
+    assert now.previous == (a, b) and len(caplog.messages) == 1
+    assert "served the data set 'tiny' and now serves 'films'" in caplog.text
 
 
 def test_a_test_runs_beside_what_is_served_until_it_ends(bundles, tmp_path):
