@@ -97,6 +97,11 @@ class RunPaths:
         return storage.join(self.root, CHECKPOINTS, "not-tuned.json")
 
     @property
+    def blend_ndcg(self) -> str:
+        """Validation NDCG@10 of the blend that is exported; None in it where no blend was fitted."""
+        return storage.join(self.root, CHECKPOINTS, "blend-ndcg.json")
+
+    @property
     def media_vectors(self) -> str:
         """Vectors of images and sounds."""
         return storage.join(self.root, CHECKPOINTS, "media.safetensors")

@@ -211,7 +211,7 @@ def _logged_seconds(run: str) -> float:
 
 def _manifest(out: str, data: PreparedData, config: Config, seconds: float) -> dict[str, Any]:
     inside = storage.read_json(BundlePaths(RunPaths(out).bundle).manifest)
-    outcome = run_outcome(out)
+    outcome, ndcg = run_outcome(out), _exported_ndcg(out)
     return {
         "format_version": FORMAT_VERSION,
         "preset": config.train.preset,
@@ -225,7 +225,15 @@ def _manifest(out: str, data: PreparedData, config: Config, seconds: float) -> d
         "encoder": outcome.state,
         "encoder_reason": outcome.why,
         "files": {f"bundle/{name}": digest for name, digest in inside["files"].items()},
-    }
+    } | ({} if ndcg is None else {"valid_ndcg@10": ndcg})
+
+
+def _exported_ndcg(run: str) -> float | None:
+    """Validation NDCG@10 of what a full training exports: the blend's, or the towers' where there is no blend."""
+    path = RunPaths(run).blend_ndcg
+    ndcg = storage.read_json(path)["ndcg@10"] if storage.exists(path) else None
+    towers = [line["valid_ndcg@10"] for line in read_train_log(run) if "valid_ndcg@10" in line]
+    return ndcg if ndcg is not None else max(towers, default=None)
 
 
 def _version(package: str) -> str | None:
@@ -253,12 +261,10 @@ def run_outcome(run: str) -> EncoderOutcome:
 def describe_run(run: str) -> str:
     """Two lines about a finished training: its result, and what became of the encoder."""
     manifest = read_run_manifest(run)
-    best = manifest.get("valid_ndcg@10") or max(
-        (line["valid_ndcg@10"] for line in read_train_log(run) if "valid_ndcg@10" in line), default=float("nan")
-    )
-    seconds = manifest.get("train_seconds")
+    ndcg, seconds = manifest.get("valid_ndcg@10"), manifest.get("train_seconds")
     took = f" in {seconds:.0f} s" if isinstance(seconds, (int, float)) else ""
+    found = f"validation NDCG@10 {ndcg:.4f}" if isinstance(ndcg, (int, float)) else "no validation events"
     return (
-        f"trained{took}; best validation NDCG@10 {best:.4f}; "
+        f"trained{took}; {found}; "
         f"model {manifest['model_version']} in {RunPaths(run).bundle}\n{run_outcome(run).sentence}"
     )

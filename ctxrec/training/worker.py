@@ -101,6 +101,8 @@ def _train(job: dict[str, Any], scratch: str, place: Place, report: Report) -> N
             elif worker.rank == 0:  # the best weights are those that the phase began with
                 logger.info("tuning gains nothing on the validation events; the encoder stays as it was")
     last = phases[-1]
+    if worker.rank == 0:
+        storage.write_json(RunPaths(setup.run).blend_ndcg, {"ndcg@10": None if blend is None else blend.ndcg})
     export(setup, done[last], chosen, blend, RunPaths(setup.run).bundle, refitted=last == "refit")
     if worker.tracker is not None:
         worker.tracker.close()

@@ -41,9 +41,13 @@ from ctxrec.core.dataset_spec import load_spec
 from ctxrec.core.errors import Stopped, UserError
 from ctxrec.core.run_paths import RunPaths
 from ctxrec.data.prepared import PreparedData
+from ctxrec.data.requests import validation_requests
 from ctxrec.encoder.hub import resolve_encoder
+from ctxrec.index.topk import top_k
 from ctxrec.ingest.pipeline import prepare
+from ctxrec.metrics.ranking import request_metrics
 from ctxrec.retrieval.load import load_recommender
+from ctxrec.retrieval.pre_validation import recommender_before_validation
 from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.training.driver import describe_run, train
 from ctxrec.training.worker_setup import describe_choices
@@ -172,6 +176,19 @@ def test_run_folder_has_what_the_contract_says(tiny_run):
         check_bundle(f"{tiny_run}/checkpoints/{folder}", scratch="/tmp")
     pickles = [p for p in Path(tiny_run).rglob("*") if p.suffix in (".pt", ".pth", ".bin", ".pkl")]
     assert not pickles
+
+
+def test_the_figure_that_is_told_is_that_of_the_exported_blend(tiny_run, tiny_data):
+    """Of the model before the refit, as the validation events judged it; the towers alone have another figure."""
+    data = PreparedData.open(tiny_data)
+    requests = validation_requests(data, 10_000)
+    model = recommender_before_validation(tiny_run, data)
+    lists = top_k(model.scores(requests), 10, requests.seen())
+    found = request_metrics(lists, requests.target_offsets, requests.target_items, [10])["ndcg@10"].mean()
+    told = json.loads((Path(tiny_run) / "manifest.json").read_text())["valid_ndcg@10"]
+    assert told == pytest.approx(found, rel=1e-4)
+    assert abs(told - max(line["valid_ndcg@10"] for line in read_log(tiny_run) if "valid_ndcg@10" in line)) > 1e-3
+    assert f"; validation NDCG@10 {told:.4f}" in describe_run(tiny_run)
 
 
 def test_a_log_without_validation_events_has_all_sources_too(ray_cluster, tiny_config, tmp_path):
