@@ -52,7 +52,7 @@ def write_files(
     storage.write_bytes(RunPaths(out).requests, _requests_file(lists, table, item_ids, system, ndcg))
     html = report_page.render_report(
         metrics,
-        facts=report_page.Facts.of(prepared, config),
+        facts=report_page.Facts.of(prepared, config, metrics.get("encoder")),
         train_log=read_train_log(run) if run is not None else [],
         examples=example_users(
             prepared,

@@ -32,6 +32,8 @@ NAMES = {
     "popularity": "popularity",
     "popularity_7d": "popularity, last 7 days",
     "markov": "Markov chain",
+    "markov10": "Markov chain of the last 10 items",
+    "log_popularity": "logarithm of popularity",
     "itemknn": "ItemKNN",
     "ease": "EASE",
     "als": "ALS",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from bucket_files import write_shop
 
-from ctxrec.core.config import Config, to_toml
+from ctxrec.core.config import Config, load_config, to_toml
 from ctxrec.core.errors import UserError
 from ctxrec.evaluation.comparison_table import format_table
 from ctxrec.evaluation.encoder_comparison import compare_encoders
@@ -173,9 +175,9 @@ def test_what_was_not_evaluated_is_left_out(options):
 def test_a_phase_that_was_thrown_away_is_said_and_makes_no_row_of_its_own():
     metrics = example_metrics(left_out=("frozen", "tuned"), outcome=TUNING_FAILED)
     assert metrics["frozen"] == metrics["tuned"] == metrics["model"] and metrics["encoder"]["gain"] is None
-    said = "the encoder is frozen, because it gained nothing: with and without tuning this is the same model"
+    said = "he encoder is frozen, because it gained nothing: with and without tuning this is the same model"
     table = format_table(metrics)
-    assert said in table and said in page_of(metrics)
+    assert f"\nt{said}\n" in table and f">T{said}.<" in page_of(metrics)
     row = next(line for line in table.splitlines() if line.startswith("ctxrec, frozen encoder"))
     assert row.endswith("the same model") and f"{metrics['model']['ndcg@10']['mean']:.4f}" in row
 
@@ -243,10 +245,74 @@ def test_sentences_say_what_the_numbers_say():
     metrics["shuffled_context"]["drop"] = {"mean": 0.125, "low": 0.05, "high": 0.2}
     page = page_of(metrics)
     assert "+25.0 % NDCG@10" in page and "clearly better" in page
-    assert "loses 12.5 % of its NDCG@10 (95 % interval 5.0 % to 20.0 %): it uses the context." in page
+    assert "loses 12.5 % of its NDCG@10 (95 % interval 5.0 % to 20.0 %)" in page
     table = format_table(metrics)
     assert "p = 0.020): clearly better" in table
     assert "context shuffled among requests: NDCG@10 falls by 12.5 % (95 % interval 5.0 to 20.0 %)" in table
+
+
+@pytest.mark.parametrize(
+    ("low", "says"),
+    [
+        (0.001, "(95 % interval 5.0 % to 20.0 %): it uses the context."),
+        (-0.004, "Nearly all of that is the time of the request: where the time is kept and the rest of the context is "
+         "another&#x27;s, the model loses 0.2 %, which may be chance (95 % interval -0.4 % to 0.9 %)."),
+    ],
+)  # fmt: skip
+def test_a_context_that_is_the_time_alone_is_called_so(low, says):
+    metrics = example_metrics()
+    metrics["shuffled_context"]["drop"] = {"mean": 0.125, "low": 0.05, "high": 0.2}
+    metrics["shuffled_context_same_time"]["drop"] = {"mean": 0.002, "low": low, "high": 0.009}
+    assert says in page_of(metrics)
+
+
+@pytest.mark.parametrize(
+    ("options", "outcome", "says"),
+    [
+        (["train.preset=quick"], ("frozen", "train.preset is quick"), "tiny (frozen, because train.preset is quick)"),
+        ([], ("frozen", "tuning gained nothing"), "tiny (frozen, because tuning gained nothing)"),
+        ([], ("tuned", "it paid"), "tiny (lora)"),
+        (['model.sources=["id", "memory"]'], ("frozen", "no text"), "tiny, text not used"),
+        (["encoder.name="], ("frozen", "no text"), "none (IDs and features)"),
+        ([], None, "tiny (frozen)"),
+    ],
+)
+def test_the_header_says_whether_the_encoder_is_tuned(make_world, tmp_path, options, outcome, says):
+    config = load_config(None, ["encoder.name=tiny", *options])
+    about = None if outcome is None else {"state": outcome[0], "reason": outcome[1]}
+    data, _ = write_shop(tmp_path, make_world)
+    data.meta["fingerprint"] = "f" * 64
+    assert Facts.of(data, config, about).encoder == says
+
+
+def test_fewer_requests_than_events_are_explained():
+    facts = Facts("shop", {"events": 9, "users": 3, "items": 3, "test": 31}, "by time", "tiny", "f" * 64, "today")
+    assert "its 31 events make one request for each user who took" in page_of(example_metrics(), facts=facts)
+    few = dataclasses.replace(facts, counts=facts.counts | {"test": 30})
+    assert "make one request" not in page_of(example_metrics(), facts=few)
+
+
+def test_each_phase_has_a_mark_of_its_own_and_the_axis_has_room_for_its_last_number():
+    log = [
+        {"phase": phase, "step": step, "epoch": 0, "loss": 1.0, "valid_ndcg@10": 0.1}
+        for phase, step in (("towers", 1), ("encoder", 2000), ("refit", 2_000_000))
+    ]
+    losses, _, _ = _curves(log)
+    assert len({charts.key(line.kind).split()[0] for line in losses}) == 3, "a shape each"
+    page = page_of(example_metrics(), train_log=log)
+    labels = [
+        (float(x), text) for x, text in re.findall(r'<text class="muted" x="([\d.]+)"[^>]*>([\d,]{9})</text>', page)
+    ]
+    assert labels and all(x + 6.6 * len(text) / 2 <= charts.WIDTH / 2 for x, text in labels)
+
+
+def test_options_of_the_ensemble_have_names_for_people():
+    metrics = example_metrics()
+    weights = {"ease": 0.5, "markov10": 0.3, "log_popularity": 0.2}
+    metrics["options"] = {"chosen_on": "valid", "als_factors": 8, "ease_lambda": 10.0, "ensemble": weights}
+    page = page_of(metrics)
+    assert "Markov chain of the last 10 items 0.30, logarithm of popularity 0.20" in page
+    assert "markov10" not in page and "log_popularity" not in page
 
 
 def test_all_scores_zero_still_draws():

@@ -122,11 +122,12 @@ def line_chart(
     dots: bool = False,
 ) -> str:
     """Curves over a shared x axis; `boundary` draws a labelled vertical line, `dots` marks the points."""
-    width, left, right, top, bottom = WIDTH / 2, 52, 14, 14, 40
+    width, left, top, bottom = WIDTH / 2, 52, 14, 40
     height = 250
     points = [p for line in lines for p in line.points]
     y_marks = ticks(0 if from_zero else min(p[1] for p in points), max(p[1] for p in points))
     x_marks = ticks(0, max(p[0] for p in points), about=4)
+    right = 4 + _CHARACTER * len(f"{x_marks[-1]:,.10g}") / 2  # half of the last mark's label stands beyond the axis
 
     def x(value: float) -> float:
         return left + (width - left - right) * value / x_marks[-1]
@@ -139,7 +140,7 @@ def line_chart(
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(mark):.1f}" y2="{y(mark):.1f}"/>')
         parts.append(_text(left - 8, y(mark), f"{mark:g}", anchor="end", kind="muted"))
     for mark in x_marks:
-        parts.append(_text(x(mark), height - bottom + 14, f"{mark:,g}", anchor="middle", kind="muted"))
+        parts.append(_text(x(mark), height - bottom + 14, f"{mark:,.10g}", anchor="middle", kind="muted"))
     parts.append(_text((left + width - right) / 2, height - 8, x_label, anchor="middle", kind="muted"))
     if boundary is not None:
         at = x(boundary[0])

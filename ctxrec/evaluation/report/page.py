@@ -16,6 +16,7 @@ from ctxrec.evaluation.report import sections
 from ctxrec.evaluation.report.html import details, e, page, paragraph, percent, section, table
 from ctxrec.evaluation.report.training_curves import training
 from ctxrec.evaluation.systems import MODEL, best_baseline, display_name, focus
+from ctxrec.training.encoder_outcome import TUNED
 
 __all__ = ["Example", "Facts", "render_report"]
 
@@ -35,17 +36,30 @@ class Facts:
     notes: tuple[str, ...] = ()
 
     @staticmethod
-    def of(prepared: PreparedData, config: Config) -> Facts:
-        encoder = f"{config.encoder.name} ({config.encoder.tune})" if config.encoder.name else "none (IDs and features)"
+    def of(prepared: PreparedData, config: Config, outcome: dict[str, Any] | None = None) -> Facts:
+        """The facts of an evaluation; `outcome` is what `metrics.json` says of the encoder, None without a model."""
         return Facts(
             name=prepared.spec.name,
             counts=prepared.meta["counts"],
             split=_describe_split(prepared.spec.split),
-            encoder=encoder if "text" in config.model.sources else f"{encoder}, text not used",
+            encoder=_describe_encoder(config, outcome),
             fingerprint=prepared.fingerprint,
             evaluated_at=datetime.datetime.now(datetime.UTC).strftime("%d %B %Y, %H:%M UTC"),
             notes=tuple(prepared.meta.get("notes", ())),
         )
+
+
+def _describe_encoder(config: Config, outcome: dict[str, Any] | None) -> str:
+    """The encoder of a model and whether it is tuned, and of an evaluation without a model the one that baselines use."""
+    if not config.encoder.name:
+        return "none (IDs and features)"
+    if "text" not in config.model.sources:
+        return f"{config.encoder.name}, text not used"
+    if outcome is None:
+        return f"{config.encoder.name} (frozen)"
+    if outcome["state"] == TUNED:
+        return f"{config.encoder.name} ({config.encoder.tune})"
+    return f"{config.encoder.name} (frozen, because {outcome['reason']})"
 
 
 def _describe_split(split: dataset_spec.SplitSpec) -> str:
@@ -146,7 +160,7 @@ def _header(metrics: dict[str, Any], facts: Facts) -> str:
     if best is not None and metrics["paired"]:
         gain = metrics["paired"][best]["ndcg@10"]
         tiles.append((f"Against {display_name(best)}", f"{gain['mean']:+.4f}", f"NDCG@10, {verdict(gain)}"))
-    tiles.append(("Requests", f"{metrics['requests']:,}", f"of the {metrics['split']} split, full ranking"))
+    tiles.append(("Requests", f"{metrics['requests']:,}", _about_requests(metrics, facts)))
     cards = "".join(
         f'<div class="tile"><div class="tile-name">{e(label)}</div><div class="tile-value">{e(value)}</div>'
         f'<div class="muted">{e(remark)}</div></div>'
@@ -159,6 +173,18 @@ def _header(metrics: dict[str, Any], facts: Facts) -> str:
         f'<header><p class="kicker">ctxrec evaluation</p><h1>{e(facts.name)}</h1>'
         f'<p class="lead">{e(line)}<br>Encoder: {e(facts.encoder)}<br>{e(facts.evaluated_at)}{whose}</p>'
         f'<div class="tiles">{cards}</div></header>\n'
+    )
+
+
+def _about_requests(metrics: dict[str, Any], facts: Facts) -> str:
+    """Of which split the requests are, and why they are fewer than its events."""
+    split, events = metrics["split"], facts.counts.get(metrics["split"])
+    said = f"of the {split} split, full ranking"
+    if events is None or events <= metrics["requests"]:
+        return said
+    return (
+        f"{said}; its {events:,} events make one request for each user who took an item that may be recommended (items "
+        "already in the history count only where repeats are allowed)"
     )
 
 

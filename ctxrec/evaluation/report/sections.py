@@ -141,7 +141,8 @@ def sources(metrics: dict[str, Any]) -> str:
     """What each source carries by knock-out and by ablation, and what the encoder's phase brought; "" without any."""
     if not metrics[MODEL]:
         return ""
-    parts = [finding(encoder_sentence(metrics))] if metrics.get("encoder") else []
+    about = encoder_sentence(metrics)
+    parts = [finding(f"{about[:1].upper()}{about[1:]}.")] if about else []
     if metrics.get("knockouts"):
         parts += [
             paragraph(
@@ -202,7 +203,7 @@ def context(metrics: dict[str, Any]) -> str:
         bars.append(bar("no_context", metrics["ablations"]["no_context"], "other"))
     return section(
         "Does context pay?",
-        finding(_context_finding(metrics[shown[0]]["drop"])),
+        finding(_context_finding(metrics[shown[0]]["drop"], metrics.get(SHUFFLED_SAME_TIME, {}).get("drop"))),
         paragraph(
             "The same requests are ranked with the hour, weekday, month and every other feature of the context of another "
             'request. "Same time" keeps the time of the request, so that the context is wrong and the age of the events '
@@ -212,12 +213,24 @@ def context(metrics: dict[str, Any]) -> str:
     )
 
 
-def _context_finding(drop: dict[str, float]) -> str:
-    """One sentence about what the context of another request costs; `drop` is a share of NDCG."""
+def _context_finding(drop: dict[str, float], same_time: dict[str, float] | None) -> str:
+    """What the context of another request costs, in words; both drops are shares of NDCG.
+
+    Args:
+        drop: with the time of the other request too.
+        same_time: with the time of the request itself; None where that was not evaluated.
+    """
     interval = f"95 % interval {percent(drop['low'])} to {percent(drop['high'])}"
     asked = "With the time and context of another request the same model"
     if drop["low"] > 0:
-        return f"{asked} loses {percent(drop['mean'])} of its NDCG@10 ({interval}): it uses the context."
+        loses = f"{asked} loses {percent(drop['mean'])} of its NDCG@10 ({interval})"
+        if same_time is None or same_time["low"] > 0:
+            return f"{loses}: it uses the context."
+        kept = f"95 % interval {percent(same_time['low'])} to {percent(same_time['high'])}"
+        return (
+            f"{loses}. Nearly all of that is the time of the request: where the time is kept and the rest of the context is "
+            f"another's, the model loses {percent(same_time['mean'])}, which may be chance ({kept})."
+        )
     if drop["high"] < 0:
         return f"{asked} gains {percent(-drop['mean'])} of its NDCG@10 ({interval} lost): its context misleads it."
     return (

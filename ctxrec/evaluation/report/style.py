@@ -38,7 +38,7 @@ svg .strong, svg .heading { font-weight: 650; }
 .bar.before, .dot.before { fill: var(--before); } .range.before, .curve.before { stroke: var(--before); }
 .bar.best, .dot.best { fill: var(--best); } .range.best, .curve.best { stroke: var(--best); }
 .bar.other, .dot.other { fill: var(--other); } .range.other, .curve.other { stroke: var(--other); }
-.bar.text, .dot.text { fill: var(--text); } .range.text { stroke: var(--text); }
+.bar.text, .dot.text { fill: var(--text); } .range.text, .curve.text { stroke: var(--text); }
 .bar.limit, .dot.limit { fill: var(--limit); } .range.limit { stroke: var(--limit); }
 .curve { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .range { stroke-width: 2; opacity: .55; }

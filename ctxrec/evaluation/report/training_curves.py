@@ -10,6 +10,7 @@ from ctxrec.evaluation.report.html import details, e, legend, paragraph, section
 
 _MAX_POINTS = 300  # of a curve; longer ones are averaged in steps
 PHASES = {"towers": "towers", "encoder": "towers and encoder", "refit": "refit"}
+_KINDS = {"towers": "before", "encoder": "model", "refit": "text"}  # of the curves: marks and colours
 
 
 def training(train_log: Sequence[dict[str, Any]]) -> str:
@@ -75,7 +76,7 @@ def _curves(
             records = [r | {"step": r["step"] + offset} for r in records]
         if n:
             boundary = (offset, "encoder tuned" if phase == "encoder" else phase)
-        kind, label = ("model" if n == len(phases) - 1 else "before"), PHASES.get(phase, phase)
+        kind, label = _KINDS.get(phase, "other"), PHASES.get(phase, phase)
         for key, lines in (("loss", losses), ("valid_ndcg@10", valid)):
             points = tuple((float(r["step"]), float(r[key])) for r in records if r.get(key) is not None)
             if points:
