@@ -1,4 +1,4 @@
-"""Arrow types without views and extensions, which many kernels of Arrow do not take; bytes as text."""
+"""Arrow types without views, extensions and narrow decimals, which many kernels of Arrow do not take; bytes as text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ _UUID_WIDTH, _UUID_DASHES = 36, (8, 13, 18, 23)
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """`kind` without views (string_view and binary_view of DataFusion and arrow-rs) and extensions, also inside of others.
+    """`kind` without views (string_view and binary_view of DataFusion and arrow-rs), extensions and narrow decimals, also
+    inside of others.
 
     A UUID becomes text, a bool8 a truth value, and any other extension what it is stored as.
     """
@@ -25,6 +26,8 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
         return pa.string()
     if pa.types.is_binary_view(kind):
         return pa.binary()
+    if pa.types.is_decimal32(kind) or pa.types.is_decimal64(kind):
+        return pa.decimal128(kind.precision, kind.scale)
     if pa.types.is_dictionary(kind):
         value = plain_type(kind.value_type)
         return kind if value == kind.value_type else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import uuid
 from typing import Any
 
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ctxrec.data.arrow_views import plain_array, plain_table, plain_type
-from ctxrec.data.parsing import as_lists, encode, to_text
+from ctxrec.data.parsing import as_lists, encode, to_numbers, to_text
 
 KNOWN = [uuid.UUID(int=7**40 + n) for n in range(5)]
 IDS = pa.array([*KNOWN[:2], None, *KNOWN[3:]], pa.uuid())
@@ -60,3 +61,13 @@ def test_a_column_of_extensions_reads_as_its_values_do(tmp_path):
     pq.write_table(pa.table({"x": LISTS, "y": truth.take(pa.array([0, 1, 2, 0]))}), tmp_path / "t.parquet")
     table = plain_table(pq.read_table(tmp_path / "t.parquet"))
     assert table.to_pydict() == {"x": spelled(LISTS.to_pylist()), "y": [True, False, None, True]}
+
+
+@pytest.mark.parametrize("kind", [pa.decimal32(5, 2), pa.decimal64(15, 2)])
+def test_narrow_decimals_are_read_as_wide_ones(kind):
+    """Many kernels of Arrow take none of them, and prepare ended with a traceback."""
+    numbers = pa.array([decimal.Decimal("1.50"), None, decimal.Decimal("2.00")], kind)
+    assert encode(numbers).to_arrow().to_pylist() == ["1.5", None, "2"]
+    lists = pa.array([[decimal.Decimal("1.50")], None], pa.list_(kind))
+    assert plain_array(lists).type == pa.list_(pa.decimal128(kind.precision, kind.scale))
+    assert to_numbers(numbers)[0][[0, 2]].tolist() == [1.5, 2.0]
