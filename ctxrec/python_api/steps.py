@@ -27,7 +27,7 @@ def fit(
     items: Any = None,
     users: Any = None,
     preset: str = "full",
-    out: str | None = None,
+    out: str | os.PathLike[str] | None = None,
     user: str | None = None,
     item: str | None = None,
     time: str | None = None,
@@ -66,6 +66,7 @@ def fit(
     if out is None:
         kept = tempfile.TemporaryDirectory(prefix="ctxrec-fit-")
         out = os.path.join(kept.name, "run")
+    out = _place(out, "out")
     columns: dict[str, Any] = {"user": user, "item": item, "time": time, "action": action, "value": value}
     columns |= {"context": context, "actions": actions, "split": split}
     data = prepare(
@@ -84,7 +85,7 @@ def fit(
 def prepare(
     interactions: Any,
     *,
-    out: str,
+    out: str | os.PathLike[str],
     items: Any = None,
     users: Any = None,
     user: str | None = None,
@@ -122,7 +123,7 @@ def prepare(
     from ctxrec.ingest.pipeline import prepare as run_prepare
     from ctxrec.ingest.prepare_report import summary
 
-    config = config_of(options)
+    config, out = config_of(options), _place(out, "out")
     spec, unsure = spec_of(
         interactions,
         items,
@@ -142,11 +143,11 @@ def prepare(
 
 
 def train(
-    data: PreparedData | str,
+    data: PreparedData | str | os.PathLike[str],
     *,
-    out: str,
+    out: str | os.PathLike[str],
     preset: str | None = None,
-    config: str | None = None,
+    config: str | os.PathLike[str] | None = None,
     options: Mapping[str, Any] | None = None,
     verbose: bool = True,
 ) -> Model:
@@ -167,14 +168,15 @@ def train(
     from ctxrec.training.driver import train as run_train
 
     preset_option = {} if preset is None else {"train.preset": preset}
-    made = config_of({**(options or {}), **preset_option}, config)
-    run = run_train(data if isinstance(data, str) else data.path, out, made)
+    made = config_of({**(options or {}), **preset_option}, None if config is None else _place(config, "config"))
+    folder = data.path if isinstance(data, PreparedData) else _place(data, "data")
+    run = run_train(folder, _place(out, "out"), made)
     if verbose:
         print(describe_run(run))
     return Model(run, _default_kind())
 
 
-def evaluate(run: Model | str, *, split: str = "test") -> Evaluation:
+def evaluate(run: Model | str | os.PathLike[str], *, split: str = "test") -> Evaluation:
     """What `python -m ctxrec.evaluate` does: rank the whole catalogue for every request of a split, next to baselines.
 
     Args:
@@ -187,7 +189,7 @@ def evaluate(run: Model | str, *, split: str = "test") -> Evaluation:
     return (run if isinstance(run, Model) else load(run)).evaluate(split=split)
 
 
-def load(run: str, *, kind: str | None = None) -> Model:
+def load(run: str | os.PathLike[str], *, kind: str | None = None) -> Model:
     """A finished training.
 
     Args:
@@ -199,6 +201,7 @@ def load(run: str, *, kind: str | None = None) -> Model:
     """
     if kind is not None and kind not in _KINDS:
         raise UserError(f"kind is {kind!r}; expected one of {', '.join(_KINDS)}")
+    run = _place(run, "run")
     if not storage.exists(BundlePaths(RunPaths(run).bundle).manifest):
         raise UserError(f"no finished run at {run} (it has no bundle); train one with ctxrec.fit or ctxrec.train")
     made: Kind = _default_kind() if kind is None else kind  # type: ignore[assignment]
@@ -218,6 +221,17 @@ def config_of(options: Mapping[str, Any] | None, file: str | None = None) -> Con
             raise UserError(f"options has {name!r}; expected section.key, such as train.workers")
         raw[section][key] = list(value) if isinstance(value, tuple) else value
     return Config.from_dict(raw, source="options")
+
+
+def _place(path: Any, what: str) -> str:
+    """A path or URI, which may be a `pathlib.Path`.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise UserError(f"{what} is a {type(path).__name__}; expected a path or a URI")
+    return os.fspath(path)
 
 
 def _default_kind() -> Kind:

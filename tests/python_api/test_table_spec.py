@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import ctxrec
 from ctxrec.core.errors import UserError
 from ctxrec.python_api.steps import config_of
 from ctxrec.python_api.table_spec import spec_of
@@ -156,3 +157,17 @@ def test_a_type_that_no_file_has_is_a_users_mistake(tmp_path):
     odd = pa.RunEndEncodedArray.from_arrays([60], ["a"])
     with pytest.raises(UserError, match=r"interactions has a column of a type that Parquet does not have .*run_end"):
         spec(tmp_path, pa.Table.from_pandas(LOG).append_column("odd", odd))
+
+
+def test_a_place_may_be_a_path_and_nothing_else(tmp_path):
+    with pytest.raises(UserError, match=r"no finished run at .*nothing"):
+        ctxrec.load(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"no prepared data at .*nothing"):
+        ctxrec.train(tmp_path / "nothing", out=tmp_path / "run")
+    for ask, what in (
+        (lambda: ctxrec.load(None), "run is a NoneType"),
+        (lambda: ctxrec.fit(LOG, out=5), "out is a int"),
+        (lambda: ctxrec.train(LOG, out="x"), "data is a DataFrame"),
+    ):
+        with pytest.raises(UserError, match=f"{what}; expected a path or a URI"):
+            ask()
