@@ -10,6 +10,8 @@ and applications are Ray's.
 
 from __future__ import annotations
 
+import difflib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -28,7 +30,8 @@ from serve.effective import effective_service
 from serve.port_guard import CONTROLLER_OPTIONS, PROXY_ENVIRONMENT
 from serve.stopping import drain_on_sigterm
 
-OWN = "serve.app:"
+OWN, NAME = "serve.app:", "build_app"
+PORTS, COMMAND_LINE = ("port", "dashboard_port"), "the command line"
 HOST, PORT = "127.0.0.1", 8000  # where Ray Serve listens if nothing is said
 
 
@@ -91,7 +94,7 @@ def read(target: str, arguments: tuple[str, ...]) -> Start | None:
         if start is not None and arguments:
             raise UserError(f"{arguments[0]} beside a config file; set it in {target}, and give the file alone")
         return start
-    if not target.startswith(OWN):
+    if not _is_own(target):
         return None
     found: dict[str, str] = {}
     for argument in arguments:
@@ -101,12 +104,36 @@ def read(target: str, arguments: tuple[str, ...]) -> Start | None:
                 f"{argument!r} is no argument of the application; expected KEY=VALUE, such as run=runs/latest"
             )
         found[key] = value
-    numbers = {name: _port(name, found.pop(name)) for name in ("port", "dashboard_port") if name in found}
+    numbers = {name: _port(name, found.pop(name)) for name in PORTS if name in found}
     rest = tuple(f"{key}={value}" for key, value in found.items())
-    start = Start([checked(found, "the command line")], rest, dashboard_port=numbers.get("dashboard_port"))
+    start = Start([checked(found, COMMAND_LINE)], rest, dashboard_port=numbers.get("dashboard_port"))
     if "port" in numbers:
         start.port, start.is_port_set = numbers["port"], True
     return start
+
+
+def _is_own(target: str) -> bool:
+    """Whether an import path is that of the application of ctxrec.
+
+    Raises:
+        UserError: it is nearly so, and leads nowhere.
+    """
+    if target == OWN + NAME:
+        return True
+    near = target.startswith(OWN) or target == f"{OWN[:-1]}.{NAME}"
+    if not near and difflib.get_close_matches(target, [OWN + NAME], cutoff=0.8):
+        near = not _can_be_found(target.partition(":")[0])
+    if near:
+        raise UserError(f"there is no application {target}; did you mean {OWN}{NAME}?")
+    return False
+
+
+def _can_be_found(module: str) -> bool:
+    """Whether a module of this name could be imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def checked(args: Mapping[str, Any], where: str) -> AppArgs:
@@ -122,8 +149,14 @@ def checked(args: Mapping[str, Any], where: str) -> AppArgs:
         name = ".".join(map(str, first["loc"]))
         told = f"{name} in {where}: {first['msg'].lower()}"
         if first["type"] == "extra_forbidden":
-            told = f"{where} has the unknown argument {name}; expected {', '.join(AppArgs.model_fields)}"
-        if name in ("port", "dashboard_port"):
+            names = [*AppArgs.model_fields, *(PORTS if where == COMMAND_LINE else ())]
+            told = f"{where} has the unknown argument {name}; expected {', '.join(names)}"
+        if first["type"] == "missing":
+            example = (
+                f"run=runs/latest in {where}" if where == COMMAND_LINE else f"args: {{run: runs/latest}} in {where}"
+            )
+            told = f"run=RUN is missing; give the run, bundle or folder of published models to serve, as {example}"
+        if name in PORTS:
             told += (
                 "; a file sets the port as http_options.port, and `ray start --dashboard-port` that of the dashboard"
             )
@@ -190,7 +223,7 @@ def _of_file(path: str) -> Start | None:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"the config file {path} cannot be read: {error}") from None
     applications = (config.get("applications") if isinstance(config, dict) else None) or []
-    own = [a for a in applications if isinstance(a, dict) and str(a.get("import_path", "")).startswith(OWN)]
+    own = [a for a in applications if isinstance(a, dict) and _is_own(str(a.get("import_path", "")))]
     if not own:
         return None
     http = config.get("http_options") or {}

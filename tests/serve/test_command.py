@@ -19,7 +19,7 @@ from serve import ports
 from serve.command import read
 
 
-def test_ports_are_taken_from_the_command_line_and_the_rest_goes_on():
+def test_ports_are_taken_from_the_command_line_and_the_rest_goes_on(tmp_path, monkeypatch):
     start = read(
         "serve.app:build_app", ("run=runs/a", "port=8011", "options=diversity.strength=0.2", "dashboard_port=8300")
     )
@@ -29,6 +29,9 @@ def test_ports_are_taken_from_the_command_line_and_the_rest_goes_on():
     plain = read("serve.app:build_app", ("run=runs/a",))
     assert (plain.port, plain.is_port_set, plain.dashboard_port) == (8000, False, None)
     assert read("other.app:main", ("port=1",)) is None, "not ours"
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "serve_app.py").write_text("")
+    assert read("serve_app:build_app", ()) is None, "it is there, and another's"
 
 
 def test_a_config_file_is_read_and_that_of_another_application_is_left_alone(tmp_path):
@@ -49,7 +52,11 @@ def test_a_config_file_is_read_and_that_of_another_application_is_left_alone(tmp
         (["serve.app:build_app", "run=RUN", "port=none"], "port is 'none'; expected a number from 1 to 65535"),
         (["serve.app:build_app", "run=RUN", "dashboard_port=70000"], "dashboard_port is '70000'; expected a number"),
         (["serve.app:build_app", "run=RUN", "replica_count=2"], "unknown argument replica_count; expected run, "),
-        (["serve.app:build_app"], "run in the command line: field required"),
+        (["serve.app:build_app", "run=RUN", "replica_count=2"], ", port, dashboard_port"),
+        (["serve.app:build_app"], "run=RUN is missing; give the run, bundle or folder of published models to serve, as run=runs/latest"),
+        (["serve.app:buildapp", "run=RUN"], "no application serve.app:buildapp; did you mean serve.app:build_app?"),
+        (["serve.apps:build_app", "run=RUN"], "did you mean serve.app:build_app?"),
+        (["TYPO"], "no application serve.app:build_ap; did you mean serve.app:build_app?"),
         (["serve.app:build_app", "5"], "'5' is no argument of the application; expected KEY=VALUE"),
         (["serve.app:build_app", "run=missing"], "found nothing at"),
         (["FILE", "port=8001"], "port=8001 beside a config file; set it in"),
@@ -58,7 +65,10 @@ def test_a_config_file_is_read_and_that_of_another_application_is_left_alone(tmp
 def test_a_mistake_is_one_line_and_nothing_starts(arguments, wanted, tmp_path, monkeypatch, capsys):
     file = tmp_path / "serve.yaml"
     file.write_text("applications:\n- {name: a, import_path: 'serve.app:build_app', args: {run: r}}\n")
-    given = [str(file) if a == "FILE" else a.replace("RUN", str(tmp_path)) for a in arguments]
+    typo = tmp_path / "typo.yaml"
+    typo.write_text(file.read_text().replace("build_app", "build_ap"))
+    files = {"FILE": str(file), "TYPO": str(typo)}
+    given = [files[a] if a in files else a.replace("RUN", str(tmp_path)) for a in arguments]
     line = serve_run_mistake(given, monkeypatch, capsys)
     assert wanted in line
 
