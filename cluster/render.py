@@ -47,7 +47,9 @@ _Dumper.add_representer(str, _text)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m cluster.render", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster.render", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a file is not up to date")
     check = parser.parse_args().check
     stale = []

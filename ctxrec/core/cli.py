@@ -37,7 +37,7 @@ def parser(prog: str, description: str, *, reads_options: bool = True) -> argpar
         reads_options: whether the command reads any option of `ctxrec.core.config`. If not, giving `--config` or
             `--set` is a `UserError` while the arguments are parsed.
     """
-    made = argparse.ArgumentParser(prog=called_as(prog), description=description)
+    made = argparse.ArgumentParser(prog=called_as(prog), description=description, allow_abbrev=False)
     if not reads_options:
         for flag in ("--config", "--set"):
             made.add_argument(flag, action=_RefusedFlag, help=argparse.SUPPRESS)

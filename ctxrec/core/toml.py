@@ -86,7 +86,12 @@ def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
         kinds = sorted(
             (a for a in args if a is not type(None)), key=lambda a: is_list != (typing.get_origin(a) is tuple)
         )
-        return _convert(kinds[0], value, source, key)
+        try:
+            return _convert(kinds[0], value, source, key)
+        except UserError as error:
+            if is_list or len(kinds) == 1:
+                raise
+            raise UserError(f"{error}, or a list of them, such as [1, 2]") from None
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return build_dataclass(hint, value, source=source, prefix=key + ".")
     if origin is Literal:

@@ -15,7 +15,9 @@ from ctxrec.datasets.simulation import Simulation
 def main() -> None:
     names = f"{', '.join(DATASETS)}, or {SIMULATE}"
     parser = argparse.ArgumentParser(
-        prog=cli.called_as("ctxrec.datasets"), description="Write a public data set's tables and its dataset.toml."
+        prog=cli.called_as("ctxrec.datasets"),
+        description="Write a public data set's tables and its dataset.toml.",
+        allow_abbrev=False,
     )
     parser.add_argument("name", metavar="NAME", help=f"one of {names}")
     parser.add_argument("--out", required=True, metavar="DIR", help="local folder to write")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 
 import pytest
 from commands import assert_users_mistake, call
+from paths import REPO
 
 from ctxrec.core import cli
 from ctxrec.core.errors import UserError
@@ -59,6 +61,23 @@ def exit_code(main) -> int:
     with pytest.raises(SystemExit) as caught:
         cli.run(main)
     return caught.value.code
+
+
+def test_no_command_takes_half_a_flag(capsys):
+    parser = cli.parser("ctxrec.train", "")
+    parser.add_argument("--data")
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(["--dat", "data"])
+    assert ended.value.code == 2 and "unrecognized arguments: --dat data" in capsys.readouterr().err
+    made = [
+        (path, node)
+        for folder in ("ctxrec", "serve", "tune", "cluster")
+        for path in (REPO / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("ArgumentParser")
+    ]
+    assert len(made) >= 3
+    assert not [path for path, node in made if "allow_abbrev=False" not in ast.unparse(node)]
 
 
 def test_exit_codes(capsys, caplog):

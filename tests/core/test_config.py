@@ -68,7 +68,7 @@ def test_overrides_are_toml_or_a_string(override, section, key, value):
         ("train.workers=-1", ["train.workers is -1", "[fewest, most]"]),
         ("train.workers=[2, 1]", ["train.workers is (2, 1)", "[fewest, most]"]),
         ("train.workers=[1, 65]", ["train.global_batch_size", "at least 65"]),
-        ("train.workers=two", ["train.workers", "a whole number"]),
+        ("train.workers=two", ["train.workers", "a whole number, or a list of them, such as [1, 2]"]),
         ("train.micro_batch_size=-1", ["train.micro_batch_size"]),
         ("train.keep_checkpoints=1", ["train.keep_checkpoints", "at least 2"]),
         ("train.valid_users=-5", ["train.valid_users"]),
