@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 from ctxrec.data import log_statistics
 from ctxrec.data.events import Context, Events, Users
@@ -151,6 +152,16 @@ def test_the_inverse_of_ease_is_put_together_block_by_block(monkeypatch):
     garbage = np.tril(full) + np.triu(np.full((23, 23), 99.0), 1)  # LAPACK leaves the other triangle as it was
     monkeypatch.setattr(ease, "_ROWS_AT_ONCE", 5)
     np.testing.assert_allclose(_symmetric_float32(garbage), full, atol=1e-6)
+
+
+def test_als_is_made_without_threads_of_blas(monkeypatch, recwarn):
+    """The package warns of them once in a process, whenever a model is made with them."""
+    import implicit.utils
+
+    monkeypatch.setattr(implicit.utils, "_checked_blas_config", False)
+    with threadpoolctl.threadpool_limits(2, "blas"):
+        ALS(factors=2).fit(statistics(training([[0, 1], [1, 2]]), num_items=3))
+    assert implicit.utils._checked_blas_config and not [w for w in recwarn if "threads" in str(w.message)]
 
 
 def test_als_solves_a_user_by_its_own_equations():

@@ -29,16 +29,16 @@ class ALS:
     def fit(self, log: LogStatistics) -> ALS:
         from implicit.cpu.als import AlternatingLeastSquares  # takes a second to import
 
-        model = AlternatingLeastSquares(
-            factors=self.factors,
-            regularization=self.regularization,
-            alpha=self.alpha,
-            iterations=self.iterations,
-            random_state=self.seed,
-        )
         matrix = log.users_items
-        # implicit starts threads itself; more threads of BLAS would only wait for them.
+        # implicit starts threads itself; more threads of BLAS would only wait for them. It warns of them when it is made.
         with threadpoolctl.threadpool_limits(1, "blas"):
+            model = AlternatingLeastSquares(
+                factors=self.factors,
+                regularization=self.regularization,
+                alpha=self.alpha,
+                iterations=self.iterations,
+                random_state=self.seed,
+            )
             model.fit(sp.csr_matrix((matrix.data, matrix.indices, matrix.indptr), matrix.shape), show_progress=False)
         self.items = np.asarray(model.item_factors, np.float32)
         self.gram = self.items.T @ self.items + self.regularization * np.eye(self.factors, dtype=np.float32)
