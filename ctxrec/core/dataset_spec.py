@@ -116,7 +116,7 @@ class EventsSpec(FileSpec):
         self._check_form("events")
         keys = {"user": self.user, "item": self.item, "time": self.time}
         for key, other in (("item", "user"), ("time", "user"), ("time", "item")):
-            if keys[key] == keys[other]:
+            if keys[key] and keys[key] == keys[other]:
                 raise UserError(
                     f"events.{key} and events.{other} are both {keys[key]!r}; expected columns of their own for the user, "
                     "the item and the time"

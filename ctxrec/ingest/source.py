@@ -12,6 +12,7 @@ from typing import Any
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config
 from ctxrec.core.dataset_spec import DatasetSpec, FileSpec, ItemsSpec
+from ctxrec.core.errors import UserError
 from ctxrec.core.version import VERSION
 from ctxrec.ingest import readers, vocabularies
 from ctxrec.ingest.shards import MAX_ID_BYTES, check_single, event_columns
@@ -56,6 +57,7 @@ def inspect_source(spec: DatasetSpec) -> Source:
         UserError: names the column, the file and the columns found.
     """
     items, users, graph = spec.items, spec.users, spec.graph
+    _check_named(spec)
 
     def files(section: str, part: FileSpec, columns: Sequence[str]) -> list[readers.FileInfo]:
         form = {"delimiter": part.delimiter, "encoding": part.encoding}
@@ -73,6 +75,22 @@ def inspect_source(spec: DatasetSpec) -> Source:
             if name in info.types:
                 check_single(name, info.types[name], info.path)
     return source
+
+
+_REQUIRED = {
+    "events": {"user": "the user", "item": "the item", "time": "the time"},
+    "items": {"id": "the id of the item"},
+    "users": {"id": "the id of the user"},
+    "graph": {"head": "the head", "relation": "the relation", "tail": "the tail"},
+}
+
+
+def _check_named(spec: DatasetSpec) -> None:
+    """Refuse a spec that leaves a column open, as `ctxrec init` does where it finds none."""
+    for section, keys in _REQUIRED.items():
+        for key, holds in keys.items():
+            if getattr(getattr(spec, section), key, None) == "":
+                raise UserError(f"[{section}] {key} is empty; name the column that holds {holds}")
 
 
 def _item_columns(items: ItemsSpec) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -62,6 +63,7 @@ def fit(
     Raises:
         UserError: a column is missing, an option is unknown, or the log cannot be used; the same line as of the commands.
     """
+    config_of({**(options or {}), "train.preset": preset})  # before anything is read
     kept = None
     if out is None:
         kept = tempfile.TemporaryDirectory(prefix="ctxrec-fit-")
@@ -69,17 +71,32 @@ def fit(
     out = _place(out, "out")
     columns: dict[str, Any] = {"user": user, "item": item, "time": time, "action": action, "value": value}
     columns |= {"context": context, "actions": actions, "split": split}
-    data = prepare(
-        interactions,
-        items=items,
-        users=users,
-        out=storage.join(out, "data"),
-        options=options,
-        verbose=verbose,
-        **columns,
-    )
-    model = train(data, out=out, preset=preset, options=options, verbose=verbose)
+    try:
+        data = prepare(
+            interactions,
+            items=items,
+            users=users,
+            out=storage.join(out, "data"),
+            options=options,
+            verbose=verbose,
+            **columns,
+        )
+        model = train(data, out=out, preset=preset, options=options, verbose=verbose)
+    except UserError as error:
+        if kept is None:
+            raise
+        raise UserError(_without_temporary(str(error), kept.name)) from error
     return Model(model.run, kind_or(interactions, _default_kind()), kept)
+
+
+def _without_temporary(message: str, folder: str) -> str:
+    """A message without the files of a temporary folder, which goes with this process.
+
+    >>> _without_temporary("no time in /tmp/x/run/data/tables/items.parquet; see /tmp/x/run/data/rejects", "/tmp/x")
+    'no time in the table items; see a temporary folder (out= keeps it)'
+    """
+    told = re.sub(rf"{re.escape(folder)}/\S*?tables/(\w+)\.parquet", r"the table \1", message)
+    return re.sub(rf"{re.escape(folder)}[\w./-]*[\w/]|{re.escape(folder)}", "a temporary folder (out= keeps it)", told)
 
 
 def prepare(

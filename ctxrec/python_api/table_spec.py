@@ -22,6 +22,7 @@ from ctxrec.python_api.frames import to_arrow
 
 # Columns of these names are what they say, whatever their values look like.
 _USUAL = {"user": "user_id", "item": "item_id", "time": "timestamp", "action": "action"}
+_WEIGHTS = "[events.actions]"  # in what is not sure
 
 
 def spec_of(
@@ -87,7 +88,8 @@ def spec_of(
     if actions is not None:
         weights = {"" if action is None else str(value_text(action)): weight for action, weight in actions.items()}
         events = dataclasses.replace(events, actions=weights)
-        unsure = [text for text in unsure if not text.startswith("events.actions")]
+        unsure = [text for text in unsure if _WEIGHTS not in text]
+    unsure = [text.replace(_WEIGHTS, "actions={...}") for text in unsure]
     spec = dataclasses.replace(made.spec, events=events)
     if split is not None:
         spec = dataclasses.replace(spec, split=build_dataclass(SplitSpec, dict(split), source="split"))

@@ -48,6 +48,19 @@ def spec(tmp_path, log=LOG, items=None, users=None, *, context=None, actions=Non
     )[0]
 
 
+def test_weights_of_actions_are_not_sure_until_they_are_given(tmp_path):
+    log = LOG.assign(action=["view", "buy"] * 30)
+
+    def unsure(actions):
+        options = {"columns": {}, "context": None, "split": None, "actions": actions}
+        return spec_of(log, None, None, folder=str(tmp_path), **options)[1]
+
+    assert "events.action: action: every action counts alike as a target until actions={...} gives weights" in unsure(
+        None
+    )
+    assert not [text for text in unsure({"buy": 1.0}) if text.startswith("events.action")]
+
+
 def test_usual_names_need_not_be_given(tmp_path):
     made = spec(tmp_path, items=ITEMS, users=USERS)
     events = made.events
@@ -171,3 +184,21 @@ def test_a_place_may_be_a_path_and_nothing_else(tmp_path):
     ):
         with pytest.raises(UserError, match=f"{what}; expected a path or a URI"):
             ask()
+
+
+def test_a_wrong_preset_is_refused_before_anything_is_read():
+    with pytest.raises(UserError, match=r"train\.preset is 'fast'; expected one of full, quick"):
+        ctxrec.fit("no-such-file.csv", preset="fast")
+
+
+def test_a_mistake_names_the_table_and_not_a_file_that_goes_with_the_process():
+    with pytest.raises(UserError) as told:
+        ctxrec.fit(ITEMS[["item_id", "price"]], preset="quick", verbose=False)
+    assert "is empty; name the column that holds" in str(told.value)
+    with pytest.raises(UserError) as told:
+        ctxrec.fit(LOG, time="when", preset="quick", verbose=False)
+    assert "when" in str(told.value) and "ctxrec-fit-" not in str(told.value)
+    lists = LOG.assign(user_id=[["a"]] * len(LOG))
+    with pytest.raises(UserError) as told:
+        ctxrec.fit(lists, user="user_id", item="item_id", time="timestamp", preset="quick", verbose=False)
+    assert "the table interactions" in str(told.value) and "ctxrec-fit-" not in str(told.value)

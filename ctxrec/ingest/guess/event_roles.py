@@ -191,7 +191,7 @@ def _time(log: LookedTable, taken: set[str | None], given: str | None) -> tuple[
 
 def _action(log: LookedTable, taken: set[str | None], given: str | None) -> tuple[str | None, list[str]]:
     if given is not None:
-        return given, []
+        return given, _open_weights(log, given)
     scores = {}
     for look in log.looks.values():
         if look.name in taken or look.kind != "text" or not 1 <= look.distinct <= _MOST_ACTIONS or look.separator:
@@ -203,12 +203,17 @@ def _action(log: LookedTable, taken: set[str | None], given: str | None) -> tupl
     best = max(scores, key=lambda name: scores[name], default=None)
     if best is None or scores[best] < 1.5:
         return None, []
-    if log.looks[best].distinct == 1:
-        return best, []
-    doubts = [f"{best}: every action counts alike as a target until [events.actions] gives weights"]
-    if scores[best] < 2:
+    doubts = _open_weights(log, best)
+    if doubts and scores[best] < 2:
         doubts.insert(0, f"{best} is taken for the action by its values; leave the line out if it is something else")
     return best, doubts
+
+
+def _open_weights(log: LookedTable, action: str) -> list[str]:
+    """What is not sure of the weights of several actions."""
+    if action not in log.looks or log.looks[action].distinct < 2:
+        return []
+    return [f"{action}: every action counts alike as a target until [events.actions] gives weights"]
 
 
 def _value(
