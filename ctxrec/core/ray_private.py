@@ -87,12 +87,15 @@ def filter_worker_lines(shown: Callable[[str], bool], *, bars: bool) -> None:
     from ray._private.ray_logging import global_worker_stdstream_dispatcher as streams
     from ray.experimental.tqdm_ray import RAY_TQDM_MAGIC
 
-    def keep(line: str) -> bool:
-        return bars if RAY_TQDM_MAGIC in line else shown(line)
+    quiet = terminal.QuietTracebacks()
+
+    def keep(process: object, line: str) -> bool:
+        return bars if RAY_TQDM_MAGIC in line else quiet.shows(process, line) and shown(line)
 
     def add_handler(name: str, show: Callable[[dict[str, Any]], None]) -> None:
         def filtered(data: dict[str, Any]) -> None:
-            if lines := [line for line in data.get("lines", []) if keep(line)]:
+            process = (data.get("ip"), data.get("pid"), data.get("is_err"))
+            if lines := [line for line in data.get("lines", []) if keep(process, line)]:
                 show(data | {"lines": lines})
 
         WorkerStandardStreamDispatcher.add_handler(streams, name, filtered if name == "ray_print_logs" else show)

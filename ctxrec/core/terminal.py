@@ -39,6 +39,39 @@ _NOISE = re.compile(
 )
 
 
+# What Ray Train logs with a traceback where a machine is busy, and tries again by itself.
+_PASSES = re.compile(r"Failed to send resource request for .*safe to ignore this error")
+_CHAINED = ("During handling of the above exception", "The above exception was the direct cause")
+
+
+class QuietTracebacks:
+    """Leaves out messages that ask nobody to do anything, with the tracebacks below them, line by line."""
+
+    def __init__(self) -> None:
+        self._awaited: dict[object, str] = {}  # by process: the part of a message that may come next
+
+    def shows(self, process: object, line: str) -> bool:
+        """Whether the next line of a process is shown.
+
+        >>> quiet = QuietTracebacks()
+        >>> quiet.shows(7, "Failed to send resource request for train-1. [...] it's safe to ignore this error.")
+        False
+        >>> [quiet.shows(7, line) for line in ("Traceback (most recent call last):", "  File x", "Timeout", "step 10")]
+        [False, False, False, True]
+        """
+        awaited = self._awaited.pop(process, "")
+        if _PASSES.search(line) or (awaited == "more" and line.startswith(_CHAINED)):
+            self._awaited[process] = "traceback"
+        elif awaited == "more" and not line.strip():
+            self._awaited[process] = "more"
+        elif (awaited == "traceback" and (line.startswith("Traceback (") or not line.strip())) or awaited == "frames":
+            is_frame = line.startswith((" ", "\t", "Traceback ("))
+            self._awaited[process] = "frames" if is_frame else ("more" if line.strip() else awaited)
+        else:
+            return True
+        return False
+
+
 @contextlib.contextmanager
 def filtered_stderr(shown: Callable[[str], bool]) -> Iterator[None]:
     """Hold back what is written to standard error, by C++ and by new processes too; write the lines that are shown afterwards.

@@ -50,6 +50,28 @@ def test_all_other_lines_stay(line):
     assert terminal.says_something(line)
 
 
+FAILED = (
+    "Failed to send resource request for train-ba0b. If this only happens transiently during network partition or CPU "
+    "being overloaded, it's safe to ignore this error. If this error persists, file a GitHub issue."
+)
+
+
+def test_a_request_that_ray_train_repeats_by_itself_is_left_out_with_its_traceback():
+    quiet = terminal.QuietTracebacks()
+    told = [
+        "before", FAILED, "Traceback (most recent call last):", '  File "x.py", line 58, in send', "    ray.get(",
+        "    ^^^^^^", "ray.exceptions.GetTimeoutError: Get timed out", "",
+        "During handling of the above exception, another exception occurred:", "", "Traceback (most recent call last):",
+        '  File "y.py", line 1', "ValueError: again", "training on 1 worker", FAILED, "  an indented line that is news",
+        "Traceback (most recent call last):", '  File "z.py"', "KeyError: 'a fault of its own'",
+    ]  # fmt: skip
+    shown = []
+    for line in told:
+        shown += [line] if quiet.shows(1, line) else []
+        assert quiet.shows(2, "    of another process")
+    assert shown == ["before", *told[13:14], *told[15:]]
+
+
 @pytest.mark.parametrize("bars", [True, False])
 def test_lines_of_rays_processes_pass_the_filter(bars):
     """With Ray's own dispatcher, so that another version of Ray that shows lines in another way fails here."""
@@ -66,6 +88,8 @@ def test_lines_of_rays_processes_pass_the_filter(bars):
         bar = json.dumps({RAY_TQDM_MAGIC: 1})
         streams.emit({"pid": 7, "is_err": True, "lines": [*NOISE, NEWS[0], bar]})
         streams.emit({"pid": 8, "is_err": False, "lines": list(NOISE)})
+        streams.emit({"pid": 9, "is_err": True, "lines": [FAILED, "Traceback (most recent call last):", "  File x"]})
+        streams.emit({"pid": 9, "is_err": True, "lines": ["    a frame", "ray.exceptions.GetTimeoutError: late"]})
         assert seen == [(7, [NEWS[0], bar] if bars else [NEWS[0]])]
         streams.remove_handler("ray_print_logs")  # as Ray does at the end
         assert [name for name, _ in streams.handlers] == ["other"]
