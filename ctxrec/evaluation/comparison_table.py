@@ -29,6 +29,16 @@ def format_table(metrics: dict[str, Any]) -> str:
     Args:
         metrics: the content of `metrics.json`.
     """
+    title, rows, sentences = table_parts(metrics)
+    return "\n".join([title, *aligned(rows), *sentences])
+
+
+def table_parts(metrics: dict[str, Any]) -> tuple[str, list[list[str]], list[str]]:
+    """What `format_table` joins: the title, the rows of cells below a row of names, and the sentences below the table.
+
+    Args:
+        metrics: the content of `metrics.json`.
+    """
     rows = [["", "NDCG@10", "95 % interval", "HR@10", "Recall@10", "MRR@10", "Coverage@10", "ctxrec minus it"]]
     for system, values in ranked_systems(metrics):
         main = values["ndcg@10"]
@@ -42,7 +52,7 @@ def format_table(metrics: dict[str, Any]) -> str:
     if not metrics["paired"]:
         rows = [row[:-1] for row in rows]
     title = f"{metrics['split']}: {metrics['requests']:,} requests, full ranking"
-    return "\n".join([title, *aligned(rows), *_sentences(metrics)])
+    return title, rows, _sentences(metrics)
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:

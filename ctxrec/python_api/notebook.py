@@ -8,7 +8,7 @@ from typing import Any
 
 from ctxrec.core import storage
 from ctxrec.core.run_paths import RunPaths
-from ctxrec.evaluation.comparison_table import format_table
+from ctxrec.evaluation.comparison_table import format_table, table_parts
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,22 @@ class Evaluation:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        title, (names, *rows), sentences = table_parts(self.metrics)
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+        body = "".join(f"<tr>{_cells(row)}</tr>" for row in rows)
+        below = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
+        return (
+            f"<p>{html.escape(title)}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            f"<ul>{below}</ul>"
+        )
+
+
+def _cells(row: list[str]) -> str:
+    """A row of an HTML table whose first cell is a name, and whose others are figures."""
+    figures = "".join(
+        f'<td style="text-align: right; white-space: nowrap">{html.escape(cell)}</td>' for cell in row[1:]
+    )
+    return f'<td style="text-align: left; white-space: nowrap">{html.escape(row[0])}</td>{figures}'
 
 
 @dataclass(frozen=True)
@@ -55,7 +70,8 @@ class Report:
         return f"report: {self.path}"
 
     def _repr_html_(self) -> str:
-        return f'<iframe srcdoc="{html.escape(self.html)}" width="100%" height="800" frameborder="0"></iframe>'
+        frame = "width: 100%; height: 800px; border: 1px solid #d8dde3; border-radius: 6px"
+        return f'<iframe srcdoc="{html.escape(self.html)}" style="{frame}"></iframe>'
 
 
 def evaluation_of(run: str) -> Evaluation | None:

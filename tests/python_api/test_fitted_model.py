@@ -149,7 +149,10 @@ def test_a_table_of_later_events_is_ranked_by_the_protocol(recommender, world):
         assert_same_scores(metrics["model"][name]["mean"], values.mean())
     shown = Evaluation(metrics)
     assert_same_scores(shown["ndcg@10"], found["ndcg@10"].mean())
-    assert "popularity" in str(shown) and shown._repr_html_().startswith("<pre>table: ")
+    assert "popularity" in str(shown)
+    shown_html = shown._repr_html_()
+    assert shown_html.startswith("<p>table: ") and shown_html.count("<tr>") == 1 + len(metrics["baselines"]) + 1
+    assert all(f">{cell}</td>" in shown_html for line in str(shown).splitlines()[3:4] for cell in line.split()[:2])
 
 
 def test_the_forms_of_the_columns_do_not_matter(recommender, world):
