@@ -54,6 +54,11 @@ def join(base: str, *parts: str) -> str:
     return base
 
 
+def absolute(path: str) -> str:
+    """A local path made absolute; a URI as it is."""
+    return path if is_uri(path) else os.path.abspath(path)
+
+
 def parent(path: str) -> str:
     """The folder that holds `path`, absolute for a local one."""
     if is_uri(path):

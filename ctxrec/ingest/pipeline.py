@@ -57,6 +57,7 @@ def prepare(spec: DatasetSpec, out: str, config: Config) -> PreparedData:
     Raises:
         UserError: a file or column is missing, no row of the log is left, or another command writes into `out`.
     """
+    out = storage.absolute(out)  # tasks of a Ray that was started elsewhere have another working folder
     source = inspect_source(spec)
     wanted = fingerprint(source, config)
     if storage.exists(storage.join(out, schema.META)):

@@ -74,7 +74,7 @@ def train(
         Stopped: SIGTERM came, and a checkpoint is saved.
         Failed: a worker did not answer in time, or the disk is full.
     """
-    data_path, out = _absolute(data_path), _absolute(out)
+    data_path, out = storage.absolute(data_path), storage.absolute(out)
     data = PreparedData.open(data_path)
     if out == data_path:
         raise UserError(f"{out} holds the prepared data; expected another folder for the run; give another --out")
@@ -135,10 +135,6 @@ def with_absolute_paths(config: Config) -> Config:
     if model.backbone not in BACKBONES and os.path.isdir(model.backbone):
         model = dataclasses.replace(model, backbone=os.path.abspath(model.backbone))
     return dataclasses.replace(config, encoder=encoder, model=model)
-
-
-def _absolute(path: str) -> str:
-    return path if storage.is_uri(path) else os.path.abspath(path)
 
 
 def _finished(out: str, config: Config, data: PreparedData) -> bool:
