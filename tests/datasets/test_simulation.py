@@ -108,7 +108,7 @@ def test_without_context_the_probabilities_are_the_average_over_contexts(tmp_pat
 
 
 def test_searches_are_true_texts_and_move_the_probabilities(tmp_path):
-    plan = Simulation(users=2, items=60, events=12_000, context=0.0, searches=0.4, seed=3)
+    plan = Simulation(users=2, items=60, events=5_000, context=0.0, searches=0.4, seed=3)
     write_simulated(str(tmp_path / "with"), plan)
     log = read_log(tmp_path / "with")
     asked = log.filter(pa.array(np.array(log["place"].to_pylist()) != "travel"))

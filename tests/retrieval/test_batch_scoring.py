@@ -34,8 +34,12 @@ def write(path, columns) -> str:
     return str(path)
 
 
-def run(tiny_run, tmp_path, columns, *, k=5, **options):
-    requests = write(tmp_path / "R.parquet", columns)
+def run(tiny_run, tmp_path, columns, *, k=5, files=1, **options):
+    (tmp_path / "R").mkdir()
+    table = pa.table(columns)
+    for number, rows in enumerate(np.array_split(np.arange(len(table)), files)):
+        pq.write_table(table.take(rows), tmp_path / "R" / f"part-{number}.parquet")
+    requests = str(tmp_path / "R")
     out = str(tmp_path / "out" / "O.parquet")
     config = Config(evaluate=EvaluateConfig(**options))
     num_rows = recommend(tiny_run, requests, out, k=k, config=config)
@@ -63,6 +67,7 @@ def test_rows_keep_their_order_over_many_blocks_and_equal_the_retriever(ray_clus
             "basket_value": pa.array([None if n % 3 else n / 10 for n in range(150)], pa.float32()),
             "query": ["red shoe"] * 150,
         },
+        files=3,
         batch_size=13,
         actors=2,
     )
@@ -128,7 +133,7 @@ def test_several_files_are_read_in_order(ray_cluster, tiny_run, tmp_path):
     diversity = DiversityConfig(strength=0.7, rules=str(tmp_path / "rules.toml"))
     made = load_retriever(tiny_run, diversity=diversity, rules=load_rules(diversity.rules))
     requests, _ = made.recommender.make_requests([RawRequest(user_id=f"u{n}", timestamp=NOW) for n in range(30)])
-    for config in (Config(evaluate=EvaluateConfig(actors=1)), Config(diversity=diversity)):
+    for config in (Config(), Config(diversity=diversity)):
         assert recommend(tiny_run, str(folder), out, k=3, config=config) == 30
         answers = pq.read_table(out)
         assert answers["request_id"].to_pylist() == list(range(30))

@@ -116,7 +116,7 @@ def test_retrieval_and_batch_scoring_use_it(run, tmp_path):
 
     asked = pa.table({"request_id": range(6), "user_id": [r.user_id for r in raw], "timestamp": [1_700_000_000.0] * 6})
     pq.write_table(asked, tmp_path / "r.parquet")
-    config = load_config(None, ["rerank.use=true", "evaluate.actors=1"], base=f"{run}/bundle/config.toml")
+    config = load_config(None, ["rerank.use=true"], base=f"{run}/bundle/config.toml")
     recommend(run, str(tmp_path / "r.parquet"), str(tmp_path / "o.parquet"), k=3, config=config)
     answers = pq.read_table(tmp_path / "o.parquet").column("item_ids").to_pylist()
     assert answers == [both.item_ids(items) for items, _ in short]
