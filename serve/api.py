@@ -65,6 +65,7 @@ def _one_mistake(message: str) -> GetPydanticSchema:
 Id = Annotated[str, Field(min_length=1), AfterValidator(_at_most(MAX_ID_BYTES))]
 Text = Annotated[str, AfterValidator(_at_most(MAX_TEXT_BYTES))]
 Finite = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER, allow_inf_nan=False)]
+Strict = Annotated[Finite, Field(strict=True)]  # a number as text is none, here and in timestamps
 Whole = Annotated[int, Field(gt=-MAX_WHOLE, lt=MAX_WHOLE)]
 Timestamp = Annotated[
     float,
@@ -120,12 +121,21 @@ class Context(BaseModel):
 
 
 class HistoryEvent(_Body):
-    """One event of the user."""
+    """One event of the user; its item id alone is short for it."""
 
     item_id: Id
     action: Text | None = None
     timestamp: Timestamp | None = None
     context: dict[str, ContextValue] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _id_is_event(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"item_id": value}
+        if not isinstance(value, (dict, cls)):
+            raise ValueError("expected an event with item_id, or an item id as a text")
+        return value
 
 
 class ColumnRule(_Body):
@@ -133,8 +143,8 @@ class ColumnRule(_Body):
 
     any: Annotated[list[Text], Field(max_length=MAX_FILTER_VALUES, fail_fast=True)] | None = None
     none: Annotated[list[Text], Field(max_length=MAX_FILTER_VALUES, fail_fast=True)] | None = None
-    min: Finite | None = Field(default=None, description="The least number that passes.")
-    max: Finite | None = Field(default=None, description="The greatest number that passes.")
+    min: Strict | None = Field(default=None, description="The least number that passes.")
+    max: Strict | None = Field(default=None, description="The greatest number that passes.")
 
     @model_validator(mode="before")
     @classmethod
@@ -166,7 +176,7 @@ class RecommendRequest(_Body):
     k: Annotated[NumItems, Field(strict=True)] = 10
     context: Context = Field(default_factory=Context)
     history: Annotated[list[HistoryEvent], Field(max_length=MAX_HISTORY)] | None = Field(
-        default=None, description="Events, oldest first; replaces the stored history of the user."
+        default=None, description="Events or item ids, oldest first; replaces the stored history of the user."
     )
     exclude: list[Id] = Field(default_factory=list, max_length=MAX_EXCLUDE, description="Items not to return.")
     allow: list[Id] | None = Field(
@@ -223,7 +233,7 @@ class NewEvent(_Body):
     item_id: EventId
     action: Text | None = None
     timestamp: LogTime | None = None
-    value: Finite | None = None
+    value: Strict | None = None
     context: dict[str, ContextValue] = Field(default_factory=dict)
 
 
@@ -276,11 +286,11 @@ class AcceptedResponse(BaseModel):
 
 
 class FieldWarning(BaseModel):
-    """A value of an accepted body that has no effect, in the shape of an error: where it is, and why it has none."""
+    """A value of an accepted body that has no effect or leaves no item, in the shape of an error: where it is, and why."""
 
     loc: list[str | int]
     msg: str
-    type: Literal["unknown_action", "unknown_item", "words_not_read"]
+    type: Literal["unknown_action", "unknown_item", "words_not_read", "unknown_value", "empty_range"]
 
 
 class EventsResponse(AcceptedResponse):

@@ -24,6 +24,7 @@ from ctxrec.memory.request_words import CONTEXT_TEXT, QUERY
 from ctxrec.retrieval.explain import Why, explain
 from ctxrec.retrieval.filters import ColumnRule
 from ctxrec.retrieval.heard_words import why_unheard
+from ctxrec.retrieval.no_effect import Note, notes_of
 from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.request_reader import MAX_QUERY
@@ -50,6 +51,7 @@ class Answer:
     why: list[Why] | None = None  # of each item, where it was asked for
     experiment: tuple[str, str] | None = None  # the A/B test that runs, and the arm in it
     unheard: tuple[tuple[tuple[str, ...], str], ...] = ()  # fields of the request that have no effect, and why
+    notes: tuple[Note, ...] = ()  # values that nothing has, and ranges without an item
 
 
 def answer_json(answer: Answer, *where: str | int) -> dict:
@@ -60,11 +62,10 @@ def answer_json(answer: Answer, *where: str | int) -> dict:
     made = {"items": items, "model_version": answer.model_version, "fallback": answer.fallback}
     if answer.experiment is not None:
         made["experiment"] = dict(zip(("name", "arm"), answer.experiment, strict=True))
-    if answer.unheard:
-        made["warnings"] = [
-            {"loc": ["body", *where, *place], "msg": f"it has no effect: {reason}", "type": "words_not_read"}
-            for place, reason in answer.unheard
-        ]
+    silent = [(place, f"it has no effect: {reason}", "words_not_read") for place, reason in answer.unheard]
+    silent += [(note.place, note.text, note.kind) for note in answer.notes]
+    if silent:
+        made["warnings"] = [{"loc": ["body", *where, *loc], "msg": msg, "type": kind} for loc, msg, kind in silent]
     return made if answer.degraded is None else {**made, "degraded": answer.degraded}
 
 
@@ -121,7 +122,7 @@ class Engine:
             if len(bodies) == 1:
                 if not isinstance(failure, UserError):
                     logger.exception("one request failed")
-                return [failure]
+                return [self._mistake(bodies[0]) or failure]
         # The others are computed together again: one by one, a wrong request would cost as much as all of them.
         wrong = {n: error for n, body in enumerate(bodies) if (error := self._mistake(body)) is not None}
         if not wrong:
@@ -149,10 +150,15 @@ class Engine:
             )
 
     def _mistake(self, body: RecommendRequest) -> Exception | None:
-        """What the model refuses in a request, found without computing anything."""
+        """What the model refuses in a request, and in which field, found without computing anything."""
+        contexts: dict[tuple[str | int, ...], dict] = {("context",): body.context.features()}
+        contexts |= {("history", n, "context"): e.context for n, e in enumerate(body.history or ()) if e.context}
         try:
-            self.check_contexts([body.context.features()])
-            self.check_contexts([event.context for event in body.history or ()])
+            for place, context in contexts.items():
+                try:
+                    self.check_contexts([context])
+                except UserError as error:
+                    return error.at(*place)
             self._retriever.compile_filter(_rules(body))
         except Exception as error:
             return error
@@ -160,7 +166,8 @@ class Engine:
 
     def _answer_all(self, bodies: Sequence[RecommendRequest], watch: Stopwatch) -> list[Answer]:
         retriever = self._retriever
-        allowed = [retriever.compile_filter(_rules(body), allow=body.allow) for body in bodies]
+        rules = [_rules(body) for body in bodies]
+        allowed = [retriever.compile_filter(r, allow=body.allow) for r, body in zip(rules, bodies, strict=True)]
         watch.lap("filter")
         raw, degraded = self._raw_requests(bodies)
         requests, fallback = retriever.recommender.make_requests(raw, including_now=True)
@@ -184,8 +191,11 @@ class Engine:
                 bool(is_fallback),
                 degraded if body.history is None else None,
                 unheard=tuple(missed.items()),
+                notes=tuple(notes_of(retriever, asked, body.context.features())),
             )
-            for body, (positions, scores), is_fallback, missed in zip(bodies, found, fallback, unheard, strict=True)
+            for body, asked, (positions, scores), is_fallback, missed in zip(
+                bodies, rules, found, fallback, unheard, strict=True
+            )
         ]
         watch.lap("search")
         for n, body in enumerate(bodies):

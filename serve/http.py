@@ -23,6 +23,7 @@ from starlette.types import Message, Receive, Scope, Send
 from ctxrec.core.errors import UserError
 from serve.api import MAX_BODY_BYTES, ErrorResponse
 from serve.edge import Edge, path_within
+from serve.mistakes import told
 
 DESCRIPTION = (
     "Context-aware recommendations. Lists come from the first stage, the retriever: a bundle with its index, diversity and "
@@ -151,7 +152,8 @@ def _validated(model: type[Body], body: bytes) -> Body:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in _first(error, model, body)]) from None
+        found = [{**e, "loc": ("body", *e["loc"]), "msg": told(e, model)} for e in _first(error, model, body)]
+        raise RequestValidationError(found) from None
 
 
 def _validated_large(model: type[Body], body: bytes) -> Body:
@@ -249,8 +251,8 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -
 
 
 def user_error(error: UserError, *where: str | int) -> AsciiJson:
-    """422 for what only the model knows to be wrong, such as an unknown context key."""
-    return _unprocessable([(["body", *where], str(error), "value_error")])
+    """422 for what only the model knows to be wrong, such as an unknown context key; `where` it lies, to its own field."""
+    return _unprocessable([(["body", *where, *error.field], str(error), "value_error")])
 
 
 def _message(error: dict[str, Any]) -> str:

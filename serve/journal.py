@@ -31,9 +31,9 @@ CheckContexts = Callable[[Sequence[dict]], None]
 class Refused(UserError):
     """A posted event that the model cannot read; `place` is its number in the call."""
 
-    def __init__(self, message: str, place: int):
+    def __init__(self, message: str, place: int, field: tuple[str | int, ...] = ()):
         super().__init__(message)
-        self.place = place
+        self.place, self.field = place, field
 
 
 def logged_events(body: EventsRequest) -> list[LoggedEvent]:
@@ -135,7 +135,7 @@ class Journal:
                 try:
                     self._check([event.context])
                 except UserError as error:
-                    return Refused(str(error), place)
+                    return Refused(str(error), place, error.field)
             raise
 
 

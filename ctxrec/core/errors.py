@@ -11,6 +11,17 @@ class UserError(ValueError):
     Commands print it as one line on stderr and exit with status 2, without a traceback.
     """
 
+    field: tuple[str | int, ...] = ()  # the part of a request that is wrong, from the outside to the inside
+
+    def at(self, *outer: str | int) -> UserError:
+        """This error, whose field lies within another one.
+
+        >>> UserError("no such column").at("price").at("filter").field
+        ('filter', 'price')
+        """
+        self.field = (*outer, *self.field)
+        return self
+
 
 class Stopped(Exception):
     """A long command was asked to end and has saved its work. The same command goes on from there."""

@@ -32,6 +32,7 @@ from ctxrec.python_api.request_arguments import (
     whole_number,
 )
 from ctxrec.retrieval.heard_words import why_unheard
+from ctxrec.retrieval.no_effect import notes_of
 from ctxrec.retrieval.raw_request import RawRequest
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import Retriever, load_retriever
@@ -105,7 +106,11 @@ class Model:
         users, several = users_of(user, has_history=history is not None)
         retriever = self._retriever
         requests = self._requests(users, context, history, query)
-        allowed = retriever.compile_filter(rules_of(filter), allow=None if allow is None else id_texts(allow, "allow"))
+        rules = rules_of(filter)
+        allowed = retriever.compile_filter(rules, allow=None if allow is None else id_texts(allow, "allow"))
+        with retriever.catalogue.reading():
+            for note in notes_of(retriever, rules, context_of(context)):
+                warnings.warn(note.text, stacklevel=2)
         unwanted = retriever.positions(id_texts(exclude, "exclude"))
         strengths = [strength_of(diversity)] * len(users)
         found = retriever.top_k(requests, num, exclude=[unwanted] * len(users), allowed=allowed, diversity=strengths)

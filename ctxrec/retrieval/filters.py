@@ -9,6 +9,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,7 @@ class ItemFilter:
         self._columns |= {name: schema.numeric_column(name) for name in numeric if name not in categorical}
         self._masks: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._version = catalogue.version  # of the catalogue that the kept masks are for
+        self._later_values: tuple[Any, dict[str, set[Any]]] = (None, {})  # and the version that they are of
 
     def mask(self, rules: Mapping[str, ColumnRule]) -> np.ndarray:
         """The items that pass every rule: bool [I]; not to be changed.
@@ -80,6 +82,34 @@ class ItemFilter:
             self._masks.popitem(last=False)
         return found
 
+    def has_value(self, column: str, value: str) -> bool:
+        """Whether an item has a value in a categorical column."""
+        return any(text in self._values[column] or text in self._later[column] for text in _spellings([value]))
+
+    def range_of(self, column: str) -> tuple[float, float] | None:
+        """The least and the greatest number of a numeric column; None where no item has one."""
+        numbers = self._ends.get(column, ()) + tuple(self._later[column])
+        return (min(numbers), max(numbers)) if numbers else None
+
+    @cached_property
+    def _ends(self) -> dict[str, tuple[float, ...]]:
+        """The least and the greatest number of each numeric column of the bundle; none where it has no number."""
+        known = {name: numbers[~np.isnan(numbers)] for name, numbers in self._numbers.items()}
+        return {name: (float(n.min()), float(n.max())) if len(n) else () for name, n in known.items()}
+
+    @property
+    def _later(self) -> dict[str, set[Any]]:
+        """The values of each column in the rows that came after the bundle."""
+        version, found = self._later_values
+        if version != self._catalogue.version:
+            found = {name: set() for name in self._columns}
+            for row in self._catalogue.later_rows.values():
+                for name, column in self._columns.items():
+                    value = row[column]
+                    found[name] |= set(value) if isinstance(value, list) else {value} - {None}
+            self._later_values = (self._catalogue.version, found)
+        return found
+
     @property
     def num_bytes(self) -> int:
         """Bytes of all kept masks, with their keys."""
@@ -89,14 +119,14 @@ class ItemFilter:
         ranged = rule.min is not None or rule.max is not None
         if column in self._values:
             if ranged:
-                raise UserError(f"filter: column {column!r} is categorical; expected any or none, not min or max")
+                raise _mistake(column, f"column {column!r} is categorical; expected any or none, not min or max")
             if rule.any is not None:
                 mask &= self._having(column, rule.any)
             if rule.none is not None:
                 mask &= ~self._having(column, rule.none)
         elif column in self._numbers:
             if rule.any is not None or rule.none is not None:
-                raise UserError(f"filter: column {column!r} is numeric; expected min or max, not values")
+                raise _mistake(column, f"column {column!r} is numeric; expected min or max, not values")
             with np.errstate(invalid="ignore"):  # NaN, an item without a number, is in no range
                 if rule.min is not None:
                     mask &= self._numbers[column] >= rule.min
@@ -104,13 +134,17 @@ class ItemFilter:
                     mask &= self._numbers[column] <= rule.max
         else:
             valid = ", ".join([*self._values, *self._numbers]) or "none: the catalogue has no such column"
-            raise UserError(f"filter: unknown column {column!r}; valid columns are {valid}")
+            raise _mistake(column, f"unknown column {column!r}; valid columns are {valid}")
 
     def _having(self, column: str, values: Sequence[str]) -> np.ndarray:
         mask = np.zeros(self._catalogue.num_bundled, bool)
         for value in _spellings(values):
             mask[self._values[column].get(value, [])] = True
         return mask
+
+
+def _mistake(column: str, message: str) -> UserError:
+    return UserError(f"filter: {message}").at("filter", column)
 
 
 def _digest(rules: Mapping[str, ColumnRule]) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ class ContextReader:
             for key in context:
                 if key not in valid:
                     known = ", ".join(["timestamp", *valid])
-                    raise UserError(f"unknown context key {key!r}; valid keys are {known}")
+                    raise UserError(f"unknown context key {key!r}; valid keys are {known}").at(key)
         cat = time_codes(times_us)
         for name, codes in self._category_codes.items():
             cat[name] = np.array([_category(name, c.get(name), codes) for c in contexts], np.int32)
@@ -57,6 +57,11 @@ class ContextReader:
     def check(self, contexts: Sequence[dict[str, Any]]) -> None:
         """Raise the `UserError` of `read`, if there is one."""
         self.read(contexts, np.zeros(len(contexts), np.int64))
+
+    def unknown_values(self, context: Mapping[str, Any]) -> list[str]:
+        """Names of the categorical features whose value is none that the model knows; the context can be read."""
+        codes = self._category_codes
+        return [n for n, v in context.items() if n in codes and _category(n, v, codes[n]) == schema.OTHER]
 
     def usable(self, context: dict[str, Any]) -> dict[str, Any]:
         """What can be read of a context that another version of the model has accepted."""
@@ -84,9 +89,10 @@ class ContextReader:
 def _category(name: str, value: Any, codes: dict[str | None, int]) -> int:
     """Code of a value, which may come as the number or truth value that `prepare` read as a string."""
     if value is not None and not isinstance(value, (str, bool, int, float, np.bool_, np.number)):
-        raise UserError(f"context {name} is {value!r}; expected a single value")
+        raise UserError(f"context {name} is {value!r}; expected a single value").at(name)
     if isinstance(value, int) and abs(value) >= MAX_WHOLE:
-        raise UserError(f"context {name} is a whole number of {value.bit_length()} bits; expected at most 64 bits")
+        found = f"a whole number of {value.bit_length()} bits"
+        raise UserError(f"context {name} is {found}; expected at most 64 bits").at(name)
     text = value_text(value)
     return schema.MISSING if text is None else codes.get(text, codes.get(category_text(text), schema.OTHER))
 
@@ -95,18 +101,19 @@ def _number(name: str, value: Any) -> float:
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise UserError(f"context {name} is {value!r}; expected a number")
+        raise UserError(f"context {name} is {value!r}; expected a number").at(name)
     number: Any = value  # numpy's numbers are compared as Python's
     if number in (math.inf, -math.inf):
         return math.nan
     if abs(number) > MAX_NUMBER:
-        raise UserError(f"context {name} is too large; expected a number from {-MAX_NUMBER:g} to {MAX_NUMBER:g}")
+        expected = f"a number from {-MAX_NUMBER:g} to {MAX_NUMBER:g}"
+        raise UserError(f"context {name} is too large; expected {expected}").at(name)
     return float(value)
 
 
 def _text(name: str, value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
-        raise UserError(f"context {name} is {value!r}; expected a text")
+        raise UserError(f"context {name} is {value!r}; expected a text").at(name)
     return value
 
 

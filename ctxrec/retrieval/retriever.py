@@ -97,8 +97,13 @@ class Retriever(Generic[Model]):
         self.index = index
         self.reranker = reranker
         self.catalogue = recommender.catalogue
+        self.item_filter = ItemFilter(self.catalogue)
         self.slate_builder = SlateBuilder(
-            self.catalogue, self._filter, recommender.content_vectors, diversity or DiversityConfig(), rules or Rules()
+            self.catalogue,
+            self.item_filter,
+            recommender.content_vectors,
+            diversity or DiversityConfig(),
+            rules or Rules(),
         )
 
     def top_k(
@@ -235,7 +240,7 @@ class Retriever(Generic[Model]):
         mask = None
         if wanted:
             rules = {c: r if isinstance(r, ColumnRule) else ColumnRule(any=r) for c, r in wanted.items()}
-            mask = self._filter.mask(rules)
+            mask = self.item_filter.mask(rules)
         if allow is not None:
             listed = np.zeros(len(self.catalogue), bool)
             listed[self.positions(allow)] = True
@@ -245,10 +250,6 @@ class Retriever(Generic[Model]):
     @cached_property
     def _titles(self) -> list[str | None]:
         return titles_of(self.catalogue.bundled)
-
-    @cached_property
-    def _filter(self) -> ItemFilter:
-        return ItemFilter(self.catalogue)
 
     def _find(
         self, queries: np.ndarray, k: int, *, exclude: Excluded, allowed: Allowed, added: sp.csr_array | None

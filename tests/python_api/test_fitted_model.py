@@ -81,6 +81,11 @@ def test_a_history_may_have_ids_or_whole_events(recommender):
     assert found.column("item_id").to_pylist() == [recommender.item_ids[p] for p in items]
 
 
+def test_a_context_that_the_model_does_not_know_is_said(recommender):
+    with pytest.warns(UserWarning, match="context device: 'fridge' is no value that the model knows"):
+        model_of(recommender).recommend("u1", context={"device": "fridge"})
+
+
 def test_a_query_ranks_by_words_too_and_a_model_that_cannot_read_it_warns(world, recommender, tiny_encoder, tmp_path):
     with pytest.warns(UserWarning, match="the query has no effect: the model compares no texts"):
         unheard = model_of(recommender).recommend("u1", query="red shoe", context={"timestamp": NOW})

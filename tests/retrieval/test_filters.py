@@ -88,3 +88,19 @@ def test_kept_masks_are_bounded_with_their_keys(monkeypatch):
         made.mask({"kind": ColumnRule(any=[f"{n}" + "x" * 10_000])})
     assert made.num_bytes <= 50_000 and 1 < len(made._masks) < 200
     assert sum(len(key) + mask.nbytes for key, mask in made._masks.items()) <= made.num_bytes
+
+
+def test_which_values_and_numbers_the_items_have():
+    catalogue = catalogue_of(
+        with_ids(
+            {
+                schema.category_column("kind"): pa.array(KINDS, pa.list_(pa.string())),
+                schema.numeric_column("price"): pa.array([None] * 6, pa.float64()),
+            },
+            [f"i{n}" for n in range(6)],
+        ),
+        SPEC,
+    )
+    found = ItemFilter(catalogue)
+    assert found.has_value("kind", "a") and not found.has_value("kind", "z") and found.range_of("price") is None
+    assert made().range_of("price") == (0.0, 16777216.0)

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.requests import Request
 
 from ctxrec.core.errors import UserError
-from serve.api import NewItems, RecommendBatch, RecommendRequest
+from serve.api import EventsRequest, HistoryEvent, NewItems, RecommendBatch, RecommendRequest
 from serve.http import MAX_ERRORS, _invalid, make_app, parse, parse_one_or_many, user_error
 
 
@@ -67,6 +67,34 @@ def test_a_bad_body_is_refused_as_what_it_means_to_be(body, loc, kind):
     with pytest.raises(RequestValidationError) as caught:
         read(body)
     assert (tuple(caught.value.errors()[0]["loc"]), caught.value.errors()[0]["type"]) == (loc, kind)
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "loc", "says"),
+    [
+        (RecommendRequest, {"user": "a"}, ("user",), "unknown field; expected user_id, k, context, "),
+        (RecommendBatch, {"requests": [{"user_id": "a", "K": 1}]}, ("requests", 0, "K"), "expected user_id, k, context"),
+        (RecommendRequest, {"history": [{"id": "a"}]}, ("history", 0, "id"), "expected item_id, action, timestamp, context"),
+        (RecommendRequest, {"user_id": "a", "filter": {"c": {"all": []}}}, ("filter", "c", "all"), "expected any, none, min, max"),
+        (RecommendRequest, {"history": [5]}, ("history", 0), "expected an event with item_id, or an item id as a text"),
+        (RecommendRequest, {"user_id": "a", "context": {"timestamp": "2025-05-01"}}, ("context", "timestamp"), "expected epoch seconds, UTC"),
+        (RecommendRequest, {"user_id": "a", "context": {"timestamp": 1746057600000}}, ("context", "timestamp"), "looks like milliseconds; expected epoch seconds"),
+        (EventsRequest, {"events": [{"user_id": "a", "item_id": "b", "timestamp": 1746057600000}]}, ("events", 0, "timestamp"), "looks like milliseconds"),
+        (RecommendRequest, {"user_id": "a", "filter": {"price": {"max": "20"}}}, ("filter", "price", "max"), "valid number"),
+        (EventsRequest, {"events": [{"user_id": "a", "item_id": "b", "value": "4"}]}, ("events", 0, "value"), "valid number"),
+    ],
+)  # fmt: skip
+def test_a_wrong_field_is_told_what_it_should_be(model, body, loc, says):
+    with pytest.raises(RequestValidationError) as failed:
+        asyncio.run(parse(request_of(json.dumps(body).encode()), model))
+    answer = json.loads(asyncio.run(_invalid(request_of(b""), failed.value)).body)
+    found = {tuple(mistake["loc"]): mistake["msg"] for mistake in answer["detail"]}
+    assert says in found["body", *loc], found
+
+
+def test_ids_are_a_history_as_events_are():
+    ids = RecommendRequest.model_validate_json('{"history": ["242", {"item_id": "50", "timestamp": 5}]}')
+    assert ids.history == [HistoryEvent(item_id="242"), HistoryEvent(item_id="50", timestamp=5)]
 
 
 def test_the_description_says_what_http_does_not_reach():

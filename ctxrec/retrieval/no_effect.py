@@ -1,0 +1,73 @@
+"""What a request asks for that can have no effect, or leaves nothing: values that nothing has, and impossible ranges."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ctxrec.retrieval.filters import ColumnRule
+from ctxrec.retrieval.recommender import Recommender
+from ctxrec.retrieval.retriever import Retriever
+
+MAX_NOTES = 20  # of one request
+_MAX_LOOKED_AT = 1000  # values of one request
+_MAX_QUOTED = 100  # characters of a value
+
+
+@dataclass(frozen=True)
+class Note:
+    """A part of a request, and what is to be said of it; `kind` is "unknown_value" or "empty_range"."""
+
+    place: tuple[str, ...]
+    kind: str
+    text: str
+
+
+def notes_of(
+    retriever: Retriever[Recommender], rules: Mapping[str, ColumnRule], context: Mapping[str, Any]
+) -> list[Note]:
+    """The first notes of a request that the model can read; a few dictionary lookups.
+
+    Args:
+        retriever: that is asked.
+        rules: the filter, by item column.
+        context: features of the context by name.
+    """
+    if not rules and not context:
+        return []
+    return list(itertools.islice(_notes(retriever, rules, context), MAX_NOTES))
+
+
+def _notes(
+    retriever: Retriever[Recommender], rules: Mapping[str, ColumnRule], context: Mapping[str, Any]
+) -> Iterator[Note]:
+    filters = retriever.item_filter
+    given = ((c, part, v) for c, r in rules.items() for part in ("any", "none") for v in getattr(r, part) or ())
+    for column, part, value in itertools.islice(given, _MAX_LOOKED_AT):
+        if not filters.has_value(column, value):
+            text = f"filter {column}: {_quoted(value)} is no value of any item"
+            yield Note(("filter", column, part), "unknown_value", text)
+    for column, rule in rules.items():
+        if rule.min is None and rule.max is None:
+            continue
+        if rule.min is not None and rule.max is not None and rule.min > rule.max:
+            text = f"filter {column}: min {rule.min:g} is above max {rule.max:g}, so no item passes"
+            yield Note(("filter", column), "empty_range", text)
+        elif (found := filters.range_of(column)) is None or not _meet(rule, found):
+            known = "no item has a number" if found is None else f"the items go from {found[0]:g} to {found[1]:g}"
+            yield Note(("filter", column), "empty_range", f"filter {column}: {known}, so no item passes")
+    for name in retriever.recommender.contexts.unknown_values(context):
+        text = f"context {name}: {_quoted(context[name])} is no value that the model knows; it counts as any other such value"
+        yield Note(("context", name), "unknown_value", text)
+
+
+def _meet(rule: ColumnRule, found: tuple[float, float]) -> bool:
+    """Whether a range and that of the items have a number in common."""
+    return (rule.min is None or rule.min <= found[1]) and (rule.max is None or rule.max >= found[0])
+
+
+def _quoted(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}..."
