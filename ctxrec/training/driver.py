@@ -123,7 +123,10 @@ def _train(
             run_on_ray(job, config, callbacks)
     if profile:
         print(summarise(out))
-    storage.write_json(RunPaths(out).manifest, _manifest(out, data, config, time.monotonic() - begin) | facts)
+    paths = RunPaths(out)
+    for evaluation in (paths.metrics, paths.report, paths.requests, paths.evaluated):
+        storage.delete(evaluation)  # of the quick model that lay here
+    storage.write_json(paths.manifest, _manifest(out, data, config, time.monotonic() - begin) | facts)
     return out
 
 
@@ -154,8 +157,8 @@ def _finished(out: str, config: Config, data: PreparedData) -> bool:
             "train again with another --out"
         )
     trained = Config.from_dict(without_removed(written, source=saved), source=saved)
-    if _training_options(trained) != _training_options(config):
-        raise UserError(f"{out} holds a training of another configuration; give another --out, or delete it")
+    if other := _other_options(_training_options(trained), _training_options(config)):
+        raise UserError(f"{out} holds a training of another configuration: {other}; give another --out, or delete it")
     manifest = RunPaths(out).manifest
     if not storage.exists(manifest):
         return False
@@ -187,6 +190,17 @@ def _training_options(config: Config) -> dict[str, Any]:
     for key in _HOW_TO_RUN:
         del options["train"][key]
     return options
+
+
+def _other_options(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """The first options that differ between two trainings, in words; "" where none does."""
+    flat = [
+        {f"{section}.{key}": value for section, keys in options.items() for key, value in keys.items()}
+        for options in (there, here)
+    ]
+    differ = [name for name in flat[1] if flat[0].get(name) != flat[1][name]]
+    told = ", ".join(f"{name} is {flat[0].get(name)!r} there and {flat[1][name]!r} here" for name in differ[:5])
+    return told + (f", and {len(differ) - 5} more differ" if len(differ) > 5 else "")
 
 
 def trains_on_gpus(options: TrainConfig, available: float) -> bool:

@@ -119,6 +119,8 @@ def _of_meaning(config: Config) -> dict[str, Resolved]:
     ):
         if value == 0:
             found[name] = Resolved(why)
+    if config.train.preset == "quick":
+        found["train.workers"] = Resolved("not used: the quick preset runs in the command's own process")
     if not config.rerank.encoder:
         found["rerank.encoder"] = Resolved("encoder.name", config.encoder.name or None)
     if config.encoder.pooling == "auto":

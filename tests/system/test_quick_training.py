@@ -132,7 +132,7 @@ def test_a_quick_run_is_reused_and_keeps_its_folder_from_another_configuration(t
     train(tiny_data, quick_run, quick)
     assert "reused" in capsys.readouterr().out
     other = dataclasses.replace(quick, model=dataclasses.replace(quick.model, history=7))
-    with pytest.raises(UserError, match="holds a training of another configuration"):
+    with pytest.raises(UserError, match=r"another configuration: model\.history is 10 there and 7 here; give another"):
         train(tiny_data, quick_run, other)
 
 
@@ -141,6 +141,10 @@ def test_a_full_training_goes_on_in_the_folder_of_a_quick_one(tiny_data, quick, 
     tiny_config = dataclasses.replace(tiny_config, train=dataclasses.replace(tiny_config.train, workers=0))
     train(tiny_data, run, quick)
     before = storage.read_json(RunPaths(run).manifest)
+    for name in ("metrics", "report", "requests", "evaluated"):
+        storage.write_text(getattr(RunPaths(run), name), "of the quick model")
+    train(tiny_data, run, quick)
+    assert storage.exists(RunPaths(run).report), "a run that is reused keeps its evaluation"
     # A full training that was cut off has written its options and nothing else: the next one is no "reused".
     storage.write_text(RunPaths(run).config, to_toml(tiny_config))
     assert load_recommender(RunPaths(run).bundle).widths == ()
@@ -148,8 +152,13 @@ def test_a_full_training_goes_on_in_the_folder_of_a_quick_one(tiny_data, quick, 
     after = storage.read_json(RunPaths(run).manifest)
     assert (before["preset"], after["preset"]) == ("quick", "full")
     assert before["model_version"] != after["model_version"]
+    assert not [
+        name
+        for name in ("metrics.json", "report.html", "requests.parquet", "evaluated.txt")
+        if storage.exists(f"{run}/{name}")
+    ]
     assert len(load_recommender(RunPaths(run).bundle).widths) == 2
-    with pytest.raises(UserError, match="holds a training of another configuration"):
+    with pytest.raises(UserError, match=r"another configuration: train\.preset is 'full' there and 'quick' here"):
         train(tiny_data, run, quick)
 
 

@@ -50,6 +50,12 @@ def test_hardware_counts():
     assert resolve(workers, LARGE)["train.micro_batch_size"].value == 16
 
 
+def test_a_quick_training_has_no_workers():
+    quick = load_config(None, ["train.preset=quick", "train.workers=2"])
+    assert "the command's own process" in resolve(quick, SMALL)["train.workers"].why
+    assert "train.workers" not in resolve(load_config(None, ["train.workers=2"]), SMALL)
+
+
 def test_what_was_given_is_not_resolved(shop):
     given = ["train.tower_epochs=2", "train.loss=bce", "train.use_gpu=no", "train.precision=fp32", "index.kind=hnsw"]
     found = resolve(load_config(None, given), SMALL, shop)
