@@ -296,7 +296,12 @@ def _log_notes(spec: DatasetSpec, tables: Tables, log: LogFacts, totals: Totals)
     """Notes on the log for the user."""
     notes = []
     if log.future:
-        notes.append(f"{log.future} events lie in the future; they are kept")
+        said = (
+            "1 event lies in the future; it is kept"
+            if log.future == 1
+            else f"{log.future} events lie in the future; they are kept"
+        )
+        notes.append(said)
     if spec.items is not None and len(log.new_items):
         notes.append(
             f"{len(log.new_items)} items of the log are in no item table, such as {log.new_items[0].as_py()!r}; kept with "

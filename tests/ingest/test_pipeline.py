@@ -229,7 +229,7 @@ def test_future_times_nan_numbers_unicode_and_unlisted_actions_are_kept_and_note
     write_csv(tmp_path, rows, header="user_id,item_id,timestamp,action,basket,place")
     text = LOG + 'action = "action"\n[events.context]\nnumeric = ["basket"]\ncategorical = ["place"]\n'
     data = run(tmp_path, text + "[events.actions]\nlike = 1.0\nshare = 2.0\n" + LAST)
-    assert "1 events lie in the future; they are kept" in data.meta["notes"]
+    assert "1 event lies in the future; it is kept" in data.meta["notes"]
     assert (
         "basket: 2 values of the log are no finite number, such as 'nan'; they count as missing" in data.meta["notes"]
     )

@@ -106,6 +106,29 @@ def test_without_its_store_the_service_answers_from_the_bundle_and_says_so(retri
     assert [a.item_ids for a in again] == [a.item_ids for a in whole]
 
 
+def test_a_trained_item_that_was_taken_out_stays_out_until_it_is_posted_again(tiny_run, tmp_path):
+    """In other replicas, after a restart and in another version of the model."""
+    store = open_store(str(tmp_path / "store"))
+
+    def replica() -> tuple[Retriever, ItemSync]:
+        made = load_retriever(tiny_run)
+        return made, ItemSync(made, ItemEncoder(find_bundle(tiny_run), made.recommender), store)
+
+    (first, sync), trained = replica(), "i3"
+    assert first.has_item(trained) and sync.remove(trained, lambda change: change())
+    later, sync_later = replica()
+    assert later.has_item(trained), "the bundle has it"
+    sync_later.catch_up()
+    for retriever in (first, later):
+        assert not retriever.has_item(trained)
+        body = RecommendRequest.model_validate({"user_id": "u1", "k": 40})
+        (answer,) = Engine(retriever).recommend([[body]])[0].answers
+        assert answer.item_ids and trained not in answer.item_ids
+    assert sync_later.put([{"item_id": trained, "title": "red hat"}], lambda change: change()) == 1
+    assert later.has_item(trained)
+    store.close()
+
+
 def test_items_reach_other_replicas_and_later_ones_through_the_store(tiny_run, redis_server):
     store = open_store(redis_server().url)
 
