@@ -109,7 +109,11 @@ class _Body(BaseModel):
 
 
 class Context(BaseModel):
-    """The context of a request: its `timestamp`, and the context features of the data set by their names."""
+    """The context of a request: its `timestamp`, and the context features of the data set by their names.
+
+    `timezone`, an IANA name such as "America/New_York", is the zone in which hour, weekday and month of the request are
+    told; without it, that of the log.
+    """
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, ContextValue]

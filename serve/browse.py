@@ -151,6 +151,8 @@ def about(engine: Engine) -> dict[str, Any]:
         "num_items": retriever.num_items,
         "num_users": len(recommender.user_row),
         "latest_event": int(times.max()) / US if len(times) else None,
+        "timezone": spec.events.timezone,
+        "clock": features.clock,
         "repeats": spec.split.repeats,
         "actions": features.actions,
         "item_columns": {

@@ -23,13 +23,19 @@ class ContextFeatures(BaseModel):
 
 
 class CatalogueResponse(BaseModel):
-    """What is served. `latest_event`: time of the last event of the log, epoch seconds."""
+    """What is served.
+
+    `latest_event`: time of the last event of the log, epoch seconds. `timezone`: IANA name of the zone in which hour, weekday
+    and month are told. `clock`: false where the times of the log are positions, which have no hour.
+    """
 
     name: str
     model_version: str
     num_items: int
     num_users: int
     latest_event: float | None
+    timezone: str
+    clock: bool
     repeats: bool
     actions: list[str]
     item_columns: ItemColumns

@@ -99,7 +99,7 @@ class Engine:
         return self._retriever
 
     def check_contexts(self, contexts: Sequence[dict]) -> None:
-        """Raise a `UserError` that names what this model cannot read."""
+        """Raise a `UserError` that names what this model cannot read in contexts of events."""
         self._retriever.recommender.contexts.check(contexts)
 
     def recommend(self, calls: Sequence[Sequence[RecommendRequest]]) -> list[Reply]:
@@ -156,7 +156,10 @@ class Engine:
         try:
             for place, context in contexts.items():
                 try:
-                    self.check_contexts([context])
+                    if place == ("context",):
+                        self._retriever.recommender.contexts.check_requests([context])
+                    else:
+                        self.check_contexts([context])
                 except UserError as error:
                     return error.at(*place)
             self._retriever.compile_filter(_rules(body))

@@ -104,7 +104,8 @@ def random_world(
 
     from ctxrec.core import schema
     from ctxrec.core.dataset_spec import DatasetSpec
-    from ctxrec.data.events import US, Context, Events, Histories, Users, time_codes
+    from ctxrec.data.clock import Clock
+    from ctxrec.data.events import US, Context, Events, Histories, Users
     from ctxrec.data.features import item_features
     from ctxrec.data.prepared import FeatureMeta
 
@@ -130,7 +131,7 @@ def random_world(
     gaps = rng.integers(1, 200_000, num_events)
     times = np.concatenate([1_600_000_000 + np.cumsum(gaps[a:b]) for a, b in zip(offsets, offsets[1:], strict=False)])
     times = times.astype(np.int64) * US
-    cat, num, text = time_codes(times), {}, {}
+    cat, num, text = Clock().codes(times), {}, {}
     users = Users(ids=np.array([f"u{n}" for n in range(num_users)], object))
     if rich:
         cat["device"] = rng.integers(0, 4, num_events).astype(np.int32)

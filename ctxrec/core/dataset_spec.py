@@ -13,6 +13,7 @@ import pyarrow as pa
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.core.schema import TIME_CONTEXT
+from ctxrec.core.time_zones import UTC, check_zone
 from ctxrec.core.toml import build_dataclass, read_toml
 
 REQUEST_TIME = "timestamp"  # in the context of a request
@@ -92,7 +93,7 @@ class ContextSpec:
             if name in (*TIME_CONTEXT, REQUEST_TIME):
                 raise UserError(
                     f"[events.context] names a column {name!r}; a request's context has the time under timestamp, and "
-                    f"{', '.join(TIME_CONTEXT)} (UTC) are derived from it. Give the column another name in the log"
+                    f"{', '.join(TIME_CONTEXT)} are derived from it. Give the column another name in the log"
                 )
 
     @property
@@ -102,11 +103,15 @@ class ContextSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EventsSpec(FileSpec):
-    """The behaviour log: where it lies, and which column is what."""
+    """The behaviour log: where it lies, which column is what, and in which time zone hour, weekday and month are told.
+
+    `timezone` is an IANA name. Times of the log that name no offset are times of that zone.
+    """
 
     user: str = "user_id"
     item: str = "item_id"
     time: str = "timestamp"
+    timezone: str = UTC
     action: str | None = None
     value: str | None = None
     context: ContextSpec = field(default_factory=ContextSpec)
@@ -114,6 +119,7 @@ class EventsSpec(FileSpec):
 
     def __post_init__(self) -> None:
         self._check_form("events")
+        check_zone(self.timezone, "events.timezone")
         keys = {"user": self.user, "item": self.item, "time": self.time}
         for key, other in (("item", "user"), ("time", "user"), ("time", "item")):
             if keys[key] and keys[key] == keys[other]:

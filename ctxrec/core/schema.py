@@ -36,7 +36,7 @@ EVENT_SPLIT = "split"  # int8, one of TRAIN, VALID, TEST
 EVENT_ACTIONS = "actions"  # int16 code, 0 = no action
 EVENT_VALUES = "values"  # float32, NaN = none
 EVENT_GAPS = "gap_s"  # float32 seconds since the user's event before; NaN for the first
-TIME_CONTEXT = ("hour", "weekday", "month")  # int8, UTC: 0-23, 0 = Monday, 1-12
+TIME_CONTEXT = ("hour", "weekday", "month")  # int8, in the zone of the log: 0-23, 0 = Monday, 1-12
 
 TRAIN, VALID, TEST = 0, 1, 2
 

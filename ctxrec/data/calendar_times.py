@@ -10,34 +10,54 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ctxrec.core.time_zones import UTC
+from ctxrec.data.zone_offsets import instants
+
 US = 1_000_000  # microseconds a second
 _DAY = 86_400 * US
 MAX_TIME_US = 7_258_118_400 * 1_000_000  # 2200-01-01; times from here on, and times before 1970, are rejected
 
+_OFFSET = r"Z$|[T ][0-9].*[+-][0-9:]+$"  # a text that names its offset; a date such as 2024-01-31 does not
 _END = r"\s*(?:Z|[+-][0-9:]+)?$"  # of a time, with its zone
 
 
-def stamp_times(array: pa.Array) -> np.ndarray:
-    """Dates and timestamps as int64 microseconds [N], 0 where null; those that would overflow become MAX_TIME_US or -1."""
-    zone = getattr(array.type, "tz", None)
-    seconds = array.cast(pa.timestamp("s", tz=zone), safe=False).cast(pa.int64())
-    times = array.cast(pa.timestamp("us", tz=zone), safe=False).cast(pa.int64())
+def stamp_times(array: pa.Array, zone: str = UTC) -> np.ndarray:
+    """Dates and timestamps as int64 microseconds [N], 0 where null; those that would overflow become MAX_TIME_US or -1.
+
+    Dates, and timestamps of a type without a time zone, are those of `zone`.
+    """
+    own = getattr(array.type, "tz", None)
+    seconds = array.cast(pa.timestamp("s", tz=own), safe=False).cast(pa.int64())
+    times = array.cast(pa.timestamp("us", tz=own), safe=False).cast(pa.int64())
     late, early = pc.greater_equal(seconds, MAX_TIME_US // US), pc.less(seconds, -1)
-    return pc.case_when(pc.make_struct(late, early), MAX_TIME_US, -1, times).fill_null(0).to_numpy(zero_copy_only=False)
+    found = (
+        pc.case_when(pc.make_struct(late, early), MAX_TIME_US, -1, times).fill_null(0).to_numpy(zero_copy_only=False)
+    )
+    return found if own is not None else _local(found, zone, array.is_valid().to_numpy(zero_copy_only=False))
 
 
-def calendar_times(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Whole numbers such as 20240131 as microseconds of the day's begin: int64 [N]; and which are such, bool [N]."""
+def _local(times: np.ndarray, zone: str, here: np.ndarray) -> np.ndarray:
+    """Microseconds [N] of which those `here`, bool [N], are read from the clock of a zone, as instants."""
+    if zone == UTC:
+        return times
+    here = here & (times >= 0) & (times < MAX_TIME_US)
+    moved = times.copy()
+    moved[here] = instants(times[here], zone)
+    return moved
+
+
+def calendar_times(numbers: np.ndarray, zone: str = UTC) -> tuple[np.ndarray, np.ndarray]:
+    """Whole numbers such as 20240131 as microseconds of the day's begin in a zone: int64 [N]; and which are such, bool [N]."""
     with np.errstate(invalid="ignore"):
         maybe = (numbers >= 19_700_101) & (numbers < 22_000_101) & (numbers == np.floor(numbers))
     digits = pd.Series(np.where(maybe, numbers, 0).astype(np.int64).astype(str), dtype=object)
     stamps = pd.to_datetime(digits.where(pd.Series(maybe)), format="%Y%m%d", utc=True, errors="coerce")
     micros = stamps.astype("datetime64[us, UTC]").astype("int64").to_numpy()
     known = stamps.notna().to_numpy()
-    return np.where(known, micros, 0), known
+    return _local(np.where(known, micros, 0), zone, known), known
 
 
-def iso_times(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+def iso_times(texts: pa.Array, zone: str = UTC) -> tuple[np.ndarray, np.ndarray]:
     """Texts as microseconds: int64 [N], 0 where it is no time; and which are times, bool [N].
 
     Times are those of ISO 8601 and RFC 3339: with and without a zone, "t" and "z" in either case, a comma in place of
@@ -46,6 +66,7 @@ def iso_times(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
     Args:
         texts: strings [N], best distinct ones.
+        zone: the time zone of texts that name no offset.
     """
     texts = pc.utf8_upper(pc.utf8_trim_whitespace(texts.cast(pa.string())))
     texts = pc.if_else(pc.match_substring_regex(texts, "[0-9]"), texts, None)  # pandas takes "now" for a time
@@ -64,4 +85,6 @@ def iso_times(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     )  # fmt: skip
     micros = stamps.astype("datetime64[us, UTC]").astype("int64").to_numpy()
     known = stamps.notna().to_numpy()
-    return np.where(known, micros + added, 0), known
+    times = np.where(known, micros + added, 0)
+    local = known & ~pc.match_substring_regex(texts, _OFFSET).fill_null(False).to_numpy(zero_copy_only=False)
+    return _local(times, zone, local), known

@@ -129,27 +129,6 @@ def ranges(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return index, offsets
 
 
-def time_context(times_us: np.ndarray) -> dict[str, np.ndarray]:
-    """Hour (0-23), weekday (0 = Monday) and month (1-12), UTC, of microsecond times; int8 each.
-
-    >>> {k: int(v[0]) for k, v in time_context(np.array([0])).items()}  # Thursday, 1 January 1970
-    {'hour': 0, 'weekday': 3, 'month': 1}
-    """
-    seconds = np.asarray(times_us, np.int64) // US
-    days = seconds // 86_400
-    months = days.astype("datetime64[D]").astype("datetime64[M]").astype(np.int64)
-    return {
-        "hour": (seconds // 3600 % 24).astype(np.int8),
-        "weekday": ((days + 3) % 7).astype(np.int8),
-        "month": (months % 12 + 1).astype(np.int8),
-    }
-
-
-def time_codes(times_us: np.ndarray) -> dict[str, np.ndarray]:
-    """`time_context` as the codes that `Context.cat` holds: int32, each of the shape of `times_us`."""
-    return {name: values.astype(np.int32) + schema.FIRST_CODE for name, values in time_context(times_us).items()}
-
-
 def histories_from_table(table: pa.Table, features: FeatureMeta) -> Histories:
     """The table of a bucket (`PreparedData.read_bucket`) as arrays."""
     table = table.combine_chunks()

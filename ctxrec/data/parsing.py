@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ctxrec.core import schema
+from ctxrec.core.time_zones import UTC
 from ctxrec.data.arrow_views import binary_to_text, plain_array, plain_column
 from ctxrec.data.calendar_times import MAX_TIME_US, calendar_times, iso_times, stamp_times
 
@@ -302,9 +303,9 @@ def _exact_numbers(array: pa.Array) -> np.ndarray:
 
 
 def to_times(
-    column: pa.Array | pa.ChunkedArray, unit: str, *, small: bool | None = None
+    column: pa.Array | pa.ChunkedArray, unit: str, *, small: bool | None = None, zone: str = UTC
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A column of times as int64 microseconds since 1970 (UTC; naive times are UTC), and a status.
+    """A column of times as int64 microseconds since 1970, UTC, and a status.
 
     Args:
         column: epoch numbers, strings of numbers, ISO-8601 strings, or timestamps. The size of each number tells its
@@ -312,6 +313,7 @@ def to_times(
             microseconds, else in nanoseconds.
         unit: form of the log's times (`detect_times`).
         small: whether numbers below MIN_EPOCH are times; None: where the unit is "s".
+        zone: the time zone of texts, timestamps and dates that name no offset.
 
     Returns:
         times int64 [N] (0 where not TIME_OK) and status int8 [N], one of TIME_OK, TIME_MISSING,
@@ -323,12 +325,12 @@ def to_times(
     kind = array.type
     numbers = None  # of the values that are numbers, int64 or float64 with NaN
     if _is_text(kind):
-        times, valid, numbers = _text_times(array)
+        times, valid, numbers = _text_times(array, zone)
         missing = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(array), ""), True).to_numpy(zero_copy_only=False)
     else:
         missing = array.is_null().to_numpy(zero_copy_only=False)
         if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-            times, valid = stamp_times(array), ~missing
+            times, valid = stamp_times(array, zone), ~missing
         elif pa.types.is_integer(kind):
             largest = 2**63 - 1  # larger ones are out of range in any unit
             whole = array if kind != pa.uint64() else pc.min_element_wise(array, pa.scalar(largest, pa.uint64()))
@@ -343,7 +345,7 @@ def to_times(
     status = np.where(valid, TIME_OK, TIME_UNPARSABLE).astype(np.int8)
     if numbers is not None:
         if unit == "yyyymmdd":
-            dates, is_date = calendar_times(numbers.astype(np.float64))
+            dates, is_date = calendar_times(numbers.astype(np.float64), zone)
             times, valid = np.where(is_date, dates, times), valid | is_date
             numbers = np.where(is_date, np.nan, numbers)
         if not small:
@@ -372,7 +374,7 @@ def _scale(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return times, valid
 
 
-def _text_times(array: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _text_times(array: pa.Array, zone: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Texts as microseconds; which of them are times; and the numbers among them, float64 with NaN for the others."""
     times, valid = np.zeros(len(array), np.int64), np.zeros(len(array), bool)
     found = np.full(len(array), np.nan)
@@ -388,7 +390,7 @@ def _text_times(array: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rest = np.flatnonzero(~valid)
     # ISO-8601 in all its spellings, with and without a zone; pandas parses distinct strings in C. BigQuery writes UTC.
     coded = array.take(pa.array(rest)).dictionary_encode()
-    micros, known = iso_times(coded.dictionary)
+    micros, known = iso_times(coded.dictionary, zone)
     codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     times[rest] = np.append(np.where(known, micros, 0), 0)[codes]
     valid[rest] = np.append(known, False)[codes]

@@ -30,7 +30,8 @@ class FeatureMeta:
 
     Each of items, users and context maps a categorical feature's name to its values (the value at
     position p has code p + FIRST_CODE) and a numeric one's to {"mean", "std"} of sign(x)·log(1+|x|)
-    over its training rows. `actions` are the values of the action column.
+    over its training rows. `actions` are the values of the action column. `clock` is whether the times of the log are
+    those of a clock, and no positions (`ctxrec.data.clock`).
     """
 
     item_categories: dict[str, list[str]]
@@ -41,6 +42,7 @@ class FeatureMeta:
     context_numbers: dict[str, dict[str, float]]
     context_texts: list[str]
     actions: list[str]
+    clock: bool = True
 
     def __post_init__(self) -> None:
         for numbers in (self.item_numbers, self.user_numbers, self.context_numbers):

@@ -18,7 +18,8 @@ import torch
 from ctxrec.core import schema, storage
 from ctxrec.core.errors import UserError
 from ctxrec.core.terminal import progress_bar
-from ctxrec.data.events import histories_from_table, time_codes
+from ctxrec.data.clock import Clock
+from ctxrec.data.events import histories_from_table
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.requests import Requests, split_requests
 from ctxrec.evaluation.knockouts import knocked_out, moved_parts
@@ -105,9 +106,10 @@ class BucketRanker:
             requests = split_requests(histories, self.plan.split, repeats=self.data.spec.split.repeats)
             requests = drop_targets(requests, self.eligible)
             # Context moves among all requests of the bucket, whatever is ranked at once.
-            shuffled = shuffle_context(requests, seed=self.plan.seed + int(bucket)) if MODEL in self.rankers else {}
+            clock, seed = Clock.of(self.data.spec, self.data.features), self.plan.seed + int(bucket)
+            shuffled = shuffle_context(requests, clock, seed=seed) if MODEL in self.rankers else {}
             if self.plan.knockouts:
-                shuffled |= moved_parts(requests, seed=self.plan.seed + int(bucket))
+                shuffled |= moved_parts(requests, seed=seed)
             for start in range(0, len(requests), self.plan.batch_size):
                 rows = np.arange(start, min(start + self.plan.batch_size, len(requests)))
                 changed = {system: other.take(rows) for system, other in shuffled.items()}
@@ -167,7 +169,7 @@ class BucketRanker:
         return labels
 
 
-def shuffle_context(requests: Requests, *, seed: int) -> dict[str, Requests]:
+def shuffle_context(requests: Requests, clock: Clock, *, seed: int) -> dict[str, Requests]:
     """The same requests with the context of other requests, in two ways.
 
     "shuffled_context" also takes the other request's time, but not a time before the last event of the history, because
@@ -179,7 +181,7 @@ def shuffle_context(requests: Requests, *, seed: int) -> dict[str, Requests]:
     times = requests.times[order]
     known = np.flatnonzero(history.lengths)
     times[known] = np.maximum(times[known], history.times[history.offsets[known + 1] - 1])
-    moved = context.cat | time_codes(times)
+    moved = context.cat | clock.codes(times)
     return {
         SHUFFLED: dataclasses.replace(requests, times=times, context=dataclasses.replace(context, cat=moved)),
         SHUFFLED_SAME_TIME: dataclasses.replace(requests, context=context),

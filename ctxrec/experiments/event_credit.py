@@ -76,7 +76,7 @@ def read_log(path: str, spec: EventsSpec) -> Log:
     parts: list[list[np.ndarray]] = []
     for piece in make_pieces(found, rows=_ROWS):
         for batch in read_piece(piece, names):
-            times, status = to_times(batch.table.column(spec.time), form.unit, small=form.small)
+            times, status = to_times(batch.table.column(spec.time), form.unit, small=form.small, zone=spec.timezone)
             texts = [_texts(batch.table.column(name)) for name in names if name != spec.time]
             if not spec.action:
                 texts.append(np.full(len(times), None, object))

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from ctxrec.core import schema
 from ctxrec.core.dataset_spec import DatasetSpec, EventsSpec
 from ctxrec.core.schema import TEST
-from ctxrec.data.events import US, time_context
+from ctxrec.data.clock import Clock
+from ctxrec.data.events import US
 from ctxrec.data.prepared import FeatureMeta, encode_categories
 from ctxrec.data.splits import Cuts, last_split, temporal_split
 from ctxrec.ingest import shard_files
@@ -242,7 +243,7 @@ def _slice(
     wanted = schema.histories_schema(job.spec)
     first, end = bucket.offsets[start], bucket.offsets[stop]
     offsets = pa.array((bucket.offsets[start : stop + 1] - first).astype(np.int32))
-    derived = time_context(bucket.times[first:end])
+    derived = Clock.of(job.spec, job.features).read(bucket.times[first:end])
     arrays = []
     for field in wanted:
         if field.name == schema.USER_ID:

@@ -22,7 +22,9 @@ from ctxrec.core.config import Config, PrepareConfig
 from ctxrec.core.dataset_spec import DatasetSpec, ItemsSpec, UsersSpec
 from ctxrec.core.errors import UserError
 from ctxrec.core.folder_lock import only_here
+from ctxrec.core.time_zones import TIMEZONE
 from ctxrec.data import item_rows, parsing, splits
+from ctxrec.data.clock import doubts_of_times
 from ctxrec.data.column_facts import ColumnFacts, FirstReject
 from ctxrec.data.prepared import FeatureMeta, PreparedData
 from ctxrec.ingest import entities, readers, triples, vocabularies
@@ -136,7 +138,7 @@ def _build(source: Source, out: str, config: Config) -> tuple[dict[str, Any], di
         "time_unit": job.unit,
         "times": {"first_us": log.first_us, "last_us": log.last_us},
         "actions": dict(_by_count(log)[:20]),
-        "notes": [*source.notes, *tables.notes, *notes, *_log_notes(spec, tables, log, totals)],
+        "notes": [*source.notes, *tables.notes, *notes, *_log_notes(spec, tables, log, totals, clock=features.clock)],
     }
     firsts = {**log.first_rejects, **tables.first_rejects}
     if totals.first_duplicate is not None:
@@ -292,9 +294,11 @@ def _cut_times(cuts: splits.Cuts) -> dict[str, int | None]:
     return {name: None if t == splits.NEVER else t for name, t in times.items()}
 
 
-def _log_notes(spec: DatasetSpec, tables: Tables, log: LogFacts, totals: Totals) -> list[str]:
-    """Notes on the log for the user."""
-    notes = []
+def _log_notes(spec: DatasetSpec, tables: Tables, log: LogFacts, totals: Totals, *, clock: bool) -> list[str]:
+    """Notes on the log for the user; `clock` is whether its times are those of a clock."""
+    notes = doubts_of_times(log.first_us / 1e6, log.last_us / 1e6, clock=clock)
+    if TIMEZONE in spec.events.context.columns:
+        notes.append(f"the column {TIMEZONE!r} is a feature, so a request cannot name a time zone of its own")
     if log.future:
         said = (
             "1 event lies in the future; it is kept"

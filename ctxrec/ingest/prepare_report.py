@@ -11,6 +11,7 @@ import numpy as np
 from ctxrec.core import schema, storage
 from ctxrec.data.column_facts import ColumnFacts, FirstReject
 from ctxrec.data.prepared import PreparedData
+from ctxrec.data.zone_offsets import offsets
 
 _MOST = {"actions": 10, "columns": 12, "files": 5}  # lines of each kind; report.json has all
 _WIDTH = 120  # characters of a line
@@ -60,7 +61,7 @@ def summary(data: PreparedData) -> str:
         f"  users {counts['users']:,}, items {counts['items']:,} ({counts['items_only_in_log']:,} only in the log)",
         f"  split {meta['split']['strategy']}: train {counts['train']:,}, valid {counts['valid']:,}, "
         f"test {counts['test']:,}",
-        f"  times are {meta['time_unit']}" + _from_to(meta.get("times")),
+        f"  times are {meta['time_unit']}" + _from_to(meta.get("times"), data.spec.events.timezone),
     ]
     if "held_out_items" in counts:
         lines.append(
@@ -77,12 +78,13 @@ def summary(data: PreparedData) -> str:
     return "\n".join(lines + ([f"  all of this: {where}"] if report else []))
 
 
-def _from_to(times: Mapping[str, int] | None) -> str:
-    """The first and the last time of the log, in UTC."""
+def _from_to(times: Mapping[str, int] | None, zone: str) -> str:
+    """The first and the last time of the log, on the clock of its zone."""
     if times is None:
         return ""
-    first, last = (np.datetime64(times[name] // 1_000_000, "s") for name in ("first_us", "last_us"))
-    return f", from {first} to {last} (UTC)"
+    seconds = np.array([times[name] // 1_000_000 for name in ("first_us", "last_us")], np.int64)
+    first, last = (seconds + offsets(seconds, zone)).astype("datetime64[s]")
+    return f", from {first} to {last} ({zone})"
 
 
 def _actions(actions: Mapping[str, int]) -> list[str]:

@@ -136,7 +136,7 @@ def _make_shard(part: _Part, name: str, job: ShardJob, item_ids: pa.Array) -> Lo
         check_single(column.name, column.type, next(iter(part.paths.values())))
     user = parsing.encode(raw.column(events.user))
     item = parsing.encode(raw.column(events.item))
-    times, status = parsing.to_times(raw.column(events.time), job.unit, small=job.small_times)
+    times, status = parsing.to_times(raw.column(events.time), job.unit, small=job.small_times, zone=events.timezone)
     reasons = _reasons(user, item, status, job.max_id_bytes)
     facts = LogFacts(rows_read=len(raw) + lines_of(part.malformed), file_rows=_rows_by_file(part))
     facts.texts = {c: TextFacts.of(raw.column(c)) for c in (*_keys(events), *events.context.text)}

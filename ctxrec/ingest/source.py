@@ -13,6 +13,7 @@ from ctxrec.core import schema, storage
 from ctxrec.core.config import Config
 from ctxrec.core.dataset_spec import DatasetSpec, FileSpec, ItemsSpec
 from ctxrec.core.errors import UserError
+from ctxrec.core.time_zones import UTC
 from ctxrec.core.version import VERSION
 from ctxrec.ingest import readers, vocabularies
 from ctxrec.ingest.shards import MAX_ID_BYTES, check_single, event_columns
@@ -105,6 +106,8 @@ def fingerprint(source: Source, config: Config) -> str:
             spec[section]["path"] = _signatures([info.path for info in getattr(source, section)])
             if not spec[section].get("separators", True):
                 del spec[section]["separators"]  # no separator is what specs had before there were any
+    if spec["events"]["timezone"] == UTC:
+        del spec["events"]["timezone"]  # which is what all specs meant before they could name a zone
     # The constants were options once; they stay part of the fingerprint, so that folders of then are still reused.
     options = dataclasses.asdict(config.prepare)
     options |= {"max_id_bytes": MAX_ID_BYTES, "max_category_values": vocabularies.MAX_CATEGORY_VALUES}

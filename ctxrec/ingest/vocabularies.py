@@ -13,6 +13,7 @@ from ctxrec.core.dataset_spec import DatasetSpec, EventsSpec, ItemsSpec, UsersSp
 from ctxrec.core.errors import UserError
 from ctxrec.core.toml import toml_value
 from ctxrec.data import list_texts, parsing
+from ctxrec.data.clock import POSITIONS_BELOW_US
 from ctxrec.data.column_facts import (
     EXAMPLES,
     ColumnFacts,
@@ -166,6 +167,7 @@ def feature_meta(
         context_numbers={name: scale(sums) for name, sums in log.numbers.items() if name in context.numeric},
         context_texts=list(context.text),
         actions=actions,
+        clock=log.last_us >= POSITIONS_BELOW_US,
     )
     bad = [note for name, sums in log.numbers.items() for note in sums.note(name, "log")]
     odd = [note for (name, kind), found in log.odd.items() for note in notes_on(name, {kind: found})]

@@ -84,7 +84,7 @@ def _requests(model: Recommender, table: pa.Table) -> Requests:
     for name in (events.user, events.item, events.time, events.action, *events.context.columns):
         if name in table.column_names:
             check_single(str(name), table.schema.field(name).type, "the table to evaluate on")
-    times_E = _times(table.column(events.time))
+    times_E = _times(table.column(events.time), events.timezone)
     users_E = np.array(parsing.to_text(table.column(events.user)).to_pylist(), object)
     items_E = np.array(
         [model.item_position.get(item, -1) for item in parsing.to_text(table.column(events.item)).to_pylist()], np.int64
@@ -141,13 +141,13 @@ def _contexts(model: Recommender, table: pa.Table) -> list[dict[str, Any]]:
     return [{name: v[n] for name, v in columns.items() if v[n] is not None} for n in range(len(table))]
 
 
-def _times(column: pa.ChunkedArray) -> np.ndarray:
-    """Times of a column as int64 [E] microseconds.
+def _times(column: pa.ChunkedArray, zone: str) -> np.ndarray:
+    """Times of a column as int64 [E] microseconds; those that name no offset are times of `zone`.
 
     Raises:
         UserError: one of them cannot be read.
     """
-    times, status = parsing.to_times(column, parsing.detect_times([column.combine_chunks()]).unit)
+    times, status = parsing.to_times(column, parsing.detect_times([column.combine_chunks()]).unit, zone=zone)
     if (bad := np.flatnonzero(status != parsing.TIME_OK)).size:
         value = column[int(bad[0])].as_py()
         raise UserError(

@@ -27,6 +27,7 @@ from ctxrec.core.dataset_spec import ContextSpec
 from ctxrec.core.errors import UserError, require
 from ctxrec.core.run_paths import BundlePaths
 from ctxrec.core.terminal import progress_bar
+from ctxrec.core.time_zones import TIMEZONE, UTC, check_zone
 from ctxrec.data.events import EARLIEST_S, LATEST_S, MAX_NUMBER
 from ctxrec.data.parsing import to_text
 from ctxrec.retrieval.cross_encoder import check_reranker
@@ -48,7 +49,7 @@ from ctxrec.retrieval.slate.rules import Rules, rules_of
 logger = logging.getLogger(__name__)
 
 REQUEST_ID, USER_ID, TIMESTAMP, HISTORY = "request_id", "user_id", "timestamp", "history"
-QUERY = "query"  # unless the context has a feature of that name, which the column then is
+QUERY = "query"  # unless the context has a feature of that name, which the column then is; so it is with TIMEZONE
 ITEM_IDS, SCORES = "item_ids", "scores"
 # Times below these sizes are likely in such units, and divided by so much they are seconds.
 _UNITS = ((1e14, "milliseconds", "1000"), (1e17, "microseconds", "10^6"))
@@ -152,9 +153,10 @@ class Scorer:
         self._k = k
         self._context = context
         self._now_s = now_s
+        self._zone = self._retriever.recommender.spec.events.timezone
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        raw = raw_requests(table, self._context, now_s=self._now_s)
+        raw = raw_requests(table, self._context, now_s=self._now_s, zone=self._zone)
         requests, _ = self._retriever.recommender.make_requests(raw)
         found = self._retriever.top_k(requests, self._k)
         item_ids = [self._retriever.item_ids(positions) for positions, _ in found]
@@ -168,18 +170,22 @@ class Scorer:
         )
 
 
-def raw_requests(table: pa.Table, context: ContextSpec, *, now_s: float) -> list[RawRequest]:
-    """The rows of R.parquet as requests; a column that is missing is as if it were null in every row."""
+def raw_requests(table: pa.Table, context: ContextSpec, *, now_s: float, zone: str = UTC) -> list[RawRequest]:
+    """The rows of R.parquet as requests; a column that is missing is as if it were null in every row.
+
+    Timestamps of a type without a time zone are those of `zone`.
+    """
     nothing = [None] * table.num_rows
 
     def values(name: str, convert: Callable[[pa.ChunkedArray], pa.Array]) -> list[Any]:
         return convert(table.column(name)).to_pylist() if name in table.column_names else nothing
 
     users = values(USER_ID, to_text)
-    times = values(TIMESTAMP, epoch_seconds)
-    histories = read_histories(table.column(HISTORY), context) if HISTORY in table.column_names else nothing
+    times = values(TIMESTAMP, lambda column: epoch_seconds(column, zone))
+    histories = read_histories(table.column(HISTORY), context, zone) if HISTORY in table.column_names else nothing
     features = {name: values(name, to_text) for name in context.categorical + context.text}
     features |= {name: values(name, float_numbers) for name in context.numeric}
+    features.setdefault(TIMEZONE, values(TIMEZONE, to_text))
     queries = nothing if QUERY in context.columns else values(QUERY, to_text)
     return [
         RawRequest(
@@ -195,7 +201,7 @@ def raw_requests(table: pa.Table, context: ContextSpec, *, now_s: float) -> list
 
 def _check_requests(inputs: list[str], context: ContextSpec) -> tuple[list[str], int]:
     """The columns to read and the number of rows, after a check of all that a file can have wrong."""
-    known = list(dict.fromkeys([REQUEST_ID, USER_ID, TIMESTAMP, HISTORY, QUERY, *context.columns]))
+    known = list(dict.fromkeys([REQUEST_ID, USER_ID, TIMESTAMP, TIMEZONE, HISTORY, QUERY, *context.columns]))
     num_rows, wanted, unused = 0, None, []
     for file in inputs:
         parquet = _open_parquet(file)
@@ -232,7 +238,7 @@ def _check_columns(types: dict[str, pa.DataType], context: ContextSpec, *, sourc
             raise UserError(f"{source}: column {name!r} is missing; found {', '.join(types) or 'no column'}")
     if USER_ID not in types and HISTORY not in types:
         raise UserError(f"{source}: found neither {USER_ID!r} nor {HISTORY!r}; expected one of them, to know who asks")
-    for name in (USER_ID, QUERY, *context.columns):
+    for name in (USER_ID, TIMEZONE, QUERY, *context.columns):
         if name in types and pa.types.is_nested(types[name]):
             raise UserError(f"{source}: column {name!r} is {types[name]}; expected one value a request")
     for name in (TIMESTAMP, *context.numeric):
@@ -251,6 +257,9 @@ def _check_rows(parquet: pq.ParquetFile, columns: list[str], context: ContextSpe
                 require(
                     longest <= MAX_QUERY, f"{source}: the longest query", longest, f"at most {MAX_QUERY:,} characters"
                 )
+            if TIMEZONE in columns and TIMEZONE not in context.columns:
+                for zone in to_text(batch.column(TIMEZONE)).unique().drop_null().to_pylist():
+                    check_zone(zone, f"{source}: {TIMEZONE}")
             for name in set(context.numeric).intersection(columns):
                 _check_numbers(batch.column(name), name, source=source)
             if HISTORY in batch.schema.names and (times := history_times(batch.column(HISTORY))) is not None:
@@ -273,7 +282,7 @@ def _check_numbers(column: pa.Array, what: str, *, source: str) -> None:
 
 
 def _check_times(column: pa.Array, what: str, *, source: str) -> None:
-    for found in pc.min_max(epoch_seconds(column)).as_py().values():
+    for found in pc.min_max(epoch_seconds(column, UTC)).as_py().values():
         if found is not None and not EARLIEST_S <= found <= LATEST_S:
             unit, factor = next(
                 ((unit, factor) for limit, unit, factor in _UNITS if abs(found) < limit), ("nanoseconds", "10^9")

@@ -61,7 +61,7 @@ def explain(recommender: Recommender, request: Requests, positions: np.ndarray) 
         positions: int64 [P] items.
     """
     assert len(request) == 1
-    variants = [_Variant(), *_variants(request)]
+    variants = [_Variant(), *_variants(request, has_clock=recommender.features.clock)]
     scores_VP = score_items(recommender, _requests(request, variants), positions)
     own_P = scores_VP[0]
     effects: dict[str, dict[Any, np.ndarray]] = {"history": {}, "context": {}}
@@ -82,11 +82,11 @@ def explain(recommender: Recommender, request: Requests, positions: np.ndarray) 
     ]
 
 
-def _variants(request: Requests) -> Iterator[_Variant]:
+def _variants(request: Requests, *, has_clock: bool) -> Iterator[_Variant]:
     latest = dict.fromkeys(request.history.items[::-1].tolist())
     for item in list(latest)[:HISTORY_ITEMS]:
         yield _Variant(item=item)
-    for name, times in _TIMES.items():
+    for name, times in _TIMES.items() if has_clock else ():
         for value in times:
             yield _Variant(feature=name, code=int(value) + schema.FIRST_CODE)
     context = request.context

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from ctxrec.core.dataset_spec import ContextSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data.parsing import one_array, to_text
+from ctxrec.data.zone_offsets import instants
 from ctxrec.retrieval.raw_request import RawEvent
 
 ITEM_ID, ACTION, TIMESTAMP, CONTEXT = "item_id", "action", "timestamp", "context"
@@ -29,12 +30,17 @@ def float_numbers(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
 
 
-def epoch_seconds(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """A column of timestamps or of epoch seconds as epoch seconds, float64, with NaN as null."""
+def epoch_seconds(column: pa.Array | pa.ChunkedArray, zone: str) -> pa.Array:
+    """A column of timestamps or of epoch seconds as epoch seconds, float64, with NaN as null.
+
+    Timestamps of a type without a time zone are those of `zone`.
+    """
     if pa.types.is_timestamp(column.type):
-        return pc.divide(
-            one_array(column).cast(pa.timestamp("us"), safe=False).cast(pa.int64()).cast(pa.float64()), 1e6
-        )
+        micros = one_array(column).cast(pa.timestamp("us", tz=column.type.tz), safe=False).cast(pa.int64())
+        if column.type.tz is None:
+            known = micros.fill_null(0).to_numpy(zero_copy_only=False)
+            micros = pa.array(instants(known, zone), mask=micros.is_null().to_numpy(zero_copy_only=False))
+        return pc.divide(micros.cast(pa.float64()), 1e6)
     return float_numbers(column)
 
 
@@ -95,26 +101,26 @@ def history_times(column: pa.Array | pa.ChunkedArray) -> pa.Array | None:
     return pc.struct_field(array.flatten(), TIMESTAMP) if has_times else None
 
 
-def read_histories(column: pa.Array | pa.ChunkedArray, context: ContextSpec) -> list[list[RawEvent] | None]:
-    """The events of each row; a null list stays None, events without an item id are left out."""
+def read_histories(column: pa.Array | pa.ChunkedArray, context: ContextSpec, zone: str) -> list[list[RawEvent] | None]:
+    """The events of each row; a null list stays None, events without an item id are left out. `zone`: see `epoch_seconds`."""
     array = one_array(column)
     if pa.types.is_null(array.type):
         return array.to_pylist()
     events = np.empty(len(array.flatten()), object)
-    events[:] = _events(array.flatten(), context)
+    events[:] = _events(array.flatten(), context, zone)
     stops = np.cumsum(array.value_lengths().fill_null(0).to_numpy())
     lists = [[event for event in part if event is not None] for part in np.split(events, stops[:-1])]
     return [lists[n] if valid else None for n, valid in enumerate(array.is_valid().to_pylist())]
 
 
-def _events(values: pa.Array, context: ContextSpec) -> list[RawEvent | None]:
+def _events(values: pa.Array, context: ContextSpec, zone: str) -> list[RawEvent | None]:
     if not pa.types.is_struct(values.type):
         return [None if item is None else RawEvent(item_id=item) for item in to_text(values).to_pylist()]
     names = [field.name for field in values.type]
     nothing: list[Any] = [None] * len(values)
     ids = to_text(pc.struct_field(values, ITEM_ID)).to_pylist()
     actions = to_text(pc.struct_field(values, ACTION)).to_pylist() if ACTION in names else nothing
-    times = epoch_seconds(pc.struct_field(values, TIMESTAMP)).to_pylist() if TIMESTAMP in names else nothing
+    times = epoch_seconds(pc.struct_field(values, TIMESTAMP), zone).to_pylist() if TIMESTAMP in names else nothing
     features: dict[str, list[Any]] = {}
     if CONTEXT in names and pa.types.is_struct(values.type.field(CONTEXT).type):
         given = pc.struct_field(values, CONTEXT)

@@ -27,7 +27,7 @@ class RawRequest:
     Attributes:
         user_id: None is somebody without a name.
         timestamp: when it is asked, epoch seconds, UTC; None is now.
-        context: context features of the data set by name.
+        context: context features of the data set by name, and "timezone", the zone of hour, weekday and month.
         history: replaces the stored history.
         recent: events that a store holds besides the stored history, none after the request, oldest first.
         query: free text that the list should fit besides the taste, such as "quiet sci-fi for tonight"; None or blank: none.

@@ -18,6 +18,7 @@ from ctxrec.core import schema
 from ctxrec.core.config import Config
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.data.batching import Batcher
+from ctxrec.data.clock import Clock
 from ctxrec.data.events import US, Events, Histories, Users, concat_events
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.data.requests import Requests
@@ -68,7 +69,7 @@ class Recommender:
         )
         self._batcher = Batcher(features, history=config.model.history, action_weights=spec.events.actions)
         self._action_codes = {action: code for code, action in enumerate(features.actions, 1)}
-        self.contexts = ContextReader(features)
+        self.contexts = ContextReader(features, Clock.of(spec, features))
 
     def keep_histories(self, max_bytes: int) -> None:
         """Keep what is made of histories, in so many bytes, for the next requests with the same; 0: keep nothing.
@@ -259,7 +260,7 @@ class Recommender:
             users=self._users(raw, np.array(rows, np.int64)),
             history=self._histories(raw, rows, times + 1 if including_now else times, times),
             times=times,
-            context=self.contexts.read([{k: v for k, v in r.context.items() if k != "timestamp"} for r in raw], times),
+            context=self.contexts.read_requests([r.context for r in raw], times),
             query=queries_of([r.query for r in raw]),
         )
         return requests, requests.history.lengths == 0

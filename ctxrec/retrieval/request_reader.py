@@ -10,7 +10,9 @@ import numpy as np
 
 from ctxrec.core import schema
 from ctxrec.core.errors import UserError
-from ctxrec.data.events import EARLIEST_S, LATEST_S, MAX_NUMBER, US, Context, time_codes
+from ctxrec.core.time_zones import TIMEZONE, check_zone
+from ctxrec.data.clock import Clock
+from ctxrec.data.events import EARLIEST_S, LATEST_S, MAX_NUMBER, US, Context
 from ctxrec.data.parsing import category_text, value_text
 from ctxrec.data.prepared import FeatureMeta
 
@@ -19,10 +21,11 @@ MAX_WHOLE = 2**64  # of a value of a category; larger ones have no place in any 
 
 
 class ContextReader:
-    """Reads contexts by the features of a data set."""
+    """Reads contexts by the features of a data set, and hour, weekday and month by its clock."""
 
-    def __init__(self, features: FeatureMeta) -> None:
-        self._features = features
+    def __init__(self, features: FeatureMeta, clock: Clock) -> None:
+        self._features, self._clock = features, clock
+        self._valid = [*features.context_categories, *features.context_numbers, *features.context_texts]
         self._category_codes = {
             name: {
                 **{category_text(value): code for code, value in enumerate(values, schema.FIRST_CODE)},
@@ -31,20 +34,32 @@ class ContextReader:
             for name, values in features.context_categories.items()
         }
 
-    def read(self, contexts: Sequence[dict[str, Any]], times_us: np.ndarray) -> Context:
+    def read(
+        self,
+        contexts: Sequence[dict[str, Any]],
+        times_us: np.ndarray,
+        zones: Sequence[str | None] | None = None,
+        *,
+        valid: Sequence[str] = ("timestamp",),
+    ) -> Context:
         """Context dictionaries as arrays; the time context comes from the times.
+
+        Args:
+            contexts: N contexts, with features of the data set alone.
+            times_us: int64 [N] microseconds.
+            zones: the zones in which hour, weekday and month are told, None for that of the log.
+            valid: keys besides the features, for the message.
 
         Raises:
             UserError: a key is unknown, or a value has the wrong type; names the key.
         """
         meta = self._features
-        valid = [*meta.context_categories, *meta.context_numbers, *meta.context_texts]
         for context in contexts:
             for key in context:
-                if key not in valid:
-                    known = ", ".join(["timestamp", *valid])
+                if key not in self._valid:
+                    known = ", ".join([*valid, *self._valid])
                     raise UserError(f"unknown context key {key!r}; valid keys are {known}").at(key)
-        cat = time_codes(times_us)
+        cat = self._clock.codes(times_us, zones)
         for name, codes in self._category_codes.items():
             cat[name] = np.array([_category(name, c.get(name), codes) for c in contexts], np.int32)
         num = {n: np.array([_number(n, c.get(n)) for c in contexts], np.float32) for n in meta.context_numbers}
@@ -54,9 +69,27 @@ class ContextReader:
             text[name][:] = [_text(name, c.get(name)) for c in contexts]
         return Context(cat=cat, num=num, text=text)
 
+    def read_requests(self, contexts: Sequence[dict[str, Any]], times_us: np.ndarray) -> Context:
+        """`read` of contexts of requests, which may name a zone of their own under "timezone" and have their time under
+        "timestamp".
+
+        A feature of the data set that is called timezone keeps its name; a request then has the zone of the log.
+
+        Raises:
+            UserError: as `read`, or a zone is unknown.
+        """
+        keys = ("timestamp",) if TIMEZONE in self._valid else ("timestamp", TIMEZONE)
+        zones = [_zone(context.get(TIMEZONE)) if TIMEZONE in keys else None for context in contexts]
+        features = [{name: value for name, value in context.items() if name not in keys} for context in contexts]
+        return self.read(features, times_us, zones, valid=keys)
+
     def check(self, contexts: Sequence[dict[str, Any]]) -> None:
         """Raise the `UserError` of `read`, if there is one."""
         self.read(contexts, np.zeros(len(contexts), np.int64))
+
+    def check_requests(self, contexts: Sequence[dict[str, Any]]) -> None:
+        """Raise the `UserError` of `read_requests`, if there is one."""
+        self.read_requests(contexts, np.zeros(len(contexts), np.int64))
 
     def unknown_values(self, context: Mapping[str, Any]) -> list[str]:
         """Names of the categorical features whose value is none that the model knows; the context can be read."""
@@ -84,6 +117,13 @@ class ContextReader:
         except UserError:
             return False
         return True
+
+
+def _zone(name: Any) -> str | None:
+    try:
+        return None if name is None else check_zone(name, f"context {TIMEZONE}")
+    except UserError as error:
+        raise error.at(TIMEZONE) from None
 
 
 def _category(name: str, value: Any, codes: dict[str | None, int]) -> int:

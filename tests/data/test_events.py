@@ -6,6 +6,7 @@ import pyarrow as pa
 from ctxrec.core import schema
 from ctxrec.core.schema import TEST, TRAIN, VALID
 from ctxrec.data import events
+from ctxrec.data.clock import Clock
 from ctxrec.data.events import Context, Events, Histories, Users
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.data.requests import concat_requests, split_requests
@@ -47,11 +48,11 @@ def test_ranges_skip_empty_and_reversed_rows():
 def test_time_context_by_hand():
     moments = ["1970-01-01T00:00:00", "2024-02-29T23:59:59", "2024-12-31T12:00:00", "2023-01-02T05:00:00"]
     stamps = [datetime.datetime.fromisoformat(m + "+00:00") for m in moments]
-    found = events.time_context(np.array([int(s.timestamp()) * events.US + 999_999 for s in stamps]))
+    found = Clock().read(np.array([int(s.timestamp()) * events.US + 999_999 for s in stamps]))
     assert found["hour"].tolist() == [0, 23, 12, 5]
     assert found["weekday"].tolist() == [s.weekday() for s in stamps] == [3, 3, 1, 0]
     assert found["month"].tolist() == [1, 2, 12, 1]
-    codes = events.time_codes(np.array([0]))
+    codes = Clock().codes(np.array([0]))
     assert {k: v.tolist() for k, v in codes.items()} == {"hour": [2], "weekday": [5], "month": [3]}
     assert codes["hour"].dtype == np.int32
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ctxrec.data.events import US, Context, Events, Users, time_codes
+from ctxrec.data.clock import Clock
+from ctxrec.data.events import US, Context, Events, Users
 from ctxrec.data.requests import Requests
 from ctxrec.evaluation.rank_requests import drop_targets, shuffle_context
 
@@ -20,11 +21,11 @@ def test_shuffled_context_moves_context_and_keeps_who_asks():
         ),
         times=times,
         context=Context(
-            cat=time_codes(times) | {"device": np.arange(num, dtype=np.int32)},
+            cat=Clock().codes(times) | {"device": np.arange(num, dtype=np.int32)},
             num={"price": np.arange(num, dtype=np.float32)},
         ),
     )  # fmt: skip
-    shuffled = shuffle_context(requests, seed=0)
+    shuffled = shuffle_context(requests, Clock(), seed=0)
     for changed in shuffled.values():
         assert changed.users is requests.users and changed.history is requests.history
         device = changed.context.cat["device"]
@@ -35,7 +36,7 @@ def test_shuffled_context_moves_context_and_keeps_who_asks():
     assert (same_time.context.cat["hour"] == requests.context.cat["hour"][same_time.context.cat["device"]]).all()
     assert (whole.times >= requests.history.times).all(), "no request before its own history"
     assert (whole.times == np.maximum(times[whole.context.cat["device"]], times - day)).all()
-    for name, codes in time_codes(whole.times).items():
+    for name, codes in Clock().codes(whole.times).items():
         assert (whole.context.cat[name] == codes).all()
 
 

@@ -86,7 +86,7 @@ def check_hotels(found: Guess) -> None:
 def check_reviews(found: Guess) -> None:
     spec = found.spec
     assert (spec.events.user, spec.events.item, spec.events.time) == ("user_id", "item_id", "timestamp")
-    assert "no clock" in unsure(found, "events.time") and spec.split.strategy == "last"
+    assert "not a clock" in unsure(found, "events.time") and spec.split.strategy == "last"
     assert spec.items.id == "item_id" and set(spec.items.text) >= {"title", "brand", "description"}
     assert spec.items.text[0] == "title" and spec.items.categorical == ("brand",)
     assert "categories" in unsure(found, "items.columns"), "an empty column is left out and named"

@@ -10,7 +10,8 @@ import pytest
 
 from ctxrec.core import schema
 from ctxrec.core.errors import UserError
-from ctxrec.data.events import US, time_codes
+from ctxrec.data.clock import Clock
+from ctxrec.data.events import US
 from ctxrec.data.features import gap_buckets
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.retrieval import recommender as module
@@ -75,7 +76,7 @@ def test_a_given_history_replaces_the_stored_one(recommender, world):
         assert requests.history.times[row].tolist() == moments.tolist()
         context = requests.history.context.take(row)
         assert context.cat["device"].tolist() == [3, schema.MISSING, schema.MISSING]
-        assert context.cat["hour"].tolist() == time_codes(moments)["hour"].tolist()
+        assert context.cat["hour"].tolist() == Clock().codes(moments)["hour"].tolist()
         np.testing.assert_array_equal(context.num["basket"], np.array([np.nan, 2, np.nan], np.float32))
         assert context.text["query"].tolist() == ["hat", None, None]
     # Who asks still counts: the known user's attributes, nothing for a stranger.
@@ -131,13 +132,15 @@ def test_categories_are_spelled_as_prepare_spells_them(value, spelled):
 
     assert to_text(pa.array([value])).to_pylist() == [spelled]
     features = FeatureMeta({}, {}, {}, {}, {"c": ["other", spelled]}, {}, [], [])
-    assert ContextReader(features).read([{"c": value}], np.zeros(1, np.int64)).cat["c"] == [schema.FIRST_CODE + 1]
+    assert ContextReader(features, Clock()).read([{"c": value}], np.zeros(1, np.int64)).cat["c"] == [
+        schema.FIRST_CODE + 1
+    ]
 
 
 @pytest.mark.parametrize(
     ("request_", "named"),
     [
-        (RawRequest(context={"devise": "tv"}), ["'devise'", "timestamp, device, basket, query"]),
+        (RawRequest(context={"devise": "tv"}), ["'devise'", "timestamp, timezone, device, basket, query"]),
         (RawRequest(history=[RawEvent("i1", context={"devise": "tv"})]), ["'devise'", "device"]),
         (RawRequest(context={"basket": "3"}), ["basket", "'3'", "a number"]),
         (RawRequest(context={"basket": True}), ["basket", "True", "a number"]),
@@ -173,7 +176,7 @@ def test_the_moment_is_the_requests_the_contexts_or_now(recommender):
     assert requests.times[:4].tolist() == [int(LATER) * US] * 3 + [0]
     assert before <= requests.times[4] / US <= time.time()
     assert len(items(requests, 4)) == 9
-    assert requests.context.cat["hour"].tolist() == time_codes(requests.times)["hour"].tolist()
+    assert requests.context.cat["hour"].tolist() == Clock().codes(requests.times)["hour"].tolist()
 
 
 def test_no_request(recommender):

@@ -11,6 +11,8 @@ import pyarrow.compute as pc
 
 from ctxrec.core.dataset_spec import REQUEST_TIME, ContextSpec, EventsSpec
 from ctxrec.core.schema import TIME_CONTEXT
+from ctxrec.core.time_zones import TIMEZONE
+from ctxrec.data.clock import POSITIONS_BELOW_US, doubts_of_times
 from ctxrec.ingest.guess import names
 from ctxrec.ingest.guess.column_look import ColumnLook
 from ctxrec.ingest.guess.looked_table import LookedTable, found_in
@@ -171,10 +173,10 @@ def _time(log: LookedTable, taken: set[str | None], given: str | None) -> tuple[
     if rivals:
         doubts.append(f"{best} is taken for the time; {', '.join(rivals)} is possible too")
     if look.time is None and look.kind == "number" and look.high < 1e8:
-        doubts.append(
-            f"{best} is from {look.low:.7g} to {look.high:.7g}, which is no clock: it counts as seconds from 1970 on, and "
-            'hour and weekday say nothing. The split is "last", which needs the order alone'
-        )
+        doubts += [
+            f'{best}: {text}. The split is "last", which needs the order alone'
+            for text in doubts_of_times(look.low, look.high, clock=look.high >= POSITIONS_BELOW_US / 1e6)
+        ]
         return best, True, doubts
     if look.time is None:
         seen = look.examples[0] if look.examples else ""
@@ -185,7 +187,7 @@ def _time(log: LookedTable, taken: set[str | None], given: str | None) -> tuple[
     elif scores[best] < SURE and given is None:
         doubts.append(f"{best} is taken for the time by its numbers alone")
     if look.time is not None and look.time.unit in ("iso8601", "timestamp") and not look.has_zone:
-        doubts.append(f"{best} names no time zone; it is read as UTC")
+        doubts.append(f"{best} names no time zone; it is read as UTC. Name the zone of its clock under timezone")
     return best, False, doubts
 
 
@@ -272,6 +274,10 @@ def _context(
             doubts.append(f"{column} is the same in all events of a user; it is taken for context")
         else:
             open_.append(column)
+    if any(TIMEZONE in columns for columns in chosen.values()):
+        doubts.append(
+            f"{TIMEZONE} is a feature here, so a request cannot name a time zone of its own. Give the column another name if it should"
+        )
     if open_:
         doubts.append(
             f"{', '.join(open_)}: left out, as it is not sure that a request knows them before the user acts; "

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator
 
 from ctxrec.core import storage
+from ctxrec.core.time_zones import UTC
 from ctxrec.core.toml import toml_value
 from ctxrec.ingest.guess import names
 from ctxrec.ingest.guess.guessing import Guess
@@ -74,6 +75,8 @@ def _events(guess: Guess, folder: str) -> list[str]:
     for key in ("user", "item", "time", "action", "value"):
         if (column := getattr(events, key)) is not None:
             lines.append(_line(key, column, _times(table, column) if key == "time" else _seen(table, column)))
+            if key == "time":
+                lines += _zone(table, column)
     lines += _doubts(guess, "events", without=("context", "split.repeats"))
     context = {kind: getattr(events.context, kind) for kind in ("categorical", "numeric", "text")}
     doubts = list(_doubts(guess, "events", only=("context",)))
@@ -160,6 +163,16 @@ def _times(table: LookedTable, column: str) -> str:
         return "no column of times was found"
     example = look.examples[0] if look.examples else ""
     return f"{time_form(table, column)}, such as {example}"
+
+
+def _zone(table: LookedTable, column: str) -> list[str]:
+    """The line of the time zone, as a comment; none where the times are no times."""
+    look = table.looks.get(column)
+    if look is None or look.time is None:
+        return []
+    naive = look.time.unit not in ("s", "ms", "us", "ns") and not look.has_zone
+    of = "of these times, and of hour, weekday and month" if naive else "of hour, weekday and month"
+    return ["# " + _line("timezone", UTC, f'{of}, such as "Asia/Shanghai"')]
 
 
 def time_form(table: LookedTable, column: str) -> str:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import ctxrec
 from ctxrec.core.config import Config
 from ctxrec.retrieval.batch_scoring import recommend
 
@@ -244,3 +245,31 @@ def test_explanations_are_differences_of_real_scores(client):
     assert any(abs(effect) > 1e-3 for item in explained for effect in item["why"]["history"].values())
     assert "why" not in client.ask(**asked)["items"][0]
     assert client.ask(user_id="nobody", explain=True, k=1)["items"][0]["why"]["history"] == {}
+
+
+def test_a_request_in_a_time_zone_of_its_own_equals_batch_and_python(client, tiny_run, retriever, tmp_path):
+    scores = {}
+    for zone in (None, "America/New_York"):
+        context = {"timestamp": NOW, "device": "tv"} | ({} if zone is None else {"timezone": zone})
+        served = client.ask(user_id="u1", k=8, context=context)["items"]
+        rows = {"request_id": [1], "user_id": ["u1"], "timestamp": [NOW], "device": ["tv"]}
+        rows["timezone"] = pa.array([zone], pa.string())
+        pq.write_table(pa.table(rows), tmp_path / "R.parquet")
+        recommend(tiny_run, str(tmp_path / "R.parquet"), str(tmp_path / "O.parquet"), k=8, config=Config())
+        batch = pq.read_table(tmp_path / "O.parquet").to_pylist()[0]
+        model = ctxrec.load(tiny_run)
+        here = model.recommend("u1", k=8, context=context)
+        scores[zone] = [item["score"] for item in served]
+        assert [item["item_id"] for item in served] == batch["item_ids"] == list(here["item_id"])
+        np.testing.assert_allclose(scores[zone], batch["scores"], rtol=1e-5)
+        np.testing.assert_allclose(scores[zone], np.array(here["score"], np.float64), rtol=1e-5)
+    assert scores[None] != pytest.approx(scores["America/New_York"], rel=1e-4)
+
+
+def test_an_unknown_time_zone_is_refused_by_its_name(client):
+    for zone in ("Asia/Shanghia", "../../etc/localtime", 8, ""):
+        text = client.refuses({"user_id": "u1", "context": {"timezone": zone}})
+        assert "context timezone is" in text and "Asia/Shanghai" in text
+    event = {"user_id": "u1", "item_id": "i1", "context": {"timezone": "UTC"}}
+    answer = client.post_events(event)
+    assert answer.status_code == 422 and "unknown context key 'timezone'" in answer.text
