@@ -1,5 +1,7 @@
 // Calls of the service, each timed. The key, where one is asked for, stays in this tab.
 
+import { say } from "./language.js";
+
 export class Refused extends Error {
   constructor(status, message) {
     super(message);
@@ -23,11 +25,11 @@ export async function call(path, body) {
   try {
     response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
   } catch {
-    throw new Refused(0, "the service does not answer");
+    throw new Refused(0, say("error.silent"));
   }
   const text = await response.text();
   const ms = performance.now() - start;
-  if (!response.ok) throw new Refused(response.status, detail(text) || response.statusText);
+  if (!response.ok) throw new Refused(response.status, detail(text) || say("error.status", { status: String(response.status) }));
   const isJson = (response.headers.get("Content-Type") || "").includes("json");
   return { ms, answer: isJson ? JSON.parse(text) : text };
 }
@@ -39,7 +41,7 @@ function detail(text) {
   try {
     const found = JSON.parse(text).detail;
     if (typeof found === "string") return found;
-    return found.map((error) => `${error.loc.slice(1).join(" > ")}: ${error.msg}`).join("; ");
+    return found.map((error) => `${error.loc.slice(1).join(" > ")}: ${error.msg}`).join(say("separator"));
   } catch {
     return "";
   }

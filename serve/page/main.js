@@ -1,10 +1,12 @@
 // The page: what is asked is read from the form, at each change of it.
 
 import { call, findUsers, history, itemRows, key, similar, stages } from "./api.js";
+import { instant, useZone, wall } from "./clock.js";
+import { choose as chooseLanguage, dateTime, fill, languages, nameIn, number, say, tag, weekdays } from "./language.js";
 import { byId, choice, event, field, make, plainList, reasons, recommendation, stageRows } from "./view.js";
 
 const DAY = 86400;
-const state = { about: null, context: [], filters: [], shown: new Map(), times: [], number: 0, why: null };
+const state = { about: null, zone: "UTC", context: [], filters: [], shown: new Map(), times: [], number: 0, why: null };
 
 start();
 
@@ -21,8 +23,35 @@ async function start() {
     const button = clicked.target.closest("button");
     if (button) toggle(button);
   });
+  speak();
   await load();
   setInterval(health, 10000);
+}
+
+// Says all that stands still on the page in its language.
+function speak() {
+  document.documentElement.lang = tag();
+  fill(document);
+  byId("languages").replaceChildren(
+    ...languages().map(({ code, name, tag: lang, chosen }) =>
+      make("button", { type: "button", textContent: name, lang, ariaPressed: String(chosen), onclick: () => switchTo(code) }),
+    ),
+  );
+  const day = byId("weekday").value;
+  byId("weekday").replaceChildren(...weekdays().map((textContent, value) => make("option", { value, textContent })));
+  byId("weekday").value = day || "0";
+  if (state.about) byId("num-items").textContent = number(state.about.num_items);
+}
+
+// The rest of the page is asked for again.
+async function switchTo(code) {
+  chooseLanguage(code);
+  speak();
+  byId("languages").querySelector("[aria-pressed=true]").focus();
+  health();
+  if (!state.about) return load();
+  await someUsers();
+  await showUser();
 }
 
 async function load() {
@@ -35,7 +64,10 @@ async function load() {
   const about = state.about;
   byId("key-section").hidden = !key.get();
   byId("data-name").textContent = about.name;
-  byId("num-items").textContent = about.num_items.toLocaleString("en");
+  byId("num-items").textContent = number(about.num_items);
+  state.zone = useZone(about.timezone);
+  byId("zone").textContent = state.zone;
+  byId("clock").hidden = !about.clock;
   document.title = `ctxrec \u2013 ${about.name}`;
   makeFields(about);
   await startOver();
@@ -44,7 +76,7 @@ async function load() {
 function makeFields(about) {
   const made = [];
   const add = (name, control) => made.push({ name, control, parts: field(`context-${made.length}`, name, control) });
-  for (const [name, values] of Object.entries(about.context.categorical)) add(name, choice(values, "not said"));
+  for (const [name, values] of Object.entries(about.context.categorical)) add(name, choice(values, "context.unset"));
   for (const name of about.context.numeric) add(name, make("input", { type: "number", step: "any" }));
   for (const name of about.context.text) add(name, make("input", { type: "text" }));
   state.context = made;
@@ -52,10 +84,11 @@ function makeFields(about) {
   byId("context-section").hidden = made.length === 0;
   const columns = Object.entries(about.item_columns.categorical);
   state.filters = columns.map(([name, values], n) => {
-    const control = choice(values, "any");
-    return { name, control, parts: field(`filter-${n}`, `Only ${name}`, control) };
+    const control = choice(values, "filter.any");
+    return { name, control, parts: field(`filter-${n}`, name, control, "filter") };
   });
   byId("filters").replaceChildren(...state.filters.flatMap(({ parts }) => parts));
+  for (const id of ["context", "filters"]) fill(byId(id));
 }
 
 async function startOver() {
@@ -67,26 +100,33 @@ async function startOver() {
   await showUser();
 }
 
-// The moment, and the hour and weekday that it has: one changes with the other. Epoch seconds, UTC.
+// The moment, and the hour and weekday that it has: one changes with the other. Epoch seconds; shown in the zone of the log.
 function moment() {
   const text = byId("moment").value;
-  return text ? Date.parse(`${text}Z`) / 1000 : Math.floor(Date.now() / 1000);
+  return text ? instant(Date.parse(`${text}Z`) / 1000) : Math.floor(Date.now() / 1000);
 }
 
+const hourOf = (shown) => new Date(shown * 1000).getUTCHours();
+const weekdayOf = (shown) => (new Date(shown * 1000).getUTCDay() + 6) % 7;
+
 function setMoment(seconds) {
-  const date = new Date(seconds * 1000);
-  byId("moment").value = date.toISOString().slice(0, 16);
-  byId("hour").value = date.getUTCHours();
-  byId("hour-text").textContent = `${String(date.getUTCHours()).padStart(2, "0")}:00`;
-  byId("weekday").value = (date.getUTCDay() + 6) % 7;
+  setShown(wall(Math.floor(seconds)));
+}
+
+function setShown(shown) {
+  byId("moment").value = new Date(shown * 1000).toISOString().slice(0, 16);
+  byId("hour").value = hourOf(shown);
+  byId("hour-text").textContent = `${String(hourOf(shown)).padStart(2, "0")}:00`;
+  byId("weekday").value = weekdayOf(shown);
 }
 
 let waiting;
 function changed({ target }) {
   if (target.id === "key") return;
-  if (target.id === "moment" && byId("moment").value) setMoment(moment());
-  if (target.id === "hour") setMoment(moment() + 3600 * (target.value - new Date(moment() * 1000).getUTCHours()));
-  if (target.id === "weekday") setMoment(moment() + DAY * (target.value - ((new Date(moment() * 1000).getUTCDay() + 6) % 7)));
+  const shown = wall(moment());
+  if (target.id === "moment" && byId("moment").value) setShown(shown);
+  if (target.id === "hour") setShown(shown + 3600 * (target.value - hourOf(shown)));
+  if (target.id === "weekday") setShown(shown + DAY * (target.value - weekdayOf(shown)));
   clearTimeout(waiting);
   if (target.id === "user") suggest();
   waiting = setTimeout(target.id === "user" || target.id === "moment" ? showUser : ask, 150);
@@ -101,7 +141,7 @@ async function someUsers() {
   const found = await quietly(() => findUsers("", 100));
   const users = (found?.answer.users ?? []).filter((user) => user.events >= 3).slice(0, 8);
   const buttons = users.map(({ user_id, events }) =>
-    make("button", { type: "button", textContent: user_id, title: `${events} events`, onclick: () => choose(user_id) }),
+    make("button", { type: "button", textContent: user_id, title: say("users.events", { n: events }), onclick: () => choose(user_id) }),
   );
   byId("some-users").replaceChildren(...buttons);
 }
@@ -118,20 +158,20 @@ async function showUser() {
 }
 
 async function showHistory(user) {
-  let hint = user ? "" : "No user is selected, so the list depends on the context alone.";
+  let hint = user ? "" : say("history.nobody");
   let events = [];
   if (user) {
     try {
       const { answer } = await history(user, moment());
       events = answer.events;
-      hint = answer.known ? `${events.length === 100 ? "The latest 100" : events.length} events, the latest first.` : "This user has no history before that moment.";
+      hint = answer.known ? say(events.length === 100 ? "history.latest" : "history.count", { n: events.length }) : say("history.none");
     } catch (error) {
       hint = error.status === 401 ? "" : error.message;
     }
   }
   if (user !== byId("user").value.trim()) return; // another one was named meanwhile
   byId("history-hint").textContent = hint;
-  byId("history").replaceChildren(...events.map(event));
+  byId("history").replaceChildren(...events.map((told) => event(told, dateTime(told.timestamp, state.zone))));
 }
 
 function body() {
@@ -176,16 +216,16 @@ function show(answer, rows, ms) {
       recommendation(item, rows.get(item.item_id), n + 1, Math.max(top, 1e-9), before.get(item.item_id), before.size > 0),
     ),
   );
-  const says = [`${answer.items.length} items`];
-  if (answer.fallback) says.push("the user is unknown, so the list depends on the context alone");
-  if (answer.degraded) says.push(`without ${answer.degraded}, which could not be read`);
+  const says = [say("status.items", { n: answer.items.length })];
+  if (answer.fallback) says.push(say("status.fallback"));
+  if (answer.degraded) says.push(say("status.degraded", { part: nameIn("part", answer.degraded) }));
   for (const warning of answer.warnings ?? []) says.push(warning.msg);
-  status(says.join("; "), "");
+  status(says.join(say("separator")), "");
   byId("version").textContent = versionOf(answer);
   state.times = [...state.times, ms].slice(-50);
   const sorted = [...state.times].sort((a, b) => a - b);
-  byId("latency").textContent = `${ms.toFixed(0)} ms`;
-  byId("median").textContent = `${sorted[Math.floor(sorted.length / 2)].toFixed(0)} ms`;
+  byId("latency").textContent = say("ms", { n: ms });
+  byId("median").textContent = say("ms", { n: sorted[Math.floor(sorted.length / 2)] });
   showStages();
 }
 
@@ -211,23 +251,23 @@ async function whyOf(id) {
   state.why ??= call("v1/recommend", { ...state.asked, explain: true }); // once for all items of the list
   const { answer } = await state.why;
   const item = answer.items.find((other) => other.item_id === id);
-  if (!item) return [make("p", { className: "hint", textContent: "The list has changed meanwhile." })];
+  if (!item) return [make("p", { className: "hint", textContent: say("why.changed") })];
   return reasons(item.why, await itemRows(Object.keys(item.why.history)));
 }
 
 async function similarTo(id) {
   const { answer } = await similar(id, 8);
-  return [make("h3", { textContent: "Most like it" }), plainList(answer.items, await itemRows(answer.items.map((i) => i.item_id)))];
+  return [make("h3", { textContent: say("similar.title") }), plainList(answer.items, await itemRows(answer.items.map((i) => i.item_id)))];
 }
 
 async function health() {
   try {
     const { answer } = await call("readyz");
-    byId("health").textContent = answer.status;
+    byId("health").textContent = nameIn("service", answer.status);
     byId("health").dataset.state = "ready";
     if (!state.shown.size) byId("version").textContent = answer.model_version; // else that of the list stands there
   } catch {
-    byId("health").textContent = "does not answer";
+    byId("health").textContent = say("service.down");
     byId("health").dataset.state = "down";
   }
 }
@@ -248,7 +288,7 @@ async function quietly(call_) {
 function fail(error) {
   if (error.status === 401) {
     byId("key-section").hidden = false;
-    byId("key-hint").textContent = key.get() ? "This key is not taken." : "Kept in this tab only.";
+    byId("key-hint").textContent = say(key.get() ? "key.refused" : "key.kept");
     byId("key").focus();
   }
   status(error.message, "error");

@@ -1,5 +1,7 @@
 // Parts of the page, made from answers. Text goes in as text, never as HTML.
 
+import { fill, nameIn, number, quantity, say } from "./language.js";
+
 export const byId = (id) => document.getElementById(id);
 
 export function make(tag, attributes = {}, ...children) {
@@ -20,16 +22,17 @@ export function tagsOf(row) {
   for (const [column, value] of Object.entries(row)) {
     if (column === "item_id" || column === "title" || value === null) continue;
     if (Array.isArray(value)) parts.push(...value);
-    else parts.push(`${column} ${Number(value.toPrecision(6))}`);
+    else parts.push(`${column} ${typeof value === "number" ? quantity(value) : value}`);
   }
   return parts.join(" \u00b7 ");
 }
 
-const signed = (value) => (value > 0 ? "+" : value < 0 ? "\u2212" : "") + Math.abs(value).toFixed(2);
+const signed = (value) => (value > 0 ? "+" : value < 0 ? "\u2212" : "") + number(Math.abs(value), 2);
 
 // A list item of a recommendation; `before` is its place in the list shown before, if any.
 export function recommendation(item, row, rank, top, before, hadList) {
   const element = byId("item-template").content.firstElementChild.cloneNode(true);
+  fill(element);
   const part = (name) => element.querySelector(`.${name}`);
   element.dataset.item = item.item_id;
   part("rank").textContent = rank;
@@ -37,22 +40,23 @@ export function recommendation(item, row, rank, top, before, hadList) {
   part("tags").textContent = tagsOf(row);
   part("tags").title = tagsOf(row);
   part("meter").firstElementChild.style.width = `${Math.max(0, Math.min(1, item.score / top)) * 100}%`;
-  part("score").querySelector(".number").textContent = item.score.toFixed(2);
+  part("score").querySelector(".number").textContent = number(item.score, 2);
   part("score").querySelector(".number").title = item.score;
-  for (const name of ["why", "similar"]) part(name).setAttribute("aria-label", `${part(name).textContent}: ${nameOf(row)}`);
+  for (const name of ["why", "similar"]) part(name).setAttribute("aria-label", say("named", { what: say(name), name: nameOf(row) }));
   if (hadList) mark(part("move"), element, rank, before);
   return element;
 }
 
 function mark(move, element, rank, before) {
   if (before === undefined) {
-    move.textContent = "new";
+    move.textContent = say("move.new");
     move.dataset.way = "new";
     element.classList.add("fresh");
   } else if (before !== rank) {
-    move.dataset.way = before > rank ? "up" : "down";
-    move.textContent = `${before > rank ? "\u25b2" : "\u25bc"} ${Math.abs(before - rank)}`;
-    move.setAttribute("aria-label", `${before > rank ? "up" : "down"} ${Math.abs(before - rank)}`);
+    const way = before > rank ? "up" : "down";
+    move.dataset.way = way;
+    move.textContent = `${way === "up" ? "\u25b2" : "\u25bc"} ${number(Math.abs(before - rank))}`;
+    move.setAttribute("aria-label", say(`move.${way}`, { n: Math.abs(before - rank) }));
   }
 }
 
@@ -74,15 +78,16 @@ function effects(title, pairs, scale) {
 
 export function reasons(why, rows) {
   const largestFirst = (effects) => Object.entries(effects).sort(([, a], [, b]) => Math.abs(b) - Math.abs(a));
-  const [history, context] = [largestFirst(why.history), largestFirst(why.context)];
-  const sources = Object.entries(why.sources);
+  const history = largestFirst(why.history);
+  const context = largestFirst(why.context).map(([name, value]) => [nameIn("time", name), value]);
+  const sources = Object.entries(why.sources).map(([name, value]) => [nameIn("source", name), value]);
   const scale = (pairs) => Math.max(1e-9, ...pairs.map(([, value]) => Math.abs(value)));
   const both = Math.max(scale(history), scale(context));
   const titled = history.map(([id, value]) => [nameOf(rows.get(id)), value]);
   const made = [];
-  if (titled.length) made.push(...effects("Change of the score without this part of the history", titled, both));
-  if (context.length) made.push(...effects("\u2026 and without this part of the moment (times: against their mean)", context, both));
-  made.push(...effects("Parts of the model, which sum to the score", sources, scale(sources)));
+  if (titled.length) made.push(...effects(say("why.history"), titled, both));
+  if (context.length) made.push(...effects(say("why.context"), context, both));
+  made.push(...effects(say("why.sources"), sources, scale(sources)));
   return made;
 }
 
@@ -90,18 +95,20 @@ export function plainList(items, rows) {
   return make(
     "ol", { className: "plain" },
     ...items.map((item) =>
-      make("li", {}, make("span", { textContent: nameOf(rows.get(item.item_id)) }), make("span", { className: "number", textContent: item.score.toFixed(3) })),
+      make("li", {}, make("span", { textContent: nameOf(rows.get(item.item_id)) }), make("span", { className: "number", textContent: number(item.score, 3) })),
     ),
   );
 }
 
-export function event(told) {
-  const when = new Date(told.timestamp * 1000).toISOString().slice(0, 16).replace("T", " ");
-  const about = [when, told.action, ...Object.entries(told.context).map(([name, value]) => `${name} ${value}`)];
+const unbroken = (text) => text.replaceAll(" ", "\u00a0"); // lines break between parts alone
+
+export function event(told, when) {
+  const shown = (value) => (typeof value === "number" ? quantity(value) : value);
+  const about = [when, told.action, ...Object.entries(told.context).map(([name, value]) => `${name} ${shown(value)}`)];
   return make(
     "li", {},
     make("span", { textContent: told.title || told.item_id }),
-    make("span", { className: "meta", textContent: about.filter(Boolean).join(" \u00b7 ") }),
+    make("span", { className: "meta", textContent: about.filter(Boolean).map(unbroken).join(" \u00b7 ") }),
   );
 }
 
@@ -112,20 +119,25 @@ export function stageRows(stages) {
     bar.style.width = `${(ms / most) * 100}%`;
     return make(
       "tr", {},
-      make("th", { scope: "row", textContent: stage }),
-      make("td", { textContent: ms.toFixed(2) }),
+      make("th", { scope: "row", textContent: nameIn("stage", stage) }),
+      make("td", { textContent: number(ms, 2) }),
       make("td", { className: "bar" }, make("div", { className: "meter", ariaHidden: "true" }, bar)),
     );
   });
 }
 
-// A labelled field for a context feature or a filter.
-export function field(id, label, control) {
+// A labelled field for a context feature or a filter. The label is the column's name, or the text of a key about it.
+export function field(id, column, control, key) {
   control.id = id;
-  return [make("label", { htmlFor: id, textContent: label }), control];
+  const label = make("label", { htmlFor: id, textContent: column });
+  if (key) Object.assign(label.dataset, { text: key, column });
+  return [label, control];
 }
 
+// A choice of values; the first one stands for none, and is said by a key.
 export function choice(values, nothing) {
   const options = values.map((value) => make("option", { value, textContent: value }));
-  return make("select", {}, make("option", { value: "", textContent: nothing }), ...options);
+  const none = make("option", { value: "" });
+  none.dataset.text = nothing;
+  return make("select", {}, none, ...options);
 }

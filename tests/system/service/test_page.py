@@ -5,8 +5,12 @@ Screenshots are kept in test-output/.
 
 from __future__ import annotations
 
+import datetime
+import json
+import re
 import shutil
 import time
+import zoneinfo
 from typing import Any
 
 import pytest
@@ -32,6 +36,7 @@ def browser():
     options.binary_location = shutil.which("chromium")
     for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1440,1000"):
         options.add_argument(f"--{flag}")
+    options.add_experimental_option("prefs", {"intl.accept_languages": "en-US,en"})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     made = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
     yield made
@@ -199,6 +204,177 @@ def test_the_documentation_loads_nothing_from_elsewhere(browser, client, direct_
     assert "default-src 'none'" in policy and "script-src 'self';" in policy
     assert client.get("/redoc").status_code == client.get("/docs/missing.js").status_code == 404
     assert client.get("/docs/..%2Fkeys.py").status_code == client.get("/page/docs.html").status_code == 404
+
+
+# What a person can read: texts, hints, and names for those who do not see; without what the service itself has named.
+VISIBLE = """
+const found = [], theirs = "#data-name, #version, #zone, .title, .tags, .plain span:first-child, #history li, #some-users, " +
+  "#languages button, #context option, #filters option:not([data-text]), option[value=''] ~ option, .effects th, #users";
+const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walk.nextNode()) {
+  const element = walk.currentNode.parentElement;
+  if (element.closest("template, script") || element.closest(theirs)) continue;
+  found.push(walk.currentNode.textContent.trim());
+}
+for (const element of document.body.querySelectorAll("*")) {
+  for (const name of ["placeholder", "title", "aria-label", "alt"]) {
+    const text = element.getAttribute(name);
+    if (text && !element.closest(".tags")) found.push(text.split("\\uff1a")[0]);
+  }
+}
+return found.filter(Boolean);
+"""
+LATIN = re.compile(r"[A-Za-z]{2,}")
+
+
+def chosen(page: Page) -> tuple[str, list[str]]:
+    pressed = [button.text for button in page.all("#languages button[aria-pressed=true]")]
+    return page.browser.execute_script("return document.documentElement.lang"), pressed
+
+
+def switch(page: Page, name: str) -> None:
+    next(button for button in page.all("#languages button") if button.text == name).click()
+    page.until(lambda: chosen(page)[1] == [name])
+
+
+def texts() -> dict[str, dict[str, Any]]:
+    """The texts of the page by key and language; the file is JSON behind the names of its two parts."""
+    source = (REPO / "serve" / "page" / "texts.js").read_text()
+    return json.loads(re.search(r"export const TEXTS = ({.*});", source, re.DOTALL)[1])
+
+
+@pytest.fixture
+def in_chinese(page, client):
+    switch(page, "\u4e2d\u6587")
+    page.until(lambda: page.text("#status").startswith("\u5171") and len(page.ids()) == 12)
+    yield page
+    switch(page, "English")
+    page.browser.execute_script("localStorage.clear()")
+
+
+def test_both_languages_have_every_text_and_the_page_has_no_others():
+    for key, languages in texts().items():
+        assert set(languages) == {"en", "zh"}, key
+        english, chinese = languages["en"], languages["zh"]
+        forms = [english] if isinstance(english, str) else list(english.values())
+        assert isinstance(english, str) or set(english) == {"one", "other"}, key
+        assert isinstance(chinese, str) and chinese.strip() and all(form.strip() for form in forms), key
+        named = {name for form in forms for name in re.findall(r"{(\w+)}", form)}
+        assert named == set(re.findall(r"{(\w+)}", chinese)), key
+        assert not LATIN.search(re.sub(r"{\w+}|API|ID", "", chinese)), chinese
+    folder = REPO / "serve" / "page"
+    markup = (folder / "index.html").read_text()
+    words = [text.strip() for text in re.findall(r">([^<]*)<", markup.split("<body>")[1])]
+    assert set(filter(None, words)) == {"ctxrec", "&ndash;"}, "every text of the markup has a key"
+    assert not re.search(r'(?<![-\w])(placeholder|title|aria-label|alt|value)="[^"]*[A-Za-z]', markup)
+    scripts = {name: (folder / f"{name}.js").read_text() for name in ("main", "view", "api", "language")}
+    used = set(re.findall(r'data-(?:text|hint|label|title)="([^"]+)"', markup))
+    for source in scripts.values():
+        code = re.sub(r"^ *//.*$|\$\{[^}]*\}", "", source, flags=re.MULTILINE)
+        prose = [
+            text
+            for text in re.findall(r'"([^"\n]*)"|`([^`]*)`', code)
+            if re.search(r"[A-Za-z]{2,} [A-Za-z]{2,}", "".join(text))
+        ]
+        assert not prose, "sentences lie among the texts, and not in the code"
+        used |= {key for key in texts() if f'"{key}"' in source}
+    groups = ("stage.", "source.", "time.", "part.", "move.", "service.ready")
+    unused = {key for key in texts() if key not in used and not key.startswith(groups)}
+    assert used <= set(texts()) and not unused, unused
+
+
+def test_the_page_speaks_chinese_from_end_to_end(in_chinese):
+    page = in_chinese
+    assert chosen(page) == ("zh-CN", ["\u4e2d\u6587"])
+    page.all("#list .why")[0].click()
+    page.until(lambda: page.all(".effects"))
+    page.all("#list .similar")[1].click()
+    page.until(lambda: len(page.all(".plain li")) == 8)
+    page.until(lambda: page.all("#stages tbody th"))
+    for text in page.browser.execute_script(VISIBLE):
+        assert not LATIN.search(re.sub("ctxrec|API|UTC|ID|^i[0-9]+", "", text)), text
+    assert page.all("#weekday option")[0].text == "\u661f\u671f\u4e00"
+    assert re.fullmatch(r"20\d\d\u5e74\d+\u6708\d+\u65e5\s\d\d:\d\d.*", page.text("#history .meta"))
+    assert {th.text for th in page.all(".effects th")} >= {"\u70ed\u5ea6"}, "sources of the score have names"
+    page.all("#user")[0].clear()
+    page.all("#user")[0].send_keys("nobody knows")
+    page.until(lambda: "\u6ca1\u6709\u8be5\u7528\u6237\u7684\u8bb0\u5f55" in page.text("#status"))
+    page.keep("chinese")
+    page.browser.set_window_size(420, 900)
+    page.keep("chinese-narrow")
+    wide = page.browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
+    page.browser.set_window_size(1440, 1000)
+    assert wide <= 0
+
+
+def test_the_choice_is_remembered_and_what_was_asked_stays(in_chinese, client):
+    page = in_chinese
+    page.browser.get(str(client.base_url))
+    page.until(lambda: len(page.ids()) == 12)
+    assert chosen(page) == ("zh-CN", ["\u4e2d\u6587"])
+    page.all("#query")[0].send_keys("red shoe")
+    user = page.all("#user")[0].get_attribute("value")
+    page.until(lambda: page.ids() == [i["item_id"] for i in client.ask(
+        user_id=user, k=12, context={"timestamp": moment(page)}, query="red shoe")["items"]])  # fmt: skip
+    before = page.ids()
+    switch(page, "English")
+    page.until(lambda: page.text("#status") == "12 items" and page.ids() == before)
+    assert page.all("#query")[0].get_attribute("value") == "red shoe" and chosen(page)[0] == "en"
+    assert page.text("#list-title") == "Recommendations"
+
+
+@pytest.mark.parametrize(
+    ("languages", "tag"),
+    [(["zh-TW", "en"], "zh-CN"), (["fr", "zh"], "zh-CN"), (["de-AT", "en-GB", "zh"], "en"), (["sw"], "en")],
+)
+def test_the_first_language_of_the_browser_that_the_page_has(browser, client, languages, tag):
+    script = (
+        f"Object.defineProperty(navigator, 'languages', {{ get: () => {json.dumps(languages)} }}); localStorage.clear()"
+    )
+    added = browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+    try:
+        browser.get(str(client.base_url))
+        made = Page(browser)
+        made.until(lambda: len(made.ids()) == 12)
+        assert chosen(made)[0] == tag
+    finally:
+        browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+
+
+def test_errors_that_the_page_makes_are_in_its_language(in_chinese):
+    page = in_chinese
+    page.browser.execute_script("window.fetch = () => Promise.reject(new TypeError('gone'))")
+    page.all("#some-users button")[2].click()
+    page.until(lambda: page.text("#status") == texts()["error.silent"]["zh"])
+    page.browser.execute_script("window.fetch = () => Promise.resolve(new Response('', { status: 502 }))")
+    page.all("#some-users button")[3].click()
+    page.until(lambda: page.text("#status") == "\u670d\u52a1\u8fd4\u56de\u72b6\u6001\u7801 502")
+    page.browser.refresh()
+    page.until(lambda: len(page.ids()) == 12)
+
+
+def test_the_moment_is_shown_in_the_zone_of_the_log(browser, client):
+    """The page's clock against Python's zones, on the days on which clocks change too."""
+    browser.get(str(client.base_url))
+    zones = ["Asia/Shanghai", "America/New_York", "Australia/Lord_Howe"]
+    begin = 1_710_000_000  # two days around a change in New York
+    times = [begin + 1800 * n for n in range(200)] + [1_730_613_600 + 1800 * n for n in range(-4, 5)]
+    found = browser.execute_async_script(
+        """
+        const [zones, times, done] = arguments;
+        import("./page/clock.js").then(({ useZone, wall, instant }) =>
+          done(zones.map((zone) => [useZone(zone), times.map((t) => [wall(t), instant(wall(t))])])));
+        """,
+        zones,
+        times,
+    )
+    for (zone, pairs), wanted in zip(found, zones, strict=True):
+        assert zone == wanted
+        for at, (shown, back) in zip(times, pairs, strict=True):
+            local = datetime.datetime.fromtimestamp(at, zoneinfo.ZoneInfo(zone)).replace(tzinfo=datetime.UTC)
+            assert shown == local.timestamp()
+            first = local.replace(tzinfo=zoneinfo.ZoneInfo(zone), fold=0).timestamp()
+            assert back == first, "a time that is shown twice is the first of the two"
 
 
 def test_everything_has_a_name_and_nothing_comes_from_elsewhere(page, client):
