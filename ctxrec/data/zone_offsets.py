@@ -48,9 +48,12 @@ def instants(local_us: np.ndarray, zone: str) -> np.ndarray:
         return local_us
     local = local_us // US
     before, after = offsets(local - DAY, zone), offsets(local + DAY, zone)
-    early, late = local - before, local - after
-    is_late = (offsets(early, zone) != before) & (offsets(late, zone) == after)
-    return np.where(is_late, late, early) * US + local_us % US
+    ahead = before.copy()
+    near = np.flatnonzero(before != after)  # the clock changes within a day of these
+    early, late = local[near] - before[near], local[near] - after[near]
+    is_late = (offsets(early, zone) != before[near]) & (offsets(late, zone) == after[near])
+    ahead[near[is_late]] = after[near[is_late]]
+    return local_us - ahead * US
 
 
 @functools.lru_cache(maxsize=4096)  # zones times years; each takes some 300 bytes, and less than a millisecond to make

@@ -83,7 +83,7 @@ def request_texts(
 
 
 def _time_in_words(requests: Requests, n: int) -> str:
-    """As "Friday evening, April" (UTC)."""
+    """As "Friday evening, April", in the zone of the request or of the log."""
     hour, weekday, month = (int(requests.context.cat[name][n]) - schema.FIRST_CODE for name in schema.TIME_CONTEXT)
     return f"{DAYS[weekday]} {_DAYTIMES[hour // 6]}, {MONTHS[month - 1]}"
 

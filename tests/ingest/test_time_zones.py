@@ -36,7 +36,7 @@ def test_local_texts_equal_epoch_numbers_of_the_same_instants(ray_cluster, tmp_p
         data = run(folder, IN_NEW_YORK)
         found[form] = histories(data)
         assert "from 2024-03-08T00:00:00 to 2024-03-11T10:56:40 (America/New_York)" in summary(data)
-    assert found["text"] == found["epoch"]
+    assert repr(found["text"]) == repr(found["epoch"]), "as texts, because missing numbers are no numbers"
     for user in found["text"].values():
         local = [datetime.datetime.fromtimestamp(us / 1e6, NEW_YORK) for us in user[schema.EVENT_TIMES]]
         assert user["hour"] == [at.hour for at in local] and user["weekday"] == [at.weekday() for at in local]
