@@ -209,12 +209,12 @@ def test_the_documentation_loads_nothing_from_elsewhere(browser, client, direct_
 # What a person can read: texts, hints, and names for those who do not see; without what the service itself has named.
 VISIBLE = """
 const found = [], theirs = "#data-name, #version, #zone, .title, .tags, .plain span:first-child, #history li, #some-users, " +
-  "#languages button, #context option, #filters option:not([data-text]), option[value=''] ~ option, .effects th, #users";
+  "#languages button, #context label, #context option, #filters option:not([data-text]), option[value=''] ~ option, .effects th, #users";
 const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 while (walk.nextNode()) {
   const element = walk.currentNode.parentElement;
   if (element.closest("template, script") || element.closest(theirs)) continue;
-  found.push(walk.currentNode.textContent.trim());
+  found.push(walk.currentNode.textContent.replace(element.dataset.column ?? "", "").trim());
 }
 for (const element of document.body.querySelectorAll("*")) {
   for (const name of ["placeholder", "title", "aria-label", "alt"]) {
