@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -270,6 +271,7 @@ def test_an_unknown_time_zone_is_refused_by_its_name(client):
     for zone in ("Asia/Shanghia", "../../etc/localtime", 8, ""):
         text = client.refuses({"user_id": "u1", "context": {"timezone": zone}})
         assert "context timezone is" in text and "Asia/Shanghai" in text
+        assert json.loads(text)["detail"][0]["loc"] == ["body", "context", "timezone"]
     event = {"user_id": "u1", "item_id": "i1", "context": {"timezone": "UTC"}}
     answer = client.post_events(event)
     assert answer.status_code == 422 and "unknown context key 'timezone'" in answer.text
