@@ -5,6 +5,7 @@ A small file is scored in the command's own process, as Ray and the actors would
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -41,12 +42,15 @@ from ctxrec.retrieval.history_columns import (
     read_histories,
 )
 from ctxrec.retrieval.load import load_recommender
+from ctxrec.retrieval.no_effect import unknown_in_columns
 from ctxrec.retrieval.raw_request import RawRequest
-from ctxrec.retrieval.request_reader import MAX_QUERY
+from ctxrec.retrieval.request_reader import MAX_QUERY, ContextReader
 from ctxrec.retrieval.retriever import Retriever, find_reranker, load_retriever
 from ctxrec.retrieval.slate.rules import Rules, rules_of
 
 logger = logging.getLogger(__name__)
+
+_LOOKED_AT = 100_000  # requests whose contexts are looked at for values that the model does not know
 
 REQUEST_ID, USER_ID, TIMESTAMP, HISTORY = "request_id", "user_id", "timestamp", "history"
 QUERY = "query"  # unless the context has a feature of that name, which the column then is; so it is with TIMEZONE
@@ -99,6 +103,7 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
         return 0
     fs, _ = storage.filesystem(inputs[0])
     paths = [storage.filesystem(file)[1] for file in inputs]
+    _warn_of_unknown(ContextReader(read_about(folder).features), paths[0], fs, context)
     scorer: dict[str, Any] = {
         "bundle": bundle, "index": config.index, "context": context, "k": k, "now_s": now_s,
         "rerank": config.rerank.use, "diversity": config.diversity, "rules": rules,
@@ -124,6 +129,16 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     )  # fmt: skip
     _write(out, schema, answers.iter_batches(batch_size=None, batch_format="pyarrow"), num_rows=num_rows)
     return num_rows
+
+
+def _warn_of_unknown(contexts: ContextReader, path: str, fs: pyarrow.fs.FileSystem, context: ContextSpec) -> None:
+    """Name values of the context that the model does not know, of the first requests."""
+    with fs.open_input_file(path) as stream:
+        file = pq.ParquetFile(stream)
+        columns = [name for name in context.categorical if name in file.schema_arrow.names]
+        for batch in itertools.islice(file.iter_batches(_LOOKED_AT, columns=columns), 1):
+            for told in unknown_in_columns(contexts, pa.Table.from_batches([batch])):
+                logger.warning(told)
 
 
 def _read_here(paths: list[str], fs: pyarrow.fs.FileSystem, columns: list[str], batch_size: int) -> Iterator[pa.Table]:

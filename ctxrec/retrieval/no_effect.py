@@ -7,8 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from ctxrec.retrieval.filters import ColumnRule
 from ctxrec.retrieval.recommender import Recommender
+from ctxrec.retrieval.request_reader import ContextReader
 from ctxrec.retrieval.retriever import Retriever
 
 MAX_NOTES = 20  # of one request
@@ -61,6 +64,26 @@ def _notes(
     for name in retriever.recommender.contexts.unknown_values(context):
         text = f"context {name}: {_quoted(context[name])} is no value that the model knows; it counts as any other such value"
         yield Note(("context", name), "unknown_value", text)
+
+
+def unknown_in_columns(contexts: ContextReader, requests: pa.Table) -> list[str]:
+    """What is to be said of columns of context whose values the model does not know, one text a column.
+
+    Args:
+        contexts: of the model.
+        requests: some requests; columns that are no categorical features are passed over.
+    """
+    told = []
+    for name in requests.column_names:
+        values = requests.column(name).unique().to_pylist()
+        unknown = [value for value in values if contexts.unknown_values({name: value})]
+        if unknown:
+            shown = ", ".join(map(_quoted, unknown[:3]))
+            told.append(
+                f"context {name}: {len(unknown)} of {len(values)} values are none that the model knows, such as {shown}; "
+                "each counts as any other such value"
+            )
+    return told
 
 
 def _meet(rule: ColumnRule, found: tuple[float, float]) -> bool:

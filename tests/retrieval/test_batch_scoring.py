@@ -114,6 +114,13 @@ def test_histories_missing_values_and_unknown_ids(ray_cluster, tiny_run, tmp_pat
     assert all((np.diff(row) <= 0).all() and np.isfinite(row).all() for row in scores)
 
 
+def test_contexts_that_the_model_does_not_know_are_named(tiny_run, tmp_path, caplog):
+    columns = {"request_id": [1, 2, 3, 4], "user_id": ["u1"] * 4, "timestamp": [NOW] * 4}
+    run(tiny_run, tmp_path, columns | {"device": ["tv", "fridge", None, "fridge"]})
+    (told,) = [message for message in caplog.messages if "context device" in message]
+    assert "1 of 3 values are none that the model knows, such as 'fridge'" in told
+
+
 def test_no_requests_make_an_empty_file(tiny_run, tmp_path):
     columns = {"request_id": pa.array([], pa.string()), "user_id": pa.array([], pa.string())}
     answers = run(tiny_run, tmp_path, columns | {"timestamp": pa.array([], pa.float64())})
