@@ -7,7 +7,6 @@ MODELS/current.json        which version is served, and which were before; repla
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -78,7 +77,7 @@ def find_bundle(run: str) -> str:
     Raises:
         UserError: none of these is there.
     """
-    run = run if storage.is_uri(run) else os.path.abspath(run)
+    run = storage.absolute(run)
     if is_models(run):
         return version_folder(run, read_published(run).version)
     for folder in (RunPaths(run).bundle, run):

@@ -66,7 +66,7 @@ class PreparedData:
 
     @staticmethod
     def open(path: str) -> PreparedData:
-        """Open a folder that `ctxrec.prepare` wrote.
+        """Open a folder that `ctxrec.prepare` wrote. A local path becomes absolute, as workers have another folder.
 
         Raises:
             UserError: it is missing, incomplete or of another format version.
@@ -86,7 +86,7 @@ class PreparedData:
         numbers = isinstance(counts, dict) and all(isinstance(counts.get(name, 0), int) for name in _COUNTS)
         if not numbers or "items" not in meta["counts"] or not {"spec", "features"} <= set(meta):
             raise UserError(f"{meta_path} is damaged; remove it and run python -m ctxrec.prepare again")
-        return PreparedData(path=path, meta=meta)
+        return PreparedData(path=storage.absolute(path), meta=meta)
 
     @cached_property
     def spec(self) -> DatasetSpec:

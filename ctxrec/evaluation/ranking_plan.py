@@ -88,6 +88,7 @@ def run_bundles(run: str, split: str) -> dict[str, str]:
     Before the test split both are those that were not refitted. On the validation split no system is, so the model itself
     is the tuned one, and so it is where the run has no refit.
     """
+    run = storage.absolute(run)  # actors of a Ray that was started elsewhere have another working folder
     bundles = {MODEL: RunPaths(run).bundle}
     before, tuned = RunPaths(run).before, RunPaths(run).tuned
     if not run_outcome(run).is_tuned or not storage.exists(before):

@@ -30,6 +30,9 @@ from shop import WORDS
 
 from ctxrec.bundle.registry import find_bundle, publish
 from ctxrec.core import storage
+from ctxrec.data.prepared import PreparedData
+from ctxrec.evaluation.ranking_plan import run_bundles
+from ctxrec.evaluation.systems import MODEL
 from ctxrec.experiments.ab_test import read_experiment
 from serve import browse, deployment, edge
 from serve.api import EventsRequest, RecommendRequest
@@ -162,6 +165,12 @@ def test_the_five_commands_lead_to_a_model_that_knows_the_columns_of_the_demos(f
     known = httpx.get(f"{url}/v1/catalogue").json()
     assert set(known["item_columns"]["categorical"]) == {"genres"} and set(known["item_columns"]["numeric"]) == {"year"}
     assert known["actions"] == [] and known["context"] == {"categorical": {}, "numeric": [], "text": []}
+
+
+def test_what_other_processes_are_given_does_not_depend_on_their_folder(folder):
+    """The Ray of the tests was started in another folder, to which a relative path would lead."""
+    assert PreparedData.open("data").path == str(folder / "data")
+    assert run_bundles("runs/latest", "test")[MODEL] == str(folder / "runs/latest/bundle")
 
 
 @pytest.mark.parametrize("page", [README, API])
