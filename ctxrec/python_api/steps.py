@@ -34,6 +34,7 @@ def fit(
     time: str | None = None,
     action: str | None = None,
     value: str | None = None,
+    timezone: str | None = None,
     context: Sequence[str] | None = None,
     actions: Mapping[str, float] | None = None,
     split: Mapping[str, Any] | None = None,
@@ -54,6 +55,8 @@ def fit(
             or what is guessed.
         action: column of the log with the action; None: `action`, or what is guessed.
         value: column of the log with a rating or a quantity; None: what is guessed.
+        timezone: IANA name of the zone of the log, such as "Asia/Shanghai": that of times without an offset, and of hour,
+            weekday and month; None: UTC.
         context: columns of the log that are known when a recommendation is asked for; None: what is guessed.
         actions: weight of each action as a training target; None: what is guessed.
         split: keys of [split] of a `dataset.toml`, such as `{"strategy": "last"}` or `{"test": 0}`.
@@ -70,7 +73,7 @@ def fit(
         out = os.path.join(kept.name, "run")
     out = _place(out, "out")
     columns: dict[str, Any] = {"user": user, "item": item, "time": time, "action": action, "value": value}
-    columns |= {"context": context, "actions": actions, "split": split}
+    columns |= {"timezone": timezone, "context": context, "actions": actions, "split": split}
     try:
         data = prepare(
             interactions,
@@ -110,6 +113,7 @@ def prepare(
     time: str | None = None,
     action: str | None = None,
     value: str | None = None,
+    timezone: str | None = None,
     context: Sequence[str] | None = None,
     actions: Mapping[str, float] | None = None,
     split: Mapping[str, Any] | None = None,
@@ -128,6 +132,7 @@ def prepare(
         time: see `fit`; epoch seconds are one of its forms.
         action: see `fit`.
         value: see `fit`.
+        timezone: see `fit`.
         context: see `fit`.
         actions: see `fit`.
         split: see `fit`.
@@ -147,6 +152,7 @@ def prepare(
         users,
         folder=storage.join(out if storage.is_uri(out) else os.path.abspath(out), "tables"),
         columns={"user": user, "item": item, "time": time, "action": action, "value": value},
+        timezone=timezone,
         context=context,
         actions=actions,
         split=split,

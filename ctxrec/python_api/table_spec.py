@@ -35,6 +35,7 @@ def spec_of(
     context: Sequence[str] | None,
     actions: Mapping[str, float] | None,
     split: Mapping[str, Any] | None,
+    timezone: str | None = None,
 ) -> tuple[DatasetSpec, list[str]]:
     """The spec of some tables. Tables in memory are written into `folder`, and only where they have changed.
 
@@ -50,6 +51,7 @@ def spec_of(
         context: columns of the log that are known when a recommendation is asked for; None guesses.
         actions: weight of each action as a training target; None takes that of the guess.
         split: keys of [split].
+        timezone: that of [events]; None: UTC.
 
     Returns:
         The spec, and what is not sure about it.
@@ -58,10 +60,10 @@ def spec_of(
         UserError: a column is missing, a table is no table, or a `dataset.toml` is given with other arguments.
     """
     if isinstance(interactions, (str, os.PathLike)) and str(interactions).endswith(".toml"):
-        if any(value is not None for value in (items, users, context, actions, split, *columns.values())):
+        if any(value is not None for value in (items, users, context, actions, split, timezone, *columns.values())):
             raise UserError(
                 f"{interactions} says which tables and columns there are; expected no other tables, columns, context, "
-                "actions or split beside it. Change the file, or give the tables themselves"
+                "actions, split or timezone beside it. Change the file, or give the tables themselves"
             )
         return load_spec(os.fspath(interactions)), []
     if isinstance(context, str) or not all(isinstance(given, (Mapping, type(None))) for given in (actions, split)):
@@ -82,6 +84,9 @@ def spec_of(
         name="interactions",
     )
     events, unsure = made.spec.events, [f"{doubt.key}: {doubt.text}" for doubt in made.unsure]
+    if timezone is not None:
+        events = dataclasses.replace(events, timezone=timezone)
+        unsure = [text for text in unsure if "names no time zone" not in text]
     if context is not None:
         events = dataclasses.replace(events, context=_context(made.tables["events"], tables["events"], context))
         unsure = [text for text in unsure if not text.startswith("events.context")]

@@ -202,3 +202,16 @@ def test_a_mistake_names_the_table_and_not_a_file_that_goes_with_the_process():
     with pytest.raises(UserError) as told:
         ctxrec.fit(lists, user="user_id", item="item_id", time="timestamp", preset="quick", verbose=False)
     assert "the table interactions" in str(told.value) and "ctxrec-fit-" not in str(told.value)
+
+
+def test_the_time_zone_of_a_table_is_given_by_its_name(tmp_path):
+    log = LOG.assign(timestamp=pd.to_datetime(LOG["timestamp"], unit="s"))  # pandas gives these no zone
+    given = {"folder": str(tmp_path), "columns": {}, "context": None, "actions": None, "split": None}
+    guessed, unsure = spec_of(log, None, None, **given)
+    assert guessed.events.timezone == "UTC" and any("names no time zone" in text for text in unsure)
+    made, unsure = spec_of(log, None, None, timezone="Asia/Shanghai", **given)
+    assert made.events.timezone == "Asia/Shanghai" and not any("names no time zone" in text for text in unsure)
+    with pytest.raises(UserError, match="is no time zone; expected an IANA name"):
+        spec_of(log, None, None, timezone="Shanghai time", **given)
+    with pytest.raises(UserError, match="split or timezone beside it"):
+        spec_of("dataset.toml", None, None, timezone="UTC", **given)
