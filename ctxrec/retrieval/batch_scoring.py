@@ -29,6 +29,7 @@ from ctxrec.core.errors import UserError, require
 from ctxrec.core.run_paths import BundlePaths
 from ctxrec.core.terminal import progress_bar
 from ctxrec.core.time_zones import TIMEZONE, UTC, check_zone
+from ctxrec.data.clock import Clock
 from ctxrec.data.events import EARLIEST_S, LATEST_S, MAX_NUMBER
 from ctxrec.data.parsing import to_text
 from ctxrec.retrieval.cross_encoder import check_reranker
@@ -90,7 +91,8 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     rules = rules_of(config.diversity)
     if config.diversity.is_on:  # a mistake is one line here, and in an actor a traceback
         Retriever(load_recommender(bundle), diversity=config.diversity, rules=rules)
-    context = read_about(folder).spec.events.context
+    about = read_about(folder)
+    context = about.spec.events.context
     inputs = storage.list_files(requests)
     columns, num_rows = _check_requests(inputs, context)
     if QUERY in columns and QUERY not in context.columns:
@@ -103,7 +105,8 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
         return 0
     fs, _ = storage.filesystem(inputs[0])
     paths = [storage.filesystem(file)[1] for file in inputs]
-    _warn_of_unknown(ContextReader(read_about(folder).features), paths[0], fs, context)
+    contexts = ContextReader(about.features, Clock.of(about.spec, about.features))
+    _warn_of_unknown(contexts, paths[0], fs, context)
     scorer: dict[str, Any] = {
         "bundle": bundle, "index": config.index, "context": context, "k": k, "now_s": now_s,
         "rerank": config.rerank.use, "diversity": config.diversity, "rules": rules,
