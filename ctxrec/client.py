@@ -85,7 +85,7 @@ def request(
     *,
     k: int = 10,
     context: Mapping[str, Any] | None = None,
-    history: Sequence[Mapping[str, Any]] | None = None,
+    history: Sequence[Mapping[str, Any] | str] | None = None,
     exclude: Sequence[str] = (),
     allow: Sequence[str] | None = None,
     filter: Mapping[str, Any] | None = None,
