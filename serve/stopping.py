@@ -12,6 +12,8 @@ from types import FrameType
 import ray
 import ray.serve
 
+from ctxrec.core import ray_private
+
 logger = logging.getLogger(__name__)
 
 _LOOK_S = 0.2
@@ -47,8 +49,22 @@ def _look(signum: int, frame: FrameType | None) -> None:
 def _stop(signum: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whoever cannot wait sends it again
     logger.warning("SIGTERM: finishing what is in flight")
+    done = threading.Event()
+    threading.Thread(target=_end_without_ray, args=(done,), daemon=True).start()
     # Applications first: `shutdown` alone takes the proxies away from under their requests.
     for name in ray.serve.status().applications:
         ray.serve.delete(name)
     ray.serve.shutdown()
+    done.set()
     sys.exit(0)
+
+
+def _end_without_ray(done: threading.Event) -> None:
+    """End this process where Ray's own processes got the signal too: its calls would wait for them for a minute."""
+    while not done.wait(_LOOK_S):
+        if not ray_private.own_processes_live():
+            logger.error(
+                "SIGTERM went to the processes of Ray too, so what was in flight is lost; send it to the process of "
+                "`serve run` alone (systemd: KillMode=mixed)"
+            )
+            os._exit(1)

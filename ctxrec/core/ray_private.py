@@ -167,25 +167,41 @@ def cluster_to_join(address: str | None) -> str | None:
 
 @contextlib.contextmanager
 def of_this_machine_alone() -> Iterator[None]:
-    """A Ray that starts inside this context listens at 127.0.0.1 alone, its metrics and control ports too.
+    """A Ray that starts inside this context listens at 127.0.0.1 alone, and signals to this command do not reach it.
 
-    Ray has no option for it. It listens at the address of its node, and its metrics at all addresses, unless that is
+    Each of its processes has a process group of its own: `timeout`, a terminal and some service managers send a signal to the
+    whole group of a command, and what is in flight cannot be finished without Ray. They still end with this process.
+
+    Ray has no option for addresses, those of its metrics and control ports included. It listens at the address of its node, and its metrics at all addresses, unless that is
     127.0.0.1; and it takes 127.0.0.1 where clusters are switched off, as they are on Windows and macOS. Whoever sets
     the variable to 1 keeps Ray's default.
     """
-    from ray._private import ray_constants
+    from ray._private import ray_constants, services
 
+    class InGroup(services.ConsolePopen):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options, process_group=0)
+
+    process, services.ConsolePopen = services.ConsolePopen, InGroup
     variable = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    if variable in os.environ:
-        yield
-        return
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    os.environ[variable], ray_constants.ENABLE_RAY_CLUSTER = "0", False  # for Ray's processes, and for this one
+    is_set, before = variable in os.environ, ray_constants.ENABLE_RAY_CLUSTER
+    if not is_set:
+        os.environ[variable], ray_constants.ENABLE_RAY_CLUSTER = "0", False  # for Ray's processes, and for this one
     try:
         yield
     finally:
-        del os.environ[variable]  # else a `ray start` of this process would refuse to join a cluster
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        services.ConsolePopen = process
+        if not is_set:
+            del os.environ[variable]  # else a `ray start` of this process would refuse to join a cluster
+            ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def own_processes_live() -> bool:
+    """Whether all processes of the Ray that this process has started live; True where it has joined another's cluster."""
+    from ray._private import worker
+
+    node = worker._global_node
+    return node is None or not node.dead_processes()
 
 
 def serve_runs() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -32,7 +33,7 @@ def running(command: list[str], log: Path, places: list[str]) -> Iterator[subpro
     """A service of its own Ray, ready for requests at all places."""
     env = {name: value for name, value in command_env().items() if name != "RAY_ADDRESS"}
     with open(log, "wb") as stream:
-        service = subprocess.Popen([*SERVE, *command], env=env, stdout=stream, stderr=stream)
+        service = subprocess.Popen([*SERVE, *command], env=env, stdout=stream, stderr=stream, start_new_session=True)
     try:
         wait_until_ready(places, service, log)
         yield service
@@ -63,6 +64,19 @@ def test_a_command_line_sets_the_ports_and_drains(tiny_run, tmp_path):
         assert {port, direct, dashboard} <= {at for address, at, _ in listening(service.pid) if address == "127.0.0.1"}
         service.send_signal(signal.SIGTERM)
         assert service.wait(300) == 0, log.read_text()[-2000:]
+
+
+@pytest.mark.slow  # above and below, the signals that end as they should
+def test_a_signal_to_the_processes_of_ray_too_ends_the_service_with_a_reason(tiny_run, tmp_path):
+    """As systemd sends it without KillMode=mixed."""
+    (port,), log = free_ports(1), tmp_path / "log"
+    command = ["serve.app:build_app", f"run={tiny_run}", "cpus_per_replica=0.1", "load_encoder=false", f"port={port}"]
+    with running(command, log, [f"http://127.0.0.1:{port}"]) as service:
+        for process in [*psutil.Process(service.pid).children(recursive=True), psutil.Process(service.pid)]:
+            process.send_signal(signal.SIGTERM)
+        assert service.wait(300) == 1
+    said = log.read_text()
+    assert "SIGTERM went to the processes of Ray too" in said and "Failed to connect to GCS" not in said, said[-2000:]
 
 
 def test_a_service_of_a_config_file_keeps_its_ports_and_drains_on_sigterm(tiny_run, tmp_path, monkeypatch, capsys):
@@ -107,7 +121,7 @@ def test_a_service_of_a_config_file_keeps_its_ports_and_drains_on_sigterm(tiny_r
             while waiting(places[1]) < IN_A_CALL * IN_FLIGHT // 4:
                 assert not any(each.done() and each.exception() for each in asking)
                 time.sleep(0.01)
-            service.send_signal(signal.SIGTERM)
+            os.killpg(service.pid, signal.SIGTERM)  # the whole group, as `timeout` does
             still = sum(not each.done() for each in asking)
             assert [each.result() for each in asking] == [200] * IN_FLIGHT
         assert service.wait(300) == 0, log.read_text()[-2000:]
