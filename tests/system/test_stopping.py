@@ -120,6 +120,7 @@ def test_a_service_of_a_config_file_keeps_its_ports_and_drains_on_sigterm(tiny_r
             asking = [threads.submit(ask, places[n % 2]) for n in range(IN_FLIGHT)]
             while waiting(places[1]) < IN_A_CALL * IN_FLIGHT // 4:
                 assert not any(each.done() and each.exception() for each in asking)
+                assert not all(each.done() for each in asking), "they were answered sooner than the signal was sent"
                 time.sleep(0.01)
             os.killpg(service.pid, signal.SIGTERM)  # the whole group, as `timeout` does
             still = sum(not each.done() for each in asking)

@@ -40,7 +40,7 @@ NOW = 1_700_000_000
         ({"user_id": "u1", "exclude": ["i1"] * 10_001}, '"exclude"'),
         ({"history": [{"item": "i1"}]}, '"item_id"'),
         ({"history": [{"item_id": "i1"}] * 1001}, '"history"'),
-        ({"history": ["i1"]}, '"history"'),
+        ({"history": [["i1"]]}, '"history"'),
         ([], "expected a JSON object"),
         (b"", "malformed JSON"),
         (b"{", "malformed JSON: EOF while parsing an object at line 1 column 1"),
@@ -62,7 +62,10 @@ NOW = 1_700_000_000
         ({"requests": []}, '"requests"'),
         ({"requests": [{"user_id": "u1"}] * 257}, '"requests"'),
         ({"requests": [{"user_id": "u1"}, {"k": 1}]}, '["body","requests",1]'),
-        ({"requests": [{"user_id": "u1"}, {"user_id": "u1", "context": {"weather": 1}}]}, '["body","requests",1]'),
+        (
+            {"requests": [{"user_id": "u1"}, {"user_id": "u1", "context": {"weather": 1}}]},
+            '["body","requests",1,"context","weather"]',
+        ),
         ({"requests": [{"user_id": "u1"}], "user_id": "u1"}, '"user_id"'),
     ],
 )
@@ -108,7 +111,7 @@ def test_unknown_paths_and_methods(client):
         ([{"user_id": "x", "item_id": "i1", "timestamp": -1}], '"timestamp"'),
         ([{"user_id": "x", "item_id": "i1", "timestamp": 7_258_118_400}], '"timestamp"'),
         ([{"user_id": "x", "item_id": "i1", "context": {"device": "tv"}}] * 2
-         + [{"user_id": "x", "item_id": "i1", "context": {"weather": "rain"}}], '["body","events",2,"context"]'),
+         + [{"user_id": "x", "item_id": "i1", "context": {"weather": "rain"}}], '["body","events",2,"context","weather"]'),
         ([{"user_id": "x", "item_id": "i1", "context": {"basket_value": "much"}}], "expected a number"),
         ([{"user_id": "x", "item_id": "i1", "weight": 3}], '"weight"'),
         ([{"user_id": "x", "item_id": "i1"}] * 1001, '["body","events"]'),
