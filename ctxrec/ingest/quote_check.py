@@ -21,9 +21,14 @@ MOST_BYTES = 8 << 20  # of one quoted value
 _PART_BYTES = 1 << 17  # of a block whose lines are counted at once, in the processor's cache
 
 # A field is a quoted value up to a delimiter, a quoted value of one line with more text behind it (which Arrow takes as
-# one value), or unquoted text.
-_FIELDS = rb'(?:(?:"(?:[^"]++|"")*+"(?=[,\r\n])|"(?:[^"\r\n]++|"")*+"[^,\r\n]*+|[^",\r\n][^,\r\n]*+)?+[,\r\n])*+'
-_QUOTED = re.compile(rb'"(?:[^"]++|"")*+"')
+# one value), or unquoted text. A mark that ends a value has no mark behind it, so there is one way to match. Possessive
+# quantifiers would say the same, but Python below 3.11.5 matches them wrongly (gh-106052). The limit of fields at once
+# is one of memory, as each keeps a place to go back to.
+_FIELDS = (
+    rb'(?:(?:"[^"]*(?:""[^"]*)*"(?=[,\r\n])|"[^"\r\n]*(?:""[^"\r\n]*)*"(?!")[^,\r\n]*|[^",\r\n][^,\r\n]*)?[,\r\n])'
+)
+_AT_ONCE = rb"{1,4096}"
+_QUOTED = re.compile(rb'"[^"]*(?:""[^"]*)*"(?!")')
 
 
 class LineCount:
@@ -130,7 +135,7 @@ class QuoteCheck:
     def __init__(self, stream: BinaryIO, path: str, *, delimiter: str = ",") -> None:
         self._stream, self._path = stream, path
         self._delimiter = delimiter.encode()
-        self._fields = re.compile(_FIELDS.replace(b",", re.escape(self._delimiter)))
+        self._fields = re.compile(_FIELDS.replace(b",", re.escape(self._delimiter)) + _AT_ONCE)
         self._rest = b""  # the field that is not complete yet
         self._line = 1  # where it begins
         self._begun = False
@@ -159,9 +164,9 @@ class QuoteCheck:
         data = self._rest + block
         end = max(data.rfind(mark) for mark in (self._delimiter, b"\n", b"\r")) + 1
         if b'"' in data:
-            fields = self._fields.match(data)
-            assert fields is not None, "the pattern matches nothing at least"
-            end = fields.end()
+            end = 0
+            while fields := self._fields.match(data, end):
+                end = fields.end()
         self._line += data.count(b"\n", 0, end)
         self._rest = data[end:]
         if not self._rest.startswith(b'"'):
