@@ -32,6 +32,9 @@ PROXY_ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.port_gu
 CONTROLLER_OPTIONS = {
     "runtime_env": {"env_vars": PROXY_ENVIRONMENT}
 }  # the controller's proxies inherit its environment
+# Serve kills a proxy that is not ready at the third look, 5 s after each other, and then does not start. A proxy's imports
+# take longer than that where other programs hold all cores, as Ray's workers are below them in priority.
+PATIENCE_ENVIRONMENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
 
 _LOOK_S = 0.5  # between looks at deadlines
 _KEY_HEADERS = (b"authorization", b"x-api-key")
