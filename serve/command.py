@@ -27,7 +27,7 @@ from ctxrec.core.errors import UserError
 from serve import ports
 from serve.arguments import AppArgs
 from serve.effective import effective_service
-from serve.port_guard import CONTROLLER_OPTIONS, PATIENCE_ENVIRONMENT, PROXY_ENVIRONMENT
+from serve.port_guard import CONTROLLER_OPTIONS, set_proxy_environment
 from serve.stopping import drain_on_sigterm
 
 OWN, NAME = "serve.app:", "build_app"
@@ -195,7 +195,7 @@ def start_ray(start: Start, given: Mapping[str, Any]) -> None:
         if start.dashboard_port is not None:
             ports.check_free(HOST, start.dashboard_port, option="dashboard_port=")
             options["dashboard_port"] = start.dashboard_port
-        os.environ.update(PATIENCE_ENVIRONMENT | os.environ | PROXY_ENVIRONMENT)  # for the proxies of this Ray
+        set_proxy_environment()
         with ray_cluster.naming_why_not(None), ray_private.of_this_machine_alone():
             ray.init(address="local", **options)
     else:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import resource
 from collections import Counter
 from dataclasses import dataclass
@@ -34,10 +35,16 @@ CONTROLLER_OPTIONS = {
 }  # the controller's proxies inherit its environment
 # Serve kills a proxy that is not ready at the third look, 5 s after each other, and then does not start. A proxy's imports
 # take longer than that where other programs hold all cores, as Ray's workers are below them in priority.
-PATIENCE_ENVIRONMENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+_PATIENCE = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60"
 
 _LOOK_S = 0.5  # between looks at deadlines
 _KEY_HEADERS = (b"authorization", b"x-api-key")
+
+
+def set_proxy_environment() -> None:
+    """Prepare this process to start a Ray whose proxies are guarded, and have time to start unless the user set it."""
+    os.environ.setdefault(*_PATIENCE)
+    os.environ.update(PROXY_ENVIRONMENT)
 
 
 @dataclass(frozen=True)

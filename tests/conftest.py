@@ -99,9 +99,9 @@ def ray_cluster():
     import ray
 
     from ctxrec.core import ray_cluster
-    from serve.port_guard import PATIENCE_ENVIRONMENT, PROXY_ENVIRONMENT
+    from serve.port_guard import set_proxy_environment
 
-    os.environ.update(PATIENCE_ENVIRONMENT | PROXY_ENVIRONMENT)  # for the proxies of this cluster
+    set_proxy_environment()
     ray_cluster.connect()
     yield
     ray.shutdown()

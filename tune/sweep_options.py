@@ -88,6 +88,11 @@ class SweepConfig:
     seed: int = 0
     fidelity: FidelityConfig = field(default_factory=FidelityConfig)
 
+    @property
+    def processes(self) -> int:
+        """Processes that hold the CPUs and GPUs of a trial: its workers, or itself where it has none."""
+        return max(self.workers, 1)
+
     def __post_init__(self) -> None:
         require(self.workers >= 0, "sweep.workers", self.workers, "0 or more")
         for key in ("trials", "grace"):

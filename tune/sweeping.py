@@ -166,12 +166,12 @@ def fit_to_cluster(plan: Sweep, has: dict[str, float]) -> Sweep:
     options = plan.options
     on_gpu = plan.base.train.use_gpu == "yes" or (plan.base.train.use_gpu == "auto" and has.get("GPU", 0) > 0)
     gpus = (options.gpus or 1.0) if on_gpu else 0.0
-    room, processes = [], max(options.workers, 1)
+    room = []
     for name, each in (("CPU", options.cpus), ("GPU", gpus)):
-        trials = _workers_in(has.get(name, 0), each) // processes if each else options.trials
+        trials = _workers_in(has.get(name, 0), each) // options.processes if each else options.trials
         if not trials and not options.concurrent:
             raise UserError(
-                f"a trial needs {each * processes:g} {name}s (sweep.workers = {options.workers} with {each:g} "
+                f"a trial needs {each * options.processes:g} {name}s (sweep.workers = {options.workers} with {each:g} "
                 f"each); the cluster has {has.get(name, 0):g}. Lower them, or set sweep.concurrent if the cluster grows by itself"
             )
         room.append(trials)
@@ -264,7 +264,7 @@ def _run_stage(stage: Stage, out: str) -> None:
                 _reopen(folder, sweep_results.read_record(record))
             tuner = ray.tune.Tuner.restore(folder, trainable, resume_unfinished=True)
         else:
-            tuner = _new_tuner(stage, trainable, out, record, Budget(account, options.gpus * max(options.workers, 1)))
+            tuner = _new_tuner(stage, trainable, out, record, Budget(account, options.gpus * options.processes))
         tuner.fit()
     rows = sweep_results.read_record(record)
     if not _done(record, stage, account):

@@ -22,7 +22,7 @@ from serve_commands import serve_run_mistake
 from trainings import command_env, free_ports
 
 IN_FLIGHT = 60  # calls
-IN_A_CALL = 80  # requests: on an idle machine some still wait when the signal comes, and a busy one answers all in time
+IN_A_CALL = 128  # requests: fewer are answered by an idle machine before the signal comes
 SERVE = [sys.executable, "-m", "serve.command", "run"]
 
 
@@ -78,7 +78,7 @@ def test_a_signal_to_the_processes_of_ray_too_ends_the_service_with_a_reason(tin
 
 
 def test_a_service_of_a_config_file_keeps_its_ports_and_drains_on_sigterm(tiny_run, tmp_path, monkeypatch, capsys):
-    """Sixty calls of 80 requests each wait in one replica, half of them behind Serve's proxy: all are answered."""
+    """Sixty calls of 128 requests each wait in one replica, half of them behind Serve's proxy: all are answered."""
     port, direct, other = free_ports(3)
     args = {
         "run": tiny_run, "cpus_per_replica": 0.1, "load_encoder": False, "direct_port": direct, "store": str(tmp_path / "live"),
@@ -116,7 +116,7 @@ def test_a_service_of_a_config_file_keeps_its_ports_and_drains_on_sigterm(tiny_r
         assert httpx.post(f"{places[1]}/v1/events", json={"events": [event]}).json() == {"accepted": 1}
         with ThreadPoolExecutor(IN_FLIGHT) as threads:
             asking = [threads.submit(ask, places[n % 2]) for n in range(IN_FLIGHT)]
-            while waiting(places[1]) < IN_A_CALL * IN_FLIGHT // 8:
+            while waiting(places[1]) < IN_A_CALL * IN_FLIGHT // 2:
                 assert not any(each.done() and each.exception() for each in asking)
                 assert not all(each.done() for each in asking), "they were answered sooner than the signal was sent"
                 time.sleep(0.01)
