@@ -91,6 +91,7 @@ def request(
     filter: Mapping[str, Any] | None = None,
     diversity: float | None = None,
     query: str | None = None,
+    rerank: bool | None = None,
 ) -> dict[str, Any]:
     """The body of one request; `recommend_many` takes a list of these. The fields are described in
     serve/HTTP_API.md."""
@@ -102,7 +103,7 @@ def request(
         "allow": allow,
         "filter": filter,
     }
-    given |= {"diversity": diversity, "query": query}
+    given |= {"diversity": diversity, "query": query, "rerank": rerank}
     body |= {name: value for name, value in given.items() if value is not None}
     return {**body, "exclude": list(exclude)} if exclude else body
 

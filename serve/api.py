@@ -161,10 +161,7 @@ class ColumnRule(_Body):
 
 
 class RecommendRequest(_Body):
-    """One request for recommendations. Either `user_id` or `history` is required; everything else is optional.
-
-    The list comes from the first stage; the second stage (`ctxrec.rerank`) is not available over HTTP.
-    """
+    """One request for recommendations. Either `user_id` or `history` is required; everything else is optional."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -203,6 +200,12 @@ class RecommendRequest(_Body):
     diversity: Annotated[Finite, Field(strict=True, ge=0, le=1)] | None = Field(
         default=None,
         description="Strength of MMR. 0 keeps the order of the scores, 1 looks only at how items differ; the default is the service's.",
+    )
+    rerank: Annotated[bool, Field(strict=True)] | None = Field(
+        default=None,
+        description="Whether the second stage (`ctxrec.rerank`, a cross-encoder) puts the best candidates in a new order, "
+        "before diversity and rules; the default is the service's (`rerank.use`). Where the model has none, the answer has "
+        "a warning.",
     )
     explain: bool = Field(
         default=False,
@@ -294,7 +297,7 @@ class FieldWarning(BaseModel):
 
     loc: list[str | int]
     msg: str
-    type: Literal["unknown_action", "unknown_item", "words_not_read", "unknown_value", "empty_range"]
+    type: Literal["unknown_action", "unknown_item", "words_not_read", "no_second_stage", "unknown_value", "empty_range"]
 
 
 class EventsResponse(AcceptedResponse):

@@ -66,7 +66,7 @@ class AppArgs(BaseModel):
 
     options: str = Field(
         default="",
-        description="options that override those of the bundle, as --set takes them, separated by blanks: index.* and diversity.*",
+        description="options that override those of the bundle, as --set takes them, separated by blanks: index.*, diversity.* and rerank.use",
     )
     rules: str = Field(default="", description="file of blocks, boosts and pins; path or URI, read again on changes")
     rules_every_s: float = Field(default=2, gt=0, description="seconds between looks at the rule file")

@@ -24,7 +24,7 @@ from ctxrec.memory.request_words import CONTEXT_TEXT, QUERY
 from ctxrec.retrieval.explain import Why, explain
 from ctxrec.retrieval.filters import ColumnRule
 from ctxrec.retrieval.heard_words import why_unheard
-from ctxrec.retrieval.no_effect import Note, notes_of
+from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, Note, notes_of
 from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.request_reader import MAX_QUERY
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 _SKEW_S = 300  # a client's clock may be so far ahead; its events count at once all the same
 _DIVERSE_WORK = 10  # what an item of a diverse list costs beside one of a plain list
+_TOKEN_WORK = 20  # what each token costs that the second stage reads, beside an item of a plain list
 _TEXT_WORK = 500  # what each started hundred characters cost that the encoder reads, beside an item of a plain list
 _PAUSE_S = 1.0  # a store that did not answer is left alone for so long
 
@@ -138,16 +139,34 @@ class Engine:
             UserError: it asks for too many items; names the limit.
         """
         strengths = self._retriever.slate_builder.strengths([body.diversity for body in bodies], len(bodies))
+        tokens = sum(self.num_reranked(body) for body in bodies) * self._tokens_of_pair
         lengths = [len(text) for body in bodies for text in _texts(body, self._text_features).values()]
         hundreds = sum(-(-min(length, MAX_QUERY) // 100) for length in lengths)
-        work = _TEXT_WORK * hundreds + sum(
-            body.k * (_DIVERSE_WORK if strength > 0 else 1) for body, strength in zip(bodies, strengths, strict=True)
+        work = (
+            _TOKEN_WORK * tokens
+            + _TEXT_WORK * hundreds
+            + sum(
+                body.k * (_DIVERSE_WORK if strength > 0 else 1)
+                for body, strength in zip(bodies, strengths, strict=True)
+            )
         )
         if len(bodies) > 1 and work > MAX_WORK:
             raise UserError(
                 f"the call asks for too much at once: the sum of k is {work}, where k of a request with diversity "
-                f"counts {_DIVERSE_WORK} times, and 100 characters of text {_TEXT_WORK}; expected at most {MAX_WORK}. Send several calls"
+                f"counts {_DIVERSE_WORK} times, 100 characters of text {_TEXT_WORK}, and a candidate of the second stage "
+                f"{_TOKEN_WORK * self._tokens_of_pair}; expected at most {MAX_WORK}. Send several calls"
             )
+
+    def num_reranked(self, body: RecommendRequest) -> int:
+        """How many candidates of a request the second stage reads."""
+        second = self._retriever.reranker
+        return 0 if second is None or not self._retriever.is_reranked(body.rerank) else second.candidates
+
+    @property
+    def _tokens_of_pair(self) -> int:
+        """Tokens that the second stage reads of a request and one candidate, at most."""
+        second = self._retriever.reranker
+        return 0 if second is None else second.reader.max_tokens
 
     def _mistake(self, body: RecommendRequest) -> Exception | None:
         """What the model refuses in a request, and in which field, found without computing anything."""
@@ -183,6 +202,7 @@ class Engine:
             exclude=exclude,
             allowed=allowed,
             diversity=[body.diversity for body in bodies],
+            rerank=[body.rerank for body in bodies],
             watch=watch,
         )
         unheard = self._unheard(bodies)
@@ -194,7 +214,7 @@ class Engine:
                 bool(is_fallback),
                 degraded if body.history is None else None,
                 unheard=tuple(missed.items()),
-                notes=tuple(notes_of(retriever, asked, body.context.features())),
+                notes=(*self._not_reranked(body), *notes_of(retriever, asked, body.context.features())),
             )
             for body, asked, (positions, scores), is_fallback, missed in zip(
                 bodies, rules, found, fallback, unheard, strict=True
@@ -215,6 +235,12 @@ class Engine:
         for source in {_source(place) for found in texts for place in found}:
             reasons[source] = why_unheard(model, source)
         return [{place: reason for place in found if (reason := reasons[_source(place)])} for found in texts]
+
+    def _not_reranked(self, body: RecommendRequest) -> tuple[Note, ...]:
+        """What is to be said where a request asks for a second stage that the model lacks."""
+        if not body.rerank or self._retriever.reranker is not None:
+            return ()
+        return (Note(("rerank",), "no_second_stage", f"it has no effect: {NO_SECOND_STAGE}"),)
 
     @cached_property
     def _text_features(self) -> list[str]:
@@ -294,9 +320,10 @@ class Engine:
     def warm_up(self, batch_size: int) -> None:
         """Run the whole path once alone and once with a full batch, so that no user waits for first-time work."""
         some_item = self._retriever.recommender.item_ids[0]
-        body = RecommendRequest.model_validate({"history": [{"item_id": some_item}]})
-        for size in (1, batch_size):
-            for answer in self.recommend([[body] * size])[0].answers:
+        plain = RecommendRequest.model_validate({"history": [{"item_id": some_item}], "rerank": False})
+        reranked = plain.model_copy(update={"rerank": True})
+        for bodies in ([plain], [plain] * batch_size, [reranked]):
+            for answer in self.recommend([bodies])[0].answers:
                 if isinstance(answer, Exception):
                     raise answer
 
@@ -325,14 +352,15 @@ def _rules(body: RecommendRequest) -> dict[str, ColumnRule]:
 
 
 def served_config(bundle: str, overrides: Sequence[str]) -> Config:
-    """Options of a bundle with `index.*` and `diversity.*` of the service over them.
+    """Options of a bundle with `index.*`, `diversity.*` and `rerank.use` of the service over them.
 
     Raises:
         UserError: an option is unknown or not one that can be set here.
     """
     for override in overrides:
-        if not override.startswith(("index.", "diversity.")) or override.startswith("diversity.rules"):
-            raise UserError(f"options has {override!r}; expected index.key=value or diversity.key=value (rules=FILE)")
+        if not override.startswith(("index.", "diversity.", "rerank.use=")) or override.startswith("diversity.rules"):
+            expected = "index.key=value, diversity.key=value (rules=FILE) or rerank.use=true"
+            raise UserError(f"options has {override!r}; expected {expected}")
     return load_config(None, overrides, base=BundlePaths(bundle).config)
 
 
@@ -342,7 +370,10 @@ def load_engine(
     """The engine of a run or bundle, warmed up for batches of `batch_size`; `overrides` as in `served_config`."""
     bundle = find_bundle(run)
     config = served_config(bundle, overrides)
-    engine = Engine(load_retriever(bundle, config.index, diversity=config.diversity), store)
+    use = config.rerank.use
+    engine = Engine(
+        load_retriever(bundle, config.index, rerank=use, on_request=True, diversity=config.diversity), store
+    )
     engine.warm_up(batch_size)
     return engine
 

@@ -26,9 +26,9 @@ from serve.edge import Edge, path_within
 from serve.mistakes import told
 
 DESCRIPTION = (
-    "Context-aware recommendations. Lists come from the first stage, the retriever: a bundle with its index, diversity and "
-    "rules. The second stage (`ctxrec.rerank`, a cross-encoder) is not available over HTTP; `ctxrec.recommend` and "
-    "`ctxrec.evaluate` use it with `--set rerank.use=true`. Scores of one request may differ by up to 1e-5 (relative) "
+    "Context-aware recommendations. The retriever (a bundle with its index) finds candidates; the second stage "
+    "(`ctxrec.rerank`, a cross-encoder) puts the best of them in a new order, where the model has one and the request or "
+    "the service asks for it; diversity and rules make the list. Scores of one request may differ by up to 1e-5 (relative) "
     "between batches."
 )
 MAX_ERRORS = 20  # that an answer lists

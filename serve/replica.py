@@ -65,7 +65,7 @@ class Replica:
         self._journal = Journal(self._store, lambda contexts: self._engine.check_contexts(contexts))
         self._exposures = ExposureLog(args.exposures, every_s=args.event_files_every_s)
         self._batches = MicroBatcher(
-            self._recommend_all, self._computing, max_size=args.max_batch_size, size=lambda call: len(call[0])
+            self._recommend_all, self._computing, max_size=args.max_batch_size, size=lambda call: self._size(call[0])
         )
         self._events = MicroBatcher(self._journal.append, self._writing, max_size=_EVENTS_AT_ONCE, size=len)
         self._num_waiting = 0
@@ -116,8 +116,13 @@ class Replica:
 
     async def recommend(self, requests: Sequence[RecommendRequest], request_id: str | None = None) -> Reply:
         self._engine.check_work(requests)
-        with self._admitted(len(requests)):
+        with self._admitted(self._size(requests)):
             return await self._batches.submit((requests, request_id))
+
+    def _size(self, requests: Sequence[RecommendRequest]) -> int:
+        """How many requests a call counts as: each candidate that a second stage reads takes as long as some plain ones."""
+        engines = (self._engine, *(engine for engine, _ in self._arms.versions.values()))
+        return sum(max(1, *(engine.num_reranked(body) for engine in engines)) for body in requests)
 
     async def similar(self, item_id: str, k: int) -> Answer | None:
         with self._admitted():

@@ -40,7 +40,7 @@ class Metrics:
         )
         self.stage_seconds = Histogram(
             "ctxrec_stage_seconds",
-            "Parts of a recommendation's time: parse, wait for the batch before, history, filter, tower, memory, search, arrange, serialise",
+            "Parts of a recommendation's time: parse, wait for the batch before, history, filter, tower, memory, search, rerank, arrange, serialise",
             ["stage"],
             buckets=_SECONDS,
             **own,

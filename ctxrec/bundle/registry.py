@@ -1,6 +1,6 @@
 """Published versions of a model side by side, and which of them is served.
 
-MODELS/versions/VERSION/   a bundle
+MODELS/versions/VERSION/   a bundle; MODELS/rerankers/VERSION/ its second stage
 MODELS/current.json        which version is served, and which were before; replaced whole
 """
 
@@ -17,6 +17,7 @@ import pyarrow.fs
 
 from ctxrec.bundle.format import check_bundle
 from ctxrec.bundle.publish_lock import publishing
+from ctxrec.bundle.reranker_folder import copy_reranker
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.core.manifest import is_version, version_of
@@ -88,7 +89,8 @@ def find_bundle(run: str) -> str:
 
 
 def add(bundle: str, models: str) -> str:
-    """Copy a checked bundle beside the published versions; returns its version. `publishing` must be held.
+    """Copy a checked bundle, and its second stage, beside the published versions; returns its version. `publishing` must
+    be held.
 
     A version that lies there and is damaged is replaced.
 
@@ -107,6 +109,7 @@ def add(bundle: str, models: str) -> str:
         with tempfile.TemporaryDirectory() as scratch:
             storage.write_dir(target, lambda out: _copy(folder, out), scratch=scratch)
     check_bundle(target, scratch=storage.temporary_folder())
+    copy_reranker(bundle, target, version)
     return version
 
 

@@ -7,6 +7,7 @@ RUN/checkpoints/                                       what a training goes on f
 RUN/bundle/  reranker/                                 all that serving needs; the second stage, where there is one
 RUN/ablations/NAME/                                    a run with one option changed
 MODELS/current.json  versions/VERSION/                 which version is served; a bundle of each version
+MODELS/rerankers/VERSION/                              the second stage of a version, where it has one
 MODELS/experiment.json                                 the A/B test that runs
 RUN/live/ or MODELS/live/                              what a service stored: posted events and items, exposures
 
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 
 from ctxrec.core import storage
 
+_VERSIONS = "versions"
 CHECKPOINTS = "checkpoints"  # the name under which Ray Train knows the folder too
 
 
@@ -190,4 +192,12 @@ class ModelsPaths:
 
     def version(self, name: str) -> BundlePaths:
         """The bundle of a published version."""
-        return BundlePaths(storage.join(self.root, "versions", name))
+        return BundlePaths(storage.join(self.root, _VERSIONS, name))
+
+
+def reranker_beside(bundle: str) -> str:
+    """Where the second stage of a bundle lies: in the run of the bundle, or beside the published versions."""
+    above = storage.parent(bundle)
+    if above.rsplit("/", 1)[-1] != _VERSIONS:
+        return RunPaths(above).reranker
+    return storage.join(storage.parent(above), "rerankers", bundle.rstrip("/").rsplit("/", 1)[-1])

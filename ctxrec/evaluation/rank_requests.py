@@ -29,9 +29,10 @@ from ctxrec.evaluation.summary import SLICE_K, RankedLists
 from ctxrec.evaluation.systems import MODEL, RERANKED, SHUFFLED, SHUFFLED_SAME_TIME
 from ctxrec.index.topk import top_k
 from ctxrec.memory.item_memory import ItemMemory
-from ctxrec.retrieval.cross_encoder import RerankedRecommender, load_reranker
+from ctxrec.retrieval.cross_encoder import RerankedRecommender
 from ctxrec.retrieval.load import trained_items
 from ctxrec.retrieval.recommender import Recommender
+from ctxrec.retrieval.reranker_files import load_reranker
 from ctxrec.retrieval.retriever import Retriever
 
 _NOTHING = np.zeros(0, np.int64)

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 import ray
 
+from ctxrec.bundle.reranker_folder import check_reranker
 from ctxrec.core import ray_cluster, ray_private, schema, storage
 from ctxrec.core.config import Config, DiversityConfig
 from ctxrec.core.errors import UserError
-from ctxrec.core.run_paths import RunPaths
+from ctxrec.core.run_paths import RunPaths, reranker_beside
 from ctxrec.data.prepared import PreparedData
 from ctxrec.evaluation.baselines.selection import SPLITS
 from ctxrec.evaluation.systems import FROZEN, MODEL, TUNED
-from ctxrec.retrieval.cross_encoder import check_reranker
 from ctxrec.retrieval.heard_words import check_context_texts
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.pre_validation import recommender_before_validation
 from ctxrec.retrieval.recommender import Recommender
-from ctxrec.retrieval.retriever import Retriever, find_reranker
+from ctxrec.retrieval.retriever import Retriever
 from ctxrec.retrieval.slate.rules import Rules
 from ctxrec.training.driver import run_outcome
 from ctxrec.training.trackers import read_train_log
@@ -74,7 +74,7 @@ class RankingPlan:
             num_actors=num_actors,
             cpus_per_actor=max(1, cpus // max(num_actors, 1)),
             seed=SEED,
-            reranker=find_reranker(bundles[MODEL]) if config.rerank.use and MODEL in bundles else None,
+            reranker=reranker_beside(bundles[MODEL]) if config.rerank.use and MODEL in bundles else None,
             knockouts=config.evaluate.knockouts and MODEL in bundles,
             tuned=MODEL in bundles and run_outcome(storage.parent(bundles[MODEL])).is_tuned,
             arranged=(arranged or {}) if MODEL in bundles else {},

@@ -14,8 +14,8 @@ from ctxrec.evaluation.comparison_table import verdict
 from ctxrec.evaluation.ranking_plan import RankingPlan
 from ctxrec.evaluation.summary import SLICE_K
 from ctxrec.evaluation.systems import MODEL, SystemMetrics
-from ctxrec.retrieval.cross_encoder import load_reranker
 from ctxrec.retrieval.recommender import Recommender
+from ctxrec.retrieval.reranker_files import load_reranker
 from ctxrec.retrieval.retriever import Retriever, load_retriever
 
 RERANK = "rerank"  # its key in metrics.json
@@ -37,7 +37,7 @@ def measure_second_stage(plan: RankingPlan, prepared: PreparedData, paired: Syst
     assert plan.reranker is not None
     retriever = load_retriever(plan.bundles[MODEL])
     second = load_reranker(plan.reranker, model_version=retriever.recommender.model_version)
-    retriever.reranker = second
+    retriever.reranker, retriever.reranks = second, True
     less = paired[f"ndcg@{SLICE_K}"]
     return {
         "weight": second.weight,

@@ -28,11 +28,12 @@ from ctxrec.python_api.request_arguments import (
     id_texts,
     rules_of,
     strength_of,
+    truth_of,
     users_of,
     whole_number,
 )
 from ctxrec.retrieval.heard_words import why_unheard
-from ctxrec.retrieval.no_effect import notes_of
+from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, notes_of
 from ctxrec.retrieval.raw_request import RawRequest
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import Retriever, load_retriever
@@ -63,7 +64,9 @@ class Model:
 
     @cached_property
     def _retriever(self) -> Retriever[Recommender]:
-        return load_retriever(RunPaths(self.run).bundle, self.config.index, diversity=self.config.diversity)
+        options = self.config
+        bundle, use = RunPaths(self.run).bundle, options.rerank.use
+        return load_retriever(bundle, options.index, rerank=use, on_request=True, diversity=options.diversity)
 
     def recommend(
         self,
@@ -77,6 +80,7 @@ class Model:
         allow: Iterable[Id] | None = None,
         diversity: float | None = None,
         query: str | None = None,
+        rerank: bool | None = None,
     ) -> Any:
         """The best k items for a user, for each of several users, or for a history. It means what the HTTP call means.
 
@@ -93,6 +97,8 @@ class Model:
             diversity: strength of MMR from 0 to 1; None takes that of the options.
             query: free text that the list should fit besides the taste, such as "quiet sci-fi for tonight". A model
                 without a text encoder warns that it has no effect.
+            rerank: whether the second stage (`ctxrec.rerank`) ranks the best candidates again; None takes `rerank.use` of
+                the options. A model without one warns that it has no effect.
 
         Returns:
             A table with the columns `item_id`, `score` and, where the catalogue has texts, `title`, best item first. With
@@ -113,7 +119,12 @@ class Model:
                 warnings.warn(note.text, stacklevel=2)
         unwanted = retriever.positions(id_texts(exclude, "exclude"))
         strengths = [strength_of(diversity)] * len(users)
-        found = retriever.top_k(requests, num, exclude=[unwanted] * len(users), allowed=allowed, diversity=strengths)
+        said = [truth_of(rerank, "rerank")] * len(users)
+        if rerank and retriever.reranker is None:
+            warnings.warn(f"rerank has no effect: {NO_SECOND_STAGE}", stacklevel=2)
+        found = retriever.top_k(
+            requests, num, exclude=[unwanted] * len(users), allowed=allowed, diversity=strengths, rerank=said
+        )
         tables = [self._list(items, scores) for items, scores in found]
         if not several:
             return from_arrow(tables[0], self.kind)

@@ -86,6 +86,17 @@ def strength_of(diversity: Any) -> float | None:
     return number
 
 
+def truth_of(value: Any, what: str) -> bool | None:
+    """True, False or None, where it is not said.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if value is not None and not isinstance(value, (bool, np.bool_)):
+        raise UserError(f"{what} is {value!r}; expected True or False")
+    return None if value is None else bool(value)
+
+
 def context_of(context: Any) -> dict[str, Any]:
     """A context as a dictionary; which keys and values it may have, the model knows.
 

@@ -22,17 +22,17 @@ import ray.data
 
 from ctxrec.bundle.format import check_bundle, read_about
 from ctxrec.bundle.registry import find_bundle
+from ctxrec.bundle.reranker_folder import check_reranker
 from ctxrec.core import failures, ray_cluster, storage
 from ctxrec.core.config import Config, DiversityConfig, IndexConfig, load_config
 from ctxrec.core.dataset_spec import ContextSpec
 from ctxrec.core.errors import UserError, require
-from ctxrec.core.run_paths import BundlePaths
+from ctxrec.core.run_paths import BundlePaths, reranker_beside
 from ctxrec.core.terminal import progress_bar
 from ctxrec.core.time_zones import TIMEZONE, UTC, check_zone
 from ctxrec.data.clock import Clock
 from ctxrec.data.events import EARLIEST_S, LATEST_S, MAX_NUMBER
 from ctxrec.data.parsing import to_text
-from ctxrec.retrieval.cross_encoder import check_reranker
 from ctxrec.retrieval.heard_words import why_unheard
 from ctxrec.retrieval.history_columns import (
     check_history,
@@ -43,10 +43,11 @@ from ctxrec.retrieval.history_columns import (
     read_histories,
 )
 from ctxrec.retrieval.load import load_recommender
-from ctxrec.retrieval.no_effect import unknown_in_columns
+from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, unknown_in_columns
 from ctxrec.retrieval.raw_request import RawRequest
 from ctxrec.retrieval.request_reader import MAX_QUERY, ContextReader
-from ctxrec.retrieval.retriever import Retriever, find_reranker, load_retriever
+from ctxrec.retrieval.reranker_files import second_stage_of
+from ctxrec.retrieval.retriever import Retriever, load_retriever
 from ctxrec.retrieval.slate.rules import Rules, rules_of
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ logger = logging.getLogger(__name__)
 _LOOKED_AT = 100_000  # requests whose contexts are looked at for values that the model does not know
 
 REQUEST_ID, USER_ID, TIMESTAMP, HISTORY = "request_id", "user_id", "timestamp", "history"
-QUERY = "query"  # unless the context has a feature of that name, which the column then is; so it is with TIMEZONE
+# These and TIMEZONE are of the request unless the context has a feature of that name, which the column then is.
+QUERY, RERANK = "query", "rerank"
 ITEM_IDS, SCORES = "item_ids", "scores"
 # Times below these sizes are likely in such units, and divided by so much they are seconds.
 _UNITS = ((1e14, "milliseconds", "1000"), (1e17, "microseconds", "10^6"))
@@ -87,7 +89,7 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     folder, manifest = check_bundle(bundle, scratch=storage.temporary_folder())
     config = config or load_config(base=BundlePaths(folder).config)
     if config.rerank.use:
-        check_reranker(find_reranker(bundle), manifest["model_version"])
+        check_reranker(reranker_beside(bundle), manifest["model_version"])
     rules = rules_of(config.diversity)
     if config.diversity.is_on:  # a mistake is one line here, and in an actor a traceback
         Retriever(load_recommender(bundle), diversity=config.diversity, rules=rules)
@@ -99,6 +101,9 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
         reason = why_unheard(load_recommender(bundle))
         if reason is not None:
             logger.warning("the column %s has no effect: %s", QUERY, reason)
+    on_request = RERANK in columns and RERANK not in context.columns
+    if on_request and second_stage_of(bundle, manifest["model_version"], required=False) is None:
+        logger.warning("the column %s has no effect: %s", RERANK, NO_SECOND_STAGE)
     schema = _output_schema(inputs)
     if num_rows == 0:
         _write(out, schema, (), num_rows=0)
@@ -109,7 +114,7 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     _warn_of_unknown(contexts, paths[0], fs, context)
     scorer: dict[str, Any] = {
         "bundle": bundle, "index": config.index, "context": context, "k": k, "now_s": now_s,
-        "rerank": config.rerank.use, "diversity": config.diversity, "rules": rules,
+        "rerank": config.rerank.use, "on_request": on_request, "diversity": config.diversity, "rules": rules,
     }  # fmt: skip
     if config.evaluate.needs_no_actors(num_rows):
         tables = _read_here(paths, fs, columns, config.evaluate.batch_size)
@@ -164,10 +169,13 @@ class Scorer:
         k: int,
         now_s: float,
         rerank: bool = False,
+        on_request: bool = False,
         diversity: DiversityConfig | None = None,
         rules: Rules | None = None,
     ):
-        self._retriever = load_retriever(bundle, index, rerank=rerank, diversity=diversity, rules=rules)
+        options: dict[str, Any] = {"diversity": diversity, "rules": rules}
+        self._retriever = load_retriever(bundle, index, rerank=rerank, on_request=on_request, **options)
+        self._on_request = on_request
         self._k = k
         self._context = context
         self._now_s = now_s
@@ -176,7 +184,8 @@ class Scorer:
     def __call__(self, table: pa.Table) -> pa.Table:
         raw = raw_requests(table, self._context, now_s=self._now_s, zone=self._zone)
         requests, _ = self._retriever.recommender.make_requests(raw)
-        found = self._retriever.top_k(requests, self._k)
+        said = table.column(RERANK).to_pylist() if self._on_request else None
+        found = self._retriever.top_k(requests, self._k, rerank=said)
         item_ids = [self._retriever.item_ids(positions) for positions, _ in found]
         scores = [row_scores for _, row_scores in found]
         return pa.table(
@@ -219,7 +228,7 @@ def raw_requests(table: pa.Table, context: ContextSpec, *, now_s: float, zone: s
 
 def _check_requests(inputs: list[str], context: ContextSpec) -> tuple[list[str], int]:
     """The columns to read and the number of rows, after a check of all that a file can have wrong."""
-    known = list(dict.fromkeys([REQUEST_ID, USER_ID, TIMESTAMP, TIMEZONE, HISTORY, QUERY, *context.columns]))
+    known = list(dict.fromkeys([REQUEST_ID, USER_ID, TIMESTAMP, TIMEZONE, HISTORY, QUERY, RERANK, *context.columns]))
     num_rows, wanted, unused = 0, None, []
     for file in inputs:
         parquet = _open_parquet(file)
@@ -259,10 +268,17 @@ def _check_columns(types: dict[str, pa.DataType], context: ContextSpec, *, sourc
     for name in (USER_ID, TIMEZONE, QUERY, *context.columns):
         if name in types and pa.types.is_nested(types[name]):
             raise UserError(f"{source}: column {name!r} is {types[name]}; expected one value a request")
+    if RERANK in types and RERANK not in context.columns and not _is_truth(types[RERANK]):
+        raise UserError(f"{source}: column {RERANK!r} is {types[RERANK]}; expected true, false or null (bool)")
     for name in (TIMESTAMP, *context.numeric):
         if name in types and not is_numeric(types[name], times=name == TIMESTAMP):
             wanted = "epoch seconds, UTC, or a timestamp" if name == TIMESTAMP else "numbers"
             raise UserError(f"{source}: column {name!r} is {types[name]}; expected {wanted}")
+
+
+def _is_truth(kind: pa.DataType) -> bool:
+    """Whether a column holds true, false and null alone."""
+    return pa.types.is_boolean(kind) or pa.types.is_null(kind)
 
 
 def _check_rows(parquet: pq.ParquetFile, columns: list[str], context: ContextSpec, *, source: str) -> None:

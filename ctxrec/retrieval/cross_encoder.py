@@ -9,11 +9,7 @@ Legend: N requests, P pairs of a request and a candidate, H encoder width.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,128 +18,19 @@ import pyarrow as pa
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors.numpy import load_file as load_arrays
-from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import load_file, save_file
 
-from ctxrec.bundle.content_check import check_finite, check_parts
-from ctxrec.bundle.format import damage_named
-from ctxrec.core import schema, storage
-from ctxrec.core.config import EncoderConfig
-from ctxrec.core.errors import UserError
-from ctxrec.core.manifest import FolderKind, hash_files, read_checked, write_manifest
-from ctxrec.data.events import DAYS, MONTHS
+from ctxrec.core import schema
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.data.requests import Requests
 from ctxrec.encoder.encode_plan import Tokens, encode_share, plan_encoding
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.index.topk import top_k
+from ctxrec.retrieval.pair_reader import PairReader
+from ctxrec.retrieval.request_texts import request_texts
 
-ABOUT, HEAD, ITEMS, ENCODER = "about.json", "head.safetensors", "items.safetensors", "encoder"
-SECOND_STAGE = FolderKind(
-    noun="reranker",
-    format_version=1,
-    when_missing="train one with python -m ctxrec.rerank first",
-    when_damaged="restore it or run python -m ctxrec.rerank again",
-    when_outdated="Run python -m ctxrec.rerank again",
-)
-
-_DAYTIMES = ("night", "morning", "afternoon", "evening")  # a quarter of the day each, from midnight on
-_CHARACTERS = 16  # of a title that count for each token of the budget, so that no text is cut for nothing
 _FEATURES = 2  # what the head sees of the retriever: the score and the rank
 
 Found = list[tuple[np.ndarray, np.ndarray]]  # of each request: item positions, best first, and their scores
-
-
-def request_texts(
-    requests: Requests, features: FeatureMeta, titles: Sequence[str | None], *, history_items: int
-) -> list[str]:
-    """What each request says in words: attributes, context, time, then titles of the latest items, newest first."""
-    users, context = requests.users, requests.context
-    parts: list[list[str]] = [[] for _ in range(len(requests))]
-    for codes, vocabularies in ((users.cat, features.user_categories), (context.cat, features.context_categories)):
-        for name, vocabulary in vocabularies.items():
-            for said, code in zip(parts, codes[name], strict=True):
-                if code >= schema.FIRST_CODE:
-                    said.append(f"{name}: {vocabulary[code - schema.FIRST_CODE]}")
-    for values, names in ((users.num, features.user_numbers), (context.num, features.context_numbers)):
-        for name in names:
-            for said, value in zip(parts, values[name], strict=True):
-                if np.isfinite(value):
-                    said.append(f"{name}: {value:.4g}")
-    for name in features.context_texts:
-        for said, text in zip(parts, context.text[name], strict=True):
-            if text:
-                said.append(f"{name}: {text}")
-    for n, said in enumerate(parts):
-        said.append(_time_in_words(requests, n))
-        latest = requests.history.items[requests.history.row(n)][::-1][:history_items]
-        said += [title for item in latest.tolist() if item < len(titles) and (title := titles[item])]
-    return ["; ".join(said) for said in parts]
-
-
-def _time_in_words(requests: Requests, n: int) -> str:
-    """As "Friday evening, April", in the zone of the request or of the log."""
-    hour, weekday, month = (int(requests.context.cat[name][n]) - schema.FIRST_CODE for name in schema.TIME_CONTEXT)
-    return f"{DAYS[weekday]} {_DAYTIMES[hour // 6]}, {MONTHS[month - 1]}"
-
-
-class PairReader:
-    """Turns requests and candidates into tokens of their pairs: request first, candidate last.
-
-    Args:
-        encoder_path: folder with the encoder's tokenizer.
-        max_tokens: of a pair, with the special tokens.
-    """
-
-    def __init__(self, encoder_path: str, *, max_tokens: int):
-        from transformers import AutoTokenizer
-
-        self._tokenizer = AutoTokenizer.from_pretrained(encoder_path, trust_remote_code=False)
-        self.max_tokens = max_tokens
-        self._before, self._between, self._behind = self._special_tokens()
-        pad = self._tokenizer.pad_token_id
-        self._pad_id = int(pad if pad is not None else self._tokenizer.eos_token_id or 0)
-
-    def plain(self, texts: Sequence[str], limit: int) -> Tokens:
-        """Tokens of texts without special ones, at most `limit` each."""
-        cut = [text[: limit * _CHARACTERS] for text in texts]
-        options: dict[str, Any] = {"add_special_tokens": False, "truncation": True, "max_length": limit}
-        rows = self._tokenizer(cut, padding=False, **options)["input_ids"] if cut else []
-        offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
-        ids = np.fromiter((token for row in rows for token in row), np.int32, int(offsets[-1]))
-        return Tokens(ids=ids, offsets=offsets, pad_id=self._pad_id)
-
-    def pairs(self, asked: Tokens, items: Tokens, row_P: np.ndarray, item_P: np.ndarray) -> Tokens:
-        """Tokens of pairs (request row_P[p], item item_P[p]); the request's are cut where both are too long."""
-        room = self.max_tokens - len(self._before) - len(self._between) - len(self._behind)
-        parts, lengths = [], np.zeros(len(row_P), np.int64)
-        for p, (row, item) in enumerate(zip(row_P.tolist(), item_P.tolist(), strict=True)):
-            candidate = items.ids[items.offsets[item] : items.offsets[item + 1]][: max(room, 0)]
-            request = asked.ids[asked.offsets[row] : asked.offsets[row + 1]][: max(room - len(candidate), 0)]
-            pair = [self._before, request, self._between, candidate, self._behind]
-            parts += pair
-            lengths[p] = sum(map(len, pair))
-        return Tokens(
-            ids=np.concatenate(parts) if parts else np.zeros(0, np.int32),
-            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            pad_id=self._pad_id,
-        )
-
-    def save(self, folder: str) -> None:
-        self._tokenizer.save_pretrained(folder)
-
-    def _special_tokens(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What the tokenizer puts before, between and behind two texts; between, at least one separator."""
-        probe = self._tokenizer("a", add_special_tokens=False, padding=False)["input_ids"]
-        whole = self._tokenizer("a", "a", padding=False)["input_ids"]
-        first = whole.index(probe[0])
-        last = len(whole) - whole[::-1].index(probe[-1]) - len(probe)
-        separator = self._tokenizer.sep_token_id or self._tokenizer.eos_token_id
-        between = whole[first + len(probe) : last] or ([] if separator is None else [separator])
-        parts = whole[:first], between, whole[last + len(probe) :]
-        before, middle, behind = (np.array(part, np.int32) for part in parts)
-        return before, middle, behind
 
 
 class CrossEncoder(nn.Module):
@@ -291,98 +178,3 @@ def merge_adapter(network: CrossEncoder) -> None:
     backbone = network.encoder.backbone
     if hasattr(backbone, "merge_and_unload"):
         network.encoder.backbone = backbone.merge_and_unload()
-
-
-def save_reranker(path: str, reranker: Reranker) -> None:
-    """Write a reranker at `path` (a path or URI) as one complete folder: safetensors and JSON under hashes.
-
-    The encoder (no adapter on it any more, see `merge_adapter`) lies in it whole, so that loading needs no other one.
-    """
-
-    def fill(folder: str) -> None:
-        network = reranker.network
-        network.encoder.backbone.save_pretrained(_in(folder, ENCODER), safe_serialization=True)
-        reranker.reader.save(_in(folder, ENCODER))
-        save_file({n: w.detach().cpu().contiguous() for n, w in network.head.state_dict().items()}, _in(folder, HEAD))
-        save_arrays({"ids": reranker.items.ids, "offsets": reranker.items.offsets}, _in(folder, ITEMS))
-        about = {
-            "pooling": network.encoder.pooling,
-            "token_budget": network.token_budget,
-            "max_tokens": reranker.reader.max_tokens,
-            "pad_id": reranker.items.pad_id,
-            **{key: getattr(reranker, key) for key in ("weight", "candidates", "history_items", "gain")},
-        }
-        _write_json(_in(folder, ABOUT), about)
-        write_manifest(folder, SECOND_STAGE, files=hash_files(folder), model_version=reranker.model_version)
-
-    with tempfile.TemporaryDirectory() as scratch:
-        storage.write_dir(path, fill, scratch=scratch)
-
-
-def load_reranker(path: str, *, model_version: str) -> Reranker:
-    """Load what `save_reranker` wrote, after a check of all hashes; executes no code from it.
-
-    Args:
-        path: path or URI.
-        model_version: of the bundle that it is to stand behind.
-
-    Raises:
-        UserError: it is missing, damaged, or was trained for another bundle.
-    """
-    folder = check_reranker(path, model_version)
-    with damage_named(path, noun=SECOND_STAGE.noun):
-        check_finite(folder, storage.local_files(folder))
-        return _load(folder, model_version)
-
-
-def _load(folder: str, model_version: str) -> Reranker:
-    arrays = load_arrays(_in(folder, ITEMS))
-    check_parts(arrays["offsets"], len(arrays["ids"]), ITEMS)
-    about = storage.read_json(_in(folder, ABOUT))
-    inside = _in(folder, ENCODER)
-    with _quiet():
-        encoder = TextEncoder(EncoderConfig(name=inside, pooling=about["pooling"]), inside, tune=False)
-    network = CrossEncoder(encoder, token_budget=about["token_budget"]).eval()
-    network.head.load_state_dict(load_file(_in(folder, HEAD)))
-    return Reranker(
-        network=network,
-        reader=PairReader(inside, max_tokens=about["max_tokens"]),
-        items=Tokens(ids=arrays["ids"], offsets=arrays["offsets"], pad_id=about["pad_id"]),
-        model_version=model_version,
-        **{key: about[key] for key in ("weight", "candidates", "history_items", "gain")},
-    )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the warning that the encoder has no pooling layer: `TextEncoder` removes that layer on purpose."""
-    from transformers.utils import logging as transformers_logging
-
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
-
-
-def check_reranker(path: str, model_version: str) -> str:
-    """A local folder with the reranker, after a check of its manifest, its model version and every hash.
-
-    Raises:
-        UserError: a file is missing or damaged, or the second stage belongs to another model.
-    """
-    folder, manifest = read_checked(path, SECOND_STAGE, scratch=storage.temporary_folder())
-    if manifest["model_version"] != model_version:
-        found = f"was trained for model {manifest['model_version']}; the bundle is model {model_version}"
-        raise UserError(f"the reranker at {path} {found}. {SECOND_STAGE.when_outdated}")
-    return folder
-
-
-def _in(folder: str, name: str) -> str:
-    return os.path.join(folder, name)
-
-
-def _write_json(path: str, value: Any) -> None:
-    with open(path, "w", encoding="utf-8") as stream:
-        json.dump(value, stream, indent=1, ensure_ascii=False)

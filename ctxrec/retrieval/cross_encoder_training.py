@@ -38,17 +38,17 @@ from ctxrec.metrics.ranking import request_metrics
 from ctxrec.retrieval.cross_encoder import (
     CrossEncoder,
     Found,
-    PairReader,
     Reranker,
     merge_adapter,
     new_order,
-    request_texts,
     retrieved_features,
-    save_reranker,
     titles_of,
 )
+from ctxrec.retrieval.pair_reader import PairReader
 from ctxrec.retrieval.pre_validation import recommender_before_validation
+from ctxrec.retrieval.request_texts import request_texts
 from ctxrec.retrieval.rerank_candidates import Examples, find_candidates
+from ctxrec.retrieval.reranker_files import save_reranker
 
 logger = logging.getLogger(__name__)
 

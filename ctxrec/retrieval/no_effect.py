@@ -14,6 +14,10 @@ from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.request_reader import ContextReader
 from ctxrec.retrieval.retriever import Retriever
 
+NO_SECOND_STAGE = (
+    "the model has no second stage; none was trained for it (python -m ctxrec.rerank), or it gained nothing on requests "
+    "that it had not seen"
+)
 MAX_NOTES = 20  # of one request
 _MAX_LOOKED_AT = 1000  # values of one request
 _MAX_QUOTED = 100  # characters of a value

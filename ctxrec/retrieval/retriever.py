@@ -17,10 +17,9 @@ import scipy.sparse as sp
 from ctxrec.bundle.content_check import Unsound
 from ctxrec.bundle.format import damage_named
 from ctxrec.bundle.registry import find_bundle
-from ctxrec.core import storage
 from ctxrec.core.config import DiversityConfig, IndexConfig
 from ctxrec.core.errors import UserError
-from ctxrec.core.run_paths import BundlePaths, RunPaths
+from ctxrec.core.run_paths import BundlePaths
 from ctxrec.core.stopwatch import Stopwatch
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.data.requests import Requests
@@ -28,12 +27,13 @@ from ctxrec.index.exact import Allowed, Excluded, exact_search
 from ctxrec.index.faiss_index import Index, load_index
 from ctxrec.index.topk import NO_ITEM, top_k
 from ctxrec.memory.scoring import Scorer
-from ctxrec.retrieval.cross_encoder import Reranker, load_reranker, titles_of
+from ctxrec.retrieval.cross_encoder import Reranker, titles_of
 from ctxrec.retrieval.filters import ColumnRule, ItemFilter
 from ctxrec.retrieval.live_catalogue import EncodedItems, LiveCatalogue
 from ctxrec.retrieval.live_search import search_live
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.recommender import Recommender
+from ctxrec.retrieval.reranker_files import second_stage_of
 from ctxrec.retrieval.slate.rules import Rules
 from ctxrec.retrieval.slate.slate_builder import Found, SlateBuilder
 
@@ -75,6 +75,7 @@ class Retriever(Generic[Model]):
         recommender: the model. The retriever hands it on, with all that it offers besides a `SearchedModel`.
         index: an index of `recommender.vectors`; None ranks the whole catalogue exactly.
         reranker: an optional second stage, which puts the best candidates of a request in a new order.
+        reranks: whether it does so for requests that do not say.
         diversity: what is done with the best candidates at the end; None: nothing.
         rules: besides, those of a file; `diversity.rules` is not read here.
     """
@@ -86,6 +87,8 @@ class Retriever(Generic[Model]):
         reranker: Reranker | None = None,
         diversity: DiversityConfig | None = None,
         rules: Rules | None = None,
+        *,
+        reranks: bool = True,
     ):
         expected = recommender.vectors.shape
         if index is not None and (index.num_items, index.dim) != expected:
@@ -95,7 +98,7 @@ class Retriever(Generic[Model]):
             )
         self.recommender = recommender
         self.index = index
-        self.reranker = reranker
+        self.reranker, self.reranks = reranker, reranks
         self.catalogue = recommender.catalogue
         self.item_filter = ItemFilter(self.catalogue)
         self.slate_builder = SlateBuilder(
@@ -114,6 +117,7 @@ class Retriever(Generic[Model]):
         exclude: Excluded = None,
         allowed: Allowed = None,
         diversity: Sequence[float | None] | None = None,
+        rerank: Sequence[bool | None] | None = None,
         watch: Stopwatch | None = None,
     ) -> Found:
         """The best k items of each request: always k unless fewer are eligible.
@@ -125,6 +129,7 @@ class Retriever(Generic[Model]):
                 are left out unless the spec says `split.repeats`).
             allowed: bool [I] for all requests or one such mask for each (`compile_filter`); None: all items.
             diversity: strength of MMR for each request; None: that of the options.
+            rerank: whether the second stage ranks the candidates of each request; None: as the options say.
             watch: takes the times of the stages "tower", "memory", "search" and, where there are such, "rerank"
                 (a second stage) and "arrange" (diversity and rules).
 
@@ -133,7 +138,9 @@ class Retriever(Generic[Model]):
             ties by position).
         """
         with self.catalogue.reading():
-            return self._top_k(requests, k, exclude, allowed, diversity, watch or Stopwatch()) if len(requests) else []
+            if not len(requests):
+                return []
+            return self._top_k(requests, k, exclude, allowed, diversity, rerank, watch or Stopwatch())
 
     def _top_k(
         self,
@@ -142,6 +149,7 @@ class Retriever(Generic[Model]):
         exclude: Excluded,
         allowed: Allowed,
         diversity: Sequence[float | None] | None,
+        rerank: Sequence[bool | None] | None,
         watch: Stopwatch,
     ) -> Found:
         ks = [k] * len(requests) if isinstance(k, int) else list(k)
@@ -156,12 +164,15 @@ class Retriever(Generic[Model]):
         watch.lap("memory")
         allowed = self.slate_builder.open_items(requests, allowed)
         unwanted = self._unwanted(requests, exclude)
-        most = wanted if self.reranker is None else max(wanted, self.reranker.candidates)
+        asked = np.flatnonzero([self.is_reranked(said) for said in rerank or [None] * len(requests)])
+        most = wanted if self.reranker is None or not len(asked) else max(wanted, self.reranker.candidates)
         found = self._find(queries, most, exclude=unwanted, allowed=allowed, added=remembered)
         watch.lap("search")
-        if self.reranker is not None:
-            features = self.recommender.features
-            found = self.reranker.rerank(requests, found, wanted, features=features, titles=self._titles)
+        if self.reranker is not None and len(asked):
+            part, before, features = requests.take(asked), [found[n] for n in asked], self.recommender.features
+            again = self.reranker.rerank(part, before, wanted, features=features, titles=self._titles)
+            for n, ranked in zip(asked, again, strict=True):
+                found[n] = ranked
             watch.lap("rerank")
         found = [(items[:size], scores[:size]) for (items, scores), size in zip(found, sizes, strict=True)]
         if arranged:
@@ -179,6 +190,10 @@ class Retriever(Generic[Model]):
             found = self.slate_builder.arrange(requests, found, ks, strengths, among)
             watch.lap("arrange")
         return found
+
+    def is_reranked(self, said: bool | None) -> bool:
+        """Whether the second stage ranks the candidates of a request that says so, says not, or does not say (None)."""
+        return self.reranker is not None and (self.reranks if said is None else said)
 
     def similar(self, item: int, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k items most like `item`, itself left out (`Recommender.similar_query` says by what)."""
@@ -352,16 +367,12 @@ def _of_request(given: Excluded | Allowed, n: int) -> np.ndarray | None:
     return given if given is None or isinstance(given, np.ndarray) else given[n]
 
 
-def find_reranker(bundle: str) -> str:
-    """Where the second stage of a run lies: beside its bundle."""
-    return RunPaths(storage.parent(bundle)).reranker
-
-
 def load_retriever(
     run: str,
     index: IndexConfig | None = None,
     *,
     rerank: bool = False,
+    on_request: bool = False,
     diversity: DiversityConfig | None = None,
     rules: Rules | None = None,
 ) -> Retriever[Recommender]:
@@ -370,19 +381,21 @@ def load_retriever(
     Args:
         run: path or URI.
         index: search options; None takes those of the bundle.
-        rerank: with the run's second stage (`ctxrec.rerank`), unless that was found to add nothing.
+        rerank: whether the second stage (`ctxrec.rerank`) ranks the candidates of requests that do not say. One that was
+            found to add nothing is left out.
+        on_request: loads the second stage, where there is one that fits, for the requests that ask for it.
         diversity: what is done with the best candidates at the end; None: nothing.
         rules: besides, those of a file; `diversity.rules` is not read here.
 
     Raises:
-        UserError: it is missing or damaged, or its catalogue lacks an item or a column that is named.
+        UserError: it is missing or damaged, or its catalogue lacks an item or a column that is named; or `rerank` is True,
+            and there is no second stage that fits.
     """
     bundle = find_bundle(run)
     recommender = load_recommender(bundle)
     second = None
-    if rerank:
-        second = load_reranker(find_reranker(bundle), model_version=recommender.model_version)
-        second = second if second.weight > 0 else None
+    if rerank or on_request:
+        second = second_stage_of(bundle, recommender.model_version, required=rerank)
     found = load_index(BundlePaths(bundle).index, index or recommender.config.index)
     if found.num_items != len(recommender.item_vectors):
         raise UserError(
@@ -394,4 +407,4 @@ def load_retriever(
             raise Unsound(
                 f"index.faiss has vectors of {found.dim} numbers, and the model of {recommender.vectors.shape[1]}"
             )
-        return Retriever(recommender, found, second, diversity, rules)
+        return Retriever(recommender, found, second, diversity, rules, reranks=rerank)

@@ -208,6 +208,7 @@ NO_ARGUMENTS = {
     ],
     "context": ["tv", ["device"]],
     "diversity": ["0.5", 2, -0.1, True, np.nan],
+    "rerank": ["yes", 1, 0.5],
     "filter": [
         "kind", ["kind"], {"kind": "a"}, {"kind": None}, {"kind": {}}, {"kind": {"any": None}}, {"kind": {"any": "a"}},
         {"kind": {"none": "a"}}, {"kind": {"none": 5}}, {"kind": ["a", None]}, {"kind": [["a"]]}, {"kind": {"min": "5"}},

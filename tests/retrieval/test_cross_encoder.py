@@ -13,26 +13,18 @@ from tokenizers.processors import TemplateProcessing
 from tolerance import assert_same_scores
 from transformers import AutoTokenizer
 
+from ctxrec.bundle.reranker_folder import SECOND_STAGE
 from ctxrec.core import schema, storage
 from ctxrec.core.config import load_config
 from ctxrec.core.errors import UserError
 from ctxrec.core.manifest import hash_files, write_manifest
 from ctxrec.data.requests import split_requests
-from ctxrec.retrieval.cross_encoder import (
-    HEAD,
-    ITEMS,
-    SECOND_STAGE,
-    PairReader,
-    RerankedRecommender,
-    load_reranker,
-    merge_adapter,
-    new_order,
-    request_texts,
-    retrieved_features,
-    save_reranker,
-)
+from ctxrec.retrieval.cross_encoder import RerankedRecommender, merge_adapter, new_order, retrieved_features
 from ctxrec.retrieval.cross_encoder_training import RerankTrainingParams, Trainer, make_reranker, summary
+from ctxrec.retrieval.pair_reader import PairReader
+from ctxrec.retrieval.request_texts import request_texts
 from ctxrec.retrieval.rerank_candidates import Examples, find_candidates
+from ctxrec.retrieval.reranker_files import HEAD, ITEMS, load_reranker, save_reranker
 
 NUM_ITEMS, NUM_CANDIDATES = 60, 12
 FAST = RerankTrainingParams(head_lr=2e-2)
@@ -106,6 +98,16 @@ def test_what_a_request_says(world, requests):
     hour = int(requests.context.cat["hour"][n]) - schema.FIRST_CODE
     daytime = ("night", "morning", "afternoon", "evening")[hour // 6]
     assert any(s.endswith(f"{daytime}, September") for s in said), "the log begins on 13 September 2020"
+
+
+def test_words_of_the_request_come_first_and_a_log_without_clock_says_no_time(world, requests):
+    part = requests.take(np.arange(3))
+    asked = dataclasses.replace(part, query=np.array(["quiet sci-fi ", None, " "], object))
+    features = dataclasses.replace(world.features, clock=False)
+    said = request_texts(asked, features, titles(world), history_items=1)
+    assert said[0].startswith("query: quiet sci-fi; ")
+    assert said[1:] == request_texts(part, features, titles(world), history_items=1)[1:]
+    assert not any(word in text for text in said for word in ("September", "morning", "night"))
 
 
 def test_titles_that_nobody_knows_are_left_out(world, requests):

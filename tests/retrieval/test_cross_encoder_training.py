@@ -19,12 +19,12 @@ from ctxrec.data.requests import validation_requests
 from ctxrec.evaluation.offline import open_data
 from ctxrec.index.topk import top_k
 from ctxrec.metrics.ranking import request_metrics
-from ctxrec.retrieval.cross_encoder import load_reranker, save_reranker
 from ctxrec.retrieval.cross_encoder_training import train_reranker
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.pre_validation import recommender_before_validation
 from ctxrec.retrieval.raw_request import RawRequest
 from ctxrec.retrieval.recommender import Recommender
+from ctxrec.retrieval.reranker_files import load_reranker, save_reranker
 from ctxrec.retrieval.retriever import load_retriever
 
 OPTIONS = ("candidates=10", "max_tokens=32", "epochs=1", "batch_size=8")
@@ -120,6 +120,26 @@ def test_retrieval_and_batch_scoring_use_it(run, tmp_path):
     recommend(run, str(tmp_path / "r.parquet"), str(tmp_path / "o.parquet"), k=3, config=config)
     answers = pq.read_table(tmp_path / "o.parquet").column("item_ids").to_pylist()
     assert answers == [both.item_ids(items) for items, _ in short]
+
+    # A column of the requests decides for its rows, and what is null there is as the options say.
+    said = [True, False, None, True, False, None]
+    pq.write_table(asked.append_column("rerank", pa.array(said)), tmp_path / "r.parquet")
+    recommend(run, str(tmp_path / "r.parquet"), str(tmp_path / "o.parquet"), k=3)
+    answers = pq.read_table(tmp_path / "o.parquet").column("item_ids").to_pylist()
+    for n, answer in enumerate(answers):
+        assert answer == both.item_ids((second if said[n] else first)[n][0][:3])
+    pq.write_table(asked.append_column("rerank", pa.array(["yes"] * 6)), tmp_path / "r.parquet")
+    with pytest.raises(UserError, match=r"column 'rerank' is string; expected true, false or null"):
+        recommend(run, str(tmp_path / "r.parquet"), str(tmp_path / "o.parquet"), k=3)
+
+
+def test_a_column_that_asks_for_a_second_stage_that_is_not_there_is_named(tiny_run, tmp_path, caplog):
+    from ctxrec.retrieval.batch_scoring import recommend
+
+    columns = {"request_id": [1], "user_id": ["u1"], "timestamp": [1_700_000_000.0], "rerank": [True]}
+    pq.write_table(pa.table(columns), tmp_path / "r.parquet")
+    assert recommend(tiny_run, str(tmp_path / "r.parquet"), str(tmp_path / "o.parquet"), k=3) == 1
+    assert "the column rerank has no effect: the model has no second stage" in caplog.text
 
 
 def test_without_a_second_stage_the_option_is_refused(tiny_run, tmp_path):

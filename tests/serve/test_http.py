@@ -97,11 +97,10 @@ def test_ids_are_a_history_as_events_are():
     assert ids.history == [HistoryEvent(item_id="242"), HistoryEvent(item_id="50", timestamp=5)]
 
 
-def test_the_description_says_what_http_does_not_reach():
-    assert (
-        "second stage (`ctxrec.rerank`, a cross-encoder) is not available over HTTP"
-        in make_app().openapi()["info"]["description"]
-    )
+def test_the_document_shows_how_the_second_stage_is_asked_for():
+    field = RecommendRequest.model_json_schema()["properties"]["rerank"]
+    assert "second stage" in field["description"] and field["default"] is None
+    assert "second stage (`ctxrec.rerank`, a cross-encoder)" in make_app().openapi()["info"]["description"]
 
 
 LARGE = {

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from rerankers import put_second_stage
 
 from ctxrec.bundle.registry import find_bundle, publish
 from ctxrec.retrieval.retriever import load_retriever
@@ -54,9 +55,10 @@ def live(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="package")
 def models(tiny_run, tmp_path_factory) -> str:
-    """Published models: one version, that of the tiny run."""
+    """Published models: one version, that of the tiny run, with a second stage for requests that ask for it."""
     folder = str(tmp_path_factory.mktemp("models"))
     publish(find_bundle(tiny_run), folder)
+    put_second_stage(find_bundle(folder))
     return folder
 
 

@@ -52,6 +52,19 @@ def test_the_whole_body_of_the_contract(client, retriever):
     assert scores == sorted(scores, reverse=True)
 
 
+def test_the_second_stage_ranks_for_those_who_ask_for_it(client):
+    plain, again = (
+        [item["item_id"] for item in client.ask(user_id="u1", context={"timestamp": NOW}, rerank=said)["items"]]
+        for said in (False, True)
+    )
+    assert plain != again and sorted(plain) == sorted(again)
+    bodies = [{"user_id": "u1", "context": {"timestamp": NOW}, "rerank": said} for said in (True, None)]
+    lists = [[item["item_id"] for item in one["items"]] for one in client.ask(requests=bodies)["responses"]]
+    assert lists == [again, plain]
+    assert "rerank" in client.refuses({"user_id": "u1", "rerank": "yes"})
+    assert 'ctxrec_stage_seconds_count{stage="rerank"}' in client.get("/metrics").text
+
+
 def test_a_query_ranks_by_words_and_taste(client):
     """The free text of a request, alone and in a list; texts of the context are read in the same way."""
     plain, red, blue = (
