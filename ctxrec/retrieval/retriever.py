@@ -7,7 +7,7 @@ Legend: I items, N requests.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Generic, Protocol, TypeVar
 
@@ -32,6 +32,7 @@ from ctxrec.retrieval.filters import ColumnRule, ItemFilter
 from ctxrec.retrieval.live_catalogue import EncodedItems, LiveCatalogue
 from ctxrec.retrieval.live_search import search_live
 from ctxrec.retrieval.load import load_recommender
+from ctxrec.retrieval.per_request import all_of, of_request, rows_of, without_gaps
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.reranker_files import second_stage_of
 from ctxrec.retrieval.slate.rules import Rules
@@ -183,7 +184,7 @@ class Retriever(Generic[Model]):
                     queries[rows],
                     num,
                     exclude=None if unwanted is None else [unwanted[n] for n in rows],
-                    allowed=_all_of([_of_request(allowed, n) for n in rows], masks),
+                    allowed=all_of([of_request(allowed, n) for n in rows], masks),
                     added=None if remembered is None else remembered[rows],
                 )
 
@@ -276,8 +277,8 @@ class Retriever(Generic[Model]):
         if added is None:
             return found
         return [
-            self._with_memory(found[n][0], queries[n], row, values, k, _of_request(exclude, n), _of_request(allowed, n))
-            for n, (row, values) in enumerate(_rows(added))
+            self._with_memory(found[n][0], queries[n], row, values, k, of_request(exclude, n), of_request(allowed, n))
+            for n, (row, values) in enumerate(rows_of(added))
         ]
 
     def _unwanted(self, requests: Requests, exclude: Excluded) -> Excluded:
@@ -325,7 +326,7 @@ class Retriever(Generic[Model]):
             return self._rank_all(queries, k, exclude=exclude, allowed=allowed)
         assert self.index is not None
         if not self.catalogue.version:
-            return _without_gaps(*self.index.search(queries, k, allowed=allowed, excluded=exclude))
+            return without_gaps(*self.index.search(queries, k, allowed=allowed, excluded=exclude))
         return search_live(self.index, self.catalogue, queries, k, exclude=exclude, allowed=allowed)
 
     @property
@@ -337,34 +338,7 @@ class Retriever(Generic[Model]):
         self, queries: np.ndarray, k: int, *, exclude: Excluded, allowed: Allowed, added: sp.csr_array | None = None
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         allowed, vectors = self.catalogue.alive_among(allowed), self.catalogue.vectors_by_column
-        return _without_gaps(*exact_search(vectors, queries, k, allowed=allowed, excluded=exclude, added=added))
-
-
-def _all_of(own: Sequence[np.ndarray | None], masks: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The conjunction of both masks of each request. Requests that share both masks share the result."""
-    made: dict[tuple[int, int], np.ndarray] = {}
-    for first, second in zip(own, masks, strict=True):
-        key = id(first), id(second)
-        if key not in made:
-            made[key] = second if first is None else first & second
-    return [made[id(first), id(second)] for first, second in zip(own, masks, strict=True)]
-
-
-def _without_gaps(ids: np.ndarray, scores: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The results of a search without the `NO_ITEM` that pads short rows."""
-    found = (ids != NO_ITEM).sum(1)
-    return [(row[:n], row_scores[:n]) for row, row_scores, n in zip(ids, scores, found, strict=True)]
-
-
-def _rows(matrix: sp.csr_array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Columns (int64) and values of each row."""
-    for start, stop in zip(matrix.indptr[:-1], matrix.indptr[1:], strict=True):
-        yield matrix.indices[start:stop].astype(np.int64), matrix.data[start:stop]
-
-
-def _of_request(given: Excluded | Allowed, n: int) -> np.ndarray | None:
-    """Request n's share of what is given for all requests (an array) or for each of them (a list)."""
-    return given if given is None or isinstance(given, np.ndarray) else given[n]
+        return without_gaps(*exact_search(vectors, queries, k, allowed=allowed, excluded=exclude, added=added))
 
 
 def load_retriever(
