@@ -21,6 +21,8 @@ def main() -> None:
     add("--oracle", metavar="SIM", help="folder of a simulated log: adds the best possible ranking")
     lists = "compares lists re-ranked by MMR, and with the caps, freshness and rules of the options, each alone and all"
     add("--diversity", metavar="STRENGTHS", default="", help=f"such as 0,0.3,0.7: {lists} together, with plain lists")
+    compare = "another run on the same data that ranks beside this one, with paired differences; may be repeated"
+    add("--compare", metavar="NAME=RUN", action="append", default=[], help=compare)
     cli.add_rules(parser)
     cli.add_print_effective(parser)
     args = parser.parse_args()
@@ -30,7 +32,9 @@ def main() -> None:
         raise UserError("--ablations needs --run: ablations are trainings of a run with one option changed")
     if args.run is None and args.diversity:
         raise UserError("--diversity needs --run: it re-ranks the lists of a model")
-    from ctxrec.evaluation.ablations import parse_names
+    if args.run is None and args.compare:
+        raise UserError("--compare needs --run: another run is compared with it")
+    from ctxrec.evaluation.ablations import parse_names, parse_runs
     from ctxrec.evaluation.comparison_table import format_table
     from ctxrec.evaluation.diversity_tradeoff import format_tradeoff, parse_strengths
     from ctxrec.evaluation.offline import evaluate_data, evaluate_run
@@ -48,7 +52,10 @@ def main() -> None:
         metrics = evaluate_data(args.data, **common)
     else:
         ablated, strengths = parse_names(args.ablations), parse_strengths(args.diversity)
-        metrics = evaluate_run(args.run, data=args.data, ablations=ablated, diversity=strengths, **common)
+        others = parse_runs(args.compare)
+        metrics = evaluate_run(
+            args.run, data=args.data, ablations=ablated, diversity=strengths, compare=others, **common
+        )
     print(format_table(metrics))
     if "diversity" in metrics:
         print(format_tradeoff(metrics["diversity"]))

@@ -17,7 +17,9 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default, which leaves almost no time beside other busy processes
+os.environ.setdefault(
+    "RAY_worker_niceness", "0"
+)  # 15 by default, which leaves almost no time beside other busy processes
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes that share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

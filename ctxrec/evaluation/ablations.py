@@ -76,6 +76,26 @@ def parse_names(text: str) -> tuple[str, ...]:
     return names
 
 
+def parse_runs(given: Sequence[str]) -> dict[str, str]:
+    """Other runs to compare with, by the names that a command line gives them.
+
+    >>> parse_runs(["quick=runs/a", "last week=s3://b/run"])
+    {'quick': 'runs/a', 'last week': 's3://b/run'}
+
+    Raises:
+        UserError: a text is not of the form NAME=RUN, or a name comes twice.
+    """
+    runs: dict[str, str] = {}
+    for text in given:
+        name, equals, run = (part.strip() for part in text.partition("="))
+        if not (name and equals and run) or name in runs:
+            raise UserError(
+                f"--compare is {text!r}; expected NAME=RUN, such as quick=runs/quick, with a name of its own"
+            )
+        runs[name] = run
+    return runs
+
+
 def ablated(config: Config, name: str) -> Config:
     """The options of a run's ablation.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from ctxrec.evaluation.rank_requests import Ranker, rank_requests, ranked_lists
 from ctxrec.evaluation.ranking_plan import SEED, RankingPlan, check_bundles, run_bundles
 from ctxrec.evaluation.second_stage import RERANK, describe_second_stage, measure_second_stage
 from ctxrec.evaluation.summary import RankedLists, summarise
-from ctxrec.evaluation.systems import MODEL, RERANKED
+from ctxrec.evaluation.systems import MODEL, OTHER_RUN, RERANKED
 from ctxrec.memory.item_memory import ItemMemory
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.slate.rules import rules_of
@@ -53,6 +53,7 @@ def evaluate_run(
     ablations: Sequence[str] = (),
     oracle: str | None = None,
     diversity: Sequence[float] = (),
+    compare: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Rank the whole catalogue for every request of a split; write metrics.json, requests.parquet, report.html.
 
@@ -67,6 +68,7 @@ def evaluate_run(
         oracle: folder of a simulated log, whose true preferences are ranked beside the model.
         diversity: strengths of MMR whose lists are compared with the plain ones, with the other options of
             `config.diversity`; without any strength, the options are compared as they are, if they change lists.
+        compare: other runs on the same data by name; each ranks the same requests, and the difference is paired.
 
     Returns:
         What `metrics.json` holds.
@@ -79,6 +81,7 @@ def evaluate_run(
     _check_split(prepared, split)
     oracles = _oracles(oracle, prepared)  # a mistake is found before the ablations are trained
     bundles = run_bundles(run, split) | train_ablations(run, prepared.path, ablations)
+    bundles |= _other_bundles(compare or {}, prepared)
     return _evaluate(
         prepared, split, config, run=run, bundles=bundles, out=out or run, oracles=oracles, diversity=diversity
     )
@@ -94,6 +97,13 @@ def evaluate_data(
     prepared = PreparedData.open(data)
     _check_split(prepared, split)
     return _evaluate(prepared, split, config, run=None, bundles={}, out=out, oracles=_oracles(oracle, prepared))
+
+
+def _other_bundles(runs: Mapping[str, str], prepared: PreparedData) -> dict[str, str]:
+    """Bundles of other runs, which must have been trained on the same prepared data."""
+    for run in runs.values():
+        open_data(run, prepared.path)
+    return {OTHER_RUN + name: RunPaths(storage.absolute(run)).bundle for name, run in runs.items()}
 
 
 def _oracles(folder: str | None, prepared: PreparedData) -> dict[str, Oracle]:

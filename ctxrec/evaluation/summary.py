@@ -19,6 +19,7 @@ from ctxrec.evaluation.systems import (
     ABLATIONS,
     FROZEN,
     MODEL,
+    OTHER_RUN,
     RERANKED,
     SHUFFLED,
     SHUFFLED_SAME_TIME,
@@ -142,10 +143,12 @@ def intervals(
 
 def _by_role(systems: dict[str, SystemMetrics]) -> dict[str, Any]:
     """{"model": ..., "frozen": ..., "ablations": {...}, "baselines": {...}, ...}; a system without metrics is {}."""
-    rest = {name: metrics for name, metrics in systems.items() if name not in (*_ROLES, RERANKED)}
+    others = {name: metrics for name, metrics in systems.items() if name.startswith(OTHER_RUN)}
+    rest = {name: metrics for name, metrics in systems.items() if name not in (*_ROLES, RERANKED, *others)}
     return {
         **{role: systems.get(role, {}) for role in _ROLES},
         **({RERANKED: systems[RERANKED]} if RERANKED in systems else {}),  # a second stage is an option
+        **({"other_runs": others} if others else {}),
         "ablations": {name: metrics for name, metrics in rest.items() if name in ABLATIONS},
         "baselines": {name: metrics for name, metrics in rest.items() if name not in ABLATIONS},
     }

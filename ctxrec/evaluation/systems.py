@@ -15,6 +15,7 @@ SHUFFLED, SHUFFLED_SAME_TIME = "shuffled_context", "shuffled_context_same_time"
 # These know the true preferences of a simulated log. They are upper bounds and no competitors.
 ORACLES = ("oracle", "oracle_of_log", "oracle_no_context")
 TEXT, ENSEMBLE = "untuned_encoder", "ensemble"
+OTHER_RUN = "run/"  # before the name of another run that is ranked beside this one
 
 SystemMetrics = dict[str, Interval]
 
@@ -49,10 +50,10 @@ NAMES = {
 def display_name(system: str) -> str:
     """The name of a system for people.
 
-    >>> display_name("ease"), display_name("my_baseline")
-    ('EASE', 'my_baseline')
+    >>> display_name("ease"), display_name("my_baseline"), display_name("run/quick model")
+    ('EASE', 'my_baseline', 'quick model')
     """
-    return NAMES.get(system, system)
+    return NAMES.get(system, system.removeprefix(OTHER_RUN))
 
 
 def best_baseline(metrics: dict[str, Any], metric: str = "ndcg@10") -> str | None:
@@ -74,5 +75,5 @@ def _apart(metrics: dict[str, Any]) -> tuple[str, ...]:
 def ranked_systems(metrics: dict[str, Any], metric: str = "ndcg@10") -> list[tuple[str, SystemMetrics]]:
     """(system, its metrics) of everything that ranked the requests with their own context, best first."""
     alone = {name: metrics.get(name, {}) for name in (MODEL, *_apart(metrics), RERANKED)}
-    systems = {**alone, **metrics["ablations"], **metrics["baselines"]}
+    systems = {**alone, **metrics["ablations"], **metrics.get("other_runs", {}), **metrics["baselines"]}
     return sorted(((s, m) for s, m in systems.items() if m), key=lambda pair: -pair[1][metric]["mean"])

@@ -14,13 +14,15 @@ from test_layers import REFUSE
 from tolerance import assert_same_scores
 
 from ctxrec.core import schema, storage
-from ctxrec.core.config import to_toml
+from ctxrec.core.config import Config, to_toml
 from ctxrec.core.errors import UserError
 from ctxrec.core.folder_lock import only_here
 from ctxrec.core.run_paths import RunPaths
 from ctxrec.data.posted_items import posted_table
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.requests import validation_requests
+from ctxrec.evaluation.ablations import parse_runs
+from ctxrec.evaluation.comparison_table import format_table
 from ctxrec.evaluation.offline import evaluate_run
 from ctxrec.index.topk import top_k
 from ctxrec.metrics.ranking import request_metrics
@@ -110,6 +112,28 @@ def test_a_quick_run_is_evaluated_on_both_splits(quick_run, quick, tmp_path):
         assert metrics["model"]["ndcg@10"]["mean"] > 2 * metrics["baselines"]["popularity"]["ndcg@10"]["mean"]
         assert (tmp_path / split / "report.html").exists()
         assert "context text" in metrics["knockouts"]
+
+
+def test_another_run_ranks_the_same_requests_beside_a_run(tiny_run, quick_run, quick, tmp_path):
+    alone = evaluate_run(quick_run, out=str(tmp_path / "quick"), config=quick)
+    both = evaluate_run(tiny_run, out=str(tmp_path / "both"), config=quick, compare={"first try": quick_run})
+    assert both["other_runs"] == {"run/first try": alone["model"]} and "other_runs" not in alone
+    assert set(both["baselines"]) == set(alone["baselines"]), "another run is no baseline"
+    gain = both["paired"]["run/first try"]["ndcg@10"]["mean"]
+    assert gain == pytest.approx(both["model"]["ndcg@10"]["mean"] - alone["model"]["ndcg@10"]["mean"], abs=1e-12)
+    row = next(line for line in format_table(both).splitlines() if line.startswith("first try "))
+    assert f"{alone['model']['ndcg@10']['mean']:.4f}" in row and f"{gain:+.4f}" in row
+    assert "first try" in (tmp_path / "both" / "report.html").read_text()
+
+
+def test_another_run_must_be_of_the_same_data(tiny_run, quick_run, tmp_path):
+    manifest = storage.read_json(RunPaths(quick_run).manifest)
+    storage.write_json(RunPaths(str(tmp_path)).manifest, manifest | {"data_fingerprint": "0" * 64})
+    with pytest.raises(UserError, match=r"has fingerprint .* was trained on 000000000000"):
+        evaluate_run(tiny_run, config=Config(), compare={"other": str(tmp_path)})
+    for given in (["quick"], ["=run"], ["a="], ["a=b", "a=c"]):
+        with pytest.raises(UserError, match="expected NAME=RUN"):
+            parse_runs(given)
 
 
 def test_texts_of_contexts_are_read_as_in_training_and_queries_too(tiny_data, quick_run):

@@ -121,7 +121,10 @@ def test_what_never_ends(targets, both, place, start):
 
 @pytest.mark.parametrize("place", ["proxy", "replica"])
 def test_bodies_that_do_not_end(targets, both, place):
-    """400 unfinished bodies of 1 MiB took 405 MB, which were not given back; now 64 MiB at most are kept of all."""
+    """400 unfinished bodies of 1 MiB took 405 MB, which were not given back; now 64 MiB at most are kept of all.
+
+    A loop that comes late finds up to 256 KiB to read at each connection (100 MiB), whose buffers are given back.
+    """
     head = b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1048576\r\n\r\n"
     attackers = []
     try:
@@ -131,7 +134,7 @@ def test_bodies_that_do_not_end(targets, both, place):
                 attackers.append(attacker)
                 with contextlib.suppress(ConnectionError):
                     attacker.sendall(head + b" " * (MB - 1))
-        assert spent.bytes < 200 * MB
+        assert spent.bytes < 300 * MB
         targets[place].is_open_to_others()
     finally:
         for attacker in attackers:
