@@ -23,7 +23,6 @@ from ctxrec.datasets.simulation import (
     DAYPARTS,
     DEVICES,
     FROM_ATTRIBUTES,
-    HOURS,
     LIKING,
     NEVER,
     PLACES,
@@ -34,6 +33,7 @@ from ctxrec.datasets.simulation import (
     item_id,
     searches_by_text,
 )
+from ctxrec.datasets.visits import HOURS
 from ctxrec.datasets.vocabulary import BRANDS
 
 _CANDIDATES = 1_000  # weights that an item of unknown weight may have

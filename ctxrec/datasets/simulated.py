@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from ctxrec.core import storage
 from ctxrec.core.terminal import progress_bar
 from ctxrec.datasets import common
+from ctxrec.datasets.described import DescribedLog
 from ctxrec.datasets.simulation import TRUTH, SimulatedLog, Simulation
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,22 @@ categorical = ["age_group", "job"]
 strategy = "temporal"
 """
 
+SPEC_OF_DESCRIPTIONS = """\
+# A simulated log ({about}). The true preferences are in truth.safetensors.
+# Descriptions are longer than the 64 tokens that encoder.max_tokens reads by default; 128 hold them.
+name = "simulated-descriptions"
+
+[events]
+path = "events/*.parquet"
+
+[items]
+path = "items.parquet"
+text = ["title", "description"]
+
+[split]
+strategy = "temporal"
+"""
+
 
 def write_simulated(out: str, plan: Simulation) -> bool:
     """Simulate a log into the folder `out`; returns False when the very same one is there.
@@ -59,20 +76,21 @@ def write_simulated(out: str, plan: Simulation) -> bool:
     folder = os.path.join(out, "events")
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
-    log = SimulatedLog.make(plan)
+    log = DescribedLog.make(plan) if plan.descriptions else SimulatedLog.make(plan)
     files = _write_events(log, folder)
     pq.write_table(log.items_table(), os.path.join(out, "items.parquet"))
     pq.write_table(log.users_table(), os.path.join(out, "users.parquet"))
     log.truth.save(os.path.join(out, TRUTH))
     about = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(plan).items())
     text = 'text = ["search"]\n' if plan.searches else ""
-    storage.write_text(os.path.join(out, "dataset.toml"), SPEC.format(about=about, text=text))
+    spec = SPEC_OF_DESCRIPTIONS.format(about=about) if plan.descriptions else SPEC.format(about=about, text=text)
+    storage.write_text(os.path.join(out, "dataset.toml"), spec)
     names = ["dataset.toml", "items.parquet", "users.parquet", TRUTH, *(f"events/{name}" for name in files)]
     storage.write_json(manifest, {**asked, "source": f"simulation ({about})", "files": names})
     return True
 
 
-def _write_events(log: SimulatedLog, folder: str) -> list[str]:
+def _write_events(log: SimulatedLog | DescribedLog, folder: str) -> list[str]:
     """Write the events as they are drawn; returns the names of the files."""
     names: list[str] = []
     writer, inside = None, EVENTS_PER_FILE

@@ -38,20 +38,17 @@ import safetensors.numpy
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import US
+from ctxrec.datasets.visits import TEST_SHARE, VISIT_MEAN, VISIT_STEP_S, Visits, draw_joining, visit_starts, visitors
 from ctxrec.datasets.vocabulary import ADJECTIVES, BRANDS, CATEGORIES, SEARCHES
 
 TRUTH = "truth.safetensors"
-TEST_SHARE = 0.1  # of the temporal split that cold items are launched after
 
 DEVICES = {"phone": 0.5, "desktop": 0.3, "tablet": 0.15, "tv": 0.05}  # shares of visits
 PLACES = {"home": 0.45, "work": 0.2, "commute": 0.15, "outdoors": 0.12, "travel": 0.08}
 DAYPARTS = 6  # of four hours each, from midnight UTC
-HOURS = np.array([2, 1, 1, 1, 1, 2, 4, 6, 7, 6, 6, 7, 8, 7, 6, 6, 7, 8, 9, 10, 10, 9, 7, 4], float)  # busyness
 AGE_GROUPS = ("18-24", "25-34", "35-49", "50-64", "65+")
 JOBS = ("student", "teacher", "engineer", "nurse", "artist", "manager", "retired", "other")
 
-START_S, SPAN_S = 1_704_067_200, 90 * 86_400  # ninety days from 1 January 2024
-VISIT_MAX, VISIT_MEAN, VISIT_STEP_S = 8, 2.5, 20
 TASTE, LIKING, CONTEXT = 1.0, 0.7, 2.0  # standard deviations of the parts of the logit
 FROM_ATTRIBUTES = 0.75  # share of the variance of taste and liking
 SEARCH = 3.0  # what a search adds to the logit of its category
@@ -67,6 +64,8 @@ class Simulation:
     context: strength of the context's effect, from 0 (none) to 1 (twice as strong as the taste).
     cold: share of items that are launched after the temporal cut.
     searches: share of visits that begin with a search.
+    descriptions: items have long texts, which alone tell what users like (`ctxrec.datasets.described`). There is then no
+        context, and the items that come late are part of the design.
     """
 
     users: int = 4_000
@@ -75,6 +74,7 @@ class Simulation:
     context: float = 1.0
     cold: float = 0.0
     searches: float = 0.0
+    descriptions: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -84,6 +84,9 @@ class Simulation:
         for name in ("context", "cold", "searches"):
             if not 0 <= getattr(self, name) <= 1 or (name == "cold" and self.cold == 1):
                 raise UserError(f"--{name} is {getattr(self, name)}; expected from 0 to 1 (cold: below 1)")
+        for name in ("cold", "searches"):
+            if self.descriptions and getattr(self, name):
+                raise UserError(f"--{name} is {getattr(self, name)}; expected 0 with --descriptions")
         if self.seed < 0:
             raise UserError(f"--seed is {self.seed}; expected 0 or more")
 
@@ -159,37 +162,6 @@ def user_id(n: int) -> str:
     return f"u{n}"
 
 
-@dataclass(frozen=True)
-class Visits:
-    """Visits in the order of their starts; small arrays, also for logs of 100 million events."""
-
-    sizes: np.ndarray  # uint8 [V]
-    launch_s: int  # when cold items are launched
-
-    @staticmethod
-    def draw(plan: Simulation, rng: np.random.Generator) -> Visits:
-        sizes = np.minimum(rng.geometric(1 / VISIT_MEAN, plan.events), VISIT_MAX).astype(np.uint8)
-        ends = np.cumsum(sizes, dtype=np.int64)
-        num = int(np.searchsorted(ends, plan.events)) + 1
-        sizes = sizes[:num].copy()
-        sizes[-1] -= int(ends[num - 1] - plan.events)
-        first_test = int(np.searchsorted(ends[:num], plan.events - int(plan.events * TEST_SHARE), side="right"))
-        # Every event before the cut belongs to a visit before `first_test`, and all of those are over by then.
-        start = visit_starts(np.array([min(first_test, num - 1)]), num)[0]
-        return Visits(sizes=sizes, launch_s=int(start) + VISIT_MAX * VISIT_STEP_S)
-
-
-def visit_starts(visits: np.ndarray, num_visits: int) -> np.ndarray:
-    """When visits start: int64 [V], epoch seconds that never decrease.
-
-    Days are equally busy, and the hours of a day are as busy as the simulation says.
-    """
-    days = visits / num_visits * (SPAN_S // 86_400)
-    edges = np.concatenate([[0.0], np.cumsum(HOURS / HOURS.sum())])
-    seconds = np.interp(days % 1.0, edges, np.arange(25) * 3600.0)
-    return START_S + (np.floor(days) * 86_400 + seconds).astype(np.int64)
-
-
 def draw_truth(plan: Simulation, launch_s: int, attributes: np.ndarray, rng: np.random.Generator) -> Truth:
     """True parameters of a catalogue and of users with the given attributes (int64 [N, 2]: age group, job)."""
     num_categories, num_brands = len(CATEGORIES), len(BRANDS)
@@ -259,10 +231,9 @@ class SimulatedLog:
         attributes = np.stack(
             [rng.integers(len(AGE_GROUPS), size=plan.users), rng.integers(len(JOBS), size=plan.users)], axis=1
         )
-        joined = np.maximum(rng.uniform(-1, 1, plan.users), 0)
-        joined[0] = 0  # somebody must be there
-        visits = Visits.draw(plan, rng)
-        truth = draw_truth(plan, visits.launch_s, attributes, rng)
+        joined = draw_joining(plan.users, rng)
+        visits = Visits.draw(plan.events, rng)
+        truth = draw_truth(plan, visits.start_after(1 - TEST_SHARE), attributes, rng)
         return SimulatedLog(plan, truth, visits, attributes, joined)
 
     def chunks(self) -> Iterator[pa.Table]:
@@ -271,24 +242,9 @@ class SimulatedLog:
         step = max(1, int(EVENTS_AT_ONCE / VISIT_MEAN))
         rng, searching = (np.random.default_rng([self.plan.seed, number]) for number in (1, 3))
         start = 0
-        for users in self._visitors(step, rng):
+        for users in visitors(self.joined, len(self.visits.sizes), step, rng):
             yield self._draw(start, users, samplers, rng, searching)
             start += len(users)
-
-    def _visitors(self, step: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-        """Users of all visits, `step` visits at a time."""
-        by_joining = np.argsort(self.joined, kind="stable")
-        joined, num_visits = self.joined[by_joining], len(self.visits.sizes)
-        drawn, waiting = 0, [np.zeros(0, np.int64)]
-        for start in range(0, num_visits, step):
-            stop = min(start + step, num_visits)
-            while drawn < stop:
-                present = int(np.searchsorted(joined, drawn / num_visits, side="right"))
-                waiting.append(rng.permutation(by_joining[:present]))
-                drawn += present
-            users = np.concatenate(waiting)
-            yield users[: stop - start]
-            waiting = [users[stop - start :]]
 
     def _draw(
         self,

@@ -17,7 +17,7 @@ from ctxrec.core.manifest import read_run_manifest
 from ctxrec.core.run_paths import BundlePaths, RunPaths
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.splits import held_out_items
-from ctxrec.datasets.oracle import Oracle, load_oracles, oracle_of_log
+from ctxrec.datasets.best_possible import Oracles, load_oracles, oracle_of_log
 from ctxrec.evaluation.ablations import train_ablations
 from ctxrec.evaluation.baselines.selection import SPLITS, FittedBaselines, fit_baselines
 from ctxrec.evaluation.diversity_tradeoff import settings, tradeoff, without_arranged
@@ -106,7 +106,7 @@ def _other_bundles(runs: Mapping[str, str], prepared: PreparedData) -> dict[str,
     return {OTHER_RUN + name: RunPaths(storage.absolute(run)).bundle for name, run in runs.items()}
 
 
-def _oracles(folder: str | None, prepared: PreparedData) -> dict[str, Oracle]:
+def _oracles(folder: str | None, prepared: PreparedData) -> Oracles:
     return {} if folder is None else load_oracles(folder, prepared)
 
 
@@ -118,7 +118,7 @@ def _evaluate(
     run: str | None,
     bundles: dict[str, str],
     out: str | None,
-    oracles: dict[str, Oracle],
+    oracles: Oracles,
     diversity: Sequence[float] = (),
 ) -> dict[str, Any]:
     """The steps of an evaluation; returns the content of `metrics.json`."""
@@ -170,7 +170,7 @@ def _plan(
     return plan
 
 
-def _fitted_oracles(oracles: dict[str, Oracle], prepared: PreparedData, split: str) -> dict[str, Oracle]:
+def _fitted_oracles(oracles: Oracles, prepared: PreparedData, split: str) -> Oracles:
     """The oracles with the one that learns from the log; nothing without any."""
     if not oracles:
         return {}

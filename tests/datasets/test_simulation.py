@@ -21,13 +21,13 @@ from ctxrec.datasets.simulation import (
     NEVER,
     PLACES,
     TASTE,
-    TEST_SHARE,
     TRUTH,
     SimulatedLog,
     Simulation,
     Truth,
     searches_by_text,
 )
+from ctxrec.datasets.visits import TEST_SHARE
 from ctxrec.index.topk import top_k
 from ctxrec.metrics.ranking import request_metrics
 
