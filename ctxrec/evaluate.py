@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ctxrec.core import cli, storage
 from ctxrec.core.config import load_config
 from ctxrec.core.errors import UserError
@@ -28,15 +30,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.run is None and args.data is None:
         raise UserError("neither --run nor --data is given; expected a run to evaluate, or data to rank by baselines")
-    if args.run is None and args.ablations:
-        raise UserError("--ablations needs --run: ablations are trainings of a run with one option changed")
-    if args.run is None and args.diversity:
-        raise UserError("--diversity needs --run: it re-ranks the lists of a model")
-    if args.run is None and args.compare:
-        raise UserError("--compare needs --run: another run is compared with it")
+    for flag in ("ablations", "diversity", "compare"):
+        if args.run is None and getattr(args, flag):
+            raise UserError(f"--{flag} needs --run: it ranks lists or models beside those of a run")
     from ctxrec.evaluation.ablations import parse_names, parse_runs
-    from ctxrec.evaluation.comparison_table import format_table
-    from ctxrec.evaluation.diversity_tradeoff import format_tradeoff, parse_strengths
+    from ctxrec.evaluation.diversity_tradeoff import parse_strengths
+    from ctxrec.evaluation.evaluation_files import told
     from ctxrec.evaluation.offline import evaluate_data, evaluate_run
     from ctxrec.training.effective_options import effective_config
 
@@ -47,20 +46,14 @@ def main() -> None:
     if args.print_effective:
         print(effective_config(config, cli.origins(args, saved if known else None), data=args.data, run=args.run))
         return
-    common = {"split": args.split, "out": args.out or args.run, "config": config, "oracle": args.oracle}
+    out = args.out or args.run
+    common: dict[str, Any] = {"split": args.split, "out": out, "config": config, "oracle": args.oracle}
     if args.run is None:
         metrics = evaluate_data(args.data, **common)
     else:
-        ablated, strengths = parse_names(args.ablations), parse_strengths(args.diversity)
-        others = parse_runs(args.compare)
-        metrics = evaluate_run(
-            args.run, data=args.data, ablations=ablated, diversity=strengths, compare=others, **common
-        )
-    print(format_table(metrics))
-    if "diversity" in metrics:
-        print(format_tradeoff(metrics["diversity"]))
-    if common["out"] is not None:
-        print(f"report: {storage.join(common['out'], 'report.html')}")
+        common |= {"ablations": parse_names(args.ablations), "compare": parse_runs(args.compare)}
+        metrics = evaluate_run(args.run, data=args.data, diversity=parse_strengths(args.diversity), **common)
+    print(told(metrics, out))
 
 
 if __name__ == "__main__":

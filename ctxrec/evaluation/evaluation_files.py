@@ -16,6 +16,8 @@ from ctxrec.core.config import Config, to_toml
 from ctxrec.core.run_paths import RunPaths
 from ctxrec.data.events import ranges
 from ctxrec.data.prepared import PreparedData
+from ctxrec.evaluation.comparison_table import format_table
+from ctxrec.evaluation.diversity_tradeoff import format_tradeoff
 from ctxrec.evaluation.ranking_plan import SEED
 from ctxrec.evaluation.report import page as report_page
 from ctxrec.evaluation.report.examples import example_users
@@ -105,3 +107,16 @@ def _padded_ids(top: np.ndarray, item_ids: pa.Array) -> pa.Array:
     lengths = (top >= 0).sum(axis=1)
     index, offsets = ranges(np.arange(len(top)) * top.shape[1], np.arange(len(top)) * top.shape[1] + lengths)
     return _as_ids(offsets, top.ravel()[index], item_ids)
+
+
+def told(metrics: dict[str, Any], out: str | None) -> str:
+    """What the command prints: the table, that of lists with diversity where there are some, and where the report is.
+
+    Args:
+        metrics: the content of `metrics.json`.
+        out: the folder that `write_files` wrote to; None: it did not.
+    """
+    parts = [format_table(metrics)]
+    parts += [format_tradeoff(metrics["diversity"])] if "diversity" in metrics else []
+    parts += [f"report: {storage.join(out, 'report.html')}"] if out is not None else []
+    return "\n".join(parts)
