@@ -32,6 +32,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "core", "data", "ingest", "encoder", "model", "metrics", "index", "memory", "bundle", "training", "retrieval",
         "live", "datasets",
     ),
+    "lifecycle": (
+        "core", "data", "ingest", "metrics", "index", "bundle", "training", "retrieval", "evaluation",
+    ),
     "benchmarks": ("core", "data", "ingest", "training", "bundle", "datasets", "evaluation", "metrics"),
     "python_api": ("core", "data", "ingest", "index", "training", "retrieval", "evaluation"),
 }  # fmt: skip
@@ -45,7 +48,20 @@ WITHOUT: dict[str, tuple[str, ...]] = {
     "memory": ("ray", "deepspeed"),
     "bundle": ("ray", "deepspeed"),
 }
-COMMANDS = ("ab", "benchmark", "demo", "evaluate", "init", "plan", "prepare", "publish", "recommend", "rerank", "train")
+COMMANDS = (
+    "ab",
+    "benchmark",
+    "demo",
+    "evaluate",
+    "init",
+    "plan",
+    "prepare",
+    "publish",
+    "recommend",
+    "refresh",
+    "rerank",
+    "train",
+)
 MOST_FILES, MOST_LINES_OF_A_COMMAND, MOST_LINES = 18, 60, 400
 
 

@@ -6,11 +6,12 @@ MODELS/current.json        which version is served, and which were before; repla
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow.fs
@@ -34,6 +35,11 @@ class Published:
 
     version: str
     previous: tuple[str, ...] = ()
+    since: float = field(default=0.0, compare=False)  # epoch seconds of the change
+
+
+class Superseded(UserError):
+    """Another version is served than the one that a candidate was compared with."""
 
 
 def is_models(folder: str) -> bool:
@@ -62,7 +68,8 @@ def read_published(models: str) -> Published:
             f"{path} is damaged: it names no version; publish a model with --repair, which writes it anew and keeps the "
             "versions that lie there for a rollback"
         )
-    return Published(str(version), tuple(previous))
+    since = raw.get("since")
+    return Published(str(version), tuple(previous), float(since) if isinstance(since, int | float) else 0.0)
 
 
 def version_folder(models: str, version: str) -> str:
@@ -125,23 +132,26 @@ def _is_whole(target: str) -> bool:
     return True
 
 
-def publish(bundle: str, models: str, *, repair: bool = False) -> Published:
+def publish(bundle: str, models: str, *, repair: bool = False, expected: Published | None = None) -> Published:
     """Copy a checked bundle beside the published versions, and then serve it.
 
     Args:
         bundle: path or URI.
         models: folder of published models, path or URI; made if it is not there.
         repair: write a damaged `current.json` anew: the undamaged versions that lie there become the earlier ones.
+        expected: publish only if this is served, and has been since then. A bundle that is served already counts as
+            published, so a call that was killed may be made again.
 
     Raises:
         UserError: the bundle is damaged, incomplete or of another format; what is served stays.
+        Superseded: something else than `expected` is served.
     """
     check_bundle(bundle, scratch=storage.temporary_folder())
     with publishing(models):
-        return _publish(bundle, models, repair=repair)
+        return _publish(bundle, models, repair=repair, expected=expected)
 
 
-def _publish(bundle: str, models: str, *, repair: bool) -> Published:
+def _publish(bundle: str, models: str, *, repair: bool, expected: Published | None) -> Published:
     before = None
     if is_models(models):
         try:
@@ -154,6 +164,14 @@ def _publish(bundle: str, models: str, *, repair: bool) -> Published:
         return _write(models, Published(version, _versions_there(models, but=version)))
     if before is not None and before.version == version:
         return before
+    if expected is not None and (
+        before is None or (before.version, before.since) != (expected.version, expected.since)
+    ):
+        found = "nothing" if before is None else f"{before.version} since {before.since:.0f}"
+        raise Superseded(
+            f"{models} serves {found}; expected {expected.version} since {expected.since:.0f}. What is served was changed "
+            "meanwhile, so nothing was published"
+        )
     if before is not None:
         _warn_of_other_data(models, before.version, version)
     previous = () if before is None else tuple(v for v in (*before.previous, before.version) if v != version)
@@ -226,7 +244,8 @@ def _roll_back(models: str, version: str | None) -> Published:
 
 
 def _write(models: str, now: Published) -> Published:
-    content: dict[str, Any] = {"version": now.version, "previous": list(now.previous), "since": round(time.time(), 3)}
+    now = dataclasses.replace(now, since=round(time.time(), 3))
+    content: dict[str, Any] = {"version": now.version, "previous": list(now.previous), "since": now.since}
     storage.write_json(ModelsPaths(models).current, content)
     return now
 

@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "recommend": "score a file of requests",
     "rerank": "train the optional second stage, a cross-encoder",
     "publish": "publish a run for a running service, or roll back to an earlier one",
+    "refresh": "train again on new data, and publish the result if it passes the gates",
     "ab": "compare the arms of an A/B test",
     "plan": "estimate memory, time and storage of a training before machines are bought",
     "benchmark": "train and evaluate on all data sets of a suite",

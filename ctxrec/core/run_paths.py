@@ -9,6 +9,8 @@ RUN/ablations/NAME/                                    a run with one option cha
 MODELS/current.json  versions/VERSION/                 which version is served; a bundle of each version
 MODELS/rerankers/VERSION/                              the second stage of a version, where it has one
 MODELS/experiment.json                                 the A/B test that runs
+MODELS/decisions/VERSION.json  VERSION.html            why ctxrec.refresh published a version, or did not
+WORK/state.json  round-000001/                         how far ctxrec.refresh is; data/ and run/ of each round
 RUN/live/ or MODELS/live/                              what a service stored: posted events and items, exposures
 
 Every path is that of a local folder or a URI, as the root is.
@@ -190,6 +192,10 @@ class ModelsPaths:
     def live(self) -> str:
         return storage.join(self.root, "live")
 
+    def decision(self, version: str) -> str:
+        """The card of a version as JSON; the page beside it ends in .html."""
+        return storage.join(self.root, "decisions", f"{version}.json")
+
     def version(self, name: str) -> BundlePaths:
         """The bundle of a published version."""
         return BundlePaths(storage.join(self.root, _VERSIONS, name))
@@ -201,3 +207,26 @@ def reranker_beside(bundle: str) -> str:
     if above.rsplit("/", 1)[-1] != _VERSIONS:
         return RunPaths(above).reranker
     return storage.join(storage.parent(above), "rerankers", bundle.rstrip("/").rsplit("/", 1)[-1])
+
+
+@dataclass(frozen=True)
+class RefreshPaths:
+    """Paths of the folder in which `ctxrec.refresh` works."""
+
+    root: str
+
+    @property
+    def state(self) -> str:
+        return storage.join(self.root, "state.json")
+
+    def round(self, number: int) -> str:
+        """All that a round makes."""
+        return storage.join(self.root, f"round-{number:06d}")
+
+    def data(self, number: int) -> str:
+        """What a round prepared."""
+        return storage.join(self.round(number), "data")
+
+    def run(self, number: int) -> str:
+        """What a round trained."""
+        return storage.join(self.round(number), "run")

@@ -1,0 +1,173 @@
+"""The newest requests, ranked by the candidate and by the served version: the evidence for the gates.
+
+Each version ranks its own catalogue in its own codes. Targets that a version does not know are misses of that version, as
+they would be in the service. A request counts only if it lies after all that the served version was trained on.
+
+Legend: N requests, I items of the new catalogue, K length of a list.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ctxrec.core import schema
+from ctxrec.data.events import histories_from_table, ranges
+from ctxrec.data.prepared import PreparedData
+from ctxrec.data.requests import Requests, concat_requests, split_requests
+from ctxrec.evaluation.offline import eligible_items
+from ctxrec.evaluation.rank_requests import drop_targets
+from ctxrec.index.topk import top_k
+from ctxrec.lifecycle.other_version import in_codes_of, item_map
+from ctxrec.retrieval.recommender import Recommender
+
+K = 10  # length of the compared lists
+_SCORES_AT_ONCE = 1 << 24  # scores in memory at a time (64 MB)
+_TIMED = 40  # requests that are timed one by one
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """N requests with the lists of both versions, in positions of the new catalogue.
+
+    Attributes:
+        requests: with their targets.
+        candidate, served: int64 [N, K]; -1 fills up. Items that the new catalogue lacks have numbers from I on.
+        known_I: bool [I], items that the served version was trained on.
+        known_N: bool [N], requests of users whom the served version knows.
+        left_out: requests that do not lie after the training events of the served version.
+        seconds: median seconds to score a single request, by version ("candidate", "served").
+    """
+
+    requests: Requests
+    candidate: np.ndarray
+    served: np.ndarray
+    known_I: np.ndarray
+    known_N: np.ndarray
+    left_out: int
+    seconds: dict[str, float]
+
+
+def rank_both(data: PreparedData, candidate: Recommender, served: Recommender, *, most: int) -> Ranked | None:
+    """Rank the test requests of new data by both versions; None without any request.
+
+    Args:
+        data: what the candidate was trained on.
+        candidate: the new model.
+        served: the model in service.
+        most: requests that are ranked, at most; they are taken at even distances.
+    """
+    item_ids = data.items.column(schema.ITEM_ID).to_pylist()
+    maps = {"candidate": item_map(item_ids, candidate), "served": item_map(item_ids, served)}
+    counts_I, parts, left_out = np.zeros(len(item_ids), np.int64), [], 0
+    for bucket in range(len(data.bucket_paths)):
+        histories = histories_from_table(data.read_bucket(bucket), data.features)
+        trained = histories.events.items[histories.split != schema.TEST]
+        counts_I += np.bincount(trained, minlength=len(item_ids))
+        found = split_requests(histories, schema.TEST, repeats=data.spec.split.repeats)
+        new = untrained(found, served, temporal=data.spec.split.strategy == "temporal")
+        left_out += int((~new).sum())
+        parts.append(found.take(np.flatnonzero(new)).evenly(-(-most // len(data.bucket_paths))))
+    eligible = eligible_items(data, counts_I)
+    requests = drop_targets(concat_requests(parts), eligible)
+    if not len(requests):
+        return None
+    # By id in both cases: positions are an agreement between the files of one bundle, which may be broken.
+    versions = {"candidate": candidate, "served": served}
+    asked = {name: in_codes_of(v, requests, data.features, maps[name]) for name, v in versions.items()}
+    closed = np.zeros(len(candidate.item_ids), bool)
+    closed[maps["candidate"][~eligible & (maps["candidate"] >= 0)]] = True
+    lists = {
+        "candidate": _lists(candidate, asked["candidate"], closed),
+        "served": _lists(served, asked["served"], np.zeros(len(served.item_ids), bool)),
+    }
+    made = {name: _in_new_positions(lists[name], maps[name], len(v.item_ids)) for name, v in versions.items()}
+    return Ranked(
+        requests=requests,
+        candidate=made["candidate"],
+        served=made["served"],
+        known_I=_trained(served, maps["served"]),
+        known_N=np.array([user in served.user_row for user in requests.users.ids], bool),
+        left_out=left_out,
+        seconds=_timed({name: (version, asked[name]) for name, version in versions.items()}),
+    )
+
+
+def untrained(requests: Requests, served: Recommender, *, temporal: bool) -> np.ndarray:
+    """Which requests lie after all that the served version was trained on: bool [N].
+
+    Under a temporal split that is one time for all. Otherwise it is the last training event of the user.
+    """
+    histories = served.histories
+    trained = histories.split != schema.TEST
+    if temporal:
+        last = histories.events.times[trained].max(initial=-1)
+        return np.asarray(requests.times > last)
+    events = histories.events
+    of_row = np.repeat(np.arange(len(histories)), events.lengths)
+    last_N = np.full(len(histories) + 1, -1, np.int64)  # the last place is for users that the version does not know
+    np.maximum.at(last_N, of_row[trained], events.times[trained])
+    rows = np.array([served.user_row.get(user, -1) for user in requests.users.ids], np.int64)
+    return np.asarray(requests.times > last_N[rows])
+
+
+def _trained(served: Recommender, items_I: np.ndarray) -> np.ndarray:
+    events, trained = served.histories.events, served.histories.split != schema.TEST
+    counts = np.bincount(events.items[trained], minlength=len(served.item_ids))
+    return np.asarray((items_I >= 0) & (np.append(counts, 0)[items_I] > 0))
+
+
+def _lists(version: Recommender, requests: Requests, closed: np.ndarray) -> np.ndarray:
+    """The best items of each request as the service would list them: int64 [N, K] positions in the version's catalogue."""
+    parts = []
+    shut = np.flatnonzero(closed)
+    for part in _pieces(requests, len(version.item_ids)):
+        seen = [shut] * len(part) if version.repeats else [np.concatenate([items, shut]) for items in part.seen()]
+        parts.append(top_k(version.scores(part), K, seen))
+    return np.concatenate(parts)
+
+
+def _pieces(requests: Requests, num_items: int) -> Iterator[Requests]:
+    size = max(_SCORES_AT_ONCE // max(num_items, 1), 1)
+    for start in range(0, len(requests), size):
+        yield requests.take(np.arange(start, min(start + size, len(requests))))
+
+
+def _in_new_positions(lists: np.ndarray, items_I: np.ndarray, num_theirs: int) -> np.ndarray:
+    """Positions of the served catalogue as positions of the new one; items that it lacks get numbers of their own."""
+    place = len(items_I) + np.arange(num_theirs + 1)
+    place[-1] = -1
+    there = np.flatnonzero(items_I >= 0)
+    place[items_I[there]] = there
+    return place[lists]
+
+
+def _timed(versions: dict[str, tuple[Recommender, Requests]]) -> dict[str, float]:
+    """Median seconds to score a single request. The versions take turns, so that a busy machine slows both."""
+    taken: dict[str, list[float]] = {name: [] for name in versions}
+    num = min(_TIMED, min(len(requests) for _, requests in versions.values()))
+    singles = {name: requests.evenly(num) for name, (_, requests) in versions.items()}
+    for n in range(num):
+        for name, (version, _) in versions.items():
+            one = singles[name].take(np.array([n]))
+            begin = time.perf_counter()
+            version.scores(one)
+            taken[name].append(time.perf_counter() - begin)
+    return {name: float(np.median(seconds)) for name, seconds in taken.items()}
+
+
+def on_targets(ranked: Ranked, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The requests that have a target of the mask `keep`, with these targets alone.
+
+    Returns:
+        Rows of the requests, int64 [n]; the offsets of their targets, int64 [n + 1]; and the targets, int32.
+    """
+    offsets, items = ranked.requests.target_offsets, ranked.requests.target_items
+    assert offsets is not None and items is not None
+    kept = np.concatenate([[0], np.cumsum(keep)])[offsets]
+    rows = np.flatnonzero(np.diff(kept))
+    index, new_offsets = ranges(kept[rows], kept[rows + 1])
+    return rows, new_offsets, items[keep][index]

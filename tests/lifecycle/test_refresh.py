@@ -1,0 +1,136 @@
+"""A refresh as a whole: it publishes once, goes on after a kill at any moment, and leaves alone what others changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import assert_users_mistake, call
+from refreshes import arrive, make_shop, quick, serve_first
+from shared_folders import shared_folder
+
+from ctxrec.bundle import registry
+from ctxrec.core import storage
+from ctxrec.core.dataset_spec import load_spec
+from ctxrec.core.errors import UserError
+from ctxrec.core.run_paths import ModelsPaths, RefreshPaths
+from ctxrec.lifecycle import refresh_loop, rounds
+from ctxrec.lifecycle.refresh_loop import Refresh, refresh
+
+
+@pytest.fixture(scope="module")
+def served_shop(ray_cluster, tiny_encoder, tmp_path_factory) -> Path:
+    """A shop with a served version; `models` and `shop` lie in it."""
+
+    def make(out: Path) -> None:
+        serve_first(make_shop(out / "shop"), out / "models", quick(tiny_encoder))
+
+    return Path(shared_folder(tmp_path_factory, "served-shop", make))
+
+
+@pytest.fixture
+def place(served_shop, tmp_path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(served_shop, tmp_path / "place"))
+
+
+def asked(place: Path, encoder: str, **changed) -> Refresh:
+    spec = load_spec(str(place / "shop" / "dataset.toml"))
+    made = Refresh(models=str(place / "models"), work=str(place / "work"), spec=spec, config=quick(encoder))
+    return dataclasses.replace(made, **changed)
+
+
+def card(models: str, version: str) -> dict:
+    return storage.read_json(ModelsPaths(models).decision(version))
+
+
+def test_new_events_are_published_once(place, tiny_encoder):
+    job = asked(place, tiny_encoder)
+    before = registry.read_published(job.models)
+    arrive(place / "shop", 1)
+    done = refresh(job)
+    assert done.outcome == "published" and registry.read_published(job.models).version == done.candidate
+    assert registry.read_published(job.models).previous == (before.version,)
+    said = card(job.models, done.candidate)
+    assert said["publish"] and said["outcome"] == "published" and said["served"] == before.version
+    page = Path(ModelsPaths(job.models).decision(done.candidate)).with_suffix(".html").read_text()
+    assert "published" in page and "lost items" in page
+    again = refresh(job)
+    assert again.number == 2 and again.outcome == "nothing new"
+    assert registry.read_published(job.models).since > before.since
+
+
+class Killed(BaseException):
+    """In the place of a SIGKILL: nothing of ours catches it."""
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("write", range(5))
+def test_a_killed_refresh_goes_on_and_publishes_once(place, tiny_encoder, monkeypatch, write, moment):
+    """It is killed before or after each of the five writes of its state: begin, train, gate, publish, done."""
+    job = asked(place, tiny_encoder)
+    first = registry.read_published(job.models).version
+    arrive(place / "shop", 1)
+    real, published = rounds.write, []
+    counted = []
+
+    def dies(work, state):
+        counted.append(state.stage)
+        if len(counted) == write + 1:
+            if moment == "after":
+                real(work, state)
+            raise Killed
+        real(work, state)
+
+    publish = registry._write
+    monkeypatch.setattr(registry, "_write", lambda models, now: published.append(now.version) or publish(models, now))
+    monkeypatch.setattr(rounds, "write", dies)
+    with pytest.raises(Killed):
+        refresh(job)
+    monkeypatch.setattr(rounds, "write", real)
+    done = refresh(job)
+    if write == 4 and moment == "after":  # it was done: the next call finds nothing new
+        assert done.number == 2 and done.outcome == "nothing new"
+    else:
+        assert done.number == 1 and done.outcome == "published"
+    assert len(published) == 1 and registry.read_published(job.models).previous == (first,)
+
+
+def test_what_somebody_changed_meanwhile_stays(place, tiny_encoder, monkeypatch):
+    """Killed after it published; somebody rolls back; the same command does not publish it again."""
+    job = asked(place, tiny_encoder)
+    first = registry.read_published(job.models).version
+    arrive(place / "shop", 1)
+    monkeypatch.setattr(refresh_loop, "_ended", lambda *_: (_ for _ in ()).throw(Killed()))
+    with pytest.raises(Killed):
+        refresh(job)
+    monkeypatch.undo()
+    assert registry.roll_back(job.models).version == first
+    done = refresh(job)
+    assert done.outcome == "superseded" and registry.read_published(job.models).version == first
+
+
+def test_a_refused_candidate_is_told_and_not_tried_again(place, tiny_encoder):
+    job = asked(place, tiny_encoder)
+    served = registry.read_published(job.models).version
+    arrive(place / "shop", 1)
+    (place / "shop" / "events" / "0.parquet").unlink()
+    done = refresh(job)
+    assert done.outcome == "refused" and registry.read_published(job.models).version == served
+    assert not card(job.models, done.candidate)["publish"]
+    assert refresh(job).outcome == "nothing new"
+
+
+def test_one_refresh_at_a_time_and_something_must_be_served(place, tiny_encoder, tmp_path):
+    from ctxrec.core.folder_lock import only_here
+
+    job = asked(place, tiny_encoder)
+    with only_here(job.work), pytest.raises(UserError, match="another command writes"):
+        refresh(job)
+    storage.write_text(RefreshPaths(job.work).state, '{"number": "x"}')
+    with pytest.raises(UserError, match="begins a new round"):
+        refresh(job)
+    ended = call("ctxrec.refresh", str(place / "shop" / "dataset.toml"), "--models", str(tmp_path / "none"))
+    assert_users_mistake(ended, "nothing is published", "ctxrec.publish")
