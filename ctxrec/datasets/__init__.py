@@ -8,13 +8,22 @@ from ctxrec.datasets.amazon_industrial import write_amazon_industrial
 from ctxrec.datasets.common import source_name
 from ctxrec.datasets.movielens_100k import write_movielens_100k
 from ctxrec.datasets.movielens_small import write_movielens_small
+from ctxrec.datasets.news_files import write_news
 from ctxrec.datasets.online_retail import write_online_retail, write_online_retail_repeats
 from ctxrec.datasets.simulated import write_simulated
 from ctxrec.datasets.trivago import write_trivago
 
-__all__ = ["DATASETS", "SIMULATE", "source_name", "write_movielens_100k", "write_simulated"]
+__all__ = [
+    "DATASETS",
+    "SIMULATE",
+    "SIMULATE_NEWS",
+    "source_name",
+    "write_movielens_100k",
+    "write_news",
+    "write_simulated",
+]
 
-SIMULATE = "simulate"  # the name that makes a log instead of reading one
+SIMULATE, SIMULATE_NEWS = "simulate", "simulate-news"  # the names that make a log instead of reading one
 
 DATASETS: dict[str, Callable[[str, str | None], bool]] = {
     "movielens-100k": write_movielens_100k,

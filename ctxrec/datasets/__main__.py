@@ -8,12 +8,13 @@ import os
 
 from ctxrec.core import cli
 from ctxrec.core.errors import UserError
-from ctxrec.datasets import DATASETS, SIMULATE, source_name, write_simulated
+from ctxrec.datasets import DATASETS, SIMULATE, SIMULATE_NEWS, source_name, write_news, write_simulated
+from ctxrec.datasets.news import NewsPlan
 from ctxrec.datasets.simulation import Simulation
 
 
 def main() -> None:
-    names = f"{', '.join(DATASETS)}, or {SIMULATE}"
+    names = f"{', '.join(DATASETS)}, {SIMULATE}, or {SIMULATE_NEWS}"
     parser = argparse.ArgumentParser(
         prog=cli.called_as("ctxrec.datasets"),
         description="Write a public data set's tables and its dataset.toml.",
@@ -22,7 +23,8 @@ def main() -> None:
     parser.add_argument("name", metavar="NAME", help=f"one of {names}")
     parser.add_argument("--out", required=True, metavar="DIR", help="local folder to write")
     parser.add_argument("--source", metavar="PATH", help="file, folder or zip that holds the data set's own files")
-    simulated = parser.add_argument_group(SIMULATE, "a log whose true preferences are known")
+    about = f"a log whose true preferences are known; {SIMULATE_NEWS} takes users, items, events and seed alone"
+    simulated = parser.add_argument_group(f"{SIMULATE}, {SIMULATE_NEWS}", about)
     fields = {field.name: field for field in dataclasses.fields(Simulation)}
     for name, metavar, what in (
         ("users", "N", "users"),
@@ -43,6 +45,12 @@ def main() -> None:
         if args.source is not None:
             raise UserError("--source is given; expected none: a simulated log comes from no file")
         written = write_simulated(args.out, Simulation(**given))
+    elif args.name == SIMULATE_NEWS:
+        others = set(given) - {field.name for field in dataclasses.fields(NewsPlan)}
+        if args.source is not None or others:
+            wrong = "source" if args.source is not None else min(others)
+            raise UserError(f"--{wrong} is given; expected none with {SIMULATE_NEWS}")
+        written = write_news(args.out, NewsPlan(**given))
     elif args.name not in DATASETS:
         raise UserError(f"data set {args.name!r} is unknown; expected one of {names}")
     elif given:

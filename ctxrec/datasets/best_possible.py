@@ -12,17 +12,18 @@ from ctxrec.data.prepared import PreparedData
 from ctxrec.datasets import oracle
 from ctxrec.datasets.described import DescribedTruth
 from ctxrec.datasets.described_oracle import DescribedOracle
+from ctxrec.datasets.news import NewsTruth
 from ctxrec.datasets.oracle import Oracle
 from ctxrec.datasets.simulation import TRUTH
 
-Oracles = dict[str, Oracle | DescribedOracle]
+Oracles = dict[str, Oracle | DescribedOracle | NewsTruth]
 
 
 def load_oracles(folder: str, prepared: PreparedData) -> Oracles:
     """The rankers that know the true preferences, by their names in `metrics.json`.
 
     Args:
-        folder: what `ctxrec datasets simulate` wrote.
+        folder: what `ctxrec datasets simulate` or `simulate-news` wrote.
         prepared: the data prepared from it.
 
     Raises:
@@ -30,7 +31,7 @@ def load_oracles(folder: str, prepared: PreparedData) -> Oracles:
     """
     path = storage.join(folder, TRUTH)
     arrays = safetensors.numpy.load(storage.read_bytes(path)) if storage.exists(path) else {}
-    truth = DescribedTruth.of(arrays)
+    truth = NewsTruth.of(arrays) if NewsTruth.is_in(arrays) else DescribedTruth.of(arrays)
     if truth is None:
         return {**oracle.load_oracles(folder, prepared)}
     expected = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(folder, "items.parquet"))))
@@ -42,7 +43,7 @@ def load_oracles(folder: str, prepared: PreparedData) -> Oracles:
             f"the items of {prepared.path} ({len(found):,}) are not those of the simulated log in {folder} "
             f"({len(expected):,}); expected data that was prepared from that log as it is there now"
         )
-    return {"oracle": DescribedOracle(truth)}
+    return {"oracle": truth if isinstance(truth, NewsTruth) else DescribedOracle(truth)}
 
 
 def oracle_of_log(known: Oracle | DescribedOracle, prepared: PreparedData, before: int) -> Oracle | DescribedOracle:
