@@ -7,6 +7,7 @@ vectors.safetensors  index.faiss          item vectors and the scale of text vec
 backbone/                                 a language model that reads histories, where `model.backbone` names one
 media.safetensors                         vectors of images and sounds, where the model reads them
 blend.safetensors                         item memory and the weights of all sources, where there are any
+live.safetensors                          weights of the live sources, where they gain something
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.index.builder import Fill, add_here, build_index
 from ctxrec.memory.blend import EARLIER_WORDS_22, Blend
 from ctxrec.memory.item_memory import from_arrays, to_arrays
+from ctxrec.memory.live_sources import LiveWeights
 from ctxrec.memory.request_words import WORDS
 from ctxrec.model.backbones import store_pretrained
 from ctxrec.model.inputs import ModelShape
@@ -72,6 +74,7 @@ def write_bundle(
     trained: np.ndarray | None = None,
     media: dict[str, np.ndarray] | None = None,
     blend: Blend | None = None,
+    live: LiveWeights | None = None,
     queries: np.ndarray | None = None,
     fill: Fill = add_here,
 ) -> str:
@@ -83,6 +86,7 @@ def write_bundle(
         trained: bool [I], items whose ID has been trained; None = all.
         media: vectors of images and sounds by kind, float16 [I, V].
         blend: None ranks by the towers alone.
+        live: weights of the live sources; None: they have none.
         text_scale: "mean" and "scale" of text vectors, float32 [H] each, and where the blend has a text head its
             "centre" [H] and "axes" [H, C] (`ctxrec.memory.text_similarity`); empty without encoder.
         encoder: the fine-tuned encoder, or None where it was not tuned.
@@ -113,6 +117,8 @@ def write_bundle(
             save_arrays(media, paths.media, metadata=header)
         if blend is not None:
             save_arrays(_blend_arrays(blend), paths.blend, metadata=header)
+        if live is not None:
+            save_arrays(live.to_arrays(), paths.live)
         if encoder is not None:
             save_encoder(encoder, paths.adapter)
         searched = item_vectors if blend is None else blend.vectors(item_vectors)
@@ -161,6 +167,18 @@ def load_blend(folder: str) -> Blend | None:
         own = arrays.get(_WORDS, EARLIER_WORDS_22)
         weights = np.concatenate([weights[:, :place], own, weights[:, place:]], 1)
     return Blend(memory, text, widths, covariances, weights)
+
+
+def load_live_weights(folder: str, blend: Blend | None) -> LiveWeights | None:
+    """The weights of a blend with live sources of a checked local bundle, or None where it has none.
+
+    Raises:
+        ValueError: the arrays do not fit together.
+    """
+    path = BundlePaths(folder).live
+    if blend is None or not os.path.exists(path):
+        return None
+    return LiveWeights.of_arrays(load_arrays(path), len(blend.sources))
 
 
 def load_media(folder: str) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 RUN/config.toml  manifest.json                         options as used; versions, hashes, where the data lies
 RUN/metrics.json  report.html  requests.parquet        what ctxrec.evaluate wrote; evaluated.txt says of which model
+RUN/stream/                                            what ctxrec.evaluate --stream wrote
 RUN/train_log.jsonl  profile/                          curves of the training; traces of --profile
 RUN/checkpoints/                                       what a training goes on from; before/ and tuned/ are bundles
 RUN/bundle/  reranker/                                 all that serving needs; the second stage, where there is one
@@ -51,6 +52,11 @@ class RunPaths:
     @property
     def requests(self) -> str:
         return storage.join(self.root, "requests.parquet")
+
+    @property
+    def stream(self) -> str:
+        """The folder of the files of `ctxrec.evaluate --stream`."""
+        return storage.join(self.root, "stream")
 
     @property
     def evaluated(self) -> str:
@@ -164,6 +170,10 @@ class BundlePaths:
     @property
     def blend(self) -> str:
         return storage.join(self.root, "blend.safetensors")
+
+    @property
+    def live(self) -> str:
+        return storage.join(self.root, "live.safetensors")
 
     @property
     def backbone(self) -> str:

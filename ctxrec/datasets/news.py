@@ -27,13 +27,16 @@ from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import US
 from ctxrec.data.requests import Requests
-from ctxrec.datasets.simulation import AGE_GROUPS, HOURS, JOBS, NEVER, START_S, item_id, user_id
 from ctxrec.datasets.news_words import NEWS_PLACES, NEWS_TOPICS, NEWS_VERBS
+from ctxrec.datasets.simulation import AGE_GROUPS, HOURS, JOBS, NEVER, START_S, item_id, user_id
 
 SPAN_S, EARLIER_S = 10 * 86_400, 86_400  # the log lasts ten days, and begins with the articles of one day
 VISIT_MAX, VISIT_MEAN, VISIT_STEP_S = 6, 2.5, 45
 TASTE, FROM_ATTRIBUTES, APPEAL = 1.2, 0.5, 1.0  # standard deviations, and a share of the variance of the first
-HALVES_S, HALVES_SPREAD = 4 * 3600.0, 0.5  # median of the articles' halving times, and its spread as a factor's logarithm
+HALVES_S, HALVES_SPREAD = (
+    4 * 3600.0,
+    0.5,
+)  # median of the articles' halving times, and its spread as a factor's logarithm
 BREAKING, BREAKING_HALVES_S, BREAKING_A_DAY = 2.5, 3 * 3600.0, 3.0
 _VISITS_AT_ONCE = 512
 

@@ -79,7 +79,7 @@ def evaluate_run(
             split has no request.
     """
     prepared = open_data(run, data)
-    _check_split(prepared, split)
+    check_split(prepared, split)
     oracles = _oracles(oracle, prepared)  # a mistake is found before the ablations are trained
     bundles = run_bundles(run, split) | train_ablations(run, prepared.path, ablations)
     bundles |= _other_bundles(compare or {}, prepared)
@@ -96,7 +96,7 @@ def evaluate_data(
     The un-tuned encoder is that of `config.encoder`. The rest is as in `evaluate_run`; "model" is empty.
     """
     prepared = PreparedData.open(data)
-    _check_split(prepared, split)
+    check_split(prepared, split)
     return _evaluate(prepared, split, config, run=None, bundles={}, out=out, oracles=_oracles(oracle, prepared))
 
 
@@ -283,7 +283,12 @@ def open_data(run: str, data: str | None = None) -> PreparedData:
     return prepared
 
 
-def _check_split(prepared: PreparedData, split: str) -> None:
+def check_split(prepared: PreparedData, split: str) -> None:
+    """Check that a split has events to evaluate on.
+
+    Raises:
+        UserError: it has none, or there is no such split.
+    """
     if split not in SPLITS:
         raise UserError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
     if not prepared.meta["counts"][split]:

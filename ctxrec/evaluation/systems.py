@@ -10,7 +10,7 @@ MODEL, RERANKED = "model", "reranked"
 # The model before and after its encoder was tuned, both refitted or neither: they differ in the encoder's phase alone.
 FROZEN, TUNED = "frozen", "tuned"
 TUNED_MINUS_FROZEN = "tuned_minus_frozen"  # a paired difference of these two
-ABLATIONS = ("text_only", "id_only", "no_context", "frozen_encoder")
+ABLATIONS = ("text_only", "id_only", "no_context", "frozen_encoder", "no_live")
 SHUFFLED, SHUFFLED_SAME_TIME = "shuffled_context", "shuffled_context_same_time"
 # These know the true preferences of a simulated log. They are upper bounds and no competitors.
 ORACLES = ("oracle", "oracle_of_log", "oracle_no_context")
@@ -30,8 +30,13 @@ NAMES = {
     "id_only": "ctxrec, IDs only",
     "no_context": "ctxrec, no context",
     "frozen_encoder": "ctxrec, encoder not tuned",
+    "no_live": "ctxrec, no live sources",
     "popularity": "popularity",
     "popularity_7d": "popularity, last 7 days",
+    "popularity_1h": "popularity, last hour, moving",
+    "popularity_1d": "popularity, last day, moving",
+    "popularity_1w": "popularity, last week, moving",
+    "followers_live": "followers in the session, moving",
     "markov": "Markov chain",
     "markov10": "Markov chain of the last 10 items",
     "log_popularity": "logarithm of popularity",

@@ -128,7 +128,11 @@ class Blend:
         return join_vectors(item_vectors_IW, self.text_IC, static)
 
     def queries(
-        self, queries_NW: np.ndarray, history: Events, words: Mapping[str, np.ndarray] | None = None
+        self,
+        queries_NW: np.ndarray,
+        history: Events,
+        words: Mapping[str, np.ndarray] | None = None,
+        weights_NK: np.ndarray | None = None,
     ) -> np.ndarray:
         """Queries for `vectors` that contain the weights: float32 [N, W + C + 3].
 
@@ -136,8 +140,9 @@ class Blend:
             queries_NW: the towers' queries.
             history: of the requests.
             words: of the requests (`ctxrec.memory.request_words.word_queries`); None: they have none.
+            weights_NK: of the requests, float32; None: those of the blend.
         """
-        weights_NK = source_weights(self.weights_2K, history.lengths)
+        weights_NK = source_weights(self.weights_2K, history.lengths) if weights_NK is None else weights_NK
         heads = self.head_queries(queries_NW, history)
         weighted = [head * weights_NK[:, h : h + 1] for h, head in enumerate(heads)]
         for source, query in self.word_queries(words or {}).items():
@@ -160,9 +165,10 @@ class Blend:
             heads.append(history_queries(history, self.text_IC))
         return [_scaled_queries(head, covariance) for head, covariance in zip(heads, self.covariances, strict=True)]
 
-    def remembered(self, history: Events) -> sp.csr_array:
-        """The memory's weighted scores, 0 or more: sparse float32 [N, I]."""
-        weights_NK = source_weights(self.weights_2K, history.lengths)[:, self._static.stop :]
+    def remembered(self, history: Events, weights_NK: np.ndarray | None = None) -> sp.csr_array:
+        """The memory's weighted scores, 0 or more: sparse float32 [N, I]. Weights as in `queries`."""
+        weights_NK = source_weights(self.weights_2K, history.lengths) if weights_NK is None else weights_NK
+        weights_NK = weights_NK[:, self._static.stop :]
         total = sp.csr_array((len(history.lengths), len(self.memory.popularity_I)), dtype=np.float32)
         for k, scores in enumerate(self.memory.source_scores(history)):
             total = total + sp.diags_array(weights_NK[:, k]) @ scores

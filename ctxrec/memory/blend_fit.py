@@ -87,24 +87,22 @@ def fit_blend(
     num_sources = len([name for name in blend.sources if name not in WORDS]) + any(context_texts(requests))
     rows = _drawn_requests(num_sources, len(item_vectors_IW), requests, rng, params)
     requests, queries_NW = requests.take(rows), queries_NW[rows]
-    pool = _competing_items(len(item_vectors_IW), requests, rng, params)
+    pool = competing_items(len(item_vectors_IW), requests, rng, params)
     words = blend.word_queries(word_queries(requests, read_texts))
     fitted = np.array([k for k, name in enumerate(blend.sources) if name not in WORDS or name in words])
-    scores_NIK = _scores_of_sources(blend, item_vectors_IW, queries_NW, requests, pool, words)
+    scores_NIK = scores_of_sources(blend, item_vectors_IW, queries_NW, requests, pool, words)
     fit = BlendFit.of(scores_NIK, requests, pool, rng, repeats=repeats, params=params)
     start_2K = torch.from_numpy(np.ascontiguousarray(blend.weights_2K[:, fitted]))
-    likeliest_2K = _minimise(fit.nll, start_2K, penalty=params.nll_penalty, iterations=params.iterations)
-    best_2K = _minimise(
-        fit.approx_ndcg_loss, likeliest_2K, penalty=params.ranking_penalty, iterations=params.iterations
-    )
+    likeliest_2K = minimise(fit.nll, start_2K, penalty=params.nll_penalty, iterations=params.iterations)
+    best_2K = minimise(fit.approx_ndcg_loss, likeliest_2K, penalty=params.ranking_penalty, iterations=params.iterations)
     weights_2K = blend.weights_2K.copy()
     weights_2K[:, fitted] = best_2K.numpy()
     if QUERY in blend.sources:
-        weights_2K[:, blend.sources.index(QUERY)] = _query_weight(blend, weights_2K, fit.spread(best_2K), params)
+        weights_2K[:, blend.sources.index(QUERY)] = query_weight(blend, weights_2K, fit.spread(best_2K), params)
     return weights_2K
 
 
-def _query_weight(blend: Blend, weights_2K: np.ndarray, spread: float, params: BlendFitParams) -> np.ndarray:
+def query_weight(blend: Blend, weights_2K: np.ndarray, spread: float, params: BlendFitParams) -> np.ndarray:
     """The weight of queries, [2], before softplus: the same for histories of all lengths, unless it is that of the texts
     of contexts."""
     least = np.log(np.expm1(max(params.query_share * spread, 1e-3)))
@@ -122,10 +120,8 @@ def _drawn_requests(
     return np.sort(rng.choice(len(requests), limit, replace=False))
 
 
-def _competing_items(
-    num_items: int, requests: Requests, rng: np.random.Generator, params: BlendFitParams
-) -> np.ndarray:
-    """Positions of the items that compete, in order: all of a catalogue that is not too large."""
+def competing_items(num_items: int, requests: Requests, rng: np.random.Generator, params: BlendFitParams) -> np.ndarray:
+    """Positions of the items that compete, int64 in order: all of a catalogue that is not too large."""
     assert requests.target_items is not None
     if num_items <= params.max_items:
         return np.arange(num_items)
@@ -133,7 +129,7 @@ def _competing_items(
     return np.union1d(rng.choice(num_items, params.max_items, replace=False), targets)
 
 
-def _scores_of_sources(
+def scores_of_sources(
     blend: Blend,
     item_vectors_IW: np.ndarray,
     queries_NW: np.ndarray,
@@ -240,7 +236,7 @@ def _drawn_targets(
     return row[chosen], requests.target_items[chosen]
 
 
-def _minimise(
+def minimise(
     loss: Callable[[torch.Tensor], torch.Tensor], start_2K: torch.Tensor, *, penalty: float, iterations: int
 ) -> torch.Tensor:
     """The weights of least loss by L-BFGS; `penalty` times their squared distance from the start is added to it."""

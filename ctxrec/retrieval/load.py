@@ -68,6 +68,7 @@ def _load(bundle: str, folder: str, model_version: str) -> Recommender:
         model_version=model_version,
         blend=blend,
         texts=BundleTexts(folder, config, arrays) if shape.text_width else None,
+        live_weights=bundle_format.load_live_weights(folder, blend),
     )
 
 

@@ -82,6 +82,7 @@ def recommender_before_validation(run: str, data: PreparedData, *, tuned: bool =
         model_version=bundled.model_version,
         blend=blend,
         texts=bundled.texts,
+        live_weights=bundled.live_weights,
     )
 
 

@@ -23,7 +23,8 @@ from ctxrec.data.events import US, Events, Histories, Users, concat_events
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.data.requests import Requests
 from ctxrec.encoder.text_table import TextTable
-from ctxrec.memory.blend import STATIC, Blend
+from ctxrec.memory.blend import STATIC, Blend, source_weights
+from ctxrec.memory.live_sources import AddsNow, LiveWeights
 from ctxrec.memory.request_words import word_queries
 from ctxrec.memory.scoring import in_parts, score_all
 from ctxrec.model.backbones.base import InBf16
@@ -54,6 +55,7 @@ class Recommender:
         model_version: str,
         blend: Blend | None = None,
         texts: BundleTexts | None = None,
+        live_weights: LiveWeights | None = None,
     ) -> None:
         self.config, self.spec, self.features, self.texts = config, spec, features, texts
         self.model_version, self.histories = model_version, histories
@@ -63,6 +65,8 @@ class Recommender:
         self.catalogue = LiveCatalogue(items, spec.items, vectors, histories.events)
         self._blend, self._version = blend, self.catalogue.version
         self.cache: HistoryCache | None = None
+        self.live_weights = live_weights
+        self.live: AddsNow | None = None  # what happens now; None: the model knows its training alone
         none = torch.zeros(0, dtype=torch.int64)
         self._tensors = ItemTensors(
             id_rows_I=none, trained_I=torch.zeros(0), cat_IM={}, num_IF=torch.zeros(0, 0), pool=None, place_I=none
@@ -165,7 +169,8 @@ class Recommender:
         if blend is None:
             return found
         read = None if self.texts is None or self.texts.axes is None else self.texts.read_if_there
-        return blend.queries(found, requests.history, word_queries(requests, read, blend.heard))
+        words = word_queries(requests, read, blend.heard)
+        return blend.queries(found, requests.history, words, self._weights(blend, requests))
 
     def _tower_queries(self, requests: Requests) -> np.ndarray:
         towers, vectors = self._towers, torch.from_numpy(self.item_vectors)
@@ -183,37 +188,55 @@ class Recommender:
         states = torch.from_numpy(np.stack([state for (state,) in known]))
         return towers.ask(states, self._batcher.asking(requests)).numpy()
 
+    def _weights(self, blend: Blend, requests: Requests) -> np.ndarray:
+        """Weights of the blend's sources for each request: float32 [N, K]. Those that know what happens now have others."""
+        weights_NK = source_weights(blend.weights_2K, requests.history.lengths)
+        if self.live is None or self.live_weights is None:
+            return weights_NK
+        with_live_NK = source_weights(self.live_weights.blend_2K, requests.history.lengths)
+        return np.where(self.live.are_current(requests.times)[:, None], with_live_NK, weights_NK)
+
     def remembered(self, requests: Requests) -> sp.csr_array | None:
-        """What the item memory adds to the products of queries and vectors: 0 or more, float32 [N, I]."""
+        """What the item memory and the live sources add to the products of queries and vectors: 0 or more, float32 [N, I]."""
         with self.catalogue.reading():
-            return None if self.blend is None else self._remembered(requests)
+            found = None if self.blend is None else self._remembered(requests)
+            if self.live is None:
+                return found
+            now = self.live.scores(requests, len(self.vectors))
+            return now if found is None else sp.csr_array(found + now)
 
     def _remembered(self, requests: Requests) -> sp.csr_array:
+        blend = self.blend
+        assert blend is not None
+        weights_NK = self._weights(blend, requests)
         if self.cache is None or not len(requests):
-            return self._remember(requests.history)
+            return self._remember(blend, requests.history, weights_NK)
 
         def remember(rows: np.ndarray) -> list[Value]:
-            found = self._remember(
-                requests.history.cut(requests.history.offsets[rows], requests.history.offsets[rows + 1])
-            )
+            history = requests.history
+            history = history.cut(history.offsets[rows], history.offsets[rows + 1])
+            found = self._remember(blend, history, weights_NK[rows])
             spans = zip(found.indptr[:-1], found.indptr[1:], strict=True)
             return [(found.indices[a:b].astype(np.int32), found.data[a:b].copy()) for a, b in spans]
 
-        known = self.cache.of([b"memory" + key for key in history_keys(requests)], remember)
+        # The same history has other weights where a request knows what happens now.
+        current = np.zeros(len(requests), bool) if self.live is None else self.live.are_current(requests.times)
+        marks = [b"memory now" if now else b"memory" for now in current.tolist()]
+        keys = [mark + key for mark, key in zip(marks, history_keys(requests), strict=True)]
+        known = self.cache.of(keys, remember)
         offsets = np.cumsum([0, *(len(columns) for columns, _ in known)])
         columns, values = (np.concatenate([value[n] for value in known]) for n in (0, 1))
         return sp.csr_array((values, columns, offsets), shape=(len(known), len(self.vectors)))
 
-    def _remember(self, history: Events) -> sp.csr_array:
-        blend, catalogue = self.blend, self.catalogue
-        assert blend is not None
+    def _remember(self, blend: Blend, history: Events, weights_NK: np.ndarray) -> sp.csr_array:
+        catalogue = self.catalogue
         if not catalogue.num_added:
-            return blend.remembered(history)
+            return blend.remembered(history, weights_NK)
         history = _without_items_from(history, catalogue.num_bundled)
-        remembered = pairs = blend.remembered(history)
+        remembered = pairs = blend.remembered(history, weights_NK)
         if blend.memory.repeats:  # that a user had an item says nothing of added items with a similar text
             pairs = dataclasses.replace(blend, memory=dataclasses.replace(blend.memory, repeats=False))
-            pairs = pairs.remembered(history)
+            pairs = pairs.remembered(history, weights_NK)
         return sp.csr_array(sp.hstack([remembered, pairs @ catalogue.proxy_weights.T]))
 
     def _follow_catalogue(self) -> None:

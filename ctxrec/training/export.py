@@ -25,6 +25,7 @@ from ctxrec.memory.blend import Blend
 from ctxrec.memory.blend_fit import fit_blend
 from ctxrec.memory.cold_start import choose_bonus, hidden_items, without_items
 from ctxrec.memory.item_memory import as_if_known
+from ctxrec.memory.live_sources import LiveWeights
 from ctxrec.memory.request_words import CONTEXT_TEXT, ReadTexts
 from ctxrec.memory.scoring import BlendScorer, Scorer, in_parts, score_all
 from ctxrec.memory.text_similarity import on_axes
@@ -35,6 +36,7 @@ from ctxrec.model.two_tower import NoTowers, Towers, make_towers
 from ctxrec.training import checkpoint
 from ctxrec.training.catalogue_vectors import encode_table
 from ctxrec.training.context_texts import axes_of, context_reader
+from ctxrec.training.live_calibration import fit_live_weights
 from ctxrec.training.phase_setup import Setup
 from ctxrec.training.validator import METRIC_K
 
@@ -81,10 +83,12 @@ def tuned_text(setup: Setup, encoder: TextEncoder) -> TextTable:
 
 @dataclass(frozen=True)
 class FittedBlend:
-    """The weights of the blend, float32 [2, K], and NDCG@10 of the validation requests with them."""
+    """The weights of the blend, float32 [2, K], and NDCG@10 of the validation requests with them; those of the live
+    sources, where they gain something."""
 
     weights_2K: np.ndarray
     ndcg: float
+    live: LiveWeights | None = None
 
 
 def calibrate(setup: Setup, towers: dict[str, torch.Tensor], chosen: Chosen) -> FittedBlend | None:
@@ -121,7 +125,9 @@ def calibrate(setup: Setup, towers: dict[str, torch.Tensor], chosen: Chosen) -> 
     typical = np.logaddexp(0, blend.weights_2K[0])
     logger.info("blend  %s", "  ".join(f"{n} {w:.3f}" for n, w in zip(blend.sources, typical, strict=True)))
     scorer = _scorer(made, setup, text, vectors, blend, read)
-    found = FittedBlend(blend.weights_2K, _ndcg(scorer, setup.log.validation.evenly(_MEASURED), repeats=repeats))
+    ndcg = _ndcg(scorer, setup.log.validation.evenly(_MEASURED), repeats=repeats)
+    live = fit_live_weights(setup, blend, item_vectors, partial(_queries, made, setup, text, vectors), read)
+    found = FittedBlend(blend.weights_2K, ndcg, live)
     logger.info("validation NDCG@10 of the blend %.4f", found.ndcg)
     return found
 
@@ -208,6 +214,7 @@ def export(
             media=setup.catalogue.media_IV,
             encoder=chosen.encoder.cpu() if chosen.encoder is not None else None,
             blend=blend,
+            live=None if fitted is None else fitted.live,
             queries=_sample_queries(
                 _scorer(made, setup, text, vectors, blend, context_reader(setup, text, chosen.encoder)),
                 setup.log.validation,

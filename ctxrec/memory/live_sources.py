@@ -1,0 +1,164 @@
+"""What happens now as a part of the score: the sources that learn between two trainings, and their weights.
+
+A live source is log(1 + count / `one`) of an item at one half-life (`ctxrec.memory.live_counts`): 0 for an item without
+recent events, never negative, and larger where more happens. The weighted sum comes on top of a score as what the item
+memory remembers does, so the best items of the index, of the memory and of the live sources contain the best of the sum.
+
+Legend: N requests, A items with recent events, H live sources, K sources of the blend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import scipy.sparse as sp
+
+from ctxrec.data.events import US
+from ctxrec.data.requests import Requests
+from ctxrec.memory.blend import source_weights
+from ctxrec.memory.live_counts import LiveCounts
+
+
+@dataclass(frozen=True)
+class LiveParams:
+    """Tuned numbers and limits of the live sources. The lab book is `tests/bench/RESULTS.md`.
+
+    Attributes:
+        one: count that log(1 + count / one) calls one. Of .001 to 5, .01 and .03 have the best likelihood of a replay of
+            the simulated news service.
+        most_items: limit of time: so many items get live scores, those with the largest ones.
+        tolerance_s: a request whose time is before the latest event gets live scores if it is so many seconds before at
+            most, because clocks differ. An earlier one gets none: what happened after it must not be known to it.
+        keep_s: seconds for which scores are taken again, while no event comes.
+    """
+
+    one: float = 0.02
+    most_items: int = 2_000
+    tolerance_s: float = 300.0
+    keep_s: float = 1.0
+
+
+LIVE = LiveParams()
+
+
+def source_values(counts: np.ndarray, params: LiveParams = LIVE) -> np.ndarray:
+    """Scores of the live sources by their counts, of any shape: float32, 0 or more."""
+    return np.log1p(counts / params.one).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class LiveWeights:
+    """Weights of a blend while live sources are there, before softplus, as `ctxrec.memory.blend.Blend.weights_2K`.
+
+    half_lives_s: of each live source.
+    blend_2K: float32, of the sources of the blend, in its order.
+    live_2H: float32, of the live sources.
+    """
+
+    half_lives_s: tuple[float, ...]
+    blend_2K: np.ndarray
+    live_2H: np.ndarray
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the H live sources."""
+        return [f"events of {_told(seconds)}" for seconds in self.half_lives_s]
+
+    @property
+    def typical(self) -> np.ndarray:
+        """Weights of all K + H sources for a typical history."""
+        return np.logaddexp(0, np.concatenate([self.blend_2K[0], self.live_2H[0]]))
+
+    def of_live(self, lengths_N: np.ndarray) -> np.ndarray:
+        """Weights of the live sources for histories of these lengths: float32 [N, H]."""
+        return source_weights(self.live_2H, lengths_N)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The weights as plain arrays, which safetensors can hold."""
+        both = {"blend": self.blend_2K, "live": self.live_2H}
+        weights = {name: np.ascontiguousarray(values, np.float32) for name, values in both.items()}
+        return {"half_lives": np.array(self.half_lives_s), **weights}
+
+    @staticmethod
+    def of_arrays(arrays: dict[str, np.ndarray], num_sources: int) -> LiveWeights:
+        """The inverse of `to_arrays`, for a blend of so many sources.
+
+        Raises:
+            ValueError: the arrays do not fit together or to the blend.
+        """
+        half_lives, blend, live = arrays["half_lives"], arrays["blend"], arrays["live"]
+        if blend.shape != (2, num_sources) or live.shape != (2, len(half_lives)) or not (half_lives > 0).all():
+            raise ValueError(
+                f"live weights have the shapes {blend.shape} and {live.shape}; expected (2, {num_sources}) and (2, {len(half_lives)})"
+            )
+        return LiveWeights(tuple(half_lives.tolist()), blend, live)
+
+
+class AddsNow(Protocol):
+    """What adds live scores to those of a model."""
+
+    def are_current(self, times_us: np.ndarray) -> np.ndarray:
+        """Which requests at these times (int64 [N]) get live scores: bool [N]. An earlier one must not know of later
+        events."""
+        ...
+
+    def scores(self, requests: Requests, num_items: int) -> sp.csr_array:
+        """What happens now adds to the scores of requests: 0 or more, sparse float32 [N, `num_items`]."""
+        ...
+
+
+class LiveSources:
+    """Live scores by the counts as they are when they are asked for.
+
+    Args:
+        counts: take events; the half-lives are those of `weights`.
+        weights: of the sources.
+        params: tuned numbers and limits.
+    """
+
+    def __init__(self, counts: LiveCounts, weights: LiveWeights, params: LiveParams = LIVE) -> None:
+        assert counts.params.half_lives_s == weights.half_lives_s
+        self.counts, self.weights, self._params = counts, weights, params
+        self._kept: tuple[tuple[int, int], np.ndarray, np.ndarray] | None = None
+
+    def are_current(self, times_us: np.ndarray) -> np.ndarray:
+        """See `AddsNow`."""
+        newest = self.counts.newest_us
+        if newest is None:
+            return np.zeros(len(times_us), bool)
+        return times_us >= newest - self._params.tolerance_s * US
+
+    def scores(self, requests: Requests, num_items: int) -> sp.csr_array:
+        """See `AddsNow`; items at and behind `num_items` have no scores."""
+        current = self.are_current(requests.times)
+        if not current.any():
+            return sp.csr_array((len(requests), num_items), dtype=np.float32)
+        items, sources_HA = self._now(int(requests.times.max()))
+        inside = items < num_items
+        items, sources_HA = items[inside], sources_HA[:, inside]
+        values_NA = (self.weights.of_live(requests.history.lengths) * current[:, None]) @ sources_HA
+        offsets = np.arange(len(requests) + 1) * len(items)
+        parts = (values_NA.ravel(), np.tile(items, len(requests)), offsets)
+        return sp.csr_array(parts, shape=(len(requests), num_items))
+
+    def _now(self, at_us: int) -> tuple[np.ndarray, np.ndarray]:
+        """Items with recent events, int64 [A] rising, and their sources, float32 [H, A]."""
+        key = (self.counts.version, int(at_us // (self._params.keep_s * US)))
+        if self._kept is None or self._kept[0] != key:
+            items, counts_HA = self.counts.recent(at_us)
+            sources_HA = source_values(counts_HA, self._params)
+            if len(items) > self._params.most_items:
+                typical = self.weights.of_live(np.zeros(1))[0] @ sources_HA
+                best = np.sort(np.argpartition(-typical, self._params.most_items)[: self._params.most_items])
+                items, sources_HA = items[best], sources_HA[:, best]
+            self._kept = key, items, sources_HA
+        return self._kept[1], self._kept[2]
+
+
+def _told(seconds: float) -> str:
+    units: Sequence[tuple[str, float]] = (("days", 86_400.0), ("hours", 3_600.0), ("minutes", 60.0), ("seconds", 1.0))
+    name, unit = next((name, unit) for name, unit in units if seconds >= unit or unit == 1)
+    return f"{seconds / unit:g} {name}"
