@@ -26,7 +26,7 @@ class Stream:
 
     @staticmethod
     def of(users: np.ndarray, items: np.ndarray, times: np.ndarray) -> Stream:
-        """The stream of events in any order."""
+        """The stream of events in any order; `times` are microseconds."""
         order = np.argsort(times, kind="stable")
         return Stream(users[order], items[order], times[order])
 

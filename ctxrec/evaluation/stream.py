@@ -95,6 +95,9 @@ def rank_stream(
 
     Returns:
         The lists, the requests in the order of time, the stream of events, and seconds by system.
+
+    Raises:
+        UserError: no event of the split has an item that may be recommended.
     """
     delay_us, num_items = round(delay_s * US), prepared.num_items
     requests, stream = _requests_and_stream(prepared, SPLITS[split], delay_us)

@@ -37,7 +37,7 @@ def evaluate_stream(
     Args:
         run: run folder (path or URI) of a finished training; None: baselines alone, on `data`.
         split: "valid" or "test". The model knows the events before the split alone.
-        out: folder for metrics.json and report.html; None: `RUN/stream`, and nothing is written without a run.
+        out: folder for metrics.json and report.html; None: nothing is written.
         config: options; the `evaluate` section matters here.
         data: the prepared data, when it no longer lies where the run's manifest says.
         delay_s: how late an event becomes known, seconds, 0 or more.
@@ -70,10 +70,9 @@ def evaluate_stream(
         delay_s=delay_s,
         others={name: best[name] for name in ("oracle",) if name in best},
     )
-    folder = out or (None if run is None else RunPaths(run).stream)
-    if folder is not None:
-        storage.write_text(RunPaths(folder).report, render_stream(metrics, Facts.of(prepared, config)))
-        storage.write_json(RunPaths(folder).metrics, metrics)
+    if out is not None:
+        storage.write_text(RunPaths(out).report, render_stream(metrics, Facts.of(prepared, config)))
+        storage.write_json(RunPaths(out).metrics, metrics)
     return metrics
 
 

@@ -87,7 +87,7 @@ def fit_blend(
     num_sources = len([name for name in blend.sources if name not in WORDS]) + any(context_texts(requests))
     rows = _drawn_requests(num_sources, len(item_vectors_IW), requests, rng, params)
     requests, queries_NW = requests.take(rows), queries_NW[rows]
-    pool = competing_items(len(item_vectors_IW), requests, rng, params)
+    pool = _competing_items(len(item_vectors_IW), requests, rng, params)
     words = blend.word_queries(word_queries(requests, read_texts))
     fitted = np.array([k for k, name in enumerate(blend.sources) if name not in WORDS or name in words])
     scores_NIK = scores_of_sources(blend, item_vectors_IW, queries_NW, requests, pool, words)
@@ -120,8 +120,10 @@ def _drawn_requests(
     return np.sort(rng.choice(len(requests), limit, replace=False))
 
 
-def competing_items(num_items: int, requests: Requests, rng: np.random.Generator, params: BlendFitParams) -> np.ndarray:
-    """Positions of the items that compete, int64 in order: all of a catalogue that is not too large."""
+def _competing_items(
+    num_items: int, requests: Requests, rng: np.random.Generator, params: BlendFitParams
+) -> np.ndarray:
+    """Positions of the items that compete, in order: all of a catalogue that is not too large."""
     assert requests.target_items is not None
     if num_items <= params.max_items:
         return np.arange(num_items)
@@ -239,7 +241,8 @@ def _drawn_targets(
 def minimise(
     loss: Callable[[torch.Tensor], torch.Tensor], start_2K: torch.Tensor, *, penalty: float, iterations: int
 ) -> torch.Tensor:
-    """The weights of least loss by L-BFGS; `penalty` times their squared distance from the start is added to it."""
+    """The weights of least loss by L-BFGS; `penalty` times their squared distance from the start is added to it.
+    float32 [2, K]"""
     weights = start_2K.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([weights], lr=1, max_iter=iterations, line_search_fn="strong_wolfe")
 

@@ -32,7 +32,7 @@ class LiveParams:
         most_items: limit of time: so many items get live scores, those with the largest ones.
         tolerance_s: a request whose time is before the latest event gets live scores if it is so many seconds before at
             most, because clocks differ. An earlier one gets none: what happened after it must not be known to it.
-        keep_s: seconds for which scores are taken again, while no event comes.
+        keep_s: seconds to which the time of a request is rounded down, so that requests share what is computed.
     """
 
     one: float = 0.02
@@ -69,7 +69,7 @@ class LiveWeights:
 
     @property
     def typical(self) -> np.ndarray:
-        """Weights of all K + H sources for a typical history."""
+        """Weights of all sources for a typical history: float64 [K + H]."""
         return np.logaddexp(0, np.concatenate([self.blend_2K[0], self.live_2H[0]]))
 
     def of_live(self, lengths_N: np.ndarray) -> np.ndarray:
@@ -77,7 +77,7 @@ class LiveWeights:
         return source_weights(self.live_2H, lengths_N)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """The weights as plain arrays, which safetensors can hold."""
+        """The weights as plain arrays, which safetensors can hold: [H], [2, K] and [2, H]."""
         both = {"blend": self.blend_2K, "live": self.live_2H}
         weights = {name: np.ascontiguousarray(values, np.float32) for name, values in both.items()}
         return {"half_lives": np.array(self.half_lives_s), **weights}
@@ -101,8 +101,11 @@ class AddsNow(Protocol):
     """What adds live scores to those of a model."""
 
     def are_current(self, times_us: np.ndarray) -> np.ndarray:
-        """Which requests at these times (int64 [N]) get live scores: bool [N]. An earlier one must not know of later
-        events."""
+        """Which requests at these times (int64 [N]) get live scores: bool [N].
+
+        One before the latest event gets none, because it must not know of that event; and one so long after it gets none
+        that nothing seems to happen any more.
+        """
         ...
 
     def scores(self, requests: Requests, num_items: int) -> sp.csr_array:
@@ -129,26 +132,32 @@ class LiveSources:
         newest = self.counts.newest_us
         if newest is None:
             return np.zeros(len(times_us), bool)
-        return times_us >= newest - self._params.tolerance_s * US
+        longest_us = self.weights.half_lives_s[-1] * US
+        return (times_us >= newest - self._params.tolerance_s * US) & (times_us <= newest + longest_us)
 
     def scores(self, requests: Requests, num_items: int) -> sp.csr_array:
         """See `AddsNow`; items at and behind `num_items` have no scores."""
-        current = self.are_current(requests.times)
-        if not current.any():
-            return sp.csr_array((len(requests), num_items), dtype=np.float32)
-        items, sources_HA = self._now(int(requests.times.max()))
-        inside = items < num_items
-        items, sources_HA = items[inside], sources_HA[:, inside]
-        values_NA = (self.weights.of_live(requests.history.lengths) * current[:, None]) @ sources_HA
-        offsets = np.arange(len(requests) + 1) * len(items)
-        parts = (values_NA.ravel(), np.tile(items, len(requests)), offsets)
-        return sp.csr_array(parts, shape=(len(requests), num_items))
+        current = np.flatnonzero(self.are_current(requests.times))
+        weights_NH = self.weights.of_live(requests.history.lengths)
+        # Times are rounded, so that requests share what is computed; each has that of its own time, whoever else asks.
+        rounded = requests.times // round(self._params.keep_s * US)
+        columns: list[np.ndarray] = [np.zeros(0, np.int64)] * len(requests)
+        values: list[np.ndarray] = [np.zeros(0, np.float32)] * len(requests)
+        for moment in np.unique(rounded[current]).tolist():
+            items, sources_HA = self._now(moment)
+            inside = items < num_items
+            items, sources_HA = items[inside], sources_HA[:, inside]
+            for n in current[rounded[current] == moment].tolist():
+                columns[n], values[n] = items, weights_NH[n] @ sources_HA
+        offsets = np.cumsum([0, *map(len, columns)])
+        parts = np.concatenate([np.zeros(0, np.float32), *values]), np.concatenate([np.zeros(0, np.int64), *columns])
+        return sp.csr_array((*parts, offsets), shape=(len(requests), num_items))
 
-    def _now(self, at_us: int) -> tuple[np.ndarray, np.ndarray]:
-        """Items with recent events, int64 [A] rising, and their sources, float32 [H, A]."""
-        key = (self.counts.version, int(at_us // (self._params.keep_s * US)))
+    def _now(self, moment: int) -> tuple[np.ndarray, np.ndarray]:
+        """Items with recent events, int64 [A] rising, and their sources, float32 [H, A], at a time in `keep_s`."""
+        key = (self.counts.version, moment)
         if self._kept is None or self._kept[0] != key:
-            items, counts_HA = self.counts.recent(at_us)
+            items, counts_HA = self.counts.recent(moment * round(self._params.keep_s * US))
             sources_HA = source_values(counts_HA, self._params)
             if len(items) > self._params.most_items:
                 typical = self.weights.of_live(np.zeros(1))[0] @ sources_HA
