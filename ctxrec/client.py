@@ -12,6 +12,7 @@ service asks for). That is safe: every call has the same effect once or many tim
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 import time
@@ -141,6 +142,11 @@ class _Methods:
     def similar(self, item_id: str, k: int = 10) -> Any:
         """`Recommendations` of the items most like one."""
         return self._send(_Call("GET", f"/v1/items/{quote(item_id, safe='')}/similar?k={k}", Recommendations.of))
+
+    def trending(self, k: int = 10, *, filter: Mapping[str, Any] | None = None) -> Any:
+        """`Recommendations` of the items with the most events now, of those that pass the filter (rules by item column)."""
+        rules = f"&filter={quote(json.dumps(filter), safe='')}" if filter else ""
+        return self._send(_Call("GET", f"/v1/trending?k={k}{rules}", Recommendations.of))
 
     def add_events(self, events: Sequence[Mapping[str, Any]]) -> Any:
         """Store events on the service's disk; returns how many were stored. An event without a timestamp happens

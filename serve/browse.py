@@ -58,7 +58,8 @@ def install(replica: Replica, keys: Keys, *, page: bool) -> None:
     _state = replica, keys, page
 
 
-def _replica(request: Request, scope: str) -> Replica:
+def replica_of(request: Request, scope: str) -> Replica:
+    """The replica of this process, for a caller whose key has the scope."""
     assert _state is not None, "a replica installs itself before it takes requests"
     replica, keys, _ = _state
     keys.check(request.headers, scope)
@@ -107,13 +108,13 @@ def _answer(path: Path, policy: str) -> Response:
 )
 async def catalogue(request: Request) -> Response:
     """The size, the columns and the values of what is served."""
-    return AsciiJson(await _replica(request, READ).look(about))
+    return AsciiJson(await replica_of(request, READ).look(about))
 
 
 @router.get("/v1/items", response_model=ItemRows, summary="Rows of the catalogue; unknown ids are left out")
 async def items(request: Request, id: Annotated[list[Id], Query(min_length=1, max_length=MAX_ITEMS)]) -> Response:
     """Rows of the catalogue by id, new items too."""
-    return AsciiJson({"items": await _replica(request, READ).look(lambda engine: item_rows(engine, id))})
+    return AsciiJson({"items": await replica_of(request, READ).look(lambda engine: item_rows(engine, id))})
 
 
 @router.get("/v1/users", response_model=UsersResponse, summary="Users of the log whose ids begin with the prefix")
@@ -123,7 +124,7 @@ async def users(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> Response:
     """Users of the log whose ids begin with a prefix."""
-    return AsciiJson({"users": await _replica(request, ADMIN).look(lambda engine: find_users(engine, prefix, limit))})
+    return AsciiJson({"users": await replica_of(request, ADMIN).look(lambda engine: find_users(engine, prefix, limit))})
 
 
 @router.get(
@@ -136,7 +137,7 @@ async def history(
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
 ) -> Response:
     """What a user did before a time, of the log and of the store."""
-    return AsciiJson(await _replica(request, ADMIN).look(lambda engine: user_history(engine, user_id, before, limit)))
+    return AsciiJson(await replica_of(request, ADMIN).look(lambda engine: user_history(engine, user_id, before, limit)))
 
 
 def about(engine: Engine) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ctxrec.core.errors import UserError
 from ctxrec.data.posted_items import BadRow
 from ctxrec.live.store import StoreError
 from ctxrec.retrieval.bundle_texts import NoEncoder
-from serve import browse, edge
+from serve import browse, edge, trending
 from serve.access_log import request_id
 from serve.api import (
     AcceptedResponse,
@@ -55,6 +55,7 @@ from serve.store_failures import store_unavailable
 
 app = make_app()
 app.include_router(browse.router)
+app.include_router(trending.router)
 
 
 @ray.serve.deployment

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import faiss
 import numpy as np
@@ -24,12 +25,14 @@ from ctxrec.memory.request_words import CONTEXT_TEXT, QUERY
 from ctxrec.retrieval.explain import Why, explain
 from ctxrec.retrieval.filters import ColumnRule
 from ctxrec.retrieval.heard_words import why_unheard
+from ctxrec.retrieval.live_statistics import LiveStatistics
 from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, Note, notes_of
 from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.request_reader import MAX_QUERY
 from ctxrec.retrieval.retriever import Retriever, load_retriever
 from serve.api import MAX_WORK, Context, HistoryEvent, RecommendRequest
+from serve.live_feed import LiveFeed
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +92,7 @@ class Engine:
     def __init__(self, retriever: Retriever[Recommender], store: HistoryStore | None = None):
         self._retriever = retriever
         self._store = store
+        self.live = LiveFeed(LiveStatistics(retriever.recommender), store)
         self._pause_until = 0.0
 
     @property
@@ -106,6 +110,7 @@ class Engine:
     def recommend(self, calls: Sequence[Sequence[RecommendRequest]]) -> list[Reply]:
         """One reply for each call; a request that fails gets its own error and harms no other."""
         watch = Stopwatch()
+        self.live.take()
         answers = self._answers([body for call in calls for body in call], watch)
         replies, start = [], 0
         for call in calls:
@@ -181,14 +186,14 @@ class Engine:
                         self.check_contexts([context])
                 except UserError as error:
                     return error.at(*place)
-            self._retriever.compile_filter(_rules(body))
+            self._retriever.compile_filter(column_rules(body.filter))
         except Exception as error:
             return error
         return None
 
     def _answer_all(self, bodies: Sequence[RecommendRequest], watch: Stopwatch) -> list[Answer]:
         retriever = self._retriever
-        rules = [_rules(body) for body in bodies]
+        rules = [column_rules(body.filter) for body in bodies]
         allowed = [retriever.compile_filter(r, allow=body.allow) for r, body in zip(rules, bodies, strict=True)]
         watch.lap("filter")
         raw, degraded = self._raw_requests(bodies)
@@ -344,10 +349,10 @@ def _raw_event(event: HistoryEvent) -> RawEvent:
     return RawEvent(item_id=event.item_id, action=event.action, timestamp=event.timestamp, context=event.context)
 
 
-def _rules(body: RecommendRequest) -> dict[str, ColumnRule]:
+def column_rules(filter_: Mapping[str, Any]) -> dict[str, ColumnRule]:
+    """Rules by item column for the model, of those that `serve.api.ColumnRule` checked."""
     return {
-        column: ColumnRule(any=rule.any, none=rule.none, min=rule.min, max=rule.max)
-        for column, rule in body.filter.items()
+        name: ColumnRule(any=rule.any, none=rule.none, min=rule.min, max=rule.max) for name, rule in filter_.items()
     }
 
 
@@ -374,6 +379,7 @@ def load_engine(
     engine = Engine(
         load_retriever(bundle, config.index, rerank=use, on_request=True, diversity=config.diversity), store
     )
+    engine.live.pull()
     engine.warm_up(batch_size)
     return engine
 

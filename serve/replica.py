@@ -57,6 +57,8 @@ class Replica:
         self._encoding = ThreadPoolExecutor(1, "items", initializer=use_threads, initargs=(1,))
         self._writing = ThreadPoolExecutor(1, "store")
         self._store = open_store(args.store, durable=args.store_durable, on_failure=StoreFailures(metrics))
+        self._pulling = ThreadPoolExecutor(1, "live")
+        self._will_pull = False
         self._loading = ThreadPoolExecutor(1, "load", initializer=use_threads, initargs=(1,))
         self._rules = RuleFile(args.rules)
         self._arms = Arms()
@@ -100,7 +102,7 @@ class Replica:
         for each in (self._published, self._watch, self._others):
             if each is not None:
                 each.stop()
-        for pool in (self._loading, self._encoding, self._computing, self._writing):
+        for pool in (self._loading, self._encoding, self._computing, self._writing, self._pulling):
             pool.shutdown()
         self._files.stop()
         self._exposures.stop()
@@ -138,6 +140,7 @@ class Replica:
         with self._admitted():
             result = await self._events.submit(events)
         if isinstance(result, int):
+            self._pull_soon()
             self._metrics.events.inc(result)
             self._count_by_arm(events)
         return result
@@ -331,7 +334,19 @@ class Replica:
         except NoEncoder as error:
             logger.warning("no new item can be taken: %s", error)
 
+    def _pull_soon(self) -> None:
+        """Read what was posted, so that it counts for all users; posts that come meanwhile wait for one further read."""
+        if not self._will_pull:
+            self._will_pull = True
+            self._pulling.submit(self._pull)
+
+    def _pull(self) -> None:
+        self._will_pull = False  # a post from now on asks for another read
+        for engine in {id(e): e for e in (self._engine, *(e for e, _ in self._arms.versions.values()))}.values():
+            engine.live.pull()
+
     def _catch_up(self) -> None:
+        self._pulling.submit(self._pull).result()
         self._encoding.submit(lambda: self._items.catch_up(self._between_batches)).result()
         if self._arms.versions:
             self._encoding.submit(self._catch_up_arms).result()

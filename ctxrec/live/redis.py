@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ctxrec.core.errors import UserError
-from ctxrec.live.store import KEPT_EVENTS, ItemChange, LoggedEvent, OnFailure, StoreError, Unwritten
+from ctxrec.live.store import KEPT_EVENTS, RECENT_EVENTS, ItemChange, LoggedEvent, OnFailure, StoreError, Unwritten
 
 try:
     import redis
@@ -28,7 +28,8 @@ _PREFIX = "ctxrec:"
 _TIMEOUT_S = 1.0
 _LEASE_S = 120  # a file writer that has been silent for this long counts as dead
 _PRESENT_S = 300  # a service that has not called for this long no longer counts
-# KEYS: sequence, stream. ARGV: prefix, how many events to keep, then for each event user, time, key, payload.
+# KEYS: sequence, stream of events that no file has, stream of recent events. ARGV: prefix, how many events of a user to
+# keep, how many recent ones, then for each event user, time, key, payload.
 # A member of the set is its number and its payload: equal times stay in the order they came.
 # A script is not undone where it fails, so it looks at the types of all keys before it changes one.
 _APPEND = """
@@ -38,18 +39,19 @@ local function check(key, wanted)
     return redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. found .. '; expected a ' .. wanted)
   end
 end
-local wrong = check(KEYS[1], 'string') or check(KEYS[2], 'stream')
-for n = 3, #ARGV, 4 do
+local wrong = check(KEYS[1], 'string') or check(KEYS[2], 'stream') or check(KEYS[3], 'stream')
+for n = 4, #ARGV, 4 do
   wrong = wrong or check(ARGV[1] .. 'h:' .. ARGV[n], 'zset') or check(ARGV[1] .. 'k:' .. ARGV[n], 'hash')
 end
 if wrong then return wrong end
-for n = 3, #ARGV, 4 do
+for n = 4, #ARGV, 4 do
   local user, time, key, payload = ARGV[n], ARGV[n + 1], ARGV[n + 2], ARGV[n + 3]
   local set, hash = ARGV[1] .. 'h:' .. user, ARGV[1] .. 'k:' .. user
   local number = string.format('%016d', redis.call('INCR', KEYS[1]))
   if redis.call('HSETNX', hash, key, number) == 1 then
     redis.call('ZADD', set, time, number .. payload)
     redis.call('XADD', KEYS[2], '*', 'u', user, 'e', payload)
+    redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[3], '*', 'u', user, 'e', payload)
     local old = redis.call('ZRANGE', set, 0, -ARGV[2] - 1)
     for _, member in ipairs(old) do
       local event = cjson.decode(string.sub(member, 17))
@@ -89,6 +91,7 @@ _TYPES = {
     "id": "string",
     "number": "string",
     "log": "stream",
+    "recent": "stream",
     "taken": "string",
     "writing": "string",
     "services": "zset",
@@ -185,12 +188,12 @@ class RedisStore:
             raise failure from error
 
     def append(self, events: Sequence[LoggedEvent]) -> None:
-        args: list = [self._prefix, KEPT_EVENTS]
+        args: list = [self._prefix, KEPT_EVENTS, RECENT_EVENTS]
         for e in events:
             key = f"{e.time_us}|{len(e.item_id.encode())}|{e.item_id}|{e.action or ''}"
             args += [e.user_id, e.time_us, key, e.payload()]
         with self._answering():
-            self._append(keys=[self._prefix + "number", self._prefix + "log"], args=args)
+            self._append(keys=[self._prefix + name for name in ("number", "log", "recent")], args=args)
 
     def latest(self, users: Sequence[str], until_us: Sequence[int]) -> list[list[LoggedEvent]]:
         with self._answering() as server:
@@ -210,6 +213,13 @@ class RedisStore:
                 [LoggedEvent.of_payload(user, member[16:]) for member in reversed(members)]
                 for user, members in zip(users, found, strict=True)
             ]
+
+    def events_since(self, mark: Any, limit: int) -> tuple[list[LoggedEvent], Any]:
+        after = "-" if mark is None else f"({mark}"
+        with self._answering() as server:
+            rows = server.xrange(self._prefix + "recent", min=after, count=limit)
+            events = [LoggedEvent.of_payload(row["u"], row["e"]) for _, row in rows]
+        return events, rows[-1][0] if rows else mark
 
     def take_unwritten(self, limit: int) -> Unwritten | None:
         with self._answering():

@@ -21,7 +21,7 @@ from typing import Any
 
 from ctxrec.core.errors import UserError
 from ctxrec.live.sqlite_check import APPLICATION_ID, MARK, REACHED, VERSION, Mark, check_file, kind_of, store_error
-from ctxrec.live.store import KEPT_EVENTS, ItemChange, LoggedEvent, OnFailure, StoreError, Unwritten
+from ctxrec.live.store import KEPT_EVENTS, RECENT_EVENTS, ItemChange, LoggedEvent, OnFailure, StoreError, Unwritten
 
 DATABASE, LOCK, PRESENCE = "live.sqlite", "writing.lock", "service-"
 _WAL = "-wal"  # SQLite's name of the write-ahead log, after that of the database
@@ -95,6 +95,16 @@ class SqliteStore:
                 rows = cursor.execute(query, (user, until, KEPT_EVENTS)).fetchall()
                 found.append([self._event(user, row) for row in reversed(rows)])
             return found
+
+    def events_since(self, mark: Any, limit: int) -> tuple[list[LoggedEvent], Any]:
+        query = "SELECT seq, user, item, time_us, action, value FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
+        with self._answering() as connection:
+            if mark is None:
+                newest = connection.execute("SELECT max(seq) FROM events").fetchone()[0] or 0
+                mark = max(newest - RECENT_EVENTS, 0)
+            rows = connection.execute(query, (mark, limit)).fetchall()
+            events = [self._event(user, (*rest, "{}")) for _, user, *rest in rows]
+        return events, rows[-1][0] if rows else mark
 
     def take_unwritten(self, limit: int) -> Unwritten | None:
         if not self._lock():

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 KEPT_EVENTS = 1000  # of a user, the latest ones, that a request reads
+RECENT_EVENTS = 200_000  # of all users, the latest ones that came, that a new reader of the stream gets
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,17 @@ class HistoryStore(Protocol):
     def latest(self, users: Sequence[str], until_us: Sequence[int]) -> list[list[LoggedEvent]]:
         """The latest KEPT_EVENTS events of each user at or before a time, oldest first. Events of one time stay in
         the order in which they came.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+
+    def events_since(self, mark: Any, limit: int) -> tuple[list[LoggedEvent], Any]:
+        """Events of all users in the order in which they came, without their contexts, and the mark of the last one.
+
+        Args:
+            mark: what an earlier call returned; None: begin with the latest `RECENT_EVENTS` events.
+            limit: of events that are returned. Fewer mean that there are no more yet.
 
         Raises:
             StoreError: the store does not answer.

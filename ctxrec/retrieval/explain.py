@@ -25,7 +25,7 @@ from ctxrec.memory.scoring import score_items
 from ctxrec.retrieval.recommender import Recommender
 
 HISTORY_ITEMS = 10  # distinct items of the history, the latest, whose effects are told
-MEMORY = "memory"
+MEMORY, NOW = "memory", "now"  # sources: what is remembered of the training, and what happens now
 _TIMES = {"hour": np.arange(24), "weekday": np.arange(7), "month": np.arange(1, 13)}
 
 
@@ -136,7 +136,13 @@ def _sources(recommender: Recommender, request: Requests, positions: np.ndarray)
     made = {name: products[:, end - width : end].sum(1) for name, width, end in zip(names, widths, ends, strict=True)}
     made |= words
     remembered = recommender.remembered(request)
-    return made if remembered is None else made | {MEMORY: remembered[:, positions].toarray()[0]}
+    if remembered is None:
+        return made
+    added = remembered[:, positions].toarray()[0]
+    if recommender.live is None:
+        return made | {MEMORY: added}
+    now = recommender.live.scores(request, len(recommender.vectors))[:, positions].toarray()[0]
+    return made | {MEMORY: added - now, NOW: now}
 
 
 def _largest_first(effects: dict[str, float]) -> dict[str, float]:

@@ -134,7 +134,8 @@ class Recommender:
         somebody who had this item alone, without popularity.
         """
         if not self.widths:
-            asked, _ = self.make_requests([RawRequest(history=[RawEvent(self.item_ids[item])])])
+            # At a time of which nothing live is known: likeness does not change with what happens now.
+            asked, _ = self.make_requests([RawRequest(timestamp=0, history=[RawEvent(self.item_ids[item])])])
             query = self._queries(asked)
             query[:, -len(STATIC) :] = 0
             return query, None if self.blend is None else self._remembered(asked)

@@ -46,6 +46,23 @@ def where(request, tmp_path) -> str:
     return request.getfixturevalue("redis_server")().url
 
 
+def test_a_reader_gets_the_events_of_all_users_as_they_came(where, monkeypatch):
+    store = open_store(where)
+    assert store.events_since(None, 10) == ([], store.events_since(None, 10)[1])
+    store.append([LoggedEvent("b", "x", T + 5, "buy", 2.5, {"device": "tv"}), LoggedEvent("a", "y", T)])
+    store.append([LoggedEvent("a", "z", T + 1)])
+    first, mark = store.events_since(None, 2)
+    assert [(e.user_id, e.item_id, e.time_us, e.action) for e in first] == [
+        ("b", "x", T + 5, "buy"),
+        ("a", "y", T, None),
+    ]
+    second, mark = open_store(where).events_since(mark, 2)  # another reader, which goes on after the mark
+    assert [e.item_id for e in second] == ["z"]
+    assert store.events_since(mark, 2) == ([], mark)
+    store.append([LoggedEvent("a", "z", T + 1), LoggedEvent("c", "w", T)])  # the first of them is no new event
+    assert [e.item_id for e in store.events_since(mark, 9)[0]] == ["w"]
+
+
 def test_events_come_back_oldest_first_up_to_a_time_and_once(where):
     store = open_store(where)
     first = [

@@ -1,0 +1,121 @@
+"""What happens now, for a loaded model: events that come are counted, and every request and `trending` read the counts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ctxrec.data.events import US
+from ctxrec.memory.live_counts import LIVE_COUNTS, LiveCounts
+from ctxrec.memory.live_sources import LiveSources
+from ctxrec.retrieval.recommender import Recommender
+
+_DAY_S = 86_400.0
+_KEPT_HALVINGS = 8  # of the longest half-life: older events of the bundle no longer count
+_MOST_UNKNOWN = 20_000  # events of items that the catalogue lacks, which wait for these
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An event that happened: `time_us` in microseconds since 1970."""
+
+    user_id: str
+    item_id: str
+    time_us: int
+    action: str | None = None
+
+
+class LiveStatistics:
+    """Counts the events of a bundle's log and those that come later, and gives the model its live sources.
+
+    For one thread, as the model itself is. An item that the catalogue does not have counts as soon as it is there.
+
+    Args:
+        model: gets live scores if it was trained with weights for them.
+    """
+
+    def __init__(self, model: Recommender) -> None:
+        self._model, weights = model, model.live_weights
+        half_lives = LIVE_COUNTS.half_lives_s if weights is None else weights.half_lives_s
+        self.counts = LiveCounts(len(model.catalogue), dataclasses.replace(LIVE_COUNTS, half_lives_s=half_lives))
+        # The half-life next to a day, by which `trending` counts.
+        self._day = int(np.argmin(np.abs(np.log(np.array(half_lives) / _DAY_S))))
+        self._unknown: deque[Seen] = deque(maxlen=_MOST_UNKNOWN)
+        self._version = model.catalogue.version
+        self._negative = {action for action, weight in model.spec.events.actions.items() if weight < 0}
+        self._add_stored()
+        if weights is not None:
+            model.live = LiveSources(self.counts, weights)
+
+    def add(self, events: Iterable[Seen], *, now_us: int) -> int:
+        """Count events; returns how many counted.
+
+        Negative feedback does not count, nor does an event that the bundle's history of its user has. An event later than
+        now counts as one of now, so that a wrong clock cannot stop the clock of all.
+
+        Args:
+            events: in any order.
+            now_us: the present time, microseconds.
+        """
+        waiting: Sequence[Seen] = list(events)
+        if self._version != self._model.catalogue.version and self._unknown:
+            waiting = [*self._unknown, *waiting]
+            self._unknown.clear()
+        self._version = self._model.catalogue.version
+        items, times = [], []
+        for event in waiting:
+            item = self._model.item_position.get(event.item_id)
+            if item is None:
+                self._unknown.append(event)
+            elif event.action not in self._negative and not self._is_stored(event, item):
+                items.append(item)
+                times.append(min(event.time_us, now_us))
+        self.counts.add(np.array(items, np.int64), np.array(times, np.int64))
+        return len(items)
+
+    def trending(self, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The k items with the most events now: positions, int64, and counts, float32, best first.
+
+        An event of a day before the latest event counts half. There are fewer items where fewer have events.
+
+        Args:
+            k: at least 1.
+            allowed: bool [I], the items that may be named; None: all.
+        """
+        newest, num = self.counts.newest_us, len(self._model.catalogue)
+        counts = np.zeros(num)
+        if newest is not None:
+            found = self.counts.counts(newest)[self._day, :num]
+            counts[: len(found)] = found
+        counts[~self._model.catalogue.alive] = 0
+        if allowed is not None:
+            counts[~allowed] = 0
+        best = np.argsort(-counts, kind="stable")[:k]
+        best = best[counts[best] > 0]
+        return best.astype(np.int64), counts[best].astype(np.float32)
+
+    def _add_stored(self) -> None:
+        """Count the last events of the bundle's log."""
+        events = self._model.histories.events
+        if not len(events.times):
+            return
+        longest_us = round(self.counts.params.half_lives_s[-1] * US)
+        kept = np.flatnonzero(events.times > int(events.times.max()) - _KEPT_HALVINGS * longest_us)
+        codes = [code for code, name in enumerate(self._model.features.actions, 1) if name in self._negative]
+        kept = kept[~np.isin(events.actions[kept], codes)]
+        self.counts.add(events.items[kept], events.times[kept])
+
+    def _is_stored(self, event: Seen, item: int) -> bool:
+        """Whether the bundle was trained on the event already."""
+        row = self._model.user_row.get(event.user_id)
+        if row is None:
+            return False
+        events = self._model.histories.events
+        span = events.row(row)
+        times = events.times[span]
+        first, stop = (int(np.searchsorted(times, event.time_us, side=side)) for side in ("left", "right"))
+        return item in events.items[span.start + first : span.start + stop]
