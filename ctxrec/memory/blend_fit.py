@@ -163,6 +163,9 @@ class BlendFit:
     target_T: torch.Tensor
     share_T: torch.Tensor  # 1 over the number of targets of the request
     rank_step: float
+    num_live: int = (
+        0  # so many of the last sources are live: their weights have a sign, and their sum is never negative
+    )
 
     @staticmethod
     def of(
@@ -172,6 +175,7 @@ class BlendFit:
         rng: np.random.Generator,
         *,
         repeats: bool,
+        num_live: int = 0,
         params: BlendFitParams = BLEND_FIT,
     ) -> BlendFit:
         """Tensors of the fit; `pool`: the catalogue's positions of the I items."""
@@ -196,17 +200,24 @@ class BlendFit:
             target_T=torch.from_numpy(target),
             share_T=torch.from_numpy(share.astype(np.float32)),
             rank_step=params.rank_step,
+            num_live=num_live,
         )
 
+    def scores(self, weights_2K: torch.Tensor) -> torch.Tensor:
+        """Scores of the blend: float32 [N, I]."""
+        weights_NK, first = self.lengths_N2 @ weights_2K, weights_2K.shape[1] - self.num_live
+        total = torch.bmm(self.scores_NIK[..., :first], F.softplus(weights_NK[:, :first, None])).squeeze(-1)
+        if not self.num_live:
+            return total
+        return total + F.relu(torch.bmm(self.scores_NIK[..., first:], weights_NK[:, first:, None]).squeeze(-1))
+
     def _blended(self, weights_2K: torch.Tensor) -> torch.Tensor:
-        """Scores of the blend, far below all others for items that may not be recommended: float32 [N, I]."""
-        weights_NK = F.softplus(self.lengths_N2 @ weights_2K)
-        return torch.bmm(self.scores_NIK, weights_NK[..., None]).squeeze(-1).masked_fill(self.excluded_NI, _NO_SCORE)
+        """The scores, far below all others for items that may not be recommended: float32 [N, I]."""
+        return self.scores(weights_2K).masked_fill(self.excluded_NI, _NO_SCORE)
 
     def spread(self, weights_2K: torch.Tensor) -> float:
         """Mean standard deviation of a request's scores over the items that compete."""
-        weights_NK = F.softplus(self.lengths_N2 @ weights_2K)
-        return float(torch.bmm(self.scores_NIK, weights_NK[..., None]).squeeze(-1).std(1, unbiased=False).mean())
+        return float(self.scores(weights_2K).std(1, unbiased=False).mean())
 
     def nll(self, weights_2K: torch.Tensor) -> torch.Tensor:
         """Negative log-likelihood, a scalar: the mean of -log p(target) under a softmax over the items that compete."""

@@ -15,7 +15,7 @@ import torch
 from ctxrec.data.replay import Stream
 from ctxrec.data.requests import Requests
 from ctxrec.index.topk import top_k
-from ctxrec.memory.blend import NEW, Blend, source_weights
+from ctxrec.memory.blend import NEW, Blend
 from ctxrec.memory.blend_fit import BLEND_FIT, BlendFit, BlendFitParams, minimise, query_weight, scores_of_sources
 from ctxrec.memory.live_counts import LIVE_COUNTS, LiveCountParams, LiveCounts
 from ctxrec.memory.live_replay import Replayed, source_features
@@ -38,7 +38,7 @@ class LiveFitParams:
         max_items: limit of time and memory: number of items that compete, the targets, those of the stream that have most
             events during the replay, and others drawn at random.
         fit_share: share of the replay, by time, that the weights are fitted to before the rest decides.
-        start: weight of every live source before the fit, before softplus.
+        start: weight of every live source before the fit.
         resamples: of the bootstrap that decides.
         blend_fit: those of the fit itself.
     """
@@ -46,7 +46,7 @@ class LiveFitParams:
     requests: int = 3_000
     max_items: int = 4_000
     fit_share: float = 0.6
-    start: float = -1.0
+    start: float = 0.3
     resamples: int = 1_000
     blend_fit: BlendFitParams = BLEND_FIT
 
@@ -95,9 +95,9 @@ def fit_live(
     own = scores_of_sources(blend, item_vectors_IW, tower_queries(requests), requests, pool, words)
     own[..., [blend.sources[k] for k in fitted].index(NEW)] = ~blend.memory.known_I[pool]
     live = source_features(Replayed(stream, LiveCounts(num_items, counts)), requests.times, pool, num_items)
-    replay = _Replay(np.concatenate([own, live], -1), requests, pool, repeats, rng, params)
+    replay = _Replay(np.concatenate([own, live], -1), num_live, requests, pool, repeats, rng, params)
     start_2K = np.concatenate([blend.weights_2K[:, fitted], np.full((2, num_live), [[params.start], [0]])], 1)
-    still_2K = np.concatenate([blend.weights_2K[:, fitted], np.full((2, num_live), [[-20.0], [0]])], 1)
+    still_2K = np.concatenate([blend.weights_2K[:, fitted], np.zeros((2, num_live))], 1)
     cut = max(int(params.fit_share * len(requests)), 1)
     early, late = np.arange(cut), np.arange(cut, len(requests))
     if not len(late):
@@ -139,6 +139,7 @@ class _Replay:
     """Scores of all sources for the requests of a replay, and what is fitted and measured on some of them."""
 
     scores_NIK: np.ndarray
+    num_live: int  # of the sources, the last ones
     requests: Requests
     pool: np.ndarray
     repeats: bool
@@ -147,9 +148,7 @@ class _Replay:
 
     def fitted(self, rows: np.ndarray, start_2K: np.ndarray) -> tuple[np.ndarray, float]:
         """The weights that rank the targets of these requests best, float32 [2, K], and the spread of their scores."""
-        options = self.params.blend_fit
-        some = self.requests.take(rows)
-        fit = BlendFit.of(self.scores_NIK[rows], some, self.pool, self.rng, repeats=self.repeats, params=options)
+        options, fit = self.params.blend_fit, self._fit(rows)
         start = torch.from_numpy(start_2K.astype(np.float32))
         likeliest = minimise(fit.nll, start, penalty=options.nll_penalty, iterations=options.iterations)
         best = minimise(fit.approx_ndcg_loss, likeliest, penalty=options.ranking_penalty, iterations=options.iterations)
@@ -157,19 +156,28 @@ class _Replay:
 
     def gain(self, rows: np.ndarray, weights_2K: np.ndarray, other_2K: np.ndarray) -> Interval:
         """NDCG@10 of some requests with weights minus that with others, with the interval of the paired difference."""
-        some = self.requests.take(rows)
-        difference = self._ndcg(rows, some, weights_2K) - self._ndcg(rows, some, other_2K)
+        fit = self._fit(rows)
+        difference = self._ndcg(rows, fit, weights_2K) - self._ndcg(rows, fit, other_2K)
         resampled = bootstrap_means(difference[:, None], num=self.params.resamples, seed=0)[:, 0]
         return percentile_interval(float(difference.mean()), resampled)
 
-    def _ndcg(self, rows: np.ndarray, some: Requests, weights_2K: np.ndarray) -> np.ndarray:
+    def _fit(self, rows: np.ndarray) -> BlendFit:
+        return BlendFit.of(
+            self.scores_NIK[rows],
+            self.requests.take(rows),
+            self.pool,
+            self.rng,
+            repeats=self.repeats,
+            num_live=self.num_live,
+            params=self.params.blend_fit,
+        )
+
+    def _ndcg(self, rows: np.ndarray, fit: BlendFit, weights_2K: np.ndarray) -> np.ndarray:
         """NDCG@10 of each request over the items of the pool: float64 [N]."""
+        some = self.requests.take(rows)
         assert some.target_offsets is not None and some.target_items is not None
-        size = int(max(self.pool.max(), some.history.items.max(initial=0), some.target_items.max())) + 1
-        place = np.full(size, -1)
-        place[self.pool] = np.arange(len(self.pool))
-        seen = None if self.repeats else [found[found >= 0] for found in (place[items] for items in some.seen())]
-        weights_NK = source_weights(weights_2K, some.history.lengths)
-        top = top_k(np.einsum("nik,nk->ni", self.scores_NIK[rows], weights_NK), _K, seen)
+        scores = fit.scores(torch.from_numpy(weights_2K.astype(np.float32))).numpy()
+        scores[fit.excluded_NI.numpy()] = -np.inf
+        top = top_k(scores, _K)
         lists = np.where(top >= 0, self.pool[np.maximum(top, 0)], -1)
         return request_metrics(lists, some.target_offsets, some.target_items, [_K])[f"ndcg@{_K}"]

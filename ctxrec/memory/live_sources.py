@@ -1,8 +1,9 @@
 """What happens now as a part of the score: the sources that learn between two trainings, and their weights.
 
 A live source is log(1 + count / `one`) of an item at one half-life (`ctxrec.memory.live_counts`): 0 for an item without
-recent events, never negative, and larger where more happens. The weighted sum comes on top of a score as what the item
-memory remembers does, so the best items of the index, of the memory and of the live sources contain the best of the sum.
+recent events, and larger where more happens. Weights may be negative, so that much of today and little of this hour is less
+than the reverse. The weighted sum, where it is above 0, comes on top of a score as what the item memory remembers does. So
+the best items of the index, of the memory and of the live sources contain the best of the sum.
 
 Legend: N requests, A items with recent events, H live sources, K sources of the blend.
 """
@@ -18,7 +19,7 @@ import scipy.sparse as sp
 
 from ctxrec.data.events import US
 from ctxrec.data.requests import Requests
-from ctxrec.memory.blend import source_weights
+from ctxrec.memory.blend import length_features
 from ctxrec.memory.live_counts import LiveCounts
 
 
@@ -51,11 +52,11 @@ def source_values(counts: np.ndarray, params: LiveParams = LIVE) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LiveWeights:
-    """Weights of a blend while live sources are there, before softplus, as `ctxrec.memory.blend.Blend.weights_2K`.
+    """Weights of a blend while live sources are there, for a typical history, and what a longer one adds.
 
     half_lives_s: of each live source.
-    blend_2K: float32, of the sources of the blend, in its order.
-    live_2H: float32, of the live sources.
+    blend_2K: float32, of the sources of the blend, in its order and before softplus (`Blend.weights_2K`).
+    live_2H: float32, of the live sources, with their sign.
     """
 
     half_lives_s: tuple[float, ...]
@@ -70,11 +71,11 @@ class LiveWeights:
     @property
     def typical(self) -> np.ndarray:
         """Weights of all sources for a typical history: float64 [K + H]."""
-        return np.logaddexp(0, np.concatenate([self.blend_2K[0], self.live_2H[0]]))
+        return np.concatenate([np.logaddexp(0, self.blend_2K[0]), self.live_2H[0]])
 
     def of_live(self, lengths_N: np.ndarray) -> np.ndarray:
         """Weights of the live sources for histories of these lengths: float32 [N, H]."""
-        return source_weights(self.live_2H, lengths_N)
+        return (length_features(lengths_N) @ self.live_2H).astype(np.float32)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The weights as plain arrays, which safetensors can hold: [H], [2, K] and [2, H]."""
@@ -148,7 +149,7 @@ class LiveSources:
             inside = items < num_items
             items, sources_HA = items[inside], sources_HA[:, inside]
             for n in current[rounded[current] == moment].tolist():
-                columns[n], values[n] = items, weights_NH[n] @ sources_HA
+                columns[n], values[n] = items, np.maximum(weights_NH[n] @ sources_HA, 0)
         offsets = np.cumsum([0, *map(len, columns)])
         parts = np.concatenate([np.zeros(0, np.float32), *values]), np.concatenate([np.zeros(0, np.int64), *columns])
         return sp.csr_array((*parts, offsets), shape=(len(requests), num_items))

@@ -64,7 +64,9 @@ def test_a_log_that_stands_still_has_no_live_sources():
 
 def live_weights() -> LiveWeights:
     num = len(LIVE_COUNTS.half_lives_s)
-    return LiveWeights(LIVE_COUNTS.half_lives_s, np.zeros((2, 9), np.float32), np.zeros((2, num), np.float32))
+    return LiveWeights(
+        LIVE_COUNTS.half_lives_s, np.zeros((2, 9), np.float32), np.array([[0.3] * num, [0.0] * num], np.float32)
+    )
 
 
 def test_scores_are_sparse_never_negative_and_of_the_past_alone():

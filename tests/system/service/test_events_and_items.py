@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,32 @@ def test_events_are_known_to_the_next_recommendation(client):
     assert [i["item_id"] for i in answer["items"]][:3] == [i["item_id"] for i in given["items"]][:3]
     assert client.ask(**new, history=[])["fallback"], "a given history replaces the stored one"
     assert client.ask(**new, context={"timestamp": NOW})["fallback"], "at that time there was none of them"
+
+
+def test_what_is_trending_counts_posted_events_of_all_users_at_once(client):
+    rows = client.get("/v1/items", params={"id": ["i7", "i8"]}).json()["items"]
+    posts = [{"user_id": f"trend {n}", "item_id": item} for n, item in enumerate(["i7"] * 60 + ["i8"] * 40)]
+    assert client.post_events(*posts).json() == {"accepted": 100}
+
+    def trending(**params) -> dict:
+        for _ in range(100):  # they are counted within milliseconds
+            answer = client.get("/v1/trending", params=params).json()
+            if answer["items"] and answer["items"][0]["score"] > 35:
+                break
+            time.sleep(0.05)
+        return answer
+
+    answer = trending(k=2)
+    assert [item["item_id"] for item in answer["items"]] == ["i7", "i8"] and answer["fallback"] is False
+    assert 60 <= answer["items"][0]["score"] < 70 and answer["model_version"]
+    column = next(name for name, value in rows[1].items() if isinstance(value, list) and value)
+    wanted = json.dumps({column: {"any": rows[1][column]}})
+    found = client.get("/v1/items", params={"id": [i["item_id"] for i in trending(filter=wanted)["items"]]})
+    assert all(set(row[column]) & set(rows[1][column]) for row in found.json()["items"])
+    for wrong, place in (('{"nothing": ["x"]}', "filter"), ("{", "filter"), (f'{{"{column}": 3}}', "filter")):
+        response = client.get("/v1/trending", params={"filter": wrong})
+        assert response.status_code == 422 and place in response.json()["detail"][0]["loc"], response.text
+    assert client.get("/v1/trending", params={"k": 0}).status_code == 422
 
 
 def test_posted_events_join_the_history_of_the_bundle_at_their_time(client, retriever):
