@@ -28,7 +28,8 @@ from ctxrec.core.errors import UserError
 from ctxrec.data.events import US
 from ctxrec.data.requests import Requests
 from ctxrec.datasets.news_words import NEWS_PLACES, NEWS_TOPICS, NEWS_VERBS
-from ctxrec.datasets.simulation import AGE_GROUPS, HOURS, JOBS, NEVER, START_S, item_id, user_id
+from ctxrec.datasets.simulation import AGE_GROUPS, JOBS, NEVER, item_id, user_id
+from ctxrec.datasets.visits import HOURS, START_S
 
 SPAN_S, EARLIER_S = 10 * 86_400, 86_400  # the log lasts ten days, and begins with the articles of one day
 VISIT_MAX, VISIT_MEAN, VISIT_STEP_S = 6, 2.5, 45

@@ -12,7 +12,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--run", metavar="RUN", help="run folder of ctxrec.train; without one only baselines rank")
     add("--split", choices=("valid", "test"), default="test", help="which events are the targets")
-    add("--out", metavar="DIR", help="where metrics.json and report.html go (default: RUN, and RUN/stream with --stream)")
+    add(
+        "--out",
+        metavar="DIR",
+        help="where metrics.json and report.html go (default: RUN, and RUN/stream with --stream)",
+    )
     add("--data", metavar="DATA", help="the prepared data; with --run, when it was moved after training")
     ablations = "text_only, id_only, no_context, frozen_encoder, sasrec (comma-separated) or all"
     add("--ablations", metavar="NAMES", default="", help=f"{ablations}: trains each once into RUN/ablations")
@@ -39,4 +43,6 @@ def check_flags(args: argparse.Namespace) -> None:
         if args.stream and getattr(args, flag):
             raise UserError(f"--stream is given with --{flag}; expected it without, as it ranks by one model alone")
     if args.delay and not args.stream:
-        raise UserError("--delay is given without --stream; expected both: it is how late the events of a stream are known")
+        raise UserError(
+            "--delay is given without --stream; expected both: it is how late the events of a stream are known"
+        )

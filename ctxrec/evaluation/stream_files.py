@@ -10,7 +10,7 @@ from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import RunPaths
 from ctxrec.data.prepared import PreparedData
-from ctxrec.datasets.best_possible import load_best_possible
+from ctxrec.datasets.best_possible import load_oracles
 from ctxrec.evaluation.offline import check_split, eligible_items, open_data
 from ctxrec.evaluation.report.page import Facts
 from ctxrec.evaluation.report.stream_page import render_stream
@@ -58,7 +58,7 @@ def evaluate_stream(
         raise UserError(
             f"the times of {prepared.path} are positions; expected those of a clock, as a stream needs. Evaluate without --stream"
         )
-    best = load_best_possible(oracle, prepared) if oracle is not None else {}
+    best = load_oracles(oracle, prepared) if oracle is not None else {}
     counts = item_counts_before(prepared, split)
     metrics = stream_metrics(
         prepared,

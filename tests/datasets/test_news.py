@@ -12,7 +12,7 @@ from ctxrec.core.config import load_config
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import US
-from ctxrec.datasets.best_possible import load_best_possible
+from ctxrec.datasets.best_possible import load_oracles
 from ctxrec.datasets.news import BREAKING, BREAKING_HALVES_S, NEVER, NewsLog, NewsPlan, NewsTruth
 from ctxrec.datasets.news_files import write_news
 from ctxrec.evaluation.stream_files import evaluate_stream
@@ -64,7 +64,7 @@ def test_a_log_is_written_once_and_its_mistakes_are_named(tmp_path):
 def test_a_stream_of_baselines_is_below_the_best_possible_and_above_what_stands_still(ray_cluster, tmp_path):
     write_news(str(tmp_path / "news"), NewsPlan(users=300, items=480, events=9_000))
     data = prepare(load_spec(str(tmp_path / "news" / "dataset.toml")), str(tmp_path / "data"), load_config(None, []))
-    assert set(load_best_possible(str(tmp_path / "news"), data)) == {"oracle"}
+    assert set(load_oracles(str(tmp_path / "news"), data)) == {"oracle"}
     config = load_config(None, ["evaluate.bootstrap=100"])
     metrics = evaluate_stream(
         None, data=data.path, config=config, oracle=str(tmp_path / "news"), out=str(tmp_path / "out")
