@@ -22,6 +22,7 @@ def main() -> None:
     add("--models", required=True, help="folder of published models (ctxrec.publish); path or URI")
     add("--work", metavar="DIR", help="folder for data, runs and the state (default: MODELS/refresh)")
     add("--without-evidence", action="store_true", help="publish also where the newest requests are too few to tell")
+    add("--full", action="store_true", help="train anew instead of on from the served version")
     args = parser.parse_args()
     from ctxrec.bundle.registry import read_published, version_folder
     from ctxrec.lifecycle.refresh_loop import Refresh, refresh
@@ -34,6 +35,7 @@ def main() -> None:
         spec=load_spec(args.spec) if args.spec else None,
         config=load_config(args.config, args.overrides, base=served.config),
         without_evidence=args.without_evidence,
+        full=args.full,
     )
     try:
         done = refresh(asked)

@@ -21,7 +21,7 @@ from ctxrec.data.prepared import PreparedData
 from ctxrec.data.requests import Requests, join_requests, validation_share
 
 _ROWS_AT_ONCE = 1024  # of a matrix of pairs of items, worked on at a time
-_EVENT_COLUMNS = [schema.EVENT_ITEMS, schema.EVENT_TIMES, schema.EVENT_SPLIT]
+BUCKET_EVENTS = [schema.EVENT_ITEMS, schema.EVENT_TIMES, schema.EVENT_SPLIT]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class BucketEvents:
     @staticmethod
     def of(table: pa.Table) -> BucketEvents:
         """The events of a table that `PreparedData.read_bucket` gave."""
-        items, times, split = (table.column(name).combine_chunks() for name in _EVENT_COLUMNS)
+        items, times, split = (table.column(name).combine_chunks() for name in BUCKET_EVENTS)
         lengths = items.value_lengths().to_numpy(zero_copy_only=False)
         return BucketEvents(
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
@@ -118,7 +118,7 @@ def scan_log(
     }
     requests, kept = [], []
     for bucket in range(num_buckets):
-        table = data.read_bucket(bucket, None if num_validation_requests else _EVENT_COLUMNS)
+        table = data.read_bucket(bucket, None if num_validation_requests else BUCKET_EVENTS)
         events = BucketEvents.of(table)
         for last, part in parts.items():
             training = events.before(last + 1)

@@ -21,6 +21,7 @@ from ctxrec.lifecycle import rounds
 from ctxrec.lifecycle.decision import add_to_card, decide, write_card
 from ctxrec.lifecycle.rounds import Round
 from ctxrec.training.driver import train
+from ctxrec.training.warm_start import why_not
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Refresh:
         spec: the data set; None: the spec that the served version was trained with.
         config: all options.
         without_evidence: publish also where the newest requests are too few to tell.
+        full: train anew instead of on from the served version.
     """
 
     models: str
@@ -42,6 +44,7 @@ class Refresh:
     spec: DatasetSpec | None
     config: Config
     without_evidence: bool = False
+    full: bool = False
 
 
 def refresh(asked: Refresh) -> Round:
@@ -72,12 +75,20 @@ def _prepare(asked: Refresh, now: Round) -> Round:
     if data.fingerprint in (_decided(paths, now.number - 1), _served_fingerprint(asked.models, now.served)):
         logger.info("no row of the data has changed since the last decision")
         return rounds.advance(asked.work, now, "done", fingerprint=data.fingerprint, outcome="nothing new")
-    return rounds.advance(asked.work, now, "train", fingerprint=data.fingerprint)
+    against = "a full training is asked for" if asked.full else ""
+    against = against or why_not(registry.version_folder(asked.models, now.served), data, asked.config)
+    if against:
+        logger.info("the model is trained anew, because %s", against)
+    return rounds.advance(
+        asked.work, now, "train", fingerprint=data.fingerprint, warm=not against, trained_anew_because=against
+    )
 
 
 def _train(asked: Refresh, now: Round) -> Round:
+    """Train on from the served version, or anew, as was settled with the data."""
     paths = RefreshPaths(asked.work)
-    run = train(paths.data(now.number), paths.run(now.number), asked.config)
+    warm = registry.version_folder(asked.models, now.served) if now.warm else ""
+    run = train(paths.data(now.number), paths.run(now.number), asked.config, warm=warm)
     version = str(storage.read_json_object(BundlePaths(RunPaths(run).bundle).manifest)["model_version"])
     return rounds.advance(asked.work, now, "gate", candidate=version)
 
@@ -125,6 +136,7 @@ def _facts(now: Round) -> dict[str, Any]:
         "decided": round(time.time(), 3),
         "data_fingerprint": now.fingerprint,
         "warm_start": now.warm,
+        "trained_anew_because": now.trained_anew_because,
         "outcome": "",
     }
 

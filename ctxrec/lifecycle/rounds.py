@@ -31,7 +31,8 @@ class Round:
         started: epoch seconds of the start.
         fingerprint: of the prepared data; "" before it is prepared.
         candidate: version of the new model; "" before it is trained.
-        warm: whether training started from the served version.
+        warm: whether training starts from the served version.
+        trained_anew_because: why it does not, in words.
         outcome: how the round ended; "" before its end.
     """
 
@@ -43,6 +44,7 @@ class Round:
     fingerprint: str = ""
     candidate: str = ""
     warm: bool = False
+    trained_anew_because: str = ""
     outcome: Outcome = ""
 
     @property

@@ -52,6 +52,7 @@ def train(
     callbacks: Sequence[UserCallback] = (),
     start: str = "",
     profile: bool = False,
+    warm: str = "",
 ) -> str:
     """Train on prepared data. An unfinished training of the same config continues; a finished one is reused.
 
@@ -65,6 +66,8 @@ def train(
         start: folder of another run's checkpoint, from which a new run continues. The new run's `checkpoints` must hold
             the best weights of the phases before.
         profile: trace some steps of each phase, and print where their time goes.
+        warm: bundle of an earlier version, whose towers are trained on (`ctxrec.training.warm_start`, whose `why_not` finds
+            nothing against it).
 
     Returns:
         The run's path.
@@ -93,12 +96,10 @@ def train(
         check_max_tokens(path, config.encoder)
     check_backbone(config.model)
     with only_here(out):
-        return _train(data, out, config, callbacks, start, profile)
+        return _train(data, out, config, callbacks, {"start": start, "profile": profile, "warm": warm})
 
 
-def _train(
-    data: PreparedData, out: str, config: Config, callbacks: Sequence[UserCallback], start: str, profile: bool
-) -> str:
+def _train(data: PreparedData, out: str, config: Config, callbacks: Sequence[UserCallback], how: dict[str, Any]) -> str:
     if _goes_on_from_quick(out, config):
         logger.info("%s holds a quick training; the full one takes its place when it is finished", out)
         storage.delete(RunPaths(out).text_vectors)  # they may be of another encoder; the machine keeps them anyway
@@ -112,7 +113,8 @@ def _train(
 
         facts = train_quick(data, out, config)
     else:
-        job = {"config": config.to_dict(), "data": data.path, "run": out, "start": start, "profile": profile}
+        job = {"config": config.to_dict(), "data": data.path, "run": out, **how}
+        facts = {"warm_start": how["warm"]} if how["warm"] else {}
         if config.train.workers == 0:
             from ctxrec.training.local_job import run_here
 
@@ -121,7 +123,7 @@ def _train(
             from ctxrec.training.ray_job import run_on_ray
 
             run_on_ray(job, config, callbacks)
-    if profile:
+    if how["profile"]:
         print(summarise(out))
     paths = RunPaths(out)
     for evaluation in (paths.metrics, paths.report, paths.requests, paths.evaluated):

@@ -16,7 +16,7 @@ import pyarrow as pa
 from ctxrec.core import schema
 from ctxrec.data.batching import Batch, Batcher, Windows, make_windows
 from ctxrec.data.events import Histories, histories_from_table
-from ctxrec.data.log_statistics import LogScan
+from ctxrec.data.log_statistics import BUCKET_EVENTS, BucketEvents, LogScan
 from ctxrec.data.prepared import PreparedData
 
 SHARD_EVENTS = 10_000_000
@@ -31,6 +31,19 @@ class Step:
     micro_batches: list[Batch]
     distinct_items: list[np.ndarray]  # of each micro-batch over all workers: items of histories and targets
     num_slots: int  # events that hold these items, over all workers
+
+
+@dataclass(frozen=True)
+class NewEvents:
+    """Which windows a training reads that goes on from an earlier one.
+
+    Attributes:
+        since_us: events after this time, in microseconds, are new.
+        replay: windows without new events that are read too, as a multiple of those with new ones.
+    """
+
+    since_us: int
+    replay: float
 
 
 class TrainStream:
@@ -48,6 +61,7 @@ class TrainStream:
         rank: int,
         world: int,
         last_split: int = schema.TRAIN,
+        new: NewEvents | None = None,
     ) -> None:
         """Plan the shards.
 
@@ -60,6 +74,7 @@ class TrainStream:
             seed: of the order.
             rank, world: of this worker.
             last_split: train on the events of the splits up to this one (schema.VALID for a refit).
+            new: read only the windows with new events, and some others; None: all windows.
         """
         self.data = data
         self.batcher = batcher
@@ -71,6 +86,10 @@ class TrainStream:
         part = log.up_to(last_split)
         self.bucket_events: list[int] = part.events_K.tolist()
         self.bucket_windows: list[int] = part.windows_K.tolist()
+        self.new = new
+        if new is not None:
+            counts = [self._count_new(bucket) for bucket in range(len(self.bucket_windows))]
+            self.bucket_windows = [found + self._replayed(found, all_) for found, all_ in counts]
 
     @property
     def accumulation(self) -> int:
@@ -126,7 +145,30 @@ class TrainStream:
     def _shuffled(self, histories: Histories, epoch: int, number: int) -> tuple[Windows, np.ndarray]:
         """Windows of the epoch's shard `number`, and the order in which they are taken."""
         windows = make_windows(*self._spans(histories), self.batcher.history)
-        return windows, np.random.default_rng([self.seed, epoch, number]).permutation(len(windows))
+        rng = np.random.default_rng([self.seed, epoch, number])
+        if self.new is None:
+            return windows, rng.permutation(len(windows))
+        is_new = self._is_new(windows, histories.events.times)
+        wanted = sum(self.bucket_windows[b] for b in self._shards(epoch)[number]) - int(is_new.sum())
+        replayed = rng.choice(np.flatnonzero(~is_new), wanted, replace=False)
+        return windows, rng.permutation(np.concatenate([np.flatnonzero(is_new), replayed]))
+
+    def _is_new(self, windows: Windows, times: np.ndarray) -> np.ndarray:
+        """Which windows hold a new event, of which the last one is the newest: bool [windows]."""
+        assert self.new is not None
+        return np.asarray(times[windows.stop - 1] > self.new.since_us)
+
+    def _count_new(self, bucket: int) -> tuple[int, int]:
+        """Windows of a bucket that hold a new event, and all of them."""
+        events = BucketEvents.of(self.data.read_bucket(bucket, BUCKET_EVENTS))
+        inside = np.concatenate([[0], np.cumsum(events.split <= self.last_split)])
+        stops = events.offsets[:-1] + np.diff(inside[events.offsets])
+        windows = make_windows(events.offsets[:-1], stops, self.batcher.history)
+        return int(self._is_new(windows, events.times).sum()), len(windows)
+
+    def _replayed(self, new: int, all_windows: int) -> int:
+        assert self.new is not None
+        return min(round(self.new.replay * new), all_windows - new)
 
     def _step(self, histories: Histories, windows: Windows, rows: np.ndarray, epoch: int, index: int) -> Step:
         batches, distinct, num_slots = [], [], 0

@@ -20,17 +20,18 @@ from ctxrec.core import schema, storage
 from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import RunPaths
-from ctxrec.data.tensor_files import AGAIN, read_tensors
+from ctxrec.data.tensor_files import AGAIN, read_tensors, write_tensors
 from ctxrec.encoder.cache import Place
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
 from ctxrec.training import checkpoint, faults
-from ctxrec.training.export import Chosen, calibrate, export, tuned_encoder, tuned_text
+from ctxrec.training.export import Chosen, FittedBlend, calibrate, export, tuned_encoder, tuned_text
 from ctxrec.training.phase_setup import Report, Setup
 from ctxrec.training.phase_trainer import SHARE, PhaseRun, Progress, Resumed
 from ctxrec.training.profiler import StepTrace
-from ctxrec.training.window_sampler import TrainStream
+from ctxrec.training.warm_start import WARM_START, read_earlier, warm_weights, with_warm_options
+from ctxrec.training.window_sampler import NewEvents, TrainStream
 from ctxrec.training.worker_setup import describe_choices, prepare_process, report_to_ray, set_up
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ def train_worker(job: dict[str, Any], place: Place | None = None, report: Report
     A user's mistake is recorded for the driver to report, because another attempt would fail in the same way.
 
     Args:
-        job: config (plain values), data and run (paths or URIs), start and profile (see `ctxrec.training.driver.train`).
+        job: config (plain values), data and run (paths or URIs), start, profile and warm (see
+            `ctxrec.training.driver.train`).
         place: of this process in a training without Ray; None: Ray Train knows it.
         report: takes the figures and the folder of each checkpoint.
     """
@@ -58,6 +60,11 @@ def train_worker(job: dict[str, Any], place: Place | None = None, report: Report
 
 def _train(job: dict[str, Any], scratch: str, place: Place, report: Report) -> None:
     config = Config.from_dict(job["config"])
+    if job["warm"]:
+        options = with_warm_options(config)
+        on = set_up(options, job["data"], job["run"], scratch, place, profile=job["profile"], report=report)
+        _train_on(on, config, job)
+        return
     setup = set_up(config, job["data"], job["run"], scratch, place, profile=job["profile"], report=report)
     worker, texts = setup.worker, setup.catalogue.texts
     why_not = "no item has a text" if texts is None else texts.why_not_tuned
@@ -108,6 +115,45 @@ def _train(job: dict[str, Any], scratch: str, place: Place, report: Report) -> N
         worker.tracker.close()
 
 
+def _train_on(setup: Setup, config: Config, job: dict[str, Any]) -> None:
+    """Train the towers of an earlier bundle on: one phase over the new events and a replay of others.
+
+    Args:
+        setup: what a phase needs, with the options of a warm start.
+        config: the options as they were given, which the bundle keeps.
+        job: see `train_worker`.
+    """
+    worker, catalogue = setup.worker, setup.catalogue
+    texts = catalogue.texts
+    earlier = read_earlier(job["warm"], None if texts is None else texts.encoder_path, scratch=worker.scratch)
+    text = catalogue.frozen if earlier.encoder is None else tuned_text(setup, earlier.encoder)
+    if text is not None:
+        scale = {f"{name}_H": torch.from_numpy(value).to(worker.device) for name, value in earlier.text_scale.items()}
+        text = dataclasses.replace(text, **scale)
+    chosen = Chosen(text, earlier.encoder, 1.0)
+    if worker.rank == 0:
+        logger.info("training on from %s with %d worker%s", earlier.version, worker.world, "s" * (worker.world > 1))
+        storage.write_json(RunPaths(setup.run).not_tuned, {"why": f"it stays as version {earlier.version} has it"})
+    torch.manual_seed(config.train.seed)
+    fresh = Towers(config.model, catalogue.shape, temperature=config.train.temperature).state_dict()
+    ids = setup.log.data.items.column(schema.ITEM_ID).to_pylist()
+    start = warm_weights(fresh, earlier, catalogue.shape, ids)
+    best_path = RunPaths(setup.run).best("refit")
+    new = NewEvents(earlier.trained_until_us, WARM_START.replay)
+    if not _run_phase(setup, "refit", start, best_path, _load_checkpoint(setup, job["start"]), chosen, new):
+        return
+    dist.barrier()
+    best = read_tensors(best_path, remedy=f"delete {setup.checkpoints}, and {AGAIN} trains from the beginning")
+    towers = {n.removeprefix("towers."): w for n, w in best.items() if n.startswith("towers.")}
+    blend = None if earlier.blend is None else FittedBlend(earlier.blend.weights_2K, float("nan"))
+    if worker.rank == 0:
+        storage.write_json(RunPaths(setup.run).blend_ndcg, {"ndcg@10": None})
+    as_given = dataclasses.replace(setup, config=config)
+    export(as_given, towers, chosen, blend, RunPaths(setup.run).bundle, refitted=True)
+    if worker.tracker is not None:
+        worker.tracker.close()
+
+
 def _refits(setup: Setup) -> bool:
     return setup.config.train.refit and setup.log.validator is not None
 
@@ -148,6 +194,7 @@ def _run_phase(
     best_path: str,
     resumed: Resumed | None,
     chosen: Chosen,
+    new: NewEvents | None = None,
 ) -> bool:
     """Train one phase to its end or to early stopping, and write its best weights to `best_path`.
 
@@ -158,6 +205,7 @@ def _run_phase(
         best_path: where the best weights go.
         resumed: the checkpoint of this phase to continue from.
         chosen: what earlier phases settled.
+        new: reads only the windows with new events, and some others.
 
     Returns:
         False where the training was asked to end before the phase was done.
@@ -191,7 +239,13 @@ def _run_phase(
         rank=worker.rank,
         world=worker.world,
         last_split=last_split,
+        new=new,
     )
+    if not stream.steps_per_epoch:  # no event is new, so the earlier weights stay
+        if worker.rank == 0:
+            weights = {f"towers.{name}": weight.cpu() for name, weight in towers.items()}
+            write_tensors(best_path, {**weights, SHARE: torch.tensor(1.0)})
+        return True
     trace = None
     if worker.profile and worker.rank == 0:
         trace = StepTrace(RunPaths(setup.run).profile, phase, worker.scratch)

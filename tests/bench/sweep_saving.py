@@ -75,7 +75,16 @@ def train_to_the_end(plan: Sweep, values: dict[str, Any], data: str, run: str) -
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     set_train_fn_utils(LocalTrainFnUtils(experiment_name=run))
-    train_worker({"config": config.to_dict(), "data": data, "run": os.path.abspath(run), "start": "", "profile": False})
+    train_worker(
+        {
+            "config": config.to_dict(),
+            "data": data,
+            "run": os.path.abspath(run),
+            "start": "",
+            "profile": False,
+            "warm": "",
+        }
+    )
     done.touch()
 
 
