@@ -229,6 +229,11 @@ class RefreshPaths:
     def state(self) -> str:
         return storage.join(self.root, "state.json")
 
+    @property
+    def spec(self) -> str:
+        """The dataset spec of a refresh that is given none: that of the version that was served at first."""
+        return storage.join(self.root, "spec.json")
+
     def round(self, number: int) -> str:
         """All that a round makes."""
         return storage.join(self.root, f"round-{number:06d}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from dataclasses import dataclass
@@ -12,13 +13,14 @@ from ctxrec.bundle.format import check_bundle, read_about
 from ctxrec.core import storage
 from ctxrec.core.config import Config
 from ctxrec.core.dataset_spec import DatasetSpec
-from ctxrec.core.errors import UserError
 from ctxrec.core.folder_lock import only_here
 from ctxrec.core.run_paths import BundlePaths, RefreshPaths, RunPaths
 from ctxrec.data.prepared import PreparedData
 from ctxrec.ingest.pipeline import prepare
+from ctxrec.ingest.source import fingerprint, inspect_source
 from ctxrec.lifecycle import rounds
 from ctxrec.lifecycle.decision import add_to_card, decide, write_card
+from ctxrec.lifecycle.held_out import newest_held_out, num_events
 from ctxrec.lifecycle.rounds import Round
 from ctxrec.training.driver import train
 from ctxrec.training.warm_start import why_not
@@ -68,20 +70,21 @@ def refresh(asked: Refresh) -> Round:
 
 
 def _prepare(asked: Refresh, now: Round) -> Round:
-    """Prepare the data anew. Data that the round before was decided on needs no new decision."""
-    spec = asked.spec or served_spec(asked.models, now.served)
-    paths = RefreshPaths(asked.work)
-    data = prepare(spec, paths.data(now.number), asked.config)
-    if data.fingerprint in (_decided(paths, now.number - 1), _served_fingerprint(asked.models, now.served)):
+    """Prepare the data anew. Files that the last decision was made on need no new one."""
+    spec = asked.spec or served_spec(asked, now.served)
+    files = inspect_source(spec)
+    source = fingerprint(files, asked.config)
+    served = registry.version_folder(asked.models, now.served)
+    if source in (now.decided, storage.read_json_object(BundlePaths(served).manifest).get("data_fingerprint")):
         logger.info("no row of the data has changed since the last decision")
-        return rounds.advance(asked.work, now, "done", fingerprint=data.fingerprint, outcome="nothing new")
-    against = "a full training is asked for" if asked.full else ""
-    against = against or why_not(registry.version_folder(asked.models, now.served), data, asked.config)
+        return rounds.advance(asked.work, now, "done", source=source, outcome="nothing new")
+    split = newest_held_out(spec.split, num_rows=files.num_rows, known=num_events(served))
+    spec = dataclasses.replace(spec, split=split)
+    data = prepare(spec, RefreshPaths(asked.work).data(now.number), asked.config)
+    against = "a full training is asked for" if asked.full else why_not(served, data, asked.config)
     if against:
         logger.info("the model is trained anew, because %s", against)
-    return rounds.advance(
-        asked.work, now, "train", fingerprint=data.fingerprint, warm=not against, trained_anew_because=against
-    )
+    return rounds.advance(asked.work, now, "train", source=source, warm=not against, trained_anew_because=against)
 
 
 def _train(asked: Refresh, now: Round) -> Round:
@@ -134,31 +137,24 @@ def _facts(now: Round) -> dict[str, Any]:
         "round": now.number,
         "started": now.started,
         "decided": round(time.time(), 3),
-        "data_fingerprint": now.fingerprint,
+        "source": now.source,
         "warm_start": now.warm,
         "trained_anew_because": now.trained_anew_because,
         "outcome": "",
     }
 
 
-def served_spec(models: str, version: str) -> DatasetSpec:
-    """The data set that a published version was trained on; its paths are absolute.
+def served_spec(asked: Refresh, version: str) -> DatasetSpec:
+    """The data set of the version that was served when the first round began; its paths are absolute.
+
+    It is kept in the working folder, because what a refresh publishes has a split of its own (`newest_held_out`).
 
     Raises:
         UserError: the version is damaged.
     """
-    folder, _ = check_bundle(registry.version_folder(models, version), scratch=storage.temporary_folder())
-    return read_about(folder).spec
-
-
-def _served_fingerprint(models: str, version: str) -> str:
-    manifest = storage.read_json_object(BundlePaths(registry.version_folder(models, version)).manifest)
-    return str(manifest.get("data_fingerprint", ""))
-
-
-def _decided(paths: RefreshPaths, number: int) -> str:
-    """Fingerprint of the data of an earlier round; "" where it is gone."""
-    try:
-        return PreparedData.open(paths.data(number)).fingerprint
-    except UserError:
-        return ""
+    path = RefreshPaths(asked.work).spec
+    if not storage.exists(path):
+        bundle = registry.version_folder(asked.models, version)
+        folder, _ = check_bundle(bundle, scratch=storage.temporary_folder())
+        storage.write_json(path, read_about(folder).spec.to_dict())
+    return DatasetSpec.from_dict(storage.read_json_object(path), source=path)

@@ -29,7 +29,8 @@ class Round:
         served: the version that is served at the start, with which the candidate is compared.
         served_since: epoch seconds since when it is served.
         started: epoch seconds of the start.
-        fingerprint: of the prepared data; "" before it is prepared.
+        source: fingerprint of the files, the spec and the options; "" before they are looked at.
+        decided: the same of the round before.
         candidate: version of the new model; "" before it is trained.
         warm: whether training starts from the served version.
         trained_anew_because: why it does not, in words.
@@ -41,7 +42,8 @@ class Round:
     served: str
     served_since: float
     started: float
-    fingerprint: str = ""
+    source: str = ""
+    decided: str = ""
     candidate: str = ""
     warm: bool = False
     trained_anew_because: str = ""
@@ -80,7 +82,14 @@ def begin(work: str, before: Round | None, served: Published) -> Round:
         served: what is served now.
     """
     number = 1 if before is None else before.number + 1
-    made = Round(number=number, served=served.version, served_since=served.since, started=round(time.time(), 3))
+    decided = "" if before is None else before.source
+    made = Round(
+        number=number,
+        served=served.version,
+        served_since=served.since,
+        started=round(time.time(), 3),
+        decided=decided,
+    )
     storage.delete(RefreshPaths(work).round(number))  # of a round whose state was deleted
     storage.delete(RefreshPaths(work).round(number - _KEPT))
     write(work, made)

@@ -1,0 +1,117 @@
+"""Weekly refreshes of a log against a model that stays as it is: who ranks each week's events better, before it saw them?
+
+    python tests/bench/refresh_replay.py --dataset DIR --out OUT [--weeks 10] [--set train.preset=quick]
+
+DIR holds `events.parquet`, `items.parquet` and `dataset.toml` with a temporal split, as `ctxrec datasets online-retail`
+writes them. The first model is trained on all before the last WEEKS weeks. Then each week's events are ranked by the first
+model and by the one that is served at the beginning of that week, and a refresh follows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+
+from ctxrec.bundle import registry
+from ctxrec.core import storage
+from ctxrec.core.config import Config, load_config
+from ctxrec.core.dataset_spec import load_spec
+from ctxrec.core.run_paths import ModelsPaths, RunPaths
+from ctxrec.ingest.pipeline import prepare
+from ctxrec.lifecycle.paired_ranking import K, rank_both
+from ctxrec.lifecycle.refresh_loop import Refresh, refresh
+from ctxrec.metrics.intervals import bootstrap_means, percentile_interval
+from ctxrec.metrics.ranking import request_metrics
+from ctxrec.retrieval.load import load_recommender
+from ctxrec.training.driver import train
+
+WEEK_S = 7 * 86400
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--weeks", type=int, default=10)
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    args = parser.parse_args()
+    out = Path(args.out)
+    shutil.rmtree(out, ignore_errors=True)
+    replay(Path(args.dataset), out, args.weeks, load_config(None, args.overrides))
+    ray.shutdown()
+
+
+def replay(source: Path, out: Path, weeks: int, config: Config) -> None:
+    log = pq.read_table(source / "events.parquet").sort_by("timestamp")
+    times = log.column("timestamp").to_numpy()
+    cuts = [*(times.max() + 1 - WEEK_S * np.arange(weeks, -1, -1))]
+    shop = out / "shop"
+    (shop / "events").mkdir(parents=True)
+    text = (source / "dataset.toml").read_text().replace('"events.parquet"', '"events/*.parquet"')
+    (shop / "dataset.toml").write_text(text)
+    spec = load_spec(str(shop / "dataset.toml"))
+    _arrive(log, source, shop, "000", times < cuts[0], times < cuts[0])
+    begin = time.monotonic()
+    data = prepare(spec, str(out / "data"), config)
+    run = train(data.path, str(out / "run"), config)
+    first = RunPaths(run).bundle
+    registry.publish(first, str(out / "models"))
+    print(f"first model: {time.monotonic() - begin:.0f} s, {data.meta['counts']['events']:,} events", flush=True)
+    found: list[np.ndarray] = []
+    for week in range(weeks):
+        inside = (times >= cuts[week]) & (times < cuts[week + 1])
+        _arrive(log, source, shop, f"{week + 1:03d}", inside, times < cuts[week + 1])
+        both = _ranked(spec, out, config, int(inside.sum()) / int((times < cuts[week + 1]).sum()), first)
+        found.append(both)
+        begin = time.monotonic()
+        done = refresh(Refresh(models=str(out / "models"), work=str(out / "work"), spec=spec, config=config))
+        took = time.monotonic() - begin
+        card = storage.read_json(ModelsPaths(str(out / "models")).decision(done.candidate))
+        manifest = storage.read_json(RunPaths(str(out / "work" / f"round-{done.number:06d}" / "run")).manifest)
+        line = {
+            "week": week + 1, "events": int(inside.sum()), "requests": len(both),
+            "served": round(both[:, 0].mean(), 4), "frozen": round(both[:, 1].mean(), 4),
+            "cumulative": _told(np.concatenate(found)), "outcome": done.outcome, "warm": done.warm,
+            "train_s": manifest["train_seconds"], "refresh_s": round(took, 1), "why": card["why"],
+        }  # fmt: skip
+        print(json.dumps(line), flush=True)
+
+
+def _arrive(log: pa.Table, source: Path, shop: Path, name: str, inside: np.ndarray, seen: np.ndarray) -> None:
+    """The events of a period arrive, and the items that were ever seen."""
+    pq.write_table(log.filter(pa.array(inside)), shop / "events" / f"{name}.parquet")
+    items = pq.read_table(source / "items.parquet")
+    known = log.filter(pa.array(seen)).column("item_id").unique()
+    pq.write_table(items.filter(pc.is_in(items.column("item_id"), value_set=known)), shop / "items.parquet")
+
+
+def _ranked(spec, out: Path, config: Config, share: float, first: str) -> np.ndarray:
+    """NDCG@10 of the week's requests with the served and with the first model: float64 [n, 2]."""
+    held_out = dataclasses.replace(spec, split=dataclasses.replace(spec.split, test=share))
+    data = prepare(held_out, str(out / "week"), config)
+    served = registry.version_folder(str(out / "models"), registry.read_published(str(out / "models")).version)
+    ranked = rank_both(data, load_recommender(served), load_recommender(first), most=20_000)
+    assert ranked is not None and ranked.requests.target_offsets is not None
+    offsets, targets = ranked.requests.target_offsets, ranked.requests.target_items
+    lists = (ranked.candidate, ranked.served)
+    return np.stack([request_metrics(top, offsets, targets, [K])[f"ndcg@{K}"] for top in lists], 1)
+
+
+def _told(both: np.ndarray) -> str:
+    resampled = bootstrap_means(both, num=2000, seed=0)
+    gain = percentile_interval(float((both[:, 0] - both[:, 1]).mean()), resampled[:, 0] - resampled[:, 1])
+    return f"{gain['mean']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})"
+
+
+if __name__ == "__main__":
+    main()
