@@ -14,10 +14,11 @@ def main() -> None:
     parser.add_argument("--data", metavar="DATA", help="the prepared data, when it was moved after training")
     args = parser.parse_args()
     from ctxrec.evaluation.offline import open_data
-    from ctxrec.retrieval.cross_encoder_training import summary, train_reranker
+    from ctxrec.reranking.rerank_driver import FREE, train_reranker
+    from ctxrec.reranking.rerank_outcome import summary
 
     data = open_data(args.run, args.data)
-    config = cli.config_of_run(args, RunPaths(args.run).config)
+    config = cli.config_of_run(args, RunPaths(args.run).config, free=FREE)
     print(summary(train_reranker(args.run, data, config, out=args.out)))
 
 

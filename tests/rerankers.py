@@ -7,8 +7,8 @@ import torch
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.run_paths import reranker_beside
 from ctxrec.encoder.hub import resolve_encoder
+from ctxrec.reranking.fresh_reranker import make_reranker
 from ctxrec.retrieval.cross_encoder import Reranker, merge_adapter, titles_of
-from ctxrec.retrieval.cross_encoder_training import make_reranker
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.reranker_files import save_reranker
 

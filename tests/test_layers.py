@@ -28,6 +28,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "experiments": ("core", "data", "ingest", "bundle"),
     "training": ("core", "data", "ingest", "encoder", "model", "metrics", "index", "memory", "bundle"),
     "retrieval": ("core", "data", "encoder", "model", "metrics", "memory", "index", "bundle"),
+    "reranking": ("core", "data", "encoder", "metrics", "index", "memory", "training", "retrieval"),
     "evaluation": (
         "core", "data", "ingest", "encoder", "model", "metrics", "index", "memory", "bundle", "training", "retrieval",
         "live", "datasets",

@@ -9,7 +9,7 @@ import logging
 import os
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from ctxrec.core import failures, terminal
@@ -97,12 +97,13 @@ def config_from(args: argparse.Namespace) -> Config:
     return load_config(args.config, args.overrides)
 
 
-def config_of_run(args: argparse.Namespace, saved: str) -> Config:
+def config_of_run(args: argparse.Namespace, saved: str, *, free: Collection[str] = ()) -> Config:
     """The options of a finished run, then `--config`, then `--set`.
 
     Args:
         args: of a command that uses the run and does not train it.
         saved: `config.toml` of the run or its bundle, path or URI.
+        free: options, as `section.key`, that the command heeds itself.
 
     Raises:
         UserError: an option is unknown or has a bad value, or an option of [prepare], [encoder], [model] or [train] has
@@ -112,7 +113,7 @@ def config_of_run(args: argparse.Namespace, saved: str) -> Config:
     if args.config or args.overrides:
         trained = load_config(base=saved)
         for section in ("prepare", "encoder", "model", "train"):
-            _check_unchanged(section, getattr(config, section), getattr(trained, section))
+            _check_unchanged(section, getattr(config, section), getattr(trained, section), free)
     return config
 
 
@@ -120,14 +121,14 @@ def config_of_run(args: argparse.Namespace, saved: str) -> Config:
 _OF_A_MACHINE = ("name", "image", "audio", "token_budget", "cache_gb")
 
 
-def _check_unchanged(section: str, given: Any, trained: Any) -> None:
+def _check_unchanged(section: str, given: Any, trained: Any, free: Collection[str]) -> None:
     for field in dataclasses.fields(given):
         wanted, kept = getattr(given, field.name), getattr(trained, field.name)
         if isinstance(wanted, str) and os.path.isdir(wanted):
             wanted = os.path.abspath(wanted)  # as a run saves the folder of a pretrained model
         left_to_the_log = (section, field.name) == ("train", "tower_epochs") and wanted == 0  # a run saves the number
         of_this_machine = section == "encoder" and field.name in _OF_A_MACHINE
-        if wanted != kept and not left_to_the_log and not of_this_machine:
+        if wanted != kept and not (left_to_the_log or of_this_machine or f"{section}.{field.name}" in free):
             raise UserError(
                 f"{section}.{field.name} is {wanted!r}, but the run was trained with {kept!r}, which stays; "
                 "leave the option out, or train another run with it"

@@ -6,6 +6,7 @@ RUN/stream/                                            what ctxrec.evaluate --st
 RUN/train_log.jsonl  profile/                          curves of the training; traces of --profile
 RUN/checkpoints/                                       what a training goes on from; before/ and tuned/ are bundles
 RUN/bundle/  reranker/                                 all that serving needs; the second stage, where there is one
+RUN/reranking/                                         what a training of the second stage goes on from
 RUN/ablations/NAME/                                    a run with one option changed
 MODELS/current.json  versions/VERSION/                 which version is served; a bundle of each version
 MODELS/rerankers/VERSION/                              the second stage of a version, where it has one
@@ -77,6 +78,11 @@ class RunPaths:
     @property
     def reranker(self) -> str:
         return storage.join(self.root, "reranker")
+
+    @property
+    def reranking(self) -> str:
+        """What an unfinished training of the second stage goes on from."""
+        return storage.join(self.root, "reranking")
 
     @property
     def live(self) -> str:

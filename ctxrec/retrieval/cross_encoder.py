@@ -54,7 +54,8 @@ class CrossEncoder(nn.Module):
         states_PH = states_PH[torch.from_numpy(np.argsort(plan.order)).to(device)]
         states_PH = F.layer_norm(states_PH, states_PH.shape[-1:])
         features = torch.from_numpy(retrieved_PF).to(device)
-        return self.head(torch.cat([states_PH, features], 1)).squeeze(1)
+        both = torch.cat([states_PH, features], 1).to(self.head.weight.dtype)
+        return self.head(both).squeeze(1).float()
 
 
 def retrieved_features(scores: np.ndarray, num: int) -> np.ndarray:
@@ -75,7 +76,7 @@ class Reranker:
     weight: how much its logits count beside the retriever's standardised scores; 0 leaves the retriever's order.
     candidates: the best of the retriever that it puts in a new order.
     items: tokens of the catalogue's texts; later items have none.
-    gain: what it added on validation requests kept apart from all choices (`ctxrec.retrieval.cross_encoder_training`).
+    gain: what it added on validation requests kept apart from all choices (`ctxrec.reranking.rerank_outcome`).
     """
 
     network: CrossEncoder

@@ -10,6 +10,7 @@ DeepSpeed's own checkpoints are pickles tied to the number of workers, so they a
 from __future__ import annotations
 
 import json
+import logging
 import os
 from typing import Any
 
@@ -20,6 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -162,6 +165,24 @@ def folders(checkpoints: str) -> list[str]:
         return []
     names = {os.path.basename(storage.parent(path)) for path in files}
     return [storage.join(checkpoints, name) for name in sorted(names, reverse=True) if name.startswith("checkpoint_")]
+
+
+def newest_whole(checkpoints: str, scratch: str) -> str | None:
+    """The newest checkpoint of a run that is not damaged, path or URI; None where there is none.
+
+    Args:
+        checkpoints: folder of the run's checkpoints.
+        scratch: local folder for a copy of what lies at a URI.
+    """
+    found = folders(checkpoints)
+    for path in found:
+        wrong = damage(storage.fetch_dir(path, scratch=scratch))
+        if wrong is None:
+            return path
+        logger.warning("%s is damaged (%s); trying the checkpoint before it", os.path.basename(path), wrong)
+    if found:
+        logger.warning("every checkpoint is damaged; the training starts again from the beginning")
+    return None
 
 
 def tidy(checkpoints: str, keep: int) -> None:

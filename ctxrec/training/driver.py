@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-_HOW_TO_RUN = (
+HOW_TO_RUN = (
     "workers", "cpus_per_worker", "gpus_per_worker", "zero_stage", "offload", "checkpoint_every", "keep_checkpoints",
     "max_failures", "timeout_s", "trackers",
 )  # fmt: skip
@@ -189,7 +189,7 @@ def _training_options(config: Config) -> dict[str, Any]:
     options = config.to_dict()
     for section in ("evaluate", "prepare", "rerank", "diversity"):
         del options[section]
-    for key in _HOW_TO_RUN:
+    for key in HOW_TO_RUN:
         del options["train"][key]
     return options
 

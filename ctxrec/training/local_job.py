@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from ctxrec.encoder.cache import Place
 from ctxrec.training import checkpoint, deepspeed_engine
 from ctxrec.training.attempt import attempt
 from ctxrec.training.driver import trains_on_gpus
+from ctxrec.training.phase_setup import Report
 from ctxrec.training.worker import train_worker
 
 if TYPE_CHECKING:
@@ -29,13 +30,19 @@ if TYPE_CHECKING:
 _ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}  # DeepSpeed reads them
 
 
-def run_here(job: dict[str, Any], config: Config, callbacks: Sequence[UserCallback]) -> None:
+def run_here(
+    job: dict[str, Any],
+    config: Config,
+    callbacks: Sequence[UserCallback],
+    worker: Callable[[dict[str, Any], Place, Report], None] = train_worker,
+) -> None:
     """Run a training to its end in this process, from its newest checkpoint where it has one.
 
     Args:
         job: what the only worker is given (`ctxrec.training.worker.train_worker`).
         config: all options.
         callbacks: are given the figures and the checkpoint of each evaluation, as Ray Train's workers would give them.
+        worker: what the only worker runs.
 
     Raises:
         UserError: the training found a user's mistake.
@@ -54,7 +61,7 @@ def run_here(job: dict[str, Any], config: Config, callbacks: Sequence[UserCallba
             callback.after_report(run_context=None, metrics=[metrics], checkpoint=Checkpoint(path))
 
     with attempt(job["run"], keep=kept), _alone(config) as place:
-        train_worker(job, place, report)
+        worker(job, place, report)
 
 
 def _copy(source: str, target: str) -> None:

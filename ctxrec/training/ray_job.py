@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -23,13 +23,19 @@ from ctxrec.training.process_group import ProcessGroupConfig
 from ctxrec.training.worker import train_worker
 
 
-def run_on_ray(job: dict[str, Any], config: Config, callbacks: Sequence[UserCallback]) -> None:
+def run_on_ray(
+    job: dict[str, Any],
+    config: Config,
+    callbacks: Sequence[UserCallback],
+    worker: Callable[[dict[str, Any]], None] = train_worker,
+) -> None:
     """Run a training to its end, from its newest checkpoint where it has one.
 
     Args:
         job: what every worker is given (`ctxrec.training.worker.train_worker`).
         config: all options.
         callbacks: Ray Train's callbacks.
+        worker: what each worker runs.
 
     Raises:
         UserError: a worker found a user's mistake, or the cluster has too few CPUs.
@@ -40,7 +46,7 @@ def run_on_ray(job: dict[str, Any], config: Config, callbacks: Sequence[UserCall
     ray_cluster.connect()
     with attempt(out, keep=config.train.keep_checkpoints), ray_cluster.train_knows_its_cluster():
         try:
-            _trainer(job, config, callbacks).fit()
+            _trainer(job, config, callbacks, worker).fit()
         except ray.train.TrainingFailedError as failure:
             told = faults.explain(str(failure), out, config.train.timeout_s)
             if told is None:
@@ -49,7 +55,9 @@ def run_on_ray(job: dict[str, Any], config: Config, callbacks: Sequence[UserCall
             raise Failed(told) from failure
 
 
-def _trainer(job: dict[str, Any], config: Config, callbacks: Sequence[UserCallback]) -> ray.train.torch.TorchTrainer:
+def _trainer(
+    job: dict[str, Any], config: Config, callbacks: Sequence[UserCallback], worker: Callable[[dict[str, Any]], None]
+) -> ray.train.torch.TorchTrainer:
     options = config.train
     use_gpu = trains_on_gpus(options, ray.cluster_resources().get("GPU", 0))
     available, elastic = ray.cluster_resources().get("CPU", 0), options.min_workers < options.max_workers
@@ -80,7 +88,7 @@ def _trainer(job: dict[str, Any], config: Config, callbacks: Sequence[UserCallba
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     env["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"  # it would print an empty line for every step of a progress bar
     return ray.train.torch.TorchTrainer(
-        train_worker,
+        worker,
         train_loop_config=job,
         torch_config=ProcessGroupConfig(timeout_s=options.timeout_s),
         scaling_config=ray.train.ScalingConfig(

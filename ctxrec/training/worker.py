@@ -161,30 +161,18 @@ def _refits(setup: Setup) -> bool:
 def _load_checkpoint(setup: Setup, start: str) -> Resumed | None:
     """The checkpoint to continue from: the run's newest undamaged one, else the one at `start`, else None."""
     # One worker looks for it, so that all workers take the same one.
-    chosen = [_newest_whole(setup) if setup.worker.rank == 0 else None]
+    scratch = setup.worker.scratch
+    chosen = [checkpoint.newest_whole(setup.checkpoints, scratch) if setup.worker.rank == 0 else None]
     dist.broadcast_object_list(chosen)
     path = chosen[0] or start
     if not path:
         return None
-    folder = storage.fetch_dir(path, scratch=setup.worker.scratch)
+    folder = storage.fetch_dir(path, scratch=scratch)
     state = storage.read_json(os.path.join(folder, checkpoint.STATE))
     progress = Progress(**state["progress"])
     if setup.worker.rank == 0:
         logger.info("going on from phase %s, step %d", progress.phase, progress.step)
     return Resumed(progress=progress, folder=folder, optimizer_step=state["optimizer_step"])
-
-
-def _newest_whole(setup: Setup) -> str | None:
-    """The run's newest checkpoint that is not damaged."""
-    found = checkpoint.folders(setup.checkpoints)
-    for path in found:
-        damage = checkpoint.damage(storage.fetch_dir(path, scratch=setup.worker.scratch))
-        if damage is None:
-            return path
-        logger.warning("%s is damaged (%s); trying the checkpoint before it", os.path.basename(path), damage)
-    if found:
-        logger.warning("every checkpoint is damaged; the training starts again from the beginning")
-    return None
 
 
 def _run_phase(

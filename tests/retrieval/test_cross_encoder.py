@@ -19,16 +19,14 @@ from ctxrec.core.config import load_config
 from ctxrec.core.errors import UserError
 from ctxrec.core.manifest import hash_files, write_manifest
 from ctxrec.data.requests import split_requests
+from ctxrec.reranking.fresh_reranker import make_reranker
+from ctxrec.reranking.rerank_candidates import find_candidates
 from ctxrec.retrieval.cross_encoder import RerankedRecommender, merge_adapter, new_order, retrieved_features
-from ctxrec.retrieval.cross_encoder_training import RerankTrainingParams, Trainer, make_reranker, summary
 from ctxrec.retrieval.pair_reader import PairReader
 from ctxrec.retrieval.request_texts import request_texts
-from ctxrec.retrieval.rerank_candidates import Examples, find_candidates
 from ctxrec.retrieval.reranker_files import HEAD, ITEMS, load_reranker, save_reranker
 
 NUM_ITEMS, NUM_CANDIDATES = 60, 12
-FAST = RerankTrainingParams(head_lr=2e-2)
-WANTED = ("shoe", "coat", "chair")  # words of the items that the planted signal makes users take
 
 
 @pytest.fixture(scope="module")
@@ -60,30 +58,6 @@ def fresh(world, tiny_encoder, config):
 
 def titles(world) -> list[str]:
     return world.table.column(schema.ITEM_TITLE).to_pylist()
-
-
-def examples_where(world, requests, takes) -> Examples:
-    """Candidates at random with scores of no meaning; `takes(items)` says which one of them was taken."""
-    rng, found, hits = np.random.default_rng(1), [], []
-    for _ in range(len(requests)):
-        items = rng.choice(NUM_ITEMS, NUM_CANDIDATES, replace=False)
-        found.append((items, np.sort(rng.normal(size=NUM_CANDIDATES)).astype(np.float32)[::-1].copy()))
-        hits.append(np.arange(NUM_CANDIDATES) == takes(rng, items))
-    targets = np.array([items[hit][0] for (items, _), hit in zip(found, hits, strict=True)], np.int32)
-    offsets = np.arange(len(requests) + 1)
-    return Examples(dataclasses.replace(requests, target_offsets=offsets, target_items=targets), found, hits)
-
-
-def is_wanted(world, items) -> np.ndarray:
-    return np.array([any(word in world.catalogue.texts[item] for word in WANTED) for item in items])
-
-
-def of_wanted_text(world):
-    def takes(rng, items) -> int:
-        wanted = np.flatnonzero(is_wanted(world, items))
-        return int(rng.choice(wanted)) if len(wanted) else 0
-
-    return takes
 
 
 def test_what_a_request_says(world, requests):
@@ -151,7 +125,7 @@ def test_what_the_head_sees_of_the_retriever():
 
 def test_it_starts_as_the_retriever(world, requests, fresh):
     recommender = world.recommender(world.config())
-    found = find_candidates(recommender, requests, 20).found
+    found = find_candidates(recommender, requests, 20, repeats=recommender.repeats).found
     again = fresh.rerank(requests, found, 10, features=world.features, titles=titles(world))
     for (items, scores), (new_items, new_scores) in zip(found, again, strict=True):
         assert new_items.tolist() == items[:10].tolist()
@@ -167,12 +141,12 @@ def test_only_the_order_of_the_candidates_changes(world, requests, fresh):
     before = recommender.scores(part)
     after = RerankedRecommender(recommender, fresh).scores(part)
     assert (before != after).any()
-    found = find_candidates(recommender, part, NUM_CANDIDATES).found
+    found = find_candidates(recommender, part, NUM_CANDIDATES, repeats=recommender.repeats).found
     for n, (items, scores) in enumerate(found):
         rest = np.setdiff1d(np.arange(NUM_ITEMS), items)
         assert_same_scores(sorted(after[n, items].tolist(), reverse=True), scores)
         assert_same_scores(after[n, rest], before[n, rest])
-    longer = find_candidates(recommender, part, 20).found
+    longer = find_candidates(recommender, part, 20, repeats=recommender.repeats).found
     for (items, _), (new, scores) in zip(
         longer, fresh.rerank(part, longer, 20, features=world.features, titles=titles(world)), strict=True
     ):
@@ -190,44 +164,6 @@ def test_items_without_known_text_keep_their_places(world, requests, fresh):
     assert fresh.rerank(requests.take(np.array([0])), only_later, 4, features=world.features, titles=[])[0][
         0
     ].tolist() == [later]
-
-
-def test_it_learns_a_planted_signal_and_survives_saving(world, requests, fresh, config, tmp_path):
-    examples = examples_where(world, requests, of_wanted_text(world))
-    gain = Trainer(fresh, config, world.features, titles(world), FAST).fit(examples)
-    assert gain["gain"]["low"] > 0.1 and gain["reranked"] > gain["retriever"] + 0.1 and gain["weight"] > 0
-    assert "use it with" in summary(gain)
-    part = requests.take(np.arange(20))
-    found = examples.found[:20]
-    wanted, first, first_before = 0, 0, 0
-    for (items, _), (new, _) in zip(
-        found, fresh.rerank(part, found, 1, features=world.features, titles=titles(world)), strict=True
-    ):
-        wanted += is_wanted(world, items).any()
-        first += is_wanted(world, new).all()
-        first_before += is_wanted(world, items[:1]).all()
-    assert first >= 0.6 * wanted > 0.4 * wanted > first_before
-
-    save_reranker(str(tmp_path / "reranker"), fresh)
-    loaded = load_reranker(str(tmp_path / "reranker"), model_version=fresh.model_version)
-    assert loaded.weight == fresh.weight and loaded.gain == gain
-    says = [r.logits(part, found, features=world.features, titles=titles(world)) for r in (fresh, loaded)]
-    np.testing.assert_allclose(np.concatenate(says[1]), np.concatenate(says[0]), atol=1e-5)
-    kinds = {Path(name).suffix for name in storage.local_files(str(tmp_path / "reranker"))}
-    assert kinds <= {".json", ".safetensors", ".jinja", ".txt"}, "nothing that could run"
-
-
-def test_where_nothing_is_gained_the_retriever_stays(world, requests, fresh, config):
-    examples = examples_where(world, requests, lambda rng, items: 0)  # what the retriever puts first is taken
-    config = dataclasses.replace(config, rerank=dataclasses.replace(config.rerank, epochs=1))
-    gain = Trainer(fresh, config, world.features, titles(world), FAST).fit(examples)
-    assert gain["weight"] == fresh.weight == 0 and gain["gain"]["mean"] <= 0 and "nothing gained" in summary(gain)
-    torch.nn.init.normal_(fresh.network.head.weight)
-    part = requests.take(np.arange(4))
-    again = fresh.rerank(part, examples.found[:4], 5, features=world.features, titles=titles(world))
-    for (items, scores), (new, new_scores) in zip(examples.found, again, strict=False):
-        assert new.tolist() == items[:5].tolist()
-        assert_same_scores(new_scores, scores[:5])
 
 
 def test_a_merged_adapter_says_the_same(world, requests, fresh):

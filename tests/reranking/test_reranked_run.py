@@ -19,7 +19,7 @@ from ctxrec.data.requests import validation_requests
 from ctxrec.evaluation.offline import open_data
 from ctxrec.index.topk import top_k
 from ctxrec.metrics.ranking import request_metrics
-from ctxrec.retrieval.cross_encoder_training import train_reranker
+from ctxrec.reranking.rerank_driver import train_reranker
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.pre_validation import recommender_before_validation
 from ctxrec.retrieval.raw_request import RawRequest
@@ -42,7 +42,7 @@ def run(tiny_run, tmp_path_factory) -> str:
     folder = str(tmp_path_factory.mktemp("reranked") / "run")
     shutil.copytree(tiny_run, folder)
     given = [word for option in OPTIONS for word in ("--set", f"rerank.{option}")]
-    done = call("ctxrec.rerank", "--run", folder, *given)
+    done = call("ctxrec.rerank", "--run", folder, *given, "--set", "train.workers=2")  # on Ray
     assert done.returncode == 0, done.stderr
     assert "validation requests kept apart: NDCG@10" in done.stdout
     version = load_recommender(f"{folder}/bundle").model_version
@@ -78,6 +78,18 @@ def test_candidates_come_from_a_model_that_has_not_seen_the_validation_events(ti
     # Its memory holds the training events alone: fewer pairs that follow each other than the bundle's.
     assert before.blend.memory.next_II.sum() < bundled.blend.memory.next_II.sum()
     assert np.array_equal(before.blend.weights_2K, bundled.blend.weights_2K)
+
+
+def test_workers_of_ray_train_what_this_process_trains(run, tiny_run, tmp_path):
+    made, data = str(tmp_path / "reranker"), open_data(tiny_run)
+    here = train_reranker(tiny_run, data, options_of(tiny_run, "train.workers=0"), out=made)
+    version = load_recommender(f"{run}/bundle").model_version
+    on_ray, alone = (load_reranker(path, model_version=version) for path in (f"{run}/reranker", made))
+    assert on_ray.gain == pytest.approx({**here, "gain": on_ray.gain["gain"]}, abs=1e-6)
+    weights = [dict(second.network.encoder.named_parameters()) for second in (on_ray, alone)]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=0, atol=2e-3)
+    assert not Path(f"{tiny_run}/reranking").exists(), "nothing to go on from is left"
 
 
 def test_evaluation_ranks_it_beside_the_model(run, tmp_path):
