@@ -52,11 +52,11 @@ def describe_type(hint: Any) -> str:
     """A type in words: "whole number", "one of `a`, `b`", "list of numbers"."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        return "one of " + ", ".join(f"`{value}`" for value in args)
+        return "one of " * (len(args) > 1) + ", ".join(f"`{value}`" for value in args)
     if origin is tuple:
         inner = describe_type(args[0])
         return f"list of {inner.removeprefix('one of ')}" if inner.startswith("one of ") else f"list of {inner}s"
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         return " or ".join(map(describe_type, args))
     if origin is dict:
         return f"table of {describe_type(args[1])}s"

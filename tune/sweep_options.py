@@ -143,7 +143,8 @@ class Sweep:
     def epochs_of(self, values: dict[str, Any]) -> int:
         """Epochs of a trial that runs to the end, with those of the encoder's phase if the space needs it."""
         names = ["tower_epochs"] + ["encoder_epochs"] * tunes_encoder(self.space)
-        return sum(values.get(f"train.{name}", getattr(self.base.train, name)) for name in names)
+        own = {"tower_epochs": self.base.train.tower_epochs, "encoder_epochs": self.base.train.most_encoder_epochs}
+        return sum(values.get(f"train.{name}", own[name]) for name in names)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in sweep.json."""

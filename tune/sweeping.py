@@ -196,7 +196,7 @@ def _trial_base(plan: Sweep) -> Config:
         use_gpu="yes" if options.gpus else "no",
         refit=False,
         max_failures=0,
-        encoder_epochs=train_options.encoder_epochs if tunes_encoder(plan.space) else 0,
+        encoder_epochs=train_options.most_encoder_epochs if tunes_encoder(plan.space) else 0,
     )
     return dataclasses.replace(plan.base, train=changed)
 

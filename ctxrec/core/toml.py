@@ -83,12 +83,18 @@ def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
         if value is None:
             return None
         is_list = isinstance(value, (list, tuple))
+        words = [word for a in args if typing.get_origin(a) is Literal for word in typing.get_args(a)]
+        if words and value in words:
+            return value
         kinds = sorted(
-            (a for a in args if a is not type(None)), key=lambda a: is_list != (typing.get_origin(a) is tuple)
+            (a for a in args if a is not type(None) and typing.get_origin(a) is not Literal),
+            key=lambda a: is_list != (typing.get_origin(a) is tuple),
         )
         try:
             return _convert(kinds[0], value, source, key)
         except UserError as error:
+            if words:
+                raise UserError(f"{error}, or {' or '.join(words)}") from None
             if is_list or len(kinds) == 1:
                 raise
             raise UserError(f"{error}, or a list of them, such as [1, 2]") from None

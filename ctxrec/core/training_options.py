@@ -10,6 +10,9 @@ from ctxrec.core.errors import require
 
 BACKBONES = ("transformer", "gru", "lstm", "hstu")  # of our own; any other name is a language model's
 
+# What `train.encoder_epochs = auto` means where the encoder is tuned.
+AUTO_ENCODER_EPOCHS = 1
+
 Source = Literal["text", "media", "id", "features", "context", "user", "memory"]
 SOURCES: tuple[Source, ...] = ("text", "media", "id", "features", "context", "user", "memory")
 
@@ -143,8 +146,9 @@ class TrainConfig:
         micro_batch_size: History windows that go through the model of a worker at once. 0 means all windows of a step.
         tower_epochs: Epochs of the first phase and of the refit, at most. 0 takes as many as read 1.5 million events, from
             4 to 15, because more did not help on large logs.
-        encoder_epochs: Epochs of the encoder's phase, in which the items of a step get fresh text vectors. A log that cannot
-            teach the encoder has no such phase.
+        encoder_epochs: Epochs of the encoder's phase, in which the items of a step get fresh text vectors. `auto` leaves the
+            phase out where the log or its texts cannot teach the encoder. A number trains it in any case; 0 means no such
+            phase.
         tower_lr: Peak learning rate of the towers in the first phase and in the refit.
         encoder_lr: Peak learning rate of the encoder, and of a language model that reads the history.
         encoder_phase_tower_lr: Peak learning rate of the towers in the encoder's phase.
@@ -184,7 +188,7 @@ class TrainConfig:
     global_batch_size: int = 64
     micro_batch_size: int = 0
     tower_epochs: int = 0
-    encoder_epochs: int = 1
+    encoder_epochs: int | Literal["auto"] = "auto"
     tower_lr: float = 4e-3
     encoder_lr: float = 5e-4
     encoder_phase_tower_lr: float = 5e-4
@@ -211,7 +215,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for key in ("global_batch_size", "fresh_items", "negatives", "patience", "valid_users", "timeout_s"):
             require(getattr(self, key) >= 1, f"train.{key}", getattr(self, key), "at least 1")
-        counts = ("tower_epochs", "encoder_epochs", "eval_every", "checkpoint_every", "micro_batch_size")
+        counts = ("tower_epochs", "eval_every", "checkpoint_every", "micro_batch_size")
+        epochs = self.encoder_epochs
+        require(epochs == "auto" or epochs >= 0, "train.encoder_epochs", epochs, "0 or more, or auto")
         for key in (*counts, "cpus_per_worker", "max_failures", "weight_decay", "seed"):
             require(getattr(self, key) >= 0, f"train.{key}", getattr(self, key), "0 or more")
         for key in ("tower_lr", "encoder_lr", "encoder_phase_tower_lr", "temperature", "gpus_per_worker"):
@@ -232,6 +238,11 @@ class TrainConfig:
                 self.global_batch_size >= self.max_workers,
             )
         require(fits, "train.global_batch_size", self.global_batch_size, expected)
+
+    @property
+    def most_encoder_epochs(self) -> int:
+        """Epochs of the encoder's phase where there is one."""
+        return AUTO_ENCODER_EPOCHS if self.encoder_epochs == "auto" else self.encoder_epochs
 
     @property
     def min_workers(self) -> int:

@@ -102,8 +102,9 @@ def _read_texts(
 ) -> CatalogueTexts:
     encoder_path = resolve_encoder(config.encoder.name, storage.cache_dir())
     tokens = tokenise(encoder_path, texts, max_tokens=config.encoder.max_tokens)
+    shown, forced = np.flatnonzero(log.trained_I & present_I), config.train.encoder_epochs != "auto"
     why_not = why_not_asked(config) or why_not_taught(
-        int(log.events_K.sum()), int(log.trained_I.sum()), tokens, np.flatnonzero(log.trained_I & present_I)
+        int(log.events_K.sum()), int(log.trained_I.sum()), tokens, shown, forced=forced
     )
     if not why_not:
         tokens = with_states(tokens, present_I, encoder_path, config.encoder, place)

@@ -121,6 +121,9 @@ def _of_meaning(config: Config) -> dict[str, Resolved]:
             found[name] = Resolved(why)
     if config.train.preset == "quick":
         found["train.workers"] = Resolved("not used: the quick preset runs in the command's own process")
+    if config.train.encoder_epochs == "auto":
+        epochs = config.train.most_encoder_epochs
+        found["train.encoder_epochs"] = Resolved(f"the log and its texts decide: {epochs}, or no such phase")
     if not config.rerank.encoder:
         found["rerank.encoder"] = Resolved("encoder.name", config.encoder.name or None)
     if config.encoder.pooling == "auto":

@@ -201,7 +201,7 @@ def _run_phase(
     if resumed is not None and resumed.progress.done:
         return True
     config, worker, log, catalogue = setup.config.train, setup.worker, setup.log, setup.catalogue
-    epochs = config.encoder_epochs if phase == "encoder" else config.tower_epochs
+    epochs = config.most_encoder_epochs if phase == "encoder" else config.tower_epochs
     last_split = schema.VALID if phase == "refit" else schema.TRAIN
     torch.manual_seed(config.seed)
     made = Towers(setup.config.model, catalogue.shape, temperature=config.temperature)

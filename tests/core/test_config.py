@@ -29,6 +29,8 @@ def test_file_base_and_overrides_in_this_order(tmp_path):
 @pytest.mark.parametrize(
     ("override", "section", "key", "value"),
     [
+        ("train.encoder_epochs=auto", "train", "encoder_epochs", "auto"),
+        ("train.encoder_epochs=2", "train", "encoder_epochs", 2),
         ("train.tower_lr=1", "train", "tower_lr", 1.0),  # a whole number where a number is wanted
         ("train.offload=true", "train", "offload", True),
         ('train.trackers=["mlflow", "wandb"]', "train", "trackers", ("mlflow", "wandb")),
@@ -69,6 +71,8 @@ def test_overrides_are_toml_or_a_string(override, section, key, value):
         ("train.workers=[2, 1]", ["train.workers is (2, 1)", "[fewest, most]"]),
         ("train.workers=[1, 65]", ["train.global_batch_size", "at least 65"]),
         ("train.workers=two", ["train.workers", "a whole number, or a list of them, such as [1, 2]"]),
+        ("train.encoder_epochs=some", ["train.encoder_epochs", "a whole number, or auto"]),
+        ("train.encoder_epochs=-1", ["train.encoder_epochs", "0 or more, or auto"]),
         ("train.micro_batch_size=-1", ["train.micro_batch_size"]),
         ("train.keep_checkpoints=1", ["train.keep_checkpoints", "at least 2"]),
         ("train.valid_users=-5", ["train.valid_users"]),

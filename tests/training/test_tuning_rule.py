@@ -9,7 +9,7 @@ from ctxrec.core.config import load_config
 from ctxrec.encoder.encode_plan import Tokens
 from ctxrec.training.tuning_rule import TuningRuleParams, why_not_asked, why_not_taught
 
-PARAMS = TuningRuleParams(min_events=10, min_differing=0.5)
+PARAMS = TuningRuleParams(min_events=10, min_differing=0.5, min_tokens=1)
 
 
 def texts(*words: int) -> Tokens:
@@ -33,6 +33,24 @@ def test_what_a_log_can_teach(events, items, words, shown, why):
     assert found.startswith(why) and bool(found) == bool(why)
 
 
+@pytest.mark.parametrize(("lengths", "why"), [((3, 1, 3, 1, 3), ""), ((3, 1, 2, 1, 3), "2 tokens (median)")])
+def test_texts_must_say_enough(lengths, why):
+    words = np.repeat(np.arange(5, dtype=np.int32), lengths)  # each text repeats a word of its own
+    tokens = Tokens(words, np.concatenate([[0], np.cumsum(lengths)]), pad_id=0)
+    limits = TuningRuleParams(min_events=0, min_differing=0, min_tokens=3)
+    assert why in why_not_taught(50, 5, tokens, np.arange(5), params=limits)
+    assert bool(why_not_taught(50, 5, tokens, np.arange(5), params=limits)) == bool(why)
+    if why:  # the short texts do not count where they have no events
+        assert why_not_taught(50, 2, tokens, np.array([0, 4]), params=limits) == ""
+
+
+def test_a_number_of_epochs_forces_the_phase_where_some_text_has_events():
+    tokens = texts(1, 1)
+    assert why_not_taught(2, 2, tokens, np.arange(2)) != ""
+    assert why_not_taught(2, 2, tokens, np.arange(2), forced=True) == ""
+    assert why_not_taught(2, 2, tokens, np.zeros(0, int), forced=True) == "no item with training events has a text"
+
+
 @pytest.mark.parametrize(
     ("option", "why"),
     [
@@ -40,6 +58,7 @@ def test_what_a_log_can_teach(events, items, words, shown, why):
         ("encoder.name=", "the model reads no text"),
         ("train.preset=quick", "train.preset is quick"),
         ("encoder.tune=freeze", "encoder.tune is freeze"),
+        ("train.encoder_epochs=3", ""),
         ("train.encoder_epochs=0", "train.encoder_epochs is 0"),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 from bucket_files import write_shop
 
 from ctxrec.core import schema
-from ctxrec.core.config import load_config
+from ctxrec.core.config import config_with, load_config
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.cache import Place
 from ctxrec.training.tuning_rule import TuningRuleParams, why_not_taught
@@ -53,18 +53,20 @@ def test_no_bucket_is_read_twice_before_the_first_step(make_world, tmp_path, mon
     assert len(reads) > 3
 
 
-@pytest.mark.parametrize("min_events", [0.0, 1000.0])
+@pytest.mark.parametrize(("min_events", "epochs"), [(0.0, "auto"), (1000.0, "auto"), (1000.0, "1")])
 def test_no_states_are_made_where_the_log_cannot_teach_the_encoder(
-    make_world, tiny_encoder, tmp_path, monkeypatch, min_events
+    make_world, tiny_encoder, tmp_path, monkeypatch, min_events, epochs
 ):
     data, worlds = write_shop(tmp_path / "data", make_world)
     pq.write_table(worlds[0].table, tmp_path / "data" / schema.ITEMS)
     monkeypatch.setenv("CTXREC_CACHE", str(tmp_path / "cache"))
-    limits = TuningRuleParams(min_events=min_events, min_differing=0.0)
+    limits = TuningRuleParams(min_events=min_events, min_differing=0.0, min_tokens=0.0)
     monkeypatch.setattr("ctxrec.training.catalogue_vectors.why_not_taught", partial(why_not_taught, params=limits))
     config = load_config(None, [f"encoder.name={tiny_encoder}", "encoder.top_layers=1", "train.trackers=[]"])
+    config = config_with(config.to_dict(), [f"train.encoder_epochs={epochs}"], source="test")
     place = Place(0, 1, 0, 1, torch.device("cpu"))
     texts = set_up(config, data.path, str(tmp_path / "run"), str(tmp_path), place).catalogue.texts
     assert texts is not None
-    assert (texts.tokens.states is None) == bool(texts.why_not_tuned) == (min_events > 0)
-    assert ("training events an item, and tuning needs 1000" in texts.why_not_tuned) == (min_events > 0)
+    left_out = min_events > 0 and epochs == "auto"
+    assert (texts.tokens.states is None) == bool(texts.why_not_tuned) == left_out
+    assert ("training events an item, and tuning needs 1000" in texts.why_not_tuned) == left_out
