@@ -17,7 +17,7 @@ SMALL, LARGE = Hardware(2, 0, "this machine"), Hardware(64, 4, "the cluster at x
 OPEN = {
     "prepare.buckets": 0, "encoder.pooling": "auto", "encoder.top_layers": 0, "model.id_buckets": 0,
     "train.use_gpu": "auto", "train.cpus_per_worker": 0.0, "train.precision": "auto", "train.micro_batch_size": 0,
-    "train.tower_epochs": 0, "train.loss": "auto", "train.eval_every": 0, "train.checkpoint_every": 0,
+    "train.tower_epochs": 0, "train.encoder_epochs": "auto", "train.loss": "auto", "train.eval_every": 0, "train.checkpoint_every": 0,
     "index.kind": "auto", "index.use_gpu": "auto", "index.nprobe": 0, "index.ef_search": 0, "evaluate.actors": 0,
     "rerank.encoder": "",
 }  # fmt: skip
