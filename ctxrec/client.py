@@ -91,6 +91,7 @@ def request(
     allow: Sequence[str] | None = None,
     filter: Mapping[str, Any] | None = None,
     diversity: float | None = None,
+    user: Mapping[str, Any] | None = None,
     query: str | None = None,
     rerank: bool | None = None,
 ) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def request(
         "allow": allow,
         "filter": filter,
     }
-    given |= {"diversity": diversity, "query": query, "rerank": rerank}
+    given |= {"user": user, "diversity": diversity, "query": query, "rerank": rerank}
     body |= {name: value for name, value in given.items() if value is not None}
     return {**body, "exclude": list(exclude)} if exclude else body
 

@@ -30,6 +30,7 @@ MAX_EXCLUDE = 10_000
 MAX_ALLOW = 10_000
 MAX_FILTER_VALUES = 1000
 MAX_FILTER_COLUMNS = 100
+MAX_ATTRIBUTES = 100
 MAX_REQUESTS = 256
 MAX_WORK = 256_000  # the sum of k over the requests of a call
 MAX_EVENTS = 1000
@@ -192,6 +193,13 @@ class RecommendRequest(_Body):
         "categorical column. `min` and `max` are for numeric columns; an item without the number does not pass.",
         examples=[{"genres": ["Comedy"]}, {"genres": {"none": ["Horror"]}, "year": {"min": 1980, "max": 1998}}],
     )
+    user: dict[Text, ContextValue] = Field(
+        default_factory=dict,
+        max_length=MAX_ATTRIBUTES,
+        description="Attributes of the user by the columns of the user file, in the place of the stored ones; those that are "
+        "left out stay. null says that one is not known.",
+        examples=[{"age": 30, "occupation": "artist"}],
+    )
     query: Annotated[str, Field(max_length=MAX_QUERY)] | None = Field(
         default=None,
         description="Free text that the list should fit besides the taste.",
@@ -211,6 +219,13 @@ class RecommendRequest(_Body):
         default=False,
         description="Explain the score of each item; only in a single request, not in a list of requests.",
     )
+
+    @field_validator("user", mode="before")
+    @classmethod
+    def _attributes(cls, user: Any) -> Any:
+        if not isinstance(user, dict):
+            raise ValueError('expected attributes such as {"age": 30}; the id of a user is user_id')
+        return user
 
     @model_validator(mode="after")
     def _somebody_asks(self) -> RecommendRequest:
@@ -297,7 +312,15 @@ class FieldWarning(BaseModel):
 
     loc: list[str | int]
     msg: str
-    type: Literal["unknown_action", "unknown_item", "words_not_read", "no_second_stage", "unknown_value", "empty_range"]
+    type: Literal[
+        "unknown_action",
+        "unknown_item",
+        "words_not_read",
+        "attributes_not_read",
+        "no_second_stage",
+        "unknown_value",
+        "empty_range",
+    ]
 
 
 class EventsResponse(AcceptedResponse):
@@ -314,12 +337,14 @@ class Reasons(BaseModel):
     """What an item's score is made of.
 
     `history` and `context`: what the score lacks without each of the latest items of the history and without each
-    context feature (for hour, weekday and month, against their mean), the largest effect first.
+    context feature (for hour, weekday and month, against their mean), the largest effect first. `user`: likewise, without
+    each known attribute of the user.
     `sources`: parts of the model; these sum to the score, as it is before diversity and rules.
     """
 
     history: dict[str, float]
     context: dict[str, float]
+    user: dict[str, float]
     sources: dict[str, float]
 
 

@@ -186,6 +186,10 @@ class Engine:
                         self.check_contexts([context])
                 except UserError as error:
                     return error.at(*place)
+            try:
+                self._retriever.recommender.attributes.check(body.user)
+            except UserError as error:
+                return error.at("user")
             self._retriever.compile_filter(column_rules(body.filter))
         except Exception as error:
             return error
@@ -219,7 +223,10 @@ class Engine:
                 bool(is_fallback),
                 degraded if body.history is None else None,
                 unheard=tuple(missed.items()),
-                notes=(*self._not_reranked(body), *notes_of(retriever, asked, body.context.features())),
+                notes=(
+                    *self._not_reranked(body),
+                    *notes_of(retriever, asked, body.context.features(), body.user),
+                ),
             )
             for body, asked, (positions, scores), is_fallback, missed in zip(
                 bodies, rules, found, fallback, unheard, strict=True
@@ -264,6 +271,7 @@ class Engine:
                 context=body.context.features(),
                 history=None if body.history is None else [_raw_event(event) for event in body.history],
                 recent=events,
+                user=body.user or None,
                 query=body.query,
             )
             for body, at, events in zip(bodies, asked, recent, strict=True)

@@ -22,6 +22,7 @@ from ctxrec.python_api.frames import Kind, from_arrow, kind_of, to_arrow
 from ctxrec.python_api.notebook import Evaluation, Report
 from ctxrec.python_api.request_arguments import (
     Id,
+    attributes_of,
     context_of,
     events_of,
     id_text,
@@ -79,6 +80,7 @@ class Model:
         filter: Mapping[str, Any] | None = None,
         allow: Iterable[Id] | None = None,
         diversity: float | None = None,
+        user_attributes: Mapping[str, Any] | None = None,
         query: str | None = None,
         rerank: bool | None = None,
     ) -> Any:
@@ -95,6 +97,9 @@ class Model:
                 `none`, `min` and `max`.
             allow: items that alone are wanted; None: all.
             diversity: strength of MMR from 0 to 1; None takes that of the options.
+            user_attributes: by column of the user file, in the place of those that are stored for the user (of all users,
+                where several are asked for); what is left out stays, and None says that it is not known. In the HTTP call
+                this is `user`.
             query: free text that the list should fit besides the taste, such as "quiet sci-fi for tonight". A model
                 without a text encoder warns that it has no effect.
             rerank: whether the second stage (`ctxrec.rerank`) ranks the best candidates again; None takes `rerank.use` of
@@ -111,11 +116,11 @@ class Model:
         num = whole_number(k, "k")
         users, several = users_of(user, has_history=history is not None)
         retriever = self._retriever
-        requests = self._requests(users, context, history, query)
+        requests = self._requests(users, context, history, query, user_attributes)
         rules = rules_of(filter)
         allowed = retriever.compile_filter(rules, allow=None if allow is None else id_texts(allow, "allow"))
         with retriever.catalogue.reading():
-            for note in notes_of(retriever, rules, context_of(context)):
+            for note in notes_of(retriever, rules, context_of(context), attributes_of(user_attributes)):
                 warnings.warn(note.text, stacklevel=2)
         unwanted = retriever.positions(id_texts(exclude, "exclude"))
         strengths = [strength_of(diversity)] * len(users)
@@ -148,13 +153,15 @@ class Model:
         *,
         context: Mapping[str, Any] | None = None,
         history: Sequence[Id | Mapping[str, Any]] | None = None,
+        user_attributes: Mapping[str, Any] | None = None,
         query: str | None = None,
     ) -> Any:
         """Why an item has its score for a user; the arguments are those of `recommend`.
 
         Returns:
             A table with the columns `part`, `name` and `effect`. The effects of the part `source` sum to the score. The
-            parts `history` and `context` say by how much the score would fall without an item or a feature.
+            parts `history`, `context` and `user` say by how much the score would fall without an item, a feature or an
+            attribute.
 
         Raises:
             UserError: the catalogue lacks the item, or the context or the history is not one of this model.
@@ -166,9 +173,11 @@ class Model:
             raise UserError("neither a user nor a history is given; expected one of them")
         position = self._position(item)
         (why,) = explain(
-            self._retriever.recommender, self._requests([asks], context, history, query), np.array([position])
+            self._retriever.recommender,
+            self._requests([asks], context, history, query, user_attributes),
+            np.array([position]),
         )
-        parts = {"source": why.sources, "history": why.history, "context": why.context}
+        parts = {"source": why.sources, "history": why.history, "context": why.context, "user": why.user}
         rows = [(part, name, effect) for part, effects in parts.items() for name, effect in effects.items()]
         columns = zip(*rows, strict=True)
         return from_arrow(pa.table(dict(zip(("part", "name", "effect"), map(list, columns), strict=True))), self.kind)
@@ -226,11 +235,12 @@ class Model:
         context: Mapping[str, Any] | None,
         history: Sequence[Id | Mapping[str, Any]] | None,
         query: str | None,
+        user_attributes: Mapping[str, Any] | None,
     ) -> Any:
         if query is not None and (reason := why_unheard(self._retriever.recommender)) is not None:
             warnings.warn(f"the query has no effect: {reason}", stacklevel=3)
-        events, known = events_of(history), context_of(context)
-        raw = [RawRequest(user_id=user, context=known, history=events, query=query) for user in users]
+        events, known, about = events_of(history), context_of(context), attributes_of(user_attributes)
+        raw = [RawRequest(user_id=user, context=known, history=events, user=about, query=query) for user in users]
         return self._retriever.recommender.make_requests(raw, including_now=True)[0]
 
     def _list(self, positions: np.ndarray, scores: np.ndarray) -> pa.Table:

@@ -108,6 +108,19 @@ def context_of(context: Any) -> dict[str, Any]:
     return dict(context or {})
 
 
+def attributes_of(user_attributes: Any) -> dict[str, Any]:
+    """Attributes of a user as a dictionary; which names and values they may have, the model knows.
+
+    Raises:
+        UserError: it is no mapping.
+    """
+    if user_attributes is not None and not isinstance(user_attributes, Mapping):
+        raise UserError(
+            f"user_attributes is {user_attributes!r}; expected a mapping from columns of the users to values"
+        )
+    return dict(user_attributes or {})
+
+
 def events_of(history: Any) -> list[RawEvent] | None:
     """The events of a history, oldest first; None where none is given.
 

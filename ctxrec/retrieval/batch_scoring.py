@@ -10,11 +10,10 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs
 import pyarrow.parquet as pq
 import ray
@@ -26,40 +25,25 @@ from ctxrec.bundle.reranker_folder import check_reranker
 from ctxrec.core import failures, ray_cluster, storage
 from ctxrec.core.config import Config, DiversityConfig, IndexConfig, load_config
 from ctxrec.core.dataset_spec import ContextSpec
-from ctxrec.core.errors import UserError, require
+from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import BundlePaths, reranker_beside
 from ctxrec.core.terminal import progress_bar
-from ctxrec.core.time_zones import TIMEZONE, UTC, check_zone
 from ctxrec.data.clock import Clock
-from ctxrec.data.events import EARLIEST_S, LATEST_S, MAX_NUMBER
-from ctxrec.data.parsing import to_text
 from ctxrec.retrieval.heard_words import why_unheard
-from ctxrec.retrieval.history_columns import (
-    check_history,
-    epoch_seconds,
-    float_numbers,
-    history_times,
-    is_numeric,
-    read_histories,
-)
 from ctxrec.retrieval.load import load_recommender
-from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, unknown_in_columns
-from ctxrec.retrieval.raw_request import RawRequest
-from ctxrec.retrieval.request_reader import MAX_QUERY, ContextReader
+from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, unknown_in_columns, why_unread
+from ctxrec.retrieval.request_files import QUERY, REQUEST_ID, RERANK, check_requests, open_parquet, raw_requests
+from ctxrec.retrieval.request_reader import ContextReader
 from ctxrec.retrieval.reranker_files import second_stage_of
 from ctxrec.retrieval.retriever import Retriever, load_retriever
 from ctxrec.retrieval.slate.rules import Rules, rules_of
+from ctxrec.retrieval.user_columns import USER
 
 logger = logging.getLogger(__name__)
 
 _LOOKED_AT = 100_000  # requests whose contexts are looked at for values that the model does not know
 
-REQUEST_ID, USER_ID, TIMESTAMP, HISTORY = "request_id", "user_id", "timestamp", "history"
-# These and TIMEZONE are of the request unless the context has a feature of that name, which the column then is.
-QUERY, RERANK = "query", "rerank"
 ITEM_IDS, SCORES = "item_ids", "scores"
-# Times below these sizes are likely in such units, and divided by so much they are seconds.
-_UNITS = ((1e14, "milliseconds", "1000"), (1e17, "microseconds", "10^6"))
 
 
 def recommend(run: str, requests: str, out: str, *, k: int, config: Config | None = None) -> int:
@@ -96,11 +80,14 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     about = read_about(folder)
     context = about.spec.events.context
     inputs = storage.list_files(requests)
-    columns, num_rows = _check_requests(inputs, context)
+    columns, num_rows = check_requests(inputs, context, about.spec.users)
     if QUERY in columns and QUERY not in context.columns:
         reason = why_unheard(load_recommender(bundle))
         if reason is not None:
             logger.warning("the column %s has no effect: %s", QUERY, reason)
+    of_users = USER in columns and USER not in context.columns
+    if of_users and (reason := why_unread(load_recommender(bundle))) is not None:
+        logger.warning("the column %s has no effect: %s", USER, reason)
     on_request = RERANK in columns and RERANK not in context.columns
     if on_request and second_stage_of(bundle, manifest["model_version"], required=False) is None:
         logger.warning("the column %s has no effect: %s", RERANK, NO_SECOND_STAGE)
@@ -177,12 +164,12 @@ class Scorer:
         self._retriever = load_retriever(bundle, index, rerank=rerank, on_request=on_request, **options)
         self._on_request = on_request
         self._k = k
-        self._context = context
+        self._context, self._users = context, self._retriever.recommender.spec.users
         self._now_s = now_s
         self._zone = self._retriever.recommender.spec.events.timezone
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        raw = raw_requests(table, self._context, now_s=self._now_s, zone=self._zone)
+        raw = raw_requests(table, self._context, now_s=self._now_s, zone=self._zone, users=self._users)
         requests, _ = self._retriever.recommender.make_requests(raw)
         said = table.column(RERANK).to_pylist() if self._on_request else None
         found = self._retriever.top_k(requests, self._k, rerank=said)
@@ -197,139 +184,9 @@ class Scorer:
         )
 
 
-def raw_requests(table: pa.Table, context: ContextSpec, *, now_s: float, zone: str = UTC) -> list[RawRequest]:
-    """The rows of R.parquet as requests; a column that is missing is as if it were null in every row.
-
-    Timestamps of a type without a time zone are those of `zone`.
-    """
-    nothing = [None] * table.num_rows
-
-    def values(name: str, convert: Callable[[pa.ChunkedArray], pa.Array]) -> list[Any]:
-        return convert(table.column(name)).to_pylist() if name in table.column_names else nothing
-
-    users = values(USER_ID, to_text)
-    times = values(TIMESTAMP, lambda column: epoch_seconds(column, zone))
-    histories = read_histories(table.column(HISTORY), context, zone) if HISTORY in table.column_names else nothing
-    features = {name: values(name, to_text) for name in context.categorical + context.text}
-    features |= {name: values(name, float_numbers) for name in context.numeric}
-    features.setdefault(TIMEZONE, values(TIMEZONE, to_text))
-    queries = nothing if QUERY in context.columns else values(QUERY, to_text)
-    return [
-        RawRequest(
-            user_id=users[n],
-            timestamp=now_s if times[n] is None else times[n],
-            context={name: column[n] for name, column in features.items() if column[n] is not None},
-            history=histories[n],
-            query=queries[n],
-        )
-        for n in range(table.num_rows)
-    ]
-
-
-def _check_requests(inputs: list[str], context: ContextSpec) -> tuple[list[str], int]:
-    """The columns to read and the number of rows, after a check of all that a file can have wrong."""
-    known = list(dict.fromkeys([REQUEST_ID, USER_ID, TIMESTAMP, TIMEZONE, HISTORY, QUERY, RERANK, *context.columns]))
-    num_rows, wanted, unused = 0, None, []
-    for file in inputs:
-        parquet = _open_parquet(file)
-        names = parquet.schema_arrow.names
-        if twice := next((name for name in known if names.count(name) > 1), None):
-            raise UserError(f"{file} has two columns {twice!r}; expected each name once. Rename one of them")
-        types = {field.name: field.type for field in parquet.schema_arrow}
-        present = [name for name in known if name in types]
-        if wanted is not None and set(wanted) != set(present):
-            raise UserError(f"{file} has the columns {', '.join(present)}; {inputs[0]} has {', '.join(wanted)}")
-        wanted = present
-        unused = [name for name in types if name not in known]
-        _check_columns(types, context, source=file)
-        if HISTORY in types:
-            check_history(types[HISTORY], context, source=file)
-        _check_rows(parquet, present, context, source=file)
-        num_rows += parquet.metadata.num_rows
-    if unused:
-        logger.warning("columns %s are not used; known are %s", ", ".join(unused), ", ".join(known))
-    return wanted or [], num_rows
-
-
-def _open_parquet(file: str) -> pq.ParquetFile:
-    fs, inner = storage.filesystem(file)
-    try:
-        return pq.ParquetFile(inner, filesystem=fs)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{file} is no Parquet file ({str(error).splitlines()[0]})") from error
-
-
-def _check_columns(types: dict[str, pa.DataType], context: ContextSpec, *, source: str) -> None:
-    for name in (REQUEST_ID, TIMESTAMP):
-        if name not in types:
-            raise UserError(f"{source}: column {name!r} is missing; found {', '.join(types) or 'no column'}")
-    if USER_ID not in types and HISTORY not in types:
-        raise UserError(f"{source}: found neither {USER_ID!r} nor {HISTORY!r}; expected one of them, to know who asks")
-    for name in (USER_ID, TIMEZONE, QUERY, *context.columns):
-        if name in types and pa.types.is_nested(types[name]):
-            raise UserError(f"{source}: column {name!r} is {types[name]}; expected one value a request")
-    if RERANK in types and RERANK not in context.columns and not _is_truth(types[RERANK]):
-        raise UserError(f"{source}: column {RERANK!r} is {types[RERANK]}; expected true, false or null (bool)")
-    for name in (TIMESTAMP, *context.numeric):
-        if name in types and not is_numeric(types[name], times=name == TIMESTAMP):
-            wanted = "epoch seconds, UTC, or a timestamp" if name == TIMESTAMP else "numbers"
-            raise UserError(f"{source}: column {name!r} is {types[name]}; expected {wanted}")
-
-
-def _is_truth(kind: pa.DataType) -> bool:
-    """Whether a column holds true, false and null alone."""
-    return pa.types.is_boolean(kind) or pa.types.is_null(kind)
-
-
-def _check_rows(parquet: pq.ParquetFile, columns: list[str], context: ContextSpec, *, source: str) -> None:
-    """Read all that a task will read, where a mistake is one line."""
-    try:
-        for batch in parquet.iter_batches(columns=columns):
-            _check_times(batch.column(TIMESTAMP), TIMESTAMP, source=source)
-            if QUERY in columns and QUERY not in context.columns:
-                longest = pc.max(pc.utf8_length(to_text(batch.column(QUERY)))).as_py() or 0
-                require(
-                    longest <= MAX_QUERY, f"{source}: the longest query", longest, f"at most {MAX_QUERY:,} characters"
-                )
-            if TIMEZONE in columns and TIMEZONE not in context.columns:
-                for zone in to_text(batch.column(TIMEZONE)).unique().drop_null().to_pylist():
-                    check_zone(zone, f"{source}: {TIMEZONE}")
-            for name in set(context.numeric).intersection(columns):
-                _check_numbers(batch.column(name), name, source=source)
-            if HISTORY in batch.schema.names and (times := history_times(batch.column(HISTORY))) is not None:
-                _check_times(times, "timestamp of the history", source=source)
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the machine, and not of the content
-            raise
-        raise UserError(
-            f"{source} cannot be read ({str(error).splitlines()[0]}); expected a whole Parquet file. Write it again"
-        ) from error
-
-
-def _check_numbers(column: pa.Array, what: str, *, source: str) -> None:
-    for found in pc.min_max(float_numbers(column)).as_py().values():
-        if found is not None and MAX_NUMBER < abs(found) < math.inf:
-            raise UserError(
-                f"{source}: {what} is {found:g}; expected numbers from {-MAX_NUMBER:g} to {MAX_NUMBER:g}. Leave it empty "
-                "where it is not known"
-            )
-
-
-def _check_times(column: pa.Array, what: str, *, source: str) -> None:
-    for found in pc.min_max(epoch_seconds(column, UTC)).as_py().values():
-        if found is not None and not EARLIEST_S <= found <= LATEST_S:
-            unit, factor = next(
-                ((unit, factor) for limit, unit, factor in _UNITS if abs(found) < limit), ("nanoseconds", "10^9")
-            )
-            raise UserError(
-                f"{source}: {what} {found:g} is outside the years 1 to 9999; expected epoch seconds, UTC "
-                f"(divide {unit} by {factor})"
-            )
-
-
 def _output_schema(inputs: list[str]) -> pa.Schema:
     """The schema of the answers, whose request ids have a type that holds those of all files."""
-    kinds = [_open_parquet(file).schema_arrow.field(REQUEST_ID).type for file in inputs]
+    kinds = [open_parquet(file).schema_arrow.field(REQUEST_ID).type for file in inputs]
     try:
         parts = [pa.schema([(REQUEST_ID, kind)]) for kind in dict.fromkeys(kinds)]
         request_id = pa.unify_schemas(parts, promote_options="permissive").field(0).type

@@ -2,7 +2,8 @@
 
 The effect of a history item is the score minus the score of the same request without any event of that item; that
 of a context feature, minus the score of the same request with the feature missing; that of hour, weekday or month,
-minus the mean score over all hours, weekdays or months. Effects are differences of real scores, all computed in one
+minus the mean score over all hours, weekdays or months; that of a user's attribute, minus the score with the attribute
+missing. Effects are differences of real scores, all computed in one
 batch, and need not add up to the score. What adds up to it are the shares of its sources (`ctxrec.memory.blend`).
 
 Legend: V variants of a request, P items.
@@ -35,21 +36,31 @@ class Why:
 
     history: effect of each of the latest items of the history, by id; the largest effect first, whatever its sign.
     context: effect of each context feature that the request has, and of the time; likewise.
+    user: effect of each attribute of the user that is known; likewise.
     sources: share of the score of each source; they sum to the score.
     """
 
     history: dict[str, float]
     context: dict[str, float]
+    user: dict[str, float]
     sources: dict[str, float]
 
 
 @dataclass(frozen=True)
 class _Variant:
-    """A request that lacks something: an item of the history, or what a context feature says."""
+    """A request that lacks something: an item of the history, or what a context feature or a user's attribute says."""
 
     item: int | None = None
     feature: str = ""
     code: int = schema.MISSING  # of a categorical feature, in place of its own
+    attribute: str = ""  # of the user
+
+    @property
+    def part(self) -> tuple[str, int | str]:
+        """The part of `Why` that the variant tells about, and its key there."""
+        if self.item is not None:
+            return "history", self.item
+        return ("user", self.attribute) if self.attribute else ("context", self.feature)
 
 
 def explain(recommender: Recommender, request: Requests, positions: np.ndarray) -> list[Why]:
@@ -64,18 +75,20 @@ def explain(recommender: Recommender, request: Requests, positions: np.ndarray) 
     variants = [_Variant(), *_variants(request, has_clock=recommender.features.clock)]
     scores_VP = score_items(recommender, _requests(request, variants), positions)
     own_P = scores_VP[0]
-    effects: dict[str, dict[Any, np.ndarray]] = {"history": {}, "context": {}}
+    effects: dict[str, dict[Any, np.ndarray]] = {"history": {}, "context": {}, "user": {}}
     for variant, scores_P in zip(variants[1:], scores_VP[1:], strict=True):
-        kind, key = ("context", variant.feature) if variant.item is None else ("history", variant.item)
+        kind, key = variant.part
         share = 1 / len(_TIMES.get(variant.feature, (0,)))
         effects[kind][key] = effects[kind].get(key, own_P) - share * scores_P
     sources = _sources(recommender, request, positions)
     ids = recommender.item_ids
-    history = {ids[item]: values for item, values in effects["history"].items()}
+    effects["history"] = {ids[item]: values for item, values in effects["history"].items()}
     return [
         Why(
-            history=_largest_first({item: float(values[p]) for item, values in history.items()}),
-            context=_largest_first({str(name): float(values[p]) for name, values in effects["context"].items()}),
+            **{
+                kind: _largest_first({str(key): float(values[p]) for key, values in found.items()})
+                for kind, found in effects.items()
+            },
             sources={name: float(values[p]) for name, values in sources.items()},
         )
         for p in range(len(positions))
@@ -95,6 +108,9 @@ def _variants(request: Requests, *, has_clock: bool) -> Iterator[_Variant]:
             yield _Variant(feature=name)
     yield from (_Variant(feature=name) for name, values in context.num.items() if not np.isnan(values[0]))
     yield from (_Variant(feature=name) for name, values in context.text.items() if values[0])
+    users = request.users
+    yield from (_Variant(attribute=name) for name, codes in users.cat.items() if codes[0] != schema.MISSING)
+    yield from (_Variant(attribute=name) for name, values in users.num.items() if not np.isnan(values[0]))
 
 
 def _requests(request: Requests, variants: list[_Variant]) -> Requests:
@@ -105,6 +121,10 @@ def _requests(request: Requests, variants: list[_Variant]) -> Requests:
         span = made.history.row(row)
         if variant.item is not None:
             kept[span] = made.history.items[span] != variant.item
+        elif variant.attribute in made.users.cat:
+            made.users.cat[variant.attribute][row] = schema.MISSING
+        elif variant.attribute in made.users.num:
+            made.users.num[variant.attribute][row] = np.nan
         elif variant.feature in made.context.cat:
             made.context.cat[variant.feature][row] = variant.code
         elif variant.feature in made.context.num:

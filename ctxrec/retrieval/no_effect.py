@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ctxrec.model.two_tower import NoTowers
 from ctxrec.retrieval.filters import ColumnRule
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.request_reader import ContextReader
@@ -25,7 +26,7 @@ _MAX_QUOTED = 100  # characters of a value
 
 @dataclass(frozen=True)
 class Note:
-    """A part of a request, and what is to be said of it; `kind` is "unknown_value" or "empty_range"."""
+    """A part of a request, and what is to be said of it; `kind` is a type of `serve.api.FieldWarning`."""
 
     place: tuple[str, ...]
     kind: str
@@ -33,7 +34,10 @@ class Note:
 
 
 def notes_of(
-    retriever: Retriever[Recommender], rules: Mapping[str, ColumnRule], context: Mapping[str, Any]
+    retriever: Retriever[Recommender],
+    rules: Mapping[str, ColumnRule],
+    context: Mapping[str, Any],
+    user: Mapping[str, Any] | None = None,
 ) -> list[Note]:
     """The first notes of a request that the model can read; a few dictionary lookups.
 
@@ -41,10 +45,30 @@ def notes_of(
         retriever: that is asked.
         rules: the filter, by item column.
         context: features of the context by name.
+        user: attributes of the user by name.
     """
-    if not rules and not context:
+    if not rules and not context and not user:
         return []
-    return list(itertools.islice(_notes(retriever, rules, context), MAX_NOTES))
+    notes = itertools.chain(_notes(retriever, rules, context), _user_notes(retriever.recommender, user or {}))
+    return list(itertools.islice(notes, MAX_NOTES))
+
+
+def _user_notes(model: Recommender, user: Mapping[str, Any]) -> Iterator[Note]:
+    if user and (reason := why_unread(model)) is not None:
+        yield Note(("user",), "attributes_not_read", f"user: attributes have no effect, because {reason}")
+        return
+    for name in model.attributes.unknown_values(user):
+        text = f"user {name}: {_quoted(user[name])} is no value that the model knows; it counts as any other such value"
+        yield Note(("user", name), "unknown_value", text)
+
+
+def why_unread(model: Recommender) -> str | None:
+    """Why a model does not read attributes of users; None: it does."""
+    if "user" not in model.config.model.sources:
+        return "the model was trained without them (model.sources)"
+    if isinstance(model.towers, NoTowers):
+        return 'a model of train.preset = "quick" has no towers, which would read them'
+    return None
 
 
 def _notes(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ class RawRequest:
         context: context features of the data set by name, and "timezone", the zone of hour, weekday and month.
         history: replaces the stored history.
         recent: events that a store holds besides the stored history, none after the request, oldest first.
+        user: attributes of the user by name, in the place of the stored ones; those that are left out stay.
         query: free text that the list should fit besides the taste, such as "quiet sci-fi for tonight"; None or blank: none.
     """
 
@@ -38,4 +39,5 @@ class RawRequest:
     context: dict[str, Any] = field(default_factory=dict)
     history: Sequence[RawEvent] | None = None
     recent: Sequence[RawEvent] = ()
+    user: Mapping[str, Any] | None = None
     query: str | None = None

@@ -35,6 +35,7 @@ from ctxrec.retrieval.history_cache import HistoryCache, Value, history_keys
 from ctxrec.retrieval.live_catalogue import LiveCatalogue
 from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.retrieval.request_reader import ContextReader, microseconds, queries_of
+from ctxrec.retrieval.user_attributes import UserReader
 
 BATCH_SIZE = 256
 
@@ -74,6 +75,7 @@ class Recommender:
         self._batcher = Batcher(features, history=config.model.history, action_weights=spec.events.actions)
         self._action_codes = {action: code for code, action in enumerate(features.actions, 1)}
         self.contexts = ContextReader(features, Clock.of(spec, features))
+        self.attributes = UserReader(features)
 
     def keep_histories(self, max_bytes: int) -> None:
         """Keep what is made of histories, in so many bytes, for the next requests with the same; 0: keep nothing.
@@ -274,7 +276,7 @@ class Recommender:
                 which must not be known to it.
 
         Raises:
-            UserError: a context key is unknown, or a value has the wrong type; names the key.
+            UserError: a context key or a user attribute is unknown, or a value has the wrong type; names the key.
         """
         now_us = round(time.time() * US)
         asked = [r.context.get("timestamp") if r.timestamp is None else r.timestamp for r in raw]
@@ -369,11 +371,12 @@ class Recommender:
                 return np.full(len(rows), missing, values.dtype)
             return np.where(known, values[safe], missing).astype(values.dtype)
 
-        return Users(
+        stored = Users(
             ids=np.array([r.user_id for r in raw], object),
             cat={name: pick(values, schema.MISSING) for name, values in users.cat.items()},
             num={name: pick(values, np.nan) for name, values in users.num.items()},
         )
+        return self.attributes.replaced(stored, [r.user for r in raw])
 
     def _empty(self) -> Events:
         """One row without events."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,12 +11,12 @@ from ctxrec.core import schema
 from ctxrec.core.errors import UserError
 from ctxrec.core.time_zones import TIMEZONE, check_zone
 from ctxrec.data.clock import Clock
-from ctxrec.data.events import EARLIEST_S, LATEST_S, MAX_NUMBER, US, Context
-from ctxrec.data.parsing import category_text, value_text
+from ctxrec.data.events import EARLIEST_S, LATEST_S, US, Context
 from ctxrec.data.prepared import FeatureMeta
+from ctxrec.retrieval.feature_values import category_code, codes_of, number_value
 
 MAX_QUERY = 1_000  # characters of a free text that a request asks with
-MAX_WHOLE = 2**64  # of a value of a category; larger ones have no place in any log's columns
+CONTEXT = "context"  # how messages name where a feature stands
 
 
 class ContextReader:
@@ -26,13 +25,7 @@ class ContextReader:
     def __init__(self, features: FeatureMeta, clock: Clock) -> None:
         self._features, self._clock = features, clock
         self._valid = [*features.context_categories, *features.context_numbers, *features.context_texts]
-        self._category_codes = {
-            name: {
-                **{category_text(value): code for code, value in enumerate(values, schema.FIRST_CODE)},
-                **{value: code for code, value in enumerate(values, schema.FIRST_CODE)},
-            }
-            for name, values in features.context_categories.items()
-        }
+        self._category_codes = {name: codes_of(values) for name, values in features.context_categories.items()}
 
     def read(
         self,
@@ -61,8 +54,11 @@ class ContextReader:
                     raise UserError(f"unknown context key {key!r}; valid keys are {known}").at(key)
         cat = self._clock.codes(times_us, zones)
         for name, codes in self._category_codes.items():
-            cat[name] = np.array([_category(name, c.get(name), codes) for c in contexts], np.int32)
-        num = {n: np.array([_number(n, c.get(n)) for c in contexts], np.float32) for n in meta.context_numbers}
+            cat[name] = np.array([category_code(CONTEXT, name, c.get(name), codes) for c in contexts], np.int32)
+        num = {
+            n: np.array([number_value(CONTEXT, n, c.get(n)) for c in contexts], np.float32)
+            for n in meta.context_numbers
+        }
         text = {}
         for name in meta.context_texts:
             text[name] = np.empty(len(contexts), object)
@@ -94,7 +90,7 @@ class ContextReader:
     def unknown_values(self, context: Mapping[str, Any]) -> list[str]:
         """Names of the categorical features whose value is none that the model knows; the context can be read."""
         codes = self._category_codes
-        return [n for n, v in context.items() if n in codes and _category(n, v, codes[n]) == schema.OTHER]
+        return [n for n, v in context.items() if n in codes and category_code(CONTEXT, n, v, codes[n]) == schema.OTHER]
 
     def usable(self, context: dict[str, Any]) -> dict[str, Any]:
         """What can be read of a context that another version of the model has accepted."""
@@ -124,31 +120,6 @@ def _zone(name: Any) -> str | None:
         return None if name is None else check_zone(name, f"context {TIMEZONE}")
     except UserError as error:
         raise error.at(TIMEZONE) from None
-
-
-def _category(name: str, value: Any, codes: dict[str | None, int]) -> int:
-    """Code of a value, which may come as the number or truth value that `prepare` read as a string."""
-    if value is not None and not isinstance(value, (str, bool, int, float, np.bool_, np.number)):
-        raise UserError(f"context {name} is {value!r}; expected a single value").at(name)
-    if isinstance(value, int) and abs(value) >= MAX_WHOLE:
-        found = f"a whole number of {value.bit_length()} bits"
-        raise UserError(f"context {name} is {found}; expected at most 64 bits").at(name)
-    text = value_text(value)
-    return schema.MISSING if text is None else codes.get(text, codes.get(category_text(text), schema.OTHER))
-
-
-def _number(name: str, value: Any) -> float:
-    if value is None:
-        return math.nan
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise UserError(f"context {name} is {value!r}; expected a number").at(name)
-    number: Any = value  # numpy's numbers are compared as Python's
-    if number in (math.inf, -math.inf):
-        return math.nan
-    if abs(number) > MAX_NUMBER:
-        expected = f"a number from {-MAX_NUMBER:g} to {MAX_NUMBER:g}"
-        raise UserError(f"context {name} is too large; expected {expected}").at(name)
-    return float(value)
 
 
 def _text(name: str, value: Any) -> str | None:

@@ -60,6 +60,7 @@ export const TEXTS = {
     "en": "… and each part of the moment (times: against their mean)",
     "zh": "每项上下文对总分的贡献（时间项与其各取值的平均相比）"
   },
+  "why.user": {"en": "… and each attribute of the user", "zh": "每项用户属性对总分的贡献"},
   "why.sources": {"en": "Parts of the model, which sum to the score", "zh": "模型各部分得分，相加即为总分"},
   "why.changed": {"en": "The list has changed meanwhile.", "zh": "列表已更新，请重新打开。"},
   "history": {"en": "History", "zh": "历史行为"},

@@ -80,13 +80,15 @@ export function reasons(why, rows) {
   const largestFirst = (effects) => Object.entries(effects).sort(([, a], [, b]) => Math.abs(b) - Math.abs(a));
   const history = largestFirst(why.history);
   const context = largestFirst(why.context).map(([name, value]) => [nameIn("time", name), value]);
+  const user = largestFirst(why.user);
   const sources = Object.entries(why.sources).map(([name, value]) => [nameIn("source", name), value]);
   const scale = (pairs) => Math.max(1e-9, ...pairs.map(([, value]) => Math.abs(value)));
-  const both = Math.max(scale(history), scale(context));
+  const both = Math.max(scale(history), scale(context), scale(user));
   const titled = history.map(([id, value]) => [nameOf(rows.get(id)), value]);
   const made = [];
   if (titled.length) made.push(...effects(say("why.history"), titled, both));
   if (context.length) made.push(...effects(say("why.context"), context, both));
+  if (user.length) made.push(...effects(say("why.user"), user, both));
   made.push(...effects(say("why.sources"), sources, scale(sources)));
   return made;
 }

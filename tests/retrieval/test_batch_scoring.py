@@ -16,8 +16,9 @@ from ctxrec.core.config import Config, DiversityConfig, EvaluateConfig
 from ctxrec.core.dataset_spec import ContextSpec
 from ctxrec.core.errors import UserError
 from ctxrec.recommend import main
-from ctxrec.retrieval.batch_scoring import _check_requests, _output_schema, raw_requests, recommend
+from ctxrec.retrieval.batch_scoring import _output_schema, recommend
 from ctxrec.retrieval.raw_request import RawEvent, RawRequest
+from ctxrec.retrieval.request_files import check_requests, raw_requests
 from ctxrec.retrieval.retriever import load_retriever
 from ctxrec.retrieval.slate.rules import load_rules
 
@@ -202,12 +203,12 @@ CONTEXT = ContextSpec(categorical=("device",), numeric=("basket_value",), text=(
 def test_a_value_that_no_log_has_is_named_before_anything_is_computed(tmp_path, columns, message):
     requests = write(tmp_path / "R.parquet", GOOD | columns)
     with pytest.raises(UserError, match=message):
-        _check_requests([requests], CONTEXT)
+        check_requests([requests], CONTEXT)
 
 
 def test_missing_and_infinite_numbers_of_the_context_are_missing(tmp_path):
     columns = {name: values * 3 for name, values in GOOD.items()} | {"basket_value": [None, float("nan"), float("inf")]}
-    assert _check_requests([write(tmp_path / "R.parquet", columns)], CONTEXT)[1] == 3
+    assert check_requests([write(tmp_path / "R.parquet", columns)], CONTEXT)[1] == 3
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -215,7 +216,7 @@ def test_a_column_that_stands_twice_is_a_users_mistake(tmp_path, name):
     table = pa.table(GOOD)
     pq.write_table(table.append_column(name, table.column(name)), tmp_path / "R.parquet")
     with pytest.raises(UserError, match=f"R.parquet has two columns '{name}'; expected each name once"):
-        _check_requests([str(tmp_path / "R.parquet")], CONTEXT)
+        check_requests([str(tmp_path / "R.parquet")], CONTEXT)
 
 
 def test_files_of_several_types_of_request_ids_are_a_users_mistake(tmp_path):
@@ -233,18 +234,18 @@ def test_damage_in_the_middle_of_a_file_is_named_before_anything_is_computed(tmp
     """It was a traceback of a task where the column was no timestamp."""
     columns = {"request_id": list(range(64)), "user_id": [f"u{n}" for n in range(64)], "timestamp": [NOW] * 64}
     path = Path(write(tmp_path / "R.parquet", columns))
-    assert _check_requests([str(path)], ContextSpec()) == (list(columns), 64)
+    assert check_requests([str(path)], ContextSpec()) == (list(columns), 64)
     group = pq.ParquetFile(path).metadata.row_group(2)
     chunk = next(group.column(n) for n in range(3) if group.column(n).path_in_schema == column)
     begin, content = chunk.dictionary_page_offset, bytearray(path.read_bytes())
     content[begin : begin + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"R\.parquet cannot be read .*Write it again") as told:
-        _check_requests([str(path)], ContextSpec())
+        check_requests([str(path)], ContextSpec())
     assert "\n" not in str(told.value)
     path.write_bytes(content[:-9])
     with pytest.raises(UserError, match=r"R\.parquet is no Parquet file"):
-        _check_requests([str(path)], ContextSpec())
+        check_requests([str(path)], ContextSpec())
 
 
 def test_timestamps_as_arrow_timestamps_and_ids_as_numbers():
@@ -300,14 +301,14 @@ def test_a_column_of_queries_is_read_unless_the_context_has_one_of_that_name(tmp
     assert of_context.query is None and of_context.context == {"query": "quiet sci-fi"}
     file = str(tmp_path / "requests.parquet")
     pq.write_table(table, file)
-    assert _check_requests([file], ContextSpec()) == (["request_id", "user_id", "timestamp", "query"], 2)
+    assert check_requests([file], ContextSpec()) == (["request_id", "user_id", "timestamp", "query"], 2)
     pq.write_table(pa.table(columns | {"query": ["x" * 1001, "y"]}), file)
     with pytest.raises(UserError, match=r"the longest query is 1001; expected at most 1,000 characters"):
-        _check_requests([file], ContextSpec())
-    assert _check_requests([file], ContextSpec(text=("query",)))[1] == 2, "a text of the context may be longer"
+        check_requests([file], ContextSpec())
+    assert check_requests([file], ContextSpec(text=("query",)))[1] == 2, "a text of the context may be longer"
     pq.write_table(pa.table(columns | {"query": [["x"], ["y"]]}), file)
     with pytest.raises(UserError, match=r"column 'query' is list.*expected one value a request"):
-        _check_requests([file], ContextSpec())
+        check_requests([file], ContextSpec())
 
 
 def test_a_history_of_structs_is_read_as_over_http():

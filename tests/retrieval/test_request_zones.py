@@ -14,9 +14,9 @@ from tolerance import assert_same_scores
 from ctxrec.core import schema
 from ctxrec.core.errors import UserError
 from ctxrec.python_api.fitted_model import Model
-from ctxrec.retrieval.batch_scoring import raw_requests
 from ctxrec.retrieval.explain import explain
 from ctxrec.retrieval.raw_request import RawEvent, RawRequest
+from ctxrec.retrieval.request_files import raw_requests
 from ctxrec.retrieval.retriever import Retriever
 
 NOW = 1_700_000_000  # 2023-11-14T22:13:20Z

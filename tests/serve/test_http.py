@@ -72,7 +72,8 @@ def test_a_bad_body_is_refused_as_what_it_means_to_be(body, loc, kind):
 @pytest.mark.parametrize(
     ("model", "body", "loc", "says"),
     [
-        (RecommendRequest, {"user": "a"}, ("user",), "unknown field; expected user_id, k, context, "),
+        (RecommendRequest, {"uid": "a"}, ("uid",), "unknown field; expected user_id, k, context, "),
+        (RecommendRequest, {"user": "a"}, ("user",), "the id of a user is user_id"),
         (RecommendBatch, {"requests": [{"user_id": "a", "K": 1}]}, ("requests", 0, "K"), "expected user_id, k, context"),
         (RecommendRequest, {"history": [{"id": "a"}]}, ("history", 0, "id"), "expected item_id, action, timestamp, context"),
         (RecommendRequest, {"user_id": "a", "filter": {"c": {"all": []}}}, ("filter", "c", "all"), "expected any, none, min, max"),

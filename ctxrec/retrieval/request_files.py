@@ -1,0 +1,205 @@
+"""A file of requests: what its columns may hold, and its rows as requests.
+
+A file is read once before any request is scored, so that a mistake is one line and loses nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ctxrec.core import storage
+from ctxrec.core.dataset_spec import ContextSpec, UsersSpec
+from ctxrec.core.errors import UserError, require
+from ctxrec.core.time_zones import TIMEZONE, UTC, check_zone
+from ctxrec.data.events import EARLIEST_S, LATEST_S, MAX_NUMBER
+from ctxrec.data.parsing import to_text
+from ctxrec.retrieval.history_columns import (
+    check_history,
+    epoch_seconds,
+    float_numbers,
+    history_times,
+    is_numeric,
+    read_histories,
+)
+from ctxrec.retrieval.raw_request import RawRequest
+from ctxrec.retrieval.request_reader import MAX_QUERY
+from ctxrec.retrieval.user_columns import USER, check_user_numbers, check_users, read_users
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID, USER_ID, TIMESTAMP, HISTORY = "request_id", "user_id", "timestamp", "history"
+# These and TIMEZONE are of the request unless the context has a feature of that name, which the column then is.
+QUERY, RERANK = "query", "rerank"  # and USER
+# Times below these sizes are likely in such units, and divided by so much they are seconds.
+_UNITS = ((1e14, "milliseconds", "1000"), (1e17, "microseconds", "10^6"))
+
+
+def raw_requests(
+    table: pa.Table, context: ContextSpec, *, now_s: float, zone: str = UTC, users: UsersSpec | None = None
+) -> list[RawRequest]:
+    """The rows of R.parquet as requests; a column that is missing is as if it were null in every row.
+
+    Args:
+        table: columns that `check_requests` took.
+        context: features of the data set's contexts.
+        now_s: epoch seconds, the time of requests without one.
+        zone: of timestamps of a type without a time zone.
+        users: attributes of the data set's users.
+    """
+    nothing = [None] * table.num_rows
+
+    def values(name: str, convert: Callable[[pa.ChunkedArray], pa.Array]) -> list[Any]:
+        return convert(table.column(name)).to_pylist() if name in table.column_names else nothing
+
+    names = values(USER_ID, to_text)
+    times = values(TIMESTAMP, lambda column: epoch_seconds(column, zone))
+    histories = read_histories(table.column(HISTORY), context, zone) if HISTORY in table.column_names else nothing
+    features = {name: values(name, to_text) for name in context.categorical + context.text}
+    features |= {name: values(name, float_numbers) for name in context.numeric}
+    features.setdefault(TIMEZONE, values(TIMEZONE, to_text))
+    about = (
+        read_users(table.column(USER), users) if USER in table.column_names and USER not in context.columns else nothing
+    )
+    queries = nothing if QUERY in context.columns else values(QUERY, to_text)
+    return [
+        RawRequest(
+            user_id=names[n],
+            timestamp=now_s if times[n] is None else times[n],
+            context={name: column[n] for name, column in features.items() if column[n] is not None},
+            history=histories[n],
+            user=about[n],
+            query=queries[n],
+        )
+        for n in range(table.num_rows)
+    ]
+
+
+def check_requests(
+    inputs: Sequence[str], context: ContextSpec, users: UsersSpec | None = None
+) -> tuple[list[str], int]:
+    """The columns to read and the number of rows, after a check of all that a file can have wrong.
+
+    Args:
+        inputs: Parquet files, paths or URIs.
+        context: features of the data set's contexts.
+        users: its attributes of users.
+
+    Raises:
+        UserError: a file lacks a column, has one twice or of a wrong type, or holds a value that no request may have.
+    """
+    own = (REQUEST_ID, USER_ID, TIMESTAMP, TIMEZONE, HISTORY, USER, QUERY, RERANK)
+    known = list(dict.fromkeys([*own, *context.columns]))
+    num_rows, wanted, unused = 0, None, []
+    for file in inputs:
+        parquet = open_parquet(file)
+        names = parquet.schema_arrow.names
+        if twice := next((name for name in known if names.count(name) > 1), None):
+            raise UserError(f"{file} has two columns {twice!r}; expected each name once. Rename one of them")
+        types = {field.name: field.type for field in parquet.schema_arrow}
+        present = [name for name in known if name in types]
+        if wanted is not None and set(wanted) != set(present):
+            raise UserError(f"{file} has the columns {', '.join(present)}; {inputs[0]} has {', '.join(wanted)}")
+        wanted = present
+        unused = [name for name in types if name not in known]
+        _check_columns(types, context, source=file)
+        if HISTORY in types:
+            check_history(types[HISTORY], context, source=file)
+        if USER in types and USER not in context.columns:
+            check_users(types[USER], users, source=file)
+        _check_rows(parquet, present, context, users, source=file)
+        num_rows += parquet.metadata.num_rows
+    if unused:
+        logger.warning("columns %s are not used; known are %s", ", ".join(unused), ", ".join(known))
+    return wanted or [], num_rows
+
+
+def open_parquet(file: str) -> pq.ParquetFile:
+    """A Parquet file, path or URI.
+
+    Raises:
+        UserError: it is none.
+    """
+    fs, inner = storage.filesystem(file)
+    try:
+        return pq.ParquetFile(inner, filesystem=fs)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{file} is no Parquet file ({str(error).splitlines()[0]})") from error
+
+
+def _check_columns(types: dict[str, pa.DataType], context: ContextSpec, *, source: str) -> None:
+    for name in (REQUEST_ID, TIMESTAMP):
+        if name not in types:
+            raise UserError(f"{source}: column {name!r} is missing; found {', '.join(types) or 'no column'}")
+    if USER_ID not in types and HISTORY not in types:
+        raise UserError(f"{source}: found neither {USER_ID!r} nor {HISTORY!r}; expected one of them, to know who asks")
+    for name in (USER_ID, TIMEZONE, QUERY, *context.columns):
+        if name in types and pa.types.is_nested(types[name]):
+            raise UserError(f"{source}: column {name!r} is {types[name]}; expected one value a request")
+    if RERANK in types and RERANK not in context.columns and not _is_truth(types[RERANK]):
+        raise UserError(f"{source}: column {RERANK!r} is {types[RERANK]}; expected true, false or null (bool)")
+    for name in (TIMESTAMP, *context.numeric):
+        if name in types and not is_numeric(types[name], times=name == TIMESTAMP):
+            wanted = "epoch seconds, UTC, or a timestamp" if name == TIMESTAMP else "numbers"
+            raise UserError(f"{source}: column {name!r} is {types[name]}; expected {wanted}")
+
+
+def _is_truth(kind: pa.DataType) -> bool:
+    """Whether a column holds true, false and null alone."""
+    return pa.types.is_boolean(kind) or pa.types.is_null(kind)
+
+
+def _check_rows(
+    parquet: pq.ParquetFile, columns: list[str], context: ContextSpec, users: UsersSpec | None, *, source: str
+) -> None:
+    """Read all that a task will read, where a mistake is one line."""
+    try:
+        for batch in parquet.iter_batches(columns=columns):
+            _check_times(batch.column(TIMESTAMP), TIMESTAMP, source=source)
+            if QUERY in columns and QUERY not in context.columns:
+                longest = pc.max(pc.utf8_length(to_text(batch.column(QUERY)))).as_py() or 0
+                require(
+                    longest <= MAX_QUERY, f"{source}: the longest query", longest, f"at most {MAX_QUERY:,} characters"
+                )
+            if USER in columns and USER not in context.columns:
+                check_user_numbers(batch.column(USER), users, source=source)
+            if TIMEZONE in columns and TIMEZONE not in context.columns:
+                for zone in to_text(batch.column(TIMEZONE)).unique().drop_null().to_pylist():
+                    check_zone(zone, f"{source}: {TIMEZONE}")
+            for name in set(context.numeric).intersection(columns):
+                _check_numbers(batch.column(name), name, source=source)
+            if HISTORY in batch.schema.names and (times := history_times(batch.column(HISTORY))) is not None:
+                _check_times(times, "timestamp of the history", source=source)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the machine, and not of the content
+            raise
+        raise UserError(
+            f"{source} cannot be read ({str(error).splitlines()[0]}); expected a whole Parquet file. Write it again"
+        ) from error
+
+
+def _check_numbers(column: pa.Array, what: str, *, source: str) -> None:
+    for found in pc.min_max(float_numbers(column)).as_py().values():
+        if found is not None and MAX_NUMBER < abs(found) < math.inf:
+            raise UserError(
+                f"{source}: {what} is {found:g}; expected numbers from {-MAX_NUMBER:g} to {MAX_NUMBER:g}. Leave it empty "
+                "where it is not known"
+            )
+
+
+def _check_times(column: pa.Array, what: str, *, source: str) -> None:
+    for found in pc.min_max(epoch_seconds(column, UTC)).as_py().values():
+        if found is not None and not EARLIEST_S <= found <= LATEST_S:
+            unit, factor = next(
+                ((unit, factor) for limit, unit, factor in _UNITS if abs(found) < limit), ("nanoseconds", "10^9")
+            )
+            raise UserError(
+                f"{source}: {what} {found:g} is outside the years 1 to 9999; expected epoch seconds, UTC "
+                f"(divide {unit} by {factor})"
+            )
