@@ -20,7 +20,7 @@ from ctxrec.ingest.pipeline import prepare
 from ctxrec.ingest.source import fingerprint, inspect_source
 from ctxrec.lifecycle import rounds
 from ctxrec.lifecycle.decision import add_to_card, decide, write_card
-from ctxrec.lifecycle.held_out import newest_held_out, num_events
+from ctxrec.lifecycle.newest_events import newest_held_out, num_events
 from ctxrec.lifecycle.rounds import Round
 from ctxrec.training.driver import train
 from ctxrec.training.warm_start import why_not
