@@ -225,6 +225,8 @@ class Replica:
         ).result()
         recommender = engine.retriever.recommender
         recommender.set_precision(self._args.precision)
+        if engine.retriever.reranker is not None:
+            engine.retriever.reranker.set_precision(self._args.precision)
         recommender.keep_histories(self._args.history_cache_mb << 20)
         encoder = ItemEncoder(find_bundle(bundle), recommender)
         items = ItemSync(engine.retriever, encoder, self._store)

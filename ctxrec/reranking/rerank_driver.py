@@ -33,6 +33,7 @@ from ctxrec.retrieval.pre_validation import recommender_before_validation
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.request_texts import request_texts
 from ctxrec.retrieval.reranker_files import save_reranker
+from ctxrec.training.deepspeed_engine import choose_precision
 from ctxrec.training.driver import HOW_TO_RUN, with_absolute_paths
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,9 @@ def _train(run: str, data: PreparedData, config: Config, validation: Requests, p
     repeats = data.spec.split.repeats
     examples = find_candidates(recommender, validation, config.rerank.candidates, repeats=repeats)
     choice, check = divided(examples, seed=config.train.seed)
-    outcome = Outcome(reranker, recommender.features, titles_of(recommender.items), seed=config.train.seed)
+    dtype = choose_precision(config.train, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    titles, seed = titles_of(recommender.items), config.train.seed
+    outcome = Outcome(reranker, recommender.features, titles, seed=seed, dtype=dtype)
     gain = outcome.decide(epochs_of(job["weights"], config.rerank.epochs), choice, check)
     save_reranker(out, reranker)
     storage.delete(work)

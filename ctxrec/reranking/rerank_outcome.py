@@ -31,7 +31,16 @@ _METRIC = f"ndcg@{_K}"
 
 
 class Outcome:
-    """Chooses among trained weights of a second stage, and measures what it gains."""
+    """Chooses among trained weights of a second stage, and measures what it gains.
+
+    Args:
+        reranker: whose weights they are.
+        features: vocabularies of the requests' codes.
+        titles: of the catalogue.
+        seed: of the resampling.
+        dtype: what products are computed in, as in the training.
+        params: tuned numbers.
+    """
 
     def __init__(
         self,
@@ -40,8 +49,10 @@ class Outcome:
         titles: list[str | None],
         *,
         seed: int,
+        dtype: torch.dtype = torch.float32,
         params: RerankTrainingParams = RERANK_TRAINING,
     ) -> None:
+        self.dtype = dtype
         self.reranker, self.features, self.titles, self.seed, self.params = reranker, features, titles, seed, params
 
     def decide(self, epochs: Iterable[dict[str, torch.Tensor]], choice: Examples, check: Examples) -> dict[str, Any]:
@@ -116,9 +127,11 @@ class Outcome:
         useful = self._useful(part)
         for start in range(0, len(useful), self.params.requests_at_once):
             rows = np.array(useful[start : start + self.params.requests_at_once])
-            made = self.reranker.logits(
-                part.requests.take(rows), [found[n] for n in rows], features=self.features, titles=self.titles
-            )
+            device = self.reranker.network.head.weight.device.type
+            with torch.autocast(device, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+                made = self.reranker.logits(
+                    part.requests.take(rows), [found[n] for n in rows], features=self.features, titles=self.titles
+                )
             for n, row in zip(rows, made, strict=True):
                 logits[n] = row
         return logits

@@ -88,6 +88,11 @@ class Reranker:
     model_version: str
     gain: dict[str, Any]
 
+    def set_precision(self, precision: str) -> None:
+        """Read pairs in "bf16", which is for CPUs that multiply it in hardware; "fp32" is the precision of its files."""
+        if precision == "bf16":
+            self.network.encoder.to(torch.bfloat16)
+
     def rerank(
         self, requests: Requests, found: Found, k: int, *, features: FeatureMeta, titles: Sequence[str | None]
     ) -> Found:

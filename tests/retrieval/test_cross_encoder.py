@@ -178,6 +178,17 @@ def test_a_merged_adapter_says_the_same(world, requests, fresh):
     np.testing.assert_allclose(np.concatenate(after), np.concatenate(before), atol=1e-5)
 
 
+def test_pairs_in_bfloat16_say_nearly_the_same(requests, fresh, world):
+    torch.nn.init.normal_(fresh.network.head.weight)
+    part, found = requests.take(np.arange(3)), [(np.arange(8), np.arange(8, 0, -1).astype(np.float32))] * 3
+    said = []
+    for precision in ("fp32", "bf16"):
+        fresh.set_precision(precision)
+        said.append(np.stack(fresh.logits(part, found, features=world.features, titles=titles(world))))
+    assert said[1].dtype == np.float32 and (said[0] != said[1]).any()
+    assert abs(said[1] - said[0]).max() < 0.1 * said[0].std()
+
+
 def test_damage_and_another_model_are_refused(fresh, tmp_path):
     merge_adapter(fresh.network)
     folder = tmp_path / "reranker"
