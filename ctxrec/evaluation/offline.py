@@ -41,7 +41,9 @@ _BLEND_NOTE = (
     "validation split: ctxrec is ranked as it was before any validation event, but the weights of its sources were "
     "fitted to these events; use the test split to judge it"
 )
-_RERANK_NOTE = "validation split: these events chose the epoch and the weight of the second stage; its gain here is no evidence"
+_RERANK_NOTE = (
+    "validation split: these events chose the epoch and the weight of the second stage; its gain here is no evidence"
+)
 
 
 def evaluate_run(
