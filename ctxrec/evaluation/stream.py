@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 NO_LIVE, FOLLOWERS = "no_live", "followers_live"
 _AT_ONCE = 64  # requests that are ranked together; each still knows what came before its own time
 _SCORES_AT_ONCE = 1 << 24
+_MOST_REQUESTS = 50_000  # of the split, at even distances; the events of all others pass by all the same
 
 
 class Ranker(Protocol):
@@ -160,6 +161,12 @@ def stream_metrics(
     weights = None if model is None else model.live_weights
     spread = (int(requests.times[-1]) - int(requests.times[0])) / US
     notes = [f"every {split} event is a request at its own time; events are known {delay_s:g} s later"]
+    if len(lists) > 0.9 * _MOST_REQUESTS:
+        notes.append(f"of very many requests about {_MOST_REQUESTS:,} are asked, at even distances")
+    if weights is not None and split == "valid":
+        notes.append(
+            "validation split: the weights of the sources were fitted to these events; use the test split to judge"
+        )
     if model is not None and weights is None:
         notes.append(
             "the model has no live sources, because they gained nothing on the replay of the validation events"
@@ -180,11 +187,13 @@ def stream_metrics(
 
 
 def _requests_and_stream(prepared: PreparedData, split: int, delay_us: int) -> tuple[Requests, Stream]:
-    """All requests of a split in the order of time, and all events up to its end."""
+    """Requests of a split in the order of time, at most `_MOST_REQUESTS`, and all events up to its end."""
     parts, users, items, times, first = [], [], [], [], 0
+    share = -(-_MOST_REQUESTS // len(prepared.bucket_paths))
     for bucket in range(len(prepared.bucket_paths)):
         histories: Histories = histories_from_table(prepared.read_bucket(bucket), prepared.features)
-        parts.append(event_requests(histories, split, repeats=prepared.spec.split.repeats, delay_us=delay_us))
+        found = event_requests(histories, split, repeats=prepared.spec.split.repeats, delay_us=delay_us)
+        parts.append(in_order(found).evenly(share))
         known = histories.split <= split
         users.append(np.repeat(first + np.arange(len(histories)), histories.events.lengths)[known])
         items.append(histories.events.items[known])
