@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.sparse as sp
 
+from ctxrec.data.events import US
 from ctxrec.data.replay import Stream
 from ctxrec.data.requests import Requests
 from ctxrec.memory.live_counts import LiveCounts
@@ -37,6 +38,11 @@ class Replayed:
             self.counts.add(self._stream.items[part], self._stream.times[part])
             self._next = stop
 
+    def newest_us(self, times_us: np.ndarray) -> np.ndarray:
+        """Times of the latest events that are known at these times (microseconds): int64 [N], -1 without any."""
+        known = np.searchsorted(self._stream.times, times_us - self._delay_us, side="left")
+        return np.where(known > 0, self._stream.times[np.maximum(known - 1, 0)], -1)
+
     def each(self, times_us: np.ndarray) -> Iterator[int]:
         """Places of requests (int64 [N] times) in the order of their times; at each the counts are as its request may
         know them."""
@@ -53,8 +59,10 @@ class ReplayedSources:
         self._replayed, self._sources = replayed, sources
 
     def are_current(self, times_us: np.ndarray) -> np.ndarray:
-        """All of them: bool [N]."""
-        return np.ones(len(times_us), bool)
+        """See `AddsNow`: those that come soon enough after the latest event that they may know."""
+        newest = self._replayed.newest_us(times_us)
+        longest_us = round(self._sources.weights.half_lives_s[-1] * US)
+        return (newest >= 0) & (times_us <= newest + longest_us)
 
     def scores(self, requests: Requests, num_items: int) -> sp.csr_array:
         """See `AddsNow`."""
