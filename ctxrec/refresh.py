@@ -23,6 +23,8 @@ def main() -> None:
     add("--work", metavar="DIR", help="folder for data, runs and the state (default: MODELS/refresh)")
     add("--without-evidence", action="store_true", help="publish also where the newest requests are too few to tell")
     add("--full", action="store_true", help="train anew instead of on from the served version")
+    add("--watch", metavar="URL", default="", help="watch this service afterwards, and roll back if a guard breaks")
+    add("--watch-s", type=float, default=600.0, metavar="SECONDS", help="how long (default: 600)")
     args = parser.parse_args()
     from ctxrec.bundle.registry import read_published, version_folder
     from ctxrec.lifecycle.refresh_loop import Refresh, refresh
@@ -36,6 +38,8 @@ def main() -> None:
         config=load_config(args.config, args.overrides, base=served.config),
         without_evidence=args.without_evidence,
         full=args.full,
+        watch=args.watch,
+        watch_s=args.watch_s,
     )
     try:
         done = refresh(asked)

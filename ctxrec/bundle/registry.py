@@ -215,14 +215,22 @@ def _versions_there(models: str, *, but: str) -> tuple[str, ...]:
     return tuple(sorted(whole, key=published_at))[-_REMEMBERED:]
 
 
-def roll_back(models: str, version: str | None = None) -> Published:
+def roll_back(models: str, version: str | None = None, *, expected: str | None = None) -> Published:
     """Serve an earlier version again: one that lies in the folder, by its name, or the one before the present one.
+
+    Args:
+        models: folder of published models, path or URI.
+        version: the name; None: the one before.
+        expected: go back only if this version is served.
 
     Raises:
         UserError: there is none, or it is damaged; what is served stays.
+        Superseded: another version than `expected` is served.
     """
     read_published(models)
     with publishing(models):
+        if expected is not None and (now := read_published(models).version) != expected:
+            raise Superseded(f"{models} serves {now}; expected {expected}, so nothing was rolled back")
         return _roll_back(models, version)
 
 

@@ -240,9 +240,18 @@ class RefreshPaths:
         """The dataset spec of a refresh that is given none: that of the version that was served at first."""
         return storage.join(self.root, "spec.json")
 
+    @property
+    def log(self) -> str:
+        """What was read of the log before (`ctxrec.ingest.kept_log`)."""
+        return storage.join(self.root, "log")
+
     def round(self, number: int) -> str:
         """All that a round makes."""
         return storage.join(self.root, f"round-{number:06d}")
+
+    def look(self, number: int, when: str) -> str:
+        """What the metrics of the service said at the start of a round ("begin") or before it published ("publish")."""
+        return storage.join(self.round(number), f"service-{when}.json")
 
     def data(self, number: int) -> str:
         """What a round prepared."""

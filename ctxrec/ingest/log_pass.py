@@ -18,7 +18,9 @@ from ctxrec.ingest.ray_map import as_block, map_in_order, values_in
 TASK_ROWS = 1 << 20  # rows of the log that one task reads, about
 
 
-def read_log(files: Sequence[readers.FileInfo], num_rows: int, job: shards.ShardJob, item_ids: pa.Array) -> LogFacts:
+def read_log(
+    files: Sequence[readers.FileInfo], num_rows: int, job: shards.ShardJob, item_ids: pa.Array, *, start: int = 0
+) -> LogFacts:
     """Read, clean and shard the log.
 
     Args:
@@ -26,11 +28,12 @@ def read_log(files: Sequence[readers.FileInfo], num_rows: int, job: shards.Shard
         num_rows: their rows, for the progress bar.
         job: see `ShardJob`.
         item_ids: ids of the item table.
+        start: number of the first file that is read; those before it were read by an earlier call.
 
     Raises:
         UserError: a file does not hold what its format and the spec say.
     """
-    tasks = task_pieces(readers.make_pieces(files, rows=TASK_ROWS))
+    tasks = task_pieces([piece for piece in readers.make_pieces(files, rows=TASK_ROWS) if piece.file >= start])
     log = LogFacts()
     if not tasks:
         return log

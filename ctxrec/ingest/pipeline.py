@@ -30,6 +30,7 @@ from ctxrec.data.prepared import FeatureMeta, PreparedData
 from ctxrec.ingest import entities, readers, triples, vocabularies
 from ctxrec.ingest.bucket_pass import Totals, World, write_histories
 from ctxrec.ingest.histories import BucketJob
+from ctxrec.ingest.kept_log import read_grown_log
 from ctxrec.ingest.log_facts import LogFacts
 from ctxrec.ingest.log_pass import read_log
 from ctxrec.ingest.prepare_report import make_report
@@ -45,7 +46,7 @@ TEMPORARY = "_tmp"  # under the data folder; the underscore hides it from reader
 BUCKET_EVENTS = 2_000_000
 
 
-def prepare(spec: DatasetSpec, out: str, config: Config) -> PreparedData:
+def prepare(spec: DatasetSpec, out: str, config: Config, *, kept: str = "") -> PreparedData:
     """Validate a data set, split it, and write it as per-user histories.
 
     An unchanged folder (same input, spec and options) is reused. Rejected rows stay in `out/rejects`,
@@ -55,6 +56,8 @@ def prepare(spec: DatasetSpec, out: str, config: Config) -> PreparedData:
         spec: the data set, with absolute paths (`load_spec`).
         out: folder or URI to write; what an earlier `prepare` left there is replaced.
         config: only the section `prepare` counts.
+        kept: folder of what was read of the log before (`ctxrec.ingest.kept_log`), for a log that gets new files; "": the
+            whole log is read. The result is the same.
 
     Raises:
         UserError: a file or column is missing, no row of the log is left, or another command writes into `out`.
@@ -72,10 +75,10 @@ def prepare(spec: DatasetSpec, out: str, config: Config) -> PreparedData:
             logger.info("%s reused: nothing changed", out)
             return PreparedData.open(out)
     with only_here(out):
-        return _prepare(source, out, config, wanted)
+        return _prepare(source, out, config, wanted, kept)
 
 
-def _prepare(source: Source, out: str, config: Config, wanted: str) -> PreparedData:
+def _prepare(source: Source, out: str, config: Config, wanted: str, kept: str) -> PreparedData:
     # A folder without meta.json is incomplete, so meta.json is removed first and written last.
     for name in (schema.META, schema.REPORT, schema.ITEMS, schema.HISTORIES, schema.REJECTS, TEMPORARY):
         storage.delete(storage.join(out, name))
@@ -83,7 +86,7 @@ def _prepare(source: Source, out: str, config: Config, wanted: str) -> PreparedD
         storage.make_dir(storage.join(out, name))
     ray_cluster.connect()
     try:
-        meta, report = _build(source, out, config)
+        meta, report = _build(source, out, config, kept)
     finally:
         storage.delete(storage.join(out, TEMPORARY))
     storage.write_json(storage.join(out, schema.REPORT), report)
@@ -112,12 +115,13 @@ class Catalogue:
     held_out: np.ndarray | None  # bool [I], items of a cold hold-out
 
 
-def _build(source: Source, out: str, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+def _build(source: Source, out: str, config: Config, kept: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run every step of `prepare`; returns meta.json without the fingerprint, and report.json."""
     spec, options = source.spec, config.prepare
     tables = _read_tables(source, out)
     job = _shard_job(source, out, options)
-    log = read_log(source.events, source.num_rows, job, tables.items.ids)
+    what = (source.events, source.num_rows, job, tables.items.ids)
+    log = read_grown_log(*what, storage.absolute(kept)) if kept else read_log(*what)
     _check_events_are_left(log, spec, job)
     catalogue = _catalogue(tables, log, cold_items=options.cold_items)
     features, columns, notes = _features(spec, tables, catalogue, log)

@@ -105,6 +105,15 @@ def write_card(models: str, decision: Decision, *, name: str, facts: dict[str, A
     return path
 
 
+def card_of(models: str, name: str) -> dict[str, Any]:
+    """The card of a version.
+
+    Raises:
+        UserError: there is none.
+    """
+    return storage.read_json_object(ModelsPaths(models).decision(name))
+
+
 def add_to_card(models: str, name: str, **facts: Any) -> None:
     """Add to a card what happened since the decision.
 
@@ -116,7 +125,7 @@ def add_to_card(models: str, name: str, **facts: Any) -> None:
     Raises:
         UserError: there is no such card.
     """
-    content = storage.read_json_object(ModelsPaths(models).decision(name))
+    content = card_of(models, name)
     names = {field.name for field in dataclasses.fields(Decision)}
     gates = [Gate(**gate) for gate in content["gates"]]
     decision = Decision(**{key: value for key, value in content.items() if key in names} | {"gates": gates})

@@ -10,18 +10,22 @@ from typing import Any
 
 from ctxrec.bundle import registry
 from ctxrec.bundle.format import check_bundle, read_about
+from ctxrec.bundle.registry import Published
 from ctxrec.core import storage
 from ctxrec.core.config import Config
 from ctxrec.core.dataset_spec import DatasetSpec
+from ctxrec.core.errors import UserError
 from ctxrec.core.folder_lock import only_here
 from ctxrec.core.run_paths import BundlePaths, RefreshPaths, RunPaths
 from ctxrec.data.prepared import PreparedData
 from ctxrec.ingest.pipeline import prepare
 from ctxrec.ingest.source import fingerprint, inspect_source
 from ctxrec.lifecycle import rounds
-from ctxrec.lifecycle.decision import add_to_card, decide, write_card
+from ctxrec.lifecycle.decision import add_to_card, card_of, decide, write_card
 from ctxrec.lifecycle.newest_events import newest_held_out, num_events
 from ctxrec.lifecycle.rounds import Round
+from ctxrec.lifecycle.service_look import Look, look
+from ctxrec.lifecycle.watch import WATCH, WatchParams, read_look, save_look, watch
 from ctxrec.training.driver import train
 from ctxrec.training.warm_start import why_not
 
@@ -39,6 +43,9 @@ class Refresh:
         config: all options.
         without_evidence: publish also where the newest requests are too few to tell.
         full: train anew instead of on from the served version.
+        watch: URL of the service that is watched after a version was published; "": none.
+        watch_s: seconds for which it is watched.
+        guards: what rolls the version back.
     """
 
     models: str
@@ -47,6 +54,9 @@ class Refresh:
     config: Config
     without_evidence: bool = False
     full: bool = False
+    watch: str = ""
+    watch_s: float = 600.0
+    guards: WatchParams = WATCH
 
 
 def refresh(asked: Refresh) -> Round:
@@ -64,6 +74,8 @@ def refresh(asked: Refresh) -> Round:
         now = rounds.begin(asked.work, last, served) if last is None or last.stage == "done" else last
         if now is last:
             logger.info("going on with round %d at stage %s", now.number, now.stage)
+        if asked.watch and not storage.exists(RefreshPaths(asked.work).look(now.number, "begin")):
+            save_look(RefreshPaths(asked.work).look(now.number, "begin"), _look(asked.watch))
         while now.stage != "done":
             now = _STAGES[now.stage](asked, now)
         return now
@@ -80,7 +92,8 @@ def _prepare(asked: Refresh, now: Round) -> Round:
         return rounds.advance(asked.work, now, "done", source=source, outcome="nothing new")
     split = newest_held_out(spec.split, num_rows=files.num_rows, known=num_events(served))
     spec = dataclasses.replace(spec, split=split)
-    data = prepare(spec, RefreshPaths(asked.work).data(now.number), asked.config)
+    paths = RefreshPaths(asked.work)
+    data = prepare(spec, paths.data(now.number), asked.config, kept=paths.log)
     against = "a full training is asked for" if asked.full else why_not(served, data, asked.config)
     if against:
         logger.info("the model is trained anew, because %s", against)
@@ -114,16 +127,72 @@ def _gate(asked: Refresh, now: Round) -> Round:
 
 def _publish(asked: Refresh, now: Round) -> Round:
     """Publish, unless something else than the compared version is served by now."""
-    bundle = RunPaths(RefreshPaths(asked.work).run(now.number)).bundle
+    paths = RefreshPaths(asked.work)
+    if asked.watch and registry.read_published(asked.models).version != now.candidate:
+        save_look(paths.look(now.number, "publish"), _look(asked.watch))
     try:
-        registry.publish(bundle, asked.models, expected=now.compared_with)
+        registry.publish(
+            RunPaths(paths.run(now.number)).bundle, asked.models, expected=Published(now.served, since=now.served_since)
+        )
     except registry.Superseded as error:
         logger.warning("%s", error)
         return _ended(asked, now, "superseded")
+    if asked.watch:
+        return rounds.advance(asked.work, now, "watch")
     return _ended(asked, now, "published")
 
 
-_STAGES = {"prepare": _prepare, "train": _train, "gate": _gate, "publish": _publish}
+def _watch(asked: Refresh, now: Round) -> Round:
+    """Watch the service, and go back to the version before where a guard breaks."""
+    published = registry.read_published(asked.models)
+    guard = card_of(asked.models, now.candidate).get("guard")  # of a watch that was killed before it rolled back
+    if not guard and asked.watch and published.version == now.candidate:
+        guard = _guard_broken(asked, now, published)
+    if not guard:
+        still = registry.read_published(asked.models).version == now.candidate
+        return _ended(asked, now, "published" if still else "superseded")
+    try:
+        registry.roll_back(asked.models, expected=now.candidate)
+        logger.error("%s is rolled back: %s", now.candidate, guard)
+    except registry.Superseded as error:
+        logger.warning("%s", error)
+    return _ended(asked, now, "rolled back")
+
+
+def _guard_broken(asked: Refresh, now: Round, published: Published) -> str:
+    """Watch the service; returns the guard that broke, in words, or "". The card has it before anything is done."""
+    paths = RefreshPaths(asked.work)
+    at_publication = read_look(paths.look(now.number, "publish"))
+    seen = watch(
+        asked.watch,
+        now.candidate,
+        until=published.since + asked.watch_s,
+        published=published.since,
+        begin=read_look(paths.look(now.number, "begin")),
+        at_publication=_look(asked.watch) if at_publication is None else at_publication,
+        params=asked.guards,
+        still_served=lambda: registry.read_published(asked.models).version == now.candidate,
+    )
+    enough = "" if seen.answers >= asked.guards.fewest else ", too few to tell"
+    add_to_card(
+        asked.models,
+        now.candidate,
+        guard=seen.guard,
+        watched_s=seen.seconds,
+        watched=f"{seen.answers:,.0f} answers{enough}",
+        service={"before": seen.before, "after": seen.after},
+    )
+    return seen.guard
+
+
+def _look(url: str) -> Look:
+    try:
+        return look(url)
+    except ConnectionError as error:
+        raise UserError(f"{error}; expected the service of --watch. Start it, or leave --watch out") from error
+
+
+_STAGES = {"prepare": _prepare, "train": _train, "gate": _gate, "publish": _publish, "watch": _watch}
 
 
 def _ended(asked: Refresh, now: Round, outcome: rounds.Outcome) -> Round:

@@ -49,11 +49,6 @@ class Round:
     trained_anew_because: str = ""
     outcome: Outcome = ""
 
-    @property
-    def compared_with(self) -> Published:
-        """What must still be served when the candidate is published."""
-        return Published(self.served, since=self.served_since)
-
 
 def last_round(work: str) -> Round | None:
     """The newest round of a working folder; None before the first.

@@ -10,6 +10,7 @@ import pytest
 from commands import assert_users_mistake, call
 from refreshes import arrive, make_shop, quick, serve_first
 from shared_folders import shared_folder
+from watched_services import FAST, Service, running
 
 from ctxrec.bundle import registry
 from ctxrec.core import storage
@@ -134,3 +135,29 @@ def test_one_refresh_at_a_time_and_something_must_be_served(place, tiny_encoder,
         refresh(job)
     ended = call("ctxrec.refresh", str(place / "shop" / "dataset.toml"), "--models", str(tmp_path / "none"))
     assert_users_mistake(ended, "nothing is published", "ctxrec.publish")
+
+
+@pytest.mark.parametrize("errors", [0, 8])
+def test_a_version_that_fails_in_service_is_rolled_back(place, tiny_encoder, errors):
+    """Of 48 calls of the new version 8 fail; the served version comes back, and the card says why."""
+    job = asked(place, tiny_encoder, watch_s=1.0, guards=FAST)
+    first = registry.read_published(job.models).version
+    arrive(place / "shop", 1)
+
+    def serves() -> str:
+        return registry.read_published(job.models).version
+
+    class Failing(dict):
+        def get(self, version, default=None):
+            return {} if version == first else {"errors": float(errors)}
+
+    with running(Service(serves, Failing())) as url:
+        done = refresh(dataclasses.replace(job, watch=url))
+    said = card(job.models, done.candidate)
+    if errors:
+        assert done.outcome == said["outcome"] == "rolled back" and "of the calls fail" in said["guard"]
+        assert registry.read_published(job.models) == registry.Published(first, ())
+    else:
+        assert done.outcome == "published" and said["guard"] == "" and "answers" in said["watched"]
+    with pytest.raises(UserError, match="leave --watch out"):
+        refresh(dataclasses.replace(job, watch=url))

@@ -1,0 +1,113 @@
+"""What the metrics of a running service say: one look, and what happened between two looks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from dataclasses import dataclass, field
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from ctxrec.core.errors import UserError
+
+ROUTE = "/v1/recommend"
+KEY = "CTXREC_REFRESH_KEY"  # environment variable: an API key of the service, where its metrics need one
+_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """Counters of a service since its start, over all replicas of the machine that answered.
+
+    Attributes:
+        at: epoch seconds.
+        answers: calls for recommendations that got an answer, whatever its status.
+        errors: those of them with a status of 500 or above.
+        seconds: time of all calls together.
+        fallbacks: answers to users of whom nothing was known.
+        events: events that were accepted.
+        refused: published versions that a replica could not take over.
+        replicas: number of replicas by the version that they serve.
+    """
+
+    at: float
+    answers: float = 0.0
+    errors: float = 0.0
+    seconds: float = 0.0
+    fallbacks: float = 0.0
+    events: float = 0.0
+    refused: float = 0.0
+    replicas: dict[str, float] = field(default_factory=dict)
+
+    def since(self, before: Look) -> Look:
+        """What was counted since an earlier look. Where the service was restarted, its counters begin anew."""
+        names = ("answers", "errors", "seconds", "fallbacks", "events", "refused")
+        restarted = self.answers < before.answers or self.events < before.events
+        if restarted:
+            return self
+        return dataclasses.replace(self, **{name: getattr(self, name) - getattr(before, name) for name in names})
+
+
+def look(url: str) -> Look:
+    """Read the metrics of a service.
+
+    Args:
+        url: of the service, such as "http://localhost:8000".
+
+    Raises:
+        UserError: the URL is no HTTP address, or the service wants a key, or what it answers are no metrics.
+        ConnectionError: nobody answers, or the answer is an error of the service.
+    """
+    key = os.environ.get(KEY)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        response = httpx.get(url.rstrip("/") + "/metrics", headers=headers, timeout=_TIMEOUT_S)
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        raise UserError(
+            f"--watch is {url!r} ({error}); expected the address of a service, such as http://localhost:8000"
+        ) from error
+    except httpx.TransportError as error:
+        raise ConnectionError(f"{url} does not answer: {error}") from error
+    if response.status_code in (401, 403):
+        raise UserError(f"{url}/metrics answers {response.status_code}; set the variable {KEY} to a key of the service")
+    if response.status_code != 200:
+        raise ConnectionError(f"{url}/metrics answers {response.status_code}")
+    return parse(response.text, at=time.time())
+
+
+def parse(text: str, *, at: float) -> Look:
+    """A look from the text of `/metrics`; `at` is in epoch seconds.
+
+    Raises:
+        UserError: the text has no metrics of ctxrec.
+    """
+    found: dict[str, float] = dict.fromkeys(("answers", "errors", "seconds", "fallbacks", "events", "refused"), 0.0)
+    replicas: dict[str, float] = {}
+    try:
+        samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
+    except ValueError as error:
+        raise UserError(
+            f"the answer of /metrics is none of Prometheus' ({error}); expected a service of ctxrec"
+        ) from error
+    for sample in samples:
+        labels, value = sample.labels, float(sample.value)
+        if sample.name == "ctxrec_requests_total" and labels["route"] == ROUTE:
+            found["answers"] += value
+            found["errors"] += value * (labels["status"] >= "500")
+        elif sample.name == "ctxrec_request_seconds_sum" and labels["route"] == ROUTE:
+            found["seconds"] += value
+        elif sample.name == "ctxrec_fallbacks_total":
+            found["fallbacks"] += value
+        elif sample.name == "ctxrec_events_total":
+            found["events"] += value
+        elif sample.name == "ctxrec_model_swaps_total" and labels["result"] == "refused":
+            found["refused"] += value
+        elif sample.name == "ctxrec_model_info" and value > 0:
+            replicas[labels["version"]] = value
+    if not replicas:
+        raise UserError("the metrics name no model; expected a service of ctxrec that serves published models")
+    assert all(math.isfinite(value) for value in found.values())
+    return Look(at=at, **found, replicas=replicas)

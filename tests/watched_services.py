@@ -1,0 +1,69 @@
+"""A service whose metrics change with the version: what tests of watching share. A real HTTP server answers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from ctxrec.lifecycle.watch import WatchParams
+
+FAST = WatchParams(every_s=0.02, take_over_s=0.5, fewest=50)
+
+METRICS = """\
+# TYPE ctxrec_requests_total counter
+ctxrec_requests_total{{route="/v1/recommend",status="200"}} {ok}
+ctxrec_requests_total{{route="/v1/recommend",status="500"}} {errors}
+ctxrec_requests_total{{route="/v1/events",status="500"}} 99
+# TYPE ctxrec_request_seconds histogram
+ctxrec_request_seconds_bucket{{route="/v1/recommend",le="+Inf"}} {ok}
+ctxrec_request_seconds_sum{{route="/v1/recommend"}} {seconds}
+ctxrec_request_seconds_count{{route="/v1/recommend"}} {ok}
+# TYPE ctxrec_fallbacks_total counter
+ctxrec_fallbacks_total {fallbacks}
+# TYPE ctxrec_events_total counter
+ctxrec_events_total {events}
+# TYPE ctxrec_model_swaps_total counter
+ctxrec_model_swaps_total{{result="refused"}} {refused}
+# TYPE ctxrec_model_info gauge
+ctxrec_model_info{{version="{version}"}} 2.0
+ctxrec_model_info{{version="gone"}} 0.0
+"""
+
+
+class Service:
+    """Answers `/metrics`; each look finds 40 more calls, with the figures of the version that `serves` names."""
+
+    def __init__(self, serves: Callable[[], str], figures: dict[str, dict[str, float]]):
+        self.serves, self.figures = serves, figures
+        self.totals = dict.fromkeys(("ok", "errors", "seconds", "fallbacks", "events", "refused"), 0.0)
+        self.silent = False
+
+    def text(self) -> str:
+        version = self.serves()
+        now = {"ok": 40.0, "errors": 0.0, "seconds": 0.4, "fallbacks": 2.0, "events": 30.0, "refused": 0.0}
+        for name, value in (now | self.figures.get(version, {})).items():
+            self.totals[name] += value
+        return METRICS.format(version=version, **self.totals)
+
+
+@contextmanager
+def running(service: Service) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = service.text().encode()
+            self.send_response(503 if service.silent else 200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
