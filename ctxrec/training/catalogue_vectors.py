@@ -31,6 +31,8 @@ from ctxrec.training.tuning_rule import why_not_asked, why_not_taught
 
 logger = logging.getLogger(__name__)
 
+_CUT_SHARE = 0.1  # of the texts that are cut, from which on the log says so
+
 
 @dataclass(frozen=True)
 class CatalogueTexts:
@@ -102,6 +104,10 @@ def _read_texts(
 ) -> CatalogueTexts:
     encoder_path = resolve_encoder(config.encoder.name, storage.cache_dir())
     tokens = tokenise(encoder_path, texts, max_tokens=config.encoder.max_tokens)
+    cut = float((tokens.lengths[present_I] >= config.encoder.max_tokens).mean())
+    if place.rank == 0 and cut >= _CUT_SHARE:
+        line = "%.0f %% of the items' texts are longer than encoder.max_tokens (%d) and are read to there alone"
+        logger.info(line, 100 * cut, config.encoder.max_tokens)
     shown, forced = np.flatnonzero(log.trained_I & present_I), config.train.encoder_epochs != "auto"
     why_not = why_not_asked(config) or why_not_taught(
         int(log.events_K.sum()), int(log.trained_I.sum()), tokens, shown, forced=forced
