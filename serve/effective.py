@@ -32,4 +32,4 @@ def effective_service(args: AppArgs) -> str:
     origins = option_origins(None, args.overrides, base=saved)
     origins = {name: "options" if origin == "--set" else origin for name, origin in origins.items()}
     config = served_config(bundle, args.overrides)
-    return "\n".join([*lines, "", annotated_config(config, origins, {}, sections=("index", "diversity"))])
+    return "\n".join([*lines, "", annotated_config(config, origins, {}, sections=("index", "diversity", "rerank"))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -26,6 +27,7 @@ from ctxrec.retrieval.raw_request import RawRequest
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.reranker_files import load_reranker, save_reranker
 from ctxrec.retrieval.retriever import load_retriever
+from ctxrec.training.driver import train
 
 OPTIONS = ("candidates=10", "max_tokens=32", "epochs=1", "batch_size=8")
 
@@ -90,6 +92,14 @@ def test_workers_of_ray_train_what_this_process_trains(run, tiny_run, tmp_path):
     for name, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][name], rtol=0, atol=2e-3)
     assert not Path(f"{tiny_run}/reranking").exists(), "nothing to go on from is left"
+
+
+def test_a_quick_model_gets_one_too(tiny_data, tiny_config, tmp_path):
+    options = dataclasses.replace(tiny_config.train, preset="quick")
+    folder = train(tiny_data, str(tmp_path / "run"), dataclasses.replace(tiny_config, train=options))
+    gain = train_reranker(folder, open_data(folder), options_of(folder, "train.workers=0"))
+    version = load_recommender(f"{folder}/bundle").model_version
+    assert load_reranker(f"{folder}/reranker", model_version=version).gain == gain and gain["requests"] > 0
 
 
 def test_evaluation_ranks_it_beside_the_model(run, tmp_path):
