@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RerankTrainingParams:
-    """Tuned numbers of the second stage's training. No measurement supports any of them but where one is named.
+    """Tuned numbers of the second stage's training. No measurement supports the values.
 
     Attributes:
-        held_share: share of each user's training events, the latest ones, that are held out and train.
+        held_share: share of each user's training events, the latest ones, that are held out and train. The lab book
+            (`tests/bench/RESULTS.md`, 2026-12-01) compares the retriever that has not seen them with one that has.
         held_most: number of them at most.
         num_requests: limit of time: number of held-out events that are used at most, at even distances.
         fit_requests: number of them that fit the weights of the retriever, which has not seen them.
