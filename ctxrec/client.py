@@ -88,6 +88,7 @@ def request(
     context: Mapping[str, Any] | None = None,
     history: Sequence[Mapping[str, Any] | str] | None = None,
     exclude: Sequence[str] = (),
+    dislike: Sequence[str] = (),
     allow: Sequence[str] | None = None,
     filter: Mapping[str, Any] | None = None,
     diversity: float | None = None,
@@ -107,7 +108,8 @@ def request(
     }
     given |= {"user": user, "diversity": diversity, "query": query, "rerank": rerank}
     body |= {name: value for name, value in given.items() if value is not None}
-    return {**body, "exclude": list(exclude)} if exclude else body
+    lists = {"exclude": list(exclude), "dislike": list(dislike)}
+    return body | {name: items for name, items in lists.items() if items}
 
 
 def _accepted(answer: Any) -> int:

@@ -1,9 +1,9 @@
-"""The HTTP API's bodies and answers: what a request may hold, with its limits."""
+"""The HTTP API's bodies: what a request may hold, with its limits. Answers are in `serve/api_answers.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -19,7 +19,7 @@ from pydantic_core import CoreSchema
 
 from ctxrec.data.calendar_times import MAX_TIME_US
 from ctxrec.data.events import EARLIEST_S, LATEST_S, MAX_NUMBER, US
-from ctxrec.retrieval.request_reader import MAX_QUERY
+from ctxrec.retrieval.request_reader import MAX_DISLIKE, MAX_QUERY
 
 MAX_BODY_BYTES = 1 << 20
 MAX_ID_BYTES = 1024
@@ -181,6 +181,12 @@ class RecommendRequest(_Body):
         default=None, description="Events or item ids, oldest first; replaces the stored history of the user."
     )
     exclude: list[Id] = Field(default_factory=list, max_length=MAX_EXCLUDE, description="Items not to return.")
+    dislike: list[Id] = Field(
+        default_factory=list,
+        max_length=MAX_DISLIKE,
+        description="Items the like of which is not wanted: what is like them falls, and they themselves are not returned.",
+        examples=[["172"]],
+    )
     allow: list[Id] | None = Field(
         default=None,
         max_length=MAX_ALLOW,
@@ -299,97 +305,3 @@ class NewItems(_Body):
     )
 
     items: Annotated[list[NewItem], Field(min_length=1, max_length=MAX_ITEMS)]
-
-
-class AcceptedResponse(BaseModel):
-    """How many events or items are on disk now."""
-
-    accepted: int
-
-
-class FieldWarning(BaseModel):
-    """A value of an accepted body that has no effect or leaves no item, in the shape of an error: where it is, and why."""
-
-    loc: list[str | int]
-    msg: str
-    type: Literal[
-        "unknown_action",
-        "unknown_item",
-        "words_not_read",
-        "attributes_not_read",
-        "no_second_stage",
-        "unknown_value",
-        "empty_range",
-    ]
-
-
-class EventsResponse(AcceptedResponse):
-    """How many events are on disk now, and which of their values change no recommendation."""
-
-    warnings: list[FieldWarning] | None = Field(
-        default=None,
-        description="One entry for each unknown action and each unknown item, at its first event; the first 20. Present "
-        "only where there is one.",
-    )
-
-
-class Reasons(BaseModel):
-    """What an item's score is made of.
-
-    `history` and `context`: what the score lacks without each of the latest items of the history and without each
-    context feature (for hour, weekday and month, against their mean), the largest effect first. `user`: likewise, without
-    each known attribute of the user.
-    `sources`: parts of the model; these sum to the score, as it is before diversity and rules.
-    """
-
-    history: dict[str, float]
-    context: dict[str, float]
-    user: dict[str, float]
-    sources: dict[str, float]
-
-
-class ScoredItem(BaseModel):
-    """An item and its score; higher is better, and scores of one answer compare with each other only.
-
-    The same request may get a score that differs by up to 1e-5 (relative) when it is answered in another batch or on
-    another CPU, because the order of the additions in a matrix product differs.
-    """
-
-    item_id: str
-    score: float
-    why: Reasons | None = Field(default=None, description="Only with `explain`.")
-
-
-class ArmOfTest(BaseModel):
-    """The A/B test that runs, and the arm whose model made the answer."""
-
-    name: str
-    arm: str
-
-
-class ItemsResponse(BaseModel):
-    """Items, best first.
-
-    `fallback` is true when the user had no history. `experiment` is present while an A/B test runs. `degraded` is present
-    when a part of the service did not answer, and names what the answer had to do without. `warnings` is present where
-    something that was asked for has no effect.
-    """
-
-    items: list[ScoredItem]
-    model_version: str
-    fallback: bool
-    degraded: str | None = None
-    experiment: ArmOfTest | None = None
-    warnings: list[FieldWarning] | None = None
-
-
-class BatchResponse(BaseModel):
-    """One answer for each request, in their order."""
-
-    responses: list[ItemsResponse]
-
-
-class ErrorResponse(BaseModel):
-    """The body of every error. `detail` is a sentence, or a list of fields with the mistake of each."""
-
-    detail: str | list[dict[str, Any]]

@@ -23,18 +23,8 @@ from ctxrec.live.store import StoreError
 from ctxrec.retrieval.bundle_texts import NoEncoder
 from serve import browse, edge, trending
 from serve.access_log import request_id
-from serve.api import (
-    AcceptedResponse,
-    BatchResponse,
-    ErrorResponse,
-    EventsRequest,
-    EventsResponse,
-    ItemsResponse,
-    NewItems,
-    NumItems,
-    RecommendBatch,
-    RecommendRequest,
-)
+from serve.api import EventsRequest, NewItems, NumItems, RecommendBatch, RecommendRequest
+from serve.api_answers import AcceptedResponse, BatchResponse, ErrorResponse, EventsResponse, ItemsResponse
 from serve.arguments import AppArgs
 from serve.direct import DirectServer
 from serve.engine import answer_json

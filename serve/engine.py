@@ -26,13 +26,14 @@ from ctxrec.retrieval.explain import Why, explain
 from ctxrec.retrieval.filters import ColumnRule
 from ctxrec.retrieval.heard_words import why_unheard
 from ctxrec.retrieval.live_statistics import LiveStatistics
-from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, Note, notes_of
+from ctxrec.retrieval.no_effect import Note
 from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.request_reader import MAX_QUERY
 from ctxrec.retrieval.retriever import Retriever, load_retriever
 from serve.api import MAX_WORK, Context, HistoryEvent, RecommendRequest
 from serve.live_feed import LiveFeed
+from serve.request_notes import request_notes
 
 logger = logging.getLogger(__name__)
 
@@ -223,10 +224,7 @@ class Engine:
                 bool(is_fallback),
                 degraded if body.history is None else None,
                 unheard=tuple(missed.items()),
-                notes=(
-                    *self._not_reranked(body),
-                    *notes_of(retriever, asked, body.context.features(), body.user),
-                ),
+                notes=request_notes(retriever, body, asked),
             )
             for body, asked, (positions, scores), is_fallback, missed in zip(
                 bodies, rules, found, fallback, unheard, strict=True
@@ -248,12 +246,6 @@ class Engine:
             reasons[source] = why_unheard(model, source)
         return [{place: reason for place in found if (reason := reasons[_source(place)])} for found in texts]
 
-    def _not_reranked(self, body: RecommendRequest) -> tuple[Note, ...]:
-        """What is to be said where a request asks for a second stage that the model lacks."""
-        if not body.rerank or self._retriever.reranker is not None:
-            return ()
-        return (Note(("rerank",), "no_second_stage", f"it has no effect: {NO_SECOND_STAGE}"),)
-
     @cached_property
     def _text_features(self) -> list[str]:
         return self._retriever.recommender.features.context_texts
@@ -272,6 +264,7 @@ class Engine:
                 history=None if body.history is None else [_raw_event(event) for event in body.history],
                 recent=events,
                 user=body.user or None,
+                dislike=body.dislike,
                 query=body.query,
             )
             for body, at, events in zip(bodies, asked, recent, strict=True)

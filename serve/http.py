@@ -21,7 +21,8 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from ctxrec.core.errors import UserError
-from serve.api import MAX_BODY_BYTES, ErrorResponse
+from serve.api import MAX_BODY_BYTES
+from serve.api_answers import ErrorResponse
 from serve.edge import Edge, path_within
 from serve.mistakes import told
 

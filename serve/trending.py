@@ -10,7 +10,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from starlette.responses import Response
 
 from ctxrec.core.errors import UserError
-from serve.api import MAX_FILTER_COLUMNS, ColumnRule, ItemsResponse, NumItems, Text
+from serve.api import MAX_FILTER_COLUMNS, ColumnRule, NumItems, Text
+from serve.api_answers import ItemsResponse
 from serve.browse import replica_of
 from serve.engine import Answer, Engine, answer_json, column_rules
 from serve.http import AsciiJson, user_error

@@ -42,6 +42,7 @@ class Requests:
     target_items: np.ndarray | None = None  # int32
     target_actions: np.ndarray | None = None  # int64, like target_items: see `action_sets`
     query: np.ndarray | None = None  # object [N], free text that a request asks with, or None; None: no request has one
+    disliked: np.ndarray | None = None  # object [N], positions (int32) of items the like of which is not wanted
 
     def __len__(self) -> int:
         return len(self.times)
@@ -74,6 +75,7 @@ class Requests:
             times=self.times[index],
             context=self.context.take(index),
             query=None if self.query is None else self.query[index],
+            disliked=None if self.disliked is None else self.disliked[index],
             **targets,
         )
 

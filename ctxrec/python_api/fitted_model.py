@@ -77,6 +77,7 @@ class Model:
         context: Mapping[str, Any] | None = None,
         history: Sequence[Id | Mapping[str, Any]] | None = None,
         exclude: Iterable[Id] = (),
+        dislike: Iterable[Id] = (),
         filter: Mapping[str, Any] | None = None,
         allow: Iterable[Id] | None = None,
         diversity: float | None = None,
@@ -93,6 +94,7 @@ class Model:
             history: replaces the stored history: item ids, oldest first, or mappings with `item_id` and, where they are
                 known, `action`, `timestamp` (epoch seconds, UTC) and `context`.
             exclude: items that are not wanted.
+            dislike: items the like of which is not wanted either; what is like them falls.
             filter: rules by item column: a list of values of which an item needs one, or a mapping with some of `any`,
                 `none`, `min` and `max`.
             allow: items that alone are wanted; None: all.
@@ -116,7 +118,8 @@ class Model:
         num = whole_number(k, "k")
         users, several = users_of(user, has_history=history is not None)
         retriever = self._retriever
-        requests = self._requests(users, context, history, query, user_attributes)
+        unliked = id_texts(dislike, "dislike")
+        requests = self._requests(users, context, history, query, user_attributes, unliked)
         rules = rules_of(filter)
         allowed = retriever.compile_filter(rules, allow=None if allow is None else id_texts(allow, "allow"))
         with retriever.catalogue.reading():
@@ -236,11 +239,15 @@ class Model:
         history: Sequence[Id | Mapping[str, Any]] | None,
         query: str | None,
         user_attributes: Mapping[str, Any] | None,
+        dislike: Sequence[str] = (),
     ) -> Any:
         if query is not None and (reason := why_unheard(self._retriever.recommender)) is not None:
             warnings.warn(f"the query has no effect: {reason}", stacklevel=3)
         events, known, about = events_of(history), context_of(context), attributes_of(user_attributes)
-        raw = [RawRequest(user_id=user, context=known, history=events, user=about, query=query) for user in users]
+        raw = [
+            RawRequest(user_id=user, context=known, history=events, user=about, dislike=dislike, query=query)
+            for user in users
+        ]
         return self._retriever.recommender.make_requests(raw, including_now=True)[0]
 
     def _list(self, positions: np.ndarray, scores: np.ndarray) -> pa.Table:

@@ -26,7 +26,8 @@ from ctxrec.memory.scoring import score_items
 from ctxrec.retrieval.recommender import Recommender
 
 HISTORY_ITEMS = 10  # distinct items of the history, the latest, whose effects are told
-MEMORY, NOW = "memory", "now"  # sources: what is remembered of the training, and what happens now
+# Sources: what is remembered of the training, what happens now, and what dislikes take.
+MEMORY, NOW, DISLIKE = "memory", "now", "dislike"
 _TIMES = {"hour": np.arange(24), "weekday": np.arange(7), "month": np.arange(1, 13)}
 
 
@@ -136,6 +137,10 @@ def _requests(request: Requests, variants: list[_Variant]) -> Requests:
 
 def _sources(recommender: Recommender, request: Requests, positions: np.ndarray) -> dict[str, np.ndarray]:
     """The part of each source in the scores: [P] each."""
+    if request.disliked is not None:
+        plain = dataclasses.replace(request, disliked=None)
+        taken = score_items(recommender, request, positions) - score_items(recommender, plain, positions)
+        return _sources(recommender, plain, positions) | {DISLIKE: taken[0]}
     vectors, query = recommender.vectors[positions], recommender.queries(request)
     blend = recommender.blend
     names, widths = list(("sequence", "content")[: len(recommender.widths)]), list(recommender.widths)

@@ -44,6 +44,25 @@ def epoch_seconds(column: pa.Array | pa.ChunkedArray, zone: str) -> pa.Array:
     return float_numbers(column)
 
 
+def is_id_list(kind: pa.DataType) -> bool:
+    """Whether a column has lists of single values, or only nulls."""
+    return pa.types.is_null(kind) or (_is_list(kind) and not pa.types.is_nested(kind.value_type))
+
+
+def read_ids(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """A column of lists of ids (`is_id_list`) as lists of text."""
+    array = one_array(column)
+    if pa.types.is_null(array.type):
+        return array.cast(pa.list_(pa.string()))
+    lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    return pa.ListArray.from_arrays(offsets, to_text(array.flatten()))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
 def check_history(kind: pa.DataType, context: ContextSpec, *, source: str) -> None:
     """Check the type of a column of histories.
 
@@ -52,8 +71,7 @@ def check_history(kind: pa.DataType, context: ContextSpec, *, source: str) -> No
     """
     if pa.types.is_null(kind):
         return
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    event = kind.value_type if is_list else None
+    event = kind.value_type if _is_list(kind) else None
     if event is None or (pa.types.is_nested(event) and not pa.types.is_struct(event)):
         raise UserError(
             f"{source}: column 'history' is {kind}; expected a list of item ids, oldest first, or of structs with "

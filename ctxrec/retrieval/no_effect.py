@@ -26,7 +26,7 @@ _MAX_QUOTED = 100  # characters of a value
 
 @dataclass(frozen=True)
 class Note:
-    """A part of a request, and what is to be said of it; `kind` is a type of `serve.api.FieldWarning`."""
+    """A part of a request, and what is to be said of it; `kind` is a type of `serve.api_answers.FieldWarning`."""
 
     place: tuple[str, ...]
     kind: str

@@ -31,6 +31,7 @@ class RawRequest:
         history: replaces the stored history.
         recent: events that a store holds besides the stored history, none after the request, oldest first.
         user: attributes of the user by name, in the place of the stored ones; those that are left out stay.
+        dislike: ids of items the like of which is not wanted; the items themselves are left out of the list.
         query: free text that the list should fit besides the taste, such as "quiet sci-fi for tonight"; None or blank: none.
     """
 
@@ -40,4 +41,5 @@ class RawRequest:
     history: Sequence[RawEvent] | None = None
     recent: Sequence[RawEvent] = ()
     user: Mapping[str, Any] | None = None
+    dislike: Sequence[str] = ()
     query: str | None = None

@@ -28,6 +28,7 @@ from ctxrec.model.backbones.base import InBf16
 from ctxrec.model.inputs import ItemTensors
 from ctxrec.model.two_tower import NoTowers, Towers
 from ctxrec.retrieval.bundle_texts import BundleTexts
+from ctxrec.retrieval.dislikes import lowered_memory, lowered_queries
 from ctxrec.retrieval.history_cache import HistoryCache, Value, history_keys
 from ctxrec.retrieval.live_catalogue import LiveCatalogue
 from ctxrec.retrieval.raw_request import RawEvent, RawRequest
@@ -173,7 +174,7 @@ class Recommender:
     def queries(self, requests: Requests) -> np.ndarray:
         """Query vectors of requests, for `vectors`: float32 [N, D]."""
         with self.catalogue.reading():
-            return self._queries(requests)
+            return lowered_queries(self._queries, requests, fixed=0 if self.blend is None else len(STATIC))
 
     def _queries(self, requests: Requests) -> np.ndarray:
         blend = self.blend
@@ -212,7 +213,7 @@ class Recommender:
     def remembered(self, requests: Requests) -> sp.csr_array | None:
         """What the item memory and the live sources add to the products of queries and vectors: 0 or more, float32 [N, I]."""
         with self.catalogue.reading():
-            found = None if self.blend is None else self._remembered(requests)
+            found = None if self.blend is None else lowered_memory(self._remembered, requests)
             if self.live is None:
                 return found
             now = self.live.scores(requests, len(self.vectors))

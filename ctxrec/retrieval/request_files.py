@@ -25,18 +25,20 @@ from ctxrec.retrieval.history_columns import (
     epoch_seconds,
     float_numbers,
     history_times,
+    is_id_list,
     is_numeric,
     read_histories,
+    read_ids,
 )
 from ctxrec.retrieval.raw_request import RawRequest
-from ctxrec.retrieval.request_reader import MAX_QUERY
+from ctxrec.retrieval.request_reader import MAX_DISLIKE, MAX_QUERY
 from ctxrec.retrieval.user_columns import USER, check_user_numbers, check_users, read_users
 
 logger = logging.getLogger(__name__)
 
 REQUEST_ID, USER_ID, TIMESTAMP, HISTORY = "request_id", "user_id", "timestamp", "history"
 # These and TIMEZONE are of the request unless the context has a feature of that name, which the column then is.
-QUERY, RERANK = "query", "rerank"  # and USER
+DISLIKE, QUERY, RERANK = "dislike", "query", "rerank"  # and USER
 # Times below these sizes are likely in such units, and divided by so much they are seconds.
 _UNITS = ((1e14, "milliseconds", "1000"), (1e17, "microseconds", "10^6"))
 
@@ -68,6 +70,7 @@ def raw_requests(
         read_users(table.column(USER), users) if USER in table.column_names and USER not in context.columns else nothing
     )
     queries = nothing if QUERY in context.columns else values(QUERY, to_text)
+    dislikes = nothing if DISLIKE in context.columns else values(DISLIKE, read_ids)
     return [
         RawRequest(
             user_id=names[n],
@@ -75,6 +78,7 @@ def raw_requests(
             context={name: column[n] for name, column in features.items() if column[n] is not None},
             history=histories[n],
             user=about[n],
+            dislike=tuple(item for item in dislikes[n] or () if item is not None),
             query=queries[n],
         )
         for n in range(table.num_rows)
@@ -94,7 +98,7 @@ def check_requests(
     Raises:
         UserError: a file lacks a column, has one twice or of a wrong type, or holds a value that no request may have.
     """
-    own = (REQUEST_ID, USER_ID, TIMESTAMP, TIMEZONE, HISTORY, USER, QUERY, RERANK)
+    own = (REQUEST_ID, USER_ID, TIMESTAMP, TIMEZONE, HISTORY, USER, DISLIKE, QUERY, RERANK)
     known = list(dict.fromkeys([*own, *context.columns]))
     num_rows, wanted, unused = 0, None, []
     for file in inputs:
@@ -111,6 +115,8 @@ def check_requests(
         _check_columns(types, context, source=file)
         if HISTORY in types:
             check_history(types[HISTORY], context, source=file)
+        if DISLIKE in types and DISLIKE not in context.columns and not is_id_list(types[DISLIKE]):
+            raise UserError(f"{file}: column {DISLIKE!r} is {types[DISLIKE]}; expected a list of item ids")
         if USER in types and USER not in context.columns:
             check_users(types[USER], users, source=file)
         _check_rows(parquet, present, context, users, source=file)
@@ -167,6 +173,9 @@ def _check_rows(
                 require(
                     longest <= MAX_QUERY, f"{source}: the longest query", longest, f"at most {MAX_QUERY:,} characters"
                 )
+            if DISLIKE in columns and DISLIKE not in context.columns:
+                most = pc.max(pc.list_value_length(read_ids(batch.column(DISLIKE)))).as_py() or 0
+                require(most <= MAX_DISLIKE, f"{source}: the longest dislike", most, f"at most {MAX_DISLIKE} items")
             if USER in columns and USER not in context.columns:
                 check_user_numbers(batch.column(USER), users, source=source)
             if TIMEZONE in columns and TIMEZONE not in context.columns:

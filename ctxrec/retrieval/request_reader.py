@@ -16,6 +16,7 @@ from ctxrec.data.prepared import FeatureMeta
 from ctxrec.retrieval.feature_values import category_code, codes_of, number_value
 
 MAX_QUERY = 1_000  # characters of a free text that a request asks with
+MAX_DISLIKE = 100  # items of a request the like of which is not wanted
 CONTEXT = "context"  # how messages name where a feature stands
 
 

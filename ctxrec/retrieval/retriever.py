@@ -282,12 +282,11 @@ class Retriever(Generic[Model]):
         ]
 
     def _unwanted(self, requests: Requests, exclude: Excluded) -> Excluded:
-        if self.recommender.repeats:
-            return exclude
-        seen = requests.seen()
-        if exclude is None:
-            return seen
-        return [np.concatenate([s, e]) for s, e in zip(seen, exclude, strict=True)]
+        """What each request must not get: the items of its history, those that it dislikes, and `exclude`."""
+        parts: list[Sequence[np.ndarray]] = [] if self.recommender.repeats else [requests.seen()]
+        parts += [] if requests.disliked is None else [list(requests.disliked)]
+        parts += [] if exclude is None else [exclude]
+        return [np.concatenate(each) for each in zip(*parts, strict=True)] if parts else None
 
     def _with_memory(
         self,

@@ -93,6 +93,7 @@ export const TEXTS = {
   "source.sequence": {"en": "sequence", "zh": "行为序列"},
   "source.content": {"en": "content", "zh": "物品内容"},
   "source.text": {"en": "text", "zh": "文本相似"},
+  "source.dislike": {"en": "less like this", "zh": "减少同类"},
   "source.context text": {"en": "context text", "zh": "上下文文本"},
   "source.query": {"en": "query", "zh": "文字描述"},
   "source.popularity": {"en": "popularity", "zh": "热度"},

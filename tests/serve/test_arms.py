@@ -135,7 +135,7 @@ def test_options_over_those_of_the_bundle(tmp_path):
     config = served_config(str(tmp_path), ["diversity.strength=0.5", "index.nprobe=3"])
     assert (config.diversity.strength, config.diversity.pool, config.index.nprobe) == (0.5, 7, 3)
     for wrong in ("model.dim=3", "diversity.rules=x", "nonsense"):
-        with pytest.raises(UserError, match=r"expected index\.key=value or diversity\.key=value"):
+        with pytest.raises(UserError, match=r"expected index\.key=value, diversity\.key=value"):
             served_config(str(tmp_path), [wrong])
     with pytest.raises(UserError, match=r"unknown key 'diversity\.strong'"):
         served_config(str(tmp_path), ["diversity.strong=1"])

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.live.opening import open_store
 from ctxrec.live.store import LoggedEvent, StoreError
-from serve.api import FieldWarning
+from serve.api_answers import FieldWarning
 from serve.journal import MAX_WARNINGS, FileWriter, Journal, without_effect
 from serve.store_failures import StoreFailures, store_unavailable
 
