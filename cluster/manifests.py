@@ -1,4 +1,4 @@
-"""KubeRay's manifests, and what belongs to them: a network policy, Redis, the nightly job."""
+"""KubeRay's manifests, and what belongs to them: a network policy, Redis, the scheduled jobs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def manifests(settings: Settings) -> dict[str, list[dict[str, Any]]]:
         "redis.yaml": _redis(settings),
         "raycluster.yaml": [_ray_cluster(settings)],
         **jobs,
-        "nightly-evaluate.yaml": [_nightly(settings, commands["evaluate"])],
+        "nightly-evaluate.yaml": [_scheduled(settings, "nightly-evaluate", "nightly", commands["evaluate"])],
+        "refresh.yaml": [_scheduled(settings, "refresh", "refresh", commands["refresh"])],
         "rayservice.yaml": [_ray_service(settings)],
     }
 
@@ -190,8 +191,15 @@ def _ray_service(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _nightly(settings: Settings, command: str) -> dict[str, Any]:
-    """A job that submits the evaluation to the standing cluster, with the token of that cluster."""
+def _scheduled(settings: Settings, name: str, schedule: str, command: str) -> dict[str, Any]:
+    """A job that submits a command to the standing cluster, with the token of that cluster.
+
+    Args:
+        settings: of the cluster.
+        name: of the job.
+        schedule: key of [kubernetes] that says when it starts.
+        command: as a user types it.
+    """
     token = {"secretKeyRef": {"name": CLUSTER, "key": "auth_token"}}
     container = {
         "name": "submit",
@@ -212,9 +220,9 @@ def _nightly(settings: Settings, command: str) -> dict[str, Any]:
     return {
         "apiVersion": "batch/v1",
         "kind": "CronJob",
-        "metadata": _meta(settings, "ctxrec-nightly-evaluate"),
+        "metadata": _meta(settings, f"ctxrec-{name}"),
         "spec": {
-            "schedule": settings.kubernetes["nightly"],
+            "schedule": settings.kubernetes[schedule],
             "timeZone": "Etc/UTC",
             "concurrencyPolicy": "Forbid",
             "jobTemplate": {"spec": {"backoffLimit": 1, "activeDeadlineSeconds": 21_600, "template": pod}},
@@ -230,7 +238,7 @@ def _namespace(settings: Settings) -> dict[str, Any]:
 
 
 def _network_policies(settings: Settings) -> list[dict[str, Any]]:
-    """Network policies: Ray's pods, the operator and the nightly job reach Ray's pods; clients reach the service's port."""
+    """Network policies: Ray's pods, the operator and the scheduled jobs reach Ray's pods; clients reach the service's port."""
     inside = [{"podSelector": {"matchExpressions": [{"key": NODE, "operator": "Exists"}]}}]
     operator = [
         {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}

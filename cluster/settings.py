@@ -54,6 +54,7 @@ class Settings:
             "prepare": f"python -m ctxrec.prepare {at['spec']} --out {at['data']}",
             "train": f"python -m ctxrec.train --data {at['data']} --out {at['run']} {options}",
             "sweep": f"python -m tune.sweep --data {at['data']} --out {at['sweep']}",
+            "refresh": f"python -m ctxrec.refresh {at['spec']} --models {at['models']} {options}",
             "evaluate": f"python -m ctxrec.evaluate --run {at['run']} --split test --out {at['nightly']}",
         }
 

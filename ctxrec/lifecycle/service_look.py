@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import time
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ctxrec.core.errors import UserError
 
 ROUTE = "/v1/recommend"
-KEY = "CTXREC_REFRESH_KEY"  # environment variable: an API key of the service, where its metrics need one
+KEYS = "CTXREC_API_KEYS"  # environment variable with keys of the service, of which one may read its metrics
 _TIMEOUT_S = 10.0
 
 
@@ -61,7 +62,7 @@ def look(url: str) -> Look:
         UserError: the URL is no HTTP address, or the service wants a key, or what it answers are no metrics.
         ConnectionError: nobody answers, or the answer is an error of the service.
     """
-    key = os.environ.get(KEY)
+    key = reading_key(os.environ.get(KEYS, ""))
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         response = httpx.get(url.rstrip("/") + "/metrics", headers=headers, timeout=_TIMEOUT_S)
@@ -72,10 +73,24 @@ def look(url: str) -> Look:
     except httpx.TransportError as error:
         raise ConnectionError(f"{url} does not answer: {error}") from error
     if response.status_code in (401, 403):
-        raise UserError(f"{url}/metrics answers {response.status_code}; set the variable {KEY} to a key of the service")
+        raise UserError(f"{url}/metrics answers {response.status_code}; set {KEYS}=read@KEY to a key of the service")
     if response.status_code != 200:
         raise ConnectionError(f"{url}/metrics answers {response.status_code}")
     return parse(response.text, at=time.time())
+
+
+def reading_key(keys: str) -> str:
+    """The first of the service's keys that may read; "" without one. Hashes of keys are of no use here.
+
+    >>> reading_key("write@a, sha256:00, read@b"), reading_key("")
+    ('b', '')
+    """
+    for entry in re.split(r"[\s,]+", keys.strip()):
+        scope, at, key = entry.partition("@")
+        key = key if at else entry
+        if key and not key.startswith("sha256:") and (not at or scope in ("read", "admin")):
+            return key
+    return ""
 
 
 def parse(text: str, *, at: float) -> Look:

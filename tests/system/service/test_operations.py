@@ -13,9 +13,10 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from ctxrec.bundle.registry import find_bundle
+from ctxrec.bundle.registry import find_bundle, read_published
 from ctxrec.client import ApiError, AsyncClient, Client
 from ctxrec.core.errors import UserError
+from ctxrec.lifecycle.service_look import look
 
 
 def test_the_python_clients_do_all_of_it(client):
@@ -217,3 +218,16 @@ def test_headers_of_caution_and_pages_of_other_origins(client):
     asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization, content-type"}
     before = client.options("/v1/recommend", headers={"Origin": "https://shop.example", **asked})
     assert before.status_code == 200 and "POST" in before.headers["access-control-allow-methods"]
+
+
+def test_what_a_refresh_reads_of_the_metrics(client, models):
+    """The names and labels that a watch counts by are those of the service."""
+    url, version = str(client.base_url), read_published(models).version
+    before = look(url)
+    client.ask(user_id="nobody knows me", k=3)
+    client.ask(user_id="u1", k=3)
+    assert client.post_events({"user_id": "u1", "item_id": "i1", "action": "view"}).status_code == 200
+    found = look(url)
+    since = found.since(before)
+    assert set(found.replicas) == {version} and (since.answers, since.errors, since.events) == (2, 0, 1)
+    assert since.fallbacks == 1 and 0 < since.seconds < 60
