@@ -23,6 +23,11 @@ def main() -> None:
     add("--work", metavar="DIR", help="folder for data, runs and the state (default: MODELS/refresh)")
     add("--without-evidence", action="store_true", help="publish also where the newest requests are too few to tell")
     add("--full", action="store_true", help="train anew instead of on from the served version")
+    add(
+        "--without-live",
+        action="store_true",
+        help="leave out events and items in MODELS/live, where the service keeps them",
+    )
     add("--watch", metavar="URL", default="", help="watch this service afterwards, and roll back if a guard breaks")
     add("--watch-s", type=float, default=600.0, metavar="SECONDS", help="how long (default: 600)")
     args = parser.parse_args()
@@ -38,6 +43,7 @@ def main() -> None:
         config=load_config(args.config, args.overrides, base=served.config),
         without_evidence=args.without_evidence,
         full=args.full,
+        live="" if args.without_live else ModelsPaths(models).live,
         watch=args.watch,
         watch_s=args.watch_s,
     )

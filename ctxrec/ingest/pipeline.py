@@ -46,7 +46,7 @@ TEMPORARY = "_tmp"  # under the data folder; the underscore hides it from reader
 BUCKET_EVENTS = 2_000_000
 
 
-def prepare(spec: DatasetSpec, out: str, config: Config, *, kept: str = "") -> PreparedData:
+def prepare(spec: DatasetSpec, out: str, config: Config, *, kept: str = "", live: str = "") -> PreparedData:
     """Validate a data set, split it, and write it as per-user histories.
 
     An unchanged folder (same input, spec and options) is reused. Rejected rows stay in `out/rejects`,
@@ -58,12 +58,13 @@ def prepare(spec: DatasetSpec, out: str, config: Config, *, kept: str = "") -> P
         config: only the section `prepare` counts.
         kept: folder of what was read of the log before (`ctxrec.ingest.kept_log`), for a log that gets new files; "": the
             whole log is read. The result is the same.
+        live: folder where a service stored posted events and items, which are read too (`inspect_source`); "": none.
 
     Raises:
         UserError: a file or column is missing, no row of the log is left, or another command writes into `out`.
     """
     out = storage.absolute(out)  # tasks of a Ray that was started elsewhere have another working folder
-    source = inspect_source(spec)
+    source = inspect_source(spec, live)
     wanted = fingerprint(source, config)
     if storage.exists(storage.join(out, schema.META)):
         try:

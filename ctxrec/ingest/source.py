@@ -51,8 +51,13 @@ class Source:
         return sum(info.num_rows for info in self.events)
 
 
-def inspect_source(spec: DatasetSpec) -> Source:
+def inspect_source(spec: DatasetSpec, live: str = "") -> Source:
     """List the files of a data set and check their columns before anything is read.
+
+    Args:
+        spec: the data set.
+        live: folder of a service's store, path or URI, whose `events/` come after the log and whose `items/` stand before
+            the item table, since the first row of an item counts; "": none.
 
     Raises:
         UserError: names the column, the file and the columns found.
@@ -62,7 +67,13 @@ def inspect_source(spec: DatasetSpec) -> Source:
 
     def files(section: str, part: FileSpec, columns: Sequence[str]) -> list[readers.FileInfo]:
         form = {"delimiter": part.delimiter, "encoding": part.encoding}
-        return readers.inspect(part.path, columns, section=section, **form)
+        found = readers.inspect(part.path, columns, section=section, **form)
+        posted = storage.join(live, section)
+        if live and section in ("events", "items") and _has_tables(posted):
+            known = {info.path for info in found}
+            more = [info for info in readers.inspect(posted, columns, section=section) if info.path not in known]
+            found = [*more, *found] if section == "items" else [*found, *more]
+        return found
 
     source = Source(
         spec=spec,
@@ -76,6 +87,13 @@ def inspect_source(spec: DatasetSpec) -> Source:
             if name in info.types:
                 check_single(name, info.types[name], info.path)
     return source
+
+
+def _has_tables(folder: str) -> bool:
+    try:
+        return any(readers.is_table(path) for path in storage.list_files(folder))
+    except UserError:  # nothing is there
+        return False
 
 
 _REQUIRED = {

@@ -43,6 +43,7 @@ class Refresh:
         config: all options.
         without_evidence: publish also where the newest requests are too few to tell.
         full: train anew instead of on from the served version.
+        live: folder where the service stored posted events and items, which are read too; "": none.
         watch: URL of the service that is watched after a version was published; "": none.
         watch_s: seconds for which it is watched.
         guards: what rolls the version back.
@@ -54,6 +55,7 @@ class Refresh:
     config: Config
     without_evidence: bool = False
     full: bool = False
+    live: str = ""
     watch: str = ""
     watch_s: float = 600.0
     guards: WatchParams = WATCH
@@ -84,7 +86,7 @@ def refresh(asked: Refresh) -> Round:
 def _prepare(asked: Refresh, now: Round) -> Round:
     """Prepare the data anew. Files that the last decision was made on need no new one."""
     spec = asked.spec or served_spec(asked, now.served)
-    files = inspect_source(spec)
+    files = inspect_source(spec, asked.live)
     source = fingerprint(files, asked.config)
     served = registry.version_folder(asked.models, now.served)
     if source in (now.decided, storage.read_json_object(BundlePaths(served).manifest).get("data_fingerprint")):
@@ -93,7 +95,7 @@ def _prepare(asked: Refresh, now: Round) -> Round:
     split = newest_held_out(spec.split, num_rows=files.num_rows, known=num_events(served))
     spec = dataclasses.replace(spec, split=split)
     paths = RefreshPaths(asked.work)
-    data = prepare(spec, paths.data(now.number), asked.config, kept=paths.log)
+    data = prepare(spec, paths.data(now.number), asked.config, kept=paths.log, live=asked.live)
     against = "a full training is asked for" if asked.full else why_not(served, data, asked.config)
     if against:
         logger.info("the model is trained anew, because %s", against)

@@ -1,10 +1,10 @@
-"""Weekly refreshes of a log against a model that stays as it is: who ranks each week's events better, before it saw them?
+"""Refreshes of a log week by week against a model that stays as it is: who ranks each week's events better, before it saw them?
 
-    python tests/bench/refresh_replay.py --dataset DIR --out OUT [--weeks 10] [--set train.preset=quick]
+    python tests/bench/refresh_replay.py --dataset DIR --out OUT [--weeks 10] [--days 7] [--set train.preset=quick]
 
 DIR holds `events.parquet`, `items.parquet` and `dataset.toml` with a temporal split, as `ctxrec datasets online-retail`
-writes them. The first model is trained on all before the last WEEKS weeks. Then each week's events are ranked by the first
-model and by the one that is served at the beginning of that week, and a refresh follows.
+writes them. The first model is trained on all before the last WEEKS periods of DAYS days. Then each period's events are
+ranked by the first model and by the one that is served at its beginning, and a refresh follows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ctxrec.metrics.ranking import request_metrics
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.training.driver import train
 
-WEEK_S = 7 * 86400
+DAY_S = 86400
 
 
 def main() -> None:
@@ -43,20 +43,23 @@ def main() -> None:
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--out", required=True)
     parser.add_argument("--weeks", type=int, default=10)
+    parser.add_argument("--days", type=float, default=7, help="length of a period")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     args = parser.parse_args()
     out = Path(args.out)
     shutil.rmtree(out, ignore_errors=True)
-    replay(Path(args.dataset), out, args.weeks, load_config(None, args.overrides))
+    replay(Path(args.dataset), out, args.weeks, args.days * DAY_S, load_config(None, args.overrides))
     ray.shutdown()
 
 
-def replay(source: Path, out: Path, weeks: int, config: Config) -> None:
+def replay(source: Path, out: Path, weeks: int, period_s: float, config: Config) -> None:
     log = pq.read_table(source / "events.parquet").sort_by("timestamp")
     times = log.column("timestamp").to_numpy()
-    cuts = [*(times.max() + 1 - WEEK_S * np.arange(weeks, -1, -1))]
+    cuts = [*(times.max() + 1 - period_s * np.arange(weeks, -1, -1))]
     shop = out / "shop"
     (shop / "events").mkdir(parents=True)
+    if (source / "users.parquet").exists():
+        shutil.copy(source / "users.parquet", shop)
     text = (source / "dataset.toml").read_text().replace('"events.parquet"', '"events/*.parquet"')
     (shop / "dataset.toml").write_text(text)
     spec = load_spec(str(shop / "dataset.toml"))
