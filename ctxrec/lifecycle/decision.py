@@ -13,11 +13,13 @@ from ctxrec.core.run_paths import ModelsPaths
 from ctxrec.data.prepared import PreparedData
 from ctxrec.evaluation.report import charts
 from ctxrec.evaluation.report.html import chart, e, finding, page, paragraph, section, table
-from ctxrec.lifecycle.gates import GATES, Gate, GateParams, cost_gates, data_gates, ranking_gates
+from ctxrec.lifecycle.gates import GATES, Gate, GateParams, cost_gates, data_gates
 from ctxrec.lifecycle.paired_ranking import rank_both
+from ctxrec.lifecycle.ranking_gates import ranking_gates
 from ctxrec.retrieval.load import load_recommender
 
 _SLICE = "slice "
+_SHOWN = 5.0  # relative differences beyond this would leave nothing of the others in a chart
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def _page(decision: Decision, facts: dict[str, Any]) -> str:
     ]  # fmt: skip
     gates = table(["gate", "verdict", "found", "expected", "requests"], rows)
     sections = [section("Why", finding(decision.why), *told), section("Gates", gates)]
-    dots = [_dots(gate) for gate in decision.gates if gate.difference]
+    dots = [_dots(gate) for gate in decision.gates if gate.difference and gate.difference["high"] < _SHOWN]
     if dots:
         title = "NDCG@10 against the served version, per cent of its own"
         drawing = charts.dot_chart(dots, title=title, description="overall and by slice, with 95 % intervals")

@@ -1,30 +1,23 @@
-"""The gates between a candidate and the service: what each asks, what it found, and whether the candidate may pass.
+"""The gates between a candidate and the service: their limits, and those that ask for what is known and what it costs.
 
-Legend: N requests, I items of the new catalogue.
+Those that ask for the ranking are in `ctxrec.lifecycle.ranking_gates`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from ctxrec.core import storage
-from ctxrec.data.prepared import PreparedData
-from ctxrec.evaluation.slices import action_slices
-from ctxrec.lifecycle.paired_ranking import K, Ranked, on_targets
-from ctxrec.metrics.intervals import Interval, bootstrap_means, percentile_interval
-from ctxrec.metrics.ranking import request_metrics
+from ctxrec.lifecycle.paired_ranking import Ranked
+from ctxrec.metrics.intervals import Interval
 from ctxrec.retrieval.recommender import Recommender
 
 Verdict = Literal["passed", "failed", "no evidence"]
-NEW_ITEMS, KNOWN_ITEMS, NEW_USERS, KNOWN_USERS = "new items", "known items", "new users", "known users"
 
-_SEED = 0
 _HOUR_US = 3.6e9
-_MOST_VALUES = 10  # of a user attribute, the most frequent ones
 
 
 @dataclass(frozen=True)
@@ -35,7 +28,7 @@ class GateParams:
 
     Attributes:
         loss: share of the served NDCG@10 that the 95 % interval of the paired difference may reach below 0.
-        slice_loss: the same for a slice, which fails only if its fall is real (see `slice_gates`).
+        slice_loss: the same for a slice, which fails only if its fall is real (`ctxrec.lifecycle.ranking_gates`).
         requests: most requests that are ranked.
         fewest: fewer requests are no evidence.
         coverage: share of the served coverage of the catalogue that the candidate must reach.
@@ -138,137 +131,6 @@ def _kept(name: str, before: list[str], now: set[str], params: GateParams) -> Ga
     such = f", such as {lost[0]}" if lost else ""
     verdict: Verdict = "passed" if share <= params.lost else "failed"
     return Gate(name, verdict, f"{len(lost):,} of {len(before):,} ({share:.1%}){such}", f"at most {params.lost:.0%}")
-
-
-def ranking_gates(ranked: Ranked | None, data: PreparedData, *, params: GateParams = GATES) -> list[Gate]:
-    """How well both versions rank the newest requests, overall and by slice, and what they show."""
-    if ranked is None:
-        expected = f"at least {params.fewest} test requests after the training events of the served version"
-        return [Gate("NDCG@10", "no evidence", "no request", expected)]
-    offsets, targets = ranked.requests.target_offsets, ranked.requests.target_items
-    assert offsets is not None and targets is not None
-    both = _ndcg(ranked, np.arange(len(ranked.requests)), offsets, targets)
-    difference = _relative(both, params)
-    enough = len(both) >= params.fewest
-    passed: Verdict = "passed" if difference["low"] > -params.loss else "failed"
-    expected = f"the interval above {-params.loss:.0%} of the served version's" + (
-        "" if enough else f", on at least {params.fewest} requests"
-    )
-    overall = Gate(
-        "NDCG@10",
-        passed if enough else "no evidence",
-        f"{both[:, 0].mean():.4f}, served {both[:, 1].mean():.4f}: {_told(difference)}",
-        expected,
-        len(both),
-        difference,
-    )
-    return [overall, *slice_gates(ranked, data, params=params), *_shown(ranked, len(data.items), params)]
-
-
-def slice_gates(ranked: Ranked, data: PreparedData, *, params: GateParams = GATES) -> list[Gate]:
-    """Slices of new and known items and users, actions, and user attributes.
-
-    A slice fails if its mean falls by more than `slice_loss` and the fall is real: the interval of its difference lies
-    below 0, after Bonferroni's correction for the number of slices. It passes if the interval excludes a fall of more
-    than `slice_loss`. In between there is no evidence, and the overall gate decides.
-    """
-    slices = {name: both for name, both in _slices(ranked, data) if len(both)}
-    gates = []
-    for name, both in slices.items():
-        plain, wide = _relative(both, params), _relative(both, params, among=len(slices))
-        if len(both) > 1 and wide["high"] < 0 and plain["mean"] < -params.slice_loss:
-            verdict: Verdict = "failed"
-        elif len(both) >= params.fewest and plain["low"] > -params.slice_loss:
-            verdict = "passed"
-        else:
-            verdict = "no evidence"
-        found = f"{both[:, 0].mean():.4f}, served {both[:, 1].mean():.4f}: {_told(plain)}"
-        expected = f"no real fall of more than {params.slice_loss:.0%}"
-        gates.append(Gate(f"slice {name}", verdict, found, expected, len(both), plain))
-    return gates
-
-
-def _slices(ranked: Ranked, data: PreparedData) -> Iterator[tuple[str, np.ndarray]]:
-    """NDCG@10 of the requests of each slice: float64 [n, 2]."""
-    requests = ranked.requests
-    assert requests.target_items is not None and requests.target_offsets is not None
-    known = ranked.known_I[requests.target_items]
-    masks = {KNOWN_ITEMS: known, NEW_ITEMS: ~known}
-    if requests.target_actions is not None:
-        masks |= action_slices(requests.target_actions, data.features.actions)
-    for name, mask in masks.items():
-        yield name, _ndcg(ranked, *on_targets(ranked, mask))
-    whole = _ndcg(ranked, np.arange(len(requests)), requests.target_offsets, requests.target_items)
-    yield KNOWN_USERS, whole[ranked.known_N]
-    yield NEW_USERS, whole[~ranked.known_N]
-    for name, codes in requests.users.cat.items():
-        values, counts = np.unique(codes, return_counts=True)
-        for code in values[np.argsort(-counts, kind="stable")][:_MOST_VALUES]:
-            names = ["missing", "other values", *data.features.user_categories[name]]
-            yield f"{name}={names[code]}", whole[codes == code]
-
-
-def _ndcg(ranked: Ranked, rows: np.ndarray, offsets: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """NDCG@10 of the candidate and of the served version: float64 [n, 2]."""
-    if not len(rows):
-        return np.zeros((0, 2))
-    lists = (ranked.candidate[rows], ranked.served[rows])
-    return np.stack([request_metrics(top, offsets, targets, [K])[f"ndcg@{K}"] for top in lists], 1)
-
-
-def _relative(both: np.ndarray, params: GateParams, *, among: int = 1) -> Interval:
-    """The paired difference as a share of the served version's mean, with its interval.
-
-    Args:
-        both: float64 [n, 2], of the candidate and of the served version.
-        params: the number of resamples.
-        among: number of intervals that shall hold together (Bonferroni).
-    """
-    base = max(float(both[:, 1].mean()), 1e-9)
-    resampled = bootstrap_means(both, num=params.resamples, seed=_SEED)
-    shares = (resampled[:, 0] - resampled[:, 1]) / base
-    mean = float(both[:, 0].mean() - both[:, 1].mean()) / base
-    if among == 1:
-        return percentile_interval(mean, shares)
-    half = 2.5 / among
-    low, high = np.percentile(shares, [half, 100 - half])
-    return {"mean": mean, "low": float(low), "high": float(high)}
-
-
-def _told(difference: Interval) -> str:
-    return f"{difference['mean']:+.1%} ({difference['low']:+.1%} to {difference['high']:+.1%})"
-
-
-def _shown(ranked: Ranked, num_items: int, params: GateParams) -> list[Gate]:
-    """What the lists show: how much of the catalogue, how often the same item, and whether they are full."""
-    size = int(max(num_items, ranked.candidate.max() + 1, ranked.served.max() + 1))
-    counts = {
-        name: np.bincount(top[top >= 0], minlength=size) / len(top)
-        for name, top in (("candidate", ranked.candidate), ("served", ranked.served))
-    }
-    distinct = {name: int((shares > 0).sum()) for name, shares in counts.items()}
-    most = {name: float(shares.max()) for name, shares in counts.items()}
-    full = {"candidate": float((ranked.candidate >= 0).mean()), "served": float((ranked.served >= 0).mean())}
-    return [
-        Gate(
-            "items shown",
-            "passed" if distinct["candidate"] >= params.coverage * distinct["served"] else "failed",
-            f"{distinct['candidate']:,} different items, served {distinct['served']:,}",
-            f"at least {params.coverage:.0%} as many",
-        ),
-        Gate(
-            "most shown item",
-            "passed" if most["candidate"] <= most["served"] + params.most_shown else "failed",
-            f"in {most['candidate']:.1%} of the lists, served {most['served']:.1%}",
-            f"at most {100 * params.most_shown:.0f} points more",
-        ),
-        Gate(
-            "full lists",
-            "passed" if full["candidate"] >= full["served"] - params.loss else "failed",
-            f"{full['candidate']:.1%} of the places are filled, served {full['served']:.1%}",
-            f"at most {100 * params.loss:.0f} point less",
-        ),
-    ]
 
 
 def cost_gates(

@@ -36,6 +36,8 @@ class Ranked:
     Attributes:
         requests: with their targets.
         candidate, served: int64 [N, K]; -1 fills up. Items that the new catalogue lacks have numbers from I on.
+        candidate_known, served_known: the same with the items of `known_I` alone: what both can rank, without new items
+            that take the places of others.
         known_I: bool [I], items that the served version was trained on.
         known_N: bool [N], requests of users whom the served version knows.
         left_out: requests that do not lie after the training events of the served version.
@@ -45,6 +47,8 @@ class Ranked:
     requests: Requests
     candidate: np.ndarray
     served: np.ndarray
+    candidate_known: np.ndarray
+    served_known: np.ndarray
     known_I: np.ndarray
     known_N: np.ndarray
     left_out: int
@@ -78,18 +82,21 @@ def rank_both(data: PreparedData, candidate: Recommender, served: Recommender, *
     # By id in both cases: positions are an agreement between the files of one bundle, which may be broken.
     versions = {"candidate": candidate, "served": served}
     asked = {name: in_codes_of(v, requests, data.features, maps[name]) for name, v in versions.items()}
-    closed = np.zeros(len(candidate.item_ids), bool)
-    closed[maps["candidate"][~eligible & (maps["candidate"] >= 0)]] = True
-    lists = {
-        "candidate": _lists(candidate, asked["candidate"], closed),
-        "served": _lists(served, asked["served"], np.zeros(len(served.item_ids), bool)),
-    }
-    made = {name: _in_new_positions(lists[name], maps[name], len(v.item_ids)) for name, v in versions.items()}
+    known_I = _trained(served, maps["served"])
+    open_I = {"candidate": eligible, "served": np.ones(len(item_ids), bool)}
+    lists = {}
+    for name, version in versions.items():
+        shut = [_closed(version, maps[name], open_I[name]), _closed(version, maps[name], open_I[name] & known_I)]
+        shut[1] |= ~np.isin(np.arange(len(version.item_ids)), maps[name])  # items that the new catalogue lacks
+        made = _lists(version, asked[name], shut)
+        lists[name] = [_in_new_positions(top, maps[name], len(version.item_ids)) for top in made]
     return Ranked(
         requests=requests,
-        candidate=made["candidate"],
-        served=made["served"],
-        known_I=_trained(served, maps["served"]),
+        candidate=lists["candidate"][0],
+        served=lists["served"][0],
+        candidate_known=lists["candidate"][1],
+        served_known=lists["served"][1],
+        known_I=known_I,
         known_N=np.array([user in served.user_row for user in requests.users.ids], bool),
         left_out=left_out,
         seconds=_timed({name: (version, asked[name]) for name, version in versions.items()}),
@@ -120,14 +127,22 @@ def _trained(served: Recommender, items_I: np.ndarray) -> np.ndarray:
     return np.asarray((items_I >= 0) & (np.append(counts, 0)[items_I] > 0))
 
 
-def _lists(version: Recommender, requests: Requests, closed: np.ndarray) -> np.ndarray:
-    """The best items of each request as the service would list them: int64 [N, K] positions in the version's catalogue."""
-    parts = []
-    shut = np.flatnonzero(closed)
+def _closed(version: Recommender, items_I: np.ndarray, open_I: np.ndarray) -> np.ndarray:
+    """Items of a version's catalogue that may not be listed, by those of the new catalogue that may: bool [its items]."""
+    closed = np.zeros(len(version.item_ids), bool)
+    closed[items_I[~open_I & (items_I >= 0)]] = True
+    return closed
+
+
+def _lists(version: Recommender, requests: Requests, closed: list[np.ndarray]) -> list[np.ndarray]:
+    """The best items of each request as the service would list them, once for each mask of closed items:
+    int64 [N, K] positions in the version's catalogue."""
+    shut, parts = [np.flatnonzero(mask) for mask in closed], []
     for part in _pieces(requests, len(version.item_ids)):
-        seen = [shut] * len(part) if version.repeats else [np.concatenate([items, shut]) for items in part.seen()]
-        parts.append(top_k(version.scores(part), K, seen))
-    return np.concatenate(parts)
+        seen = [np.zeros(0, np.int32)] * len(part) if version.repeats else part.seen()
+        scores = version.scores(part)
+        parts.append([top_k(scores, K, [np.concatenate([items, more]) for items in seen]) for more in shut])
+    return [np.concatenate(made) for made in zip(*parts, strict=True)]
 
 
 def _pieces(requests: Requests, num_items: int) -> Iterator[Requests]:

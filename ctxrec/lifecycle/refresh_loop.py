@@ -87,9 +87,11 @@ def _prepare(asked: Refresh, now: Round) -> Round:
     """Prepare the data anew. Files that the last decision was made on need no new one."""
     spec = asked.spec or served_spec(asked, now.served)
     files = inspect_source(spec, asked.live)
-    source = fingerprint(files, asked.config)
+    rows = fingerprint(files, asked.config)
+    source = rows + " without evidence" * asked.without_evidence + " full" * asked.full
     served = registry.version_folder(asked.models, now.served)
-    if source in (now.decided, storage.read_json_object(BundlePaths(served).manifest).get("data_fingerprint")):
+    known = storage.read_json_object(BundlePaths(served).manifest).get("data_fingerprint")
+    if source == now.decided or (rows == known and not asked.full):
         logger.info("no row of the data has changed since the last decision")
         return rounds.advance(asked.work, now, "done", source=source, outcome="nothing new")
     split = newest_held_out(spec.split, num_rows=files.num_rows, known=num_events(served))

@@ -29,7 +29,7 @@ class Round:
         served: the version that is served at the start, with which the candidate is compared.
         served_since: epoch seconds since when it is served.
         started: epoch seconds of the start.
-        source: fingerprint of the files, the spec and the options; "" before they are looked at.
+        source: fingerprint of the files, the spec and the options, and the flags; "" before they are looked at.
         decided: the same of the round before.
         candidate: version of the new model; "" before it is trained.
         warm: whether training starts from the served version.

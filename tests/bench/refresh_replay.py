@@ -44,15 +44,16 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     parser.add_argument("--weeks", type=int, default=10)
     parser.add_argument("--days", type=float, default=7, help="length of a period")
+    parser.add_argument("--full", action="store_true", help="train anew in each refresh")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     args = parser.parse_args()
     out = Path(args.out)
     shutil.rmtree(out, ignore_errors=True)
-    replay(Path(args.dataset), out, args.weeks, args.days * DAY_S, load_config(None, args.overrides))
+    replay(Path(args.dataset), out, args.weeks, args.days * DAY_S, load_config(None, args.overrides), args.full)
     ray.shutdown()
 
 
-def replay(source: Path, out: Path, weeks: int, period_s: float, config: Config) -> None:
+def replay(source: Path, out: Path, weeks: int, period_s: float, config: Config, full: bool) -> None:
     log = pq.read_table(source / "events.parquet").sort_by("timestamp")
     times = log.column("timestamp").to_numpy()
     cuts = [*(times.max() + 1 - period_s * np.arange(weeks, -1, -1))]
@@ -77,7 +78,8 @@ def replay(source: Path, out: Path, weeks: int, period_s: float, config: Config)
         both = _ranked(spec, out, config, int(inside.sum()) / int((times < cuts[week + 1]).sum()), first)
         found.append(both)
         begin = time.monotonic()
-        done = refresh(Refresh(models=str(out / "models"), work=str(out / "work"), spec=spec, config=config))
+        folders = {"models": str(out / "models"), "work": str(out / "work")}
+        done = refresh(Refresh(**folders, spec=spec, config=config, full=full))
         took = time.monotonic() - begin
         card = storage.read_json(ModelsPaths(str(out / "models")).decision(done.candidate))
         manifest = storage.read_json(RunPaths(str(out / "work" / f"round-{done.number:06d}" / "run")).manifest)

@@ -12,9 +12,10 @@ from ctxrec.data.events import Context, Events, Users
 from ctxrec.data.prepared import FeatureMeta, PreparedData
 from ctxrec.data.requests import Requests
 from ctxrec.lifecycle.decision import verdict_of
-from ctxrec.lifecycle.gates import KNOWN_ITEMS, NEW_ITEMS, Gate, ranking_gates
+from ctxrec.lifecycle.gates import Gate
 from ctxrec.lifecycle.other_version import in_codes_of
 from ctxrec.lifecycle.paired_ranking import Ranked, untrained
+from ctxrec.lifecycle.ranking_gates import KNOWN_ITEMS, NEW_ITEMS, ranking_gates
 
 ITEMS, REQUESTS = 50, 1000
 
@@ -29,7 +30,7 @@ class Data(PreparedData):
 DATA = Data("", {})
 
 
-def ranked(candidate: np.ndarray, served: np.ndarray, targets: np.ndarray, *, gender=None, known=None) -> Ranked:
+def ranked(candidate, served, targets: np.ndarray, *, gender=None, known=None, among_known=None) -> Ranked:
     """Requests of one target each."""
     num = len(targets)
     none = np.zeros(0, np.int64)
@@ -47,6 +48,8 @@ def ranked(candidate: np.ndarray, served: np.ndarray, targets: np.ndarray, *, ge
         requests=requests,
         candidate=candidate,
         served=served,
+        candidate_known=(among_known or (candidate, served))[0],
+        served_known=(among_known or (candidate, served))[1],
         known_I=np.ones(ITEMS, bool) if known is None else known,
         known_N=np.ones(num, bool),
         left_out=0,
@@ -128,6 +131,14 @@ def test_new_items_do_not_hide_a_fall_of_known_ones(drawn):
     gates = gates_of(ranked(lists(targets, candidate), lists(targets, served), targets, known=known))
     assert gates["NDCG@10"].verdict == "passed" and gates[f"slice {NEW_ITEMS}"].verdict == "passed"
     assert gates[f"slice {KNOWN_ITEMS}"].verdict == "failed"
+    moved = ranked(
+        lists(targets, candidate),
+        lists(targets, served),
+        targets,
+        known=known,
+        among_known=2 * [lists(targets, served)],
+    )
+    assert gates_of(moved)[f"slice {KNOWN_ITEMS}"].verdict == "passed", "among themselves they are ranked as before"
 
 
 def test_one_item_everywhere_and_lists_that_are_not_full(drawn):
