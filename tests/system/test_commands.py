@@ -34,6 +34,7 @@ MISTAKES = {  # arguments, and what the line must name
         ["--run", "{tmp}/none", "--requests", "{tmp}/r.parquet", "--k", "5", "--out", "{tmp}/o.parquet"],
         ["none"],
     ),
+    "ctxrec.refresh": (["--models", "{tmp}/models"], ["nothing is published at"]),
     "ctxrec.rerank": (["--run", "{tmp}/none"], ["none"]),
     "ctxrec.train": (["--data", "{tmp}/none", "--out", "{tmp}/run"], ["none", "ctxrec.prepare"]),
     "tune.sweep": (["--data", "d", "--out", "{tmp}/out", "--set", "sweep.trials=0"], ["sweep.trials is 0"]),
