@@ -5,9 +5,11 @@ Legend: N requests, I items that compete, K sources of the blend, H live sources
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,13 +22,14 @@ from ctxrec.memory.blend_fit import BLEND_FIT, BlendFit, BlendFitParams, minimis
 from ctxrec.memory.live_counts import LIVE_COUNTS, LiveCountParams, LiveCounts
 from ctxrec.memory.live_replay import Replayed, source_features
 from ctxrec.memory.live_sources import LiveWeights
-from ctxrec.memory.request_words import QUERY, WORDS, ReadTexts, context_texts, word_queries
+from ctxrec.memory.request_words import CONTEXT_TEXT, QUERY, WORDS, ReadTexts, context_texts, word_queries
 from ctxrec.metrics.intervals import Interval, bootstrap_means, percentile_interval
 from ctxrec.metrics.ranking import request_metrics
 
 logger = logging.getLogger(__name__)
 
 _K = 10  # cut-off of the lists that decide
+_FIT = dataclasses.replace(BLEND_FIT, max_targets=3, iterations=30)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class LiveFitParams:
         fit_share: share of the replay, by time, that the weights are fitted to before the rest decides.
         start: weight of every live source before the fit.
         resamples: of the bootstrap that decides.
-        blend_fit: those of the fit itself.
+        blend_fit: those of the fit itself. Fewer targets of a request and fewer iterations than in the fit of a blend keep the
+            time below that of one, although there are two fits.
     """
 
     requests: int = 3_000
@@ -48,7 +52,7 @@ class LiveFitParams:
     fit_share: float = 0.6
     start: float = 0.3
     resamples: int = 1_000
-    blend_fit: BlendFitParams = BLEND_FIT
+    blend_fit: BlendFitParams = _FIT
 
 
 LIVE_FIT = LiveFitParams()
@@ -86,23 +90,17 @@ def fit_live(
         params, counts: tuned numbers and limits.
     """
     rng = np.random.default_rng(seed)
-    num_items, num_live = len(item_vectors_IW), len(counts.half_lives_s)
-    most = params.blend_fit.scores_at_once // (min(num_items, params.max_items) * (len(blend.sources) + num_live))
-    requests = requests.evenly(max(min(params.requests, most), 16))
-    pool = _competing_items(num_items, requests, stream, rng, params)
-    words = blend.word_queries(word_queries(requests, read_texts if any(context_texts(requests)) else None))
-    fitted = np.array([k for k, name in enumerate(blend.sources) if name not in WORDS or name in words])
-    own = scores_of_sources(blend, item_vectors_IW, tower_queries(requests), requests, pool, words)
-    own[..., [blend.sources[k] for k in fitted].index(NEW)] = ~blend.memory.known_I[pool]
-    live = source_features(Replayed(stream, LiveCounts(num_items, counts)), requests.times, pool, num_items)
-    replay = _Replay(np.concatenate([own, live], -1), num_live, requests, pool, repeats, rng, params)
-    start_2K = np.concatenate([blend.weights_2K[:, fitted], np.full((2, num_live), [[params.start], [0]])], 1)
-    still_2K = np.concatenate([blend.weights_2K[:, fitted], np.zeros((2, num_live))], 1)
+    requests = requests.evenly(params.requests)
     cut = max(int(params.fit_share * len(requests)), 1)
     early, late = np.arange(cut), np.arange(cut, len(requests))
     if not len(late):
         return None
-    gain = replay.gain(late, replay.fitted(early, start_2K)[0], still_2K)
+    pool = _competing_items(len(item_vectors_IW), requests, stream, rng, params)
+    replay = _Replay(
+        blend, item_vectors_IW, tower_queries, requests, stream, pool, repeats, rng, read_texts, params, counts
+    )
+    start_2K = replay.weights(params.start)
+    gain = replay.gain(late, replay.fitted(early, start_2K)[0], replay.weights(0.0))
     kept = gain["low"] > 0
     told = "live sources %s: NDCG@10 of the later part of the replay changes by %+.4f (%+.4f to %+.4f)"
     logger.info(told, "count" if kept else "do not count", gain["mean"], gain["low"], gain["high"])
@@ -110,10 +108,10 @@ def fit_live(
         return None
     best_2K, spread = replay.fitted(np.arange(len(requests)), start_2K)
     weights_2K = blend.weights_2K.copy()
-    weights_2K[:, fitted] = best_2K[:, : len(fitted)]
+    weights_2K[:, replay.fits] = best_2K[:, : len(replay.fits)]
     if QUERY in blend.sources:
         weights_2K[:, blend.sources.index(QUERY)] = query_weight(blend, weights_2K, spread, params.blend_fit)
-    found = LiveWeights(counts.half_lives_s, weights_2K, best_2K[:, len(fitted) :])
+    found = LiveWeights(counts.half_lives_s, weights_2K, best_2K[:, len(replay.fits) :])
     typical = zip([*blend.sources, *found.names], found.typical, strict=True)
     logger.info("live blend  %s", "  ".join(f"{name} {weight:.3f}" for name, weight in typical))
     return found
@@ -136,48 +134,88 @@ def _competing_items(
 
 @dataclass(frozen=True)
 class _Replay:
-    """Scores of all sources for the requests of a replay, and what is fitted and measured on some of them."""
+    """The requests of a replay, and what is fitted and measured on some of them."""
 
-    scores_NIK: np.ndarray
-    num_live: int  # of the sources, the last ones
+    blend: Blend
+    item_vectors_IW: np.ndarray
+    tower_queries: Callable[[Requests], np.ndarray]
     requests: Requests
+    stream: Stream
     pool: np.ndarray
     repeats: bool
     rng: np.random.Generator
+    read_texts: ReadTexts | None
     params: LiveFitParams
+    counts: LiveCountParams
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """Those of `WORDS` that requests have."""
+        found = self.read_texts is not None and any(context_texts(self.requests)) and self.blend.text_IC is not None
+        return (CONTEXT_TEXT,) if found else ()
+
+    @cached_property
+    def fits(self) -> np.ndarray:
+        """Places of the sources of the blend whose weights are fitted, int64."""
+        names = self.blend.sources
+        return np.array([k for k, name in enumerate(names) if name not in WORDS or name in self.words])
+
+    def weights(self, live: float) -> np.ndarray:
+        """The blend's weights, and one for all live sources: float32 [2, K + H]."""
+        of_live = np.array([[live], [0]]).repeat(len(self.counts.half_lives_s), axis=1)
+        return np.concatenate([self.blend.weights_2K[:, self.fits], of_live], 1).astype(np.float32)
 
     def fitted(self, rows: np.ndarray, start_2K: np.ndarray) -> tuple[np.ndarray, float]:
-        """The weights that rank the targets of these requests best, float32 [2, K], and the spread of their scores."""
-        options, fit = self.params.blend_fit, self._fit(rows)
-        start = torch.from_numpy(start_2K.astype(np.float32))
+        """The weights that rank the targets of these requests best, float32 [2, K + H], and the spread of their scores."""
+        options = self.params.blend_fit
+        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), self._at_once)).astype(int)]
+        fit, start = self._fit(rows), torch.from_numpy(start_2K)
         likeliest = minimise(fit.nll, start, penalty=options.nll_penalty, iterations=options.iterations)
         best = minimise(fit.approx_ndcg_loss, likeliest, penalty=options.ranking_penalty, iterations=options.iterations)
         return np.asarray(best.numpy(), np.float32), fit.spread(best)
 
     def gain(self, rows: np.ndarray, weights_2K: np.ndarray, other_2K: np.ndarray) -> Interval:
         """NDCG@10 of some requests with weights minus that with others, with the interval of the paired difference."""
-        fit = self._fit(rows)
-        difference = self._ndcg(rows, fit, weights_2K) - self._ndcg(rows, fit, other_2K)
+        parts = [rows[start : start + self._at_once] for start in range(0, len(rows), self._at_once)]
+        difference = np.concatenate([self._difference(part, weights_2K, other_2K) for part in parts])
         resampled = bootstrap_means(difference[:, None], num=self.params.resamples, seed=0)[:, 0]
         return percentile_interval(float(difference.mean()), resampled)
 
+    @property
+    def _at_once(self) -> int:
+        """Requests whose scores of all sources lie in memory at a time."""
+        return max(self.params.blend_fit.scores_at_once // (len(self.pool) * self.weights(0.0).shape[1]), 16)
+
+    def _difference(self, rows: np.ndarray, weights_2K: np.ndarray, other_2K: np.ndarray) -> np.ndarray:
+        """NDCG@10 of each request with weights minus that with others, over the items of the pool: float64 [N]."""
+        some, fit, ndcg = self.requests.take(rows), self._fit(rows), []
+        assert some.target_offsets is not None and some.target_items is not None
+        for weights in (weights_2K, other_2K):
+            scores = fit.scores(torch.from_numpy(weights)).numpy()
+            scores[fit.excluded_NI.numpy()] = -np.inf
+            top = top_k(scores, _K)
+            lists = np.where(top >= 0, self.pool[np.maximum(top, 0)], -1)
+            ndcg.append(request_metrics(lists, some.target_offsets, some.target_items, [_K])[f"ndcg@{_K}"])
+        return ndcg[0] - ndcg[1]
+
     def _fit(self, rows: np.ndarray) -> BlendFit:
+        """Scores of all sources for some requests, each with the counts of its own moment."""
+        some, blend, num_items = self.requests.take(rows), self.blend, len(self.item_vectors_IW)
+        read = self.read_texts if self.words else None
+        words = blend.word_queries(word_queries(some, read))
+        words = {name: words.get(name, np.zeros((len(some), blend.text_IC.shape[1]), np.float32))
+                 for name in self.words if blend.text_IC is not None}  # fmt: skip
+        queries = self.tower_queries(some)
+        own_NIK = scores_of_sources(blend, self.item_vectors_IW, queries, some, self.pool, words)
+        own_NIK[..., [blend.sources[k] for k in self.fits].index(NEW)] = ~blend.memory.known_I[self.pool]
+        replayed = Replayed(self.stream, LiveCounts(num_items, self.counts))
+        live_NIH = source_features(replayed, some.times, self.pool, num_items)
         return BlendFit.of(
-            self.scores_NIK[rows],
-            self.requests.take(rows),
+            np.concatenate([own_NIK, live_NIH], -1),
+            some,
             self.pool,
             self.rng,
             repeats=self.repeats,
-            num_live=self.num_live,
+            num_live=live_NIH.shape[-1],
             params=self.params.blend_fit,
         )
-
-    def _ndcg(self, rows: np.ndarray, fit: BlendFit, weights_2K: np.ndarray) -> np.ndarray:
-        """NDCG@10 of each request over the items of the pool: float64 [N]."""
-        some = self.requests.take(rows)
-        assert some.target_offsets is not None and some.target_items is not None
-        scores = fit.scores(torch.from_numpy(weights_2K.astype(np.float32))).numpy()
-        scores[fit.excluded_NI.numpy()] = -np.inf
-        top = top_k(scores, _K)
-        lists = np.where(top >= 0, self.pool[np.maximum(top, 0)], -1)
-        return request_metrics(lists, some.target_offsets, some.target_items, [_K])[f"ndcg@{_K}"]

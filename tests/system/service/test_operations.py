@@ -26,6 +26,9 @@ def test_the_python_clients_do_all_of_it(client):
         assert len(found.items) == 4 and not found.fallback and found.model_version == sync.model_version()
         assert sync.put_items([{"item_id": "a/b c", "title": "hat"}]) == 1
         assert len(sync.similar("a/b c", k=3).items) == 3
+        now = sync.trending(1)
+        assert len(now.items) == 1 and now.items[0].score > 0
+        assert not sync.trending(5, filter={"category": {"none": [f"group{n}" for n in range(9)]}}).items
         assert sync.remove_item("a/b c") and not sync.remove_item("a/b c")
         with pytest.raises(ApiError) as caught:
             sync.recommend("pythonist", context={"weather": "rain"})
@@ -103,7 +106,7 @@ def check_keys(client) -> None:
     open_to_all = ("healthz", "readyz", "openapi.json", "docs")
     assert [client.get(f"/small/{path}").status_code for path in open_to_all] == [200] * 4
     calls = [
-        ("GET", "/metrics", None), ("GET", "/v1/items/i1/similar", None),
+        ("GET", "/metrics", None), ("GET", "/v1/items/i1/similar", None), ("GET", "/v1/trending", None),
         ("POST", "/v1/recommend", {"user_id": "u1"}), ("POST", "/v1/events", {"events": [{"user_id": "a", "item_id": "i1"}]}),
         ("POST", "/v1/items", {"items": [{"item_id": "x"}]}), ("DELETE", "/v1/items/x", None),
         ("GET", "/v1/catalogue", None), ("GET", "/v1/items?id=i1", None),
@@ -111,15 +114,15 @@ def check_keys(client) -> None:
     ]  # fmt: skip
     assert client.get("/small/").status_code == client.get("/small/page/main.js").status_code == 404, "page=false"
     for key, wanted in (
-        (None, [401] * 10),
-        ("third", [401] * 10),
-        ("second", [200] * 3 + [403] * 3 + [200] * 2 + [403] * 2),
+        (None, [401] * 11),
+        ("third", [401] * 11),
+        ("second", [200] * 4 + [403] * 3 + [200] * 2 + [403] * 2),
     ):
         headers = {} if key is None else {"X-API-Key": key}
         found = [client.request(m, f"/small{p}", json=body, headers=headers).status_code for m, p, body in calls]
         assert found == wanted, key
     assert (
-        client.request("POST", "/small/v1/events", json=calls[3][2], headers={"X-API-Key": "first"}).status_code == 200
+        client.request("POST", "/small/v1/events", json=calls[4][2], headers={"X-API-Key": "first"}).status_code == 200
     )
     with Client(f"{str(client.base_url).rstrip('/')}/small", key="ключ") as russian:
         assert len(russian.recommend("u1", k=3).items) == 3
