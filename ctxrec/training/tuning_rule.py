@@ -21,7 +21,7 @@ class TuningRuleParams:
             worse. Logs with 58 and 80 events an item are above it. Nothing between 4 and 58 has been measured.
         min_differing: share of the texts of items with events that no other item has. No measurement supports it.
         min_tokens: tokens of the texts of items with events, median. Titles and names of products gained nothing or next
-            to nothing (MovieLens-100K some 13 tokens, Online Retail 7, the simulated log some 8). The descriptions of `ctxrec
+            to nothing (MovieLens-100K 12 tokens, Online Retail 7, the simulated log some 8). The descriptions of `ctxrec
             datasets simulate --descriptions` have 109, and tuning gained there at another rate than the default. Nothing
             between them has been measured.
     """
