@@ -38,10 +38,11 @@ class Service:
     def __init__(self, serves: Callable[[], str], figures: dict[str, dict[str, float]]):
         self.serves, self.figures = serves, figures
         self.totals = dict.fromkeys(("ok", "errors", "seconds", "fallbacks", "events", "refused"), 0.0)
-        self.silent = False
+        self.silent, self.looks = False, 0
 
     def text(self) -> str:
         version = self.serves()
+        self.looks += 1
         now = {"ok": 40.0, "errors": 0.0, "seconds": 0.4, "fallbacks": 2.0, "events": 30.0, "refused": 0.0}
         for name, value in (now | self.figures.get(version, {})).items():
             self.totals[name] += value

@@ -24,7 +24,7 @@ _HOUR_US = 3.6e9
 class GateParams:
     """What a candidate may lose. The numbers are limits that a user accepts, and none is fitted to a log.
 
-    They were tried on sabotaged candidates and on weekly refreshes of Online Retail (`tests/bench/RESULTS.md`).
+    They were tried on spoilt candidates and on daily refreshes of a simulated news log ("Refreshes" in `tests/bench/RESULTS.md`).
 
     Attributes:
         loss: share of the served NDCG@10 that the 95 % interval of the paired difference may reach below 0.

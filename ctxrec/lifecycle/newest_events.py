@@ -15,7 +15,7 @@ from ctxrec.core.run_paths import BundlePaths
 
 @dataclass(frozen=True)
 class HeldOutParams:
-    """The newest events under a temporal split. The lab book is `tests/bench/RESULTS.md` ("Weekly refreshes").
+    """The newest events under a temporal split. The lab book is `tests/bench/RESULTS.md` ("Refreshes").
 
     Attributes:
         of_new: share of the new events that are held out: the others are trained on, which is what a refresh is for.

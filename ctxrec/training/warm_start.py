@@ -40,7 +40,7 @@ from ctxrec.model.layers import feature_name
 
 @dataclass(frozen=True)
 class WarmStartParams:
-    """How an earlier model is trained on. The lab book is `tests/bench/RESULTS.md` ("Weekly refreshes").
+    """How an earlier model is trained on. The lab book is `tests/bench/RESULTS.md` ("Refreshes").
 
     Attributes:
         epochs: passes over the windows with new events and as many others.

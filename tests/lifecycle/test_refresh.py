@@ -140,7 +140,7 @@ def test_one_refresh_at_a_time_and_something_must_be_served(place, tiny_encoder,
 @pytest.mark.parametrize("errors", [0, 8])
 def test_a_version_that_fails_in_service_is_rolled_back(place, tiny_encoder, errors):
     """Of 48 calls of the new version 8 fail; the served version comes back, and the card says why."""
-    job = asked(place, tiny_encoder, watch_s=1.0, guards=FAST)
+    job = asked(place, tiny_encoder, watch_s=120.0 if errors else 1.0, guards=FAST)
     first = registry.read_published(job.models).version
     arrive(place / "shop", 1)
 
