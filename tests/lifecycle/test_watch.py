@@ -69,7 +69,12 @@ def test_a_version_in_service_is_watched(figures, guard):
         published.append("new")
         at = time.time()
         last = service.looks + 12
-        options = {"published": at, "begin": begin, "at_publication": before, "still_served": lambda: service.looks < last}
+        options = {
+            "published": at,
+            "begin": begin,
+            "at_publication": before,
+            "still_served": lambda: service.looks < last,
+        }
         seen = watch(url, "new", until=at + 300, params=FAST, **options)
     assert (guard in seen.guard) if guard else seen.guard == "", seen
     assert seen.answers >= FAST.fewest
