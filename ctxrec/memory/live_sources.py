@@ -29,7 +29,7 @@ class LiveParams:
 
     Attributes:
         one: count that log(1 + count / one) calls one. Of .001 to 5, .01 and .03 have the best likelihood of a replay of
-            the simulated news service.
+            the simulated news service. No measurement supports the others.
         most_items: limit of time: so many items get live scores, those with the largest ones.
         tolerance_s: a request whose time is before the latest event gets live scores if it is so many seconds before at
             most, because clocks differ. An earlier one gets none: what happened after it must not be known to it.
@@ -47,7 +47,7 @@ LIVE = LiveParams()
 
 def source_values(counts: np.ndarray, params: LiveParams = LIVE) -> np.ndarray:
     """Scores of the live sources by their counts, of any shape: float32, 0 or more."""
-    return np.log1p(counts / params.one).astype(np.float32)
+    return np.log1p((counts / params.one).astype(np.float32))  # several times faster than in float64
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
     python tests/bench/live_speed.py                 # 100,000 items x 128, made once
     python tests/bench/live_speed.py --run RUN       # a run or bundle
 
-Events of many items come before, and some come between the requests. Prints Markdown.
+Events of many items come before, and some come between the requests. Times are those that one thread computes, so that other
+processes do not count. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ HOURS_US = 3_600_000_000
 
 
 def measured(run: str, *, num_events: int, turns: int, batch: int) -> dict[str, list[float]]:
-    """Seconds of each batch with ("live") and without ("still") live sources."""
+    """Seconds of computing time of each batch with ("live") and without ("still") live sources."""
     from ctxrec.memory.live_counts import LIVE_COUNTS
     from ctxrec.memory.live_sources import LiveWeights
     from ctxrec.retrieval.live_statistics import LiveStatistics, Seen
@@ -60,9 +61,9 @@ def measured(run: str, *, num_events: int, turns: int, batch: int) -> dict[str, 
         ]
         for name in ("live", "still") if turn % 2 else ("still", "live"):
             model.live = live if name == "live" else None
-            begin = time.perf_counter()
+            begin = time.thread_time()
             engine.recommend([asked])
-            seconds[name].append(time.perf_counter() - begin)
+            seconds[name].append(time.thread_time() - begin)
     return seconds
 
 
