@@ -16,6 +16,7 @@ from ctxrec.bundle import registry
 from ctxrec.core import storage
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.core.errors import UserError
+from ctxrec.core.manifest import read_run_manifest
 from ctxrec.core.run_paths import ModelsPaths, RefreshPaths
 from ctxrec.lifecycle import refresh_loop, rounds
 from ctxrec.lifecycle.refresh_loop import Refresh, refresh
@@ -161,3 +162,25 @@ def test_a_version_that_fails_in_service_is_rolled_back(place, tiny_encoder, err
         assert done.outcome == "published" and said["guard"] == "" and "answers" in said["watched"]
     with pytest.raises(UserError, match="leave --watch out"):
         refresh(dataclasses.replace(job, watch=url))
+
+
+def test_a_full_model_is_trained_on(ray_cluster, tiny_encoder, tiny_config, tmp_path):
+    """The candidate starts from the served towers, in one phase; the card says so, whatever the gates decide."""
+    config = dataclasses.replace(
+        tiny_config,
+        encoder=dataclasses.replace(tiny_config.encoder, tune="freeze"),
+        train=dataclasses.replace(tiny_config.train, tower_epochs=1, global_batch_size=64),
+    )
+    shop, models = make_shop(tmp_path / "shop"), tmp_path / "models"
+    serve_first(shop, models, config)
+    arrive(shop, 1)
+    job = Refresh(
+        models=str(models), work=str(tmp_path / "work"), spec=load_spec(str(shop / "dataset.toml")), config=config
+    )
+    done = refresh(job)
+    assert done.warm and done.outcome in ("published", "refused")
+    assert card(job.models, done.candidate)["warm_start"] is True
+    run = RefreshPaths(job.work).run(done.number)
+    lines = (Path(run) / "train_log.jsonl").read_text().splitlines()
+    assert lines and all('"phase": "refit"' in line for line in lines)
+    assert read_run_manifest(run)["warm_start"].startswith(job.models)
