@@ -155,7 +155,11 @@ class ColumnRule(_Body):
     @classmethod
     def _list_is_any(cls, value: Any) -> Any:
         if isinstance(value, list):
+            if any(isinstance(one, int | float) for one in value):
+                raise ValueError("expected texts, the values of a categorical column; a numeric one takes min and max")
             return {"any": value}
+        if not isinstance(value, (dict, cls)):
+            raise ValueError("expected a list of values, or an object with some of any, none, min and max")
         if isinstance(value, dict) and all(part is None for part in value.values()):
             raise ValueError("found an empty rule; expected any, none, min or max")
         return value

@@ -243,7 +243,12 @@ def load_spec(path: str) -> DatasetSpec:
     Raises:
         UserError: the file is missing, is no TOML, or has an unknown key or a value of the wrong type.
     """
-    raw = read_toml(path)
+    try:
+        raw = read_toml(path)
+    except UserError as error:
+        if path.endswith(".toml"):
+            raise
+        raise UserError(f"{path} is no dataset spec; expected the dataset.toml that `ctxrec init` writes") from error
     spec = DatasetSpec.from_dict(raw, source=path)
     base = storage.parent(path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import re
 import tomllib
 import types
 import typing
@@ -24,7 +25,9 @@ def read_toml(path: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and brackets without end
-        raise UserError(f"{path} is not valid TOML: {error}") from error
+        found = re.search(r"line (\d+)", str(error))
+        line = text.splitlines()[int(found[1]) - 1].strip()[:80] if found else ""
+        raise UserError(f"{path} is not valid TOML: {error}{f': {line}' if line else ''}") from error
 
 
 def parse_value(text: str) -> Any:

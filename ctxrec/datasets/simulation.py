@@ -87,6 +87,8 @@ class Simulation:
         for name in ("cold", "searches"):
             if self.descriptions and getattr(self, name):
                 raise UserError(f"--{name} is {getattr(self, name)}; expected 0 with --descriptions")
+        if self.descriptions and self.context != 1:
+            raise UserError(f"--context is {self.context}; expected none with --descriptions, which has no context")
         if self.seed < 0:
             raise UserError(f"--seed is {self.seed}; expected 0 or more")
 

@@ -100,6 +100,7 @@ def test_no_source_for_item_vectors_is_refused():
     ("text", "named"),
     [
         ("[train\n", "not valid TOML"),
+        ("[train]\nseed = \n", r"line 2.*: seed ="),
         ("train = 3\n", "train"),
         ("[[train]]\nseed = 1\n", "train"),
         ("[train]\nseed = 1\n[extra]\n", "extra"),

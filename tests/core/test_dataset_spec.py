@@ -111,3 +111,12 @@ def test_how_a_file_is_written_is_checked(section, key, value, expected):
     raw[section] = {"path": "t.csv", key: value}
     with pytest.raises(UserError, match=expected):
         DatasetSpec.from_dict(raw)
+
+
+def test_a_log_in_the_place_of_a_spec_is_named(tmp_path):
+    log = tmp_path / "ratings.csv"
+    log.write_text("user,item\n1,2\n")
+    with pytest.raises(
+        UserError, match=r"ratings\.csv is no dataset spec; expected the dataset\.toml that `ctxrec init` writes"
+    ):
+        load_spec(str(log))

@@ -148,3 +148,8 @@ def test_the_command_and_its_mistakes(tmp_path):
     assert len(pq.read_table(tmp_path / "one/events")) == 300
     done = call("ctxrec.datasets.__main__", "simulate", *sizes, "--cold", "0.1", "--out", str(tmp_path / "three"))
     assert done.returncode == 2 and "--cold is 0.1; expected 0 with --descriptions" in done.stderr
+
+
+def test_a_context_is_refused_as_there_is_none():
+    with pytest.raises(UserError, match=r"--context is 0\.5; expected none with --descriptions"):
+        Simulation(descriptions=True, context=0.5)

@@ -74,6 +74,8 @@ def test_a_bad_body_is_refused_as_what_it_means_to_be(body, loc, kind):
     [
         (RecommendRequest, {"uid": "a"}, ("uid",), "unknown field; expected user_id, k, context, "),
         (RecommendRequest, {"user": "a"}, ("user",), "the id of a user is user_id"),
+        (RecommendRequest, {"user_id": "a", "filter": {"price": [3]}}, ("filter", "price"), "a numeric one takes min and max"),
+        (RecommendRequest, {"user_id": "a", "filter": {"c": "x"}}, ("filter", "c"), "expected a list of values, or an object"),
         (RecommendBatch, {"requests": [{"user_id": "a", "K": 1}]}, ("requests", 0, "K"), "expected user_id, k, context"),
         (RecommendRequest, {"history": [{"id": "a"}]}, ("history", 0, "id"), "expected item_id, action, timestamp, context"),
         (RecommendRequest, {"user_id": "a", "filter": {"c": {"all": []}}}, ("filter", "c", "all"), "expected any, none, min, max"),

@@ -96,6 +96,7 @@ def sample_files(path: str) -> TableSample:
                 check_csv_quotes(part.name, part.encoding or UTF_8, part.delimiter or ",")
         expected = "one JSON object in each line" if kind == "jsonl" else "a table with the names of its columns"
         raise UserError(f"{path} holds no row; expected {expected}")
+    _check_one_table(path, parts)
     first = parts[0]
     rows = (
         pa.concat_tables([part.rows for part in parts], promote_options="permissive") if len(parts) > 1 else first.rows
@@ -112,6 +113,18 @@ def sample_files(path: str) -> TableSample:
         has_header=first.has_header,
         num_files=len(paths),
     )
+
+
+def _check_one_table(path: str, parts: list[TableSample]) -> None:
+    """Raise a `UserError` where two files have so few columns in common that they are two tables."""
+    for part in parts[1:]:
+        names, others = set(parts[0].rows.column_names), set(part.rows.column_names)
+        if 2 * len(names & others) < min(len(names), len(others)):
+            shown = [f"{p.name} has {', '.join(p.rows.column_names[:4])} ..." for p in (parts[0], part)]
+            raise UserError(
+                f"{path} holds files of different tables: {shown[0]}, and {shown[1]}; expected the files of one table. "
+                "Name the files of each table"
+            )
 
 
 def _sample_file(path: str, kind: str, num_files: int) -> TableSample:
