@@ -115,7 +115,7 @@ def test_the_sources_of_an_explanation_sum_to_the_score(recommender):
     why = model.explain("u1", "i3", context=context).to_pandas()
     requests, _ = recommender.make_requests([RawRequest(user_id="u1", timestamp=NOW)], including_now=True)
     assert_same_scores(why[why.part == "source"].effect.sum(), recommender.scores(requests)[0, 3])
-    assert {"source", "history", "context"} == set(why.part)
+    assert {"source", "history", "context", "user"} == set(why.part)
 
 
 def log_of(world, *, after: int) -> tuple[pa.Table, dict[str, set[str]]]:
