@@ -25,6 +25,7 @@ from ctxrec.reranking.rerank_params import RerankTrainingParams
 from ctxrec.reranking.rerank_worker import RerankTraining, epochs_of
 from ctxrec.retrieval.request_texts import request_texts
 from ctxrec.retrieval.reranker_files import load_reranker, save_reranker
+from ctxrec.training import faults
 from ctxrec.training.local_job import run_here
 
 NUM_ITEMS, NUM_CANDIDATES = 60, 12
@@ -161,7 +162,8 @@ class StopsAtFirst:
         storage.write_text(self.stop, "")
 
 
-def test_a_training_that_was_stopped_goes_on_to_the_same_weights(world, requests, fresh, config, tmp_path):
+def test_a_training_that_was_stopped_goes_on_to_the_same_weights(world, requests, fresh, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(faults, "_LOOK_EVERY_S", 0.0)  # else a quick machine is through before the second look
     examples = examples_where(world, requests, of_wanted_text(world))
     config = dataclasses.replace(
         config,

@@ -98,8 +98,14 @@ def started(command: list[str]) -> AppArgs:
 def curl(command: list[str], url: str) -> httpx.Response:
     """The call of a `curl` command, at another address."""
     words, body, headers, method = iter(command[1:]), None, {}, None
+    params: dict[str, str] = {}
     for word in words:
-        if word == "-s":
+        if word in ("-s", "-G"):  # -G: a GET whose data are the query
+            continue
+        if word == "--data-urlencode":
+            assert "-G" in command, command
+            name, _, value = next(words).partition("=")
+            params[name] = value
             continue
         if word == "-d":
             body = next(words)
@@ -111,7 +117,8 @@ def curl(command: list[str], url: str) -> httpx.Response:
         else:
             assert word.startswith("localhost:8000/"), command
             path = word.removeprefix("localhost:8000")
-    return httpx.request(method or ("POST" if body else "GET"), url + path, content=body, headers=headers, timeout=60)
+    target = httpx.URL(url + path).copy_merge_params(params)
+    return httpx.request(method or ("POST" if body else "GET"), target, content=body, headers=headers, timeout=60)
 
 
 def commands_of(page: str) -> list[list[str]]:

@@ -239,6 +239,7 @@ def test_explanations_are_differences_of_real_scores(client):
     assert {i["item_id"] for i in explained} == set(whole) and explained[0]["why"].keys() == {
         "history",
         "context",
+        "user",
         "sources",
     }
     for item in explained:
