@@ -17,8 +17,8 @@ def main() -> None:
         required=True,
         metavar="R.parquet",
         help="columns request_id, user_id, timestamp (epoch seconds, UTC; null: now), and optionally one for each "
-        "context feature, history (item ids, oldest first; null: the stored history) and query (free text that the list "
-        "should fit)",
+        "context feature, timezone, history (list of item ids, oldest first; null: the stored history), user (struct of "
+        "attributes), dislike (list of item ids), query (free text that the list should fit) and rerank (true or false)",
     )
     parser.add_argument("--k", required=True, type=int, help="number of items for each request")
     parser.add_argument("--out", required=True, metavar="O.parquet", help="columns request_id, item_ids, scores")

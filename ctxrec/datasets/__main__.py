@@ -54,7 +54,7 @@ def main() -> None:
     elif args.name not in DATASETS:
         raise UserError(f"data set {args.name!r} is unknown; expected one of {names}")
     elif given:
-        raise UserError(f"--{next(iter(given))} is given; expected it with {SIMULATE} alone")
+        raise UserError(f"--{next(iter(given))} is given; expected it with a simulated log alone")
     else:
         written = DATASETS[args.name](args.out, args.source)
     state = "written" if written else "reused: nothing changed"

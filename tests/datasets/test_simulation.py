@@ -335,4 +335,4 @@ def test_the_command(tmp_path):
     done = run("simulate", "--source", "x", "--out", str(tmp_path))
     assert done.returncode == 2 and "--source is given; expected none" in done.stderr
     done = run("movielens-100k", "--users", "10", "--out", str(tmp_path))
-    assert done.returncode == 2 and "--users is given; expected it with simulate alone" in done.stderr
+    assert done.returncode == 2 and "--users is given; expected it with a simulated log alone" in done.stderr
