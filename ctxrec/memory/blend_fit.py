@@ -93,8 +93,7 @@ def fit_blend(
     scores_NIK = scores_of_sources(blend, item_vectors_IW, queries_NW, requests, pool, words)
     fit = BlendFit.of(scores_NIK, requests, pool, rng, repeats=repeats, params=params)
     start_2K = torch.from_numpy(np.ascontiguousarray(blend.weights_2K[:, fitted]))
-    likeliest_2K = minimise(fit.nll, start_2K, penalty=params.nll_penalty, iterations=params.iterations)
-    best_2K = minimise(fit.approx_ndcg_loss, likeliest_2K, penalty=params.ranking_penalty, iterations=params.iterations)
+    best_2K = fit.best(start_2K, params)
     weights_2K = blend.weights_2K.copy()
     weights_2K[:, fitted] = best_2K.numpy()
     if QUERY in blend.sources:
@@ -203,6 +202,11 @@ class BlendFit:
             num_live=num_live,
         )
 
+    def best(self, start_2K: torch.Tensor, params: BlendFitParams) -> torch.Tensor:
+        """The weights that rank the targets best, from the likeliest ones on: float32 [2, K]."""
+        likeliest = _minimise(self.nll, start_2K, penalty=params.nll_penalty, iterations=params.iterations)
+        return _minimise(self.approx_ndcg_loss, likeliest, penalty=params.ranking_penalty, iterations=params.iterations)
+
     def scores(self, weights_2K: torch.Tensor) -> torch.Tensor:
         """Scores of the blend: float32 [N, I]."""
         weights_NK, first = self.lengths_N2 @ weights_2K, weights_2K.shape[1] - self.num_live
@@ -249,7 +253,7 @@ def _drawn_targets(
     return row[chosen], requests.target_items[chosen]
 
 
-def minimise(
+def _minimise(
     loss: Callable[[torch.Tensor], torch.Tensor], start_2K: torch.Tensor, *, penalty: float, iterations: int
 ) -> torch.Tensor:
     """The weights of least loss by L-BFGS; `penalty` times their squared distance from the start is added to it.

@@ -18,7 +18,7 @@ from ctxrec.data.replay import Stream
 from ctxrec.data.requests import Requests
 from ctxrec.index.topk import top_k
 from ctxrec.memory.blend import NEW, Blend
-from ctxrec.memory.blend_fit import BLEND_FIT, BlendFit, BlendFitParams, minimise, query_weight, scores_of_sources
+from ctxrec.memory.blend_fit import BLEND_FIT, BlendFit, BlendFitParams, query_weight, scores_of_sources
 from ctxrec.memory.live_counts import LIVE_COUNTS, LiveCountParams, LiveCounts
 from ctxrec.memory.live_replay import Replayed, source_features
 from ctxrec.memory.live_sources import LiveWeights
@@ -170,8 +170,7 @@ class _Replay:
         options = self.params.blend_fit
         rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), self._at_once)).astype(int)]
         fit, start = self._fit(rows), torch.from_numpy(start_2K)
-        likeliest = minimise(fit.nll, start, penalty=options.nll_penalty, iterations=options.iterations)
-        best = minimise(fit.approx_ndcg_loss, likeliest, penalty=options.ranking_penalty, iterations=options.iterations)
+        best = fit.best(start, options)
         return np.asarray(best.numpy(), np.float32), fit.spread(best)
 
     def gain(self, rows: np.ndarray, weights_2K: np.ndarray, other_2K: np.ndarray) -> Interval:

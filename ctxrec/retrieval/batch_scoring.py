@@ -10,7 +10,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -32,7 +32,16 @@ from ctxrec.data.clock import Clock
 from ctxrec.retrieval.heard_words import why_unheard
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, unknown_in_columns, why_unread
-from ctxrec.retrieval.request_files import QUERY, REQUEST_ID, RERANK, check_requests, open_parquet, raw_requests
+from ctxrec.retrieval.recommender import Recommender
+from ctxrec.retrieval.request_files import (
+    QUERY,
+    REQUEST_ID,
+    RERANK,
+    check_requests,
+    is_of_request,
+    open_parquet,
+    raw_requests,
+)
 from ctxrec.retrieval.request_reader import ContextReader
 from ctxrec.retrieval.reranker_files import second_stage_of
 from ctxrec.retrieval.retriever import Retriever, load_retriever
@@ -41,6 +50,7 @@ from ctxrec.retrieval.user_columns import USER
 
 logger = logging.getLogger(__name__)
 
+_NO_EFFECT = "the column %s has no effect: %s"
 _LOOKED_AT = 100_000  # requests whose contexts are looked at for values that the model does not know
 
 ITEM_IDS, SCORES = "item_ids", "scores"
@@ -81,16 +91,10 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     context = about.spec.events.context
     inputs = storage.list_files(requests)
     columns, num_rows = check_requests(inputs, context, about.spec.users)
-    if QUERY in columns and QUERY not in context.columns:
-        reason = why_unheard(load_recommender(bundle))
-        if reason is not None:
-            logger.warning("the column %s has no effect: %s", QUERY, reason)
-    of_users = USER in columns and USER not in context.columns
-    if of_users and (reason := why_unread(load_recommender(bundle))) is not None:
-        logger.warning("the column %s has no effect: %s", USER, reason)
-    on_request = RERANK in columns and RERANK not in context.columns
+    on_request = is_of_request(RERANK, columns, context)
+    _warn_of_unread(bundle, columns, context)
     if on_request and second_stage_of(bundle, manifest["model_version"], required=False) is None:
-        logger.warning("the column %s has no effect: %s", RERANK, NO_SECOND_STAGE)
+        logger.warning(_NO_EFFECT, RERANK, NO_SECOND_STAGE)
     schema = _output_schema(inputs)
     if num_rows == 0:
         _write(out, schema, (), num_rows=0)
@@ -124,6 +128,16 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     )  # fmt: skip
     _write(out, schema, answers.iter_batches(batch_size=None, batch_format="pyarrow"), num_rows=num_rows)
     return num_rows
+
+
+def _warn_of_unread(bundle: str, columns: Sequence[str], context: ContextSpec) -> None:
+    """Name columns that the model cannot read; it is loaded once, and only for these."""
+    reasons: dict[str, Callable[[Recommender], str | None]] = {QUERY: why_unheard, USER: why_unread}
+    asked = [name for name in reasons if is_of_request(name, columns, context)]
+    model = load_recommender(bundle) if asked else None
+    for name in asked:
+        if model is not None and (reason := reasons[name](model)) is not None:
+            logger.warning(_NO_EFFECT, name, reason)
 
 
 def _warn_of_unknown(contexts: ContextReader, path: str, fs: pyarrow.fs.FileSystem, context: ContextSpec) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -43,6 +43,11 @@ DISLIKE, QUERY, RERANK = "dislike", "query", "rerank"  # and USER
 _UNITS = ((1e14, "milliseconds", "1000"), (1e17, "microseconds", "10^6"))
 
 
+def is_of_request(name: str, columns: Container[str], context: ContextSpec) -> bool:
+    """Whether a file has a column of this name that is a field of the request, and no feature of its context."""
+    return name in columns and name not in context.columns
+
+
 def raw_requests(
     table: pa.Table, context: ContextSpec, *, now_s: float, zone: str = UTC, users: UsersSpec | None = None
 ) -> list[RawRequest]:
@@ -66,9 +71,7 @@ def raw_requests(
     features = {name: values(name, to_text) for name in context.categorical + context.text}
     features |= {name: values(name, float_numbers) for name in context.numeric}
     features.setdefault(TIMEZONE, values(TIMEZONE, to_text))
-    about = (
-        read_users(table.column(USER), users) if USER in table.column_names and USER not in context.columns else nothing
-    )
+    about = read_users(table.column(USER), users) if is_of_request(USER, table.column_names, context) else nothing
     queries = nothing if QUERY in context.columns else values(QUERY, to_text)
     dislikes = nothing if DISLIKE in context.columns else values(DISLIKE, read_ids)
     return [
@@ -115,9 +118,9 @@ def check_requests(
         _check_columns(types, context, source=file)
         if HISTORY in types:
             check_history(types[HISTORY], context, source=file)
-        if DISLIKE in types and DISLIKE not in context.columns and not is_id_list(types[DISLIKE]):
+        if is_of_request(DISLIKE, types, context) and not is_id_list(types[DISLIKE]):
             raise UserError(f"{file}: column {DISLIKE!r} is {types[DISLIKE]}; expected a list of item ids")
-        if USER in types and USER not in context.columns:
+        if is_of_request(USER, types, context):
             check_users(types[USER], users, source=file)
         _check_rows(parquet, present, context, users, source=file)
         num_rows += parquet.metadata.num_rows
@@ -148,7 +151,7 @@ def _check_columns(types: dict[str, pa.DataType], context: ContextSpec, *, sourc
     for name in (USER_ID, TIMEZONE, QUERY, *context.columns):
         if name in types and pa.types.is_nested(types[name]):
             raise UserError(f"{source}: column {name!r} is {types[name]}; expected one value a request")
-    if RERANK in types and RERANK not in context.columns and not _is_truth(types[RERANK]):
+    if is_of_request(RERANK, types, context) and not _is_truth(types[RERANK]):
         raise UserError(f"{source}: column {RERANK!r} is {types[RERANK]}; expected true, false or null (bool)")
     for name in (TIMESTAMP, *context.numeric):
         if name in types and not is_numeric(types[name], times=name == TIMESTAMP):
@@ -168,17 +171,17 @@ def _check_rows(
     try:
         for batch in parquet.iter_batches(columns=columns):
             _check_times(batch.column(TIMESTAMP), TIMESTAMP, source=source)
-            if QUERY in columns and QUERY not in context.columns:
+            if is_of_request(QUERY, columns, context):
                 longest = pc.max(pc.utf8_length(to_text(batch.column(QUERY)))).as_py() or 0
                 require(
                     longest <= MAX_QUERY, f"{source}: the longest query", longest, f"at most {MAX_QUERY:,} characters"
                 )
-            if DISLIKE in columns and DISLIKE not in context.columns:
+            if is_of_request(DISLIKE, columns, context):
                 most = pc.max(pc.list_value_length(read_ids(batch.column(DISLIKE)))).as_py() or 0
                 require(most <= MAX_DISLIKE, f"{source}: the longest dislike", most, f"at most {MAX_DISLIKE} items")
-            if USER in columns and USER not in context.columns:
+            if is_of_request(USER, columns, context):
                 check_user_numbers(batch.column(USER), users, source=source)
-            if TIMEZONE in columns and TIMEZONE not in context.columns:
+            if is_of_request(TIMEZONE, columns, context):
                 for zone in to_text(batch.column(TIMEZONE)).unique().drop_null().to_pylist():
                     check_zone(zone, f"{source}: {TIMEZONE}")
             for name in set(context.numeric).intersection(columns):

@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from second_stages import NUM_CANDIDATES, NUM_ITEMS, OPTIONS, titles
+from second_stages import fresh as fresh  # a fixture, as the two below
+from second_stages import requests as requests
+from second_stages import world as world
 from tolerance import assert_same_scores
 
-from ctxrec.core import schema, storage
+from ctxrec.core import storage
 from ctxrec.core.config import load_config
 from ctxrec.core.errors import Stopped, UserError
 from ctxrec.core.run_paths import RunPaths
-from ctxrec.data.requests import split_requests
 from ctxrec.data.tensor_files import write_tensors
 from ctxrec.reranking.fresh_reranker import make_reranker
 from ctxrec.reranking.rerank_candidates import Examples, TrainingPairs
@@ -28,45 +31,18 @@ from ctxrec.retrieval.reranker_files import load_reranker, save_reranker
 from ctxrec.training import faults
 from ctxrec.training.local_job import run_here
 
-NUM_ITEMS, NUM_CANDIDATES = 60, 12
 FAST = RerankTrainingParams(head_lr=2e-2)
 WANTED = ("shoe", "coat", "chair")  # words of the items that the planted signal makes users take
 
 
 @pytest.fixture(scope="module")
-def world(make_world):
-    return make_world(lengths=(3, 4, 2, 5) * 60, num_items=NUM_ITEMS)
-
-
-@pytest.fixture(scope="module")
-def requests(world):
-    """One request a user, made at the last event."""
-    events = world.histories.events
-    split = np.zeros(len(events.items), np.int8)
-    split[events.offsets[1:] - 1] = schema.VALID
-    return split_requests(dataclasses.replace(world.histories, split=split), schema.VALID, repeats=True)
-
-
-@pytest.fixture(scope="module")
 def config(tiny_encoder):
-    options = ["candidates=12", "max_tokens=32", "epochs=6", "batch_size=8", "lr=5e-3"]
-    given = [f"encoder.name={tiny_encoder}", "train.workers=0", *(f"rerank.{option}" for option in options)]
+    given = [f"encoder.name={tiny_encoder}", "train.workers=0", *(f"rerank.{option}" for option in OPTIONS)]
     return load_config(None, given)
-
-
-@pytest.fixture
-def fresh(world, tiny_encoder, config):
-    """A second stage that has learnt nothing."""
-    torch.manual_seed(0)
-    return make_reranker(tiny_encoder, world.catalogue.texts, config, model_version="0" * 12)
 
 
 def make_reranker_like(fresh, config, world):
     return make_reranker(config.encoder.name, world.catalogue.texts, config, model_version=fresh.model_version)
-
-
-def titles(world) -> list[str]:
-    return world.table.column(schema.ITEM_TITLE).to_pylist()
 
 
 def examples_where(world, requests, takes) -> Examples:

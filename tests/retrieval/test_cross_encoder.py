@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from second_stages import NUM_CANDIDATES, NUM_ITEMS, OPTIONS, titles
+from second_stages import fresh as fresh  # a fixture, as the two below
+from second_stages import requests as requests
+from second_stages import world as world
 from tokenizers.processors import TemplateProcessing
 from tolerance import assert_same_scores
 from transformers import AutoTokenizer
@@ -18,46 +22,16 @@ from ctxrec.core import schema, storage
 from ctxrec.core.config import load_config
 from ctxrec.core.errors import UserError
 from ctxrec.core.manifest import hash_files, write_manifest
-from ctxrec.data.requests import split_requests
-from ctxrec.reranking.fresh_reranker import make_reranker
 from ctxrec.reranking.rerank_candidates import find_candidates
 from ctxrec.retrieval.cross_encoder import RerankedRecommender, merge_adapter, new_order, retrieved_features
 from ctxrec.retrieval.pair_reader import PairReader
 from ctxrec.retrieval.request_texts import request_texts
 from ctxrec.retrieval.reranker_files import HEAD, ITEMS, load_reranker, save_reranker
 
-NUM_ITEMS, NUM_CANDIDATES = 60, 12
-
-
-@pytest.fixture(scope="module")
-def world(make_world):
-    return make_world(lengths=(3, 4, 2, 5) * 60, num_items=NUM_ITEMS)
-
-
-@pytest.fixture(scope="module")
-def requests(world):
-    """One request a user, made at the last event."""
-    events = world.histories.events
-    split = np.zeros(len(events.items), np.int8)
-    split[events.offsets[1:] - 1] = schema.VALID
-    return split_requests(dataclasses.replace(world.histories, split=split), schema.VALID, repeats=True)
-
 
 @pytest.fixture(scope="module")
 def config(tiny_encoder):
-    options = ["candidates=12", "max_tokens=32", "epochs=6", "batch_size=8", "lr=5e-3"]
-    return load_config(None, [f"encoder.name={tiny_encoder}", *(f"rerank.{option}" for option in options)])
-
-
-@pytest.fixture
-def fresh(world, tiny_encoder, config):
-    """A second stage that has learnt nothing."""
-    torch.manual_seed(0)
-    return make_reranker(tiny_encoder, world.catalogue.texts, config, model_version="0" * 12)
-
-
-def titles(world) -> list[str]:
-    return world.table.column(schema.ITEM_TITLE).to_pylist()
+    return load_config(None, [f"encoder.name={tiny_encoder}", *(f"rerank.{option}" for option in OPTIONS)])
 
 
 def test_what_a_request_says(world, requests):

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from paths import REPO, TESTS
+from ranks import run_ranks
 from safetensors.torch import load_file
 
 from ctxrec.core.config import load_config
@@ -91,15 +91,7 @@ def test_one_curve_on_any_number_of_workers_and_under_any_stage(tiny_encoder, tm
     env = os.environ | {"PYTHONPATH": f"{REPO}{os.pathsep}{TESTS}"}
     curves: dict[str, list[float]] = {}
     for world in (1, 2):
-        commands = [[sys.executable, __file__, str(rank), str(world), str(tmp_path)] for rank in range(world)]
-        ranks = [
-            subprocess.Popen(c, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in commands
-        ]
-        said = [rank.communicate(timeout=900)[0] for rank in ranks]
-        assert [rank.returncode for rank in ranks] == [0] * world, "\n".join(text[-3000:] for text in said)
-        found = [json.loads((tmp_path / f"{world}-{rank}.json").read_text()) for rank in range(world)]
-        assert all(other == found[0] for other in found), "all workers see the same mean loss"
-        curves |= found[0]
+        curves |= run_ranks(__file__, tmp_path, world, env=env, timeout_s=900)
     assert len(curves) == 2 * 2 * len(STAGES) and len(curves[ALONE]) == 10
     assert curves[ALONE][-1] != pytest.approx(curves[ALONE][4], rel=1e-2), "it learns something"
     expected = load_file(tmp_path / ALONE / "epoch-2.safetensors")

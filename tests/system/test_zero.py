@@ -22,6 +22,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from paths import REPO, TESTS
+from ranks import run_ranks
 from safetensors.torch import load_file
 
 from ctxrec.core import storage
@@ -163,15 +164,7 @@ def run_all(
     env["TORCH_EXTENSIONS_DIR"] = os.environ["TORCH_EXTENSIONS_DIR"]  # compiled once for all tests
     found: dict[str, dict] = {}
     for world in (1, 2):
-        commands = [[sys.executable, __file__, str(rank), str(world), str(folder)] for rank in range(world)]
-        ranks = [
-            subprocess.Popen(c, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in commands
-        ]
-        said = [rank.communicate(timeout=1800)[0] for rank in ranks]
-        assert [rank.returncode for rank in ranks] == [0] * world, "\n".join(text[-3000:] for text in said)
-        curves = [json.loads((folder / f"{world}-{rank}.json").read_text()) for rank in range(world)]
-        assert all(other == curves[0] for other in curves), "all workers see the same mean loss"
-        found |= curves[0]
+        found |= run_ranks(__file__, folder, world, env=env, timeout_s=1800)
     return found
 
 
