@@ -168,8 +168,11 @@ def _write_dataset(entry: Entry, folder: str, options: RunnerOptions) -> str:
         tables = os.path.join(folder, "ds")
         if entry.simulate is not None:
             command = ["ctxrec.datasets", SIMULATE]
-            for name in entry.simulate.__dataclass_fields__:
-                command += [f"--{name}", str(getattr(entry.simulate, name))]
+            for name, value in dataclasses.asdict(entry.simulate).items():
+                if isinstance(value, bool):
+                    command += [f"--{name}"] if value else []
+                else:
+                    command += [f"--{name}", str(value)]
         else:
             command = ["ctxrec.datasets", entry.name]
             source = find_source(entry, options.sources, options.suite_folder)

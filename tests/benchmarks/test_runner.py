@@ -15,6 +15,7 @@ from paths import REPO
 
 from ctxrec.benchmarks import html_page as benchmark_page
 from ctxrec.benchmarks import results as results_table
+from ctxrec.benchmarks import runner
 from ctxrec.benchmarks.suite import find_source, load_suite, overridden_spec, spec_toml
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.core.errors import UserError
@@ -208,6 +209,24 @@ def test_mistakes_are_one_line(tmp_path):
         done = run(path, tmp_path / "out", *more)
         assert_users_mistake(done, message)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("descriptions", ["false", "true"])
+def test_a_simulated_log_is_written_with_every_option_of_a_suite(tmp_path, descriptions):
+    """The suite's options become flags of the datasets command: a switch is given by its name, all others by a value."""
+    path = suite(
+        tmp_path,
+        f"""seeds = [0]
+[[dataset]]
+label = "sim"
+simulate = {{ users = 30, items = 40, events = 500, searches = 0.0, descriptions = {descriptions} }}
+""",
+    )
+    (entry,) = load_suite(path).dataset
+    options = runner.RunnerOptions(out=str(tmp_path / "out"), suite_folder=str(tmp_path))
+    spec = load_spec(runner._write_dataset(entry, str(tmp_path / "out/sim"), options))
+    assert ("description" in spec.items.text) is (descriptions == "true")
 
 
 @pytest.mark.system
