@@ -27,7 +27,7 @@ from ctxrec.core.errors import UserError
 from ctxrec.core.version import VERSION
 from ctxrec.data.column_facts import FirstReject, OddValues, TextFacts
 from ctxrec.ingest import readers
-from ctxrec.ingest.log_facts import LogFacts, NumberSums, ValueCounts
+from ctxrec.ingest.log_facts import DistinctIds, LogFacts, NumberSums, ValueCounts
 from ctxrec.ingest.log_pass import read_log
 from ctxrec.ingest.shard_files import ShardFile
 from ctxrec.ingest.shards import ShardJob
@@ -127,8 +127,9 @@ def _copy_rejects(kept: str, out: str, number: int) -> None:
 
 def _seen_from(log: LogFacts, item_ids: pa.Array) -> LogFacts:
     """The facts with those items as new that the item table lacks."""
-    new = log.new_items.filter(pc.invert(pc.is_in(log.new_items, value_set=item_ids.cast(pa.string()))))
-    return dataclasses.replace(log, new_items=new, knows_items=len(new) < len(log.new_items))
+    before = log.new_items.array
+    new = before.filter(pc.invert(pc.is_in(before, value_set=item_ids.cast(pa.string()))))
+    return dataclasses.replace(log, new_items=DistinctIds(new), knows_items=len(new) < len(before))
 
 
 def to_json(log: LogFacts) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def to_json(log: LogFacts) -> dict[str, Any]:
         "shards": [[s.path, list(s.offsets), s.first_hour, s.last_hour] for s in log.shards],
         "hours": list(log.hours.items()),
         "numbers": {name: _sums_to_json(sums) for name, sums in log.numbers.items()},
-        "items": log.new_items.to_pylist(),
+        "items": log.new_items.array.to_pylist(),
         "odd": [[*key, odd.rows, odd.example] for key, odd in log.odd.items()],
         "actions": _counts_to_json(log.actions),
         "categories": {name: _counts_to_json(counts) for name, counts in log.categories.items()},
@@ -165,7 +166,7 @@ def from_json(raw: dict[str, Any]) -> LogFacts:
         shards=[ShardFile(path, tuple(offsets), first, last) for path, offsets, first, last in raw["shards"]],
         hours=Counter(dict(map(tuple, raw["hours"]))),
         numbers={name: _sums_from_json(sums) for name, sums in raw["numbers"].items()},
-        new_items=pa.array(raw["items"], pa.string()),
+        new_items=DistinctIds(pa.array(raw["items"], pa.string())),
         odd={(column, kind): OddValues(rows, example) for column, kind, rows, example in raw["odd"]},
         actions=_counts_from_json(raw["actions"]),
         categories={name: _counts_from_json(counts) for name, counts in raw["categories"].items()},

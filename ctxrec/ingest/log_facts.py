@@ -81,6 +81,42 @@ class ValueCounts:
         return ValueCounts(table.column("value").combine_chunks(), table.column("n_sum").to_numpy())
 
 
+class DistinctIds:
+    """Distinct ids in the order of their first appearance.
+
+    Added ids wait until they are as many as the distinct ones, so each id is looked at a number of times that grows with
+    the logarithm of all ids, and not once for every part of the log.
+    """
+
+    def __init__(self, ids: pa.Array | None = None) -> None:
+        self._ids = pa.array([], pa.string())
+        self._waiting: list[pa.Array] = []
+        self._num_waiting = 0
+        if ids is not None:
+            self.add(ids)
+
+    def add(self, ids: pa.Array) -> None:
+        """Take in ids (string) that follow; some may be there already."""
+        self._waiting.append(ids)
+        self._num_waiting += len(ids)
+        if self._num_waiting > len(self._ids):
+            self._settle()
+
+    @property
+    def array(self) -> pa.Array:
+        """All distinct ids: string."""
+        self._settle()
+        return self._ids
+
+    def _settle(self) -> None:
+        if self._waiting:
+            self._ids = pa.concat_arrays([self._ids, *self._waiting]).unique()
+            self._waiting, self._num_waiting = [], 0
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+
 @dataclass
 class LogFacts:
     """Facts of the whole log or of consecutive rows of it."""
@@ -97,7 +133,7 @@ class LogFacts:
     shards: list[ShardFile] = field(default_factory=list)
     hours: Counter[int] = field(default_factory=Counter)  # kept rows by hour since 1970
     numbers: dict[str, NumberSums] = field(default_factory=dict)  # by column of the log
-    new_items: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))  # ids in no table, by first row
+    new_items: DistinctIds = field(default_factory=DistinctIds)  # in no table, by first row
     knows_items: bool = False  # whether a kept row has an item of the item table
     odd: dict[tuple[str, str], OddValues] = field(default_factory=dict)  # by column of the log and kind
     actions: ValueCounts = field(default_factory=ValueCounts.empty)
@@ -120,7 +156,7 @@ class LogFacts:
         self.hours.update(later.hours)
         for name, sums in later.numbers.items():
             self.numbers[name] = self.numbers.get(name, NumberSums()) + sums
-        self.new_items = pa.concat_arrays([self.new_items, later.new_items]).unique()
+        self.new_items.add(later.new_items.array)
         self.knows_items |= later.knows_items
         for key, values in later.odd.items():
             self.odd[key] = self.odd[key] + values if key in self.odd else values

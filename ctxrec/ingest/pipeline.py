@@ -228,7 +228,7 @@ def _check_targets_are_left(totals: Totals) -> None:
 
 
 def _catalogue(tables: Tables, log: LogFacts, *, cold_items: float) -> Catalogue:
-    ids = pa.concat_arrays([tables.items.ids, log.new_items])
+    ids = pa.concat_arrays([tables.items.ids, log.new_items.array])
     pairs = None if tables.graph is None else triples.pairs_of(tables.graph, ids)
     held_out = splits.held_out_items(ids.to_pylist(), cold_items) if cold_items else None
     return Catalogue(ids=ids, pairs=pairs, held_out=held_out)
@@ -268,7 +268,7 @@ def _world(
 def _write_items(
     spec: DatasetSpec, tables: Tables, catalogue: Catalogue, log: LogFacts, totals: Totals, out: str
 ) -> None:
-    table = item_rows.items_table(spec, tables.items, log.new_items, totals.train_events, pairs=catalogue.pairs)
+    table = item_rows.items_table(spec, tables.items, log.new_items.array, totals.train_events, pairs=catalogue.pairs)
     storage.write_parquet(table, storage.join(out, schema.ITEMS))
 
 
@@ -313,12 +313,12 @@ def _log_notes(spec: DatasetSpec, tables: Tables, log: LogFacts, totals: Totals,
         notes.append(said)
     if spec.items is not None and len(log.new_items):
         notes.append(
-            f"{len(log.new_items)} items of the log are in no item table, such as {log.new_items[0].as_py()!r}; kept with "
+            f"{len(log.new_items)} items of the log are in no item table, such as {log.new_items.array[0].as_py()!r}; kept with "
             "empty content"
         )
         if not log.knows_items and len(tables.items.ids):
             notes.append(
-                f"no item of the log is in the item table: the log has {log.new_items[0].as_py()!r}, the table "
+                f"no item of the log is in the item table: the log has {log.new_items.array[0].as_py()!r}, the table "
                 f"{tables.items.ids[0].as_py()!r}. Check that both write ids in the same way"
             )
     if spec.users is not None and totals.users_only_in_log:

@@ -17,7 +17,7 @@ from ctxrec.data import parsing
 from ctxrec.data.column_facts import TextFacts, odd_values, short
 from ctxrec.data.parsing import Coded
 from ctxrec.ingest import readers
-from ctxrec.ingest.log_facts import LogFacts, NumberSums, ValueCounts
+from ctxrec.ingest.log_facts import DistinctIds, LogFacts, NumberSums, ValueCounts
 from ctxrec.ingest.rejects import MALFORMED, first_of_each, lines_of, reject_table, write_rejects
 from ctxrec.ingest.shard_files import (
     ACTION,
@@ -149,7 +149,7 @@ def _make_shard(part: _Part, name: str, job: ShardJob, item_ids: pa.Array) -> Lo
     facts.rows_kept, facts.future = len(good), int((times > job.now_us).sum())
     facts.hours = Counter(dict(zip(hours.tolist(), events_in.tolist(), strict=True)))
     facts.first_us, facts.last_us = int(times.min()), int(times.max())
-    facts.new_items = _new_items(item, item_ids)
+    facts.new_items = DistinctIds(_new_items(item, item_ids))
     facts.knows_items = len(facts.new_items) < len(item.values)
     for source, ids in ((events.user, user), (events.item, item)):
         found = odd_values(ids.values, np.bincount(ids.codes, minlength=len(ids.values)), ids=True)

@@ -154,7 +154,7 @@ def test_a_large_log_is_many_shards(tmp_path, monkeypatch):
         for part in shards.make_shards(pieces, task, job, pa.array([], pa.string())):
             facts.merge(part)
     assert facts.rows_read == facts.rows_kept == n and len(facts.shards) > 4
-    assert facts.new_items.to_pylist() == [str(i) for i in dict.fromkeys(log["item_id"].tolist())]
+    assert facts.new_items.array.to_pylist() == [str(i) for i in dict.fromkeys(log["item_id"].tolist())]
     rows = []
     for bucket in range(3):
         places = BlobIndex.of(facts.shards, buckets=3).places(bucket)
