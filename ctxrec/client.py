@@ -173,6 +173,24 @@ class _Methods:
         path = f"/v1/items/{quote(item_id, safe='')}"
         return self._send(_Call("DELETE", path, lambda answer: True, missing=lambda tries: tries > 1))
 
+    def put_users(self, users: Sequence[Mapping[str, Any]]) -> Any:
+        """Store attributes of users, by the columns of the user file; returns how many users there were. A row replaces what
+        was known of the user.
+
+        The log warns of values that the service does not know.
+        """
+        return self._send(_Call("POST", "/v1/users", _accepted, {"users": list(users)}))
+
+    def remove_user(self, user_id: str) -> Any:
+        """Let no attribute of a user be known any more; returns whether any was. The events of the user stay."""
+        path = f"/v1/users/{quote(user_id, safe='')}"
+        return self._send(_Call("DELETE", path, lambda answer: True, missing=lambda tries: tries > 1))
+
+    def user(self, user_id: str) -> Any:
+        """The attributes of a user that the service knows; None where it knows nothing of the user."""
+        path = f"/v1/users/{quote(user_id, safe='')}"
+        return self._send(_Call("GET", path, lambda answer: answer["attributes"], missing=lambda tries: None))
+
     def model_version(self) -> Any:
         """The version of the model that is served."""
         return self._send(_Call("GET", "/readyz", lambda answer: answer["model_version"]))

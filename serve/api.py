@@ -35,6 +35,7 @@ MAX_REQUESTS = 256
 MAX_WORK = 256_000  # the sum of k over the requests of a call
 MAX_EVENTS = 1000
 MAX_ITEMS = 256
+MAX_USERS = 1000
 MAX_VALUES = 100  # of a column of an item
 MAX_WHOLE = 2**64  # of a whole number, which may be an id or a code
 
@@ -309,3 +310,26 @@ class NewItems(_Body):
     )
 
     items: Annotated[list[NewItem], Field(min_length=1, max_length=MAX_ITEMS)]
+
+
+class NewUser(BaseModel):
+    """A row of the user file: `user_id`, and the file's columns by their names; what is left out is not known."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, ContextValue]
+
+    user_id: EventId
+
+    def row(self) -> dict[str, Any]:
+        return {"user_id": self.user_id, **self.__pydantic_extra__}
+
+
+class NewUsers(_Body):
+    """Attributes of new or known users; the row of a known user is replaced. Each call is atomic."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"users": [{"user_id": "196", "age": 49, "occupation": "writer"}]}]},
+    )
+
+    users: Annotated[list[NewUser], Field(min_length=1, max_length=MAX_USERS)]

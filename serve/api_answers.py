@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 
 class AcceptedResponse(BaseModel):
-    """How many events or items are on disk now."""
+    """How many events, items or users are on disk now."""
 
     accepted: int
 
@@ -37,6 +37,24 @@ class EventsResponse(AcceptedResponse):
         description="One entry for each unknown action and each unknown item, at its first event; the first 20. Present "
         "only where there is one.",
     )
+
+
+class StoredResponse(AcceptedResponse):
+    """How many users are on disk now, and which of their attributes change no recommendation."""
+
+    warnings: list[FieldWarning] | None = Field(
+        default=None,
+        description="That the model reads no attributes, or each value that it does not know; the first 20. Present only "
+        "where there is one.",
+    )
+
+
+class UserResponse(BaseModel):
+    """What is known of a user: the row that was posted or, where none was, what the model read in the user file."""
+
+    user_id: str
+    attributes: dict[str, Any]
+    posted: bool
 
 
 class Reasons(BaseModel):

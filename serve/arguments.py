@@ -52,11 +52,15 @@ class AppArgs(BaseModel):
         description="folder (path or URI) for the Parquet files of posted events; empty: events/ in the store's folder",
     )
     event_files_every_s: float = Field(
-        default=60, gt=0, description="seconds between writes of posted events and items to files"
+        default=60, gt=0, description="seconds between writes of posted events, items and users to files"
     )
     item_files: str = Field(
         default="",
         description="folder (path or URI) for the Parquet file of posted items; empty: items/ in the store's folder",
+    )
+    user_files: str = Field(
+        default="",
+        description="folder (path or URI) for the Parquet file of posted users; empty: users/ in the store's folder",
     )
 
     exposures: str = Field(
@@ -112,10 +116,11 @@ class AppArgs(BaseModel):
         beside = self.live_folder() if storage.is_uri(store) else store
         files = absolute(self.event_files) if self.event_files else os.path.join(beside, "events")
         items = absolute(self.item_files) if self.item_files else os.path.join(beside, "items")
+        users = absolute(self.user_files) if self.user_files else os.path.join(beside, "users")
         shown = absolute(self.exposures) if self.exposures else os.path.join(beside, "exposures")
         rules = absolute(self.rules) if self.rules else ""
         places = {"run": absolute(self.run), "store": store, "event_files": files, "item_files": items}
-        places |= {"exposures": shown, "rules": rules}
+        places |= {"user_files": users, "exposures": shown, "rules": rules}
         return self.model_copy(update=places)
 
     @property

@@ -20,13 +20,16 @@ from starlette.responses import Response
 
 from ctxrec.core import schema
 from ctxrec.data.events import EARLIEST_S, LATEST_S, US, Events
+from ctxrec.live.store import StoreError
 from ctxrec.retrieval.recommender import Recommender
 from serve.api import MAX_ITEMS, Id
+from serve.api_answers import ErrorResponse, UserResponse
 from serve.browse_api import CatalogueResponse, HistoryResponse, ItemRows, UsersResponse
 from serve.engine import Engine
 from serve.http import AsciiJson
 from serve.keys import ADMIN, READ, Keys
 from serve.replica import Replica
+from serve.store_failures import store_unavailable
 
 router = APIRouter()
 
@@ -138,6 +141,23 @@ async def history(
 ) -> Response:
     """What a user did before a time, of the log and of the store."""
     return AsciiJson(await replica_of(request, ADMIN).look(lambda engine: user_history(engine, user_id, before, limit)))
+
+
+@router.get(
+    "/v1/users/{user_id:path}",
+    response_model=UserResponse,
+    responses={404: {"model": ErrorResponse}},
+    summary="What is known of a user: the posted attributes, or those of the user file",
+)
+async def user(request: Request, user_id: Id) -> Response:
+    """The attributes of a user that requests read."""
+    try:
+        known = await replica_of(request, ADMIN).about_users(lambda rows, retriever: rows.known(user_id, retriever))
+    except StoreError as error:
+        raise store_unavailable(error) from None
+    if known is None:
+        raise HTTPException(404, f"user_id: nothing is known of a user {user_id[:100]!r}")
+    return AsciiJson(known)
 
 
 def about(engine: Engine) -> dict[str, Any]:

@@ -18,13 +18,20 @@ from starlette.responses import Response
 
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
-from ctxrec.data.posted_items import BadRow
+from ctxrec.data.posted_rows import BadRow
 from ctxrec.live.store import StoreError
 from ctxrec.retrieval.bundle_texts import NoEncoder
 from serve import browse, edge, trending
 from serve.access_log import request_id
-from serve.api import EventsRequest, NewItems, NumItems, RecommendBatch, RecommendRequest
-from serve.api_answers import AcceptedResponse, BatchResponse, ErrorResponse, EventsResponse, ItemsResponse
+from serve.api import EventsRequest, Id, NewItems, NewUsers, NumItems, RecommendBatch, RecommendRequest
+from serve.api_answers import (
+    AcceptedResponse,
+    BatchResponse,
+    ErrorResponse,
+    EventsResponse,
+    ItemsResponse,
+    StoredResponse,
+)
 from serve.arguments import AppArgs
 from serve.direct import DirectServer
 from serve.engine import answer_json
@@ -182,6 +189,40 @@ class Service:
         except StoreError as error:
             raise store_unavailable(error, "the removal") from None
         raise HTTPException(404, f"item_id: the catalogue has no item {item_id[:100]!r}")
+
+    @app.post(
+        "/v1/users",
+        response_model=StoredResponse,
+        openapi_extra=app.body_of(NewUsers),
+        summary="Store attributes of users; every later request of theirs reads them",
+    )
+    async def put_users(self, request: Request) -> Response:
+        self._keys.check(request.headers, WRITE)
+        body = await parse(request, NewUsers)
+        try:
+            rows = [user.row() for user in body.users]
+            warnings = await self._replica.about_users(lambda users, retriever: users.put(rows, retriever))
+        except BadRow as error:
+            return user_error(error, "users", error.place, error.column)
+        except StoreError as error:
+            raise store_unavailable(error, "the users") from None
+        accepted = {"accepted": len(body.users)}
+        return AsciiJson({**accepted, "warnings": warnings} if warnings else accepted)
+
+    @app.delete(
+        "/v1/users/{user_id:path}",
+        response_model=AcceptedResponse,
+        responses={404: {"model": ErrorResponse}},
+        summary="Know no attribute of a user any more; the events stay",
+    )
+    async def remove_user(self, request: Request, user_id: Id) -> Response:
+        self._keys.check(request.headers, WRITE)
+        try:
+            if await self._replica.about_users(lambda users, retriever: users.remove(user_id, retriever)):
+                return AsciiJson({"accepted": 1})
+        except StoreError as error:
+            raise store_unavailable(error, "the removal") from None
+        raise HTTPException(404, f"user_id: nothing is known of a user {user_id[:100]!r}")
 
     @app.get("/healthz", summary="Is the process alive?")
     async def healthz(self) -> dict[str, str]:

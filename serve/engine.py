@@ -19,8 +19,8 @@ from ctxrec.core.config import Config, load_config
 from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import BundlePaths
 from ctxrec.core.stopwatch import Stopwatch
-from ctxrec.data.events import EARLIEST_S, US, Events
-from ctxrec.live.store import HistoryStore, LoggedEvent, StoreError
+from ctxrec.data.events import EARLIEST_S, Events
+from ctxrec.live.store import HistoryStore
 from ctxrec.memory.request_words import CONTEXT_TEXT, QUERY
 from ctxrec.retrieval.explain import Why, explain
 from ctxrec.retrieval.filters import ColumnRule
@@ -34,14 +34,13 @@ from ctxrec.retrieval.retriever import Retriever, load_retriever
 from serve.api import MAX_WORK, Context, HistoryEvent, RecommendRequest
 from serve.live_feed import LiveFeed
 from serve.request_notes import request_notes
+from serve.store_reader import StoreReader
 
 logger = logging.getLogger(__name__)
 
-_SKEW_S = 300  # a client's clock may be so far ahead; its events count at once all the same
 _DIVERSE_WORK = 10  # what an item of a diverse list costs beside one of a plain list
 _TOKEN_WORK = 20  # what each token costs that the second stage reads, beside an item of a plain list
 _TEXT_WORK = 500  # what each started hundred characters cost that the encoder reads, beside an item of a plain list
-_PAUSE_S = 1.0  # a store that did not answer is left alone for so long
 
 
 @dataclass(frozen=True)
@@ -87,14 +86,13 @@ class Engine:
 
     Args:
         retriever: model, catalogue and index, as one.
-        store: events since the bundle was made; None: only the bundle's histories count.
+        store: events and attributes of users since the bundle was made; None: only what the bundle has counts.
     """
 
     def __init__(self, retriever: Retriever[Recommender], store: HistoryStore | None = None):
         self._retriever = retriever
-        self._store = store
+        self._reader = StoreReader(retriever.recommender, store)
         self.live = LiveFeed(LiveStatistics(retriever.recommender), store)
-        self._pause_until = 0.0
 
     @property
     def model_version(self) -> str:
@@ -222,12 +220,12 @@ class Engine:
                 scores.tolist(),
                 self.model_version,
                 bool(is_fallback),
-                degraded if body.history is None else None,
+                missing,
                 unheard=tuple(missed.items()),
                 notes=request_notes(retriever, body, asked),
             )
-            for body, asked, (positions, scores), is_fallback, missed in zip(
-                bodies, rules, found, fallback, unheard, strict=True
+            for body, asked, (positions, scores), is_fallback, missed, missing in zip(
+                bodies, rules, found, fallback, unheard, degraded, strict=True
             )
         ]
         watch.lap("search")
@@ -250,12 +248,13 @@ class Engine:
     def _text_features(self) -> list[str]:
         return self._retriever.recommender.features.context_texts
 
-    def _raw_requests(self, bodies: Sequence[RecommendRequest]) -> tuple[list[RawRequest], str | None]:
-        """The bodies with the stored events of their users, and the name of what is missing when the store does not
-        answer."""
+    def _raw_requests(self, bodies: Sequence[RecommendRequest]) -> tuple[list[RawRequest], list[str | None]]:
+        """The bodies with what the store holds of their users, and the name of what is missing in each when the store does
+        not answer."""
         now = time.time()
         asked = [now if body.context.timestamp is None else body.context.timestamp for body in bodies]
-        recent, degraded = self._recent(bodies, asked)
+        recent, degraded = self._reader.recent(bodies, asked)
+        about, unknown = self._reader.attributes(bodies)
         return [
             RawRequest(
                 user_id=body.user_id,
@@ -263,42 +262,12 @@ class Engine:
                 context=body.context.features(),
                 history=None if body.history is None else [_raw_event(event) for event in body.history],
                 recent=events,
-                user=body.user or None,
+                user=attributes,
                 dislike=body.dislike,
                 query=body.query,
             )
-            for body, at, events in zip(bodies, asked, recent, strict=True)
-        ], degraded
-
-    def _recent(
-        self, bodies: Sequence[RecommendRequest], asked: Sequence[float]
-    ) -> tuple[list[Sequence[RawEvent]], str | None]:
-        recent: list[Sequence[RawEvent]] = [()] * len(bodies)
-        which = [n for n, body in enumerate(bodies) if body.user_id is not None and body.history is None]
-        if self._store is None or not which:
-            return recent, None
-        if time.monotonic() < self._pause_until:
-            return recent, "history"
-        until = [asked[n] + (_SKEW_S if bodies[n].context.timestamp is None else 0) for n in which]
-        asked_for = [(bodies[n].user_id or "", round(at * US)) for n, at in zip(which, until, strict=True)]
-        pairs = list(dict.fromkeys(asked_for))  # a list may ask many times for one user
-        try:
-            found = self._store.latest([user for user, _ in pairs], [at for _, at in pairs])
-        except StoreError:  # `StoreFailures` has logged it
-            self._pause_until = time.monotonic() + _PAUSE_S
-            return recent, "history"
-        read = {pair: self._logged(events) for pair, events in zip(pairs, found, strict=True)}
-        for n, pair in zip(which, asked_for, strict=True):
-            recent[n] = read[pair]
-        return recent, None
-
-    def _logged(self, events: Sequence[LoggedEvent]) -> list[RawEvent]:
-        """Stored events, without the context features that this version of the model does not know."""
-        contexts = self._retriever.recommender.contexts.all_usable([event.context for event in events])
-        return [
-            RawEvent(event.item_id, action=event.action, timestamp=event.time_us / US, context=context)
-            for event, context in zip(events, contexts, strict=True)
-        ]
+            for body, at, events, attributes in zip(bodies, asked, recent, about, strict=True)
+        ], [first or second for first, second in zip(degraded, unknown, strict=True)]
 
     @cached_property
     def user_names(self) -> list[str]:
@@ -312,7 +281,7 @@ class Engine:
         """
         latest = None if before is None else max(before - 1e-6, EARLIEST_S)
         body = RecommendRequest(user_id=user_id, context=Context(timestamp=latest))
-        raw, degraded = self._raw_requests([body])
+        raw, (degraded,) = self._raw_requests([body])
         return self._retriever.recommender.make_requests(raw, including_now=True)[0].history, degraded
 
     def similar(self, item_id: str, k: int) -> Answer | None:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ctxrec.core.errors import UserError
-from ctxrec.data.posted_items import check_rows, fitting, posted_table
-from ctxrec.live.store import HistoryStore, ItemChange, StoreError
+from ctxrec.data.posted_rows import check_rows, fitting, posted_table
+from ctxrec.live.store import HistoryStore, RowChange, StoreError
 from ctxrec.retrieval.item_encoder import ItemEncoder
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import Retriever
@@ -51,7 +51,7 @@ class ItemSync:
         self._encoder.load()
         posted_table(rows, self._retriever.recommender.spec)  # what cannot be read must not reach the other replicas
         accepted = {row["item_id"]: {k: v for k, v in row.items() if k != "item_id"} for row in rows}
-        self._store.change_items(accepted)
+        self._store.change_rows("items", accepted)
         self.catch_up(run, accepted)
         return len(rows)
 
@@ -60,7 +60,7 @@ class ItemSync:
         self.catch_up(run)
         if not self._retriever.has_item(item_id):
             return False
-        self._store.change_items({item_id: None})
+        self._store.change_rows("items", {item_id: None})
         self.catch_up(run)
         return True
 
@@ -69,21 +69,21 @@ class ItemSync:
 
         `accepted` are rows by item id that were checked already.
         """
-        changes = self._store.item_changes(self._number)
+        changes = self._store.row_changes("items", self._number)
         for start in range(0, len(changes), _AT_ONCE):
             part = changes[start : start + _AT_ONCE]
             self._take(part, run or (lambda change: change()), accepted or {})
             self._number = part[-1].number
 
-    def _take(self, changes: Sequence[ItemChange], run: Run, accepted: Mapping[str, Any]) -> None:
+    def _take(self, changes: Sequence[RowChange], run: Run, accepted: Mapping[str, Any]) -> None:
         spec, rows = self._retriever.recommender.spec, []
         for change in changes:
             if change.row is not None:
-                row = {**change.row, "item_id": change.item_id}
+                row = {**change.row, "item_id": change.id}
                 # What another replica took may have columns that the item file of this version lacks.
-                rows.append(row if change.row == accepted.get(change.item_id) else fitting(row, spec))
+                rows.append(row if change.row == accepted.get(change.id) else fitting(row, spec))
         encoded = self._encoder.encode(posted_table(rows, spec)) if rows else None
-        removed = [c.item_id for c in changes if c.row is None]
+        removed = [c.id for c in changes if c.row is None]
         run(lambda: self._retriever.update(encoded, removed))
 
 

@@ -1,6 +1,6 @@
 """Posted events in a replica: they are stored in groups, and each is on disk before its sender gets an answer.
 
-A background thread writes posted events and items to Parquet files.
+A background thread writes posted events, items and users to Parquet files.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import US
 from ctxrec.live.event_files import write_event_files
-from ctxrec.live.item_files import write_item_file
-from ctxrec.live.store import HistoryStore, LoggedEvent, StoreError
+from ctxrec.live.row_files import write_row_file
+from ctxrec.live.store import TABLES, HistoryStore, LoggedEvent, StoreError
 from serve.api import EventsRequest
 from serve.item_sync import Every
 from serve.service_metrics import Metrics
@@ -140,12 +140,12 @@ class Journal:
 
 
 class FileWriter:
-    """Writes posted events and items to Parquet files every so many seconds, and once more when it is stopped.
+    """Writes posted events, items and users to Parquet files every so many seconds, and once more when it is stopped.
 
     Args:
         store: what was posted.
-        events, items: folders, paths or URIs.
-        spec: names of the columns of log and item file.
+        events, items, users: folders, paths or URIs.
+        spec: names of the columns of log, item file and user file.
         service: name of this service; its replicas share it.
         metrics: take what was not written, and what failed.
     """
@@ -155,18 +155,20 @@ class FileWriter:
         store: HistoryStore,
         events: str,
         items: str,
+        users: str,
         spec: DatasetSpec,
         *,
         every_s: float,
         service: str,
         metrics: Metrics,
     ):
-        self._store, self._events, self._items, self._spec = store, events, items, spec
+        self._store, self._events, self._spec = store, events, spec
+        self._folders = {"items": items, "users": users}
         self._service, self._metrics = service, metrics
         self._others: list[str] = []
-        self._last_change = 0  # of an item that is in the file
+        self._last_changes = dict.fromkeys(TABLES, 0)  # that are in the files
         self._count()
-        self._rounds = Every(every_s, self._write, "files of events and items")
+        self._rounds = Every(every_s, self._write, "files of posted rows")
 
     def stop(self) -> None:
         self._rounds.stop()
@@ -177,12 +179,15 @@ class FileWriter:
             num = write_event_files(self._store, self._events, self._spec.events)
             if num:
                 logger.info("%d events written to %s", num, self._events)
-            self._last_change = write_item_file(self._store, self._items, self._spec.items, since=self._last_change)
+            for table in TABLES:
+                section, since = getattr(self._spec, table), self._last_changes[table]
+                last = write_row_file(self._store, table, self._folders[table], section, since=since)
+                self._last_changes[table] = last
         except StoreError:  # `StoreFailures` has logged it
             self._metrics.export_failures.inc()
         except Exception:  # whatever it is, they are in the store, and the next round tries again
             self._metrics.export_failures.inc()
-            logger.exception("files of events and items could not be written; they will be tried again")
+            logger.exception("files of posted rows could not be written; they will be tried again")
         self._count()
 
     def _count(self) -> None:

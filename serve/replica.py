@@ -19,6 +19,8 @@ from ctxrec.live.opening import open_store
 from ctxrec.live.store import LoggedEvent, StoreError
 from ctxrec.retrieval.bundle_texts import NoEncoder
 from ctxrec.retrieval.item_encoder import ItemEncoder
+from ctxrec.retrieval.recommender import Recommender
+from ctxrec.retrieval.retriever import Retriever
 from ctxrec.retrieval.slate.rules import Rules
 from serve.api import RecommendRequest
 from serve.arguments import AppArgs
@@ -30,6 +32,7 @@ from serve.micro_batching import MicroBatcher
 from serve.rule_file import RuleFile
 from serve.service_metrics import Metrics
 from serve.store_failures import StoreFailures
+from serve.user_rows import UserRows
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +40,10 @@ _EVENTS_AT_ONCE = 4096  # that go to the store in one write
 
 
 class Replica:
-    """Answers the calls of the HTTP routes: requests, events and items.
+    """Answers the calls of the HTTP routes: requests, events, items and users.
 
     All computing happens in one thread of its own: the event loop stays free for health checks, batches do not
-    compete for cores, and the catalogue changes between batches. New items are encoded in another, and events
+    compete for cores, and the catalogue changes between batches. New items are encoded in another, and events and users
     go to the store in a third.
 
     Args:
@@ -64,6 +67,7 @@ class Replica:
         self._arms = Arms()
         self._engine, self._items = self._first_version()
         self._rules.put_in_force(self._engine.retriever.slate_builder)
+        self._users = UserRows(self._store, metrics.users)
         self._journal = Journal(self._store, lambda contexts: self._engine.check_contexts(contexts))
         self._exposures = ExposureLog(args.exposures, every_s=args.event_files_every_s)
         self._batches = MicroBatcher(
@@ -72,7 +76,7 @@ class Replica:
         self._events = MicroBatcher(self._journal.append, self._writing, max_size=_EVENTS_AT_ONCE, size=len)
         self._num_waiting = 0
         spec = self._engine.retriever.recommender.spec
-        folders = {"events": args.event_files, "items": args.item_files}
+        folders = {"events": args.event_files, "items": args.item_files, "users": args.user_files}
         self._files = FileWriter(
             self._store,
             **folders,
@@ -169,6 +173,11 @@ class Replica:
             removed = await self._in(self._encoding, lambda: self._remove(item_id))
         self._metrics.items.inc(removed)
         return removed
+
+    async def about_users(self, call: Callable[[UserRows, Retriever[Recommender]], Any]) -> Any:
+        """The result of a call about posted users, which runs in the thread that writes to the store."""
+        with self._admitted():
+            return await self._in(self._writing, lambda: call(self._users, self._engine.retriever))
 
     def _put(self, rows: Sequence[Mapping[str, Any]]) -> int:
         accepted = self._items.put(rows, self._between_batches)

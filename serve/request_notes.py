@@ -24,7 +24,7 @@ def request_notes(
     return (
         *_not_reranked(retriever, body),
         *_unknown_dislikes(retriever, body),
-        *notes_of(retriever, rules, body.context.features(), body.user),
+        *notes_of(retriever, rules, body.context.features(), body.user, rerank=body.rerank),
     )
 
 

@@ -56,11 +56,11 @@ class Metrics:
             **own,
         )
         self.export_failures = Counter(
-            "ctxrec_export_failures", "Rounds in which files of events and items could not be written", **own
+            "ctxrec_export_failures", "Rounds in which files of events, items and users could not be written", **own
         )
         self.store_failures = Counter(
             "ctxrec_store_failures",
-            "Failed calls of the store of events and items: busy, or damaged, full, read-only or denied, which an operator must mend",
+            "Failed calls of the store of events, items and users: busy, or damaged, full, read-only or denied, which an operator must mend",
             ["kind"],
             **own,
         )
@@ -70,6 +70,7 @@ class Metrics:
             "ctxrec_other_services", "Other services that use the same store", multiprocess_mode="livemax", **own
         )
         self.items = Counter("ctxrec_item_changes", "Items that were put in or taken out", **own)
+        self.users = Counter("ctxrec_user_changes", "Users whose attributes were stored or taken away", **own)
         self.swaps = Counter("ctxrec_model_swaps", "Changes of the model while serving", ["result"], **own)
         arm = ["experiment", "arm"]
         self.arm_answers = Counter("ctxrec_arm_answers", "Answers of an A/B test", [*arm, "version"], **own)

@@ -40,13 +40,15 @@ class StoreFailures:
             logger.error("the store %s; this is logged once: %s", _LASTING[error.kind], error)
 
 
-def store_unavailable(error: StoreError, what: str) -> HTTPException:
-    """The answer to a call that could not be stored; `what` the client sent, such as "the events"."""
+def store_unavailable(error: StoreError, what: str = "") -> HTTPException:
+    """The answer to a call that could not be stored, of which `what` the client sent ("the events"), or not be read ("")."""
     if error.kind not in _LASTING:
-        detail = f"the history store does not answer; {what} may not be stored; try again"
+        lost = f"{what} may not be stored; " if what else ""
+        detail = f"the history store does not answer; {lost}try again"
         return HTTPException(503, detail, headers={"Retry-After": "1"})
-    detail = (
-        f"the history store {_LASTING[error.kind]}; {what} may not be stored. The operator must mend it (the log of the "
-        "service says how); keep what you sent and send it again after that"
+    lost, keep = (
+        (f"; {what} may not be stored", "; keep what you sent and send it again after that") if what else ("", "")
     )
+    mend = "The operator must mend it (the log of the service says how)"
+    detail = f"the history store {_LASTING[error.kind]}{lost}. {mend}{keep}"
     return HTTPException(503, detail, headers={"Retry-After": str(_RETRY_S)})

@@ -150,6 +150,26 @@ def test_an_item_gone_at_the_second_try_was_removed_by_the_first(flaky):
     assert [asked[:2] for asked in flaky.asked] == [("DELETE", "/v1/items/a%2Fb")] * 3
 
 
+def test_users_are_stored_told_and_taken_away(flaky, caplog):
+    warning = {"loc": ["body", "users", 0, "gender"], "msg": "'X' is no value", "type": "unknown_value"}
+    flaky.answers = [
+        (200, {"accepted": 1, "warnings": [warning]}, {}),
+        (200, {"user_id": "a/b", "attributes": {"gender": "X"}, "posted": True}, {}),
+        (404, {"detail": "nothing is known"}, {}),
+        (200, {"accepted": 1}, {}),
+        (404, {"detail": "nothing is known"}, {}),
+    ]
+    assert call("sync", flaky.url, "put_users", [{"user_id": "a/b", "gender": "X"}]) == 1
+    assert "users.0.gender: 'X' is no value" in caplog.text
+    assert call("async", flaky.url, "user", "a/b") == {"gender": "X"}
+    assert call("sync", flaky.url, "user", "a/b") is None
+    assert call("async", flaky.url, "remove_user", "a/b") is True
+    assert call("sync", flaky.url, "remove_user", "a/b") is False
+    assert [asked[:2] for asked in flaky.asked] == [
+        ("POST", "/v1/users"), *[("GET", "/v1/users/a%2Fb")] * 2, *[("DELETE", "/v1/users/a%2Fb")] * 2,
+    ]  # fmt: skip
+
+
 def test_a_request_holds_what_was_given():
     assert request("u") == {"user_id": "u", "k": 10}
     assert request("u", query="quiet sci-fi") == {"user_id": "u", "k": 10, "query": "quiet sci-fi"}

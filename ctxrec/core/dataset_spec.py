@@ -178,6 +178,16 @@ class UsersSpec(FileSpec):
         _each_once("users", self.categorical + self.numeric)
         _check_separators("users", self.separators, self.categorical, (self.id, *self.numeric))
 
+    @property
+    def text(self) -> tuple[str, ...]:
+        """Columns of free texts."""
+        return ()
+
+    @property
+    def media(self) -> dict[str, str]:
+        """Columns of images and sounds, which users have none of."""
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GraphSpec(FileSpec):

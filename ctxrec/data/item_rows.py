@@ -46,7 +46,7 @@ def items_table(
     """The item table: the catalogue's items, then those that only the log has.
 
     `prepare` makes the table of a prepared folder with it, and a service makes the table of posted items
-    (`ctxrec.data.posted_items`), so that an item is the same to the model wherever it comes from.
+    (`ctxrec.data.posted_rows`), so that an item is the same to the model wherever it comes from.
 
     Args:
         spec: the data set.

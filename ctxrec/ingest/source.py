@@ -56,8 +56,8 @@ def inspect_source(spec: DatasetSpec, live: str = "") -> Source:
 
     Args:
         spec: the data set.
-        live: folder of a service's store, path or URI, whose `events/` come after the log and whose `items/` stand before
-            the item table, since the first row of an item counts; "": none.
+        live: folder of a service's store, path or URI, whose `events/` come after the log, and whose `items/` and `users/`
+            stand before the tables of the spec, since the first row of an id counts; "": none.
 
     Raises:
         UserError: names the column, the file and the columns found.
@@ -69,10 +69,10 @@ def inspect_source(spec: DatasetSpec, live: str = "") -> Source:
         form = {"delimiter": part.delimiter, "encoding": part.encoding}
         found = readers.inspect(part.path, columns, section=section, **form)
         posted = storage.join(live, section)
-        if live and section in ("events", "items") and _has_tables(posted):
+        if live and section in ("events", "items", "users") and _has_tables(posted):
             known = {info.path for info in found}
             more = [info for info in readers.inspect(posted, columns, section=section) if info.path not in known]
-            found = [*more, *found] if section == "items" else [*found, *more]
+            found = [*found, *more] if section == "events" else [*more, *found]
         return found
 
     source = Source(

@@ -15,7 +15,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ctxrec.core.errors import UserError
-from ctxrec.live.store import KEPT_EVENTS, RECENT_EVENTS, ItemChange, LoggedEvent, OnFailure, StoreError, Unwritten
+from ctxrec.live.store import (
+    KEPT_EVENTS,
+    RECENT_EVENTS,
+    LoggedEvent,
+    OnFailure,
+    RowChange,
+    StoreError,
+    Table,
+    Unwritten,
+)
 
 try:
     import redis
@@ -62,7 +71,7 @@ for n = 4, #ARGV, 4 do
   end
 end
 """
-# KEYS: sequence, sorted set of changes, hash of rows. ARGV: for each item id, row ("" for one that is taken out).
+# KEYS: sequence, sorted set of changes, hash of rows. ARGV: for each row id, row ("" for one that is taken away).
 _CHANGE = """
 local number = 0
 for n = 1, #ARGV, 2 do
@@ -98,6 +107,9 @@ _TYPES = {
     "item number": "string",
     "item changes": "zset",
     "items": "hash",
+    "user number": "string",
+    "user changes": "zset",
+    "users": "hash",
 }
 _REMEDY = {
     "busy": "",
@@ -285,23 +297,32 @@ class RedisStore:
         with self._answering():  # where it fails, the lease ends by itself
             self._unlock(keys=[self._prefix + "writing"], args=[self._me])
 
-    def change_items(self, rows: Mapping[str, dict[str, Any] | None]) -> int:
-        args = [text for item, row in rows.items() for text in (item, "" if row is None else json.dumps(row))]
-        keys = [self._prefix + name for name in ("item number", "item changes", "items")]
+    def change_rows(self, table: Table, rows: Mapping[str, dict[str, Any] | None]) -> int:
+        args = [text for name, row in rows.items() for text in (name, "" if row is None else json.dumps(row))]
         with self._answering():
-            return int(self._change(keys=keys, args=args))
+            return int(self._change(keys=self._row_keys(table), args=args))
 
-    def item_changes(self, since: int) -> list[ItemChange]:
-        keys = [self._prefix + name for name in ("item changes", "items")]
+    def row_changes(self, table: Table, since: int) -> list[RowChange]:
         with self._answering():
-            found = self._changes(keys=keys, args=[since])
+            found = self._changes(keys=self._row_keys(table)[1:], args=[since])
             num = len(found) // 3
             return [
-                ItemChange(int(number), item, json.loads(row) if row else None)
-                for item, number, row in zip(
+                RowChange(int(number), name, json.loads(row) if row else None)
+                for name, number, row in zip(
                     found[: 2 * num : 2], found[1 : 2 * num : 2], found[2 * num :], strict=True
                 )
             ]
+
+    def posted_rows(self, table: Table, ids: Sequence[str]) -> dict[str, dict[str, Any] | None]:
+        if not ids:
+            return {}
+        with self._answering() as server:
+            rows = server.hmget(self._row_keys(table)[2], list(ids))
+            return {n: json.loads(row) if row else None for n, row in zip(ids, rows, strict=True) if row is not None}
+
+    def _row_keys(self, table: Table) -> list[str]:
+        """Keys of the number of the last change, of the changes and of the rows of a table."""
+        return [self._prefix + name for name in (f"{table[:-1]} number", f"{table[:-1]} changes", table)]
 
     def close(self) -> None:
         self._redis.close()

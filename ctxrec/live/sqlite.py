@@ -20,8 +20,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ctxrec.core.errors import UserError
-from ctxrec.live.sqlite_check import APPLICATION_ID, MARK, REACHED, VERSION, Mark, check_file, kind_of, store_error
-from ctxrec.live.store import KEPT_EVENTS, RECENT_EVENTS, ItemChange, LoggedEvent, OnFailure, StoreError, Unwritten
+from ctxrec.live.sqlite_check import APPLICATION_ID, MARK, VERSION, Mark, check_file, kind_of, reached, store_error
+from ctxrec.live.store import (
+    KEPT_EVENTS,
+    RECENT_EVENTS,
+    LoggedEvent,
+    OnFailure,
+    RowChange,
+    StoreError,
+    Table,
+    Unwritten,
+)
 
 DATABASE, LOCK, PRESENCE = "live.sqlite", "writing.lock", "service-"
 _WAL = "-wal"  # SQLite's name of the write-ahead log, after that of the database
@@ -37,6 +46,7 @@ CREATE TABLE IF NOT EXISTS events (
 CREATE UNIQUE INDEX IF NOT EXISTS events_by_user ON events (user, time_us, item, action);
 CREATE INDEX IF NOT EXISTS events_by_time ON events (user, time_us);
 CREATE TABLE IF NOT EXISTS items (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, row TEXT);
+CREATE TABLE IF NOT EXISTS users (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, row TEXT);
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 INSERT OR IGNORE INTO facts VALUES ('written', 0), ('taken', 0), ('id', '{{id}}');
 COMMIT;
@@ -65,7 +75,7 @@ class SqliteStore:
             self.id = self._fact("id")
             self._place = os.stat(self._path).st_ino, os.stat(self._path + _WAL).st_ino
             self._mark_file = os.open(os.path.join(folder, MARK), os.O_RDWR | os.O_CREAT, 0o600)
-            self._write_mark(connection.execute(REACHED).fetchone())
+            self._write_mark(connection.execute(reached()).fetchone())
         except (OSError, sqlite3.Error, UserError) as error:
             self.close()
             if isinstance(error, UserError):
@@ -179,24 +189,32 @@ class SqliteStore:
         if file is not None:
             os.close(file)  # and with it the lock
 
-    def change_items(self, rows: Mapping[str, dict[str, Any] | None]) -> int:
-        values = [(item, None if row is None else json.dumps(row)) for item, row in rows.items()]
-        return self._change("INSERT OR REPLACE INTO items (id, row) VALUES (?, ?)", values)[1]
+    def change_rows(self, table: Table, rows: Mapping[str, dict[str, Any] | None]) -> int:
+        values = [(name, None if row is None else json.dumps(row)) for name, row in rows.items()]
+        return self._change(f"INSERT OR REPLACE INTO {table} (id, row) VALUES (?, ?)", values, table)
 
-    def _change(self, statement: str, rows: Sequence[tuple]) -> tuple[int, int]:
-        """Change all rows or none; the numbers of the last event and of the last change of an item after it."""
+    def _change(self, statement: str, rows: Sequence[tuple], table: Table = "items") -> int:
+        """Change all rows or none; the number of the last change of a row of `table` after it."""
         with self._answering() as connection:
             with connection:
                 connection.execute("BEGIN IMMEDIATE")
                 connection.executemany(statement, rows)
-                reached: tuple[int, int] = connection.execute(REACHED).fetchone()
-            self._write_mark(reached)
-            return reached
+                last: int = connection.execute(f"SELECT coalesce(max(number), 0) FROM {table}").fetchone()[0]
+                numbers: tuple[int, int] = connection.execute(reached()).fetchone()
+            self._write_mark(numbers)
+            return last
 
-    def item_changes(self, since: int) -> list[ItemChange]:
-        query = "SELECT number, id, row FROM items WHERE number > ? ORDER BY number"
+    def row_changes(self, table: Table, since: int) -> list[RowChange]:
+        query = f"SELECT number, id, row FROM {table} WHERE number > ? ORDER BY number"
         with self._answering() as connection:
-            return [self._item_change(row) for row in connection.execute(query, (since,))]
+            return [self._row_change(row) for row in connection.execute(query, (since,))]
+
+    def posted_rows(self, table: Table, ids: Sequence[str]) -> dict[str, dict[str, Any] | None]:
+        query = f"SELECT number, id, row FROM {table} WHERE id = ?"
+        with self._answering() as connection:
+            found = (connection.execute(query, (name,)).fetchone() for name in ids)
+            changes = [self._row_change(row) for row in found if row is not None]
+        return {change.id: change.row for change in changes}
 
     def close(self) -> None:
         self.release()
@@ -261,9 +279,9 @@ class SqliteStore:
             told = f"{self._wrong_place} while the service used it; put it back and start the service again"
             raise StoreError(told, "damaged")
 
-    def _write_mark(self, reached: tuple[int, int]) -> None:
+    def _write_mark(self, numbers: tuple[int, int]) -> None:
         if self._mark_file is not None:
-            os.pwrite(self._mark_file, Mark(self.id, *reached).line(), 0)
+            os.pwrite(self._mark_file, Mark(self.id, *numbers).line(), 0)
 
     def _event(self, user: str, row: tuple) -> LoggedEvent:
         item, time_us, action, value, context = row[:5]
@@ -279,15 +297,15 @@ class SqliteStore:
             )
         return event
 
-    def _item_change(self, row: tuple) -> ItemChange:
-        number, item, text = row
+    def _row_change(self, row: tuple) -> RowChange:
+        number, name, text = row
         try:
             columns = None if text is None else json.loads(text)
         except (TypeError, ValueError):
             columns = text
-        if not isinstance(item, str) or not isinstance(columns, dict | None):
-            raise StoreError(f"{self._path} is damaged: the row of item {item!r} cannot be read", "damaged")
-        return ItemChange(number, item, columns)
+        if not isinstance(name, str) or not isinstance(columns, dict | None):
+            raise StoreError(f"{self._path} is damaged: the posted row of {name!r} cannot be read", "damaged")
+        return RowChange(number, name, columns)
 
     def _fact(self, name: str) -> Any:
         return self._connection().execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()[0]

@@ -12,23 +12,34 @@ import os
 import re
 import sqlite3
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import quote
 
 from ctxrec.core.errors import UserError
-from ctxrec.live.store import StoreError
+from ctxrec.live.store import TABLES, StoreError
 
 logger = logging.getLogger(__name__)
 
-APPLICATION_ID, VERSION = 0x63747872, 1  # "ctxr" in the header of the file; its format
+APPLICATION_ID, VERSION = 0x63747872, 2  # "ctxr" in the header of the file; its format
 MARK = "live.mark"
 CHECK_S = 5.0  # at most, for the check of the pages; a larger file is checked in part
 COLUMNS = {
     "events": ("seq", "user", "time_us", "item", "action", "value", "context"),
     "items": ("number", "id", "row"),
+    "users": ("number", "id", "row"),
     "facts": ("name", "value"),
 }
-REACHED = "SELECT coalesce((SELECT max(seq) FROM events), 0), coalesce((SELECT max(number) FROM items), 0)"
+SINCE = {"users": 2}  # the format in which a table came; the others have been there from the first
+
+
+def reached(tables: Iterable[str] = COLUMNS) -> str:
+    """The query for the number of the last event, and for the sum of the numbers of the last changes of rows. Neither falls
+    as long as nothing is lost."""
+    counted = [f"coalesce((SELECT max(number) FROM {table}), 0)" for table in TABLES if table in tables]
+    return f"SELECT coalesce((SELECT max(seq) FROM events), 0), {' + '.join(counted)}"
+
+
 _HEADER = b"SQLite format 3\0"
 _STEPS = 10_000  # of SQLite's machine between two looks at the clock
 _RESTORE = (
@@ -47,7 +58,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Mark:
-    """Which store a folder holds, and the number of the last event and of the last change of an item."""
+    """Which store a folder holds, the number of the last event, and how many changes of items and users there were."""
 
     store: str
     event: int
@@ -112,7 +123,7 @@ def check_file(path: str, *, used: bool) -> None:
 
 
 def _held(mark: Mark) -> str:
-    return f"it held {mark.event} events and {mark.change} changes of items"
+    return f"it held {mark.event} events and {mark.change} changes of items and users"
 
 
 def _check_content(connection: sqlite3.Connection, path: str, mark: Mark | None) -> None:
@@ -131,7 +142,8 @@ def _check_content(connection: sqlite3.Connection, path: str, mark: Mark | None)
         return  # another process is making it
     for table, columns in COLUMNS.items():
         found = tuple(row[1] for row in connection.execute(f"PRAGMA table_info({table})"))
-        if found != columns and (found or application):  # an earlier version may lack a table
+        is_new = version < SINCE.get(table, 0)
+        if found != columns and (found or (application and not is_new)):  # an earlier version may lack a table
             says = f"has the columns {', '.join(found)}" if found else "is missing"
             raise UserError(f"{path} is damaged (its table {table} {says}); {_RESTORE}")
     if mark is None:
@@ -139,10 +151,10 @@ def _check_content(connection: sqlite3.Connection, path: str, mark: Mark | None)
     store = connection.execute("SELECT value FROM facts WHERE name = 'id'").fetchone()
     if store is None or store[0] != mark.store:
         raise UserError(f"{path} is not the store of {MARK} beside it ({_held(mark)}); {_RESTORE}")
-    event, change = connection.execute(REACHED).fetchone()
+    event, change = connection.execute(reached(tables)).fetchone()
     if event < mark.event or change < mark.change:
         raise UserError(
-            f"{path} has lost events: it has {event} events and {change} changes of items, but {_held(mark)}. Its "
+            f"{path} has lost events: it has {event} events and {change} changes of items and users, but {_held(mark)}. Its "
             f"write-ahead log {os.path.basename(path)}-wal is missing or damaged, or it is an older copy. Restore both "
             f"files, or remove {os.path.join(os.path.dirname(path), MARK)} to go on without what is lost"
         )

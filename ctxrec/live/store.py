@@ -1,7 +1,7 @@
-"""The store of posted events and items, which all replicas share; it is written before a call is acknowledged.
+"""The store of posted events, items and users, which all replicas share; it is written before a call is acknowledged.
 
 `open_store` opens the embedded store (SQLite, one machine) or Redis (several machines). Both also keep a log of events
-that have not been written to event files yet (`ctxrec.live.event_files`), and the items that were posted.
+that have not been written to event files yet (`ctxrec.live.event_files`), and the rows of items and users that were posted.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 KEPT_EVENTS = 1000  # of a user, the latest ones, that a request reads
 RECENT_EVENTS = 200_000  # of all users, the latest ones that came, that a new reader of the stream gets
+Table = Literal["items", "users"]  # of which rows are posted
+TABLES: tuple[Table, ...] = ("items", "users")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,12 @@ class Unwritten:
 
 
 @dataclass(frozen=True, slots=True)
-class ItemChange:
-    """An item that was put into the catalogue or, where `row` is None, taken out of it."""
+class RowChange:
+    """A row of a table that was posted or, where `row` is None, taken away: an item that left the catalogue, or a user of
+    whom nothing is known any more."""
 
-    number: int  # of the change, rising
-    item_id: str
+    number: int  # of the change, rising in its table
+    id: str
     row: dict[str, Any] | None
 
 
@@ -73,7 +76,7 @@ OnFailure = Callable[[StoreError], None]
 
 
 class HistoryStore(Protocol):
-    """A store of events by user, and of changes of items. Several threads and several processes may use it at once."""
+    """A store of events by user, and of rows of items and users. Several threads and several processes may use it at once."""
 
     id: str  # of the store, made with it
 
@@ -139,16 +142,23 @@ class HistoryStore(Protocol):
     def release(self) -> None:
         """Let others write what was taken and not written."""
 
-    def change_items(self, rows: Mapping[str, dict[str, Any] | None]) -> int:
-        """Store new rows of items by id, where None takes the item out of the catalogue; returns the number of the
-        last change. The rows are on disk when this returns.
+    def change_rows(self, table: Table, rows: Mapping[str, dict[str, Any] | None]) -> int:
+        """Store new rows of a table by id, where None takes the row away; returns the number of the last change. The rows
+        are on disk when this returns.
 
         Raises:
             StoreError: they may not be there.
         """
 
-    def item_changes(self, since: int) -> list[ItemChange]:
-        """The latest change of each item that was changed after the change of this number, in their order.
+    def row_changes(self, table: Table, since: int) -> list[RowChange]:
+        """The latest change of each row that was changed after the change of this number, in their order.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+
+    def posted_rows(self, table: Table, ids: Sequence[str]) -> dict[str, dict[str, Any] | None]:
+        """The rows of a table that were posted under these ids, and None for those that were taken away.
 
         Raises:
             StoreError: the store does not answer.

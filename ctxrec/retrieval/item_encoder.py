@@ -72,7 +72,7 @@ class ItemEncoder:
             self._recommender.texts.load()
 
     def encode(self, table: pa.Table) -> EncodedItems:
-        """Vectors of rows (`ctxrec.data.posted_items.posted_table`).
+        """Vectors of rows (`ctxrec.data.posted_rows.posted_table`).
 
         Raises:
             NoEncoder: a row has a text, and the encoder is not to be had.

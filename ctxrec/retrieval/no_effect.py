@@ -38,6 +38,8 @@ def notes_of(
     rules: Mapping[str, ColumnRule],
     context: Mapping[str, Any],
     user: Mapping[str, Any] | None = None,
+    *,
+    rerank: bool | None = None,
 ) -> list[Note]:
     """The first notes of a request that the model can read; a few dictionary lookups.
 
@@ -46,24 +48,32 @@ def notes_of(
         rules: the filter, by item column.
         context: features of the context by name.
         user: attributes of the user by name.
+        rerank: what the request says of the second stage.
     """
     if not rules and not context and not user:
         return []
-    notes = itertools.chain(_notes(retriever, rules, context), _user_notes(retriever.recommender, user or {}))
-    return list(itertools.islice(notes, MAX_NOTES))
+    about = _user_notes(retriever.recommender, user or {}, reranked=retriever.is_reranked(rerank))
+    return list(itertools.islice(itertools.chain(_notes(retriever, rules, context), about), MAX_NOTES))
 
 
-def _user_notes(model: Recommender, user: Mapping[str, Any]) -> Iterator[Note]:
-    if user and (reason := why_unread(model)) is not None:
+def _user_notes(model: Recommender, user: Mapping[str, Any], *, reranked: bool) -> Iterator[Note]:
+    if user and (reason := why_unread(model, reranked=reranked)) is not None:
         yield Note(("user",), "attributes_not_read", f"user: attributes have no effect, because {reason}")
         return
+    yield from unknown_attributes(model, user)
+
+
+def unknown_attributes(model: Recommender, user: Mapping[str, Any]) -> Iterator[Note]:
+    """Attributes whose values the model does not know."""
     for name in model.attributes.unknown_values(user):
         text = f"user {name}: {_quoted(user[name])} is no value that the model knows; it counts as any other such value"
         yield Note(("user", name), "unknown_value", text)
 
 
-def why_unread(model: Recommender) -> str | None:
-    """Why a model does not read attributes of users; None: it does."""
+def why_unread(model: Recommender, *, reranked: bool = False) -> str | None:
+    """Why a model does not read attributes of users; None: it does, or the second stage does, which reads them as words."""
+    if reranked:
+        return None
     if "user" not in model.config.model.sources:
         return "the model was trained without them (model.sources)"
     if isinstance(model.towers, NoTowers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ class UserReader:
     """Reads attributes of users by the features of a data set."""
 
     def __init__(self, features: FeatureMeta) -> None:
+        self._categories = features.user_categories
         self._codes = {name: codes_of(values) for name, values in features.user_categories.items()}
         self._numbers = list(features.user_numbers)
 
@@ -62,6 +64,26 @@ class UserReader:
             num={name: np.full(1, np.nan, np.float32) for name in self._numbers},
         )
         self.replaced(none, [attributes])
+
+    def usable(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        """What can be read of attributes that another version of the model has accepted."""
+        if self._is_usable(attributes):  # all of it at once: nearly always so
+            return dict(attributes)
+        return {name: value for name, value in attributes.items() if self._is_usable({name: value})}
+
+    def _is_usable(self, attributes: Mapping[str, Any]) -> bool:
+        try:
+            self.check(attributes)
+        except UserError:
+            return False
+        return True
+
+    def told(self, users: Users, row: int) -> dict[str, Any]:
+        """The known attributes of a row of users in a user's words; a value outside of the vocabulary is left out."""
+        codes = {name: int(users.cat[name][row]) - schema.FIRST_CODE for name in self._codes}
+        made: dict[str, Any] = {name: self._categories[name][code] for name, code in codes.items() if code >= 0}
+        numbers = {name: float(users.num[name][row]) for name in self._numbers}
+        return made | {name: round(value, 6) for name, value in numbers.items() if math.isfinite(value)}
 
     def unknown_values(self, attributes: Mapping[str, Any]) -> list[str]:
         """Names of the categorical attributes whose value is none that the model knows; the attributes can be read."""

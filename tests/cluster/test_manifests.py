@@ -293,4 +293,4 @@ def test_the_password_of_redis_comes_from_the_environment(redis_server, monkeypa
     with pytest.raises(UserError, match="authenticate"):
         open_store(server.url)
     monkeypatch.setenv("CTXREC_REDIS_PASSWORD", "let me in")
-    assert open_store(server.url).item_changes(0) == []
+    assert open_store(server.url).row_changes("items", 0) == []

@@ -17,7 +17,7 @@ from ctxrec.bundle import format as bundle_format
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.core.errors import UserError
-from ctxrec.data.posted_items import posted_table
+from ctxrec.data.posted_rows import posted_table
 from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.cache import Place
 from ctxrec.encoder.media import MediaEncoder, Unreadable, media_tables

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.data.item_rows import items_table
-from ctxrec.data.posted_items import check_rows, posted_table
+from ctxrec.data.posted_rows import check_rows, posted_table
 from ctxrec.ingest import readers
 from ctxrec.ingest.entities import read_entities
 

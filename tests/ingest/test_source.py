@@ -42,17 +42,20 @@ def test_a_catalogue_in_the_place_of_the_log_is_told_which_column_is_missing(tmp
 
 
 def test_what_a_service_stored_is_read_too(tmp_path):
-    """Posted events come after the log, and posted items before the item table, as the first row of an item counts."""
+    """Posted events come after the log, and posted rows before the tables, as the first row of an id counts."""
     write_csv(tmp_path, [("a", "i", 1)])
     write_csv(tmp_path, [("i", "red")], header="item_id,colour", name="items.csv")
-    spec = load_spec(write_spec(tmp_path, LOG + '[items]\npath = "items.csv"\n'))
+    write_csv(tmp_path, [("a", 3)], header="user_id,age", name="users.csv")
+    tables = '[items]\npath = "items.csv"\n[users]\npath = "users.csv"\nnumeric = ["age"]\n'
+    spec = load_spec(write_spec(tmp_path, LOG + tables))
     live = tmp_path / "live"
     assert inspect_source(spec, str(live)) == inspect_source(spec), "there is no store yet"
-    for section, name in (("events", "1.csv"), ("events", "2.csv"), ("items", "0-live.csv")):
+    for section, name in (("events", "1.csv"), ("events", "2.csv"), ("items", "0-live.csv"), ("users", "0-live.csv")):
         (live / section).mkdir(parents=True, exist_ok=True)
         (live / section / name).write_text((tmp_path / f"{section}.csv").read_text())
     found = inspect_source(spec, str(live))
     assert [Path(info.path).name for info in found.events] == ["events.csv", "1.csv", "2.csv"]
     assert [Path(info.path).name for info in found.items] == ["0-live.csv", "items.csv"]
+    assert [Path(info.path).name for info in found.users] == ["0-live.csv", "users.csv"]
     covered = load_spec(write_spec(tmp_path, '[events]\npath = "live/events"\n'))
     assert len(inspect_source(covered, str(live)).events) == 2, "no file is read twice"

@@ -14,7 +14,7 @@ from ctxrec.core.config import load_config
 from ctxrec.core.dataset_spec import DatasetSpec, GraphSpec, load_spec
 from ctxrec.data import item_rows
 from ctxrec.data.features import MAX_TRIPLES, item_features
-from ctxrec.data.posted_items import posted_table
+from ctxrec.data.posted_rows import posted_table
 from ctxrec.data.prepared import FeatureMeta, PreparedData
 from ctxrec.ingest import readers, triples
 from ctxrec.retrieval.item_encoder import ItemEncoder

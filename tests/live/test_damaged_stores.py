@@ -28,7 +28,8 @@ def used(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("used") / "store"
     store = open_store(str(folder))
     store.append(EVENTS)
-    store.change_items({"a": {"title": "red"}, "b": None})
+    store.change_rows("items", {"a": {"title": "red"}, "b": None})
+    store.change_rows("users", {"u0": {"age": 3}})
     store.close()
     assert sorted(os.listdir(folder)) == ["live.mark", "live.sqlite"]
     return folder
@@ -43,7 +44,7 @@ def content(folder: Path) -> list:
     """All that a store says, with one look at the file writer's part."""
     store = open_store(str(folder))
     try:
-        found = [store.latest([f"u{n}" for n in range(7)], [T + 10**9] * 7), store.item_changes(0)]
+        found = [store.latest([f"u{n}" for n in range(7)], [T + 10**9] * 7), store.row_changes("items", 0)]
         taken = store.take_unwritten(10_000)
         return [*found, None if taken is None else taken.events]
     finally:
@@ -81,10 +82,10 @@ DAMAGES = {
     "garbage": (garbage, r"live\.sqlite is damaged"),
     "a table is lost": (run_sql("DROP TABLE events"), r"live\.sqlite is damaged \(its table events is missing\)"),
     "a column is lost": (run_sql("ALTER TABLE items DROP COLUMN row"), r"its table items has the columns number, id\)"),
-    "a newer format": (run_sql("PRAGMA user_version = 9"), r"has the format 9; expected 1 or less"),
+    "a newer format": (run_sql("PRAGMA user_version = 9"), r"has the format 9; expected 2 or less"),
     "another program": (run_sql("PRAGMA application_id = 7"), r"database of another program; give a folder of its own"),
     "an older copy": (run_sql("DELETE FROM events WHERE seq > 300"), r"has lost events: it has 300 events.*400 events"),
-    "older items": (run_sql("DELETE FROM items"), r"has lost events: .*0 changes.*2 changes of items"),
+    "older items": (run_sql("DELETE FROM items"), r"has lost events: .*1 changes.*3 changes of items"),
     "another store": (run_sql("UPDATE facts SET value = 'other' WHERE name = 'id'"), r"is not the store of live\.mark"),
 }
 
@@ -162,7 +163,7 @@ def test_a_store_of_an_earlier_version_has_no_mark_and_no_number(copy):
     run_sql("PRAGMA application_id = 0", "PRAGMA user_version = 0", "DROP INDEX events_by_time")(copy / "live.sqlite")
     (copy / "live.mark").unlink()
     assert content(copy)[:2] == before[:2]
-    assert (copy / "live.mark").read_text().split()[1:] == [f"{400:019d}", f"{2:019d}"]
+    assert (copy / "live.mark").read_text().split()[1:] == [f"{400:019d}", f"{3:019d}"]
     (copy / "live.mark").unlink()
     os.truncate(copy / "live.sqlite", 0)  # its lock says that a service wrote files from it
     with pytest.raises(UserError, match="is empty, but a service has used it"):
@@ -212,9 +213,10 @@ def test_a_store_that_is_damaged_while_it_is_used_acknowledges_nothing(copy, dam
     change(copy)
     calls = [
         lambda: store.append([LoggedEvent("u", "i", T)]),
-        lambda: store.change_items({"c": {}}),
+        lambda: store.change_rows("items", {"c": {}}),
         lambda: store.latest(["u"], [T]),
-        lambda: store.item_changes(0),
+        lambda: store.row_changes("items", 0),
+        lambda: store.posted_rows("users", ["u0"]),
         lambda: store.take_unwritten(5),
         store.num_unwritten,
     ]
@@ -250,7 +252,7 @@ def test_a_busy_store_is_told_from_a_damaged_and_a_read_only_one(copy, monkeypat
         store.append([LoggedEvent("u" * 99999, "j", T)])
     holder.execute("DROP TABLE items")
     with pytest.raises(StoreError, match=r"no such table.*stop the service and restore it"):
-        store.change_items({"a": {}})
+        store.change_rows("items", {"a": {}})
     holder.close()
     assert [error.kind for error in told] == ["busy", "read-only", "full", "damaged"]
     store.close()
@@ -268,8 +270,8 @@ def test_an_event_or_item_that_cannot_be_read_is_damage(copy):
         with pytest.raises(StoreError, match=r"cannot be read|not decode") as failed:
             store.latest([user], [T + 10**9]) if user != "u1" else store.take_unwritten(2)
         assert failed.value.kind == "damaged"
-    with pytest.raises(StoreError, match="row of item 'a' cannot be read"):
-        store.item_changes(0)
+    with pytest.raises(StoreError, match="posted row of 'a' cannot be read"):
+        store.row_changes("items", 0)
     assert store.latest(["u4"], [T + 10**9])[0], "others are read"
     store.close()
 

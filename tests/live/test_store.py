@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 
-from ctxrec.core.dataset_spec import ContextSpec, EventsSpec
+from ctxrec.core.dataset_spec import ContextSpec, EventsSpec, UsersSpec
 from ctxrec.core.errors import UserError
 from ctxrec.live.event_files import events_table, write_event_files
 from ctxrec.live.opening import open_store
+from ctxrec.live.row_files import write_row_file
 from ctxrec.live.store import KEPT_EVENTS, LoggedEvent, StoreError
 
 T = 1_700_000_000_000_000
@@ -189,22 +190,61 @@ def test_files_hold_every_event_once_whatever_dies_between(where, tmp_path):
 
 def test_items_change_and_every_reader_learns_of_it(where):
     store, other = open_store(where), open_store(where)
-    assert other.item_changes(0) == []
-    last = store.change_items({"a": {"title": "ü", "price": 1.5}, "b": {"kinds": ["x", "y"]}})
-    first, second = other.item_changes(0)
-    assert (first.item_id, first.row) == ("a", {"title": "ü", "price": 1.5}) and second.number == last
-    assert other.item_changes(first.number) == [second] and other.item_changes(last) == []
-    after = other.change_items({"a": None, "b": {}})
-    assert [(c.item_id, c.row) for c in store.item_changes(last)] == [("a", None), ("b", {})]
+    assert other.row_changes("items", 0) == []
+    last = store.change_rows("items", {"a": {"title": "ü", "price": 1.5}, "b": {"kinds": ["x", "y"]}})
+    first, second = other.row_changes("items", 0)
+    assert (first.id, first.row) == ("a", {"title": "ü", "price": 1.5}) and second.number == last
+    assert other.row_changes("items", first.number) == [second] and other.row_changes("items", last) == []
+    after = other.change_rows("items", {"a": None, "b": {}})
+    assert [(c.id, c.row) for c in store.row_changes("items", last)] == [("a", None), ("b", {})]
     store.close()
     again = open_store(where)
-    assert [(c.item_id, c.row, c.number <= after) for c in again.item_changes(0)] == [
+    assert [(c.id, c.row, c.number <= after) for c in again.row_changes("items", 0)] == [
         ("a", None, True),
         ("b", {}, True),
     ]
-    assert again.change_items({"a": {}}) > after
+    assert again.change_rows("items", {"a": {}}) > after
     for each in (again, other):
         each.close()
+
+
+def test_rows_of_users_are_their_own_table(where):
+    store, other = open_store(where), open_store(where)
+    assert store.posted_rows("users", ["a", "b"]) == {} == store.posted_rows("users", [])
+    last = store.change_rows("users", {"a": {"age": 30, "about": "ü"}, "b": {}, "c": None})
+    assert store.row_changes("items", 0) == [], "items and users have nothing in common"
+    assert store.change_rows("items", {"a": {"title": "hat"}}) >= 1
+    assert other.posted_rows("users", ["c", "a", "nobody", "b"]) == {"a": {"age": 30, "about": "ü"}, "b": {}, "c": None}
+    assert [(c.id, c.row) for c in other.row_changes("users", last)] == []
+    store.change_rows("users", {"a": {"age": 31}})
+    assert other.posted_rows("users", ["a"]) == {"a": {"age": 31}}, "a row is replaced as a whole"
+    assert [c.id for c in other.row_changes("users", last)] == ["a"]
+    for each in (store, other):
+        each.close()
+    again = open_store(where)
+    assert again.posted_rows("users", ["a", "c"]) == {"a": {"age": 31}, "c": None}
+    again.close()
+
+
+def test_posted_users_become_a_file_with_the_columns_of_the_user_file(where, tmp_path):
+    store = open_store(where)
+    section = UsersSpec(path="u", id="who", categorical=("gender",), numeric=("age",))
+    assert write_row_file(store, "users", str(tmp_path / "out"), section) == 0 and not (tmp_path / "out").exists()
+    store.change_rows("users", {"a": {"gender": "F", "age": 3}, "b": {"age": 4.5}, "gone": {"age": 1}})
+    last = store.change_rows("users", {"gone": None})
+    assert write_row_file(store, "users", str(tmp_path / "out"), section) == last
+    (file,) = (tmp_path / "out").iterdir()
+    assert file.name == f"0-live-{store.id}.parquet", "it stands before other files, whose rows it replaces"
+    rows = {row["who"]: row for row in pq.read_table(file).to_pylist()}
+    assert rows == {
+        "a": {"who": "a", "gender": ["F"], "age": 3.0},
+        "b": {"who": "b", "gender": [], "age": 4.5},
+        "gone": {"who": "gone", "gender": [], "age": None},
+    }
+    file.unlink()
+    assert write_row_file(store, "users", str(tmp_path / "out"), section, since=last) == last and not file.exists()
+    assert write_row_file(store, "users", str(tmp_path / "out"), None) == 0
+    store.close()
 
 
 def test_columns_are_those_of_the_log():

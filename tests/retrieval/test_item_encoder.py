@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from ctxrec.bundle.registry import find_bundle
 from ctxrec.core import schema
 from ctxrec.core.config import IndexConfig
-from ctxrec.data.posted_items import posted_table
+from ctxrec.data.posted_rows import posted_table
 from ctxrec.index.builder import build_index
 from ctxrec.retrieval.filters import ColumnRule
 from ctxrec.retrieval.item_encoder import ItemEncoder

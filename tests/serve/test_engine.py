@@ -146,7 +146,7 @@ def test_items_reach_other_replicas_and_later_ones_through_the_store(tiny_run, r
     place = b.recommender.item_position["new"]
     np.testing.assert_array_equal(b.recommender.vectors[place], a.recommender.vectors[place])
     assert sync_b.remove("other", now) and not sync_b.remove("other", now) and not sync_b.remove("?", now)
-    store.change_items({"odd": {"title": "hat", "column of another version": 1}})
+    store.change_rows("items", {"odd": {"title": "hat", "column of another version": 1}})
     later, sync_later = replica()
     sync_later.catch_up()
     sync_a.catch_up(now)

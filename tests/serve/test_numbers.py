@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
-from ctxrec.data.posted_items import BadRow, check_rows, posted_table
+from ctxrec.data.posted_rows import BadRow, check_rows, posted_table
 from ctxrec.live.opening import open_store
 from ctxrec.live.store import LoggedEvent
 from ctxrec.retrieval.retriever import Retriever

@@ -18,7 +18,7 @@ from ctxrec.core.config import Config, to_toml
 from ctxrec.core.errors import UserError
 from ctxrec.core.folder_lock import only_here
 from ctxrec.core.run_paths import RunPaths
-from ctxrec.data.posted_items import posted_table
+from ctxrec.data.posted_rows import posted_table
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.requests import validation_requests
 from ctxrec.evaluation.ablations import parse_runs

@@ -25,7 +25,7 @@ def test_probes_and_documentation(client, retriever):
     assert client.get("/docs").status_code == 200
     paths = client.get("/openapi.json").json()["paths"]
     items = {"/v1/items", "/v1/items/{item_id}", "/v1/items/{item_id}/similar", "/v1/catalogue", "/v1/trending"}
-    items |= {"/v1/users", "/v1/users/{user_id}/history"}
+    items |= {"/v1/users", "/v1/users/{user_id}", "/v1/users/{user_id}/history"}
     assert set(paths) == items | {"/v1/recommend", "/v1/events", "/healthz", "/readyz", "/metrics"}
     document = client.get("/openapi.json").json()
     bodies = paths["/v1/recommend"]["post"]["requestBody"]["content"]["application/json"]["schema"]["anyOf"]

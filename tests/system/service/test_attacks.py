@@ -305,6 +305,7 @@ def test_a_number_of_one_client_fails_no_call_of_another(client, number):
             '{"events": [{"user_id": "num", "item_id": "i1", "context": {"basket_value": %s}}]}',
         ],
         "/v1/items": ['{"items": [{"item_id": "num", "price": %s}]}', '{"items": [{"item_id": "num", "category": %s}]}'],
+        "/v1/users": ['{"users": [{"user_id": "num", "age": %s}]}', '{"users": [{"user_id": "num", "gender": %s}]}'],
     }  # fmt: skip
     for path, texts in bodies.items():
         for text in texts:
@@ -313,3 +314,4 @@ def test_a_number_of_one_client_fails_no_call_of_another(client, number):
             assert answer.status_code in (200, 422), f"{answer.status_code} for {sent[:200]}: {answer.text[:200]}"
             assert len(client.ask(**PLAIN)["items"]) == len(client.ask(user_id="num", k=5)["items"]) == 5
     client.delete("/v1/items/num")
+    client.delete("/v1/users/num")

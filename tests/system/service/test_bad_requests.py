@@ -124,6 +124,29 @@ def test_bad_events_are_a_422_that_names_the_field_and_none_is_taken(client, eve
 
 
 @pytest.mark.parametrize(
+    ("users", "names"),
+    [
+        ([{"user_id": "a"}, {"user_id": "b", "height": 3}], ["users", 1, "height"]),
+        ([{"user_id": "a", "age": "3"}], ["users", 0, "age"]),
+        ([{"user_id": "a", "age": {"years": 3}}], ["users", 0, "age"]),
+        ([{"user_id": "a", "gender": [["x"]]}], ["users", 0, "gender"]),
+        ([{"age": 3}], ["users", 0, "user_id"]),
+        ([{"user_id": " "}], ["users", 0, "user_id"]),
+        ([{"user_id": "a" * 2000}], ["users", 0, "user_id"]),
+        ([{"user_id": "a", "gender": "x" * 9000}], ["users", 0, "gender"]),
+        ([], ["users"]),
+        ([{"user_id": "a"}] * 1001, ["users"]),
+        ("a", ["users"]),
+    ],
+)
+def test_a_bad_user_is_a_422_that_names_the_column_and_none_is_stored(client, users, names):
+    response = client.post("/v1/users", json={"users": users})
+    assert response.status_code == 422
+    assert any(error["loc"][: len(names) + 1] == ["body", *names] for error in response.json()["detail"]), response.text
+    assert client.get("/v1/users/a").status_code == client.delete("/v1/users/a").status_code == 404
+
+
+@pytest.mark.parametrize(
     ("items", "names"),
     [
         ([{"item_id": "a"}, {"item_id": "b", "colour": "red"}], ["items", 1, "colour"]),

@@ -38,7 +38,7 @@ def test_a_page_of_another_site_that_points_its_name_here_is_refused(addresses):
 
 def test_head_is_answered_like_get_without_a_body(addresses):
     paths = ("/", "/docs", "/docs/swagger-ui.css", "/openapi.json", "/healthz", "/readyz", "/metrics", "/v1/catalogue", "/v1/users",
-             "/v1/items?id=i1", "/v1/items/i1/similar?k=3", "/v1/users/u1/history", "/v1/items/nothing/similar", "/nothing")  # fmt: skip
+             "/v1/items?id=i1", "/v1/items/i1/similar?k=3", "/v1/users/u1/history", "/v1/users/u1", "/v1/users/nobody", "/v1/items/nothing/similar", "/nothing")  # fmt: skip
     for address in addresses:
         for path in paths:
             got, head = httpx.get(address + path), httpx.head(address + path)

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+from tolerance import assert_same_scores
 
 from ctxrec.core.config import Config
 from ctxrec.data.prepared import PreparedData
@@ -188,7 +190,7 @@ def test_posted_events_become_files_that_prepare_reads_with_the_log(client, live
     assert row["ctx_query"] == ["hat", None, None]
 
 
-def test_posted_items_become_a_file_that_prepare_reads_before_the_catalogues_own(
+def test_posted_rows_become_a_file_that_prepare_reads_before_the_catalogues_own(
     client, live, tiny_spec, tmp_path, wait_for
 ):
     """A new item with all its columns, and an old one with a new price: the newest row is the one that is kept."""
@@ -222,6 +224,73 @@ def test_posted_items_become_a_file_that_prepare_reads_before_the_catalogues_own
     back = pq.read_table(shop / "items.parquet").to_pylist()[6]
     assert client.post("/v1/items", json={"items": [back]}).json() == {"accepted": 1}
     assert client.delete("/v1/items/posted").json() == {"accepted": 1}
+
+
+def test_posted_users_are_known_at_once_and_to_the_next_prepare(client, live, tiny_spec, tmp_path, wait_for):
+    """A new user, a known one with other attributes, and one who is taken away: the newest row is the one that is kept."""
+    from ctxrec.core.dataset_spec import load_spec
+    from ctxrec.ingest.pipeline import prepare
+
+    plain = {"history": ["i4", "i8"], "k": 10, "context": {"timestamp": 1_700_000_000}}
+    users = [
+        {"user_id": "posted/user", "gender": "F", "age": 20},
+        {"user_id": "u7", "age": 99},
+        {"user_id": "u8", "age": 1},
+    ]
+    before = count(client, "ctxrec_user_changes_total")
+    assert client.post("/v1/users", json={"users": users}).json() == {"accepted": 3}
+    assert client.delete("/v1/users/u8").json() == {"accepted": 1}
+    assert client.delete("/v1/users/u8").status_code == 404
+    assert count(client, "ctxrec_user_changes_total") == before + 4
+    told = client.get("/v1/users/posted%2Fuser").json()
+    assert told == {"user_id": "posted/user", "attributes": {"gender": "F", "age": 20}, "posted": True}
+    assert client.get("/v1/users/u9").json()["posted"] is False and client.get("/v1/users/nobody").status_code == 404
+    found = client.ask(user_id="posted/user", **plain)["items"]
+    wanted = client.ask(user={"gender": "F", "age": 20}, **plain)["items"]
+    assert [i["item_id"] for i in found] == [i["item_id"] for i in wanted]
+    assert_same_scores([i["score"] for i in found], [i["score"] for i in wanted])
+    why = client.ask(user_id="posted/user", explain=True, **plain)["items"][0]["why"]
+    assert set(why["user"]) == {"gender", "age"}
+    (note,) = client.post("/v1/users", json={"users": [{"user_id": "odd", "gender": "X"}]}).json()["warnings"]
+    assert note["loc"] == ["body", "users", 0, "gender"] and note["type"] == "unknown_value"
+
+    def written() -> dict[str, dict]:
+        files = (live / "users").glob("*.parquet")
+        return {row["user_id"]: row for file in files for row in pq.read_table(file).to_pylist()}
+
+    wait_for(lambda: {"posted/user", "u7", "u8", "odd"} <= set(written()))
+    shop = Path(tiny_spec).parent
+    for name in ("users", "log"):
+        (tmp_path / name).mkdir()
+    shutil.copytree(live / "users", tmp_path / "users", dirs_exist_ok=True)
+    shutil.copy(shop / "users.parquet", tmp_path / "users")
+    log = pq.read_table(shop / "events.parquet")
+    pq.write_table(log, tmp_path / "log" / "events.parquet")
+    more = {"user_id": "posted/user", "item_id": "i7", "timestamp": log.column("timestamp")[0].as_py()}
+    row = {name: more.get(name) for name in log.column_names}
+    pq.write_table(pa.Table.from_pylist([row], log.schema), tmp_path / "log" / "more.parquet")
+    spec = load_spec(tiny_spec)
+    assert spec.users is not None
+    spec = dataclasses.replace(
+        spec,
+        events=dataclasses.replace(spec.events, path=str(tmp_path / "log")),
+        users=dataclasses.replace(spec.users, path=str(tmp_path / "users")),
+    )
+    prepare(spec, str(tmp_path / "data"), Config())
+    data = PreparedData.open(str(tmp_path / "data"))
+    rows = {row["user_id"]: row for n in range(len(data.bucket_paths)) for row in data.read_bucket(n).to_pylist()}
+    genders = data.features.user_categories["gender"]
+    assert genders[rows["posted/user"]["user_gender"] - 2] == "F" and rows["posted/user"]["user_age"] == 20
+    assert (rows["u7"]["user_gender"], rows["u7"]["user_age"]) == (0, 99)
+    assert rows["u8"]["user_gender"] == 0 and rows["u8"]["user_age"] is None
+    shop_users = {row["user_id"]: row for row in pq.read_table(shop / "users.parquet").to_pylist()}
+    assert rows["u9"]["user_age"] == shop_users["u9"]["age"]
+    back = [{k: v for k, v in shop_users[name].items() if v is not None} for name in ("u7", "u8")]
+    assert client.post("/v1/users", json={"users": back}).json() == {"accepted": 2}
+
+
+def count(client, name: str) -> float:
+    return sum(float(x.rpartition(" ")[2]) for x in client.get("/metrics").text.splitlines() if x.startswith(name))
 
 
 def users_of(folder: Path) -> set[str]:

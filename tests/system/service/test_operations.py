@@ -110,13 +110,14 @@ def check_keys(client) -> None:
         ("POST", "/v1/recommend", {"user_id": "u1"}), ("POST", "/v1/events", {"events": [{"user_id": "a", "item_id": "i1"}]}),
         ("POST", "/v1/items", {"items": [{"item_id": "x"}]}), ("DELETE", "/v1/items/x", None),
         ("GET", "/v1/catalogue", None), ("GET", "/v1/items?id=i1", None),
-        ("GET", "/v1/users", None), ("GET", "/v1/users/u1/history", None),
+        ("POST", "/v1/users", {"users": [{"user_id": "x", "age": 3}]}), ("DELETE", "/v1/users/x", None),
+        ("GET", "/v1/users", None), ("GET", "/v1/users/u1/history", None), ("GET", "/v1/users/u1", None),
     ]  # fmt: skip
     assert client.get("/small/").status_code == client.get("/small/page/main.js").status_code == 404, "page=false"
     for key, wanted in (
-        (None, [401] * 11),
-        ("third", [401] * 11),
-        ("second", [200] * 4 + [403] * 3 + [200] * 2 + [403] * 2),
+        (None, [401] * 14),
+        ("third", [401] * 14),
+        ("second", [200] * 4 + [403] * 3 + [200] * 2 + [403] * 5),
     ):
         headers = {} if key is None else {"X-API-Key": key}
         found = [client.request(m, f"/small{p}", json=body, headers=headers).status_code for m, p, body in calls]

@@ -118,11 +118,12 @@ def test_a_damaged_version_is_refused_and_the_old_one_stays(client, models, tiny
     assert roll_back(models).version == first
 
 
-def test_kill_9_of_the_replica_loses_no_acknowledged_event_and_no_item(client, wait_for):
+def test_kill_9_of_the_replica_loses_no_acknowledged_event_no_item_and_no_user(client, wait_for):
     """The replica dies while events are posted, and its successor knows every event that was acknowledged."""
     item = {"item_id": "survivor", "title": "green hat", "category": "survivors"}
     assert client.post("/v1/items", json={"items": [item]}).status_code == 200
     assert client.delete("/v1/items/i39").status_code == 200
+    assert client.post("/v1/users", json={"users": [{"user_id": "survivor", "age": 77}]}).status_code == 200
     pid = replica_pid()
     acknowledged = []
     some_are_in = threading.Event()
@@ -161,6 +162,7 @@ def test_kill_9_of_the_replica_loses_no_acknowledged_event_and_no_item(client, w
         assert not any(answer["fallback"] for answer in answers)
     found = [i["item_id"] for i in client.ask(user_id="nobody", k=1000)["items"]]
     assert "survivor" in found and "i39" not in found and len(found) == 40
+    assert client.get("/v1/users/survivor").json()["attributes"] == {"age": 77}
 
 
 def replica_pid() -> int:

@@ -14,7 +14,7 @@ from ctxrec.core import schema
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.data.features import item_features
 from ctxrec.data.item_rows import items_table
-from ctxrec.data.posted_items import BadRow, check_rows, fitting, posted_table
+from ctxrec.data.posted_rows import BadRow, check_rows, file_table, fitting, posted_table
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.ingest.entities import read_entities
 from ctxrec.ingest.readers import inspect
@@ -79,6 +79,23 @@ def test_a_data_set_without_item_file_takes_bare_ids():
 def test_a_row_of_another_version_loses_what_this_one_does_not_know():
     row = {"item_id": "a", "title": "x", "colour": "red", "price": "cheap", "brand": ["b"]}
     assert fitting(row, SPEC) == {"item_id": "a", "title": "x", "brand": ["b"]}
+
+
+def test_rows_of_users_have_the_columns_of_the_user_file():
+    users = {"path": "u", "id": "who", "categorical": ["gender"], "numeric": ["age"]}
+    spec = DatasetSpec.from_dict(SPEC.to_dict() | {"users": users})
+    rows = [{"user_id": "a", "gender": "F", "age": 3}, {"user_id": "b"}]
+    check_rows(rows, spec, "users")
+    assert spec.users is not None
+    assert file_table(rows, spec.users, "users").to_pylist() == [
+        {"who": "a", "gender": ["F"], "age": 3.0},
+        {"who": "b", "gender": [], "age": None},
+    ]
+    assert fitting({"user_id": "a", "age": "old", "gender": "F"}, spec, "users") == {"user_id": "a", "gender": "F"}
+    with pytest.raises(BadRow, match="unknown column 'title'; valid columns are user_id, gender, age"):
+        check_rows([{"user_id": "a", "title": "x"}], spec, "users")
+    with pytest.raises(BadRow, match="unknown column 'item_id'"):
+        check_rows([{"user_id": "a", "item_id": "x"}], spec, "users")
 
 
 ROWS = [
