@@ -13,6 +13,7 @@ import pyarrow as pa
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.core.schema import TIME_CONTEXT
+from ctxrec.core.time_formats import check_time_format
 from ctxrec.core.time_zones import UTC, check_zone
 from ctxrec.core.toml import build_dataclass, read_toml
 
@@ -55,12 +56,15 @@ class FileSpec:
     """Where a table lies and how its text is written.
 
     `path` is a file, folder, glob or URI. `delimiter` divides the columns of a csv or tsv file; without it that is a comma
-    or a tab. `encoding` is that of a text file, as Python names it; without it that is UTF-8.
+    or a tab. `encoding` is that of a text file, as Python names it; without it that is UTF-8. `decimal` is the decimal sign
+    of numbers that are texts, "," or "."; the other of the two may group their thousands. Without it the sign is a point,
+    and nothing is grouped.
     """
 
     path: str
     delimiter: str | None = None
     encoding: str | None = None
+    decimal: str | None = None
 
     def _check_form(self, section: str) -> None:
         if self.delimiter is not None and (
@@ -68,6 +72,10 @@ class FileSpec:
         ):
             raise UserError(
                 f'{section}.delimiter is {self.delimiter!r}; expected one ASCII character, such as ";" or "\\t"'
+            )
+        if self.decimal not in (None, ",", "."):
+            raise UserError(
+                f'{section}.decimal is {self.decimal!r}; expected the decimal sign of numbers in texts, "," or "."'
             )
         if self.encoding is not None:
             try:  # some codecs of Python are not of text, such as hex; others need all of it at once, such as punycode
@@ -105,12 +113,14 @@ class ContextSpec:
 class EventsSpec(FileSpec):
     """The behaviour log: where it lies, which column is what, and in which time zone hour, weekday and month are told.
 
-    `timezone` is an IANA name. Times of the log that name no offset are times of that zone.
+    `timezone` is an IANA name. Times of the log that name no offset are times of that zone. `time_format` is the format of
+    times that are texts, in the directives of `strptime`; without it they are epoch numbers or ISO-8601.
     """
 
     user: str = "user_id"
     item: str = "item_id"
     time: str = "timestamp"
+    time_format: str | None = None
     timezone: str = UTC
     action: str | None = None
     value: str | None = None
@@ -120,6 +130,8 @@ class EventsSpec(FileSpec):
     def __post_init__(self) -> None:
         self._check_form("events")
         check_zone(self.timezone, "events.timezone")
+        if self.time_format is not None:
+            check_time_format(self.time_format, "events.time_format")
         keys = {"user": self.user, "item": self.item, "time": self.time}
         for key, other in (("item", "user"), ("time", "user"), ("time", "item")):
             if keys[key] and keys[key] == keys[other]:
@@ -199,6 +211,8 @@ class GraphSpec(FileSpec):
 
     def __post_init__(self) -> None:
         self._check_form("graph")
+        if self.decimal is not None:
+            raise UserError(f"graph.decimal is {self.decimal!r}, but triples have no numbers; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,5 @@
-"""Times that are no epoch numbers: dates, timestamps, texts of ISO 8601, and whole numbers such as 20240131, as microseconds.
+"""Times that are no epoch numbers: dates, timestamps, texts of ISO 8601 or of a named format, and whole numbers such as
+20240131, as microseconds.
 
 Legend: N rows.
 """
@@ -10,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ctxrec.core import time_formats
 from ctxrec.core.time_zones import UTC
 from ctxrec.data.zone_offsets import instants
 
@@ -88,3 +90,28 @@ def iso_times(texts: pa.Array, zone: str = UTC) -> tuple[np.ndarray, np.ndarray]
     times = np.where(known, micros + added, 0)
     local = known & ~pc.match_substring_regex(texts, _OFFSET).fill_null(False).to_numpy(zero_copy_only=False)
     return _local(times, zone, local), known
+
+
+def formatted_times(texts: pa.Array, time_format: str, zone: str = UTC) -> tuple[np.ndarray, np.ndarray]:
+    """Texts of one format as microseconds: int64 [N], 0 where a text does not fit; and which fit, bool [N].
+
+    A text fits as a whole, apart from blanks around it. Numbers may lack their leading zeros (1/12/2010), but not where
+    no other character divides them (20101201). Names of months and weekdays are English.
+
+    Args:
+        texts: strings [N], best distinct ones.
+        time_format: in the directives of `strptime` (`time_formats.check_time_format`).
+        zone: the time zone of a format that names no offset.
+    """
+    texts = pc.utf8_trim_whitespace(texts.cast(pa.string()))
+    texts = pc.if_else(pc.match_substring_regex(texts, "[0-9]"), texts, None)  # pandas takes "now" for a time
+    if (width := time_formats.digits(time_format)) is not None:
+        texts = pc.if_else(pc.equal(pc.utf8_length(texts), width), texts, None)
+    stamps = pd.to_datetime(
+        pd.Series(texts.to_numpy(zero_copy_only=False), dtype=object),
+        format=time_format, exact=True, utc=True, errors="coerce",
+    )  # fmt: skip
+    micros = stamps.astype("datetime64[us, UTC]").astype("int64").to_numpy()
+    known = stamps.notna().to_numpy()
+    times = np.where(known, micros, 0)
+    return (times if time_formats.names_zone(time_format) else _local(times, zone, known)), known

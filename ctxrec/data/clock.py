@@ -13,8 +13,8 @@ import numpy as np
 from ctxrec.core import schema
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.time_zones import UTC
-from ctxrec.data.parsing import MIN_EPOCH
 from ctxrec.data.prepared import FeatureMeta
+from ctxrec.data.time_columns import MIN_EPOCH
 from ctxrec.data.zone_offsets import DAY, US, offsets
 
 POSITIONS_BELOW_US = DAY * US  # a log whose times all lie in the first day of 1970 holds positions, and no clock

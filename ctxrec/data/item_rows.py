@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -76,8 +77,9 @@ def items_table(
         column = schema.category_column(name)
         empty = pa.array([[]] * extra, pa.list_(pa.string()))
         columns[column] = pa.concat_arrays([items.column(name, value_lists), empty]) if items.tables else empty
+    read_numbers = partial(numbers_or_null, decimal=spec.items.decimal if spec.items else None)
     for name in spec.items.numeric if spec.items else ():
-        numbers = items.column(name, numbers_or_null) if items.tables else pa.array([], pa.float64())
+        numbers = items.column(name, read_numbers) if items.tables else pa.array([], pa.float64())
         columns[schema.numeric_column(name)] = padded(numbers, pa.float64())
     return pa.Table.from_arrays([columns[name] for name in wanted.names], schema=wanted)
 
@@ -124,7 +126,7 @@ def value_lists(column: pa.Array | pa.ChunkedArray, *, normal: bool = True) -> p
     return pa.ListArray.from_arrays(pa.array(offsets), values.drop_null())
 
 
-def numbers_or_null(column: pa.ChunkedArray) -> pa.Array:
+def numbers_or_null(column: pa.ChunkedArray, decimal: str | None = None) -> pa.Array:
     """A numeric column as float64; null where a value is missing or no finite number."""
-    numbers, _ = parsing.to_numbers(column, np.float64)
+    numbers, _ = parsing.to_numbers(column, np.float64, decimal=decimal)
     return pa.array(numbers, mask=np.isnan(numbers))

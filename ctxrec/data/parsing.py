@@ -1,4 +1,4 @@
-"""Columns of any type in one normal form: ids, times, numbers, text; in Arrow and NumPy, without a loop over rows.
+"""Columns of any type in one normal form: ids, numbers, text; in Arrow and NumPy, without a loop over rows.
 
 Legend: N rows, V distinct values.
 """
@@ -15,14 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ctxrec.core import schema
-from ctxrec.core.time_zones import UTC
 from ctxrec.data.arrow_views import binary_to_text, plain_array, plain_column
-from ctxrec.data.calendar_times import MAX_TIME_US, calendar_times, iso_times, stamp_times
-
-UNIT_US = {"s": 1_000_000, "ms": 1000, "us": 1}  # microseconds a unit of an epoch number
-UNIT_FROM = {"s": 0, "ms": 10**11, "us": 10**14, "ns": 10**17}  # smallest epoch number in each unit
-MIN_EPOCH = 1e8  # seconds, March 1973; smaller numbers are times only in a log that has such times in general
-TIME_OK, TIME_MISSING, TIME_UNPARSABLE, TIME_OUT_OF_RANGE, TIME_MISFIT = 0, 1, 2, 3, 4
 
 _SMALL, _LARGE = 1e-3, 1e10  # between these, Python and Arrow write fractions alike
 _WHOLE, _INT64 = (
@@ -30,13 +23,13 @@ _WHOLE, _INT64 = (
     2.0**63,
 )  # whole floats below are written as whole numbers, as columns of int64 and uint64 write them
 
+BLANKS = " \u00a0\u202f"  # that group the thousands of a number
 _TRUTH = r"(?i)^(?:true|false)$"
 _DECIMAL = r"^-?(?:0|[1-9][0-9]*)\.[0-9]*$"
 # Fractions as Python, NumPy and Java write the largest and smallest: 1e+16, 1.5e-05, 1.0E7; and in full: 0.00001. A code
 # such as 1e5 is none of them.
 _SCIENTIFIC = r"^-?(?:[1-9](?:\.[0-9]{1,16}[eE][+-]?|[eE][+-])[0-9]{1,3}|0\.000[0-9]{1,20})$"
-_INTEGER = r"^\s*[+-]?([0-9]{1,18}|[1-8][0-9]{18})\s*$"  # all of 18 digits, and those of 19 that int64 surely holds
-_NUMBER = r"^\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*$"
+NUMBER = r"^\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*$"
 
 
 @dataclass(frozen=True)
@@ -67,18 +60,20 @@ def one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return plain_array(column)
 
 
-def _undictionaried(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+def without_dictionary(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """A column in one piece, with its values in the place of a dictionary's codes."""
     array = one_array(column)
     return array.cast(array.type.value_type) if pa.types.is_dictionary(array.type) else array
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a type is of texts."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def to_text(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """Any column as strings: whole floats without their ".0", durations in seconds, NaN and blank text as null."""
-    array = _undictionaried(column)
+    array = without_dictionary(column)
     kind = array.type
     if pa.types.is_null(kind):
         return pa.nulls(len(array), pa.string())
@@ -210,17 +205,21 @@ def as_lists(column: pa.Array | pa.ChunkedArray) -> pa.Array | None:
 
 
 def to_numbers(
-    column: pa.Array | pa.ChunkedArray, kind: type[np.floating] = np.float32
+    column: pa.Array | pa.ChunkedArray, kind: type[np.floating] = np.float32, *, decimal: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """A column as floats of `kind` [N] with NaN for missing, and bool [N]: which values are present but no finite number.
 
     A duration is its number of seconds, and true and false are 1 and 0, also in texts. A number beyond
     float32 is not finite, as the model's features are float32.
+
+    `decimal` is the decimal sign of numbers that are texts, "," or "."; their thousands may be grouped (`plain_numbers`).
+    None: the sign is a point, and nothing is grouped.
     """
-    array = _undictionaried(column)
-    if _is_text(array.type):
-        truth = _parse_matching(array, _TRUTH, pa.bool_()).cast(pa.int8()).cast(pa.float64())
-        parsed = pc.coalesce(_parse_matching(array, _NUMBER, pa.float64()), truth)
+    array = without_dictionary(column)
+    if is_text(array.type):
+        truth = parse_matching(array, _TRUTH, pa.bool_()).cast(pa.int8()).cast(pa.float64())
+        plain = array if decimal is None else plain_numbers(array, decimal)
+        parsed = pc.coalesce(parse_matching(plain, NUMBER, pa.float64()), truth)
     elif pa.types.is_null(array.type):
         parsed = pa.nulls(len(array), pa.float64())
     elif pa.types.is_boolean(array.type):
@@ -235,7 +234,7 @@ def to_numbers(
     else:
         parsed = pa.nulls(len(array), pa.float64())
     present = pc.is_valid(array)
-    if _is_text(array.type):
+    if is_text(array.type):
         present = pc.and_(present, pc.not_equal(pc.fill_null(pc.utf8_trim_whitespace(array), ""), ""))
     with np.errstate(over="ignore"):
         exact = parsed.to_numpy(zero_copy_only=False)
@@ -243,155 +242,23 @@ def to_numbers(
     return numbers, np.isnan(numbers) & present.to_numpy(zero_copy_only=False)
 
 
-def _parse_matching(array: pa.Array, pattern: str, kind: pa.DataType) -> pa.Array:
+def plain_numbers(texts: pa.Array, decimal: str) -> pa.Array:
+    """Texts of numbers with a decimal sign as texts of plain numbers; null for all others.
+
+    Thousands may be grouped by blanks, by apostrophes, or by that of point and comma which is not the decimal sign:
+    with "," the text 1.234,5 means 1234.5, and 1.5 is no number.
+    """
+    other = "." if decimal == "," else ","
+    groups = "|".join(rf"[0-9]{{1,3}}(?:{mark}[0-9]{{3}})+" for mark in (re.escape(other), "'", "’", f"[{BLANKS}]"))
+    sign = re.escape(decimal)
+    number = rf"^\s*[+-]?(?:(?:[0-9]+|{groups})(?:{sign}[0-9]*)?|{sign}[0-9]+)(?:[eE][+-]?[0-9]+)?\s*$"
+    fits = pc.fill_null(pc.match_substring_regex(texts, number), False)
+    plain = pc.replace_substring_regex(pc.utf8_trim_whitespace(texts), rf"[{re.escape(other)}'’{BLANKS}]", "")
+    return pc.if_else(fits, pc.replace_substring(plain, decimal, "."), None)
+
+
+def parse_matching(array: pa.Array, pattern: str, kind: pa.DataType) -> pa.Array:
     """Strings that match `pattern` cast to `kind`, null for the others."""
     matches = pc.fill_null(pc.match_substring_regex(array, pattern), False)
     text = pc.if_else(matches, pc.ascii_ltrim(pc.utf8_trim_whitespace(array), characters="+"), None)
     return text.cast(kind)
-
-
-@dataclass(frozen=True)
-class TimeForm:
-    """What the times of a log are.
-
-    Attributes:
-        unit: "s", "ms", "us" or "ns" (epoch numbers), "yyyymmdd", "iso8601" or "timestamp".
-        small: whether numbers below MIN_EPOCH are times, as in a simulated log that begins at 0. They are read in seconds.
-    """
-
-    unit: str
-    small: bool = False
-
-
-def detect_times(samples: list[pa.Array]) -> TimeForm:
-    """The form of the times of a log: of its numbers, or of its texts and timestamps where these are more.
-
-    The median of the numbers names their unit (see `UNIT_FROM`). Each number is still read by its own size.
-    """
-    numbers, texts, stamps = [], 0, 0
-    for sample in samples:
-        array = _undictionaried(sample)
-        if pa.types.is_temporal(array.type):
-            stamps += len(array) - array.null_count
-            continue
-        values = _exact_numbers(array)
-        values = values[np.isfinite(values)]
-        numbers.append(values)
-        if _is_text(array.type):
-            blank = pc.equal(pc.utf8_trim_whitespace(array), "")
-            texts += max(len(array) - array.null_count - (pc.sum(blank).as_py() or 0) - len(values), 0)
-    found = np.abs(np.concatenate(numbers)) if numbers else np.zeros(0)
-    if texts + stamps and texts + stamps >= len(found):
-        return TimeForm("timestamp" if stamps >= texts else "iso8601")
-    if not len(found):
-        return TimeForm("timestamp" if samples and all(pa.types.is_temporal(s.type) for s in samples) else "s", True)
-    if (calendar_times(found)[1]).mean() > 0.5:
-        return TimeForm("yyyymmdd")
-    median = float(np.median(found))
-    unit = next(unit for unit, start in reversed(UNIT_FROM.items()) if median >= start)
-    return TimeForm(unit, small=median < MIN_EPOCH)
-
-
-def _exact_numbers(array: pa.Array) -> np.ndarray:
-    """Numbers, or texts of numbers, as float64 [N]; NaN for all else."""
-    if _is_text(array.type):
-        array = _parse_matching(array, _NUMBER, pa.float64())
-    kind = array.type
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
-        return np.full(len(array), np.nan)
-    return array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64)
-
-
-def to_times(
-    column: pa.Array | pa.ChunkedArray, unit: str, *, small: bool | None = None, zone: str = UTC
-) -> tuple[np.ndarray, np.ndarray]:
-    """A column of times as int64 microseconds since 1970, UTC, and a status.
-
-    Args:
-        column: epoch numbers, strings of numbers, ISO-8601 strings, or timestamps. The size of each number tells its
-            unit: below 1e11 it is in seconds (until the year 5138), below 1e14 in milliseconds, below 1e17 in
-            microseconds, else in nanoseconds.
-        unit: form of the log's times (`detect_times`).
-        small: whether numbers below MIN_EPOCH are times; None: where the unit is "s".
-        zone: the time zone of texts, timestamps and dates that name no offset.
-
-    Returns:
-        times int64 [N] (0 where not TIME_OK) and status int8 [N], one of TIME_OK, TIME_MISSING,
-        TIME_UNPARSABLE, TIME_OUT_OF_RANGE (before 1970 or from the year 2200 on), TIME_MISFIT (a number too small for
-        the times of the log).
-    """
-    array = _undictionaried(column)
-    small = unit == "s" if small is None else small
-    kind = array.type
-    numbers = None  # of the values that are numbers, int64 or float64 with NaN
-    if _is_text(kind):
-        times, valid, numbers = _text_times(array, zone)
-        missing = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(array), ""), True).to_numpy(zero_copy_only=False)
-    else:
-        missing = array.is_null().to_numpy(zero_copy_only=False)
-        if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-            times, valid = stamp_times(array, zone), ~missing
-        elif pa.types.is_integer(kind):
-            largest = 2**63 - 1  # larger ones are out of range in any unit
-            whole = array if kind != pa.uint64() else pc.min_element_wise(array, pa.scalar(largest, pa.uint64()))
-            numbers = whole.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
-            times, valid = _scale(numbers)
-        elif pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-            numbers = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64)
-            missing = missing | np.isnan(numbers)
-            times, valid = _scale(numbers)
-        else:
-            times, valid = np.zeros(len(array), np.int64), np.zeros(len(array), bool)
-    status = np.where(valid, TIME_OK, TIME_UNPARSABLE).astype(np.int8)
-    if numbers is not None:
-        if unit == "yyyymmdd":
-            dates, is_date = calendar_times(numbers.astype(np.float64), zone)
-            times, valid = np.where(is_date, dates, times), valid | is_date
-            numbers = np.where(is_date, np.nan, numbers)
-        if not small:
-            with np.errstate(invalid="ignore"):
-                status[(numbers >= 0) & (numbers < MIN_EPOCH)] = TIME_MISFIT
-    status[valid & (status == TIME_OK) & ((times < 0) | (times >= MAX_TIME_US))] = TIME_OUT_OF_RANGE
-    status[missing] = TIME_MISSING
-    return np.where(status == TIME_OK, times, 0), status
-
-
-def _scale(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Epoch numbers as microseconds, each in the unit of its size; those that would overflow become MAX_TIME_US or -1."""
-    valid = ~np.isnan(numbers)
-    known = np.where(valid, numbers, numbers.dtype.type(0))
-    times = np.zeros(len(numbers), np.int64)
-    for unit, start in UNIT_FROM.items():
-        here = known >= start if start else np.ones(len(numbers), bool)
-        if not here.any():
-            break
-        if unit == "ns":
-            part = np.minimum(known[here], numbers.dtype.type(MAX_TIME_US * 1000))
-            times[here] = np.rint(part / 1000) if part.dtype.kind == "f" else part // 1000
-        else:
-            part = np.clip(known[here], -1, MAX_TIME_US // UNIT_US[unit])
-            times[here] = np.rint(part * UNIT_US[unit]) if part.dtype.kind == "f" else part * UNIT_US[unit]
-    return times, valid
-
-
-def _text_times(array: pa.Array, zone: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Texts as microseconds; which of them are times; and the numbers among them, float64 with NaN for the others."""
-    times, valid = np.zeros(len(array), np.int64), np.zeros(len(array), bool)
-    found = np.full(len(array), np.nan)
-    for pattern, kind in ((_INTEGER, pa.int64()), (_NUMBER, pa.float64())):
-        parsed = _parse_matching(array, pattern, kind)
-        here = parsed.is_valid().to_numpy(zero_copy_only=False) & ~valid
-        if here.any():
-            numbers = parsed.fill_null(0).to_numpy(zero_copy_only=False)
-            times[here], valid[here] = _scale(numbers[here])
-            found[here] = numbers[here]
-        if valid.all():
-            return times, valid, found
-    rest = np.flatnonzero(~valid)
-    # ISO-8601 in all its spellings, with and without a zone; pandas parses distinct strings in C. BigQuery writes UTC.
-    coded = array.take(pa.array(rest)).dictionary_encode()
-    micros, known = iso_times(coded.dictionary, zone)
-    codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    times[rest] = np.append(np.where(known, micros, 0), 0)[codes]
-    valid[rest] = np.append(known, False)[codes]
-    return times, valid, found

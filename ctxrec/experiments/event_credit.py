@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from ctxrec.core.dataset_spec import EventsSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import US
-from ctxrec.data.parsing import TIME_OK, detect_times, one_array, to_text, to_times
+from ctxrec.data.parsing import one_array, to_text
+from ctxrec.data.time_columns import TIME_OK, detect_times, to_times
 from ctxrec.ingest.readers import inspect, make_pieces, read_piece, sample_column
 
 NO_ACTION = "(event)"  # of events without an action
@@ -72,11 +73,17 @@ def read_log(path: str, spec: EventsSpec) -> Log:
     """
     names = [spec.user, spec.item, spec.time, *([spec.action] if spec.action else [])]
     found = inspect(path, names, section="events")
-    form = detect_times(sample_column(found, spec.time))
+    form = detect_times(sample_column(found, spec.time), spec.time_format)
     parts: list[list[np.ndarray]] = []
     for piece in make_pieces(found, rows=_ROWS):
         for batch in read_piece(piece, names):
-            times, status = to_times(batch.table.column(spec.time), form.unit, small=form.small, zone=spec.timezone)
+            times, status = to_times(
+                batch.table.column(spec.time),
+                form.unit,
+                small=form.small,
+                zone=spec.timezone,
+                time_format=spec.time_format,
+            )
             texts = [_texts(batch.table.column(name)) for name in names if name != spec.time]
             if not spec.action:
                 texts.append(np.full(len(times), None, object))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -209,7 +210,8 @@ def user_attributes(
         lists = users.column(name, value_lists) if users.tables else value_lists(pa.array([], pa.string()))
         columns[schema.user_column(name)] = first_codes(lists, categories[name])
     for name in section.numeric if section else ():
-        numbers = users.column(name, numbers_or_null) if users.tables else pa.array([], pa.float64())
+        read = partial(numbers_or_null, decimal=section.decimal if section else None)
+        numbers = users.column(name, read) if users.tables else pa.array([], pa.float64())
         columns[schema.user_column(name)] = numbers.cast(pa.float32())
     ids = parsing.Coded(codes=np.arange(len(users.ids), dtype=np.int32), values=users.ids)
     bucket = user_buckets(ids, buckets)

@@ -23,7 +23,7 @@ from ctxrec.core.dataset_spec import DatasetSpec, ItemsSpec, UsersSpec
 from ctxrec.core.errors import UserError
 from ctxrec.core.folder_lock import only_here
 from ctxrec.core.time_zones import TIMEZONE
-from ctxrec.data import item_rows, parsing, splits
+from ctxrec.data import item_rows, splits
 from ctxrec.data.clock import doubts_of_times
 from ctxrec.data.column_facts import ColumnFacts, FirstReject
 from ctxrec.data.prepared import FeatureMeta, PreparedData
@@ -36,9 +36,10 @@ from ctxrec.ingest.log_pass import read_log
 from ctxrec.ingest.prepare_report import make_report
 from ctxrec.ingest.rejects import DUPLICATE
 from ctxrec.ingest.shard_files import BlobIndex
-from ctxrec.ingest.shards import MAX_ID_BYTES, ShardJob
+from ctxrec.ingest.shards import MAX_ID_BYTES, UNPARSABLE, ShardJob
 from ctxrec.ingest.source import Source, fingerprint, inspect_source
 from ctxrec.ingest.temporal_cuts import temporal_cuts
+from ctxrec.ingest.time_form import how_to_read, notes_on_times, time_form
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def _build(source: Source, out: str, config: Config, kept: str) -> tuple[dict[st
     job = _shard_job(source, out, options)
     what = (source.events, source.num_rows, job, tables.items.ids)
     log = read_grown_log(*what, storage.absolute(kept)) if kept else read_log(*what)
-    _check_events_are_left(log, spec, job)
+    _check_events_are_left(log, source, job)
     catalogue = _catalogue(tables, log, cold_items=options.cold_items)
     features, columns, notes = _features(spec, tables, catalogue, log)
     cuts = temporal_cuts(log, spec, job.buckets) if _is_temporal(spec) else splits.Cuts()
@@ -143,7 +144,13 @@ def _build(source: Source, out: str, config: Config, kept: str) -> tuple[dict[st
         "time_unit": job.unit,
         "times": {"first_us": log.first_us, "last_us": log.last_us},
         "actions": dict(_by_count(log)[:20]),
-        "notes": [*source.notes, *tables.notes, *notes, *_log_notes(spec, tables, log, totals, clock=features.clock)],
+        "notes": [
+            *source.notes,
+            *tables.notes,
+            *notes,
+            *notes_on_times(source, log),
+            *_log_notes(spec, tables, log, totals, clock=features.clock),
+        ],
     }
     firsts = {**log.first_rejects, **tables.first_rejects}
     if totals.first_duplicate is not None:
@@ -159,8 +166,7 @@ def _is_temporal(spec: DatasetSpec) -> bool:
 
 def _shard_job(source: Source, out: str, options: PrepareConfig) -> ShardJob:
     """What pass 1 needs to know; the unit of time is detected on a sample of the log."""
-    events = source.spec.events
-    form = parsing.detect_times(readers.sample_column(source.events, events.time))
+    form = time_form(source)
     return ShardJob(
         spec=source.spec,
         unit=form.unit,
@@ -206,15 +212,16 @@ def _read_tables(source: Source, out: str) -> Tables:
     return Tables(items=items, users=users, graph=graph, rejects=counts, first_rejects=firsts, notes=notes)
 
 
-def _check_events_are_left(log: LogFacts, spec: DatasetSpec, job: ShardJob) -> None:
+def _check_events_are_left(log: LogFacts, source: Source, job: ShardJob) -> None:
     if log.rows_kept:
         return
     found = ", ".join(f"{n} {reason}" for reason, n in log.rejects.items()) or "no rejects"
     first = min(log.first_rejects.values(), key=lambda reject: reject.place, default=None)
     told = "" if first is None else f", the first is row {first.row} of {first.file}: {first.values}"
+    advice = f"{how_to_read(source)}. Rejected" if UNPARSABLE in log.rejects else "Rejected"
     raise UserError(
-        f"no event is left of the {log.rows_read} rows read at {spec.events.path} ({found}{told}). "
-        f"Expected rows with a user, an item and a time; rejected rows are kept in {job.rejects}"
+        f"no event is left of the {log.rows_read} rows read at {source.spec.events.path} ({found}{told}). "
+        f"Expected rows with a user, an item and a time. {advice} rows are kept in {job.rejects}"
     )
 
 

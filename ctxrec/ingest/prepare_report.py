@@ -61,7 +61,7 @@ def summary(data: PreparedData) -> str:
         f"  users {counts['users']:,}, items {counts['items']:,} ({counts['items_only_in_log']:,} only in the log)",
         f"  split {meta['split']['strategy']}: train {counts['train']:,}, valid {counts['valid']:,}, "
         f"test {counts['test']:,}",
-        f"  times are {meta['time_unit']}" + _from_to(meta.get("times"), data.spec.events.timezone),
+        f"  times are {_unit(data)}" + _from_to(meta.get("times"), data.spec.events.timezone),
     ]
     if "held_out_items" in counts:
         lines.append(
@@ -76,6 +76,11 @@ def summary(data: PreparedData) -> str:
         lines.append(f"  rejected rows are kept in {storage.join(data.path, schema.REJECTS)}")
     lines += [f"  note: {note}" for note in meta["notes"]]
     return "\n".join(lines + ([f"  all of this: {where}"] if report else []))
+
+
+def _unit(data: PreparedData) -> str:
+    unit = data.meta["time_unit"]
+    return f"texts of the form {data.spec.events.time_format}" if unit == "format" else str(unit)
 
 
 def _from_to(times: Mapping[str, int] | None, zone: str) -> str:

@@ -27,6 +27,7 @@ from ctxrec.ingest.quote_check import LineCount
 
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 DELIMITERS = {"csv": ",", "tsv": "\t"}  # where the spec names none
+LIKELY_DELIMITERS = (",", ";", "\t", "|", "~")  # what `init` tries, and what a message proposes
 _NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 _HEAD_BYTES = 1 << 20
 _BLOCK_BYTES = 8 << 20
@@ -151,7 +152,7 @@ def inspect(
 
 def _remedy(info: FileInfo) -> str:
     """What to do about a column that a file lacks."""
-    other = next((mark for mark in (";", "\t", "|", ",") if len(info.columns) == 1 and mark in info.columns[0]), None)
+    other = next((mark for mark in LIKELY_DELIMITERS if len(info.columns) == 1 and mark in info.columns[0]), None)
     if not info.delimiter or other is None:
         return "Correct the name in the dataset spec"
     return f"If {other!r} divides the columns, write delimiter = {json.dumps(other)} into the dataset spec"

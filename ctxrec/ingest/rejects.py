@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from ctxrec.core import schema, storage
 from ctxrec.core.dataset_spec import EventsSpec
-from ctxrec.data import arrow_views, parsing
+from ctxrec.data import arrow_views, parsing, time_columns
 from ctxrec.data.column_facts import FirstReject, short
 from ctxrec.ingest import shard_files
 
@@ -98,7 +98,7 @@ def duplicate_rows(table: pa.Table, rows: np.ndarray, events: EventsSpec, unit: 
         table: rows of a bucket.
         rows: int64, which of them are duplicates.
         events: the spec of the log.
-        unit: of its times (`parsing.detect_times`).
+        unit: of its times (`time_columns.detect_times`).
         files: paths of the log's files in order.
     """
     part = table.take(pa.array(rows))
@@ -108,8 +108,8 @@ def duplicate_rows(table: pa.Table, rows: np.ndarray, events: EventsSpec, unit: 
     names |= {name: schema.context_column(name) for name in events.context.columns}
     raw = {source: part.column(name) for source, name in names.items()}
     micros = part.column(shard_files.TIME)
-    if unit in parsing.UNIT_US:
-        raw[events.time] = pc.divide(micros, parsing.UNIT_US[unit])
+    if unit in time_columns.UNIT_US:
+        raw[events.time] = pc.divide(micros, time_columns.UNIT_US[unit])
     elif unit == "ns":
         raw[events.time] = pc.multiply(micros, 1000)
     else:

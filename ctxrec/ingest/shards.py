@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from ctxrec.core import schema, storage
 from ctxrec.core.dataset_spec import DatasetSpec, EventsSpec
 from ctxrec.core.errors import UserError
-from ctxrec.data import parsing
+from ctxrec.data import parsing, time_columns
 from ctxrec.data.column_facts import TextFacts, odd_values, short
 from ctxrec.data.parsing import Coded
 from ctxrec.ingest import readers
@@ -37,15 +37,16 @@ SHARD_ROWS = 1 << 20
 SHARD_BYTES = 256 << 20
 MAX_ID_BYTES = 1024  # rows with a longer id are rejected
 
+UNPARSABLE = "unparsable time"
 REASONS = {
     (USER, "missing"): "missing user id",
     (ITEM, "missing"): "missing item id",
     (USER, "long"): "user id too long",
     (ITEM, "long"): "item id too long",
-    (TIME, parsing.TIME_MISSING): "missing time",
-    (TIME, parsing.TIME_UNPARSABLE): "unparsable time",
-    (TIME, parsing.TIME_OUT_OF_RANGE): "time out of range",
-    (TIME, parsing.TIME_MISFIT): "number that does not fit the times of the log",
+    (TIME, time_columns.TIME_MISSING): "missing time",
+    (TIME, time_columns.TIME_UNPARSABLE): UNPARSABLE,
+    (TIME, time_columns.TIME_OUT_OF_RANGE): "time out of range",
+    (TIME, time_columns.TIME_MISFIT): "number that does not fit the times of the log",
 }
 
 
@@ -60,7 +61,7 @@ class ShardJob:
     now_us: int
     shards: str  # folder of shard files
     rejects: str  # folder of rejected rows
-    small_times: bool = True  # see `parsing.TimeForm`
+    small_times: bool = True  # see `time_columns.TimeForm`
 
 
 def event_columns(events: EventsSpec) -> list[str]:
@@ -136,7 +137,13 @@ def _make_shard(part: _Part, name: str, job: ShardJob, item_ids: pa.Array) -> Lo
         check_single(column.name, column.type, next(iter(part.paths.values())))
     user = parsing.encode(raw.column(events.user))
     item = parsing.encode(raw.column(events.item))
-    times, status = parsing.to_times(raw.column(events.time), job.unit, small=job.small_times, zone=events.timezone)
+    times, status = time_columns.to_times(
+        raw.column(events.time),
+        job.unit,
+        small=job.small_times,
+        zone=events.timezone,
+        time_format=events.time_format,
+    )
     reasons = _reasons(user, item, status, job.max_id_bytes)
     facts = LogFacts(rows_read=len(raw) + lines_of(part.malformed), file_rows=_rows_by_file(part))
     facts.texts = {c: TextFacts.of(raw.column(c)) for c in (*_keys(events), *events.context.text)}
@@ -220,7 +227,12 @@ def _reasons(user: Coded, item: Coded, status: np.ndarray, max_id_bytes: int) ->
         long = pc.greater(pc.binary_length(ids.values), max_id_bytes).to_numpy(zero_copy_only=False)
         reject(ids.codes < 0, (name, "missing"))
         reject(np.append(long, False)[ids.codes], (name, "long"))
-    for code in (parsing.TIME_MISSING, parsing.TIME_UNPARSABLE, parsing.TIME_OUT_OF_RANGE, parsing.TIME_MISFIT):
+    for code in (
+        time_columns.TIME_MISSING,
+        time_columns.TIME_UNPARSABLE,
+        time_columns.TIME_OUT_OF_RANGE,
+        time_columns.TIME_MISFIT,
+    ):
         reject(status == code, (TIME, code))
     return reasons
 
@@ -255,7 +267,7 @@ def _numbers(raw: pa.Table, good: np.ndarray, events: EventsSpec, facts: LogFact
     numeric += [(schema.context_column(name), name) for name in events.context.numeric]
     columns = {}
     for column, source in numeric:
-        numbers, bad = parsing.to_numbers(raw.column(source))
+        numbers, bad = parsing.to_numbers(raw.column(source), decimal=events.decimal)
         columns[column] = numbers[good]
         wrong = good[bad[good]]
         example = raw.column(source).slice(wrong[0], 1)[0].as_py() if len(wrong) else ""

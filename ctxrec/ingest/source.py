@@ -124,8 +124,13 @@ def fingerprint(source: Source, config: Config) -> str:
             spec[section]["path"] = _signatures([info.path for info in getattr(source, section)])
             if not spec[section].get("separators", True):
                 del spec[section]["separators"]  # no separator is what specs had before there were any
+            if spec[section]["decimal"] is None:
+                del spec[section]["decimal"]
+    # Specs of earlier versions had none of these keys, and meant what they mean without them.
     if spec["events"]["timezone"] == UTC:
-        del spec["events"]["timezone"]  # which is what all specs meant before they could name a zone
+        del spec["events"]["timezone"]
+    if spec["events"]["time_format"] is None:
+        del spec["events"]["time_format"]
     # The constants were options once; they stay part of the fingerprint, so that folders of then are still reused.
     options = dataclasses.asdict(config.prepare)
     options |= {"max_id_bytes": MAX_ID_BYTES, "max_category_values": vocabularies.MAX_CATEGORY_VALUES}

@@ -103,7 +103,7 @@ def table_features(
                 f"{name}: {several} users have several values; the first one counts, as a user's attribute has one value"
             )
     for name in section.numeric:
-        parts = [parsing.to_numbers(table.column(name)) for table in entities.tables]
+        parts = [parsing.to_numbers(table.column(name), decimal=section.decimal) for table in entities.tables]
         values = np.concatenate([p[0] for p in parts] or [np.zeros(0, np.float32)])
         wrong = [
             v for t, p in zip(entities.tables, parts, strict=True) for v in t.column(name).filter(pa.array(p[1]))[:1]

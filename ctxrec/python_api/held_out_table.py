@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from ctxrec.core import schema
+from ctxrec.core.dataset_spec import EventsSpec
 from ctxrec.core.errors import UserError
-from ctxrec.data import parsing
+from ctxrec.data import parsing, time_columns
 from ctxrec.data.events import US, action_sets
 from ctxrec.data.item_rows import numbers_or_null
 from ctxrec.data.requests import Requests
@@ -84,7 +85,7 @@ def _requests(model: Recommender, table: pa.Table) -> Requests:
     for name in (events.user, events.item, events.time, events.action, *events.context.columns):
         if name in table.column_names:
             check_single(str(name), table.schema.field(name).type, "the table to evaluate on")
-    times_E = _times(table.column(events.time), events.timezone)
+    times_E = _times(table.column(events.time), events)
     users_E = np.array(parsing.to_text(table.column(events.user)).to_pylist(), object)
     items_E = np.array(
         [model.item_position.get(item, -1) for item in parsing.to_text(table.column(events.item)).to_pylist()], np.int64
@@ -132,23 +133,25 @@ def _requests(model: Recommender, table: pa.Table) -> Requests:
 
 def _contexts(model: Recommender, table: pa.Table) -> list[dict[str, Any]]:
     """The context of each row, read from the columns as `prepare` reads them."""
-    context, columns = model.spec.events.context, {}
+    events, columns = model.spec.events, {}
+    context = events.context
     for name in context.columns:
         if name in table.column_names:
             column = table.column(name)
-            known = numbers_or_null(column) if name in context.numeric else parsing.to_text(column)
+            known = numbers_or_null(column, events.decimal) if name in context.numeric else parsing.to_text(column)
             columns[name] = known.to_pylist()
     return [{name: v[n] for name, v in columns.items() if v[n] is not None} for n in range(len(table))]
 
 
-def _times(column: pa.ChunkedArray, zone: str) -> np.ndarray:
-    """Times of a column as int64 [E] microseconds; those that name no offset are times of `zone`.
+def _times(column: pa.ChunkedArray, events: EventsSpec) -> np.ndarray:
+    """Times of a column as int64 [E] microseconds, read as those of the log.
 
     Raises:
         UserError: one of them cannot be read.
     """
-    times, status = parsing.to_times(column, parsing.detect_times([column.combine_chunks()]).unit, zone=zone)
-    if (bad := np.flatnonzero(status != parsing.TIME_OK)).size:
+    form = time_columns.detect_times([column.combine_chunks()], events.time_format)
+    times, status = time_columns.to_times(column, form.unit, zone=events.timezone, time_format=events.time_format)
+    if (bad := np.flatnonzero(status != time_columns.TIME_OK)).size:
         value = column[int(bad[0])].as_py()
         raise UserError(
             f"{bad.size} times of the table cannot be read, such as {value!r}; expected times as in the log"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tempfile
@@ -19,6 +20,8 @@ from ctxrec.python_api.frames import Kind
 from ctxrec.python_api.notebook import Evaluation
 from ctxrec.python_api.table_spec import spec_of
 
+logger = logging.getLogger(__name__)
+
 _KINDS = ("pandas", "polars", "arrow")
 
 
@@ -34,6 +37,7 @@ def fit(
     time: str | None = None,
     action: str | None = None,
     value: str | None = None,
+    time_format: str | None = None,
     timezone: str | None = None,
     context: Sequence[str] | None = None,
     actions: Mapping[str, float] | None = None,
@@ -55,6 +59,8 @@ def fit(
             or what is guessed.
         action: column of the log with the action; None: `action`, or what is guessed.
         value: column of the log with a rating or a quantity; None: what is guessed.
+        time_format: format of times that are texts, in the directives of `strptime`, such as "%d/%m/%Y %H:%M"; None: what is
+            guessed, with a warning where the values do not tell the day from the month.
         timezone: IANA name of the zone of the log, such as "Asia/Shanghai": that of times without an offset, and of hour,
             weekday and month; None: UTC.
         context: columns of the log that are known when a recommendation is asked for; None: what is guessed.
@@ -73,7 +79,13 @@ def fit(
         out = os.path.join(kept.name, "run")
     out = _place(out, "out")
     columns: dict[str, Any] = {"user": user, "item": item, "time": time, "action": action, "value": value}
-    columns |= {"timezone": timezone, "context": context, "actions": actions, "split": split}
+    columns |= {
+        "time_format": time_format,
+        "timezone": timezone,
+        "context": context,
+        "actions": actions,
+        "split": split,
+    }
     try:
         data = prepare(
             interactions,
@@ -113,6 +125,7 @@ def prepare(
     time: str | None = None,
     action: str | None = None,
     value: str | None = None,
+    time_format: str | None = None,
     timezone: str | None = None,
     context: Sequence[str] | None = None,
     actions: Mapping[str, float] | None = None,
@@ -132,6 +145,7 @@ def prepare(
         time: see `fit`; epoch seconds are one of its forms.
         action: see `fit`.
         value: see `fit`.
+        time_format: see `fit`.
         timezone: see `fit`.
         context: see `fit`.
         actions: see `fit`.
@@ -152,6 +166,7 @@ def prepare(
         users,
         folder=storage.join(out if storage.is_uri(out) else os.path.abspath(out), "tables"),
         columns={"user": user, "item": item, "time": time, "action": action, "value": value},
+        time_format=time_format,
         timezone=timezone,
         context=context,
         actions=actions,
@@ -162,6 +177,9 @@ def prepare(
         print(summary(data))
         for text in unsure:
             print(f"  not sure: {text}")
+    else:  # a wrong format gives wrong times without an error
+        for text in (text for text in unsure if text.startswith("time_format")):
+            logger.warning("not sure: %s", text)
     return data
 
 

@@ -11,18 +11,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ctxrec.core import storage
-from ctxrec.core.dataset_spec import ContextSpec, DatasetSpec, SplitSpec, load_spec
+from ctxrec.core.dataset_spec import ContextSpec, DatasetSpec, EventsSpec, SplitSpec, load_spec
 from ctxrec.core.errors import UserError
 from ctxrec.core.toml import build_dataclass
 from ctxrec.data.parsing import value_text
-from ctxrec.ingest.guess import TableSample, guess, sample_files
+from ctxrec.ingest.guess import TableSample, Unsure, guess, sample_files
 from ctxrec.ingest.guess.event_roles import context_kind
 from ctxrec.ingest.guess.looked_table import LookedTable
 from ctxrec.python_api.frames import to_arrow
 
 # Columns of these names are what they say, whatever their values look like.
 _USUAL = {"user": "user_id", "item": "item_id", "time": "timestamp", "action": "action"}
-_WEIGHTS = "[events.actions]"  # in what is not sure
+# What a doubt calls by keys of a spec, and how a caller gives it.
+_ARGUMENTS = {
+    "[events.actions]": "actions={...}",
+    "[events.context]": "context=[...]",
+    "under timezone": "with timezone=",
+    "as time_format": "with time_format=",
+    "true recommends such": 'split={"repeats": True} recommends such',
+    'The split is "last", which': 'The split is {"strategy": "last"}, which',
+}
 
 
 def spec_of(
@@ -36,6 +44,7 @@ def spec_of(
     actions: Mapping[str, float] | None,
     split: Mapping[str, Any] | None,
     timezone: str | None = None,
+    time_format: str | None = None,
 ) -> tuple[DatasetSpec, list[str]]:
     """The spec of some tables. Tables in memory are written into `folder`, and only where they have changed.
 
@@ -52,6 +61,7 @@ def spec_of(
         actions: weight of each action as a training target; None takes that of the guess.
         split: keys of [split].
         timezone: that of [events]; None: UTC.
+        time_format: that of [events]; None guesses.
 
     Returns:
         The spec, and what is not sure about it.
@@ -60,10 +70,13 @@ def spec_of(
         UserError: a column is missing, a table is no table, or a `dataset.toml` is given with other arguments.
     """
     if isinstance(interactions, (str, os.PathLike)) and str(interactions).endswith(".toml"):
-        if any(value is not None for value in (items, users, context, actions, split, timezone, *columns.values())):
+        if any(
+            value is not None
+            for value in (items, users, context, actions, split, timezone, time_format, *columns.values())
+        ):
             raise UserError(
                 f"{interactions} says which tables and columns there are; expected no other tables, columns, context, "
-                "actions, split or timezone beside it. Change the file, or give the tables themselves"
+                "actions, split, timezone or time_format beside it. Change the file, or give the tables themselves"
             )
         return load_spec(os.fspath(interactions)), []
     if isinstance(context, str) or not all(isinstance(given, (Mapping, type(None))) for given in (actions, split)):
@@ -83,22 +96,52 @@ def spec_of(
         columns=known,
         name="interactions",
     )
-    events, unsure = made.spec.events, [f"{doubt.key}: {doubt.text}" for doubt in made.unsure]
+    _check_found(made.spec.events, tables["events"].rows.column_names)
+    events, unsure = made.spec.events, [_in_python(doubt) for doubt in made.unsure]
     if timezone is not None:
         events = dataclasses.replace(events, timezone=timezone)
         unsure = [text for text in unsure if "names no time zone" not in text]
+    if time_format is not None:
+        events = dataclasses.replace(events, time_format=time_format)
+        unsure = [text for text in unsure if not text.startswith("time_format") and "cannot be read" not in text]
     if context is not None:
         events = dataclasses.replace(events, context=_context(made.tables["events"], tables["events"], context))
-        unsure = [text for text in unsure if not text.startswith("events.context")]
+        unsure = [text for text in unsure if not text.startswith("context")]
     if actions is not None:
         weights = {"" if action is None else str(value_text(action)): weight for action, weight in actions.items()}
         events = dataclasses.replace(events, actions=weights)
-        unsure = [text for text in unsure if _WEIGHTS not in text]
-    unsure = [text.replace(_WEIGHTS, "actions={...}") for text in unsure]
+        unsure = [text for text in unsure if "actions={" not in text]
     spec = dataclasses.replace(made.spec, events=events)
     if split is not None:
         spec = dataclasses.replace(spec, split=build_dataclass(SplitSpec, dict(split), source="split"))
     return spec, unsure
+
+
+def _check_found(events: EventsSpec, found: Sequence[str]) -> None:
+    """Check that a log has a user, an item and a time.
+
+    Raises:
+        UserError: it names the argument for what is missing.
+    """
+    for key, what in (("user", "the user"), ("item", "the item"), ("time", "a time")):
+        if not getattr(events, key):
+            more = (
+                " Where only the order is known, add a column that counts the rows: range(len(log))"
+                if key == "time"
+                else ""
+            )
+            raise UserError(
+                f"no column of interactions looks like {what}; found columns {', '.join(map(str, found))}. Name it: "
+                f'{key}="COLUMN".{more}'
+            )
+
+
+def _in_python(doubt: Unsure) -> str:
+    """A doubt in the words of a caller: names of arguments in the place of keys of a spec."""
+    text = f"{doubt.key.removeprefix('events.')}: {doubt.text}"
+    for key, argument in _ARGUMENTS.items():
+        text = text.replace(key, argument)
+    return text
 
 
 def _context(log: LookedTable, table: TableSample, names: Sequence[str]) -> ContextSpec:

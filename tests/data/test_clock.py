@@ -11,7 +11,7 @@ import pytest
 
 from ctxrec.core.errors import UserError
 from ctxrec.core.time_zones import check_zone
-from ctxrec.data import parsing, zone_offsets
+from ctxrec.data import time_columns, zone_offsets
 from ctxrec.data.clock import Clock, doubts_of_times
 from ctxrec.data.zone_offsets import US, instants, offsets
 
@@ -70,10 +70,10 @@ def test_local_times_become_the_instants_of_pythons_zones(zone):
 
 def test_times_that_the_clock_shows_twice_or_never():
     texts = ["2024-11-03T01:30:00", "2024-03-10T02:30:00", "2024-11-03T01:30:00-05:00"]
-    times, status = parsing.to_times(pa.array(texts), "iso8601", zone="America/New_York")
+    times, status = time_columns.to_times(pa.array(texts), "iso8601", zone="America/New_York")
     shown = [datetime.datetime.fromtimestamp(t / US, datetime.UTC).isoformat() for t in times.tolist()]
     assert shown == ["2024-11-03T05:30:00+00:00", "2024-03-10T07:30:00+00:00", "2024-11-03T06:30:00+00:00"]
-    assert (status == parsing.TIME_OK).all()
+    assert (status == time_columns.TIME_OK).all()
 
 
 def test_only_times_without_an_offset_are_moved():
@@ -87,19 +87,19 @@ def test_only_times_without_an_offset_are_moved():
         "1706688000",
     ]
     for texts, hours in ((moved, 8), (kept, 0)):
-        in_utc, _ = parsing.to_times(pa.array(texts), "iso8601")
-        there, status = parsing.to_times(pa.array(texts), "iso8601", zone=zone)
-        assert (status == parsing.TIME_OK).all() and (in_utc - there).tolist() == [hours * hour] * len(texts)
+        in_utc, _ = time_columns.to_times(pa.array(texts), "iso8601")
+        there, status = time_columns.to_times(pa.array(texts), "iso8601", zone=zone)
+        assert (status == time_columns.TIME_OK).all() and (in_utc - there).tolist() == [hours * hour] * len(texts)
     moment = datetime.datetime(2024, 1, 31, 8)
     naive, aware = pa.array([moment], pa.timestamp("ms")), pa.array([moment], pa.timestamp("ms", tz="Europe/Paris"))
     for array, hours in ((naive, 8), (aware, 0), (pa.array([moment.date()]), 8)):
-        in_utc, there = (parsing.to_times(array, "timestamp", zone=name)[0] for name in ("UTC", zone))
+        in_utc, there = (time_columns.to_times(array, "timestamp", zone=name)[0] for name in ("UTC", zone))
         assert (in_utc - there).tolist() == [hours * hour]
     days = pa.array([20240131, 20240201])
-    in_utc, there = (parsing.to_times(days, "yyyymmdd", zone=name)[0] for name in ("UTC", zone))
+    in_utc, there = (time_columns.to_times(days, "yyyymmdd", zone=name)[0] for name in ("UTC", zone))
     assert (in_utc - there).tolist() == [8 * hour] * 2
-    empty = parsing.to_times(pa.array([None, "", "no time"]), "iso8601", zone=zone)[1]
-    assert empty.tolist() == [parsing.TIME_MISSING, parsing.TIME_MISSING, parsing.TIME_UNPARSABLE]
+    empty = time_columns.to_times(pa.array([None, "", "no time"]), "iso8601", zone=zone)[1]
+    assert empty.tolist() == [time_columns.TIME_MISSING, time_columns.TIME_MISSING, time_columns.TIME_UNPARSABLE]
 
 
 def test_requests_of_several_zones_at_once():

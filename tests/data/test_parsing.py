@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctxrec.data import item_rows, parsing
+from ctxrec.data import item_rows, parsing, time_columns
 from ctxrec.data.prepared import encode_categories
 
 US = 1_000_000
@@ -134,12 +134,12 @@ def test_decimals_are_the_nearest_floats(numbers):
     ],
 )
 def test_the_unit_of_times_is_detected(values, unit):
-    assert parsing.detect_times([pa.array(values)]).unit == unit
+    assert time_columns.detect_times([pa.array(values)]).unit == unit
 
 
 def test_one_unit_for_all_files():
-    assert parsing.detect_times([pa.array([3]), pa.array([1_600_000_000_000] * 3)]) == parsing.TimeForm("ms")
-    assert parsing.detect_times([pa.array([3, 4])]) == parsing.TimeForm("s", small=True)
+    assert time_columns.detect_times([pa.array([3]), pa.array([1_600_000_000_000] * 3)]) == time_columns.TimeForm("ms")
+    assert time_columns.detect_times([pa.array([3, 4])]) == time_columns.TimeForm("s", small=True)
 
 
 @pytest.mark.parametrize("as_text", [False, True])
@@ -147,19 +147,21 @@ def test_each_number_is_read_by_its_own_size(as_text):
     numbers = [DAY_US // US, DAY_US // 1000, DAY_US, DAY_US * 1000, 81]
     column = pa.array([str(n) for n in numbers] if as_text else numbers)
     for unit in ("ms", "us", "ns", "iso8601", "timestamp"):
-        times, status = parsing.to_times(column, unit)
-        assert times.tolist() == [DAY_US] * 4 + [0] and status.tolist() == [parsing.TIME_OK] * 4 + [parsing.TIME_MISFIT]
-    assert parsing.to_times(column, "s")[0].tolist() == [DAY_US] * 4 + [81 * US]
-    assert parsing.to_times(column, "s", small=False)[1].tolist()[4] == parsing.TIME_MISFIT
+        times, status = time_columns.to_times(column, unit)
+        assert times.tolist() == [DAY_US] * 4 + [0] and status.tolist() == [time_columns.TIME_OK] * 4 + [
+            time_columns.TIME_MISFIT
+        ]
+    assert time_columns.to_times(column, "s")[0].tolist() == [DAY_US] * 4 + [81 * US]
+    assert time_columns.to_times(column, "s", small=False)[1].tolist()[4] == time_columns.TIME_MISFIT
 
 
 def test_whole_numbers_may_be_dates():
     column = pa.array([20200101, 20201301, DAY_US // US, None])
-    ok, missing, misfit = parsing.TIME_OK, parsing.TIME_MISSING, parsing.TIME_MISFIT
-    times, status = parsing.to_times(column, "yyyymmdd", small=False)
+    ok, missing, misfit = time_columns.TIME_OK, time_columns.TIME_MISSING, time_columns.TIME_MISFIT
+    times, status = time_columns.to_times(column, "yyyymmdd", small=False)
     assert status.tolist() == [ok, misfit, ok, missing]
     assert times.tolist() == [1_577_836_800 * US, 0, DAY_US, 0]
-    assert parsing.to_times(column.cast(pa.string()), "yyyymmdd", small=False)[0].tolist() == times.tolist()
+    assert time_columns.to_times(column.cast(pa.string()), "yyyymmdd", small=False)[0].tolist() == times.tolist()
 
 
 DAY = datetime.datetime(2020, 1, 1, 2, 3, 4, tzinfo=datetime.UTC)
@@ -184,8 +186,8 @@ DAY_US = int(DAY.timestamp()) * US
     ],
 )
 def test_times_of_any_form_are_the_same_moment(column, unit):
-    times, status = parsing.to_times(column, unit)
-    assert times.tolist() == [DAY_US] and status.tolist() == [parsing.TIME_OK]
+    times, status = time_columns.to_times(column, unit)
+    assert times.tolist() == [DAY_US] and status.tolist() == [time_columns.TIME_OK]
 
 
 @pytest.mark.parametrize(
@@ -208,8 +210,8 @@ def test_times_of_any_form_are_the_same_moment(column, unit):
 def test_times_of_iso_8601_and_rfc_3339(text, moment):
     wanted = datetime.datetime.fromisoformat(moment).replace(tzinfo=datetime.UTC).timestamp() * US
     for column in (pa.array([text]), pa.array([text], pa.large_string()), pa.array([text]).dictionary_encode()):
-        times, status = parsing.to_times(column, "iso8601")
-        assert status.tolist() == [parsing.TIME_OK] and times.tolist() == [wanted]
+        times, status = time_columns.to_times(column, "iso8601")
+        assert status.tolist() == [time_columns.TIME_OK] and times.tolist() == [wanted]
 
 
 @pytest.mark.parametrize(
@@ -217,21 +219,21 @@ def test_times_of_iso_8601_and_rfc_3339(text, moment):
              "2020-01-01T02:03:04 CET", "2020-13-01T24:00"]
 )  # fmt: skip
 def test_times_of_neither_standard_are_unparsable(text):
-    assert parsing.to_times(pa.array([text]), "iso8601")[1].tolist() == [parsing.TIME_UNPARSABLE]
+    assert time_columns.to_times(pa.array([text]), "iso8601")[1].tolist() == [time_columns.TIME_UNPARSABLE]
 
 
 def test_times_that_are_none_say_why():
     ok, missing, unparsable, out = range(4)
     column = pa.array(["2020-01-01", None, " ", "soon", "2020-13-01", "-5", "99999999999999999", "1e30", "1/2/2020"])
-    assert parsing.to_times(column, "s")[1].tolist() == [
+    assert time_columns.to_times(column, "s")[1].tolist() == [
         ok, missing, missing, unparsable, unparsable, out, out, out, unparsable
     ]  # fmt: skip
     column = pa.array([0.0, -1.0, float("nan"), float("inf"), 7_258_118_400.0, None])
-    assert parsing.to_times(column, "s")[1].tolist() == [ok, out, missing, out, out, missing]
-    assert parsing.to_times(pa.array([True]), "s")[1].tolist() == [unparsable]
-    assert parsing.to_times(pa.array([2**63 - 1, -(2**63)]), "s")[1].tolist() == [out, out]
-    assert parsing.to_times(pa.array([2**64 - 1], pa.uint64()), "s")[1].tolist() == [out]
-    assert parsing.to_times(pa.array(["now", "today", "NaT"]), "s")[1].tolist() == [unparsable] * 3
+    assert time_columns.to_times(column, "s")[1].tolist() == [ok, out, missing, out, out, missing]
+    assert time_columns.to_times(pa.array([True]), "s")[1].tolist() == [unparsable]
+    assert time_columns.to_times(pa.array([2**63 - 1, -(2**63)]), "s")[1].tolist() == [out, out]
+    assert time_columns.to_times(pa.array([2**64 - 1], pa.uint64()), "s")[1].tolist() == [out]
+    assert time_columns.to_times(pa.array(["now", "today", "NaT"]), "s")[1].tolist() == [unparsable] * 3
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
@@ -240,13 +242,16 @@ def test_a_timestamp_that_no_microseconds_hold_is_out_of_range(unit):
     late = [2**63 - 1, 18448444073709, 18448444073709551][: {"s": 3, "ms": 3}.get(unit, 1)]
     for value in (-(2**63), *late):
         stamp = pa.array([value, None], pa.timestamp(unit))
-        assert parsing.to_times(stamp, "timestamp")[1].tolist() == [parsing.TIME_OUT_OF_RANGE, parsing.TIME_MISSING]
+        assert time_columns.to_times(stamp, "timestamp")[1].tolist() == [
+            time_columns.TIME_OUT_OF_RANGE,
+            time_columns.TIME_MISSING,
+        ]
 
 
 def test_a_time_in_nanoseconds_is_the_same_in_a_text_and_in_a_number():
     exact = 1_700_000_000_123_456_789
     for column in (pa.array([exact]), pa.array([str(exact)]), pa.array([exact], pa.timestamp("ns"))):
-        assert parsing.to_times(column, "ns")[0].tolist() == [exact // 1000]
+        assert time_columns.to_times(column, "ns")[0].tolist() == [exact // 1000]
 
 
 def test_lists_of_one_length_are_lists():

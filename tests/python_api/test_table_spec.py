@@ -55,10 +55,8 @@ def test_weights_of_actions_are_not_sure_until_they_are_given(tmp_path):
         options = {"columns": {}, "context": None, "split": None, "actions": actions}
         return spec_of(log, None, None, folder=str(tmp_path), **options)[1]
 
-    assert "events.action: action: every action counts alike as a target until actions={...} gives weights" in unsure(
-        None
-    )
-    assert not [text for text in unsure({"buy": 1.0}) if text.startswith("events.action")]
+    assert "action: action: every action counts alike as a target until actions={...} gives weights" in unsure(None)
+    assert not [text for text in unsure({"buy": 1.0}) if text.startswith("action:")]
 
 
 def test_usual_names_need_not_be_given(tmp_path):
@@ -108,7 +106,10 @@ def test_an_unchanged_table_is_not_written_again(tmp_path):
 def test_what_is_not_sure_is_told(tmp_path):
     log = LOG.rename(columns={"user_id": "a", "item_id": "b"})
     _, unsure = spec_of(log, None, None, folder=str(tmp_path), columns={}, context=None, actions=None, split=None)
-    assert any(text.startswith("events.") for text in unsure)
+    assert any(text.startswith(("user: ", "item: ")) for text in unsure)
+    assert not any("[events" in text or text.startswith("events.") for text in unsure), (
+        "keys of a spec are no arguments"
+    )
 
 
 def test_mistakes_are_one_line_that_names_the_column(tmp_path):
@@ -194,7 +195,11 @@ def test_a_wrong_preset_is_refused_before_anything_is_read():
 def test_a_mistake_names_the_table_and_not_a_file_that_goes_with_the_process():
     with pytest.raises(UserError) as told:
         ctxrec.fit(ITEMS[["item_id", "price"]], preset="quick", verbose=False)
-    assert "is empty; name the column that holds" in str(told.value)
+    assert 'no column of interactions looks like the user; found columns item_id, price. Name it: user="' in str(
+        told.value
+    )
+    with pytest.raises(UserError, match=r'looks like a time; found columns user_id, item_id\. Name it: time="COLUMN"'):
+        ctxrec.fit(LOG[["user_id", "item_id"]], preset="quick", verbose=False)
     with pytest.raises(UserError) as told:
         ctxrec.fit(LOG, time="when", preset="quick", verbose=False)
     assert "when" in str(told.value) and "ctxrec-fit-" not in str(told.value)
@@ -213,5 +218,30 @@ def test_the_time_zone_of_a_table_is_given_by_its_name(tmp_path):
     assert made.events.timezone == "Asia/Shanghai" and not any("names no time zone" in text for text in unsure)
     with pytest.raises(UserError, match="is no time zone; expected an IANA name"):
         spec_of(log, None, None, timezone="Shanghai time", **given)
-    with pytest.raises(UserError, match="split or timezone beside it"):
+    with pytest.raises(UserError, match="split, timezone or time_format beside it"):
         spec_of("dataset.toml", None, None, timezone="UTC", **given)
+
+
+def test_the_format_of_times_is_guessed_or_given(tmp_path):
+    days = pd.to_datetime(LOG["timestamp"], unit="s")
+    given = {"folder": str(tmp_path), "columns": {}, "context": None, "actions": None, "split": None}
+    sure = LOG.assign(timestamp=days.dt.strftime("%d.%m.%Y %H:%M"))
+    events, unsure = spec_of(sure, None, None, **given)
+    assert events.events.time_format == "%d.%m.%Y %H:%M" and not [t for t in unsure if t.startswith("time_format")]
+    open_ = LOG.assign(timestamp="03/04/2023")
+    events, unsure = spec_of(open_, None, None, **given)
+    assert events.events.time_format == "%d/%m/%Y"
+    assert any(text.startswith("time_format: '03/04/2023' may be %d/%m/%Y or %m/%d/%Y") for text in unsure)
+    events, unsure = spec_of(open_, None, None, time_format="%m/%d/%Y", **given)
+    assert events.events.time_format == "%m/%d/%Y" and not [t for t in unsure if t.startswith("time_format")]
+    with pytest.raises(
+        UserError, match=r"events\.time_format is '%d/%M/%Y', which has a day and no month; %M is the min"
+    ):
+        spec_of(open_, None, None, time_format="%d/%M/%Y", **given)
+
+
+def test_an_open_format_is_said_where_nothing_is_printed(ray_cluster, tmp_path, caplog):
+    log = LOG.assign(timestamp=[f"0{n % 9 + 1}/04/2023" for n in range(60)])
+    with caplog.at_level("WARNING"):
+        ctxrec.prepare(log, out=str(tmp_path / "data"), verbose=False)
+    assert "may be %d/%m/%Y or %m/%d/%Y" in caplog.text

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from ctxrec.data import list_texts, parsing
+from ctxrec.data import list_texts, parsing, time_columns
+from ctxrec.ingest.guess.format_guess import FoundFormat, guess_format
 
 _MOST_CHARACTERS = 30  # of an example
 _LOOKED_AT = 10_000  # values whose spelling is looked at
@@ -17,7 +20,7 @@ _AUDIO = re.compile(r"\.(?:mp3|wav|flac|ogg|m4a|opus|aac)(?:\?.*)?$", re.IGNOREC
 _URL = re.compile(r"^(?:https?|s3|gs|hdfs)://", re.IGNORECASE)
 _IMAGE_BYTES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM")
 _AUDIO_BYTES = (b"ID3", b"\xff\xfb", b"fLaC", b"OggS")
-# A date that a reader cannot tell: which of 03/04/2020 is the month?
+# What a person takes for a date, whether or not a format reads it.
 _OTHER_DATE = re.compile(
     r"^\s*\d{1,4}[./]\d{1,2}[./]\d{1,4}(?:[ T]\d{1,2}:\d{2}.*)?$|^\s*\d{1,2}[- ][A-Za-z]{3,9}[- ]\d{2,4}"
 )
@@ -46,8 +49,9 @@ class ColumnLook:
         separator: what divides the values of a text that looks like a list, as of `list_texts.hint`.
         media: "image" or "audio" where the values are files, addresses or content of such.
         is_address: whether the texts are URLs or paths.
-        time: form of the times (`parsing.TimeForm`) where nearly all values can be read as times.
-        other_dates: whether the texts look like dates of a form that cannot be read, such as 03/04/2020.
+        time: form of the times (`time_columns.TimeForm`) where nearly all values can be read as times.
+        format: of the times, where they are texts of no standard form, or whole numbers such as 20101201082600.
+        other_dates: whether the texts look like dates of a form that cannot be read.
         has_zone: whether the times name their time zone.
     """
 
@@ -68,7 +72,8 @@ class ColumnLook:
     separator: str | None = None
     media: str | None = None
     is_address: bool = False
-    time: parsing.TimeForm | None = None
+    time: time_columns.TimeForm | None = None
+    format: FoundFormat | None = None
     other_dates: bool = False
     has_zone: bool = False
 
@@ -94,8 +99,8 @@ class ColumnLook:
         )
 
 
-def look_at_column(name: str, column: pa.ChunkedArray) -> ColumnLook:
-    """Look at a column of a sample."""
+def look_at_column(name: str, column: pa.ChunkedArray, *, decimal: str | None = None) -> ColumnLook:
+    """Look at a column of a sample whose numbers have a decimal sign, where they are texts (`parsing.to_numbers`)."""
     array = parsing.one_array(column)
     kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
     if pa.types.is_null(kind) or array.null_count == len(array):
@@ -118,13 +123,15 @@ def look_at_column(name: str, column: pa.ChunkedArray) -> ColumnLook:
     common |= {"distinct": distinct, "examples": _examples(texts)}
     if pa.types.is_temporal(kind):
         zone = getattr(kind, "tz", None) is not None
-        stamp = parsing.TimeForm("timestamp") if pa.types.is_timestamp(kind) or pa.types.is_date(kind) else None
+        stamp = time_columns.TimeForm("timestamp") if pa.types.is_timestamp(kind) or pa.types.is_date(kind) else None
         return ColumnLook(name, str(kind), "time", time=stamp, has_zone=zone, **common)
     if pa.types.is_boolean(kind):
         return ColumnLook(name, str(kind), "truth", **common)
-    numbers, wrong = parsing.to_numbers(array)
-    exact = numbers[np.isfinite(numbers)].astype(np.float64)
+    numbers, wrong = parsing.to_numbers(array, np.float64, decimal=decimal)
+    exact = numbers[np.isfinite(numbers)]
     if wrong.mean() == 0 and len(exact):
+        if (digits := _format_in_digits(array)) is not None:
+            return _of_format(name, str(kind), digits, common)
         form = _time_form(array)
         whole = bool((exact == np.floor(exact)).all())
         low, high = float(exact.min()), float(exact.max())
@@ -148,17 +155,37 @@ def _look_at_bytes(name: str, array: pa.Array, missing: float) -> ColumnLook:
     return ColumnLook(name, str(array.type), "bytes", count, missing, 0, (f"{media or 'bytes'}",), media=media)
 
 
-def _time_form(array: pa.Array) -> parsing.TimeForm | None:
+def _format_in_digits(array: pa.Array) -> FoundFormat | None:
+    """The format of times of 12 digits and more, such as 20101201082600, which as epoch numbers would be other times.
+
+    Texts of 8 digits have one too, where they begin with the day or the month.
+    """
+    if pa.types.is_floating(array.type) or pa.types.is_decimal(array.type):
+        return None
+    texts = parsing.to_text(array).drop_null()
+    lengths = pc.utf8_length(texts).unique().to_pylist()
+    if lengths not in ([8], [12], [14], [17]) or not pc.all(pc.match_substring_regex(texts, "^[0-9]+$")).as_py():
+        return None
+    found = guess_format(texts)
+    return None if found is None or found.fits < 1 or found.format == "%Y%m%d" else found
+
+
+def _of_format(name: str, kind: str, found: FoundFormat, common: dict[str, Any]) -> ColumnLook:
+    form = time_columns.TimeForm("format")
+    return ColumnLook(name, kind, "time", time=form, format=found, has_zone=found.has_zone, **common)
+
+
+def _time_form(array: pa.Array) -> time_columns.TimeForm | None:
     """The form of times where nearly all values are times of a clock; None elsewhere."""
-    form = parsing.detect_times([array])
-    _, status = parsing.to_times(array, form.unit, small=form.small)
-    there = status != parsing.TIME_MISSING
-    good = (status[there] == parsing.TIME_OK).mean() >= 0.95 if there.any() else False
+    form = time_columns.detect_times([array])
+    _, status = time_columns.to_times(array, form.unit, small=form.small)
+    there = status != time_columns.TIME_MISSING
+    good = (status[there] == time_columns.TIME_OK).mean() >= 0.95 if there.any() else False
     return form if good and (not form.small) else None
 
 
 def _look_at_text(
-    name: str, kind: str, array: pa.Array, texts: pa.Array, common: dict[str, object], *, numeric: float
+    name: str, kind: str, array: pa.Array, texts: pa.Array, common: dict[str, Any], *, numeric: float
 ) -> ColumnLook:
     there = texts.drop_null()
     step = -(-len(there) // _LOOKED_AT)
@@ -166,15 +193,18 @@ def _look_at_text(
     values = some.to_pylist()
     truth = all(value.strip().lower() in ("true", "false") for value in values[:1000])
     if truth:
-        return ColumnLook(name, kind, "truth", **common)  # type: ignore[arg-type]
+        return ColumnLook(name, kind, "truth", **common)
     share = {
         "image": np.mean([bool(_IMAGE.search(v)) for v in values]),
         "audio": np.mean([bool(_AUDIO.search(v)) for v in values]),
     }
     media = next((kind_ for kind_, part in share.items() if part >= 0.8), None)
     address = media is not None or float(np.mean([bool(_URL.match(v)) for v in values])) >= 0.8
-    other = float(np.mean([bool(_OTHER_DATE.match(v)) for v in values])) >= 0.9
-    form = None if other or numeric > 0.5 else _time_form(some)
+    form = None if numeric > 0.5 else _time_form(some)
+    has_digits = float(np.mean([any(c.isdigit() for c in v) for v in values])) > 0.9
+    if form is None and numeric <= 0.5 and has_digits and (found := guess_format(there)) is not None:
+        return _of_format(name, kind, found, common)
+    other = form is None and float(np.mean([bool(_OTHER_DATE.match(v)) for v in values])) >= 0.9
     hint = None if form or other or media or address else list_texts.hint(pa.chunked_array([texts]))
     return ColumnLook(
         name,
@@ -190,5 +220,5 @@ def _look_at_text(
         time=form,
         other_dates=other,
         has_zone=form is not None and float(np.mean([bool(_ZONE.search(v)) for v in values])) >= 0.5,
-        **common,  # type: ignore[arg-type]
+        **common,
     )

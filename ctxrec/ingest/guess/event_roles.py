@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from ctxrec.core.dataset_spec import REQUEST_TIME, ContextSpec, EventsSpec
 from ctxrec.core.schema import TIME_CONTEXT
+from ctxrec.core.time_formats import EXAMPLE
 from ctxrec.core.time_zones import TIMEZONE
 from ctxrec.data.clock import POSITIONS_BELOW_US, doubts_of_times
 from ctxrec.ingest.guess import names
@@ -49,6 +50,8 @@ def choose(
     taken = {user, item}
     time, has_no_clock, doubts = _time(log, taken, given.get("time"))
     unsure += [("time", text) for text in doubts]
+    found = log.looks[time].format if time is not None else None
+    unsure += [("time_format", text) for text in (found.doubts if found is not None else [])]
     taken.add(time)
     action, doubts = _action(log, taken, given.get("action"))
     unsure += [("action", text) for text in doubts]
@@ -69,6 +72,7 @@ def choose(
         user=user or "",
         item=item or "",
         time=time or "",
+        time_format=None if found is None else found.format,
         action=action,
         value=value,
         context=ContextSpec(**{kind: tuple(columns) for kind, columns in context.items()}),
@@ -181,12 +185,12 @@ def _time(log: LookedTable, taken: set[str | None], given: str | None) -> tuple[
     if look.time is None:
         seen = look.examples[0] if look.examples else ""
         doubts.append(
-            f"{best} looks like a time, but values such as {seen!r} cannot be read as one. Write ISO-8601 "
-            "(2024-01-31T08:00:00Z) or epoch numbers"
+            f"{best} looks like a time, but values such as {seen!r} cannot be read as one. Write their form as "
+            f"time_format, such as {EXAMPLE}, or write ISO-8601 (2024-01-31T08:00:00Z) or epoch numbers"
         )
     elif scores[best] < SURE and given is None:
         doubts.append(f"{best} is taken for the time by its numbers alone")
-    if look.time is not None and look.time.unit in ("iso8601", "timestamp") and not look.has_zone:
+    if look.time is not None and look.time.unit in ("iso8601", "timestamp", "format") and not look.has_zone:
         doubts.append(f"{best} names no time zone; it is read as UTC. Name the zone of its clock under timezone")
     return best, False, doubts
 

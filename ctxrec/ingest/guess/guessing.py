@@ -112,7 +112,7 @@ def guess(
         unsure += _check_key("users", chosen.key, found["users"], log, events.spec.user)
     if "graph" in found:
         head, relation, tail = _triple(found["graph"]) or tuple(found["graph"].looks)[:3]
-        graph = GraphSpec(**found["graph"].form, head=head, relation=relation, tail=tail)
+        graph = GraphSpec(**{**found["graph"].form, "decimal": None}, head=head, relation=relation, tail=tail)
         uses["graph"] = {head: "head", relation: "relation", tail: "tail"}
     for role, table in found.items():
         unsure += [Unsure(role, text) for text in table.doubts]

@@ -13,6 +13,7 @@ from ctxrec.data import parsing
 from ctxrec.ingest import readers
 from ctxrec.ingest.file_damage import UTF_8
 from ctxrec.ingest.guess.column_look import ColumnLook, look_at_column
+from ctxrec.ingest.guess.decimals import Decimals, decimals_of
 from ctxrec.ingest.guess.table_sample import TableSample
 
 
@@ -22,6 +23,7 @@ class LookedTable:
 
     sample: TableSample
     looks: dict[str, ColumnLook]  # by column, in the table's order
+    decimals: Decimals = field(default_factory=Decimals)
     _texts: dict[str, pa.Array] = field(default_factory=dict)
 
     @property
@@ -44,7 +46,7 @@ class LookedTable:
             )
         if not sample.encoding_is_sure:
             doubts.append(f"{self.name} is no UTF-8; its letters look like {sample.encoding}")
-        return doubts
+        return [*doubts, *self.decimals.doubts]
 
     @property
     def form(self) -> dict[str, Any]:
@@ -55,6 +57,7 @@ class LookedTable:
             "path": sample.name,
             "delimiter": None if sample.delimiter == usual else sample.delimiter,
             "encoding": None if sample.encoding == UTF_8 else sample.encoding,
+            "decimal": self.decimals.sign,
         }
 
     def texts(self, column: str) -> pa.Array:
@@ -66,9 +69,10 @@ class LookedTable:
 
 def look_at_table(sample: TableSample) -> LookedTable:
     """Look at every column of a sample."""
-    return LookedTable(
-        sample, {name: look_at_column(name, sample.rows.column(name)) for name in sample.rows.column_names}
-    )
+    rows = sample.rows
+    found = decimals_of(rows, sample.delimiter)
+    looks = {name: look_at_column(name, rows.column(name), decimal=found.sign) for name in rows.column_names}
+    return LookedTable(sample, looks, found)
 
 
 def found_in(log: LookedTable, column: str, table: LookedTable, key: str) -> float:

@@ -13,32 +13,40 @@ def known(spelled: str) -> frozenset[str]:
 # Words of a name, in lower case; Chinese words count wherever they stand in it.
 USER = known(
     "user customer client member visitor buyer viewer reviewer account person uid reader listener household shopper "
-    "subscriber consumer player profile patient student learner guest author_id 用户 会员 客户 顾客 买家 访客"
+    "subscriber consumer player profile patient student learner guest author_id kunde kunden benutzer nutzer besucher käufer teilnehmer client cliente "
+    "utilisateur acheteur usuario comprador 用户 会员 客户 顾客 买家 访客"
 )
 SESSION = known("session device cookie visit anonymous browser ip 会话 设备")
 ITEM = known(
     "item product sku movie film article song track video asin isbn stock content news book hotel listing goods offer "
-    "game course recipe business iid show restaurant poi venue job property title_id 商品 物品 产品 视频 文章 电影 歌曲 新闻 书籍"
+    "game course recipe business iid show restaurant poi venue job property title_id artikel produkt ware buch produit producto "
+    "articulo artículo livre libro 商品 物品 产品 视频 文章 电影 歌曲 新闻 书籍"
 )
 MAYBE_ITEM = known("reference ref object target entity page post doc document artist place app ad 对象")
-IDENTIFIER = known("id ids code no nr num number key uuid guid uid sku asin isbn hash idx index 编号 号")
-TIME = known("time timestamp date datetime ts at when created occurred 时间 日期")
-ACTION = known("action event behavior behaviour interaction kind verb activity 行为 动作")
-RATING = known("rating score stars grade review_score 评分 打分")
-QUANTITY = known("quantity qty count units 数量")
+IDENTIFIER = known("id ids code no nr num number nummer key uuid guid uid sku asin isbn hash idx index 编号 号")
+TIME = known(
+    "time timestamp date datetime ts at when created occurred datum zeit zeitpunkt zeitstempel heure fecha hora 时间 日期"
+)
+ACTION = known("action event behavior behaviour interaction kind verb activity aktion ereignis accion acción 行为 动作")
+RATING = known("rating score stars grade review_score bewertung note sterne 评分 打分")
+QUANTITY = known("quantity qty count units menge anzahl stück quantité cantidad 数量")
 DWELL = known("dwell duration seconds watch watched listened playtime length_watched 时长 停留")
-MONEY = known("price amount revenue spend spent total cost value 金额 价格")
+MONEY = known(
+    "price amount revenue spend spent total cost value preis betrag umsatz kosten wert prix montant precio importe 金额 价格"
+)
 CONTEXT = known(
     "device platform os browser app channel country city region state store language locale weather season placement "
     "position_type page_type network carrier surface location query search keyword referrer campaign hour_of_day 设备 平台 "
     "城市 地区 渠道 门店"
 )
 QUERY = known("query search keyword keywords comment 搜索 关键词")
-TITLE = known("title name headline subject 标题 名称")
-DESCRIPTION = known("description text body summary content abstract overview plot about bio 描述 简介 内容")
+TITLE = known("title name headline subject titel bezeichnung titre nom titulo título nombre 标题 名称")
+DESCRIPTION = known(
+    "description text body summary content abstract overview plot about bio beschreibung descripcion descripción 描述 简介 内容"
+)
 WORDY = known(
     "brand category categories genre genres author authors artist director maker publisher tags tag keywords subject "
-    "department section type 品牌 类别 分类 类型 作者 标签"
+    "department section type marke kategorie gattung hersteller autor verlag marque catégorie marca categoría 品牌 类别 分类 类型 作者 标签"
 )
 GRAPH = (("head", "relation", "tail"), ("subject", "predicate", "object"), ("head_id", "relation_id", "tail_id"))
 EVENTS_FILE = known(
@@ -73,6 +81,9 @@ def words(name: str) -> tuple[str, ...]:
     return (*dict.fromkeys([*(part.lower() for part in parts), whole]),)
 
 
+_ENDS = ("id", "code", "_id", "nr", "_nr", "nummer", "_nummer")  # of a word that is written as one with what it names
+
+
 def says(name: str, terms: frozenset[str]) -> bool:
     """Whether a name has one of the known words.
 
@@ -82,7 +93,7 @@ def says(name: str, terms: frozenset[str]) -> bool:
     for word in found:
         if word in terms or word.removesuffix("s") in terms:
             return True
-        if any(word.endswith(end) and word.removesuffix(end) in terms for end in ("id", "code", "_id")):
+        if any(word.endswith(end) and word.removesuffix(end) in terms for end in _ENDS):
             return True
     return any(not term.isascii() and term in name for term in terms)
 

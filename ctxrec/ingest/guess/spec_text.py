@@ -45,7 +45,7 @@ def spec_text(guess: Guess, *, folder: str) -> str:
         lines += _separators("users", users.separators) + list(_doubts(guess, "users"))
     if spec.graph is not None:
         graph, table = spec.graph, guess.tables["graph"]
-        lines += ["", "[graph]", *_file(table, folder)]
+        lines += ["", "[graph]", *_file(table, folder, "graph")]
         lines += [
             _line(key, getattr(graph, key), _seen(table, getattr(graph, key))) for key in ("head", "relation", "tail")
         ]
@@ -76,7 +76,7 @@ def _events(guess: Guess, folder: str) -> list[str]:
         if (column := getattr(events, key)) is not None:
             lines.append(_line(key, column, _times(table, column) if key == "time" else _seen(table, column)))
             if key == "time":
-                lines += _zone(table, column)
+                lines += _format(table, column) + _zone(table, column)
     lines += _doubts(guess, "events", without=("context", "split.repeats"))
     context = {kind: getattr(events.context, kind) for kind in ("categorical", "numeric", "text")}
     doubts = list(_doubts(guess, "events", only=("context",)))
@@ -96,7 +96,7 @@ def _events(guess: Guess, folder: str) -> list[str]:
     return lines
 
 
-def _file(table: LookedTable, folder: str) -> Iterator[str]:
+def _file(table: LookedTable, folder: str, section: str = "") -> Iterator[str]:
     """The lines of a section that say where its files lie and how they are written."""
     sample, form = table.sample, table.form
     files = f"{sample.num_files} files, " if sample.num_files > 1 else ""
@@ -106,6 +106,9 @@ def _file(table: LookedTable, folder: str) -> Iterator[str]:
         yield _line("delimiter", form["delimiter"], "divides the columns")
     if form["encoding"] is not None:
         yield _line("encoding", form["encoding"], "of the text")
+    if form["decimal"] is not None and section != "graph":
+        other = "." if form["decimal"] == "," else ","
+        yield _line("decimal", form["decimal"], f"decimal sign of numbers; {other!r} may group thousands")
 
 
 def relative(path: str, folder: str) -> str:
@@ -165,6 +168,19 @@ def _times(table: LookedTable, column: str) -> str:
     return f"{time_form(table, column)}, such as {example}"
 
 
+def _format(table: LookedTable, column: str) -> list[str]:
+    """The line of the format of times that are texts of no standard form."""
+    found = table.looks[column].format if column in table.looks else None
+    if found is None:
+        return []
+    why = f"of such texts as {found.example}"
+    if found.other is not None:
+        why = f"not sure: {found.other} fits as well"
+    elif found.decided_by is not None:
+        why = f"{found.decided_by} decides the order"
+    return [_line("time_format", found.format, why)]
+
+
 def _zone(table: LookedTable, column: str) -> list[str]:
     """The line of the time zone, as a comment; none where the times are no times."""
     look = table.looks.get(column)
@@ -184,7 +200,8 @@ def time_form(table: LookedTable, column: str) -> str:
     if unit in ("s", "ms", "us", "ns"):
         words = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
         return f"epoch {words[unit]} (UTC)"
-    what = {"yyyymmdd": "dates as whole numbers", "iso8601": "ISO-8601 texts", "timestamp": "timestamps"}[unit]
+    what = {"yyyymmdd": "dates as whole numbers", "iso8601": "ISO-8601 texts", "timestamp": "timestamps"}.get(unit)
+    what = what or f"texts of the form {look.format.format if look.format else unit}"
     return f"{what} {'with a zone' if look.has_zone else 'without a zone, read as UTC'}"
 
 

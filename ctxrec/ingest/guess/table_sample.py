@@ -33,7 +33,6 @@ _FILES, _BLOCKS = 4, 16  # of a folder that are opened; of a file that are read
 _BLOCK_ROWS = 1 << 14
 _HEAD_BYTES = 1 << 20
 _SNIFFED_LINES = 100
-DELIMITERS = (",", ";", "\t", "|")
 
 
 @dataclass(frozen=True)
@@ -257,7 +256,9 @@ def _header(text: str, kind: str) -> tuple[list[str] | None, str, bool]:
     if kind == "tsv":
         delimiter = "\t"
     else:
-        delimiter = max(DELIMITERS, key=lambda mark: (_fits(lines, mark), -DELIMITERS.index(mark)))
+        delimiter = max(
+            readers.LIKELY_DELIMITERS, key=lambda mark: (_fits(lines, mark), -readers.LIKELY_DELIMITERS.index(mark))
+        )
     names = [name.strip("\r") for name in next(_rows(lines[:1], delimiter, kind))]
     numbers = [name for name in names if name.strip().lstrip("-").replace(".", "", 1).isdigit()]
     if len(numbers) >= max(len(names) // 2, 1):  # values, which may be equal
