@@ -37,6 +37,10 @@ class ApiError(Exception):
         self.status, self.detail = status, detail
 
 
+class NoService(httpx.TransportError):
+    """No service answers at the address, and no retry is left. The message says what was tried, and how to start one."""
+
+
 @dataclass(frozen=True)
 class ScoredItem:
     """An item and its score; scores of one answer compare with each other only."""
@@ -223,9 +227,9 @@ class Client(_Methods):
         for tries in range(1, self._retries + 2):
             try:
                 response = self._http.request(call.method, call.path, json=call.body)
-            except httpx.TransportError:
+            except httpx.TransportError as error:
                 if tries > self._retries:
-                    raise
+                    raise _no_service(self._http.base_url, tries, error) from error
                 wait_s = _wait_s(tries)
             else:
                 if response.status_code not in _BUSY or tries > self._retries:
@@ -255,9 +259,9 @@ class AsyncClient(_Methods):
         for tries in range(1, self._retries + 2):
             try:
                 response = await self._http.request(call.method, call.path, json=call.body)
-            except httpx.TransportError:
+            except httpx.TransportError as error:
                 if tries > self._retries:
-                    raise
+                    raise _no_service(self._http.base_url, tries, error) from error
                 wait_s = _wait_s(tries)
             else:
                 if response.status_code not in _BUSY or tries > self._retries:
@@ -265,6 +269,18 @@ class AsyncClient(_Methods):
                 wait_s = _wait_s(tries, response)
             await asyncio.sleep(wait_s)
         raise AssertionError("the last try returns or raises")
+
+
+def _no_service(url: httpx.URL, tries: int, error: httpx.TransportError) -> NoService:
+    """The last failure of a call in one line."""
+    times = "once" if tries == 1 else f"{tries} times"
+    if isinstance(error, httpx.ConnectError):
+        found = f"no service answers at {url} (tried {times}: {error})"
+        return NoService(f"{found}; start one with `serve run serve.app:build_app run=RUN`, or correct the address")
+    told = f"{type(error).__name__}{f': {error}' if str(error) else ''}"
+    return NoService(
+        f"the service at {url} gave no answer (tried {times}: {told}); look at its log, or raise timeout_s"
+    )
 
 
 def _options(url: str, key: str | None, timeout_s: float) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from ctxrec.retrieval.batch_scoring import recommend
 def main() -> None:
     """Read the options, score every request, say where the lists are."""
     parser = cli.parser("ctxrec.recommend", "Score a Parquet file of requests with Ray Data.")
-    parser.add_argument("--run", required=True, metavar="RUN", help="a run of ctxrec.train, or the bundle in it")
+    parser.add_argument("--run", required=True, metavar="RUN", help="a run of ctxrec train, or the bundle in it")
     parser.add_argument(
         "--requests",
         required=True,

@@ -19,7 +19,7 @@ def main() -> None:
     )
     add = parser.add_argument
     add("spec", nargs="?", metavar="SPEC.toml", help="the data set (default: that of the served version)")
-    add("--models", required=True, help="folder of published models (ctxrec.publish); path or URI")
+    add("--models", required=True, help="folder of published models (ctxrec publish); path or URI")
     add("--work", metavar="DIR", help="folder for data, runs and the state (default: MODELS/refresh)")
     add("--without-evidence", action="store_true", help="publish also where the newest requests are too few to tell")
     add("--full", action="store_true", help="train anew instead of on from the served version")

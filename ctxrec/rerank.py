@@ -9,7 +9,7 @@ from ctxrec.core.run_paths import RunPaths
 def main() -> None:
     """Read the options, train, print what the second stage gains."""
     parser = cli.parser("ctxrec.rerank", "Train a cross-encoder that puts a run's best candidates in a new order.")
-    parser.add_argument("--run", required=True, metavar="RUN", help="a run that ctxrec.train finished")
+    parser.add_argument("--run", required=True, metavar="RUN", help="a run that ctxrec train finished")
     parser.add_argument("--out", metavar="DIR", help="folder to write (default: RUN/reranker, from where it is used)")
     parser.add_argument("--data", metavar="DATA", help="the prepared data, when it was moved after training")
     args = parser.parse_args()

@@ -10,7 +10,7 @@ from ctxrec.training.effective_options import effective_config
 def main() -> None:
     """Read the options, train, print two lines about the run."""
     parser = cli.parser("ctxrec.train", "Train the towers and fine-tune the encoder. An unfinished run is resumed.")
-    parser.add_argument("--data", required=True, help="folder that ctxrec.prepare wrote")
+    parser.add_argument("--data", required=True, help="folder that ctxrec prepare wrote")
     parser.add_argument("--out", required=True, metavar="RUN", help="run folder")
     parser.add_argument("--profile", action="store_true", help="trace some steps of each phase into RUN/profile")
     cli.add_print_effective(parser)

@@ -222,7 +222,7 @@ class RecommendRequest(_Body):
     )
     rerank: Annotated[bool, Field(strict=True)] | None = Field(
         default=None,
-        description="Whether the second stage (`ctxrec.rerank`, a cross-encoder) puts the best candidates in a new order, "
+        description="Whether the second stage (`ctxrec rerank`, a cross-encoder) puts the best candidates in a new order, "
         "before diversity and rules; the default is the service's (`rerank.use`). Where the model has none, the answer has "
         "a warning.",
     )

@@ -17,7 +17,7 @@ class AppArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    run: str = Field(description="run, bundle, or folder of published models (ctxrec.publish): path or URI")
+    run: str = Field(description="run, bundle, or folder of published models (ctxrec publish): path or URI")
     models_every_s: float = Field(default=2, gt=0, description="seconds between looks for a newly published model")
     replicas: int = Field(default=1, ge=1)
     cpus_per_replica: float = Field(default=1, gt=0, description="also the number of computing threads")

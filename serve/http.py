@@ -28,7 +28,7 @@ from serve.mistakes import told
 
 DESCRIPTION = (
     "Context-aware recommendations. The retriever (a bundle with its index) finds candidates; the second stage "
-    "(`ctxrec.rerank`, a cross-encoder) puts the best of them in a new order, where the model has one and the request or "
+    "(`ctxrec rerank`, a cross-encoder) puts the best of them in a new order, where the model has one and the request or "
     "the service asks for it; diversity and rules make the list. Scores of one request may differ by up to 1e-5 (relative) "
     "between batches."
 )

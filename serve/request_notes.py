@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ctxrec.retrieval.filters import ColumnRule
-from ctxrec.retrieval.no_effect import MAX_NOTES, NO_SECOND_STAGE, Note, notes_of
+from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, Note, notes_of, notes_of_ids
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import Retriever
 from serve.api import RecommendRequest
@@ -23,7 +23,7 @@ def request_notes(
     """
     return (
         *_not_reranked(retriever, body),
-        *_unknown_dislikes(retriever, body),
+        *notes_of_ids(retriever, history=body.history, allow=body.allow, exclude=body.exclude, dislike=body.dislike),
         *notes_of(retriever, rules, body.context.features(), body.user, rerank=body.rerank),
     )
 
@@ -32,11 +32,3 @@ def _not_reranked(retriever: Retriever[Recommender], body: RecommendRequest) -> 
     """Whether a request asks for a second stage that the model lacks."""
     if body.rerank and retriever.reranker is None:
         yield Note(("rerank",), "no_second_stage", f"it has no effect: {NO_SECOND_STAGE}")
-
-
-def _unknown_dislikes(retriever: Retriever[Recommender], body: RecommendRequest) -> Iterator[Note]:
-    """Disliked items that the catalogue lacks."""
-    unknown = [n for n, item in enumerate(body.dislike) if not retriever.has_item(item)]
-    for n in unknown[:MAX_NOTES]:
-        text = f"{body.dislike[n]!r} is no item of the catalogue, so it has no effect"
-        yield Note(("dislike", str(n)), "unknown_item", text)

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from ctxrec import client as module
-from ctxrec.client import ApiError, AsyncClient, Client, Recommendations, ScoredItem, request
+from ctxrec.client import ApiError, AsyncClient, Client, NoService, Recommendations, ScoredItem, request
 
 ANSWER = {"items": [{"item_id": "a/b", "score": 1.5}], "model_version": "v", "fallback": False}
 
@@ -104,8 +104,11 @@ def test_what_fails_for_good_is_not(flaky, kind):
         call(kind, flaky.url, "model_version")
     assert len(flaky.asked) == 6
     flaky.stop()
-    with pytest.raises(httpx.TransportError):
+    with pytest.raises(httpx.TransportError) as gone:
         call(kind, flaky.url, "model_version")
+    assert isinstance(gone.value, NoService)
+    assert str(gone.value).startswith(f"no service answers at {flaky.url} (tried 4 times: ")
+    assert str(gone.value).endswith("start one with `serve run serve.app:build_app run=RUN`, or correct the address")
 
 
 def test_repeated_events_say_the_same(flaky):

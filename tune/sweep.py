@@ -14,7 +14,7 @@ def main() -> None:
         "tune.sweep",
         "Try options, stop bad trials early and train the best. The same command goes on with a sweep that was interrupted.",
     )
-    parser.add_argument("--data", required=True, help="the folder that ctxrec.prepare wrote")
+    parser.add_argument("--data", required=True, help="the folder that ctxrec prepare wrote")
     parser.add_argument("--out", required=True, metavar="SWEEP", help="the folder of the sweep")
     args = parser.parse_args()
     print(say(sweep(args.data, args.out, load_sweep(args.config, args.overrides))))

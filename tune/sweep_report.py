@@ -85,7 +85,7 @@ def _values(summary: dict[str, Any], plan: Sweep) -> str:
     ]
     return section(
         "The best options",
-        paragraph("The complete options are in best.toml, which ctxrec.train --config takes."),
+        paragraph("The complete options are in best.toml, which ctxrec train --config takes."),
         table(["option", "as it was", "best"], rows),
     )
 

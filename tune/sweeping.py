@@ -82,7 +82,7 @@ def sweep(data_path: str, out: str, plan: Sweep) -> dict[str, Any]:
     if plan.base.train.preset == "quick":
         raise UserError(
             "train.preset is 'quick', which has no steps that a sweep could stop early; leave it out, or train once "
-            "with python -m ctxrec.train"
+            "with ctxrec train"
         )
     check_trackers(plan.base.train)
     _claim(out, plan, data)

@@ -51,7 +51,7 @@ from ctxrec.model.inputs import ModelShape
 BUNDLE = FolderKind(
     noun="bundle",
     format_version=4,
-    when_missing="train a model with python -m ctxrec.train first",
+    when_missing="train a model with ctxrec train first",
     when_damaged="restore it or train again",
     when_outdated="Train again with this version of ctxrec",
 )

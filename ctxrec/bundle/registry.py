@@ -55,9 +55,7 @@ def read_published(models: str) -> Published:
     """
     path = ModelsPaths(models).current
     if not storage.exists(path):
-        raise UserError(
-            f"nothing is published at {models} (current.json is missing); run python -m ctxrec.publish first"
-        )
+        raise UserError(f"nothing is published at {models} (current.json is missing); run ctxrec publish first")
     try:
         raw = storage.read_json_object(path)
     except UserError:
@@ -92,7 +90,7 @@ def find_bundle(run: str) -> str:
         if storage.exists(BundlePaths(folder).data):
             return folder
     found = "a folder without bundle/" if storage.exists(run) else "nothing"
-    raise UserError(f"found {found} at {run}; expected a run that python -m ctxrec.train finished, or its bundle")
+    raise UserError(f"found {found} at {run}; expected a run that ctxrec train finished, or its bundle")
 
 
 def add(bundle: str, models: str) -> str:

@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 SECOND_STAGE = FolderKind(
     noun="reranker",
     format_version=1,
-    when_missing="train one with python -m ctxrec.rerank first",
-    when_damaged="restore it or run python -m ctxrec.rerank again",
-    when_outdated="Run python -m ctxrec.rerank again",
+    when_missing="train one with ctxrec rerank first",
+    when_damaged="restore it or run ctxrec rerank again",
+    when_outdated="Run ctxrec rerank again",
 )
 
 

@@ -78,7 +78,7 @@ def read_run_manifest(run: str) -> dict[str, Any]:
         UserError: it is no manifest of a run, or a value in it has another type.
     """
     path = storage.join(run, MANIFEST)
-    remedy = "remove it and run python -m ctxrec.train again, which goes on from the checkpoints"
+    remedy = "remove it and run ctxrec train again, which goes on from the checkpoints"
     try:
         manifest = storage.read_json_object(path)
     except UserError as error:

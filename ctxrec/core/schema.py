@@ -149,7 +149,7 @@ def check_schema(table: pa.Table, schema: pa.Schema, *, source: str) -> None:
         if wanted.name not in table.column_names:
             raise UserError(
                 f"{source}: column {wanted.name!r} is missing; found {', '.join(table.column_names)}. "
-                "Run ctxrec.prepare again"
+                "Run ctxrec prepare again"
             )
         found = table.schema.field(wanted.name).type
         if found != wanted.type:

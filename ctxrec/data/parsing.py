@@ -249,7 +249,9 @@ def plain_numbers(texts: pa.Array, decimal: str) -> pa.Array:
     with "," the text 1.234,5 means 1234.5, and 1.5 is no number.
     """
     other = "." if decimal == "," else ","
-    groups = "|".join(rf"[0-9]{{1,3}}(?:{mark}[0-9]{{3}})+" for mark in (re.escape(other), "'", "’", f"[{BLANKS}]"))
+    groups = "|".join(
+        rf"[1-9][0-9]{{0,2}}(?:{mark}[0-9]{{3}})+" for mark in (re.escape(other), "'", "’", f"[{BLANKS}]")
+    )
     sign = re.escape(decimal)
     number = rf"^\s*[+-]?(?:(?:[0-9]+|{groups})(?:{sign}[0-9]*)?|{sign}[0-9]+)(?:[eE][+-]?[0-9]+)?\s*$"
     fits = pc.fill_null(pc.match_substring_regex(texts, number), False)

@@ -21,7 +21,7 @@ from ctxrec.core.toml import build_dataclass
 from ctxrec.data import parsing
 
 _COUNTS = ("items", "items_only_in_log", "train", "valid", "test")
-_AGAIN = f"Remove {schema.META} beside it and run python -m ctxrec.prepare again"
+_AGAIN = f"Remove {schema.META} beside it and run ctxrec prepare again"
 
 
 @dataclass(frozen=True)
@@ -73,19 +73,17 @@ class PreparedData:
         """
         meta_path = storage.join(path, schema.META)
         if not storage.exists(meta_path):
-            raise UserError(
-                f"no prepared data at {path} ({schema.META} is missing); run python -m ctxrec.prepare first"
-            )
+            raise UserError(f"no prepared data at {path} ({schema.META} is missing); run ctxrec prepare first")
         meta = storage.read_json_object(meta_path)
         if meta.get("format_version") != schema.FORMAT_VERSION:
             raise UserError(
                 f"{path} has format version {meta.get('format_version')}; expected {schema.FORMAT_VERSION}. "
-                "Run ctxrec.prepare again"
+                "Run ctxrec prepare again"
             )
         counts = meta.get("counts")
         numbers = isinstance(counts, dict) and all(isinstance(counts.get(name, 0), int) for name in _COUNTS)
         if not numbers or "items" not in meta["counts"] or not {"spec", "features"} <= set(meta):
-            raise UserError(f"{meta_path} is damaged; remove it and run python -m ctxrec.prepare again")
+            raise UserError(f"{meta_path} is damaged; remove it and run ctxrec prepare again")
         return PreparedData(path=storage.absolute(path), meta=meta)
 
     @cached_property

@@ -147,7 +147,7 @@ class Truth:
     @staticmethod
     def load(path: str) -> Truth:
         if not storage.exists(path):
-            raise UserError(f"there is no {path}; expected a folder that python -m ctxrec.datasets simulate wrote")
+            raise UserError(f"there is no {path}; expected a folder that ctxrec datasets simulate wrote")
         arrays = safetensors.numpy.load(storage.read_bytes(path))
         arrays["item_cold"] = arrays["item_cold"].astype(bool)
         launch_us, searches = int(arrays.pop("launch_us")[0]), float(arrays.pop("searches", [0.0])[0])

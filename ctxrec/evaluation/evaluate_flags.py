@@ -10,7 +10,7 @@ from ctxrec.core.errors import UserError
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes besides options."""
     add = parser.add_argument
-    add("--run", metavar="RUN", help="run folder of ctxrec.train; without one only baselines rank")
+    add("--run", metavar="RUN", help="run folder of ctxrec train; without one only baselines rank")
     add("--split", choices=("valid", "test"), default="test", help="which events are the targets")
     add(
         "--out",

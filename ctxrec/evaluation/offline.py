@@ -274,7 +274,7 @@ def open_data(run: str, data: str | None = None) -> PreparedData:
     """
     path = RunPaths(run).manifest
     if not storage.exists(path):
-        raise UserError(f"no finished run at {run} (manifest.json is missing); train it with python -m ctxrec.train")
+        raise UserError(f"no finished run at {run} (manifest.json is missing); train it with ctxrec train")
     manifest = read_run_manifest(run)
     prepared = PreparedData.open(data or manifest["data_path"])
     if prepared.fingerprint != manifest["data_fingerprint"]:

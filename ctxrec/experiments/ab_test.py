@@ -88,7 +88,7 @@ def read_experiment(models: str) -> Experiment | None:
                 raise UserError(f"{path}: the version of arm {arm.name!r} is {arm.version!r}; expected a published one")
     except UserError as error:
         told = str(error) if path in str(error) else f"{path}: {error}"
-        raise UserError(f"{told}; remove it with python -m ctxrec.publish --to {models} --end-test") from error
+        raise UserError(f"{told}; remove it with ctxrec publish --to {models} --end-test") from error
     return test
 
 
@@ -154,5 +154,5 @@ def end(models: str) -> Experiment:
     else:
         running = None
     if running is None:
-        raise UserError(f"no test runs on {models}; start one with python -m ctxrec.publish --test NAME --share SHARE")
+        raise UserError(f"no test runs on {models}; start one with ctxrec publish --test NAME --share SHARE")
     return running

@@ -30,6 +30,7 @@ from ctxrec.data.prepared import FeatureMeta, PreparedData
 from ctxrec.ingest import entities, readers, triples, vocabularies
 from ctxrec.ingest.bucket_pass import Totals, World, write_histories
 from ctxrec.ingest.histories import BucketJob
+from ctxrec.ingest.id_match import WARNING, check_any_match, note_on_missing
 from ctxrec.ingest.kept_log import read_grown_log
 from ctxrec.ingest.log_facts import LogFacts
 from ctxrec.ingest.log_pass import read_log
@@ -125,6 +126,9 @@ def _build(source: Source, out: str, config: Config, kept: str) -> tuple[dict[st
     what = (source.events, source.num_rows, job, tables.items.ids)
     log = read_grown_log(*what, storage.absolute(kept)) if kept else read_log(*what)
     _check_events_are_left(log, source, job)
+    if spec.items is not None:
+        named = {"column": spec.events.item, "key": spec.items.id}
+        check_any_match(log.new_items.array, tables.items.ids, knows_any=log.knows_items, **named)
     catalogue = _catalogue(tables, log, cold_items=options.cold_items)
     features, columns, notes = _features(spec, tables, catalogue, log)
     cuts = temporal_cuts(log, spec, job.buckets) if _is_temporal(spec) else splits.Cuts()
@@ -318,22 +322,14 @@ def _log_notes(spec: DatasetSpec, tables: Tables, log: LogFacts, totals: Totals,
             else f"{log.future} events lie in the future; they are kept"
         )
         notes.append(said)
-    if spec.items is not None and len(log.new_items):
-        notes.append(
-            f"{len(log.new_items)} items of the log are in no item table, such as {log.new_items.array[0].as_py()!r}; kept with "
-            "empty content"
-        )
-        if not log.knows_items and len(tables.items.ids):
-            notes.append(
-                f"no item of the log is in the item table: the log has {log.new_items.array[0].as_py()!r}, the table "
-                f"{tables.items.ids[0].as_py()!r}. Check that both write ids in the same way"
-            )
+    if spec.items is not None:
+        notes += note_on_missing(log.new_items.array, tables.items.ids, totals.train_events)
     if spec.users is not None and totals.users_only_in_log:
         notes.append(f"{totals.users_only_in_log} users of the log are in no user table; kept without attributes")
         if totals.users_only_in_log == totals.users and len(tables.users.ids):
             first = "".join(log.texts[spec.events.user].examples[:1])
             notes.append(
-                f"no user of the log is in the user table: the log has {first!r}, the table "
+                f"{WARNING}no user of the log is in the user table: the log has {first!r}, the table "
                 f"{tables.users.ids[0].as_py()!r}. Check that both write ids in the same way"
             )
     for part, name, share in (

@@ -12,6 +12,7 @@ from ctxrec.core import schema, storage
 from ctxrec.data.column_facts import ColumnFacts, FirstReject
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.zone_offsets import offsets
+from ctxrec.ingest.id_match import WARNING
 
 _MOST = {"actions": 10, "columns": 12, "files": 5}  # lines of each kind; report.json has all
 _WIDTH = 120  # characters of a line
@@ -74,7 +75,8 @@ def summary(data: PreparedData) -> str:
     lines += _rejects(counts["rejects"], report.get("rejects", {}))
     if counts["rejects"]:
         lines.append(f"  rejected rows are kept in {storage.join(data.path, schema.REJECTS)}")
-    lines += [f"  note: {note}" for note in meta["notes"]]
+    notes = sorted(meta["notes"], key=lambda note: note.startswith(WARNING))  # warnings are what the eye meets last
+    lines += [f"  {note}" if note.startswith(WARNING) else f"  note: {note}" for note in notes]
     return "\n".join(lines + ([f"  all of this: {where}"] if report else []))
 
 

@@ -63,7 +63,7 @@ def last_round(work: str) -> Round | None:
         made: Round = build_dataclass(Round, storage.read_json_object(path), source=path)
     except UserError as error:
         raise UserError(
-            f"{error}; expected what ctxrec.refresh wrote. Delete {path}, and the same command begins a new round"
+            f"{error}; expected what ctxrec refresh wrote. Delete {path}, and the same command begins a new round"
         ) from error
     return made
 

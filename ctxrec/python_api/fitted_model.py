@@ -34,7 +34,7 @@ from ctxrec.python_api.request_arguments import (
     whole_number,
 )
 from ctxrec.retrieval.heard_words import why_unheard
-from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, notes_of
+from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, notes_of, notes_of_ids
 from ctxrec.retrieval.raw_request import RawRequest
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import Retriever, load_retriever
@@ -121,11 +121,16 @@ class Model:
         unliked = id_texts(dislike, "dislike")
         requests = self._requests(users, context, history, query, user_attributes, unliked)
         rules = rules_of(filter)
-        allowed = retriever.compile_filter(rules, allow=None if allow is None else id_texts(allow, "allow"))
+        only, unwanted_ids = None if allow is None else id_texts(allow, "allow"), id_texts(exclude, "exclude")
+        allowed = retriever.compile_filter(rules, allow=only)
         with retriever.catalogue.reading():
-            for note in notes_of(retriever, rules, context_of(context), attributes_of(user_attributes)):
-                warnings.warn(note.text, stacklevel=2)
-        unwanted = retriever.positions(id_texts(exclude, "exclude"))
+            notes = [
+                *notes_of_ids(retriever, history=events_of(history), allow=only, exclude=unwanted_ids, dislike=unliked),
+                *notes_of(retriever, rules, context_of(context), attributes_of(user_attributes)),
+            ]
+        for note in notes:
+            warnings.warn(note.text, stacklevel=2)
+        unwanted = retriever.positions(unwanted_ids)
         strengths = [strength_of(diversity)] * len(users)
         said = [truth_of(rerank, "rerank")] * len(users)
         if rerank and retriever.reranker is None:
@@ -175,6 +180,8 @@ class Model:
         if asks is None and history is None:
             raise UserError("neither a user nor a history is given; expected one of them")
         position = self._position(item)
+        for note in notes_of_ids(self._retriever, history=events_of(history)):
+            warnings.warn(note.text, stacklevel=2)
         (why,) = explain(
             self._retriever.recommender,
             self._requests([asks], context, history, query, user_attributes),

@@ -133,7 +133,7 @@ def prepare(
     options: Mapping[str, Any] | None = None,
     verbose: bool = True,
 ) -> PreparedData:
-    """What `python -m ctxrec.prepare` does: validate a log, split it, write one history for each user.
+    """What `ctxrec prepare` does: validate a log, split it, write one history for each user.
 
     Args:
         interactions: a `dataset.toml`, or the log as of `fit`.
@@ -192,7 +192,7 @@ def train(
     options: Mapping[str, Any] | None = None,
     verbose: bool = True,
 ) -> Model:
-    """What `python -m ctxrec.train` does: train on prepared data, or go on with the training at `out`.
+    """What `ctxrec train` does: train on prepared data, or go on with the training at `out`.
 
     Args:
         data: what `prepare` gave, or its folder.
@@ -218,7 +218,7 @@ def train(
 
 
 def evaluate(run: Model | str | os.PathLike[str], *, split: str = "test") -> Evaluation:
-    """What `python -m ctxrec.evaluate` does: rank the whole catalogue for every request of a split, next to baselines.
+    """What `ctxrec evaluate` does: rank the whole catalogue for every request of a split, next to baselines.
 
     Args:
         run: a model, or the folder of a run.

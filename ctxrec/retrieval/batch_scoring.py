@@ -27,13 +27,17 @@ from ctxrec.core.config import Config, DiversityConfig, IndexConfig, load_config
 from ctxrec.core.dataset_spec import ContextSpec
 from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import BundlePaths, reranker_beside
+from ctxrec.core.schema import ITEM_ID
 from ctxrec.core.terminal import progress_bar
 from ctxrec.data.clock import Clock
 from ctxrec.retrieval.heard_words import why_unheard
+from ctxrec.retrieval.history_columns import history_ids, read_ids
 from ctxrec.retrieval.load import load_recommender
-from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, unknown_in_columns, why_unread
+from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, unknown_in_columns, unknown_in_lists, why_unread
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.request_files import (
+    DISLIKE,
+    HISTORY,
     QUERY,
     REQUEST_ID,
     RERANK,
@@ -103,6 +107,7 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     paths = [storage.filesystem(file)[1] for file in inputs]
     contexts = ContextReader(about.features, Clock.of(about.spec, about.features))
     _warn_of_unknown(contexts, paths[0], fs, context)
+    _warn_of_unknown_items(BundlePaths(folder).items, paths[0], fs, context)
     scorer: dict[str, Any] = {
         "bundle": bundle, "index": config.index, "context": context, "k": k, "now_s": now_s,
         "rerank": config.rerank.use, "on_request": on_request, "diversity": config.diversity, "rules": rules,
@@ -148,6 +153,20 @@ def _warn_of_unknown(contexts: ContextReader, path: str, fs: pyarrow.fs.FileSyst
         for batch in itertools.islice(file.iter_batches(_LOOKED_AT, columns=columns), 1):
             for told in unknown_in_columns(contexts, pa.Table.from_batches([batch])):
                 logger.warning(told)
+
+
+def _warn_of_unknown_items(items: str, path: str, fs: pyarrow.fs.FileSystem, context: ContextSpec) -> None:
+    """Name items of histories and dislikes that the catalogue lacks, of the first requests."""
+    with fs.open_input_file(path) as stream:
+        file = pq.ParquetFile(stream)
+        columns = [name for name in (HISTORY, DISLIKE) if is_of_request(name, file.schema_arrow.names, context)]
+        known = pq.read_table(items, columns=[ITEM_ID]).column(ITEM_ID) if columns else None
+        for batch in itertools.islice(file.iter_batches(_LOOKED_AT, columns=columns), 1 if columns else 0):
+            for name in columns:
+                column = batch.column(name)
+                ids = history_ids(column) if name == HISTORY else read_ids(column).flatten()
+                if known is not None and (told := unknown_in_lists(name, ids, known)) is not None:
+                    logger.warning(told)
 
 
 def _read_here(paths: list[str], fs: pyarrow.fs.FileSystem, columns: list[str], batch_size: int) -> Iterator[pa.Table]:

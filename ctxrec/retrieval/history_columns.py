@@ -109,6 +109,15 @@ def _check_event(event: pa.StructType, context: ContextSpec, *, source: str) -> 
             raise UserError(f"{source}: context {field.name} of 'history' is {field.type}; expected {wanted}")
 
 
+def history_ids(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """The item ids of all events of all histories, as strings; null where an event has none."""
+    array = one_array(column)
+    if pa.types.is_null(array.type):
+        return pa.array([], pa.string())
+    values = array.flatten()
+    return to_text(pc.struct_field(values, ITEM_ID) if pa.types.is_struct(values.type) else values)
+
+
 def history_times(column: pa.Array | pa.ChunkedArray) -> pa.Array | None:
     """The times of all events of all histories as they are in the file; None where they have none."""
     array = one_array(column)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ctxrec.model.two_tower import NoTowers
 from ctxrec.retrieval.filters import ColumnRule
@@ -16,12 +17,13 @@ from ctxrec.retrieval.request_reader import ContextReader
 from ctxrec.retrieval.retriever import Retriever
 
 NO_SECOND_STAGE = (
-    "the model has no second stage; none was trained for it (python -m ctxrec.rerank), or it gained nothing on requests "
+    "the model has no second stage; none was trained for it (ctxrec rerank), or it gained nothing on requests "
     "that it had not seen"
 )
 MAX_NOTES = 20  # of one request
 _MAX_LOOKED_AT = 1000  # values of one request
 _MAX_QUOTED = 100  # characters of a value
+_MAX_NAMED = 3  # values of a list that a text names
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,69 @@ def unknown_attributes(model: Recommender, user: Mapping[str, Any]) -> Iterator[
     for name in model.attributes.unknown_values(user):
         text = f"user {name}: {_quoted(user[name])} is no value that the model knows; it counts as any other such value"
         yield Note(("user", name), "unknown_value", text)
+
+
+class _Event(Protocol):
+    """An event of a history that a request brings along."""
+
+    @property
+    def item_id(self) -> str: ...
+
+    @property
+    def action(self) -> str | None: ...
+
+
+def notes_of_ids(
+    retriever: Retriever[Recommender],
+    *,
+    history: Sequence[_Event] | None = None,
+    allow: Sequence[str] | None = None,
+    **others: Sequence[str],
+) -> Iterator[Note]:
+    """Notes of a request's items and actions that the model does not know, one a field; a few dictionary lookups.
+
+    Args:
+        retriever: that is asked.
+        history: events that the request brings along.
+        allow: ids of the items that alone are wanted; None: all.
+        others: ids by field, such as "exclude" and "dislike".
+    """
+    events = history or ()
+    ids = {"history": [event.item_id for event in events], **others, "allow": allow or ()}
+    for field, given in ids.items():
+        unknown = unknown_of(given, retriever.has_item)
+        if unknown is None:
+            continue
+        nothing_left = field == "allow" and unknown.count == len(given)
+        effect = "the list is empty" if nothing_left else "these have no effect"
+        yield Note((field,), "unknown_item", f"{field}: {unknown.told('items of the catalogue')}, so {effect}")
+    actions = set(retriever.recommender.features.actions)
+    if actions and (odd := unknown_of([e.action for e in events if e.action is not None], actions.__contains__)):
+        text = f"history: {odd.told('actions that the model knows')}; such an event counts as one without an action"
+        yield Note(("history",), "unknown_action", text)
+
+
+@dataclass(frozen=True)
+class UnknownValues:
+    """How many values of a list are unknown, of how many that were looked at, and the first few of them."""
+
+    count: int
+    of: int
+    first: tuple[str, ...]
+
+    def told(self, what: str) -> str:
+        """The start of a sentence: how many are none of `what`."""
+        more = ", ..." if self.count > len(self.first) else ""
+        return f"{self.count} of {self.of} are no {what} ({', '.join(map(_quoted, self.first))}{more})"
+
+
+def unknown_of(values: Sequence[str], is_known: Callable[[str], bool]) -> UnknownValues | None:
+    """The unknown ones of the first values of a list; None where all are known."""
+    looked_at = values[:_MAX_LOOKED_AT]
+    unknown = [value for value in looked_at if not is_known(value)]
+    if not unknown:
+        return None
+    return UnknownValues(len(unknown), len(looked_at), tuple(dict.fromkeys(unknown))[:_MAX_NAMED])
 
 
 def why_unread(model: Recommender, *, reranked: bool = False) -> str | None:
@@ -122,6 +187,23 @@ def unknown_in_columns(contexts: ContextReader, requests: pa.Table) -> list[str]
                 "each counts as any other such value"
             )
     return told
+
+
+def unknown_in_lists(name: str, ids: pa.Array, known: pa.ChunkedArray) -> str | None:
+    """What is to be said of a column of lists of items that the catalogue lacks; None where it has all.
+
+    Args:
+        name: of the column.
+        ids: the ids of all lists, strings.
+        known: the ids of the catalogue.
+    """
+    given = ids.drop_null()
+    missing = given.filter(pc.invert(pc.is_in(given, value_set=known.combine_chunks().cast(given.type))))
+    if not len(missing):
+        return None
+    shown = ", ".join(map(_quoted, missing.unique()[:_MAX_NAMED].to_pylist()))
+    share = f"{len(missing)} of {len(given)} ids"
+    return f"the column {name}: {share} are no items of the catalogue, such as {shown}; these have no effect"
 
 
 def _meet(rule: ColumnRule, found: tuple[float, float]) -> bool:

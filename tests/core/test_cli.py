@@ -23,7 +23,7 @@ from ctxrec.core.errors import UserError
             ["{spec}", "--out", "{tmp}/data", "--set", "prepare.bucket=2"],
             ["prepare.bucket", "buckets"],
         ),
-        ("ctxrec.train", ["--data", "{tmp}/nothing", "--out", "{tmp}/run"], ["nothing", "ctxrec.prepare"]),
+        ("ctxrec.train", ["--data", "{tmp}/nothing", "--out", "{tmp}/run"], ["nothing", "ctxrec prepare"]),
         (
             "ctxrec.train",
             ["--data", "{tmp}", "--out", "{tmp}/run", "--set", "train.seed=x"],

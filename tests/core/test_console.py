@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -73,7 +75,7 @@ def test_each_command_says_how_it_was_called(name):
 def test_a_mistake_in_a_command_is_the_same_line_either_way(tmp_path):
     arguments = ["--data", str(tmp_path / "nothing"), "--out", str(tmp_path / "run")]
     ended = console("train", *arguments)
-    assert_users_mistake(ended, "nothing", "ctxrec.prepare")
+    assert_users_mistake(ended, "nothing", "ctxrec prepare")
     assert ended.stderr == call("ctxrec.train", *arguments).stderr
 
 
@@ -96,3 +98,19 @@ def test_the_console_script_is_that_function():
     script = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["scripts"]["ctxrec"]
     module, name = script.split(":")
     assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_messages_name_the_command_that_a_user_has():
+    """`ctxrec train`, as the console script spells it; a name with a point is a module, or a function in Python."""
+    spelled = re.compile(rf"(?<!import )\bctxrec\.(?:{'|'.join(COMMANDS)})\b")
+    wrong = []
+    for path in (path for folder in ("ctxrec", "serve", "tune") for path in sorted((REPO / folder).rglob("*.py"))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        bodies = [node.body for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
+        docs = {id(body[0].value) for body in bodies if body and isinstance(body[0], ast.Expr)}
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or id(node) in docs:
+                continue
+            if " " in node.value.strip() and spelled.search(node.value) and "ctxrec.fit" not in node.value:
+                wrong.append(f"{path.relative_to(REPO)}:{node.lineno}: {node.value}")
+    assert not wrong, "\n".join(wrong)

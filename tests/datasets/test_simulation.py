@@ -319,7 +319,7 @@ def test_mistakes(tmp_path):
         Simulation(searches=1.5)
     with pytest.raises(UserError, match="--events is 0; expected at least 1"):
         Simulation(events=0)
-    with pytest.raises(UserError, match=r"expected a folder that python -m ctxrec\.datasets simulate wrote"):
+    with pytest.raises(UserError, match=r"expected a folder that ctxrec datasets simulate wrote"):
         load_oracle(str(tmp_path), FEATURES)
 
 

@@ -23,6 +23,7 @@ from ctxrec.ingest.guess.decimals import decimals_of
         ("-,5", -0.5, None, None),
         ("1,234", 1.234, 1234, None),
         ("1.234", 1234, 1.234, 1.234),
+        ("0,234", 0.234, None, None),
         ("1,234.50", None, 1234.5, None),
         ("1,234,567", None, 1234567, None),
         ("1'234.5", None, 1234.5, None),

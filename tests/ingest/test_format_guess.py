@@ -98,3 +98,20 @@ def test_twelve_digits_are_no_epoch_of_1976(tmp_path):
     assert spec.events.time == "at" and spec.events.time_format == "%Y%m%d%H%M"
     real = log | {"at": [201012010800 + 86_400_000 * n for n in range(40)]}
     assert guess([sample_table("log", pa.table(real))]).spec.events.time_format is None
+
+
+def test_a_column_of_several_forms_names_a_value_that_cannot_be_read():
+    log = {"user": [f"u{n % 9}" for n in range(100)], "item": [f"i{n % 13}" for n in range(100)]}
+    days = [f"2020-03-{n % 28 + 1:02d}" if n % 5 == 0 else f"{n % 28 + 1:02d}/03/2020" for n in range(100)]
+    doubts = " ".join(doubt.text for doubt in guess([sample_table("log", pa.table(log | {"date": days}))]).unsure)
+    assert "values such as '02/03/2020' cannot be read as one, and no format reads nearly all" in doubts
+
+
+def test_a_time_of_day_in_a_column_of_its_own_is_named():
+    log = {"user": [f"u{n % 9}" for n in range(100)], "item": [f"i{n % 13}" for n in range(100)]}
+    log |= {
+        "date": [f"{n % 28 + 1:02d}.03.2020" for n in range(100)],
+        "clock": [f"{n % 24:02d}:{n % 60:02d}" for n in range(100)],
+    }
+    doubts = " ".join(doubt.text for doubt in guess([sample_table("log", pa.table(log))]).unsure)
+    assert "date has days alone, and the time of day stands in clock" in doubts

@@ -166,7 +166,7 @@ def test_a_column_that_asks_for_a_second_stage_that_is_not_there_is_named(tiny_r
 
 
 def test_without_a_second_stage_the_option_is_refused(tiny_run, tmp_path):
-    with pytest.raises(UserError, match=r"no reranker at .*train one with python -m ctxrec.rerank"):
+    with pytest.raises(UserError, match=r"no reranker at .*train one with ctxrec rerank"):
         load_retriever(tiny_run, rerank=True)
 
 

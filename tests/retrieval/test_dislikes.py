@@ -118,7 +118,7 @@ def test_http_a_file_and_python_give_the_same_lists(tiny_run, tmp_path):
     assert answers[0].item_ids != answers[1].item_ids == answers[2].item_ids
     body = RecommendRequest.model_validate({"user_id": "u1", "dislike": ["i4", "gone"]})
     (answer,) = engine.recommend([[body]])[0].answers
-    assert [(note.place, note.kind) for note in answer.notes] == [(("dislike", "1"), "unknown_item")]
+    assert [(note.place, note.kind) for note in answer.notes] == [(("dislike",), "unknown_item")]
 
 
 def test_a_column_of_dislikes_is_checked(tmp_path):

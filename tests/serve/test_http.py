@@ -103,7 +103,7 @@ def test_ids_are_a_history_as_events_are():
 def test_the_document_shows_how_the_second_stage_is_asked_for():
     field = RecommendRequest.model_json_schema()["properties"]["rerank"]
     assert "second stage" in field["description"] and field["default"] is None
-    assert "second stage (`ctxrec.rerank`, a cross-encoder)" in make_app().openapi()["info"]["description"]
+    assert "second stage (`ctxrec rerank`, a cross-encoder)" in make_app().openapi()["info"]["description"]
 
 
 LARGE = {

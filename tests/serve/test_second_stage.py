@@ -103,7 +103,7 @@ def test_a_model_without_one_answers_and_says_so(tiny_run, run):
     (warning,) = answer_json(asked)["warnings"]
     assert warning["loc"] == ["body", "rerank"] and warning["type"] == "no_second_stage"
     assert "no second stage" in warning["msg"]
-    with pytest.raises(UserError, match=r"no reranker at .*train one with python -m ctxrec.rerank"):
+    with pytest.raises(UserError, match=r"no reranker at .*train one with ctxrec rerank"):
         load_engine(tiny_run, 2, overrides=["rerank.use=true"])
 
 

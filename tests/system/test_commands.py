@@ -36,7 +36,7 @@ MISTAKES = {  # arguments, and what the line must name
     ),
     "ctxrec.refresh": (["--models", "{tmp}/models"], ["nothing is published at"]),
     "ctxrec.rerank": (["--run", "{tmp}/none"], ["none"]),
-    "ctxrec.train": (["--data", "{tmp}/none", "--out", "{tmp}/run"], ["none", "ctxrec.prepare"]),
+    "ctxrec.train": (["--data", "{tmp}/none", "--out", "{tmp}/run"], ["none", "ctxrec prepare"]),
     "tune.sweep": (["--data", "d", "--out", "{tmp}/out", "--set", "sweep.trials=0"], ["sweep.trials is 0"]),
 }
 

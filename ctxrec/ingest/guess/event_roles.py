@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from ctxrec.core.dataset_spec import REQUEST_TIME, ContextSpec, EventsSpec
 from ctxrec.core.schema import TIME_CONTEXT
-from ctxrec.core.time_formats import EXAMPLE
+from ctxrec.core.time_formats import EXAMPLE, directives
 from ctxrec.core.time_zones import TIMEZONE
+from ctxrec.data import time_columns
 from ctxrec.data.clock import POSITIONS_BELOW_US, doubts_of_times
 from ctxrec.ingest.guess import names
 from ctxrec.ingest.guess.column_look import ColumnLook
 from ctxrec.ingest.guess.looked_table import LookedTable, found_in
 
 SURE = 3.0  # of the scores below
+_LOOKED_AT = 10_000  # values of a column
+_CLOCK = re.compile(r"^\s*\d{1,2}[:.h]\d{2}(?:[:.]\d{2})?(?:\s*[AaPp][Mm])?\s*$")  # a time of day
 _MARGIN = 1.0  # over the second best
 _MOST_ACTIONS = 60
 _MOST_CONTEXT_VALUES = 5000
@@ -183,16 +188,39 @@ def _time(log: LookedTable, taken: set[str | None], given: str | None) -> tuple[
         ]
         return best, True, doubts
     if look.time is None:
-        seen = look.examples[0] if look.examples else ""
         doubts.append(
-            f"{best} looks like a time, but values such as {seen!r} cannot be read as one. Write their form as "
-            f"time_format, such as {EXAMPLE}, or write ISO-8601 (2024-01-31T08:00:00Z) or epoch numbers"
+            f"{best} looks like a time, but values such as {_unreadable(log, best)!r} cannot be read as one, and no format "
+            f"reads nearly all. Where all have one form, name it as time_format, such as {EXAMPLE}; else write ISO-8601 "
+            "(2024-01-31T08:00:00Z) or epoch numbers"
         )
     elif scores[best] < SURE and given is None:
         doubts.append(f"{best} is taken for the time by its numbers alone")
+    doubts += _clock_apart(log, best)
     if look.time is not None and look.time.unit in ("iso8601", "timestamp", "format") and not look.has_zone:
         doubts.append(f"{best} names no time zone; it is read as UTC. Name the zone of its clock under timezone")
     return best, False, doubts
+
+
+def _unreadable(log: LookedTable, column: str) -> str:
+    """The first value of a column that is no time."""
+    texts = log.texts(column).drop_null().unique()[:_LOOKED_AT]
+    _, status = time_columns.to_times(texts, "iso8601")
+    bad = texts.filter(pa.array(status != time_columns.TIME_OK))
+    return str(bad[0].as_py()) if len(bad) else ""
+
+
+def _clock_apart(log: LookedTable, time: str) -> list[str]:
+    """Whether dates without a time of day stand beside a column of times of day."""
+    found = log.looks[time].format
+    if found is None or {"H", "I"} & set(directives(found.format)):
+        return []
+    for look in log.looks.values():
+        if look.kind == "text" and look.examples and all(_CLOCK.match(text) for text in look.examples):
+            return [
+                f"{time} has days alone, and the time of day stands in {look.name}; the events of a day keep the order of the "
+                "file. Join both into one column for their own order, and for the hour"
+            ]
+    return []
 
 
 def _action(log: LookedTable, taken: set[str | None], given: str | None) -> tuple[str | None, list[str]]:

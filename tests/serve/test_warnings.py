@@ -1,0 +1,87 @@
+"""What an answer warns of: every kind is in the API's schema and in its description, and unknown items are named."""
+
+from __future__ import annotations
+
+import ast
+import re
+import typing
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from paths import REPO
+
+import ctxrec
+from ctxrec.core.config import Config
+from ctxrec.retrieval.batch_scoring import recommend
+from ctxrec.retrieval.no_effect import unknown_in_lists, unknown_of
+from serve.api import RecommendRequest
+from serve.api_answers import FieldWarning
+from serve.engine import answer_json, load_engine
+
+NOW = 893286638.0
+
+
+def kinds_in_code() -> set[str]:
+    """Kinds of every `Note` and of every warning that is written as a dictionary with a type."""
+    found = set()
+    for path in (*(REPO / "ctxrec" / "retrieval").rglob("*.py"), *(REPO / "serve").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Note":
+                found.add(ast.literal_eval(node.args[1]))
+            elif isinstance(node, ast.Constant) and node.value in typing.get_args(
+                FieldWarning.model_fields["type"].annotation
+            ):
+                found.add(node.value)
+    return found
+
+
+def test_the_list_of_warnings_is_that_of_the_code():
+    schema = set(typing.get_args(FieldWarning.model_fields["type"].annotation))
+    text = (REPO / "serve" / "HTTP_API.md").read_text(encoding="utf-8")
+    table = text.split("### Warnings")[1].split("\n\n")[2]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) - {"type"} == schema == kinds_in_code()
+
+
+def test_the_first_unknown_values_are_named():
+    assert unknown_of(["a", "b"], {"a", "b"}.__contains__) is None
+    found = unknown_of(["a", "x", "x", "y", "z", "w"], {"a"}.__contains__)
+    assert found.told("items") == "5 of 6 are no items ('x', 'y', 'z', ...)"
+    assert len(unknown_of(["v" * 1000], set().__contains__).told("items")) < 200
+    assert unknown_in_lists("history", pa.array(["a", None]), pa.chunked_array([["a"]])) is None
+    told = unknown_in_lists("history", pa.array(["a", "x"]), pa.chunked_array([["a"]]))
+    assert told == "the column history: 1 of 2 ids are no items of the catalogue, such as 'x'; these have no effect"
+
+
+def test_unknown_items_of_a_request_are_named_in_every_way_to_ask(tiny_run, tmp_path, caplog):
+    engine = load_engine(tiny_run, 4)
+
+    def warned(**body) -> list[tuple]:
+        request = RecommendRequest.model_validate({"k": 3, "context": {"timestamp": NOW}} | body)
+        (answer,) = engine.recommend([[request]])[0].answers
+        return [(tuple(w["loc"]), w["type"], w["msg"]) for w in answer_json(answer).get("warnings", [])]
+
+    fine = {"history": ["i1"], "exclude": ["i2"], "allow": ["i3", "i4"], "dislike": ["i5"]}
+    assert warned(**fine) == []
+    for field in fine:
+        (found,) = warned(**(fine | {field: [*fine[field], "gone"]}))
+        text = f"{field}: 1 of {len(fine[field]) + 1} are no items of the catalogue ('gone'), so these have no effect"
+        assert found == (("body", field), "unknown_item", text)
+    (found,) = warned(history=["i1"], allow=["gone", "lost"])
+    assert found[2].endswith("('gone', 'lost'), so the list is empty")
+    (found,) = warned(history=[{"item_id": "i1", "action": "veiw"}])
+    assert found[:2] == (("body", "history"), "unknown_action") and "'veiw'" in found[2]
+    model = ctxrec.load(tiny_run)
+    for field in fine:
+        with pytest.warns(UserWarning, match=f"{field}: 1 of . are no items of the catalogue"):
+            model.recommend(**(fine | {field: [*fine[field], "gone"]}))
+    with pytest.warns(UserWarning, match="history: 1 of 2 are no items"):
+        model.explain(None, "i1", history=["i1", "gone"])
+    table = pa.table(
+        {"request_id": [0], "user_id": ["u1"], "timestamp": [NOW], "history": [["i1", "gone"]], "dislike": [["no"]]}
+    )
+    pq.write_table(table, tmp_path / "R.parquet")
+    with caplog.at_level("WARNING"):
+        recommend(tiny_run, str(tmp_path / "R.parquet"), str(tmp_path / "O.parquet"), k=3, config=Config())
+    assert "the column history: 1 of 2 ids are no items of the catalogue, such as 'gone'" in caplog.text
+    assert "the column dislike: 1 of 1 ids are no items of the catalogue, such as 'no'" in caplog.text
