@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from ctxrec.data import parsing
 from ctxrec.data.column_facts import FirstReject, OddValues, TextFacts
 from ctxrec.ingest.shard_files import ShardFile
 
@@ -53,8 +54,20 @@ class NumberSums:
             return []
         return [
             f"{column}: {self.bad} values of the {where} are no finite number, such as {self.bad_example!r}; they count "
-            "as missing"
+            f"as missing{self._how_to_read()}"
         ]
+
+    def _how_to_read(self) -> str:
+        """What to write into a spec where a decimal sign would make the first bad value a number."""
+        texts = pa.array([self.bad_example])
+        signs = [sign for sign in ",." if not parsing.plain_numbers(texts, sign).null_count]
+        if not signs:
+            return ""
+        return (
+            ". To read it, write "
+            + " or ".join(f'decimal = "{sign}"' for sign in signs)
+            + " in its section of the spec"
+        )
 
 
 def signed_log(numbers: np.ndarray) -> np.ndarray:

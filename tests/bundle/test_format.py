@@ -103,7 +103,7 @@ def test_another_format_version_is_refused(copy):
 
 
 def test_no_bundle_at_all(tmp_path):
-    with pytest.raises(UserError, match=r"manifest\.json is missing.*ctxrec\.train"):
+    with pytest.raises(UserError, match=r"manifest\.json is missing.*ctxrec train"):
         load_recommender(str(tmp_path / "nothing"))
 
 

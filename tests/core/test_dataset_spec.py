@@ -53,7 +53,7 @@ def test_the_least_spec(tmp_path):
     ("text", "message"),
     [
         ('name = "x"\n', "missing events"),
-        ('name = "x"\n[events]\npath = "l"\nusr = "u"\n', r"unknown key 'events.usr'; valid keys are path, delimiter, encoding, user, item"),
+        ('name = "x"\n[events]\npath = "l"\nusr = "u"\n', r"unknown key 'events.usr'; valid keys are path, delimiter, encoding, decimal, user, item"),
         ('name = "x"\n[events]\npath = "l"\nuser = "u"\nitem = "u"\n', r"events.item and events.user are both 'u'"),
         ('name = "x"\n[events]\npath = "l"\nitem = "timestamp"\n', r"events.time and events.item are both 'timestamp'"),
         ('name = "x"\n[events]\npath = "l"\naction = "a"\n[events.actions]\nb = inf\n', r"events.actions.b is inf; expected a finite"),

@@ -175,6 +175,7 @@ def test_numbers_that_are_no_numbers_are_noted_with_one_of_them(tmp_path, log, t
         f"x: {N} values of the log are no finite number, such as {text.strip(chr(34))!r}; they count as missing"
         in notes
     )
+    assert ('To read it, write decimal = "," in its section of the spec' in notes) is (text == '"1,50"')
 
 
 @pytest.mark.parametrize(

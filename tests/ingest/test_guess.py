@@ -218,7 +218,7 @@ def test_a_table_of_items_tells_which_column_is_the_item():
 @pytest.mark.parametrize(
     ("times", "said"),
     [
-        (["spring 2020", "fall 2020"] * 50, "cannot be read as one. Write their form as time_format, such as"),
+        (["spring 2020", "fall 2020"] * 50, "cannot be read as one, and no format reads nearly all"),
         (["soon", "later"] * 50, "cannot be read as one"),
         (None, "no column of log looks like a time"),
     ],
