@@ -8,6 +8,7 @@ from ctxrec.core.dataset_spec import EventsSpec
 from ctxrec.core.errors import UserError
 from ctxrec.core.time_formats import EXAMPLE
 from ctxrec.core.toml import toml_value
+from ctxrec.data.parsing import to_text
 from ctxrec.data.time_columns import TimeForm, detect_times, takes_format
 from ctxrec.ingest import readers
 from ctxrec.ingest.guess.format_guess import guess_format
@@ -48,7 +49,7 @@ def how_to_read(source: Source) -> str:
     """What to write into a spec whose times cannot be read."""
     events: EventsSpec = source.spec.events
     columns = [sample for sample in readers.sample_column(source.events, events.time) if len(sample)]
-    found = guess_format(pa.chunked_array([sample.cast(pa.string()) for sample in columns])) if columns else None
+    found = guess_format(pa.chunked_array([to_text(sample) for sample in columns])) if columns else None
     if events.time_format is None and found is not None:
         sure = "" if found.other is None else f" (or {toml_value(found.other)}, which fits as well)"
         return f"To read such as {found.example!r}, write time_format = {toml_value(found.format)}{sure} under [events]"

@@ -66,7 +66,7 @@ def test_what_is_damaged_is_never_served(bundles, tmp_path):
 
 def test_there_must_be_something_to_go_back_to(bundles, tmp_path):
     models = str(tmp_path / "models")
-    with pytest.raises(UserError, match=r"current\.json is missing.*ctxrec\.publish first"):
+    with pytest.raises(UserError, match=r"current\.json is missing.*ctxrec publish first"):
         roll_back(models)
     a = next(iter(bundles))
     publish(bundles[a], models)
