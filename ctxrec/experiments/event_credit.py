@@ -13,10 +13,11 @@ import pyarrow.compute as pc
 
 from ctxrec.core.dataset_spec import EventsSpec
 from ctxrec.core.errors import UserError
+from ctxrec.core.storage import list_files
 from ctxrec.data.events import US
 from ctxrec.data.parsing import one_array, to_text
 from ctxrec.data.time_columns import TIME_OK, detect_times, to_times
-from ctxrec.ingest.readers import inspect, make_pieces, read_piece, sample_column
+from ctxrec.ingest.readers import DELIMITERS, format_of, inspect, make_pieces, read_piece, sample_column
 
 NO_ACTION = "(event)"  # of events without an action
 _ROWS = 1 << 20
@@ -72,7 +73,14 @@ def read_log(path: str, spec: EventsSpec) -> Log:
         UserError: there is no file, or a column is missing.
     """
     names = [spec.user, spec.item, spec.time, *([spec.action] if spec.action else [])]
-    found = inspect(path, names, section="events")
+    kinds = {format_of(file) for file in list_files(path)}  # posted events are Parquet, beside a log of texts
+    found = inspect(
+        path,
+        names,
+        section="events",
+        delimiter=spec.delimiter if kinds <= set(DELIMITERS) else None,
+        encoding=None if "parquet" in kinds else spec.encoding,
+    )
     form = detect_times(sample_column(found, spec.time), spec.time_format)
     parts: list[list[np.ndarray]] = []
     for piece in make_pieces(found, rows=_ROWS):

@@ -12,11 +12,12 @@ from ctxrec.data.parsing import to_text
 from ctxrec.data.time_columns import TimeForm, detect_times, takes_format
 from ctxrec.ingest import readers
 from ctxrec.ingest.guess.format_guess import guess_format
+from ctxrec.ingest.id_match import WARNING
 from ctxrec.ingest.log_facts import LogFacts
 from ctxrec.ingest.shards import UNPARSABLE
 from ctxrec.ingest.source import Source
 
-_WORTH_A_NOTE = 0.01  # share of the rows whose times cannot be read
+_WORTH_A_NOTE, _WORTH_A_WARNING = 0.01, 0.1  # shares of the rows whose times cannot be read
 
 
 def time_form(source: Source) -> TimeForm:
@@ -42,7 +43,8 @@ def notes_on_times(source: Source, log: LogFacts) -> list[str]:
     bad = log.rejects.get(UNPARSABLE, 0)
     if bad < _WORTH_A_NOTE * log.rows_read:
         return []
-    return [f"{bad:,} times of {log.rows_read:,} cannot be read, and their rows are rejected. {how_to_read(source)}"]
+    told = f"{bad:,} times of {log.rows_read:,} cannot be read, and their rows are rejected. {how_to_read(source)}"
+    return [f"{WARNING if bad >= _WORTH_A_WARNING * log.rows_read else ''}{told}"]
 
 
 def how_to_read(source: Source) -> str:
@@ -56,4 +58,4 @@ def how_to_read(source: Source) -> str:
     if events.time_format is not None:
         seen = "" if found is None else f", such as {toml_value(found.format)} for {found.example!r}"
         return f"Correct time_format under [events], which is {toml_value(events.time_format)}{seen}"
-    return f"Where all times have one form, name it as time_format under [events], such as time_format = {EXAMPLE}"
+    return f"Where all times have one form, name it as time_format under [events], such as time_format = {EXAMPLE}; else write ISO-8601"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 
 import numpy as np
@@ -11,11 +12,12 @@ import pytest
 import scipy.stats
 from commands import assert_users_mistake, call
 
+from ctxrec.core.dataset_spec import EventsSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import US
 from ctxrec.experiments.ab_report import LISTS, USERS, format_report, report
 from ctxrec.experiments.ab_test import Arm, Experiment
-from ctxrec.experiments.event_credit import Log, attribute, choose_experiment
+from ctxrec.experiments.event_credit import Log, attribute, choose_experiment, read_log
 from ctxrec.experiments.exposures import Exposure, read_exposures, write_exposures
 from ctxrec.experiments.statistics import compare, holm, ratio, sample_ratio_p
 
@@ -223,3 +225,17 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert view["low"] < 0.5 < view["high"] and view["p_holm"] < 0.001 and buy["p"] > 0.01
     assert made["sample_ratio"]["mismatch"] is False
     assert_users_mistake(call("ctxrec.ab", *given), "user_id")
+
+
+def test_events_of_a_log_of_texts_are_read_as_its_spec_says(tmp_path):
+    """And the files of posted events beside it, which are Parquet, by the same spec."""
+    form = {"user": "Kunde", "item": "Artikel", "time": "Datum"}
+    spec = EventsSpec(path="x", **form, time_format="%d.%m.%Y %H:%M", delimiter=";", encoding="cp1252")
+    text = "Kunde;Artikel;Datum\nü;a;31.12.2020 08:26\nv;b;soon\n"
+    (tmp_path / "log.csv").write_bytes(text.encode("cp1252"))
+    moment = datetime.datetime(2020, 12, 31, 8, 26, tzinfo=datetime.UTC)
+    log = read_log(str(tmp_path / "log.csv"), spec)
+    assert (log.users.tolist(), log.items.tolist(), log.times_us.tolist()) == (["ü"], ["a"], [moment.timestamp() * 1e6])
+    posted = pa.table({"Kunde": ["ü"], "Artikel": ["a"], "Datum": pa.array([moment], pa.timestamp("us", tz="UTC"))})
+    pq.write_table(posted, tmp_path / "posted.parquet")
+    assert read_log(str(tmp_path / "posted.parquet"), spec).times_us.tolist() == log.times_us.tolist()

@@ -101,7 +101,13 @@ def test_rows_that_do_not_fit_the_format_are_rejected_with_a_reason(ray_cluster,
     assert data.meta["counts"]["rejects"]["unparsable time"] == 2
     assert {"03/31/2021", "2021-03-04"} <= set(rejected(tmp_path).column("timestamp").to_pylist())
     assert "times are texts of the form %d/%m/%Y, from 2021-03-01" in summary(data)
-    assert 'Correct time_format under [events], which is "%d/%m/%Y"' in summary(data)
+    assert "\n  note: 2 times of 60 cannot be read, and their rows are rejected. Correct time_format under" in summary(
+        data
+    )
+    write_csv(tmp_path, [(f"u{n % 5}", f"i{n % 7}", times[n] if n % 5 else "soon") for n in range(60)])
+    assert "\n  warning: 14 times of 60 cannot be read" in summary(
+        run(tmp_path, LOG + 'time_format = "%d/%m/%Y"\n' + LAST)
+    )
 
 
 def test_times_that_cannot_be_read_name_the_key(ray_cluster, tmp_path):
