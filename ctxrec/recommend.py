@@ -18,10 +18,16 @@ def main() -> None:
         metavar="R.parquet",
         help="columns request_id, user_id, timestamp (epoch seconds, UTC; null: now), and optionally one for each "
         "context feature, timezone, history (list of item ids, oldest first; null: the stored history), user (struct of "
-        "attributes), dislike (list of item ids), query (free text that the list should fit) and rerank (true or false)",
+        "attributes), dislike, exclude, allow (lists of item ids), filter (struct of item columns), query (free text that the "
+        "list should fit), diversity (0 to 1), rerank and explain (true or false)",
     )
     parser.add_argument("--k", required=True, type=int, help="number of items for each request")
-    parser.add_argument("--out", required=True, metavar="O.parquet", help="columns request_id, item_ids, scores")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="O.parquet",
+        help="columns request_id, item_ids, scores and, where explain is asked for, why",
+    )
     cli.add_rules(parser)
     cli.add_print_effective(parser)
     args = parser.parse_args()

@@ -36,7 +36,7 @@ MAX_WORK = 256_000  # the sum of k over the requests of a call
 MAX_EVENTS = 1000
 MAX_ITEMS = 256
 MAX_USERS = 1000
-MAX_VALUES = 100  # of a column of an item
+MAX_VALUES = 100  # of a column of an item or a user
 MAX_WHOLE = 2**64  # of a whole number, which may be an id or a code
 
 
@@ -94,6 +94,10 @@ _VALUE = (
     "true, false or null"
 )
 ContextValue = Annotated[Text | bool | Whole | Finite | None, _one_mistake(f"expected {_VALUE}")]
+ColumnValue = Annotated[
+    ContextValue | Annotated[list[ContextValue], Field(max_length=MAX_VALUES, fail_fast=True)],
+    _one_mistake(f"expected {_VALUE}, or a list of at most {MAX_VALUES} of these"),
+]
 NumItems = Annotated[int, Field(ge=1, le=MAX_K, description="How many items to return.")]
 
 
@@ -204,12 +208,12 @@ class RecommendRequest(_Body):
         "categorical column. `min` and `max` are for numeric columns; an item without the number does not pass.",
         examples=[{"genres": ["Comedy"]}, {"genres": {"none": ["Horror"]}, "year": {"min": 1980, "max": 1998}}],
     )
-    user: dict[Text, ContextValue] = Field(
+    user: dict[Text, ColumnValue] = Field(
         default_factory=dict,
         max_length=MAX_ATTRIBUTES,
         description="Attributes of the user by the columns of the user file, in the place of the stored ones; those that are "
-        "left out stay. null says that one is not known.",
-        examples=[{"age": 30, "occupation": "artist"}],
+        "left out stay. null says that one is not known. A column that holds several values takes a list.",
+        examples=[{"age": 30, "occupation": "artist"}, {"interests": ["films", "chess"], "about": "reads at night"}],
     )
     query: Annotated[str, Field(max_length=MAX_QUERY)] | None = Field(
         default=None,
@@ -281,17 +285,11 @@ class EventsRequest(_Body):
     events: Annotated[list[NewEvent], Field(min_length=1, max_length=MAX_EVENTS)]
 
 
-ItemValue = Annotated[
-    ContextValue | Annotated[list[ContextValue], Field(max_length=MAX_VALUES, fail_fast=True)],
-    _one_mistake(f"expected {_VALUE}, or a list of at most {MAX_VALUES} of these"),
-]
-
-
 class NewItem(BaseModel):
     """A row of the item file: `item_id`, and the file's columns by their names; what is left out is missing."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, ItemValue]
+    __pydantic_extra__: dict[str, ColumnValue]
 
     item_id: EventId
 
@@ -316,7 +314,7 @@ class NewUser(BaseModel):
     """A row of the user file: `user_id`, and the file's columns by their names; what is left out is not known."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, ContextValue]
+    __pydantic_extra__: dict[str, ColumnValue]
 
     user_id: EventId
 

@@ -145,6 +145,7 @@ class Engine:
         strengths = self._retriever.slate_builder.strengths([body.diversity for body in bodies], len(bodies))
         tokens = sum(self.num_reranked(body) for body in bodies) * self._tokens_of_pair
         lengths = [len(text) for body in bodies for text in _texts(body, self._text_features).values()]
+        lengths += [len(str(body.user.get(name) or "")) for body in bodies for name in self._user_texts if body.user]
         hundreds = sum(-(-min(length, MAX_QUERY) // 100) for length in lengths)
         work = (
             _TOKEN_WORK * tokens
@@ -247,6 +248,10 @@ class Engine:
     @cached_property
     def _text_features(self) -> list[str]:
         return self._retriever.recommender.features.context_texts
+
+    @cached_property
+    def _user_texts(self) -> list[str]:
+        return self._retriever.recommender.features.user_texts
 
     def _raw_requests(self, bodies: Sequence[RecommendRequest]) -> tuple[list[RawRequest], list[str | None]]:
         """The bodies with what the store holds of their users, and the name of what is missing in each when the store does

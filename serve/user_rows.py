@@ -11,7 +11,7 @@ from prometheus_client import Counter
 from ctxrec.core.errors import UserError
 from ctxrec.data.posted_rows import USER_ID, BadRow, check_rows
 from ctxrec.live.store import HistoryStore
-from ctxrec.retrieval.no_effect import MAX_NOTES, unknown_attributes, why_unread
+from ctxrec.retrieval.no_effect import MAX_NOTES, unknown_attributes, unread_texts, why_unread
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import Retriever
 
@@ -91,9 +91,10 @@ def _warnings(rows: Sequence[Mapping[str, Any]], retriever: Retriever[Recommende
     if (reason := why_unread(model, reranked=retriever.reranker is not None)) is not None:
         text = f"attributes have no effect until a model is trained that reads them, because {reason}"
         return [{"loc": ["body", "users"], "msg": text, "type": "attributes_not_read"}]
+    reranked = retriever.reranker is not None
     notes = (
         {"loc": ["body", "users", place, *note.place[1:]], "msg": note.text, "type": note.kind}
         for place, row in enumerate(rows)
-        for note in unknown_attributes(model, _attributes(row))
+        for note in (*(() if reranked else unread_texts(model, row)), *unknown_attributes(model, _attributes(row)))
     )
     return list(itertools.islice(notes, MAX_NOTES))

@@ -169,6 +169,24 @@ def tiny_run(tiny_data, tiny_config, tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
+def told_run(ray_cluster, tiny_config, tmp_path_factory) -> str:
+    """A short training on the shop whose users have several interests and a text about themselves."""
+    import dataclasses
+
+    from ctxrec.core.dataset_spec import load_spec
+    from ctxrec.ingest.pipeline import prepare
+    from ctxrec.training.driver import train
+
+    def make(out: Path) -> None:
+        spec, data = make_dataset(out.with_name(out.name + "-shop"), told=True), str(out.with_name(out.name + "-data"))
+        short = dataclasses.replace(tiny_config.train, tower_epochs=1, encoder_epochs=0)
+        prepare(load_spec(spec), data, tiny_config)
+        train(data, str(out), dataclasses.replace(tiny_config, train=short))
+
+    return str(shutil.copytree(shared_folder(tmp_path_factory, "told", make), tmp_path_factory.mktemp("runs") / "told"))
+
+
+@pytest.fixture(scope="session")
 def make_world():
     """Makes a random data set of given history lengths; with `rich`, one with every kind of feature."""
     return random_world

@@ -36,7 +36,7 @@ def histories(data: PreparedData) -> dict[str, dict]:
     found = {}
     for bucket in range(len(data.bucket_paths)):
         table = data.read_bucket(bucket)
-        assert table.schema.equals(schema.histories_schema(data.spec))
+        assert table.schema.equals(schema.histories_schema(data.spec, data.features.user_lists))
         ids = table.column(schema.USER_ID).to_pylist()
         assert ids == sorted(ids)
         found |= {row[schema.USER_ID]: row for row in table.to_pylist()}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+INTERESTS = ["chess", "films", "cooking", "running"]
 WORDS = [
     "red",
     "blue",
@@ -70,10 +71,13 @@ def make_encoder(folder: Path, kind: str = "bert") -> str:
     return str(folder)
 
 
-def make_dataset(folder: Path, *, num_users: int = 60, num_items: int = 40, strategy: str = "last") -> str:
+def make_dataset(
+    folder: Path, *, num_users: int = 60, num_items: int = 40, strategy: str = "last", told: bool = False
+) -> str:
     """Write a small shop: parquet log, items with text and features, users; returns the spec's path.
 
-    Users stay inside one of four groups of items and walk through it in order, so there is a signal.
+    Users stay inside one of four groups of items and walk through it in order, so there is a signal. With `told` they
+    have interests, several of them, and a text about themselves, and the words of the context are `search`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
@@ -90,6 +94,10 @@ def make_dataset(folder: Path, *, num_users: int = 60, num_items: int = 40, stra
         "gender": [rng.choice(["F", "M", None]) for _ in range(num_users)],
         "age": [rng.choice([20.0, 35.0, None]) for _ in range(num_users)],
     }
+    if told:
+        own = random.Random(1)
+        users["interests"] = [own.sample(INTERESTS, own.randint(0, 3)) for _ in range(num_users)]
+        users["about"] = [own.choice([None, " ".join(own.sample(WORDS, 4))]) for _ in range(num_users)]
     pq.write_table(pa.table(users), folder / "users.parquet")
     rows = []
     for user in range(num_users):
@@ -104,7 +112,7 @@ def make_dataset(folder: Path, *, num_users: int = 60, num_items: int = 40, stra
             )  # fmt: skip
     rng.shuffle(rows)
     columns = list(zip(*rows, strict=True))
-    names = ["user_id", "item_id", "timestamp", "action", "device", "basket_value", "query"]
+    names = ["user_id", "item_id", "timestamp", "action", "device", "basket_value", "search" if told else "query"]
     pq.write_table(pa.table(dict(zip(names, map(list, columns), strict=True))), folder / "events.parquet")
     spec = folder / "dataset.toml"
     spec.write_text(
@@ -115,7 +123,7 @@ action = "action"
 [events.context]
 categorical = ["device"]
 numeric = ["basket_value"]
-text = ["query"]
+text = ["{"search" if told else "query"}"]
 [events.actions]
 view = 0.5
 buy = 1.0
@@ -126,8 +134,9 @@ categorical = ["category"]
 numeric = ["price"]
 [users]
 path = "users.parquet"
-categorical = ["gender"]
+categorical = ["gender"{', "interests"' if told else ""}]
 numeric = ["age"]
+{'text = ["about"]' if told else ""}
 [split]
 strategy = "{strategy}"
 """

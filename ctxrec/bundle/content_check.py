@@ -76,7 +76,9 @@ def check_histories(table: pa.Table, spec: DatasetSpec) -> None:
     file = "histories.arrow"
     _check_ids(table.column(schema.USER_ID), file, "user")
     lengths = None
-    for name in [field.name for field in schema.histories_schema(spec) if pa.types.is_list(field.type)]:
+    of_users = {schema.user_column(name) for name in (spec.users.columns if spec.users else ())}
+    wanted = [field for field in schema.histories_schema(spec) if field.name not in of_users]
+    for name in [field.name for field in wanted if pa.types.is_list(field.type)]:
         column = table.column(name)
         found = pc.list_value_length(column).combine_chunks()
         lengths = found if lengths is None else lengths
@@ -101,7 +103,8 @@ def check_events(histories: Histories, features: FeatureMeta, num_items: int) ->
         "times": (events.times, 0, np.iinfo(np.int64).max),
     }
     codes |= {name: (context.cat[name], low + first, high + first) for name, (low, high) in _CLOCK.items()}
-    for cat, known in ((context.cat, features.context_categories), (users.cat, features.user_categories)):
+    of_users = {**users.cat, **users.lists}
+    for cat, known in ((context.cat, features.context_categories), (of_users, features.user_categories)):
         codes |= {name: (cat[name], 0, len(values) + first - 1) for name, values in known.items()}
     for name, (found, low, high) in codes.items():
         if len(found) and not (low <= found.min() and found.max() <= high):

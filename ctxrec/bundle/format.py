@@ -57,6 +57,7 @@ BUNDLE = FolderKind(
 )
 
 
+USER_MEAN, USER_SCALE = "user_mean", "user_scale"  # of the vectors of users' texts, where these are read
 _WORDS = "words"  # weights of `ctxrec.memory.request_words.WORDS`; bundles of earlier versions have none
 
 
@@ -88,7 +89,8 @@ def write_bundle(
         blend: None ranks by the towers alone.
         live: weights of the live sources; None: they have none.
         text_scale: "mean" and "scale" of text vectors, float32 [H] each, and where the blend has a text head its
-            "centre" [H] and "axes" [H, C] (`ctxrec.memory.text_similarity`); empty without encoder.
+            "centre" [H] and "axes" [H, C] (`ctxrec.memory.text_similarity`); `USER_MEAN` and `USER_SCALE` [H] of users'
+            texts where these are read; empty without encoder.
         encoder: the fine-tuned encoder, or None where it was not tuned.
         queries: float32 [N, D] of some requests, by which the index's recall is measured.
         fill: how the lists of an index are filled.

@@ -178,22 +178,23 @@ class ItemsSpec(FileSpec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UsersSpec(FileSpec):
-    """The table of user attributes; `separators` is as in `ItemsSpec`."""
+    """The table of user attributes; `separators` is as in `ItemsSpec`. `text` are columns of free texts."""
 
     id: str = "user_id"
+    text: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
     separators: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._check_form("users")
-        _each_once("users", self.categorical + self.numeric)
+        _each_once("users", self.text + self.categorical + self.numeric)
         _check_separators("users", self.separators, self.categorical, (self.id, *self.numeric))
 
     @property
-    def text(self) -> tuple[str, ...]:
-        """Columns of free texts."""
-        return ()
+    def columns(self) -> tuple[str, ...]:
+        """All attributes."""
+        return self.text + self.categorical + self.numeric
 
     @property
     def media(self) -> dict[str, str]:

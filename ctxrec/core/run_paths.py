@@ -108,6 +108,11 @@ class RunPaths:
         return storage.join(self.root, CHECKPOINTS, "text.safetensors")
 
     @property
+    def user_text_vectors(self) -> str:
+        """Vectors of the users' texts by the un-tuned encoder."""
+        return storage.join(self.root, CHECKPOINTS, "user-texts.safetensors")
+
+    @property
     def not_tuned(self) -> str:
         """Why the encoder was not tuned, in words; "" in it where a phase tuned it."""
         return storage.join(self.root, CHECKPOINTS, "not-tuned.json")

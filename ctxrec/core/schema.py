@@ -10,6 +10,7 @@ DATA/report.json                    what a person may want to check: columns, fi
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def context_column(name: str) -> str:
 
 
 def user_column(name: str) -> str:
-    """Column of a user attribute in a history row: int32 code or float32."""
+    """Column of a user attribute in a history row: int32 code, list of int32 codes, float32 or string."""
     return f"user_{name}"
 
 
@@ -72,8 +73,8 @@ def numeric_column(name: str) -> str:
     return f"num_{name}"
 
 
-def histories_schema(spec: Any) -> pa.Schema:
-    """Schema of a history bucket for a `DatasetSpec`."""
+def histories_schema(spec: Any, user_lists: Collection[str] = ()) -> pa.Schema:
+    """Schema of a history bucket for a `DatasetSpec`; `user_lists` are the attributes of users that have several values."""
     fields = [
         (USER_ID, pa.string()),
         (EVENT_ITEMS, pa.list_(pa.int32())),
@@ -89,8 +90,10 @@ def histories_schema(spec: Any) -> pa.Schema:
     fields += [(context_column(n), pa.list_(pa.float32())) for n in context.numeric]
     fields += [(context_column(n), pa.list_(pa.string())) for n in context.text]
     if spec.users is not None:
-        fields += [(user_column(n), pa.int32()) for n in spec.users.categorical]
+        several = pa.list_(pa.int32())
+        fields += [(user_column(n), several if n in user_lists else pa.int32()) for n in spec.users.categorical]
         fields += [(user_column(n), pa.float32()) for n in spec.users.numeric]
+        fields += [(user_column(n), pa.string()) for n in spec.users.text]
     return pa.schema(fields)
 
 

@@ -8,6 +8,7 @@ Rows are padded at the end, so a causal mask alone keeps padding out of every re
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +34,12 @@ class Batch:
     num_BSF: torch.Tensor  # float32
     num_present_BSF: torch.Tensor  # float32
     words_BSW: dict[str, torch.Tensor]  # int64
-    user_cat_B: dict[str, torch.Tensor]  # int64
+    user_cat_B: dict[str, torch.Tensor]  # int64, [B] or, of attributes with several values, [B, M]
     user_num_BF: torch.Tensor  # float32
     user_num_present_BF: torch.Tensor  # float32
+    user_text_BH: (
+        torch.Tensor
+    )  # float32 vectors of the users' texts, 0 where a user has none; H = 0 where none are read
     targets_BS: torch.Tensor  # int64, 0 where there is none
     weights_BS: torch.Tensor  # float32, 0 where there is no target
     asked_BS: torch.Tensor  # int64 code of the action that a slot asks for, its target's; 0 = none
@@ -86,11 +90,41 @@ def make_windows(offsets: np.ndarray, stops: np.ndarray, history: int) -> Window
     return Windows(row=row, start=start, first=first, stop=stop)
 
 
-class Batcher:
-    """Makes batches for one data set, whose features and number of events to read it knows."""
+@dataclass(frozen=True)
+class UserTexts:
+    """Gives the free texts of users their vectors: `read` maps n texts, none of them empty, to float32 [n, width]."""
 
-    def __init__(self, features: FeatureMeta, *, history: int, action_weights: dict[str, float]) -> None:
-        self.features = features
+    width: int
+    read: Callable[[Sequence[str]], np.ndarray]
+
+
+def texts_of_users(users: Users) -> list[str]:
+    """The free text of each user, "" without any; texts of several columns are joined."""
+    if not users.text:
+        return [""] * len(users.ids)
+    rows = zip(*(values.tolist() for values in users.text.values()), strict=True)
+    return ["; ".join(text.strip() for text in row if text and text.strip()) for row in rows]
+
+
+class Batcher:
+    """Makes batches for one data set, whose features and number of events to read it knows.
+
+    Args:
+        features: of the data set.
+        history: events that are read of a history.
+        action_weights: of actions as targets; none: every action counts 1.
+        user_texts: reads the free texts of users; None: they are not read.
+    """
+
+    def __init__(
+        self,
+        features: FeatureMeta,
+        *,
+        history: int,
+        action_weights: dict[str, float],
+        user_texts: UserTexts | None = None,
+    ) -> None:
+        self.features, self._user_texts = features, user_texts
         self.history = history
         weights = [action_weights.get(action, 0.0) if action_weights else 1.0 for action in features.actions]
         no_action = 0.0 if action_weights else 1.0  # where actions have weights, an event without one is no target
@@ -187,14 +221,29 @@ class Batcher:
             num_BSF=_pad(flat_num, asked_lengths),
             num_present_BSF=_pad(flat_present, asked_lengths),
             words_BSW={n: _pad(word_rows(context.text[n]), asked_lengths) for n in self.features.context_texts},
-            user_cat_B={n: torch.from_numpy(users.cat[n].astype(np.int64)) for n in self.features.user_categories},
+            user_cat_B={
+                n: torch.from_numpy((users.lists if n in users.lists else users.cat)[n].astype(np.int64))
+                for n in self.features.user_categories
+            },
             user_num_BF=torch.from_numpy(np.stack([v for v, _ in user_num], 1) if user_num else zeros),
             user_num_present_BF=torch.from_numpy(np.stack([p for _, p in user_num], 1) if user_num else zeros),
+            user_text_BH=torch.from_numpy(self._texts(users)),
             targets_BS=torch.zeros((len(lengths), width), dtype=torch.int64),
             weights_BS=torch.zeros((len(lengths), width)),
             asked_BS=torch.zeros((len(lengths), width), dtype=torch.int64),
             asked_mix_BA=torch.zeros((len(lengths), len(self.action_mix))),
         )
+
+    def _texts(self, users: Users) -> np.ndarray:
+        """Vectors of the users' texts: float32 [B, H], 0 without a text."""
+        reader, texts = self._user_texts, texts_of_users(users)
+        made = np.zeros((len(texts), 0 if reader is None else reader.width), np.float32)
+        rows = np.array([n for n, text in enumerate(texts) if text], np.int64)
+        if reader is not None and len(rows):
+            distinct = list(dict.fromkeys(texts[n] for n in rows))
+            place = {text: n for n, text in enumerate(distinct)}
+            made[rows] = reader.read(distinct)[[place[texts[n]] for n in rows]]
+        return made
 
 
 def _pad(values: np.ndarray, lengths: np.ndarray, width: int | None = None) -> torch.Tensor:

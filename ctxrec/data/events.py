@@ -81,17 +81,29 @@ class Events:
 
 @dataclass(frozen=True)
 class Users:
-    """User ids and attributes of N rows; cat: int32 codes [N], num: float32 [N], NaN = missing."""
+    """User ids and attributes of N rows.
+
+    cat: int32 codes [N]. num: float32 [N], NaN = missing. lists: int32 codes [N, M] of attributes with several values,
+    padded with MISSING. text: object arrays [N] of str or None.
+    """
 
     ids: np.ndarray  # object [N]
     cat: dict[str, np.ndarray] = field(default_factory=dict)
     num: dict[str, np.ndarray] = field(default_factory=dict)
+    lists: dict[str, np.ndarray] = field(default_factory=dict)
+    text: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def attributes(self) -> dict[str, np.ndarray]:
+        """All attributes by name: [N] or, of lists, [N, M] each."""
+        return {**self.cat, **self.num, **self.lists, **self.text}
 
     def take(self, index: np.ndarray) -> Users:
+        def pick(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {name: values[index] for name, values in arrays.items()}
+
         return Users(
-            ids=self.ids[index],
-            cat={k: v[index] for k, v in self.cat.items()},
-            num={k: v[index] for k, v in self.num.items()},
+            self.ids[index], cat=pick(self.cat), num=pick(self.num), lists=pick(self.lists), text=pick(self.text)
         )
 
 
@@ -144,13 +156,20 @@ def histories_from_table(table: pa.Table, features: FeatureMeta) -> Histories:
     cat |= {name: flat(schema.context_column(name)) for name in features.context_categories}
     num = {name: flat(schema.context_column(name)) for name in features.context_numbers}
     text = {name: flat(schema.context_column(name)) for name in features.context_texts}
+    single = [name for name in features.user_categories if name not in features.user_lists]
+
+    def of_user(name: str) -> np.ndarray:
+        return table.column(schema.user_column(name)).to_numpy(zero_copy_only=False)
+
     users = Users(
         ids=table.column(schema.USER_ID).to_numpy(zero_copy_only=False),
-        cat={n: table.column(schema.user_column(n)).to_numpy() for n in features.user_categories},
-        num={
-            n: table.column(schema.user_column(n)).to_numpy(zero_copy_only=False).astype(np.float32)
-            for n in features.user_numbers
+        cat={n: table.column(schema.user_column(n)).to_numpy() for n in single},
+        num={n: of_user(n).astype(np.float32) for n in features.user_numbers},
+        lists={
+            n: _code_lists(table.column(schema.user_column(n)).combine_chunks(), width)
+            for n, width in features.user_lists.items()
         },
+        text={n: of_user(n) for n in features.user_texts},
     )
     events = Events(
         offsets=offsets,
@@ -160,6 +179,43 @@ def histories_from_table(table: pa.Table, features: FeatureMeta) -> Histories:
         context=Context(cat=cat, num=num, text=text),
     )
     return Histories(users=users, events=events, split=flat(schema.EVENT_SPLIT))
+
+
+def _code_lists(column: pa.ListArray, width: int) -> np.ndarray:
+    lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return padded_codes(column.flatten().to_numpy(), lengths, width)
+
+
+def padded_codes(codes: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:
+    """Lists of codes end to end as rows of a matrix, padded with MISSING: int32 [N, width]; what does not fit is left out.
+
+    >>> padded_codes(np.array([5, 6, 7]), np.array([2, 0, 1]), 2).tolist()
+    [[5, 6], [0, 0], [7, 0]]
+    """
+    padded = np.full((len(lengths), width), schema.MISSING, np.int32)
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    place = np.arange(len(codes)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    kept = place < width
+    padded[row[kept], place[kept]] = codes[kept]
+    return padded
+
+
+def widened(codes: np.ndarray, width: int) -> np.ndarray:
+    """Lists of codes [N, M] with room for more values: int32 [N, max(M, width)]."""
+    return np.pad(codes, ((0, 0), (0, max(width - codes.shape[1], 0))), constant_values=schema.MISSING)
+
+
+def concat_users(parts: list[Users]) -> Users:
+    """The rows of several `Users` as those of one."""
+    assert parts
+    width = {name: max(part.lists[name].shape[1] for part in parts) for name in parts[0].lists}
+    return Users(
+        ids=np.concatenate([p.ids for p in parts]),
+        cat=concat_arrays([p.cat for p in parts]),
+        num=concat_arrays([p.num for p in parts]),
+        lists=concat_arrays([{n: widened(codes, width[n]) for n, codes in p.lists.items()} for p in parts]),
+        text=concat_arrays([p.text for p in parts]),
+    )
 
 
 def concat_events(parts: list[Events]) -> Events:

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from ctxrec.core import schema
-from ctxrec.data.prepared import FeatureMeta, encode_categories
+from ctxrec.data.events import padded_codes
+from ctxrec.data.prepared import MAX_VALUES, FeatureMeta, encode_categories
 
-MAX_VALUES = 16  # values of one categorical feature that an item keeps
 MAX_TRIPLES = 64  # pairs of the graph that an item keeps
 TEXT_BUCKETS = 1 << 15  # rows of the hashed word table for text context
 MAX_WORDS = 16  # words of a text context that are read
@@ -63,13 +63,7 @@ def _padded_codes(items: pa.Table, name: str, vocabulary: list[str]) -> np.ndarr
     lengths = np.nan_to_num(column.value_lengths().to_numpy(zero_copy_only=False)).astype(np.int64)
     codes = encode_categories(column.flatten(), vocabulary).to_numpy()
     most = MAX_TRIPLES if name == schema.GRAPH else MAX_VALUES
-    width = int(min(max(lengths.max(initial=0), 1), most))
-    padded = np.full((len(column), width), schema.MISSING, np.int32)
-    row = np.repeat(np.arange(len(column)), lengths)
-    place = np.arange(len(codes)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    kept = place < width
-    padded[row[kept], place[kept]] = codes[kept]
-    return padded
+    return padded_codes(codes, lengths, int(min(max(lengths.max(initial=0), 1), most)))
 
 
 def scale_numbers(raw: np.ndarray, scale: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:

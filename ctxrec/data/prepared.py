@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ from ctxrec.core.errors import UserError, require
 from ctxrec.core.toml import build_dataclass
 from ctxrec.data import parsing
 
+MAX_VALUES = 16  # values of one categorical feature that an item or a user keeps
 _COUNTS = ("items", "items_only_in_log", "train", "valid", "test")
 _AGAIN = f"Remove {schema.META} beside it and run ctxrec prepare again"
 
@@ -31,7 +32,8 @@ class FeatureMeta:
     Each of items, users and context maps a categorical feature's name to its values (the value at
     position p has code p + FIRST_CODE) and a numeric one's to {"mean", "std"} of sign(x)·log(1+|x|)
     over its training rows. `actions` are the values of the action column. `clock` is whether the times of the log are
-    those of a clock, and no positions (`ctxrec.data.clock`).
+    those of a clock, and no positions (`ctxrec.data.clock`). `user_lists` are the categorical attributes of users that hold
+    several values, with the most that a user has (`MAX_VALUES` at most); `user_texts` are the free texts of users.
     """
 
     item_categories: dict[str, list[str]]
@@ -43,6 +45,8 @@ class FeatureMeta:
     context_texts: list[str]
     actions: list[str]
     clock: bool = True
+    user_lists: dict[str, int] = field(default_factory=dict)
+    user_texts: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for numbers in (self.item_numbers, self.user_numbers, self.context_numbers):

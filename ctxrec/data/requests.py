@@ -16,10 +16,10 @@ from ctxrec.data.events import (
     Histories,
     Users,
     action_sets,
-    concat_arrays,
     concat_contexts,
     concat_events,
     concat_offsets,
+    concat_users,
     histories_from_table,
     ranges,
 )
@@ -124,11 +124,7 @@ def concat_requests(parts: list[Requests]) -> Requests:
     """Requests of several buckets as one."""
     assert parts
     return Requests(
-        users=Users(
-            ids=np.concatenate([p.users.ids for p in parts]),
-            cat=concat_arrays([p.users.cat for p in parts]),
-            num=concat_arrays([p.users.num for p in parts]),
-        ),
+        users=concat_users([p.users for p in parts]),
         history=concat_events([p.history for p in parts]),
         times=np.concatenate([p.times for p in parts]),
         context=concat_contexts([p.context for p in parts]),

@@ -231,7 +231,7 @@ def _seen(oracle: Oracle, histories: Histories, features: FeatureMeta, before: i
     users = _numbers(histories.users.ids)
     events = histories.events.keep(histories.split < before)
     one_hot = [np.ones((len(users), 1), np.float32)]
-    for name, values in features.user_categories.items():
+    for name, values in features.user_categories.items():  # of simulated users, who have one value each
         one_hot.append(np.eye(schema.FIRST_CODE + len(values), dtype=np.float32)[histories.users.cat[name]])
     return _Seen(
         users=users,

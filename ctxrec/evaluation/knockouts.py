@@ -95,7 +95,7 @@ def moved_parts(requests: Requests, *, seed: int) -> dict[str, Requests]:
     """The requests with the attributes of other requests' users, and with the texts of other requests' contexts; each
     where there are such."""
     order, made = np.random.default_rng(seed).permutation(len(requests)), {}
-    if requests.users.cat or requests.users.num:
+    if requests.users.attributes:
         users = dataclasses.replace(requests.users.take(order), ids=requests.users.ids)
         made[PREFIX + USER] = dataclasses.replace(requests, users=users)
     if requests.context.text:

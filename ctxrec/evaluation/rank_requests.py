@@ -136,6 +136,10 @@ class BucketRanker:
         }
         for name, codes in requests.users.cat.items():
             columns[_ATTRIBUTE + name] = pa.array(_labels(codes, self.data.features.user_categories[name]), pa.string())
+        for name, lists in requests.users.lists.items():
+            columns[_ATTRIBUTE + name] = pa.array(
+                _labels_of_lists(lists, self.data.features.user_categories[name]), pa.string()
+            )
         for name, values in requests.users.num.items():
             columns[_ATTRIBUTE + name] = pa.array(values.astype(np.float64))
         for name, labels in self._context_labels(requests).items():
@@ -227,6 +231,13 @@ def drop_targets(requests: Requests, eligible: np.ndarray) -> Requests:
 def _labels(codes: np.ndarray, vocabulary: list[str]) -> list[str | None]:
     names = np.array([None, "other values", *vocabulary], object)
     return names[codes].tolist()
+
+
+def _labels_of_lists(codes: np.ndarray, vocabulary: list[str]) -> list[str | None]:
+    """The values of each row in the order of the vocabulary, as one label; None without any."""
+    names = ["", "other values", *vocabulary]
+    rows = (sorted({int(code) for code in row if code}) for row in codes)
+    return [", ".join(names[code] for code in row) or None for row in rows]
 
 
 def _list_array(offsets: np.ndarray, values: np.ndarray, dtype: type = np.int32) -> pa.Array:

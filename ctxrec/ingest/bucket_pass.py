@@ -150,7 +150,7 @@ def _write_bucket(
     bucket: histories.Bucket, table: pa.Table, users: pa.Table, job: histories.BucketJob, path: str
 ) -> None:
     fs, inner = storage.filesystem(path)
-    wanted = schema.histories_schema(job.spec)
+    wanted = schema.histories_schema(job.spec, job.features.user_lists)
     with (
         failures.naming(path),
         pq.ParquetWriter(inner, wanted, filesystem=fs, compression="zstd", compression_level=1) as writer,

@@ -16,8 +16,8 @@ from ctxrec.core.dataset_spec import UsersSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data import list_texts, parsing
 from ctxrec.data.column_facts import FirstReject
-from ctxrec.data.item_rows import Entities, numbers_or_null, value_lists
-from ctxrec.data.prepared import encode_categories
+from ctxrec.data.item_rows import Entities, joined_text, numbers_or_null, value_lists
+from ctxrec.data.prepared import MAX_VALUES, FeatureMeta, encode_categories
 from ctxrec.ingest import readers
 from ctxrec.ingest.rejects import first_of_each, lines_of, reject_table, write_rejects
 from ctxrec.ingest.shard_files import user_buckets
@@ -202,17 +202,22 @@ def _entity_reasons(ids: parsing.Coded, max_id_bytes: int) -> np.ndarray:
 
 
 def user_attributes(
-    users: Entities, section: UsersSpec | None, categories: dict[str, list[str]], *, buckets: int
+    users: Entities, section: UsersSpec | None, features: FeatureMeta, *, buckets: int
 ) -> tuple[pa.Table, np.ndarray]:
     """The user table coded and sorted by bucket, and where each bucket begins (int64 [buckets + 1])."""
     columns: dict[str, pa.Array] = {schema.USER_ID: users.ids}
     for name in section.categorical if section else ():
         lists = users.column(name, value_lists) if users.tables else value_lists(pa.array([], pa.string()))
-        columns[schema.user_column(name)] = first_codes(lists, categories[name])
+        vocabulary = features.user_categories[name]
+        several = name in features.user_lists
+        columns[schema.user_column(name)] = code_lists(lists, vocabulary) if several else first_codes(lists, vocabulary)
     for name in section.numeric if section else ():
         read = partial(numbers_or_null, decimal=section.decimal if section else None)
         numbers = users.column(name, read) if users.tables else pa.array([], pa.float64())
         columns[schema.user_column(name)] = numbers.cast(pa.float32())
+    for name in section.text if section else ():
+        texts = users.column(name, joined_text) if users.tables else pa.array([], pa.string())
+        columns[schema.user_column(name)] = texts.cast(pa.string())
     ids = parsing.Coded(codes=np.arange(len(users.ids), dtype=np.int32), values=users.ids)
     bucket = user_buckets(ids, buckets)
     order = np.argsort(bucket, kind="stable")
@@ -220,8 +225,17 @@ def user_attributes(
     return pa.table(columns).take(pa.array(order)), bounds
 
 
+def code_lists(lists: pa.Array, vocabulary_: list[str]) -> pa.Array:
+    """Codes of the first `MAX_VALUES` values of each list, list<int32>."""
+    codes = encode_categories(lists.flatten(), vocabulary_)
+    lengths = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    place = np.arange(len(codes)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    offsets = np.append(0, np.cumsum(np.minimum(lengths, MAX_VALUES))).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), codes.filter(pa.array(place < MAX_VALUES)))
+
+
 def first_codes(lists: pa.Array, vocabulary_: list[str]) -> pa.Array:
-    """Code of the first value of each list, int32, as a user attribute has one value; MISSING for an empty list."""
+    """Code of the one value of each list, int32; MISSING for an empty list."""
     lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
     codes = np.full(len(lists), schema.MISSING, np.int32)
     starts = lists.offsets.to_numpy()[:-1][lengths > 0]

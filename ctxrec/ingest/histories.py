@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -218,15 +219,16 @@ def _event_columns(bucket: Bucket, table: pa.Table, job: BucketJob) -> dict[str,
 
 
 def _attributes(users: pa.Array, user_table: pa.Table, job: BucketJob) -> dict[str, pa.Array]:
-    """Attributes of each user, MISSING or null for those that the user table lacks."""
+    """Attributes of each user; MISSING, an empty list or null for those that the user table lacks."""
     if job.spec.users is None:
         return {}
     row = pc.index_in(users, value_set=user_table.column(schema.USER_ID).combine_chunks())
     made = {}
     for name in job.spec.users.categorical:
         codes = user_table.column(schema.user_column(name)).combine_chunks().take(row)
-        made[schema.user_column(name)] = codes.fill_null(schema.MISSING)
-    for name in job.spec.users.numeric:
+        nothing: Any = [] if pa.types.is_list(codes.type) else schema.MISSING
+        made[schema.user_column(name)] = codes.fill_null(pa.scalar(nothing, codes.type))
+    for name in job.spec.users.numeric + job.spec.users.text:
         made[schema.user_column(name)] = user_table.column(schema.user_column(name)).combine_chunks().take(row)
     return made
 
@@ -240,7 +242,7 @@ def _slice(
     job: BucketJob,
 ) -> pa.Table:
     """Users [start, stop) as a table."""
-    wanted = schema.histories_schema(job.spec)
+    wanted = schema.histories_schema(job.spec, job.features.user_lists)
     first, end = bucket.offsets[start], bucket.offsets[stop]
     offsets = pa.array((bucket.offsets[start : stop + 1] - first).astype(np.int32))
     derived = Clock.of(job.spec, job.features).read(bucket.times[first:end])

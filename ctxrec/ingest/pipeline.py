@@ -205,7 +205,7 @@ def _read_tables(source: Source, out: str) -> Tables:
     if spec.items is not None:
         items = read(source.items, spec.items, spec.items.text, "item")
     if spec.users is not None:
-        users = read(source.users, spec.users, (), "user")
+        users = read(source.users, spec.users, spec.users.text, "user")
     graph = None if spec.graph is None else triples.read_triples(source.graph, spec.graph, rejects=rejects)
     notes = []
     if spec.items is not None and (media := spec.items.media):
@@ -265,7 +265,7 @@ def _world(
     source: Source, tables: Tables, catalogue: Catalogue, features: FeatureMeta, log: LogFacts, *, buckets: int
 ) -> World:
     """What the tasks of pass 2 share."""
-    users, bounds = entities.user_attributes(tables.users, source.spec.users, features.user_categories, buckets=buckets)
+    users, bounds = entities.user_attributes(tables.users, source.spec.users, features, buckets=buckets)
     return World(
         blobs=BlobIndex.of(log.shards, buckets=buckets),
         item_ids=catalogue.ids,

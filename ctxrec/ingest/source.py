@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config
 from ctxrec.core.dataset_spec import DatasetSpec, FileSpec, ItemsSpec
 from ctxrec.core.errors import UserError
 from ctxrec.core.time_zones import UTC
 from ctxrec.core.version import VERSION
+from ctxrec.data import parsing
 from ctxrec.ingest import readers, vocabularies
 from ctxrec.ingest.shards import MAX_ID_BYTES, check_single, event_columns
 
@@ -79,7 +82,7 @@ def inspect_source(spec: DatasetSpec, live: str = "") -> Source:
         spec=spec,
         events=files("events", spec.events, event_columns(spec.events)),
         items=files("items", items, _item_columns(items)) if items else [],
-        users=files("users", users, [users.id, *users.categorical, *users.numeric]) if users else [],
+        users=files("users", users, [users.id, *users.columns]) if users else [],
         graph=files("graph", graph, [graph.head, graph.relation, graph.tail]) if graph else [],
     )
     for info in source.events:
@@ -127,6 +130,11 @@ def fingerprint(source: Source, config: Config) -> str:
             if spec[section]["decimal"] is None:
                 del spec[section]["decimal"]
     # Specs of earlier versions had none of these keys, and meant what they mean without them.
+    if spec["users"] is not None:
+        if not spec["users"]["text"]:
+            del spec["users"]["text"]  # as above
+        if names := _list_columns(source):
+            spec["users"]["lists"] = names  # of which earlier versions kept the first value alone
     if spec["events"]["timezone"] == UTC:
         del spec["events"]["timezone"]
     if spec["events"]["time_format"] is None:
@@ -135,6 +143,16 @@ def fingerprint(source: Source, config: Config) -> str:
     options = dataclasses.asdict(config.prepare)
     options |= {"max_id_bytes": MAX_ID_BYTES, "max_category_values": vocabularies.MAX_CATEGORY_VALUES}
     return storage.sha256_json({"format": schema.FORMAT_VERSION, "version": VERSION, "spec": spec, "prepare": options})
+
+
+def _list_columns(source: Source) -> list[str]:
+    """Categories of users with several values, as far as the files' types and the spec tell."""
+    section = source.spec.users
+    if section is None:
+        return []
+    types = [(name, info.types[name]) for info in source.users for name in section.categorical if name in info.types]
+    several = {name for name, kind in types if parsing.as_lists(pa.array([], kind)) is not None}
+    return sorted({*several, *section.separators})
 
 
 def _signatures(paths: Sequence[str]) -> list[list[Any]]:

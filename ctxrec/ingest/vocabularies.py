@@ -26,7 +26,7 @@ from ctxrec.data.column_facts import (
     short,
 )
 from ctxrec.data.item_rows import Entities, value_lists
-from ctxrec.data.prepared import FeatureMeta
+from ctxrec.data.prepared import MAX_VALUES, FeatureMeta
 from ctxrec.ingest.log_facts import LogFacts, NumberSums, ValueCounts
 
 MAX_CATEGORY_VALUES = 100_000  # values of a categorical column that keep a code of their own, the most frequent ones
@@ -64,6 +64,7 @@ class TableFeatures:
 
     categories: dict[str, list[str]] = field(default_factory=dict)
     numbers: dict[str, dict[str, float]] = field(default_factory=dict)
+    lists: dict[str, int] = field(default_factory=dict)  # categories with several values, and the most that a row has
     columns: list[ColumnFacts] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -84,7 +85,7 @@ def table_features(
         return made
     made.notes += notes_on(f"[{what}] {section.id}", odd_values(entities.ids, np.ones(rows, np.int64), ids=True))
     made.columns.append(ColumnFacts(section.id, "id", 0.0, rows, examples(entities.ids.slice(0, EXAMPLES))))
-    for name in section.text if isinstance(section, ItemsSpec) else ():
+    for name in section.text:
         facts = sum((TextFacts.of(table.column(name)) for table in entities.tables), TextFacts())
         made.columns.append(ColumnFacts(name, "text", share(facts.missing, rows), examples=list(facts.examples)))
     for name in section.categorical:
@@ -98,9 +99,11 @@ def table_features(
         )  # fmt: skip
         made.columns.append(facts_)
         made.notes += _notes_on_lists(entities, name, what, section.separators.get(name))
-        if what == "users" and (several := int((lengths > 1).sum())):
+        if any(parsing.as_lists(table.column(name)) is not None for table in entities.tables):
+            made.lists[name] = int(min(max(lengths.max(initial=1), 1), MAX_VALUES))
+        if what == "users" and (longer := int((lengths > MAX_VALUES).sum())):
             made.notes.append(
-                f"{name}: {several} users have several values; the first one counts, as a user's attribute has one value"
+                f"{name}: {longer} users have more than {MAX_VALUES} values; the first {MAX_VALUES} are read"
             )
     for name in section.numeric:
         parts = [parsing.to_numbers(table.column(name), decimal=section.decimal) for table in entities.tables]
@@ -163,6 +166,8 @@ def feature_meta(
         item_numbers=of_items.numbers,
         user_categories=of_users.categories,
         user_numbers=of_users.numbers,
+        user_lists=of_users.lists,
+        user_texts=list(spec.users.text) if spec.users else [],
         context_categories={name: vocabulary(found.values, found.counts, limit) for name, found in counted.items()},
         context_numbers={name: scale(sums) for name, sums in log.numbers.items() if name in context.numeric},
         context_texts=list(context.text),

@@ -94,9 +94,17 @@ def _context(context: Context, ours: FeatureMeta, theirs: FeatureMeta, num: int)
 
 
 def _users(users: Users, ours: FeatureMeta, theirs: FeatureMeta) -> Users:
-    num = len(users.ids)
+    num, nothing = len(users.ids), np.full(len(users.ids), None, object)
+    # An attribute that has several values in one version and one in the other is that list, or its first value.
+    codes = {**users.cat, **{name: found[:, 0] for name, found in users.lists.items()}}
+    lists = {**{name: found[:, None] for name, found in users.cat.items()}, **users.lists}
+    single = {name: values for name, values in theirs.user_categories.items() if name not in theirs.user_lists}
+    several = {name: values for name, values in theirs.user_categories.items() if name in theirs.user_lists}
+    made = _categories(lists, ours.user_categories, several, num)
     return Users(
         ids=users.ids,
-        cat=_categories(users.cat, ours.user_categories, theirs.user_categories, num),
+        cat=_categories(codes, ours.user_categories, single, num),
         num=_numbers(users.num, list(theirs.user_numbers), num),
+        lists={name: found if found.ndim == 2 else found[:, None] for name, found in made.items()},
+        text={name: users.text.get(name, nothing) for name in theirs.user_texts},
     )

@@ -88,11 +88,12 @@ def _slices(ranked: Ranked, data: PreparedData) -> Iterator[tuple[str, np.ndarra
     whole = _ndcg(ranked, np.arange(len(requests)), requests.target_offsets, requests.target_items)
     yield KNOWN_USERS, whole[ranked.known_N]
     yield NEW_USERS, whole[~ranked.known_N]
-    for name, codes in requests.users.cat.items():
+    coded = {**requests.users.cat, **requests.users.lists}
+    for name, codes in coded.items():
         values, counts = np.unique(codes, return_counts=True)
         for code in values[np.argsort(-counts, kind="stable")][:_MOST_VALUES]:
             names = ["missing", "other values", *data.features.user_categories[name]]
-            yield f"{name}={names[code]}", whole[codes == code]
+            yield f"{name}={names[code]}", whole[(codes == code) if codes.ndim == 1 else (codes == code).any(1)]
 
 
 def _ndcg(

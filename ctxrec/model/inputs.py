@@ -31,6 +31,7 @@ class ModelShape:
     text_width: int  # 0 = no text encoder
     features: FeatureMeta
     media_widths: dict[str, int] = field(default_factory=dict)  # widths of "image" and "audio" vectors
+    user_text_width: int = 0  # 0 = the free texts of users are not read
 
     @staticmethod
     def of(
@@ -48,6 +49,7 @@ class ModelShape:
             text_width=text_width,
             features=features,
             media_widths=media_widths or {},
+            user_text_width=text_width if features.user_texts and "user" in config.sources else 0,
         )
 
 

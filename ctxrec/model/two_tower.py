@@ -56,7 +56,7 @@ class Towers(nn.Module):
     def __init__(self, config: ModelConfig, shape: ModelShape, *, temperature: float) -> None:
         super().__init__()
         self.item = ItemTower(config, shape)
-        self.user = UserTower(config, shape.features)
+        self.user = UserTower(config, shape.features, text_width=shape.user_text_width)
         self.log_scale = nn.Parameter(torch.tensor([-np.log(temperature)], dtype=torch.float32))
         num_actions = len(shape.features.actions)
         self.actions = ActionHeads(config.dim, num_actions) if config.action_heads and num_actions > 1 else None

@@ -61,7 +61,7 @@ class ContextTower(nn.Module):
 class UserTower(nn.Module):
     """Reads who asks and what they did, then lets the context of the request change that state (FiLM, arXiv 1709.07871)."""
 
-    def __init__(self, config: ModelConfig, features: FeatureMeta) -> None:
+    def __init__(self, config: ModelConfig, features: FeatureMeta, *, text_width: int = 0) -> None:
         super().__init__()
         self.config = config
         dim = config.dim
@@ -74,6 +74,7 @@ class UserTower(nn.Module):
         )
         num_numbers = 2 * len(features.user_numbers) if use else 0
         self.user_numbers = nn.Linear(num_numbers, dim) if num_numbers else None
+        self.user_text = nn.Linear(text_width, dim, bias=False) if use and text_width else None
         self.norm_in = LayerNorm(dim)
         self.backbone = make_backbone(config)
         self.norm_out = LayerNorm(dim)
@@ -120,6 +121,8 @@ class UserTower(nn.Module):
         if self.user_numbers is not None:
             numbers = torch.cat([batch.user_num_BF, batch.user_num_present_BF], -1)
             prefix = prefix + self.user_numbers(numbers.to(prefix.dtype))
+        if self.user_text is not None:
+            prefix = prefix + self.user_text(batch.user_text_BH.to(prefix.dtype))
         events = self.item_in(item_vectors_ID[batch.items_BL] * self.config.dim**0.5)
         events = events + self.action(batch.actions_BL)
         if context is not None and self.event_context is not None:

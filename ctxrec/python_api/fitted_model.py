@@ -126,7 +126,7 @@ class Model:
         with retriever.catalogue.reading():
             notes = [
                 *notes_of_ids(retriever, history=events_of(history), allow=only, exclude=unwanted_ids, dislike=unliked),
-                *notes_of(retriever, rules, context_of(context), attributes_of(user_attributes)),
+                *notes_of(retriever, rules, context_of(context), attributes_of(user_attributes), rerank=rerank),
             ]
         for note in notes:
             warnings.warn(note.text, stacklevel=2)
@@ -161,6 +161,7 @@ class Model:
         *,
         context: Mapping[str, Any] | None = None,
         history: Sequence[Id | Mapping[str, Any]] | None = None,
+        dislike: Iterable[Id] = (),
         user_attributes: Mapping[str, Any] | None = None,
         query: str | None = None,
     ) -> Any:
@@ -180,11 +181,11 @@ class Model:
         if asks is None and history is None:
             raise UserError("neither a user nor a history is given; expected one of them")
         position = self._position(item)
-        for note in notes_of_ids(self._retriever, history=events_of(history)):
+        for note in notes_of_ids(self._retriever, history=events_of(history), dislike=id_texts(dislike, "dislike")):
             warnings.warn(note.text, stacklevel=2)
         (why,) = explain(
             self._retriever.recommender,
-            self._requests([asks], context, history, query, user_attributes),
+            self._requests([asks], context, history, query, user_attributes, id_texts(dislike, "dislike")),
             np.array([position]),
         )
         parts = {"source": why.sources, "history": why.history, "context": why.context, "user": why.user}

@@ -161,7 +161,7 @@ def _event(entry: Any) -> RawEvent:
             f"an event of the history has the keys {', '.join(map(str, entry))}; expected item_id and, where they are "
             "known, action, timestamp and context"
         )
-    action = entry.get("action")
+    action = entry.get("action") or None  # an empty one says nothing, as over HTTP
     return RawEvent(
         id_text(entry["item_id"], "item_id of an event of the history"),
         None if action is None else id_text(action, "action of an event of the history"),

@@ -11,8 +11,11 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, fields
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
@@ -30,8 +33,12 @@ from ctxrec.core.run_paths import BundlePaths, reranker_beside
 from ctxrec.core.schema import ITEM_ID
 from ctxrec.core.terminal import progress_bar
 from ctxrec.data.clock import Clock
+from ctxrec.data.requests import Requests
+from ctxrec.retrieval.cross_encoder import Found
+from ctxrec.retrieval.explain import Why, explain
 from ctxrec.retrieval.heard_words import why_unheard
 from ctxrec.retrieval.history_columns import history_ids, read_ids
+from ctxrec.retrieval.list_columns import EXPLAIN, RERANK, ListWish, read_wishes
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, unknown_in_columns, unknown_in_lists, why_unread
 from ctxrec.retrieval.recommender import Recommender
@@ -40,7 +47,6 @@ from ctxrec.retrieval.request_files import (
     HISTORY,
     QUERY,
     REQUEST_ID,
-    RERANK,
     check_requests,
     is_of_request,
     open_parquet,
@@ -57,7 +63,9 @@ logger = logging.getLogger(__name__)
 _NO_EFFECT = "the column %s has no effect: %s"
 _LOOKED_AT = 100_000  # requests whose contexts are looked at for values that the model does not know
 
-ITEM_IDS, SCORES = "item_ids", "scores"
+ITEM_IDS, SCORES, WHY = "item_ids", "scores", "why"
+_EFFECTS = pa.map_(pa.string(), pa.float64())  # of the parts of a request on the score of an item
+_WHY_TYPE = pa.list_(pa.struct([(part.name, _EFFECTS) for part in fields(Why)]))
 
 
 def recommend(run: str, requests: str, out: str, *, k: int, config: Config | None = None) -> int:
@@ -94,12 +102,14 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     about = read_about(folder)
     context = about.spec.events.context
     inputs = storage.list_files(requests)
-    columns, num_rows = check_requests(inputs, context, about.spec.users)
+    columns, num_rows = check_requests(inputs, context, about.features, about.spec.items)
     on_request = is_of_request(RERANK, columns, context)
-    _warn_of_unread(bundle, columns, context)
-    if on_request and second_stage_of(bundle, manifest["model_version"], required=False) is None:
+    found = second_stage_of(bundle, manifest["model_version"], required=False) is not None
+    _warn_of_unread(bundle, columns, context, reranked=found and (on_request or config.rerank.use))
+    if on_request and not found:
         logger.warning(_NO_EFFECT, RERANK, NO_SECOND_STAGE)
-    schema = _output_schema(inputs)
+    explained = is_of_request(EXPLAIN, columns, context)
+    schema = _output_schema(inputs, explained=explained)
     if num_rows == 0:
         _write(out, schema, (), num_rows=0)
         return 0
@@ -135,9 +145,12 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     return num_rows
 
 
-def _warn_of_unread(bundle: str, columns: Sequence[str], context: ContextSpec) -> None:
+def _warn_of_unread(bundle: str, columns: Sequence[str], context: ContextSpec, *, reranked: bool) -> None:
     """Name columns that the model cannot read; it is loaded once, and only for these."""
-    reasons: dict[str, Callable[[Recommender], str | None]] = {QUERY: why_unheard, USER: why_unread}
+    reasons: dict[str, Callable[[Recommender], str | None]] = {
+        QUERY: why_unheard,
+        USER: partial(why_unread, reranked=reranked),
+    }
     asked = [name for name in reasons if is_of_request(name, columns, context)]
     model = load_recommender(bundle) if asked else None
     for name in asked:
@@ -195,29 +208,54 @@ class Scorer:
     ):
         options: dict[str, Any] = {"diversity": diversity, "rules": rules}
         self._retriever = load_retriever(bundle, index, rerank=rerank, on_request=on_request, **options)
-        self._on_request = on_request
         self._k = k
-        self._context, self._users = context, self._retriever.recommender.spec.users
+        self._context, self._features = context, self._retriever.recommender.features
         self._now_s = now_s
         self._zone = self._retriever.recommender.spec.events.timezone
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        raw = raw_requests(table, self._context, now_s=self._now_s, zone=self._zone, users=self._users)
+        raw = raw_requests(table, self._context, now_s=self._now_s, zone=self._zone, features=self._features)
         requests, _ = self._retriever.recommender.make_requests(raw)
-        said = table.column(RERANK).to_pylist() if self._on_request else None
-        found = self._retriever.top_k(requests, self._k, rerank=said)
+        wishes = read_wishes(table, self._context)
+        found = self._found(requests, wishes)
         item_ids = [self._retriever.item_ids(positions) for positions, _ in found]
         scores = [row_scores for _, row_scores in found]
-        return pa.table(
-            {
-                REQUEST_ID: table.column(REQUEST_ID),
-                ITEM_IDS: pa.array(item_ids, pa.list_(pa.string())),
-                SCORES: pa.array(scores, pa.list_(pa.float32())),
-            }
+        columns = {
+            REQUEST_ID: table.column(REQUEST_ID),
+            ITEM_IDS: pa.array(item_ids, pa.list_(pa.string())),
+            SCORES: pa.array(scores, pa.list_(pa.float32())),
+        }
+        if is_of_request(EXPLAIN, table.column_names, self._context):
+            columns[WHY] = pa.array(self._reasons(requests, wishes, found), _WHY_TYPE)
+        return pa.table(columns)
+
+    def _found(self, requests: Requests, wishes: list[ListWish]) -> Found:
+        """The list of each request as it wishes it."""
+        retriever = self._retriever
+        if all(wish == ListWish() for wish in wishes):
+            return retriever.top_k(requests, self._k)
+        return retriever.top_k(
+            requests,
+            self._k,
+            exclude=[retriever.positions(wish.exclude) for wish in wishes],
+            allowed=[retriever.compile_filter(wish.rules, allow=wish.allow) for wish in wishes],
+            diversity=[wish.diversity for wish in wishes],
+            rerank=[wish.rerank for wish in wishes],
         )
 
+    def _reasons(self, requests: Requests, wishes: list[ListWish], found: Found) -> list[list[dict[str, Any]] | None]:
+        """Why each item of a list is there, where its request asks for it."""
+        made: list[list[dict[str, Any]] | None] = []
+        for n, (wish, (positions, _)) in enumerate(zip(wishes, found, strict=True)):
+            if not wish.explain:
+                made.append(None)
+                continue
+            reasons = explain(self._retriever.recommender, requests.take(np.array([n])), positions)
+            made.append([{name: list(part.items()) for name, part in asdict(why).items()} for why in reasons])
+        return made
 
-def _output_schema(inputs: list[str]) -> pa.Schema:
+
+def _output_schema(inputs: list[str], *, explained: bool = False) -> pa.Schema:
     """The schema of the answers, whose request ids have a type that holds those of all files."""
     kinds = [open_parquet(file).schema_arrow.field(REQUEST_ID).type for file in inputs]
     try:
@@ -229,7 +267,8 @@ def _output_schema(inputs: list[str]) -> pa.Schema:
             f"{inputs[other]}: column {REQUEST_ID!r} is {kinds[other]}, and in {inputs[0]} it is {kinds[0]}; expected one "
             "type in all files"
         ) from error
-    return pa.schema([(REQUEST_ID, request_id), (ITEM_IDS, pa.list_(pa.string())), (SCORES, pa.list_(pa.float32()))])
+    columns = [(REQUEST_ID, request_id), (ITEM_IDS, pa.list_(pa.string())), (SCORES, pa.list_(pa.float32()))]
+    return pa.schema([*columns, (WHY, _WHY_TYPE)] if explained else columns)
 
 
 def _num_actors(num_rows: int, num_cpus: int, config: Config) -> int:

@@ -9,18 +9,19 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ctxrec.bundle.format import load_encoder
+from ctxrec.bundle.format import USER_MEAN, USER_SCALE, load_encoder
 from ctxrec.core import storage
 from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import BundlePaths
+from ctxrec.data.batching import UserTexts
 from ctxrec.encoder.hub import resolve_encoder
 from ctxrec.encoder.text_encoder import TextEncoder
-from ctxrec.encoder.text_reader import TextReader
+from ctxrec.encoder.text_reader import TextReader, TextReaderParams
 from ctxrec.encoder.text_table import encode_catalogue
 from ctxrec.memory.text_similarity import on_axes
 
@@ -39,14 +40,18 @@ class BundleTexts:
     Args:
         folder: of a checked local bundle with text vectors.
         config: its options.
-        scale: its arrays with "centre" [H] and "axes" [H, C] of the text head; it may have no such head.
+        scale: its arrays with "centre" [H] and "axes" [H, C] of the text head; it may have no such head. `USER_MEAN` and
+            `USER_SCALE` [H] are of the texts of users; without them, these are not read.
         tuned: False reads with the encoder as it was before it was tuned.
     """
 
     def __init__(self, folder: str, config: Config, scale: dict[str, np.ndarray], *, tuned: bool = True) -> None:
         self.folder, self._config = folder, config
-        self._scale: dict[str, np.ndarray] = {name: scale[name] for name in ("centre", "axes") if name in scale}
-        self._tuned = tuned and os.path.exists(BundlePaths(folder).adapter)
+        kept = ("centre", "axes", USER_MEAN, USER_SCALE)
+        self._scale: dict[str, np.ndarray] = {name: scale[name] for name in kept if name in scale}
+        self._of_users: Callable[[Sequence[str]], np.ndarray] | None = None
+        self._tuned: bool = tuned and os.path.exists(BundlePaths(folder).adapter)
+        self._plain = self.untuned() if self._tuned else self  # reads the texts of users
         self._loaded: tuple[TextEncoder, str, TextReader] | None = None
         self._missing: NoEncoder | None = None
         self._try_at = 0.0
@@ -60,6 +65,35 @@ class BundleTexts:
     def axes(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Centre [H] and axes [H, C] of the text head, with which words of requests are compared; None: there is none."""
         return (self._scale["centre"], self._scale["axes"]) if "axes" in self._scale else None
+
+    @property
+    def user_texts(self) -> UserTexts | None:
+        """Reads the free texts of users as the towers were trained to; None: the model reads none.
+
+        An encoder that is not to be had gives vectors of zeros, as if the users had no text.
+        """
+        if USER_MEAN not in self._scale:
+            return None
+        return UserTexts(len(self._scale[USER_MEAN]), self._read_users)
+
+    def _read_users(self, texts: Sequence[str]) -> np.ndarray:
+        try:
+            if self._of_users is None:
+                # By the encoder before it was tuned, and cut as texts of items are.
+                encoder, path, _ = self._plain._parts()
+                params = TextReaderParams(max_tokens=self._config.encoder.max_tokens)
+                self._of_users = TextReader(encoder, path, self._config.encoder, on_disk=True, params=params).read
+        except NoEncoder:
+            return np.zeros((len(texts), len(self._scale[USER_MEAN])), np.float32)
+        made: np.ndarray = (self._of_users(texts) - self._scale[USER_MEAN]) / self._scale[USER_SCALE]
+        return made
+
+    @property
+    def users_unread(self) -> str | None:
+        """Why free texts of users are not read; None: they are."""
+        if USER_MEAN not in self._scale:
+            return "the model was trained without texts of users"
+        return None if self._plain._missing is None else "the text encoder is not to be had where the model runs"
 
     def load(self) -> None:
         """Load the encoder, so that the first text need not wait for it.

@@ -110,8 +110,10 @@ def _variants(request: Requests, *, has_clock: bool) -> Iterator[_Variant]:
     yield from (_Variant(feature=name) for name, values in context.num.items() if not np.isnan(values[0]))
     yield from (_Variant(feature=name) for name, values in context.text.items() if values[0])
     users = request.users
-    yield from (_Variant(attribute=name) for name, codes in users.cat.items() if codes[0] != schema.MISSING)
+    coded = {**users.cat, **users.lists}
+    yield from (_Variant(attribute=name) for name, codes in coded.items() if np.any(codes[0] != schema.MISSING))
     yield from (_Variant(attribute=name) for name, values in users.num.items() if not np.isnan(values[0]))
+    yield from (_Variant(attribute=name) for name, values in users.text.items() if values[0])
 
 
 def _requests(request: Requests, variants: list[_Variant]) -> Requests:
@@ -124,8 +126,12 @@ def _requests(request: Requests, variants: list[_Variant]) -> Requests:
             kept[span] = made.history.items[span] != variant.item
         elif variant.attribute in made.users.cat:
             made.users.cat[variant.attribute][row] = schema.MISSING
+        elif variant.attribute in made.users.lists:
+            made.users.lists[variant.attribute][row] = schema.MISSING
         elif variant.attribute in made.users.num:
             made.users.num[variant.attribute][row] = np.nan
+        elif variant.attribute:
+            made.users.text[variant.attribute][row] = None
         elif variant.feature in made.context.cat:
             made.context.cat[variant.feature][row] = variant.code
         elif variant.feature in made.context.num:

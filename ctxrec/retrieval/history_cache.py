@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ctxrec.data.events import widened
+from ctxrec.data.prepared import MAX_VALUES
 from ctxrec.data.requests import Requests
 
 Value = tuple[np.ndarray, ...]
@@ -73,12 +75,15 @@ def history_keys(requests: Requests) -> list[bytes]:
     columns = [events.items, events.times, events.actions, *events.context.cat.values(), *events.context.num.values()]
     texts = list(events.context.text.values())
     about = [*users.cat.values(), *users.num.values()]
+    about += [widened(codes, MAX_VALUES) for codes in users.lists.values()]  # whatever others of the batch have
+    own_texts = list(users.text.values())
     keys = []
     for n in range(len(requests)):
         row = events.row(n)
         parts = [column[row].tobytes() for column in columns]
         parts += [repr(text[row].tolist()).encode("utf-8", "surrogatepass") for text in texts]
         parts += [value[n].tobytes() for value in about]
+        parts += [repr(text[n]).encode("utf-8", "surrogatepass") for text in own_texts]
         keys.append(hashlib.blake2b(b"\0".join(parts), digest_size=16).digest())
     return keys
 

@@ -50,7 +50,9 @@ def _load(bundle: str, folder: str, model_version: str) -> Recommender:
         )
     with pa.memory_map(BundlePaths(folder).histories) as source:
         table = pa.ipc.open_file(source).read_all()
-    schema.check_schema(table, schema.histories_schema(spec), source=f"{damaged}: histories.arrow")
+    schema.check_schema(
+        table, schema.histories_schema(spec, shape.features.user_lists), source=f"{damaged}: histories.arrow"
+    )
     content_check.check_histories(table, spec)
     histories = histories_from_table(table, shape.features)
     content_check.check_events(histories, shape.features, len(vectors))

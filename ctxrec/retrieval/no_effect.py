@@ -62,7 +62,17 @@ def _user_notes(model: Recommender, user: Mapping[str, Any], *, reranked: bool) 
     if user and (reason := why_unread(model, reranked=reranked)) is not None:
         yield Note(("user",), "attributes_not_read", f"user: attributes have no effect, because {reason}")
         return
+    if not reranked:
+        yield from unread_texts(model, user)
     yield from unknown_attributes(model, user)
+
+
+def unread_texts(model: Recommender, user: Mapping[str, Any]) -> Iterator[Note]:
+    """Free texts of a user that the model does not read."""
+    reason = "the model has no text encoder" if model.texts is None else model.texts.users_unread
+    for name in model.features.user_texts if reason is not None else ():
+        if user.get(name):
+            yield Note(("user", name), "words_not_read", f"user {name}: it has no effect, because {reason}")
 
 
 def unknown_attributes(model: Recommender, user: Mapping[str, Any]) -> Iterator[Note]:

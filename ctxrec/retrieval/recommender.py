@@ -70,7 +70,12 @@ class Recommender:
         self._tensors = ItemTensors(
             id_rows_I=none, trained_I=torch.zeros(0), cat_IM={}, num_IF=torch.zeros(0, 0), pool=None, place_I=none
         )
-        self._batcher = Batcher(features, history=config.model.history, action_weights=spec.events.actions)
+        self._batcher = Batcher(
+            features,
+            history=config.model.history,
+            action_weights=spec.events.actions,
+            user_texts=None if texts is None else texts.user_texts,
+        )
         self.maker = RequestMaker(spec, features, histories, self.catalogue)
 
     def keep_histories(self, max_bytes: int) -> None:

@@ -15,11 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ctxrec.core import storage
-from ctxrec.core.dataset_spec import ContextSpec, UsersSpec
+from ctxrec.core.dataset_spec import ContextSpec, ItemsSpec
 from ctxrec.core.errors import UserError, require
 from ctxrec.core.time_zones import TIMEZONE, UTC, check_zone
 from ctxrec.data.events import EARLIEST_S, LATEST_S, MAX_NUMBER
 from ctxrec.data.parsing import to_text
+from ctxrec.data.prepared import FeatureMeta
 from ctxrec.retrieval.history_columns import (
     check_history,
     epoch_seconds,
@@ -30,15 +31,16 @@ from ctxrec.retrieval.history_columns import (
     read_histories,
     read_ids,
 )
+from ctxrec.retrieval.list_columns import LIST_COLUMNS, check_list_columns, check_list_values, of_request
 from ctxrec.retrieval.raw_request import RawRequest
 from ctxrec.retrieval.request_reader import MAX_DISLIKE, MAX_QUERY
-from ctxrec.retrieval.user_columns import USER, check_user_numbers, check_users, read_users
+from ctxrec.retrieval.user_columns import USER, check_user_values, check_users, read_users
 
 logger = logging.getLogger(__name__)
 
 REQUEST_ID, USER_ID, TIMESTAMP, HISTORY = "request_id", "user_id", "timestamp", "history"
 # These and TIMEZONE are of the request unless the context has a feature of that name, which the column then is.
-DISLIKE, QUERY, RERANK = "dislike", "query", "rerank"  # and USER
+DISLIKE, QUERY = "dislike", "query"  # and USER, and LIST_COLUMNS
 # Times below these sizes are likely in such units, and divided by so much they are seconds.
 _UNITS = ((1e14, "milliseconds", "1000"), (1e17, "microseconds", "10^6"))
 
@@ -49,7 +51,7 @@ def is_of_request(name: str, columns: Container[str], context: ContextSpec) -> b
 
 
 def raw_requests(
-    table: pa.Table, context: ContextSpec, *, now_s: float, zone: str = UTC, users: UsersSpec | None = None
+    table: pa.Table, context: ContextSpec, *, now_s: float, zone: str = UTC, features: FeatureMeta | None = None
 ) -> list[RawRequest]:
     """The rows of R.parquet as requests; a column that is missing is as if it were null in every row.
 
@@ -58,7 +60,7 @@ def raw_requests(
         context: features of the data set's contexts.
         now_s: epoch seconds, the time of requests without one.
         zone: of timestamps of a type without a time zone.
-        users: attributes of the data set's users.
+        features: of the data set, with the attributes of its users.
     """
     nothing = [None] * table.num_rows
 
@@ -68,17 +70,17 @@ def raw_requests(
     names = values(USER_ID, to_text)
     times = values(TIMESTAMP, lambda column: epoch_seconds(column, zone))
     histories = read_histories(table.column(HISTORY), context, zone) if HISTORY in table.column_names else nothing
-    features = {name: values(name, to_text) for name in context.categorical + context.text}
-    features |= {name: values(name, float_numbers) for name in context.numeric}
-    features.setdefault(TIMEZONE, values(TIMEZONE, to_text))
-    about = read_users(table.column(USER), users) if is_of_request(USER, table.column_names, context) else nothing
+    contexts = {name: values(name, to_text) for name in context.categorical + context.text}
+    contexts |= {name: values(name, float_numbers) for name in context.numeric}
+    contexts.setdefault(TIMEZONE, values(TIMEZONE, to_text))
+    about = read_users(table.column(USER), features) if is_of_request(USER, table.column_names, context) else nothing
     queries = nothing if QUERY in context.columns else values(QUERY, to_text)
     dislikes = nothing if DISLIKE in context.columns else values(DISLIKE, read_ids)
     return [
         RawRequest(
             user_id=names[n],
             timestamp=now_s if times[n] is None else times[n],
-            context={name: column[n] for name, column in features.items() if column[n] is not None},
+            context={name: column[n] for name, column in contexts.items() if column[n] is not None},
             history=histories[n],
             user=about[n],
             dislike=tuple(item for item in dislikes[n] or () if item is not None),
@@ -89,19 +91,23 @@ def raw_requests(
 
 
 def check_requests(
-    inputs: Sequence[str], context: ContextSpec, users: UsersSpec | None = None
+    inputs: Sequence[str],
+    context: ContextSpec,
+    features: FeatureMeta | None = None,
+    items: ItemsSpec | None = None,
 ) -> tuple[list[str], int]:
     """The columns to read and the number of rows, after a check of all that a file can have wrong.
 
     Args:
         inputs: Parquet files, paths or URIs.
         context: features of the data set's contexts.
-        users: its attributes of users.
+        features: its features, with the attributes of its users.
+        items: its columns of items, which filters are about.
 
     Raises:
         UserError: a file lacks a column, has one twice or of a wrong type, or holds a value that no request may have.
     """
-    own = (REQUEST_ID, USER_ID, TIMESTAMP, TIMEZONE, HISTORY, USER, DISLIKE, QUERY, RERANK)
+    own = (REQUEST_ID, USER_ID, TIMESTAMP, TIMEZONE, HISTORY, USER, DISLIKE, QUERY, *LIST_COLUMNS)
     known = list(dict.fromkeys([*own, *context.columns]))
     num_rows, wanted, unused = 0, None, []
     for file in inputs:
@@ -120,9 +126,10 @@ def check_requests(
             check_history(types[HISTORY], context, source=file)
         if is_of_request(DISLIKE, types, context) and not is_id_list(types[DISLIKE]):
             raise UserError(f"{file}: column {DISLIKE!r} is {types[DISLIKE]}; expected a list of item ids")
+        check_list_columns({name: types[name] for name in of_request(present, context)}, items, source=file)
         if is_of_request(USER, types, context):
-            check_users(types[USER], users, source=file)
-        _check_rows(parquet, present, context, users, source=file)
+            check_users(types[USER], features, source=file)
+        _check_rows(parquet, present, context, features, source=file)
         num_rows += parquet.metadata.num_rows
     if unused:
         logger.warning("columns %s are not used; known are %s", ", ".join(unused), ", ".join(known))
@@ -151,21 +158,14 @@ def _check_columns(types: dict[str, pa.DataType], context: ContextSpec, *, sourc
     for name in (USER_ID, TIMEZONE, QUERY, *context.columns):
         if name in types and pa.types.is_nested(types[name]):
             raise UserError(f"{source}: column {name!r} is {types[name]}; expected one value a request")
-    if is_of_request(RERANK, types, context) and not _is_truth(types[RERANK]):
-        raise UserError(f"{source}: column {RERANK!r} is {types[RERANK]}; expected true, false or null (bool)")
     for name in (TIMESTAMP, *context.numeric):
         if name in types and not is_numeric(types[name], times=name == TIMESTAMP):
             wanted = "epoch seconds, UTC, or a timestamp" if name == TIMESTAMP else "numbers"
             raise UserError(f"{source}: column {name!r} is {types[name]}; expected {wanted}")
 
 
-def _is_truth(kind: pa.DataType) -> bool:
-    """Whether a column holds true, false and null alone."""
-    return pa.types.is_boolean(kind) or pa.types.is_null(kind)
-
-
 def _check_rows(
-    parquet: pq.ParquetFile, columns: list[str], context: ContextSpec, users: UsersSpec | None, *, source: str
+    parquet: pq.ParquetFile, columns: list[str], context: ContextSpec, features: FeatureMeta | None, *, source: str
 ) -> None:
     """Read all that a task will read, where a mistake is one line."""
     try:
@@ -180,7 +180,8 @@ def _check_rows(
                 most = pc.max(pc.list_value_length(read_ids(batch.column(DISLIKE)))).as_py() or 0
                 require(most <= MAX_DISLIKE, f"{source}: the longest dislike", most, f"at most {MAX_DISLIKE} items")
             if is_of_request(USER, columns, context):
-                check_user_numbers(batch.column(USER), users, source=source)
+                check_user_values(batch.column(USER), features, source=source)
+            check_list_values({name: batch.column(name) for name in of_request(columns, context)}, source=source)
             if is_of_request(TIMEZONE, columns, context):
                 for zone in to_text(batch.column(TIMEZONE)).unique().drop_null().to_pylist():
                     check_zone(zone, f"{source}: {TIMEZONE}")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -154,17 +155,20 @@ class RequestMaker:
         users, known = self.histories.users, rows >= 0
         safe = np.where(known, rows, 0)
 
-        def pick(values: np.ndarray, missing: float) -> np.ndarray:
-            if len(values) == 0:
-                return np.full(len(rows), missing, values.dtype)
-            return np.where(known, values[safe], missing).astype(values.dtype)
-
-        stored = Users(
-            ids=np.array([r.user_id for r in raw], object),
-            cat={name: pick(values, schema.MISSING) for name, values in users.cat.items()},
-            num={name: pick(values, np.nan) for name, values in users.num.items()},
-        )
+        ids = np.array([r.user_id for r in raw], object)
+        if len(users.ids) == 0:
+            return self.attributes.replaced(self.attributes.unknown(ids), [r.user for r in raw])
+        stored = dataclasses.replace(users.take(safe), ids=ids)
+        for values, missing in self._missing(stored):
+            values[~known] = missing
         return self.attributes.replaced(stored, [r.user for r in raw])
+
+    @staticmethod
+    def _missing(users: Users) -> Iterator[tuple[np.ndarray, Any]]:
+        """Each attribute of users, and what stands there where it is not known."""
+        kinds = ((users.cat, schema.MISSING), (users.num, np.nan), (users.lists, schema.MISSING), (users.text, None))
+        for arrays, missing in kinds:
+            yield from ((values, missing) for values in arrays.values())
 
     def _empty(self) -> Events:
         """One row without events."""

@@ -17,8 +17,8 @@ _DAYTIMES = ("night", "morning", "afternoon", "evening")  # a quarter of the day
 def request_texts(
     requests: Requests, features: FeatureMeta, titles: Sequence[str | None], *, history_items: int
 ) -> list[str]:
-    """What each request says in words: its query and the texts of its context, then the user's attributes, the context,
-    the time, and titles of the latest items, newest first.
+    """What each request says in words: its query, the texts of its context and of its user, then the user's attributes, the
+    context, the time, and titles of the latest items, newest first.
 
     What is asked for comes first, because what does not fit is cut from the end.
 
@@ -31,15 +31,22 @@ def request_texts(
     users, context = requests.users, requests.context
     parts: list[list[str]] = [[] for _ in range(len(requests))]
     texts = [] if requests.query is None else [("query", requests.query)]  # a feature may have this name too
-    for name, column in texts + [(name, context.text[name]) for name in features.context_texts]:
+    of_context = [(name, context.text[name]) for name in features.context_texts]
+    for name, column in [*texts, *of_context, *((name, users.text[name]) for name in features.user_texts)]:
         for said, text in zip(parts, column, strict=True):
             if text and text.strip():
                 said.append(f"{name}: {text.strip()}")
-    for codes, vocabularies in ((users.cat, features.user_categories), (context.cat, features.context_categories)):
+    for codes, vocabularies in (
+        ({**users.cat, **users.lists}, features.user_categories),
+        (context.cat, features.context_categories),
+    ):
         for name, vocabulary in vocabularies.items():
-            for said, code in zip(parts, codes[name], strict=True):
-                if code >= schema.FIRST_CODE:
-                    said.append(f"{name}: {vocabulary[code - schema.FIRST_CODE]}")
+            for said, found in zip(parts, codes[name], strict=True):
+                known = [
+                    vocabulary[code - schema.FIRST_CODE] for code in np.atleast_1d(found) if code >= schema.FIRST_CODE
+                ]
+                if known:
+                    said.append(f"{name}: {', '.join(known)}")
     for values, names in ((users.num, features.user_numbers), (context.num, features.context_numbers)):
         for name in names:
             for said, value in zip(parts, values[name], strict=True):

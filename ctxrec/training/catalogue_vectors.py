@@ -114,11 +114,11 @@ def _read_texts(
     )
     if not why_not:
         tokens = with_states(tokens, present_I, encoder_path, config.encoder, place)
-    frozen = _frozen_table(config.encoder, RunPaths(run).text_vectors, encoder_path, tokens, present_I, place)
+    frozen = frozen_table(config.encoder, RunPaths(run).text_vectors, encoder_path, tokens, present_I, place)
     return CatalogueTexts(encoder_path, tokens, present_I, frozen, why_not)
 
 
-def _frozen_table(
+def frozen_table(
     config: EncoderConfig, path: str, encoder_path: str, tokens: Tokens, present_I: np.ndarray, place: Place
 ) -> TextTable:
     """Vectors of the encoder before it is tuned: from the run's file `path`, or from the machine's disk, or encoded by all

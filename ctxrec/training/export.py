@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ctxrec.bundle.format import write_bundle
+from ctxrec.bundle.format import USER_MEAN, USER_SCALE, write_bundle
 from ctxrec.core import schema
 from ctxrec.data.requests import Requests
 from ctxrec.encoder.text_encoder import TextEncoder
@@ -202,6 +202,8 @@ def export(
         scale = {} if text is None else {"mean": text.mean_H.cpu().numpy(), "scale": text.scale_H.cpu().numpy()}
         if text is not None and blend is not None and blend.text_IC is not None:
             scale["centre"], scale["axes"] = axes_of(setup, text)
+        if setup.user_texts is not None:
+            scale |= {USER_MEAN: setup.user_texts.mean_H, USER_SCALE: setup.user_texts.scale_H}
         write_bundle(
             path,
             config=setup.config,

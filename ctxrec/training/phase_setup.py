@@ -20,6 +20,7 @@ from ctxrec.encoder.cache import Place
 from ctxrec.memory.item_memory import ItemMemory, fit_memory
 from ctxrec.training.catalogue_vectors import Catalogue
 from ctxrec.training.trackers import Tracker
+from ctxrec.training.user_texts import TrainingTexts
 from ctxrec.training.validator import Validator
 
 Report = Callable[[dict[str, Any], str | None], None]
@@ -93,6 +94,7 @@ class Setup:
     worker: Worker
     log: TrainingLog
     catalogue: Catalogue
+    user_texts: TrainingTexts | None = None  # None where no tower reads texts of users
 
     @property
     def checkpoints(self) -> str:

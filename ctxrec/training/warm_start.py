@@ -143,7 +143,7 @@ def why_not(bundle: str, data: PreparedData, config: Config) -> str:
 def _other_features(before: FeatureMeta, now: FeatureMeta) -> str:
     """The first kind of features whose names differ, in words; values may be added or change places."""
     for kind in ("item_categories", "item_numbers", "user_categories", "user_numbers", "context_categories",
-                 "context_numbers", "context_texts"):  # fmt: skip
+                 "context_numbers", "context_texts", "user_texts"):  # fmt: skip
         was, is_now = list(getattr(before, kind)), list(getattr(now, kind))
         if was != is_now:
             return f"the {kind.replace('_', ' ')} were {', '.join(was) or 'none'} and are {', '.join(is_now) or 'none'}"

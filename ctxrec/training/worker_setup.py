@@ -20,6 +20,7 @@ from ctxrec.training import deepspeed_engine
 from ctxrec.training.catalogue_vectors import read_catalogue
 from ctxrec.training.phase_setup import Report, Setup, TrainingLog, Worker
 from ctxrec.training.trackers import Tracker
+from ctxrec.training.user_texts import read_user_texts
 from ctxrec.training.validator import Validator
 
 
@@ -74,7 +75,14 @@ def set_up(
         num_validation_requests=config.train.valid_users,
         keep_events=place.rank == 0,
     )
-    batcher = Batcher(data.features, history=config.model.history, action_weights=data.spec.events.actions)
+    catalogue = read_catalogue(config, data, scan, run, place)
+    user_texts = read_user_texts(config, data, catalogue, run, place)
+    batcher = Batcher(
+        data.features,
+        history=config.model.history,
+        action_weights=data.spec.events.actions,
+        user_texts=None if user_texts is None else user_texts.texts,
+    )
     validator = None
     if scan.validation is not None:
         repeats, rank, world = data.spec.split.repeats, place.rank, place.world
@@ -91,7 +99,8 @@ def set_up(
             report=report,
         ),
         log=TrainingLog(data, scan, batcher, validator),
-        catalogue=read_catalogue(config, data, scan, run, place),
+        catalogue=catalogue,
+        user_texts=user_texts,
     )
 
 

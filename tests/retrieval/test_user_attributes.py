@@ -15,8 +15,9 @@ from tolerance import assert_same_scores
 import ctxrec
 from ctxrec.bundle.registry import find_bundle
 from ctxrec.core.config import Config
-from ctxrec.core.dataset_spec import ContextSpec, UsersSpec
+from ctxrec.core.dataset_spec import ContextSpec
 from ctxrec.core.errors import UserError
+from ctxrec.data.prepared import FeatureMeta
 from ctxrec.retrieval.batch_scoring import recommend
 from ctxrec.retrieval.explain import explain
 from ctxrec.retrieval.load import load_recommender
@@ -26,7 +27,7 @@ from serve.api import RecommendRequest
 from serve.engine import load_engine
 
 NOW = 1_700_000_000
-USERS = UsersSpec(path="users.parquet", categorical=("gender",), numeric=("age",))
+USERS = FeatureMeta({}, {}, {"gender": ["F", "M"]}, {"age": {"mean": 0.0, "std": 1.0}}, {}, {}, [], [])
 
 
 @pytest.fixture(scope="module")
@@ -143,10 +144,10 @@ def test_the_service_names_a_wrong_attribute_and_says_what_has_no_effect(tiny_ru
 
 
 def test_a_file_with_wrong_attributes_is_refused(tmp_path):
-    def check(user: pa.Array, users: UsersSpec | None = USERS) -> None:
+    def check(user: pa.Array, features: FeatureMeta | None = USERS) -> None:
         table = pa.table({"request_id": [1], "user_id": ["a"], "timestamp": [NOW], "user": user})
         pq.write_table(table, tmp_path / "R.parquet")
-        check_requests([str(tmp_path / "R.parquet")], ContextSpec(), users)
+        check_requests([str(tmp_path / "R.parquet")], ContextSpec(), features)
 
     check(pa.array([{"gender": "F", "age": 3}]))
     check(pa.array([None]))
@@ -166,7 +167,7 @@ def test_a_file_with_wrong_attributes_is_refused(tmp_path):
 def test_a_column_of_attributes_is_that_of_the_context_where_the_context_has_one_of_that_name():
     rows = {"request_id": [1, 2], "user_id": ["a", "b"], "timestamp": [NOW, NOW]}
     about = pa.array([{"gender": "F", "age": 3}, {"gender": None, "age": None}])
-    first, second = raw_requests(pa.table(rows | {"user": about}), ContextSpec(), now_s=5.0, users=USERS)
+    first, second = raw_requests(pa.table(rows | {"user": about}), ContextSpec(), now_s=5.0, features=USERS)
     assert first.user == {"gender": "F", "age": 3.0} and second.user is None
     of_context, _ = raw_requests(
         pa.table(rows | {"user": ["guest", None]}), ContextSpec(categorical=("user",)), now_s=5.0

@@ -30,19 +30,19 @@ class FeatureRoles:
         return tuple(found)
 
 
-def choose(table: LookedTable, *, key: str, with_text: bool = True) -> FeatureRoles:
+def choose(table: LookedTable, *, key: str, with_media: bool = True) -> FeatureRoles:
     """Choose the use of each column.
 
     Args:
         table: of items or users.
         key: the column of its ids.
-        with_text: whether the spec has texts for this table.
+        with_media: of items, which have images and sounds, and columns that are a text and a category. A column of users is one thing.
     """
     roles = FeatureRoles(key, {key: "id"})
     for column, look in table.looks.items():
         if column == key:
             continue
-        use, doubt = _use(look, with_text=with_text)
+        use, doubt = _use(look, with_media=with_media)
         if look.media is not None and look.media in roles.uses.values():
             use, doubt = "", f"{column} holds more {look.media}s; the spec takes one column of them"
         roles.uses[column] = use
@@ -55,17 +55,17 @@ def choose(table: LookedTable, *, key: str, with_text: bool = True) -> FeatureRo
     return roles
 
 
-def _use(look: ColumnLook, *, with_text: bool) -> tuple[str, str | None]:
+def _use(look: ColumnLook, *, with_media: bool) -> tuple[str, str | None]:
     """What a column is used for, and what is not sure about it."""
     name = look.name
     if look.media is not None:
-        return (look.media, None) if with_text else ("", f"{name} is left out: [users] takes no {look.media}s")
+        return (look.media, None) if with_media else ("", f"{name} is left out: [users] takes no {look.media}s")
     if look.kind == "empty":
         return "", f"{name} is left out: the sample has no value of it"
     if look.kind in ("bytes", "nested"):
         return "", f"{name} is left out: {look.type} is no text, category or number"
     if look.kind == "list":
-        return ("text, categorical" if with_text and names.says(name, names.WORDY) else "categorical"), None
+        return ("text, categorical" if with_media and names.says(name, names.WORDY) else "categorical"), None
     if look.distinct < 2 and look.missing >= 0.01:
         return "categorical", f"{name} has one value, {look.examples[0]!r}, or none; it is taken for a mark"
     if look.distinct < 2:
@@ -78,7 +78,7 @@ def _use(look: ColumnLook, *, with_text: bool) -> tuple[str, str | None]:
         return "categorical", None
     if look.kind == "number":
         return _use_of_number(look)
-    return _use_of_text(look, with_text=with_text)
+    return _use_of_text(look, both=with_media)
 
 
 def _use_of_number(look: ColumnLook) -> tuple[str, str | None]:
@@ -94,7 +94,8 @@ def _use_of_number(look: ColumnLook) -> tuple[str, str | None]:
     return "numeric", None
 
 
-def _use_of_text(look: ColumnLook, *, with_text: bool) -> tuple[str, str | None]:
+def _use_of_text(look: ColumnLook, *, both: bool) -> tuple[str, str | None]:
+    """`both` is whether a column may be a text and a category."""
     name = look.name
     title = names.says(name, names.TITLE) or names.says(name, names.DESCRIPTION)
     # "product_type_name" is no title: its values come again.
@@ -102,25 +103,25 @@ def _use_of_text(look: ColumnLook, *, with_text: bool) -> tuple[str, str | None]
     is_list = look.separator is not None and look.length <= _MOST_OF_A_LIST and (look.words <= _TEXT_WORDS * 2 or wordy)
     is_title = title and look.repeats < _OF_A_CATEGORY
     if is_list and not is_title:
-        return ("text, categorical" if with_text and wordy and look.letters > 0.5 else "categorical"), None
+        return ("text, categorical" if both and wordy and look.letters > 0.5 else "categorical"), None
+    if is_title and not both and look.words < _TEXT_WORDS:
+        return "", f"{name} is left out: it has few words, as the name of a user has"
     if is_title or look.words >= _TEXT_WORDS:
-        if not with_text:
-            return "", f"{name} is left out: [users] takes no texts"
         doubt = None if is_title or look.words >= 2 * _TEXT_WORDS else f"{name} is taken for a text"
+        if look.repeats > 5 and not is_title and not both:
+            return "categorical", f"{name} is taken for a category: its values come again"
         if look.repeats > 5 and not is_title:
             return "text, categorical", f"{name} is taken for a text and a category: its values come again"
         return "text", doubt
     if look.is_unique and not wordy:
         if look.letters < 0.5 or look.words < 1.2:
             return "", f"{name} is left out: it differs in each row, and has no words"
-        return (
-            ("text", f"{name} is taken for a text")
-            if with_text
-            else ("", f"{name} is left out: it differs in each row")
-        )
+        if not both and look.words < _TEXT_WORDS:
+            return "", f"{name} is left out: it differs in each row"
+        return "text", f"{name} is taken for a text"
     doubt = (
         None
         if wordy or look.repeats >= _OF_A_CATEGORY
         else f"{name} is taken for a category: {look.distinct} values in {look.count} rows"
     )
-    return ("text, categorical" if with_text and wordy and look.letters > 0.5 else "categorical"), doubt
+    return ("text, categorical" if both and wordy and look.letters > 0.5 else "categorical"), doubt

@@ -99,12 +99,13 @@ def guess(
         unsure += _check_key("items", chosen.key, found["items"], log, events.spec.item)
     if "users" in found:
         key = _key_of(found["users"], log, events.spec.user, names.USER)
-        chosen = feature_roles.choose(found["users"], key=key, with_text=False)
+        chosen = feature_roles.choose(found["users"], key=key, with_media=False)
         uses["users"] = chosen.uses
         unsure += [Unsure(f"users.{key}", text) for key, text in chosen.unsure]
         users = UsersSpec(
             **found["users"].form,
             id=chosen.key,
+            text=chosen.of("text"),
             categorical=chosen.of("categorical"),
             numeric=chosen.of("numeric"),
             separators=chosen.separators,

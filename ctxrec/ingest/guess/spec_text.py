@@ -41,7 +41,7 @@ def spec_text(guess: Guess, *, folder: str) -> str:
     if spec.users is not None:
         users, table = spec.users, guess.tables["users"]
         lines += ["", "[users]", *_file(table, folder), _line("id", users.id, _seen(table, users.id))]
-        lines += _lists(table, {"categorical": users.categorical, "numeric": users.numeric})
+        lines += _lists(table, {"text": users.text, "categorical": users.categorical, "numeric": users.numeric})
         lines += _separators("users", users.separators) + list(_doubts(guess, "users"))
     if spec.graph is not None:
         graph, table = spec.graph, guess.tables["graph"]
