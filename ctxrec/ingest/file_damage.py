@@ -46,7 +46,7 @@ def damage_named(path: str, kind: str, encoding: str = UTF_8, delimiter: str | N
     """
     try:
         yield
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OSError, UnicodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the system, not of the content
             raise
         if kind == "csv" and isinstance(error, pa.ArrowInvalid):  # such as a value that is larger than a block

@@ -40,7 +40,7 @@ def parse(lines: list[bytes], columns: list[str], first_row: int) -> Parsed:
         if dates:  # text that looks like a date, perhaps an id: keep it as text
             table = _parse_json(data, pa.schema(list(dates.items())))
         table.validate()  # Arrow makes a damaged array of a column whose lists hold only nulls
-    except (pa.ArrowInvalid, UnicodeDecodeError):  # a malformed line, or mixed types
+    except (pa.ArrowInvalid, UnicodeError):  # a malformed line, or mixed types
         return _parse_each_line(lines, columns, rows)
     # Records that are not one a line, or whole numbers too large for Arrow, which are ids.
     if len(table) != int(filled.sum()) or any(_has_large_floats(table, c) for c in columns):

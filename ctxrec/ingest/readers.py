@@ -215,7 +215,7 @@ def _inspect_file(path: str, delimiter: str | None, encoding: str) -> FileInfo |
     first = next(line for line in re.split(rb"[\r\n]+", head) if line)  # blanks alone are a header to Arrow too
     try:
         header = first.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}. {NAME_ITS_ENCODING}") from error
     mark = delimiter or DELIMITERS[kind]
     try:

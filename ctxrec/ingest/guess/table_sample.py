@@ -236,7 +236,7 @@ def _encoding(data: bytes) -> tuple[str, bool]:
     try:
         codecs.getincrementaldecoder("utf-8")().decode(data)
         return "utf-8", True
-    except UnicodeDecodeError:
+    except UnicodeError:
         pass
     # Blocks are cut at any byte, so a few damaged characters are no sign of another encoding.
     if data.decode("utf-8", "replace").count("\ufffd") <= 4 * _BLOCKS and len(data) > _HEAD_BYTES:
