@@ -29,6 +29,9 @@ _NOISE = re.compile(
             r"Failed to kill actor",  # that ended with its cluster
             # Of Ray Serve's proxies, with all routes in one line; that the service is ready is said besides.
             r" proxy \S+ -- (?:Got updated endpoints|Started <ray|Calling user-provided|Proxy starting)",
+            # A client that gave up is no fault of the service; at its end Serve kills the actor that it has just asked to end.
+            r" proxy \S+ -- Client for request \S+ disconnected",
+            r"Task ServeController\.graceful_shutdown failed",
             r"DeepSpeed .* built successfully",
             r"FutureWarning: ",
             r"^\s*(?:warnings\.warn|_warn)\(",  # the second line of a warning

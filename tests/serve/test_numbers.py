@@ -87,7 +87,7 @@ def test_no_number_of_a_request_fails_it_or_its_neighbours(engine, number):
 @settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
 @given(number=NUMBERS)
 def test_no_number_of_an_event_fails_a_post_or_its_users_next_request(engine, number):
-    journal = Journal(engine._store, engine.check_contexts)
+    journal = Journal(engine._reader._store, engine.check_contexts)
     event = {"user_id": "n", "item_id": "i1", "timestamp": NOW - 5}
     posts = [[LoggedEvent("good", "i2", NOW * 1_000_000)]]
     for field, body in {
@@ -163,14 +163,14 @@ def test_a_wrong_request_in_a_list_does_not_compute_the_others_one_by_one(engine
 
 
 def test_a_post_that_the_store_cannot_take_fails_alone(engine, monkeypatch):
-    journal, inner = Journal(engine._store, engine.check_contexts), engine._store.append
+    journal, inner = Journal(engine._reader._store, engine.check_contexts), engine._reader._store.append
 
     def fails(events):
         if any(event.user_id == "bad" for event in events):
             raise OverflowError("too large")
         inner(events)
 
-    monkeypatch.setattr(engine._store, "append", fails)
+    monkeypatch.setattr(engine._reader._store, "append", fails)
     posts = [[LoggedEvent(user, "i1", NOW)] for user in ("a", "bad", "b")]
     first, second, third = journal.append(posts)
     assert (first, third) == (1, 1) and isinstance(second, OverflowError)
@@ -193,13 +193,13 @@ def test_a_list_that_asks_for_too_much_is_refused_before_anything_is_computed(en
 
 
 def test_a_user_of_a_list_is_read_once(engine, monkeypatch):
-    asked, inner = [], engine._store.latest
+    asked, inner = [], engine._reader._store.latest
 
     def counted(users, until):
         asked.append(list(users))
         return inner(users, until)
 
-    monkeypatch.setattr(engine._store, "latest", counted)
+    monkeypatch.setattr(engine._reader._store, "latest", counted)
     other = GOOD.model_copy(update={"user_id": "u1"})
     engine.recommend([[GOOD, other] * 50])
     assert asked == [["u0", "u1"]]
