@@ -34,7 +34,11 @@ def test_a_failed_export_is_counted_and_another_service_on_the_store_is_named(tm
     store.append([LoggedEvent("u", "i", 1)])
     metrics = fake_metrics()
     (tmp_path / "file").write_text("")  # a file where a folder should be
-    places = {"events": str(tmp_path / "file" / "events"), "items": str(tmp_path / "items"), "users": str(tmp_path / "users")}
+    places = {
+        "events": str(tmp_path / "file" / "events"),
+        "items": str(tmp_path / "items"),
+        "users": str(tmp_path / "users"),
+    }
     writer = FileWriter(store, **places, spec=spec, every_s=3600, service="first", metrics=metrics)
     writer.stop()
     assert metrics.events_not_exported._value.get() == 1 and metrics.export_failures._value.get() == 1
