@@ -38,7 +38,7 @@ from ctxrec.retrieval.cross_encoder import Found
 from ctxrec.retrieval.explain import Why, explain
 from ctxrec.retrieval.heard_words import why_unheard
 from ctxrec.retrieval.history_columns import history_ids, read_ids
-from ctxrec.retrieval.list_columns import EXPLAIN, RERANK, ListWish, read_wishes
+from ctxrec.retrieval.list_columns import ALLOW, EXCLUDE, EXPLAIN, RERANK, ListWish, read_wishes
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, unknown_in_columns, unknown_in_lists, why_unread
 from ctxrec.retrieval.recommender import Recommender
@@ -169,10 +169,12 @@ def _warn_of_unknown(contexts: ContextReader, path: str, fs: pyarrow.fs.FileSyst
 
 
 def _warn_of_unknown_items(items: str, path: str, fs: pyarrow.fs.FileSystem, context: ContextSpec) -> None:
-    """Name items of histories and dislikes that the catalogue lacks, of the first requests."""
+    """Name items of requests that the catalogue lacks, of the first requests."""
     with fs.open_input_file(path) as stream:
         file = pq.ParquetFile(stream)
-        columns = [name for name in (HISTORY, DISLIKE) if is_of_request(name, file.schema_arrow.names, context)]
+        columns = [
+            name for name in (HISTORY, DISLIKE, EXCLUDE, ALLOW) if is_of_request(name, file.schema_arrow.names, context)
+        ]
         known = pq.read_table(items, columns=[ITEM_ID]).column(ITEM_ID) if columns else None
         for batch in itertools.islice(file.iter_batches(_LOOKED_AT, columns=columns), 1 if columns else 0):
             for name in columns:

@@ -95,6 +95,11 @@ def train(
         path = resolve_encoder(config.encoder.name, storage.cache_dir())  # fail here, not in a worker
         check_max_tokens(path, config.encoder)
     check_backbone(config.model)
+    here = config.train.workers == 0 or _is_quick(config)
+    if here and config.train.use_gpu == "yes" and not torch.cuda.is_available():
+        raise UserError(
+            "train.use_gpu is 'yes', and this machine, on which the training would run, has no GPU; expected 'auto' or 'no'"
+        )
     with only_here(out):
         return _train(data, out, config, callbacks, {"start": start, "profile": profile, "warm": warm})
 

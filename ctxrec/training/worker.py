@@ -74,6 +74,8 @@ def _train(job: dict[str, Any], scratch: str, place: Place, report: Report) -> N
         encoded, cut = "encoder" in phases, texts is not None and texts.tokens.states is not None
         found = {"dtype": worker.dtype, "device": worker.device, "num_items": setup.catalogue.shape.num_items}
         logger.info("chosen: %s", describe_choices(config, **found, encoded=encoded, cut=cut))
+        if config.train.offload and not config.train.zero_stage and worker.dtype != torch.bfloat16:
+            logger.warning("train.offload has no effect with train.zero_stage = 0; take stage 1, 2 or 3")
         storage.write_json(RunPaths(setup.run).not_tuned, {"why": why_not})
         if why_not:
             logger.info("the encoder is not tuned, because %s", why_not)

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
+from here import prepare_here
 
 from ctxrec.core import schema, storage
 from ctxrec.core.config import load_config
@@ -22,7 +22,7 @@ from ctxrec.core.errors import UserError
 from ctxrec.data.events import histories_from_table
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.requests import split_requests
-from ctxrec.ingest import bucket_pass, log_pass, pipeline, temporal_cuts
+from ctxrec.ingest import pipeline
 
 SPEC: dict[str, Any] = {
     "name": "walk",
@@ -150,17 +150,7 @@ def shop(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def here(monkeypatch):
-    """The tasks of `prepare` in this process."""
-
-    def map_in_order(inputs: list[pa.Table], task: Any, **arguments: Any) -> Iterator[pa.Table]:
-        for block in inputs:
-            yield from task(block, **arguments)
-
-    for module in (log_pass, bucket_pass, temporal_cuts):
-        monkeypatch.setattr(module, "map_in_order", map_in_order)
-    monkeypatch.setattr("ctxrec.core.ray_cluster.connect", lambda *a, **k: None)
-    for name in ("put", "get"):
-        monkeypatch.setattr(f"ray.{name}", lambda value: value)
+    prepare_here(monkeypatch)
 
 
 def prepared(shop: Path, raw: dict[str, Any], out: Path) -> Any:
