@@ -11,6 +11,8 @@ _DIRECTIVE = re.compile(r"%(.?)", re.DOTALL)
 _KNOWN = frozenset("aAbBdfHIjmMpSyYzZ%")  # directives that mean a part of a time; those of locales are none of them
 _WIDTHS = {"Y": 4, "y": 2, "m": 2, "d": 2, "H": 2, "I": 2, "M": 2, "S": 2, "j": 3}
 
+_SAME_PART = (("Yy", "the year"), ("mbB", "the month"), ("HI", "the hour"), ("zZ", "the offset or zone"))
+
 
 def directives(time_format: str) -> list[str]:
     """The letters of a format's directives in order.
@@ -44,11 +46,15 @@ def check_time_format(time_format: str, key: str) -> None:
     Raises:
         UserError: a directive is unknown, or a part of the time is missing; it names the key.
     """
+    if not isinstance(time_format, str):  # as Python may give it
+        raise UserError(f"{key} is {time_format!r}; expected a text such as {EXAMPLE}")
     found = directives(time_format)
     told = f"{key} is {time_format!r}"
     unknown = next((letter for letter in found if letter not in _KNOWN), None)
     if unknown is not None:
-        known = " ".join(f"%{letter}" for letter in sorted(_KNOWN - {"%"}, key=str.lower))
+        known = " ".join(
+            f"%{letter}" for letter in sorted(_KNOWN - {"%"}, key=lambda letter: (letter.lower(), letter.isupper()))
+        )
         raise UserError(f"{told}, and %{unknown} is no directive; expected some of {known}, such as {EXAMPLE}")
     twice = next((letter for letter in found if letter != "%" and found.count(letter) > 1), None)
     if twice is not None:
@@ -58,7 +64,14 @@ def check_time_format(time_format: str, key: str) -> None:
     if "d" in found and not {"m", "b", "B"} & set(found):
         what = "%M is the minutes, and %m the month" if "M" in found else "%m is the month as a number, %b as a word"
         raise UserError(f"{told}, which has a day and no month; {what}. Expected a format such as {EXAMPLE}")
+    if {"H", "I"} & set(found) and not {"d", "j"} & set(found):
+        raise UserError(f"{told}, which has an hour and no day; expected %d (1 to 31), such as {EXAMPLE}")
     if "M" in found and not {"H", "I"} & set(found):
         raise UserError(f"{told}, which has minutes and no hour; %M is the minutes, and %m the month")
+    for letters, what in _SAME_PART:
+        if len(given := [f"%{letter}" for letter in found if letter in letters]) > 1:
+            raise UserError(
+                f"{told}, where {' and '.join(given)} are both {what}; expected one of them, such as {EXAMPLE}"
+            )
     if ("I" in found) != ("p" in found):
         raise UserError(f"{told}; expected %I (1 to 12) and %p (AM or PM) together, or %H (0 to 23) alone")

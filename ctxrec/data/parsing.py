@@ -78,7 +78,9 @@ def to_text(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     if pa.types.is_null(kind):
         return pa.nulls(len(array), pa.string())
     if pa.types.is_duration(kind):
-        array = pc.divide(array.cast(pa.duration("ns"), safe=False).cast(pa.int64()).cast(pa.float64()), 1e9)
+        array = pc.divide(
+            array.cast(pa.duration("ns"), safe=False).cast(pa.int64()).cast(pa.float64(), safe=False), 1e9
+        )
         kind = array.type
     if pa.types.is_timestamp(kind) and kind.tz is not None:  # one form for files of several zones
         array = array.cast(pa.timestamp(kind.unit, "UTC"))
@@ -225,7 +227,9 @@ def to_numbers(
     elif pa.types.is_boolean(array.type):
         parsed = array.cast(pa.int8()).cast(pa.float64())
     elif pa.types.is_duration(array.type):
-        parsed = pc.divide(array.cast(pa.duration("ns"), safe=False).cast(pa.int64()).cast(pa.float64()), 1e9)
+        parsed = pc.divide(
+            array.cast(pa.duration("ns"), safe=False).cast(pa.int64()).cast(pa.float64(), safe=False), 1e9
+        )
     elif pa.types.is_decimal(array.type):  # Arrow's own cast to floats may miss the nearest one
         parsed = array.cast(pa.string()).cast(pa.float64())
     elif pa.types.is_integer(array.type) or pa.types.is_floating(array.type):

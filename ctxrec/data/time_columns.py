@@ -118,6 +118,8 @@ def to_times(
     numbers = None  # of the values that are numbers, int64 or float64 with NaN
     if time_format is not None and takes_format(kind, time_format):
         array = array.cast(pa.string())
+        if not is_text(kind) and not time_format.startswith("%Y"):  # a number has lost its leading zeros
+            array = pc.utf8_lpad(array, digits(time_format) or 0, "0")
         times, valid = _distinct_times(array, lambda texts: formatted_times(texts, time_format, zone))
         missing = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(array), ""), True).to_numpy(zero_copy_only=False)
     elif is_text(kind):

@@ -299,3 +299,9 @@ def test_a_category_has_one_form_in_all_sources(spelled, normal):
 def test_categories_are_found_in_vocabularies_of_another_form():
     values = pa.array(["True", "1.0", "x", None, "2"])
     assert encode_categories(values, ["true", "1", "2.0"]).to_pylist() == [2, 3, 1, 0, 4]
+
+
+def test_a_long_duration_is_its_seconds():
+    days = pa.array([200 * 86_400, 1_704_072_395, None], pa.duration("s"))
+    numbers, odd = parsing.to_numbers(days, np.float64)
+    assert numbers[:2].tolist() == [17_280_000.0, 1_704_072_395.0] and np.isnan(numbers[2]) and not odd.any()

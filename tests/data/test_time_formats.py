@@ -59,6 +59,17 @@ def test_numbers_are_read_by_a_format_of_digits_and_timestamps_never():
         assert time_columns.to_times(posted, "format", time_format=time_format)[0].tolist() == [moment("2024-01-01")]
 
 
+@pytest.mark.parametrize(
+    ("time_format", "number", "wanted"),
+    [("%d%m%Y", 1122010, "2010-12-01"), ("%y%m%d", 50301, "2005-03-01"), ("%j%Y", 52010, "2010-01-05")],
+)
+def test_a_number_has_lost_the_zeros_that_its_format_begins_with(time_format, number, wanted):
+    times, status = time_columns.to_times(pa.array([number, 31_122_010]), "format", time_format=time_format)
+    assert status[0] == TIME_OK and times[0] == moment(wanted)
+    _, status = time_columns.to_times(pa.array([str(number)]), "format", time_format=time_format)
+    assert status.tolist() == [TIME_UNPARSABLE], "a text has all its characters"
+
+
 def test_a_format_without_an_offset_is_of_the_zone():
     column = pa.array(["01.07.2010 12:00"])
     in_berlin, _ = time_columns.to_times(column, "format", time_format="%d.%m.%Y %H:%M", zone="Europe/Berlin")
@@ -77,10 +88,15 @@ def test_a_format_without_an_offset_is_of_the_zone():
         ("%d/%m/%Y %", "% is no directive"),
         ("%d/%m/%Y %I:%M", "expected %I .* and %p .* together"),
         ("%Y %m %d %d", "has %d twice"),
+        ("%d.%m.%Y %H:%M %z %Z", "%z and %Z are both the offset or zone; expected one of them"),
+        ("%Y %y-%m-%d", "%Y and %y are both the year"),
+        ("%d %b %B %Y", "%b and %B are both the month"),
+        ("%m/%Y %H:%M", "has an hour and no day; expected %d"),
+        (5, "time_format is 5; expected a text such as"),
         ("dd/mm/yyyy", 'has no year; expected %Y .* such as "%d/%m/%Y'),
     ],
 )
 def test_a_format_that_tells_no_day_is_a_users_mistake(time_format, told):
-    with pytest.raises(UserError, match=f"^events.time_format is '.*', (which |and ).*|{told}") as raised:
+    with pytest.raises(UserError, match=f"^events.time_format is '.*', (which |and |where ).*|{told}") as raised:
         EventsSpec(path="x", time_format=time_format)
     assert pytest.importorskip("re").search(told, str(raised.value))
