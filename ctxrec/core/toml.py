@@ -43,7 +43,8 @@ def toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)  # JSON's escapes are TOML's too, except surrogate pairs
+        text = json.dumps(value, ensure_ascii=False)  # JSON's escapes are TOML's too, except surrogate pairs
+        return text.replace("\x7f", "\\u007f")  # which JSON allows
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(toml_value(v) for v in value) + "]"
     if isinstance(value, dict):

@@ -36,7 +36,8 @@ def check_any_match(missing: pa.Array, table: pa.Array, *, knows_any: bool, colu
 
 
 def note_on_missing(missing: pa.Array, table: pa.Array, train_events: np.ndarray) -> list[str]:
-    """A note on items of the log that no table has; a warning where they have a tenth of the training events or more.
+    """A note on items of the log that no table has; a warning where they have a tenth of the training events or more,
+    or the table is empty.
 
     Args:
         missing: ids of the log that the table lacks.
@@ -45,11 +46,16 @@ def note_on_missing(missing: pa.Array, table: pa.Array, train_events: np.ndarray
     """
     if not len(missing):
         return []
+    if not len(table):
+        return [
+            f"{WARNING}the item table has no row, so no item has content. Leave [items] out where there is none, else give "
+            "the whole table"
+        ]
     share = float(train_events[len(table) :].sum() / max(train_events.sum(), 1))
     told = (
         f"{len(missing)} items of the log are in no item table, such as {missing[0].as_py()!r}; kept with empty content"
     )
-    if share < _WARN_FROM or not len(table):
+    if share < _WARN_FROM:
         return [told]
     return [
         f"{WARNING}{len(missing)} items of the log are in no item table, with {share:.1%} of the training events; kept with "

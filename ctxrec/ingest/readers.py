@@ -27,7 +27,7 @@ from ctxrec.ingest.quote_check import LineCount
 
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 DELIMITERS = {"csv": ",", "tsv": "\t"}  # where the spec names none
-LIKELY_DELIMITERS = (",", ";", "\t", "|", "~")  # what `init` tries, and what a message proposes
+LIKELY_DELIMITERS = (",", ";", "\t", "|", "~", "^", "\x01")  # what `init` tries, and what a message proposes
 _NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 _HEAD_BYTES = 1 << 20
 _BLOCK_BYTES = 8 << 20

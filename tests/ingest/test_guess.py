@@ -236,7 +236,7 @@ def test_units_of_time(scale, unit):
     assert found.tables["events"].looks["ts"].time.unit == unit and not unsure(found, "events.time")
 
 
-@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|", "~"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|", "~", "^", "\x01"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_delimiters_and_encodings_are_told(delimiter, encoding, tmp_path):
     rows = [{"user": f"ü{n % 7}", "item": f"i{n % 5}", "time": 1_600_000_000 + n, "note": "a, b; c"} for n in range(60)]

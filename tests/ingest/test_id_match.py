@@ -38,6 +38,8 @@ def test_few_missing_items_are_a_note_and_many_a_warning():
     assert note.startswith("warning: 1 items of the log are in no item table, with 10.0% of the training events;")
     assert "The log has '7', the table '007', '8'. 1 of them differ by leading zeros alone" in note
     assert note_on_missing(missing[:0], table, np.array([5, 4])) == []
+    (note,) = note_on_missing(missing, table[:0], np.array([1]))
+    assert note.startswith("warning: the item table has no row, so no item has content.")
 
 
 def test_prepare_stops_where_nothing_matches_and_warns_where_little_does(ray_cluster, tmp_path):

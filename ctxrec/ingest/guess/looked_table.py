@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ctxrec.data import parsing
+from ctxrec.data.column_facts import short
 from ctxrec.ingest import readers
 from ctxrec.ingest.file_damage import UTF_8
 from ctxrec.ingest.guess.column_look import ColumnLook, look_at_column
@@ -45,7 +46,10 @@ class LookedTable:
                 "names. Add one"
             )
         if not sample.encoding_is_sure:
-            doubts.append(f"{self.name} is no UTF-8; its letters look like {sample.encoding}")
+            shown = next((f", as in {word!r}" for word in map(_beyond_ascii, sample.rows.columns) if word), "")
+            doubts.append(
+                f"{self.name} is no UTF-8; its letters look like {sample.encoding}{shown}. Check how they are written"
+            )
         return [*doubts, *self.decimals.doubts]
 
     @property
@@ -65,6 +69,14 @@ class LookedTable:
         if column not in self._texts:
             self._texts[column] = parsing.to_text(self.sample.rows.column(column))
         return self._texts[column]
+
+
+def _beyond_ascii(column: pa.ChunkedArray) -> str | None:
+    """The first value of a column of texts with a letter that ASCII lacks, shortened."""
+    if not parsing.is_text(column.type):
+        return None
+    found = column.filter(pc.match_substring_regex(column, r"[^\x00-\x7f]"))
+    return short(found[0].as_py()) if len(found) else None
 
 
 def look_at_table(sample: TableSample) -> LookedTable:

@@ -57,7 +57,12 @@ def spec_text(guess: Guess, *, folder: str) -> str:
     ]
     lines.append(_line("repeats", spec.split.repeats, "true recommends items again that the user already had"))
     lines += [*_doubts(guess, "split"), *_doubts(guess, "files")]
-    return "\n".join(lines) + "\n"
+    return "\n".join(_printable(line) for line in lines) + "\n"
+
+
+def _printable(line: str) -> str:
+    """A line without the control characters that TOML forbids; names and values have none, as they are escaped."""
+    return "".join(c if (c >= " " and c != "\x7f") or c == "\t" else repr(c)[1:-1] for c in line)
 
 
 def name_of(guess: Guess) -> str:

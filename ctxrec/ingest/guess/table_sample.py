@@ -33,6 +33,8 @@ _FILES, _BLOCKS = 4, 16  # of a folder that are opened; of a file that are read
 _BLOCK_ROWS = 1 << 14
 _HEAD_BYTES = 1 << 20
 _SNIFFED_LINES = 100
+_LATIN = ("cp1250", "cp1257", "cp775", "iso8859", "hp_roman8", "mac_")
+_CLEARER = 0.1  # of the share of letters that are those of a language
 
 
 @dataclass(frozen=True)
@@ -242,9 +244,15 @@ def _encoding(data: bytes) -> tuple[str, bool]:
     if data.decode("utf-8", "replace").count("\ufffd") <= 4 * _BLOCKS and len(data) > _HEAD_BYTES:
         return "utf-8", True
     lines = b"\n".join(line for line in data.split(b"\n") if any(byte > 127 for byte in line))[: 1 << 16]
-    found = charset_normalizer.from_bytes(lines).best()
+    matches = charset_normalizer.from_bytes(lines)
+    found = matches.best()
     if found is None or lines.decode(found.encoding, "replace") == lines.decode("cp1252", "replace"):
         return "cp1252", False  # the most common of those that mean the same here
+    western = next((match for match in matches if match.encoding == "cp1252"), None)
+    if western is not None and western.chaos <= found.chaos and found.encoding.startswith(_LATIN):
+        # Few letters fit many encodings of the Latin script; the rarer one needs words that speak for it.
+        speaks = found.encoding == "cp1250" and found.coherence - western.coherence >= _CLEARER
+        return (found.encoding if speaks else "cp1252"), False
     return found.encoding.replace("_", "-"), False
 
 
