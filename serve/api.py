@@ -230,7 +230,7 @@ class RecommendRequest(_Body):
         "before diversity and rules; the default is the service's (`rerank.use`). Where the model has none, the answer has "
         "a warning.",
     )
-    explain: bool = Field(
+    explain: Annotated[bool, Field(strict=True)] = Field(
         default=False,
         description="Explain the score of each item; only in a single request, not in a list of requests.",
     )

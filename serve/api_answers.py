@@ -22,6 +22,7 @@ class FieldWarning(BaseModel):
         "unknown_action",
         "unknown_item",
         "words_not_read",
+        "context_not_read",
         "attributes_not_read",
         "no_second_stage",
         "unknown_value",

@@ -32,6 +32,7 @@ from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import BundlePaths, reranker_beside
 from ctxrec.core.schema import ITEM_ID
 from ctxrec.core.terminal import progress_bar
+from ctxrec.core.time_zones import TIMEZONE
 from ctxrec.data.clock import Clock
 from ctxrec.data.requests import Requests
 from ctxrec.retrieval.cross_encoder import Found
@@ -40,7 +41,7 @@ from ctxrec.retrieval.heard_words import why_unheard
 from ctxrec.retrieval.history_columns import history_ids, read_ids
 from ctxrec.retrieval.list_columns import ALLOW, EXCLUDE, EXPLAIN, RERANK, ListWish, read_wishes
 from ctxrec.retrieval.load import load_recommender
-from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, unknown_in_columns, unknown_in_lists, why_unread
+from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, unknown_in_columns, unknown_in_lists, unread_context, why_unread
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.request_files import (
     DISLIKE,
@@ -105,7 +106,7 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     columns, num_rows = check_requests(inputs, context, about.features, about.spec.items)
     on_request = is_of_request(RERANK, columns, context)
     found = second_stage_of(bundle, manifest["model_version"], required=False) is not None
-    _warn_of_unread(bundle, columns, context, reranked=found and (on_request or config.rerank.use))
+    unread = _warn_of_unread(bundle, columns, context, reranked=found and (on_request or config.rerank.use))
     if on_request and not found:
         logger.warning(_NO_EFFECT, RERANK, NO_SECOND_STAGE)
     explained = is_of_request(EXPLAIN, columns, context)
@@ -116,7 +117,7 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     fs, _ = storage.filesystem(inputs[0])
     paths = [storage.filesystem(file)[1] for file in inputs]
     contexts = ContextReader(about.features, Clock.of(about.spec, about.features))
-    _warn_of_unknown(contexts, paths[0], fs, context)
+    _warn_of_unknown(contexts, paths[0], fs, [name for name in context.categorical if name not in unread])
     _warn_of_unknown_items(BundlePaths(folder).items, paths[0], fs, context)
     scorer: dict[str, Any] = {
         "bundle": bundle, "index": config.index, "context": context, "k": k, "now_s": now_s,
@@ -145,24 +146,31 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     return num_rows
 
 
-def _warn_of_unread(bundle: str, columns: Sequence[str], context: ContextSpec, *, reranked: bool) -> None:
-    """Name columns that the model cannot read; it is loaded once, and only for these."""
+def _warn_of_unread(bundle: str, columns: Sequence[str], context: ContextSpec, *, reranked: bool) -> set[str]:
+    """Name columns that the model cannot read; it is loaded once, and only for these. Returns those of the context."""
     reasons: dict[str, Callable[[Recommender], str | None]] = {
         QUERY: why_unheard,
         USER: partial(why_unread, reranked=reranked),
     }
     asked = [name for name in reasons if is_of_request(name, columns, context)]
-    model = load_recommender(bundle) if asked else None
+    parts = [name for name in (TIMEZONE, *context.columns) if name in columns]
+    model = load_recommender(bundle) if asked or parts else None
     for name in asked:
         if model is not None and (reason := reasons[name](model)) is not None:
             logger.warning(_NO_EFFECT, name, reason)
+    if model is None or reranked:
+        return set()
+    unread, reason = unread_context(model, parts)
+    for name in unread:
+        logger.warning(_NO_EFFECT, name, reason)
+    return set(unread)
 
 
-def _warn_of_unknown(contexts: ContextReader, path: str, fs: pyarrow.fs.FileSystem, context: ContextSpec) -> None:
+def _warn_of_unknown(contexts: ContextReader, path: str, fs: pyarrow.fs.FileSystem, context: Sequence[str]) -> None:
     """Name values of the context that the model does not know, of the first requests."""
     with fs.open_input_file(path) as stream:
         file = pq.ParquetFile(stream)
-        columns = [name for name in context.categorical if name in file.schema_arrow.names]
+        columns = [name for name in context if name in file.schema_arrow.names]
         for batch in itertools.islice(file.iter_batches(_LOOKED_AT, columns=columns), 1):
             for told in unknown_in_columns(contexts, pa.Table.from_batches([batch])):
                 logger.warning(told)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ctxrec.memory.request_words import CONTEXT_TEXT
 from ctxrec.model.two_tower import NoTowers
 from ctxrec.retrieval.filters import ColumnRule
 from ctxrec.retrieval.recommender import Recommender
@@ -54,8 +55,25 @@ def notes_of(
     """
     if not rules and not context and not user:
         return []
-    about = _user_notes(retriever.recommender, user or {}, reranked=retriever.is_reranked(rerank))
-    return list(itertools.islice(itertools.chain(_notes(retriever, rules, context), about), MAX_NOTES))
+    model, reranked = retriever.recommender, retriever.is_reranked(rerank)
+    notes = itertools.chain(
+        _filter_notes(retriever, rules),
+        _context_notes(model, context, reranked=reranked),
+        _user_notes(model, user or {}, reranked=reranked),
+    )
+    return list(itertools.islice(notes, MAX_NOTES))
+
+
+def _context_notes(model: Recommender, context: Mapping[str, Any], *, reranked: bool) -> Iterator[Note]:
+    unread, reason = unread_context(model, [name for name, value in context.items() if value not in (None, "")])
+    if unread and not reranked:
+        have = "has" if len(unread) == 1 else "have"
+        text = f"context: {', '.join(unread)} {have} no effect, because {reason}"
+        yield Note(("context",), "context_not_read", text)
+        context = {name: value for name, value in context.items() if name not in unread}
+    for name in model.contexts.unknown_values(context):
+        text = f"context {name}: {_quoted(context[name])} is no value that the model knows; it counts as any other such value"
+        yield Note(("context", name), "unknown_value", text)
 
 
 def _user_notes(model: Recommender, user: Mapping[str, Any], *, reranked: bool) -> Iterator[Note]:
@@ -149,16 +167,33 @@ def why_unread(model: Recommender, *, reranked: bool = False) -> str | None:
     """Why a model does not read attributes of users; None: it does, or the second stage does, which reads them as words."""
     if reranked:
         return None
-    if "user" not in model.config.model.sources:
+    return _not_in_towers(model, "user")
+
+
+def unread_context(model: Recommender, names: Iterable[str]) -> tuple[list[str], str]:
+    """Parts of a context that a model does not read, and why not. The time is always read, and a second stage reads all.
+
+    Args:
+        model: that is asked.
+        names: of features of the context; `timezone` may be one.
+    """
+    if (reason := _not_in_towers(model, "context")) is None:
+        return [], ""
+    is_heard = model.blend is not None and CONTEXT_TEXT in model.blend.heard
+    heard = model.features.context_texts if is_heard else ()  # words may count beside the towers
+    return [name for name in names if name not in heard], reason
+
+
+def _not_in_towers(model: Recommender, source: str) -> str | None:
+    """Why the towers of a model do not read a source that only they read; None: they do."""
+    if source not in model.config.model.sources:
         return "the model was trained without them (model.sources)"
     if isinstance(model.towers, NoTowers):
         return 'a model of train.preset = "quick" has no towers, which would read them'
     return None
 
 
-def _notes(
-    retriever: Retriever[Recommender], rules: Mapping[str, ColumnRule], context: Mapping[str, Any]
-) -> Iterator[Note]:
+def _filter_notes(retriever: Retriever[Recommender], rules: Mapping[str, ColumnRule]) -> Iterator[Note]:
     filters = retriever.item_filter
     given = ((c, part, v) for c, r in rules.items() for part in ("any", "none") for v in getattr(r, part) or ())
     for column, part, value in itertools.islice(given, _MAX_LOOKED_AT):
@@ -174,9 +209,6 @@ def _notes(
         elif (found := filters.range_of(column)) is None or not _meet(rule, found):
             known = "no item has a number" if found is None else f"the items go from {found[0]:g} to {found[1]:g}"
             yield Note(("filter", column), "empty_range", f"filter {column}: {known}, so no item passes")
-    for name in retriever.recommender.contexts.unknown_values(context):
-        text = f"context {name}: {_quoted(context[name])} is no value that the model knows; it counts as any other such value"
-        yield Note(("context", name), "unknown_value", text)
 
 
 def unknown_in_columns(contexts: ContextReader, requests: pa.Table) -> list[str]:

@@ -175,7 +175,7 @@ def test_a_column_of_attributes_is_that_of_the_context_where_the_context_has_one
     assert of_context.user is None and of_context.context == {"user": "guest"}
 
 
-def test_a_model_that_reads_no_attributes_says_so(tiny_data, tiny_config, tmp_path):
+def test_a_model_that_reads_no_attributes_and_no_context_says_so(tiny_data, tiny_config, tmp_path, caplog):
     quick = dataclasses.replace(tiny_config, train=dataclasses.replace(tiny_config.train, preset="quick"))
     from ctxrec.training.driver import train
 
@@ -185,6 +185,15 @@ def test_a_model_that_reads_no_attributes_says_so(tiny_data, tiny_config, tmp_pa
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ctxrec.load(run).recommend("u1")
+    told = 'context: device, timezone have no effect, because a model of train.preset = "quick" has no towers'
+    with pytest.warns(UserWarning, match=told) as found:
+        ctxrec.load(run).recommend("u1", context={"timestamp": NOW, "device": "fridge", "timezone": "Asia/Tokyo"})
+    assert len(found) == 1, "a value of what is not read is no matter"
+    requests = {"request_id": [0], "user_id": ["u1"], "timestamp": [NOW], "device": ["fridge"]}
+    pq.write_table(pa.table(requests), tmp_path / "R.parquet")
+    with caplog.at_level("WARNING"):
+        recommend(run, str(tmp_path / "R.parquet"), str(tmp_path / "O.parquet"), k=3, config=Config())
+    assert "the column device has no effect: a model of train.preset" in caplog.text and "fridge" not in caplog.text
     with pytest.raises(UserError, match="user_attributes is 'F'; expected a mapping"):
         ctxrec.load(run).recommend("u1", user_attributes="F")
     assert os.path.isdir(run)
