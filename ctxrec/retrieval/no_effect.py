@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ctxrec.core.dataset_spec import REQUEST_TIME
 from ctxrec.memory.request_words import CONTEXT_TEXT
 from ctxrec.model.two_tower import NoTowers
 from ctxrec.retrieval.filters import ColumnRule
@@ -181,7 +182,7 @@ def unread_context(model: Recommender, names: Iterable[str]) -> tuple[list[str],
         return [], ""
     is_heard = model.blend is not None and CONTEXT_TEXT in model.blend.heard
     heard = model.features.context_texts if is_heard else ()  # words may count beside the towers
-    return [name for name in names if name not in heard], reason
+    return [name for name in names if name != REQUEST_TIME and name not in heard], reason
 
 
 def _not_in_towers(model: Recommender, source: str) -> str | None:

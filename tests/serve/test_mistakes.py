@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import pytest
+from pydantic import ValidationError
 
 from ctxrec.core.dataset_spec import ItemsSpec
 from ctxrec.core.errors import UserError
@@ -85,3 +86,31 @@ def test_a_range_without_an_item_is_said(engine, rule, says):
 def test_very_many_values_are_not_all_named(engine):
     answer = answer_json(ask(engine, filter={"maker": ["x", *(f"no{n}" for n in range(900))]}))
     assert len(answer["warnings"]) == MAX_NOTES and len(answer["items"]) == 3
+
+
+def test_explain_is_true_or_false():
+    for value in ("yes", "false", 1):
+        with pytest.raises(ValidationError, match="valid boolean"):
+            RecommendRequest.model_validate({"user_id": "u0", "explain": value})
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["train.preset=quick"], 'a model of train.preset = "quick" has no towers'),
+        (['model.sources=["text", "id", "features", "user", "memory"]'], "the model was trained without them"),
+    ],
+)
+def test_a_context_that_the_model_does_not_read_is_said_once(make_world, options, why):
+    world = make_world(rich=True)
+    model = world.recommender(world.config(*options))
+    engine, name = Engine(Retriever(model)), next(iter(model.features.context_categories))
+    asked = {"context": {"timestamp": 893286638.0, "timezone": "Asia/Tokyo", name: "no such value"}}
+    (note,) = ask(engine, **asked).notes
+    assert (note.place, note.kind) == (("context",), "context_not_read")
+    assert note.text.startswith(f"context: timezone, {name} have no effect, because {why}") or note.text.startswith(
+        f"context: {name}, timezone have no effect, because {why}"
+    )
+    plain = ask(engine, context={"timestamp": 893286638.0})
+    assert not plain.notes and plain.scores == ask(engine, **asked).scores
+    assert not ask(engine, context={"timestamp": 893286638.0, name: None}).notes, "what is not known is not read either"
