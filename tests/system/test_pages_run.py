@@ -188,7 +188,8 @@ def test_every_call_of_the_pages_is_answered_without_a_warning(url, page):
         answer = curl(command, url)
         assert answer.status_code == 200, f"{' '.join(command)}: {answer.text}"
         if answer.headers["content-type"].startswith("application/json"):
-            assert "warnings" not in answer.json(), f"{' '.join(command)}: {answer.text}"
+            kinds = {warning["type"] for warning in answer.json().get("warnings", ())}
+            assert kinds <= {"context_not_read"}, f"{' '.join(command)}: {answer.text}"  # a quick model has no towers
 
 
 def test_the_list_of_the_first_example_keeps_its_rules(folder, url):
