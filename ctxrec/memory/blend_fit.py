@@ -5,6 +5,7 @@ Legend: N requests, I items that compete, K sources, T targets of all requests, 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -201,6 +202,11 @@ class BlendFit:
             rank_step=params.rank_step,
             num_live=num_live,
         )
+
+    def without_live(self) -> BlendFit:
+        """The same requests and targets without the live sources."""
+        first = self.scores_NIK.shape[-1] - self.num_live
+        return dataclasses.replace(self, scores_NIK=self.scores_NIK[..., :first].contiguous(), num_live=0)
 
     def best(self, start_2K: torch.Tensor, params: BlendFitParams) -> torch.Tensor:
         """The weights that rank the targets best, from the likeliest ones on: float32 [2, K]."""

@@ -44,7 +44,7 @@ class LiveFitParams:
         start: weight of every live source before the fit.
         resamples: of the bootstrap that decides.
         blend_fit: those of the fit itself. Fewer targets of a request and fewer iterations than in the fit of a blend keep the
-            time below that of one, although there are two fits.
+            time near that of one, although there are three fits.
     """
 
     requests: int = 3_000
@@ -75,8 +75,9 @@ def fit_live(
     of the replay shows no gain.
 
     Each request is asked at its own time, and the live sources know the events before it. Weights are fitted as those of
-    a blend are, from the blend's on, to the earlier part of the replay. They count if the lower bound of the paired
-    difference to the blend in NDCG@10 on the later part is above 0, and are then fitted again to all of the replay.
+    a blend are, from the blend's on, to the earlier part of the replay: once with live sources and once without, because
+    a fit to the replay gains by itself. Live sources count if the lower bound of the paired difference between the two in
+    NDCG@10 on the later part is above 0. The weights are then fitted again to all of the replay.
 
     Args:
         blend: its memory is fitted on the events before the replay, and its weights to requests without live sources.
@@ -99,14 +100,13 @@ def fit_live(
     replay = _Replay(
         blend, item_vectors_IW, tower_queries, requests, stream, pool, repeats, rng, read_texts, params, counts
     )
-    start_2K = replay.weights(params.start)
-    gain = replay.gain(late, replay.fitted(early, start_2K)[0], replay.weights(0.0))
+    gain = replay.gain(late, *replay.with_and_without_live(early))
     kept = gain["low"] > 0
     told = "live sources %s: NDCG@10 of the later part of the replay changes by %+.4f (%+.4f to %+.4f)"
     logger.info(told, "count" if kept else "do not count", gain["mean"], gain["low"], gain["high"])
     if not kept:
         return None
-    best_2K, spread = replay.fitted(np.arange(len(requests)), start_2K)
+    best_2K, spread = replay.fitted(np.arange(len(requests)))
     weights_2K = blend.weights_2K.copy()
     weights_2K[:, replay.fits] = best_2K[:, : len(replay.fits)]
     if QUERY in blend.sources:
@@ -165,13 +165,25 @@ class _Replay:
         of_live = np.array([[live], [0]]).repeat(len(self.counts.half_lives_s), axis=1)
         return np.concatenate([self.blend.weights_2K[:, self.fits], of_live], 1).astype(np.float32)
 
-    def fitted(self, rows: np.ndarray, start_2K: np.ndarray) -> tuple[np.ndarray, float]:
+    def fitted(self, rows: np.ndarray) -> tuple[np.ndarray, float]:
         """The weights that rank the targets of these requests best, float32 [2, K + H], and the spread of their scores."""
-        options = self.params.blend_fit
-        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), self._at_once)).astype(int)]
-        fit, start = self._fit(rows), torch.from_numpy(start_2K)
-        best = fit.best(start, options)
+        fit = self._fit(self._some(rows))
+        best = fit.best(torch.from_numpy(self.weights(self.params.start)), self.params.blend_fit)
         return np.asarray(best.numpy(), np.float32), fit.spread(best)
+
+    def with_and_without_live(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The weights that rank the targets of these requests best, and the best ones with live weights of 0; both
+        float32 [2, K + H], and fitted to the same targets."""
+        fit, start = self._fit(self._some(rows)), torch.from_numpy(self.weights(self.params.start))
+        best = fit.best(start, self.params.blend_fit)
+        own = fit.without_live()
+        held = torch.zeros_like(start)
+        held[:, : own.scores_NIK.shape[-1]] = own.best(start[:, : own.scores_NIK.shape[-1]], self.params.blend_fit)
+        return best.numpy(), held.numpy()
+
+    def _some(self, rows: np.ndarray) -> np.ndarray:
+        """As many of the rows as lie in memory at a time, at even distances."""
+        return rows[np.linspace(0, len(rows) - 1, min(len(rows), self._at_once)).astype(int)]
 
     def gain(self, rows: np.ndarray, weights_2K: np.ndarray, other_2K: np.ndarray) -> Interval:
         """NDCG@10 of some requests with weights minus that with others, with the interval of the paired difference."""

@@ -62,6 +62,25 @@ def test_a_log_that_stands_still_has_no_live_sources():
     assert fitted(moves=False) is None
 
 
+def test_a_gain_of_the_refit_alone_brings_no_live_sources(caplog):
+    """The blend gives little weight to the source that knows the targets. A refit finds it; what happens now adds nothing."""
+    _, requests = log_of(moves=False)
+    assert requests.target_items is not None
+    vectors = np.eye(ITEMS, dtype=np.float32)
+    queries = vectors[requests.target_items] + np.random.default_rng(2).normal(0, 0.3, (400, ITEMS)).astype(np.float32)
+    rows = {int(time): n for n, time in enumerate(requests.times)}
+    blend = blend_of(vectors, (ITEMS,))
+    blend.weights_2K[0, blend.sources.index("sequence")] = -3
+    stream = log_of(moves=False)[0]
+
+    def asked(some: Requests) -> np.ndarray:
+        return queries[[rows[int(time)] for time in some.times]]
+
+    with caplog.at_level("INFO", logger="ctxrec.memory.live_fit"):
+        weights = fit_live(blend, vectors, asked, requests, stream, repeats=True, seed=0)
+    assert weights is None and "live sources do not count" in caplog.text
+
+
 def live_weights() -> LiveWeights:
     num = len(LIVE_COUNTS.half_lives_s)
     return LiveWeights(
