@@ -151,7 +151,7 @@ class _Methods:
         return self._send(_Call("GET", f"/v1/items/{quote(item_id, safe='')}/similar?k={k}", Recommendations.of))
 
     def trending(self, k: int = 10, *, filter: Mapping[str, Any] | None = None) -> Any:
-        """`Recommendations` of the items with the most events now, of those that pass the filter (rules by item column)."""
+        """`Recommendations` of the items with the most users now, of those that pass the filter (rules by item column)."""
         rules = f"&filter={quote(json.dumps(filter), safe='')}" if filter else ""
         return self._send(_Call("GET", f"/v1/trending?k={k}{rules}", Recommendations.of))
 

@@ -1,4 +1,4 @@
-"""`GET /v1/trending`: what has the most events now, by the live statistics that every request reads."""
+"""`GET /v1/trending`: what has the most users now, by the live statistics that every request reads."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _FILTER: TypeAdapter[dict[str, ColumnRule]] = TypeAdapter(
 _ABOUT = 'Rules by item column as JSON, as `filter` of a recommendation has them: {"genres": ["Comedy"]}'
 
 
-@router.get("/v1/trending", response_model=ItemsResponse, summary="The items with the most events now")
+@router.get("/v1/trending", response_model=ItemsResponse, summary="The items with the most users now")
 async def trending(
     request: Request,
     k: Annotated[NumItems, Query()] = 10,
     filter: Annotated[str, Query(max_length=_MAX_FILTER, description=_ABOUT)] = "",
 ) -> Response:
-    """What has the most events now; the scores are counts in which an event of a day ago counts half."""
+    """What has the most users now. A user counts once a day for an item, and half where the latest event is a day later."""
     rules = _rules(filter)
     try:
         answer = await replica_of(request, READ).look(lambda engine: find_trending(engine, k, rules))
@@ -42,7 +42,7 @@ async def trending(
 
 
 def find_trending(engine: Engine, k: int, rules: dict[str, ColumnRule]) -> Answer:
-    """The k items with the most events now, of those that pass the rules; fewer where fewer have events.
+    """The k items with the most users now, of those that pass the rules; fewer where fewer have events.
 
     Raises:
         UserError: a column is unknown, or a rule does not fit it.

@@ -30,6 +30,10 @@ class Stream:
         order = np.argsort(times, kind="stable")
         return Stream(users[order], items[order], times[order])
 
+    def where(self, keep: np.ndarray) -> Stream:
+        """Those of the events that a mask keeps, bool [E]."""
+        return Stream(self.users[keep], self.items[keep], self.times[keep])
+
     def before(self, at_us: int) -> int:
         """How many events come before a time, not those at it."""
         return int(np.searchsorted(self.times, at_us, side="left"))

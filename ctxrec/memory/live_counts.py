@@ -6,6 +6,8 @@ decay (Cormode, Shkapenyuk, Srivastava and Xu, "Forward decay: a practical time 
 sums by one number, 2^(-(t - L) / h). An event that comes late counts as it would have counted in time. The landmark
 moves before a sum could overflow.
 
+A user counts once a day for an item (`once_a_day`), so that nobody makes an item popular alone.
+
 Legend: H half-lives, I items, A items with recent events, E events.
 """
 
@@ -18,6 +20,7 @@ import numpy as np
 from ctxrec.data.events import US
 
 _MOST_DOUBLINGS = 400.0  # of the shortest half-life between the landmark and an event; float64 holds 1023
+DAY_US = 86_400 * US
 _SPARE = 1024  # items by which the sums grow at least
 
 
@@ -36,6 +39,22 @@ class LiveCountParams:
 
 
 LIVE_COUNTS = LiveCountParams()
+
+
+def once_a_day(users: np.ndarray, items: np.ndarray, times_us: np.ndarray) -> np.ndarray:
+    """The first event of each user with each item on each day (UTC): bool [E].
+
+    Args:
+        users, items: int [E] numbers of the users and positions of the items.
+        times_us: int64 [E] microseconds.
+    """
+    days = times_us // DAY_US
+    order = np.lexsort((times_us, days, items, users))
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = np.any([np.diff(key[order]) != 0 for key in (users, items, days)], axis=0)
+    found = np.zeros(len(order), bool)
+    found[order[is_first]] = True
+    return found
 
 
 class LiveCounts:

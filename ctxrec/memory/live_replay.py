@@ -13,22 +13,22 @@ import scipy.sparse as sp
 from ctxrec.data.events import US
 from ctxrec.data.replay import Stream
 from ctxrec.data.requests import Requests
-from ctxrec.memory.live_counts import LiveCounts
+from ctxrec.memory.live_counts import LiveCounts, once_a_day
 from ctxrec.memory.live_sources import LiveSources, source_values
 
 
 class Replayed:
-    """Feeds a stream to counts as far as a moment may know it; time goes forward only.
+    """Feeds a stream to counts as far as a moment may know it; time goes forward only. A user counts once a day for an item.
 
     Args:
         stream: all events.
-        counts: take the events; they hold those before `start`.
-        start: how many events they hold already.
+        counts: take the events.
         delay_us: how late an event becomes known, microseconds.
     """
 
-    def __init__(self, stream: Stream, counts: LiveCounts, *, start: int = 0, delay_us: int = 0) -> None:
-        self._stream, self.counts, self._next, self._delay_us = stream, counts, start, delay_us
+    def __init__(self, stream: Stream, counts: LiveCounts, *, delay_us: int = 0) -> None:
+        self._stream = stream.where(once_a_day(stream.users, stream.items, stream.times))
+        self.counts, self._next, self._delay_us = counts, 0, delay_us
 
     def advance(self, at_us: int) -> None:
         """Count the events that are known at a time: those before it, less the delay."""

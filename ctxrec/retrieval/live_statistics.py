@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctxrec.data.events import US
-from ctxrec.memory.live_counts import LIVE_COUNTS, LiveCounts
+from ctxrec.memory.live_counts import DAY_US, LIVE_COUNTS, LiveCounts, once_a_day
 from ctxrec.memory.live_sources import LiveSources
 from ctxrec.retrieval.recommender import Recommender
 
 _DAY_S = 86_400.0
 _KEPT_HALVINGS = 8  # of the longest half-life: older events of the bundle no longer count
 _MOST_UNKNOWN = 20_000  # events of items that the catalogue lacks, which wait for these
+_MOST_COUNTED = 500_000  # latest posted events that are remembered as counted, about 50 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,10 @@ class LiveStatistics:
         # The half-life next to a day, by which `trending` counts.
         self._day = int(np.argmin(np.abs(np.log(np.array(half_lives) / _DAY_S))))
         self._unknown: deque[Seen] = deque(maxlen=_MOST_UNKNOWN)
+        self._counted: dict[int, None] = {}  # hashes of user, item and day, in the order in which they came
         self._version = model.catalogue.version
         self._negative = {action for action, weight in model.spec.events.actions.items() if weight < 0}
+        self._negative_codes = [c for c, name in enumerate(model.features.actions, 1) if name in self._negative]
         self._add_stored()
         if weights is not None:
             model.live = LiveSources(self.counts, weights)
@@ -54,8 +57,9 @@ class LiveStatistics:
     def add(self, events: Iterable[Seen], *, now_us: int) -> int:
         """Count events; returns how many counted.
 
-        Negative feedback does not count, nor does an event that the bundle's history of its user has. An event later than
-        now counts as one of now, so that a wrong clock cannot stop the clock of all.
+        A user counts once a day (UTC) for an item, so that nobody makes it popular alone; the bundle's log counts as such
+        events. Negative feedback does not count. An event later than now counts as one of now, so that a wrong clock cannot
+        stop the clock of all.
 
         Args:
             events: in any order.
@@ -71,16 +75,17 @@ class LiveStatistics:
             item = self._model.item_position.get(event.item_id)
             if item is None:
                 self._unknown.append(event)
-            elif event.action not in self._negative and not self._is_stored(event, item):
+            elif event.action not in self._negative and self._is_first(event, item, min(event.time_us, now_us)):
                 items.append(item)
                 times.append(min(event.time_us, now_us))
         self.counts.add(np.array(items, np.int64), np.array(times, np.int64))
         return len(items)
 
     def trending(self, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The k items with the most events now: positions, int64, and counts, float32, best first.
+        """The k items with the most users now: positions, int64, and counts, float32, best first.
 
-        An event of a day before the latest event counts half. There are fewer items where fewer have events.
+        A user counts once a day for an item, and half where the latest event is a day later. There are fewer items where
+        fewer have events.
 
         Args:
             k: at least 1.
@@ -105,17 +110,29 @@ class LiveStatistics:
             return
         longest_us = round(self.counts.params.half_lives_s[-1] * US)
         kept = np.flatnonzero(events.times > int(events.times.max()) - _KEPT_HALVINGS * longest_us)
-        codes = [code for code, name in enumerate(self._model.features.actions, 1) if name in self._negative]
-        kept = kept[~np.isin(events.actions[kept], codes)]
+        kept = kept[~np.isin(events.actions[kept], self._negative_codes)]
+        rows = np.searchsorted(events.offsets, kept, side="right") - 1
+        kept = kept[once_a_day(rows, events.items[kept], events.times[kept])]
         self.counts.add(events.items[kept], events.times[kept])
 
-    def _is_stored(self, event: Seen, item: int) -> bool:
-        """Whether the bundle was trained on the event already."""
-        row = self._model.user_row.get(event.user_id)
+    def _is_first(self, event: Seen, item: int, time_us: int) -> bool:
+        """Whether the user has not counted for the item on that day yet; remembers it."""
+        day = time_us // DAY_US
+        key = hash((event.user_id, event.item_id, day))
+        if key in self._counted or self._is_stored(event.user_id, item, day):
+            return False
+        self._counted[key] = None
+        if len(self._counted) > _MOST_COUNTED:
+            del self._counted[next(iter(self._counted))]
+        return True
+
+    def _is_stored(self, user_id: str, item: int, day: int) -> bool:
+        """Whether the bundle's log has the item of the user on a day, and not as negative feedback."""
+        row = self._model.user_row.get(user_id)
         if row is None:
             return False
         events = self._model.histories.events
         span = events.row(row)
-        times = events.times[span]
-        first, stop = (int(np.searchsorted(times, event.time_us, side=side)) for side in ("left", "right"))
-        return item in events.items[span.start + first : span.start + stop]
+        first, stop = np.searchsorted(events.times[span], (day * DAY_US, (day + 1) * DAY_US))
+        there = slice(span.start + int(first), span.start + int(stop))
+        return bool(((events.items[there] == item) & ~np.isin(events.actions[there], self._negative_codes)).any())

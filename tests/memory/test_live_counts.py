@@ -7,7 +7,7 @@ import pytest
 
 from ctxrec.data.events import US
 from ctxrec.data.replay import Stream
-from ctxrec.memory.live_counts import LiveCountParams, LiveCounts
+from ctxrec.memory.live_counts import LiveCountParams, LiveCounts, once_a_day
 from ctxrec.memory.live_replay import Replayed
 
 HOUR = 3_600 * US
@@ -54,6 +54,18 @@ def test_a_year_of_silence_overflows_nothing():
     assert counts.counts(START + 365 * 24 * HOUR).ravel() == pytest.approx([1, 1])
     counts.add(np.array([0]), np.array([START]))  # very late: it no longer counts
     assert counts.counts(START + 365 * 24 * HOUR).ravel() == pytest.approx([1, 1])
+
+
+def test_a_user_counts_once_a_day_for_an_item():
+    day = START // (24 * HOUR) * 24 * HOUR
+    users, items = np.array([1, 1, 1, 2, 1, 1]), np.array([5, 5, 6, 5, 5, 5])
+    times = day + np.array([3, 2, 2, 2, 26, 27]) * HOUR
+    assert once_a_day(users, items, times).tolist() == [False, True, True, True, True, False]
+    replayed = Replayed(Stream.of(users, items.astype(np.int32), times), LiveCounts(7, PARAMS))
+    replayed.advance(day + 24 * HOUR)
+    expected = plain(items[1:4], times[1:4], day + 24 * HOUR, 7)
+    np.testing.assert_allclose(replayed.counts.counts(day + 24 * HOUR), expected, rtol=1e-9)
+    assert not len(once_a_day(users[:0], items[:0], times[:0]))
 
 
 def test_a_replay_knows_what_came_before_a_time_less_the_delay():

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from ctxrec.data.events import US
-from ctxrec.memory.live_counts import LIVE_COUNTS
+from ctxrec.memory.live_counts import LIVE_COUNTS, once_a_day
 from ctxrec.memory.live_sources import LiveWeights
+from ctxrec.retrieval import live_statistics
 from ctxrec.retrieval.explain import NOW, explain
 from ctxrec.retrieval.live_statistics import LiveStatistics, Seen
 from ctxrec.retrieval.load import load_recommender
@@ -40,6 +41,8 @@ def test_the_log_of_the_bundle_is_where_counting_begins(model):
     statistics, events = LiveStatistics(model), model.histories.events
     positions, counts = statistics.trending(5)
     weights = 0.5 ** ((latest_us(model) - events.times) / DAY)
+    users = np.repeat(np.arange(len(model.histories)), events.lengths)
+    weights[~once_a_day(users, events.items, events.times)] = 0
     weights[events.actions == 1 + model.features.actions.index(NEGATIVE)] = 0
     plain = np.bincount(events.items, weights, minlength=len(model.item_ids))
     np.testing.assert_allclose(counts, np.sort(plain)[::-1][:5], rtol=1e-5)
@@ -54,6 +57,29 @@ def test_an_event_that_was_trained_on_and_negative_feedback_do_not_count(model):
     now = latest_us(model) + DAY
     assert statistics.add([known, Seen("somebody", "i1", now, NEGATIVE)], now_us=now) == 0
     assert statistics.add([known, Seen("somebody", "i1", now)], now_us=now) == 1
+
+
+def test_one_writer_makes_nothing_popular_alone(model, monkeypatch):
+    """A thousand events of one user and item on a day count as one, in one call or many, and beside the bundle's log."""
+    statistics, events, noon = (
+        LiveStatistics(model),
+        model.histories.events,
+        (latest_us(model) // DAY + 2) * DAY + DAY // 2,
+    )
+    many = [Seen("robot", "i1", noon + n) for n in range(1000)]
+    assert [statistics.add(part, now_us=noon + DAY) for part in (many, many[::-1], [Seen("other", "i1", noon)])] == [
+        1,
+        0,
+        1,
+    ]
+    assert statistics.add([Seen("robot", "i1", noon + DAY), Seen("robot", "i2", noon)], now_us=noon + DAY) == 2
+    user = int(np.flatnonzero(events.lengths)[0])
+    at, name = int(events.times[events.offsets[user]]), model.histories.users.ids[user]
+    item = model.item_ids[events.items[events.offsets[user]]]
+    assert statistics.add([Seen(name, item, at // DAY * DAY + n) for n in range(10)], now_us=noon) == 0
+    monkeypatch.setattr(live_statistics, "_MOST_COUNTED", 10)
+    assert statistics.add([Seen(f"{n}", "i1", noon) for n in range(2000)], now_us=noon) == 2000
+    assert len(statistics._counted) < 2000, "what is remembered is bounded"
 
 
 def test_a_clock_that_is_wrong_does_not_stop_the_others(model):

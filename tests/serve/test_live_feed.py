@@ -15,9 +15,9 @@ from serve.live_feed import LiveFeed
 NOW_US = round(time.time() * 1e6)
 
 
-def events(item: str, count: int, user: str = "somebody") -> list[LoggedEvent]:
-    """So many events of an item, each at a time of its own within the last second."""
-    return [LoggedEvent(f"{user} {item}", item, NOW_US - n) for n in range(count)]
+def events(item: str, count: int) -> list[LoggedEvent]:
+    """So many events of an item, each of a user of its own within the last second."""
+    return [LoggedEvent(f"somebody {item} {n}", item, NOW_US - n) for n in range(count)]
 
 
 def feed_of(run: str, folder: str) -> LiveFeed:
