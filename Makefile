@@ -1,4 +1,5 @@
 # make demo          the main job on MovieLens-100K, from log to HTTP (KEEP=1 leaves the service up)
+# make refresh-demo  a served model of simulated news, a day of posted events, a refresh under requests (OUT, KEEP, PORT too)
 # make setup         make the environment .venv and install everything in it; all other targets do it first
 #                    (FAISS=gpu takes FAISS for GPUs; it needs an environment without another FAISS: make clean first)
 # make lint          check style; make format mends what can be mended
@@ -33,7 +34,7 @@ export PATH := $(if $(filter /%,$(BIN)),,$(CURDIR)/)$(BIN):$(PATH)
 export NO_PROXY := 127.0.0.1,localhost,$(NO_PROXY)
 export no_proxy := 127.0.0.1,localhost,$(no_proxy)
 
-.PHONY: help demo test-unit test test-all fault-test attack-test cluster-test lint format options audit clean setup
+.PHONY: help demo refresh-demo test-unit test test-all fault-test attack-test cluster-test lint format options audit clean setup
 .DEFAULT_GOAL := help
 
 help:
@@ -52,6 +53,9 @@ $(VENV)/.installed: pyproject.toml
 
 demo: setup
 	$(BIN)/python -m ctxrec.demo --out $(OUT) $(if $(KEEP),--keep) $(if $(SOURCE),--source $(SOURCE)) $(if $(PORT),--port $(PORT))
+
+refresh-demo: setup
+	$(BIN)/python -m ctxrec.demo --refresh --out $(OUT) $(if $(KEEP),--keep) $(if $(PORT),--port $(PORT))
 
 test-unit: setup
 	$(BIN)/python -m pytest -m 'unit and not slow' $(TWO) $(ARGS)

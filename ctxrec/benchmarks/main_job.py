@@ -7,27 +7,21 @@ stops it. It reuses what an earlier run left where nothing has changed.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
 import pyarrow.parquet as pq
 import ray
 
-from ctxrec.bundle import registry
+from ctxrec.benchmarks.demo_service import await_version, check_free, free_port, publish, say_where, service, title
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, config_with
 from ctxrec.core.dataset_spec import load_spec
-from ctxrec.core.errors import UserError
 from ctxrec.core.manifest import read_run_manifest
 from ctxrec.core.run_paths import BundlePaths, RunPaths
 from ctxrec.core.toml import read_toml
@@ -43,7 +37,7 @@ from ctxrec.training.driver import describe_run, train
 OPTIONS: dict[str, dict[str, Any]] = {"train": {"workers": 2, "zero_stage": 2}, "encoder": {"tune": "lora"}}
 LONG_SASREC = {"ndcg@10": 0.108, "hr@10": 0.200}  # trained long with full cross-entropy, same split and protocol
 QUICK = "quick model"
-START_TIMEOUT_S = 120
+EXAMPLE = {"user_id": "196", "k": 5, "context": {"timestamp": 893286638}}
 
 
 def run_main_job(
@@ -69,44 +63,36 @@ def run_main_job(
         UserError: an option is wrong, no data set is found, or something listens at the port.
         RuntimeError: the service does not start, or refuses a request.
     """
-    port = port or _free_port()
-    _check_free(port)  # else another service would answer what the demo asks
+    port = port or free_port()
+    check_free(port)  # else another service would answer what the demo asks
     begin, config = time.monotonic(), demo_config(config_path, overrides)
     folder = {
         name: os.path.abspath(os.path.join(out, name)) for name in ("movielens-100k", "data", "quick", "run", "models")
     }
     _prepare(folder["movielens-100k"], folder["data"], source, config)
-    _title("2/5 quick model: no towers, only what has a closed form")
+    title("2/5 quick model: no towers, only what has a closed form")
     quick = dataclasses.replace(config, train=dataclasses.replace(config.train, preset="quick"))
     train(folder["data"], folder["quick"], quick)
     print(describe_run(folder["quick"]))
-    _publish(folder["quick"], folder["models"])
-    with _service(folder["models"], port, os.path.join(out, "serve.log"), keep=keep) as (url, process):
+    publish(folder["quick"], folder["models"])
+    with service(folder["models"], port, os.path.join(out, "serve.log"), keep=keep) as (url, process):
         with httpx.Client(base_url=url, timeout=30) as client:
             _ask(client, folder["quick"])
             print(f"\nfirst lists over HTTP {time.monotonic() - begin:.0f} s after the start")
             metrics = _build(folder["data"], folder["run"], folder["quick"], config)
-            _title("5/5 publish: the service takes the full model over while it serves")
-            _await_version(client, _publish(folder["run"], folder["models"]))
+            title("5/5 publish: the service takes the full model over while it serves")
+            await_version(client, publish(folder["run"], folder["models"]))
             _ask(client, folder["run"])
         if keep:
-            _say_where(url, process, os.path.join(out, "serve.log"))
+            say_where(url, process, os.path.join(out, "serve.log"), EXAMPLE)
     print(f"\n{_both(metrics)}")
     print(f"report: {RunPaths(folder['run']).report}")
     print(f"the whole demo took {time.monotonic() - begin:.0f} s")
 
 
-def _check_free(port: int) -> None:
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise UserError(
-                f"something listens at port {port} already; stop it, or set another --port (make demo PORT=...)"
-            )
-
-
-def demo_config(path: str | None, overrides: Sequence[str]) -> Config:
-    """OPTIONS, then the options of a file, then those of `--set`."""
-    raw = {section: dict(options) for section, options in OPTIONS.items()}
+def demo_config(path: str | None, overrides: Sequence[str], base: Mapping[str, Mapping[str, Any]] = OPTIONS) -> Config:
+    """The options of `base`, then those of a file, then those of `--set`."""
+    raw = {section: dict(options) for section, options in base.items()}
     for section, options in (read_toml(path) if path is not None else {}).items():
         merge = section in raw and isinstance(options, dict)
         raw[section] = raw[section] | options if merge else options
@@ -115,7 +101,7 @@ def demo_config(path: str | None, overrides: Sequence[str]) -> Config:
 
 def _prepare(raw: str, data_path: str, source: str | None, config: Config) -> None:
     """Write the data set and prepare it."""
-    _title("1/5 data set: MovieLens-100K")
+    title("1/5 data set: MovieLens-100K")
     written = write_movielens_100k(raw, source)
     print(f"{'written' if written else 'reused: nothing changed'}; source: {source_name(raw)}")
     data = prepare(load_spec(os.path.join(raw, "dataset.toml")), data_path, config)
@@ -124,10 +110,10 @@ def _prepare(raw: str, data_path: str, source: str | None, config: Config) -> No
 
 def _build(data_path: str, run: str, quick: str, config: Config) -> dict[str, Any]:
     """Train the full model and evaluate it beside the quick one; its metrics."""
-    _title(f"3/5 train: {config.encoder.name}, {config.train.workers} workers, ZeRO-{config.train.zero_stage}, LoRA")
+    title(f"3/5 train: {config.encoder.name}, {config.train.workers} workers, ZeRO-{config.train.zero_stage}, LoRA")
     train(data_path, run, config)
     print(describe_run(run))
-    _title("4/5 evaluate: test events, whole catalogue ranked, seen items excluded")
+    title("4/5 evaluate: test events, whole catalogue ranked, seen items excluded")
     metrics = _evaluate(run, quick, config)
     print(format_table(metrics))
     print("un-tuned encoder = cosines of its text vectors alone")
@@ -169,83 +155,6 @@ def _distance(metrics: dict[str, Any]) -> str:
     return "next to a SASRec trained long with full cross-entropy on the same split: " + "; ".join(parts)
 
 
-def _publish(run: str, models: str) -> str:
-    """Publish a run's bundle; returns its version."""
-    return registry.publish(registry.find_bundle(run), models).version
-
-
-def _await_version(client: httpx.Client, version: str) -> None:
-    """Wait until the service answers with a version.
-
-    Raises:
-        RuntimeError: it still answers with another one after START_TIMEOUT_S.
-    """
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while (answered := client.post("/v1/recommend", json={"user_id": "1"}).json()["model_version"]) != version:
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"the service answers with version {answered}, and {version} is published")
-        time.sleep(0.2)
-
-
-def _say_where(url: str, process: subprocess.Popen[bytes], log: str) -> None:
-    print(f"\nthe service stays up at {url} (docs: {url}/docs, log: {log}); stop it with: kill {process.pid}")
-    print(
-        f"curl -s {url}/v1/recommend -H 'content-type: application/json' "
-        """-d '{"user_id": "196", "k": 5, "context": {"timestamp": 893286638}}'"""
-    )
-
-
-@contextlib.contextmanager
-def _service(run: str, port: int, log: str, *, keep: bool) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """`serve run serve.app:build_app run=RUN` as a process of its own, ready for requests."""
-    url = f"http://127.0.0.1:{port}"
-    config = os.path.join(os.path.dirname(run), "serve.yaml")
-    storage.write_text(
-        config,
-        f"proxy_location: HeadOnly\nhttp_options:\n  host: 127.0.0.1\n  port: {port}\n"
-        "controller_options:\n  runtime_env:\n    env_vars:\n"
-        "      RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH: serve.port_guard.guard_proxy\napplications:\n"
-        f"  - name: ctxrec\n    route_prefix: /\n    import_path: serve.app:build_app\n"
-        f"    args:\n      run: {run!r}\n",
-    )
-    command = [sys.executable, "-m", "serve.command", "run", config]
-    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    with open(log, "wb") as sink:
-        process = subprocess.Popen(command, stdout=sink, stderr=sink, env=env, start_new_session=True)
-    done = False
-    try:
-        _wait_ready(url, process, log)
-        yield url, process
-        done = True
-    finally:
-        if not (keep and done):
-            _stop(process)
-
-
-def _wait_ready(url: str, process: subprocess.Popen[bytes], log: str) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
-                return
-        if process.poll() is not None:
-            break
-        time.sleep(0.5)
-    raise RuntimeError(f"the service did not become ready; its log is {log}")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop the service as Ctrl-C does, and make sure of it."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGINT)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    print("service stopped")
-
-
 def _ask(client: httpx.Client, run: str) -> None:
     """One user in two contexts, and someone new with three clicks."""
     items = pq.read_table(BundlePaths(RunPaths(run).bundle).items, columns=[schema.ITEM_ID, schema.ITEM_TITLE])
@@ -275,13 +184,3 @@ def _show(client: httpx.Client, who: str, body: dict[str, Any], titles: dict[str
     print(f"\n{who}: {milliseconds:.1f} ms over HTTP")
     for item in answer.json()["items"]:
         print(f"  {item['score']:7.3f}  {titles[item['item_id']]}")
-
-
-def _title(text: str) -> None:
-    print(f"\n== {text}", flush=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
