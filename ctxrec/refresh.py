@@ -23,13 +23,10 @@ def main() -> None:
     add("--work", metavar="DIR", help="folder for data, runs and the state (default: MODELS/refresh)")
     add("--without-evidence", action="store_true", help="publish also where the newest requests are too few to tell")
     add("--full", action="store_true", help="train anew instead of on from the served version")
-    add(
-        "--without-live",
-        action="store_true",
-        help="leave out events and items in MODELS/live, where the service keeps them",
-    )
+    add("--without-live", action="store_true", help="leave out events and items that were posted (MODELS/live)")
     add("--watch", metavar="URL", default="", help="watch this service afterwards, and roll back if a guard breaks")
     add("--watch-s", type=float, default=600.0, metavar="SECONDS", help="how long (default: 600)")
+    add("--canary", type=float, default=0.0, metavar="SHARE", help="give it to a share of the users first, watched too")
     args = parser.parse_args()
     from ctxrec.bundle.registry import read_published, version_folder
     from ctxrec.lifecycle.refresh_loop import Refresh, refresh
@@ -46,6 +43,7 @@ def main() -> None:
         live="" if args.without_live else ModelsPaths(models).live,
         watch=args.watch,
         watch_s=args.watch_s,
+        canary=args.canary,
     )
     try:
         done = refresh(asked)

@@ -31,6 +31,7 @@ from serve.journal import FileWriter, Journal, without_effect
 from serve.micro_batching import MicroBatcher
 from serve.rule_file import RuleFile
 from serve.service_metrics import Metrics
+from serve.shown_lists import ShownLists
 from serve.store_failures import StoreFailures
 from serve.user_rows import UserRows
 
@@ -69,6 +70,7 @@ class Replica:
         self._rules.put_in_force(self._engine.retriever.slate_builder)
         self._users = UserRows(self._store, metrics.users)
         self._journal = Journal(self._store, lambda contexts: self._engine.check_contexts(contexts))
+        self._shown = ShownLists(metrics.count_list_event)
         self._exposures = ExposureLog(args.exposures, every_s=args.event_files_every_s)
         self._batches = MicroBatcher(
             self._recommend_all, self._computing, max_size=args.max_batch_size, size=lambda call: self._size(call[0])
@@ -147,6 +149,8 @@ class Replica:
             self._pull_soon()
             self._metrics.events.inc(result)
             self._count_by_arm(events)
+            actions = self._engine.retriever.recommender.spec.events.actions
+            self._shown.credit(events, {action for action, weight in actions.items() if weight < 0})
         return result
 
     def without_effect(self, events: Sequence[LoggedEvent]) -> list[dict[str, Any]]:
@@ -381,7 +385,9 @@ class Replica:
         self._computing.submit(change).result()
 
     def _recommend_all(self, calls: Sequence[Call]) -> list[Reply]:
-        return self._arms.recommend(calls, self._engine, self._exposures.add)
+        replies = self._arms.recommend(calls, self._engine, self._exposures.add)
+        self._shown.add(calls, replies)
+        return replies
 
     async def _in(self, pool: ThreadPoolExecutor, call: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(pool, call)

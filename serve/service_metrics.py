@@ -75,6 +75,12 @@ class Metrics:
         arm = ["experiment", "arm"]
         self.arm_answers = Counter("ctxrec_arm_answers", "Answers of an A/B test", [*arm, "version"], **own)
         self.arm_events = Counter("ctxrec_arm_events", "Events of users in an A/B test", [*arm, "action"], **own)
+        self.list_events = Counter(
+            "ctxrec_list_events",
+            "First events of users after a list, by the version of the list and whether it had the item",
+            ["version", "listed"],
+            **own,
+        )
         self.histories = Counter(
             "ctxrec_histories", "What was made of a history: kept from before, or read anew", ["result"], **own
         )
@@ -85,6 +91,10 @@ class Metrics:
         )
         self.model = Gauge("ctxrec_model_info", "Replicas by model", ["version"], multiprocess_mode="livesum", **own)
         self._forget_the_dead()
+
+    def count_list_event(self, version: str, listed: bool) -> None:
+        """Count the first event of a user after a list of a version."""
+        self.list_events.labels(version, "yes" if listed else "no").inc()
 
     def stages(self, seconds: Mapping[str, float]) -> None:
         """Count how many seconds each stage of a batch took."""

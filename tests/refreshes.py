@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 from shop import make_dataset
 
 from ctxrec.bundle.format import BUNDLE
+from ctxrec.bundle.item_order import DIGEST, digest_of
 from ctxrec.bundle.registry import publish
 from ctxrec.core import manifest, storage
 from ctxrec.core.config import Config, load_config
@@ -83,3 +85,20 @@ def change_arrays(file: str, change: Callable[[dict[str, Any]], None]) -> Callab
         save_file(arrays, path, metadata=header)
 
     return spoil
+
+
+def with_column(table: pa.Table, name: str, values) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, pa.chunked_array([values]))
+
+
+def permute_ids(folder: Path) -> None:
+    """Each item of a bundle has the vectors of another one; all files agree on the order."""
+    items = pq.read_table(folder / "items.parquet")
+    ids = np.random.default_rng(0).permutation(items.column("item_id").to_numpy(zero_copy_only=False))
+    items = with_column(items, "item_id", pa.array(ids, pa.string()))
+    pq.write_table(items, folder / "items.parquet")
+    digest = digest_of(items.column("item_id"))
+    for name in ("vectors.safetensors", "blend.safetensors"):
+        save_file(load_file(folder / name), folder / name, metadata={DIGEST: digest})
+    content = storage.read_json(str(folder / "manifest.json"))
+    storage.write_json(str(folder / "manifest.json"), content | {DIGEST: digest})

@@ -34,7 +34,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "live", "datasets",
     ),
     "lifecycle": (
-        "core", "data", "ingest", "metrics", "index", "bundle", "training", "retrieval", "evaluation",
+        "core", "data", "ingest", "metrics", "index", "bundle", "experiments", "training", "retrieval", "evaluation",
     ),
     "benchmarks": ("core", "data", "ingest", "training", "bundle", "datasets", "evaluation", "metrics"),
     "python_api": ("core", "data", "ingest", "index", "training", "retrieval", "evaluation"),

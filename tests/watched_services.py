@@ -26,6 +26,8 @@ ctxrec_fallbacks_total {fallbacks}
 ctxrec_events_total {events}
 # TYPE ctxrec_model_swaps_total counter
 ctxrec_model_swaps_total{{result="refused"}} {refused}
+# TYPE ctxrec_list_events counter
+{listed}
 # TYPE ctxrec_model_info gauge
 ctxrec_model_info{{version="{version}"}} 2.0
 ctxrec_model_info{{version="gone"}} 0.0
@@ -38,15 +40,21 @@ class Service:
     def __init__(self, serves: Callable[[], str], figures: dict[str, dict[str, float]]):
         self.serves, self.figures = serves, figures
         self.totals = dict.fromkeys(("ok", "errors", "seconds", "fallbacks", "events", "refused"), 0.0)
+        self.listed: dict[tuple[str, str], float] = {}
         self.silent, self.looks = False, 0
 
     def text(self) -> str:
         version = self.serves()
         self.looks += 1
         now = {"ok": 40.0, "errors": 0.0, "seconds": 0.4, "fallbacks": 2.0, "events": 30.0, "refused": 0.0}
-        for name, value in (now | self.figures.get(version, {})).items():
+        now |= self.figures.get(version, {})
+        hits = now.pop("hits", 20.0)  # of 30 first events after a list
+        for name, value in now.items():
             self.totals[name] += value
-        return METRICS.format(version=version, **self.totals)
+        for listed, value in (("yes", hits), ("no", 30.0 - hits)):
+            self.listed[version, listed] = self.listed.get((version, listed), 0.0) + value
+        lines = [f'ctxrec_list_events_total{{version="{v}",listed="{y}"}} {n}' for (v, y), n in self.listed.items()]
+        return METRICS.format(version=version, listed="\n".join(lines), **self.totals)
 
 
 @contextmanager

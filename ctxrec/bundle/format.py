@@ -107,7 +107,7 @@ def write_bundle(
         _write_text(paths.data, json.dumps(about, ensure_ascii=False))
         kept = [name for name in data.items.column_names if name != schema.ITEM_TEXT]
         pq.write_table(data.items.select(kept), paths.items)
-        _write_histories(paths.histories, data)
+        write_histories(paths.histories, data)
         save_file(towers, paths.towers)
         store_pretrained(config.model, paths.backbone)
         known = np.ones(len(item_vectors), bool) if trained is None else trained
@@ -118,7 +118,7 @@ def write_bundle(
         if media:
             save_arrays(media, paths.media, metadata=header)
         if blend is not None:
-            save_arrays(_blend_arrays(blend), paths.blend, metadata=header)
+            save_arrays(blend_arrays(blend), paths.blend, metadata=header)
         if live is not None:
             save_arrays(live.to_arrays(), paths.live)
         if encoder is not None:
@@ -134,7 +134,8 @@ def write_bundle(
     return str(storage.read_json(BundlePaths(path).manifest)["model_version"])
 
 
-def _blend_arrays(blend: Blend) -> dict[str, np.ndarray]:
+def blend_arrays(blend: Blend) -> dict[str, np.ndarray]:
+    """What `blend.safetensors` holds by name, and `load_blend` reads: "weights" [2, K], heads [I, C], the memory's arrays."""
     of_words = np.isin(blend.sources, WORDS)
     arrays: dict[str, np.ndarray] = {
         "weights": np.ascontiguousarray(blend.weights_2K[:, ~of_words], np.float32),
@@ -232,17 +233,37 @@ def load_encoder(config: Config, encoder_path: str, adapter: str) -> TextEncoder
     return encoder.eval()
 
 
-def _write_histories(path: str, data: PreparedData) -> None:
-    """Write all buckets as one Arrow file. Loading maps it into memory instead of reading it."""
+def write_histories(path: str, data: PreparedData, *, trained: bool = False) -> None:
+    """Write all buckets as one Arrow file. Loading maps it into memory instead of reading it.
+
+    Args:
+        path: local path of the file.
+        data: the prepared data.
+        trained: whether the test events were trained on too; the file then has them as validation events.
+    """
     wanted = data.read_bucket(0).schema
     writer = None
     with pa.OSFile(path, "wb") as sink:
         for bucket in range(len(data.bucket_paths)):
             table = data.read_bucket(bucket).cast(wanted)
+            if trained:
+                table = _without_test(table)
             writer = writer or pa.ipc.new_file(sink, wanted)
             writer.write_table(table)
         assert writer is not None
         writer.close()
+
+
+def _without_test(table: pa.Table) -> pa.Table:
+    """A bucket with its test events as validation events."""
+    place = table.column_names.index(schema.EVENT_SPLIT)
+    lists = table.column(place).combine_chunks()
+    values = lists.flatten().to_numpy()
+    split = pa.array(np.where(values == schema.TEST, schema.VALID, values).astype(np.int8))
+    offsets = pa.array(
+        np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))]), pa.int32()
+    )
+    return table.set_column(place, table.schema.field(place), pa.ListArray.from_arrays(offsets, split))
 
 
 def _write_text(path: str, text: str) -> None:

@@ -262,6 +262,10 @@ class RefreshPaths:
         """What a round prepared."""
         return storage.join(self.round(number), "data")
 
+    def complete(self, number: int) -> str:
+        """The bundle that knows the events too by which the candidate of a round was judged."""
+        return storage.join(self.round(number), "complete")
+
     def run(self, number: int) -> str:
         """What a round trained."""
         return storage.join(self.round(number), "run")

@@ -127,12 +127,33 @@ def add_to_card(models: str, name: str, **facts: Any) -> None:
     Raises:
         UserError: there is no such card.
     """
+    decision, told = _read_card(models, name)
+    write_card(models, decision, name=name, facts=told | facts)
+
+
+def copy_card(models: str, judged: str, name: str) -> None:
+    """Give a version the card of the version that was judged in its place, and say so.
+
+    Args:
+        models: folder of published models.
+        judged: the version that the gates let pass.
+        name: the version that also knows the events by which it was judged.
+
+    Raises:
+        UserError: there is no card of `judged`.
+    """
+    decision, told = _read_card(models, judged)
+    how = f"{judged} was judged; {name} is the same with a memory of all events, the newest too"
+    write_card(models, dataclasses.replace(decision, candidate=name), name=name, facts=told | {"judged": how})
+
+
+def _read_card(models: str, name: str) -> tuple[Decision, dict[str, Any]]:
+    """The decision of a card, and all else that it says."""
     content = card_of(models, name)
     names = {field.name for field in dataclasses.fields(Decision)}
     gates = [Gate(**gate) for gate in content["gates"]]
     decision = Decision(**{key: value for key, value in content.items() if key in names} | {"gates": gates})
-    told = {key: value for key, value in content.items() if key not in names}
-    write_card(models, decision, name=name, facts=told | facts)
+    return decision, {key: value for key, value in content.items() if key not in names}
 
 
 def _page(decision: Decision, facts: dict[str, Any]) -> str:

@@ -18,10 +18,12 @@ from ctxrec.core.errors import UserError
 from ctxrec.core.folder_lock import only_here
 from ctxrec.core.run_paths import BundlePaths, RefreshPaths, RunPaths
 from ctxrec.data.prepared import PreparedData
+from ctxrec.experiments import ab_test
 from ctxrec.ingest.pipeline import prepare
 from ctxrec.ingest.source import fingerprint, inspect_source
 from ctxrec.lifecycle import rounds
-from ctxrec.lifecycle.decision import add_to_card, card_of, decide, write_card
+from ctxrec.lifecycle.completed import completed
+from ctxrec.lifecycle.decision import add_to_card, card_of, copy_card, decide, write_card
 from ctxrec.lifecycle.newest_events import newest_held_out, num_events
 from ctxrec.lifecycle.rounds import Round
 from ctxrec.lifecycle.service_look import Look, look
@@ -30,6 +32,8 @@ from ctxrec.training.driver import train
 from ctxrec.training.warm_start import why_not
 
 logger = logging.getLogger(__name__)
+
+_TEST, _ARM = "refresh", "candidate"  # names of the A/B test that a canary is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +45,13 @@ class Refresh:
         work: folder for data, runs and the state, path or URI.
         spec: the data set; None: the spec that the served version was trained with.
         config: all options.
+        complete: publish the candidate with a memory of all events, those too by which it was judged.
         without_evidence: publish also where the newest requests are too few to tell.
         full: train anew instead of on from the served version.
         live: folder where the service stored posted events and items, which are read too; "": none.
         watch: URL of the service that is watched after a version was published; "": none.
         watch_s: seconds for which it is watched.
+        canary: share of the users that get the candidate first, as an arm of an A/B test, for `watch_s` seconds; 0: none.
         guards: what rolls the version back.
     """
 
@@ -53,11 +59,13 @@ class Refresh:
     work: str
     spec: DatasetSpec | None
     config: Config
+    complete: bool = True
     without_evidence: bool = False
     full: bool = False
     live: str = ""
     watch: str = ""
     watch_s: float = 600.0
+    canary: float = 0.0
     guards: WatchParams = WATCH
 
 
@@ -68,9 +76,12 @@ def refresh(asked: Refresh) -> Round:
         The finished round, whose `outcome` says what became of it.
 
     Raises:
-        UserError: nothing is published yet, the data or an option does not fit, or another refresh works in the folder.
+        UserError: nothing is published yet, the data or an option does not fit, another refresh works in the folder, or an
+            A/B test runs where a canary is asked for.
     """
     served = registry.read_published(asked.models)
+    if asked.canary:
+        _check_canary(asked)
     with only_here(asked.work):
         last = rounds.last_round(asked.work)
         now = rounds.begin(asked.work, last, served) if last is None or last.stage == "done" else last
@@ -125,8 +136,72 @@ def _gate(asked: Refresh, now: Round) -> Round:
     write_card(asked.models, decision, name=now.candidate, facts=_facts(now))
     logger.info("%s: %s", now.candidate, decision.why)
     if decision.publish:
-        return rounds.advance(asked.work, now, "publish")
+        return rounds.advance(asked.work, now, "complete" if asked.complete else "canary")
     return _ended(asked, now, "refused")
+
+
+def _complete(asked: Refresh, now: Round) -> Round:
+    """Let the candidate's memory know the newest events too, which have judged it and are of no more use for that.
+
+    The same gates look at the result. They cannot tell how well it ranks, since it has seen what they ask, but they see
+    what is damaged, lost, slow or shown everywhere. Where one fails, the candidate that was judged is published.
+    """
+    paths = RefreshPaths(asked.work)
+    bundle, data = RunPaths(paths.run(now.number)).bundle, PreparedData.open(paths.data(now.number))
+    version = completed(bundle, data, paths.complete(now.number))
+    if not version:
+        return rounds.advance(asked.work, now, "canary")
+    served = registry.version_folder(asked.models, now.served)
+    decision = decide(paths.complete(now.number), served, data, without_evidence=asked.without_evidence)
+    if not decision.publish:
+        logger.warning("published without the newest events, because with them %s", decision.why)
+        add_to_card(asked.models, now.candidate, without_the_newest_events_because=decision.why)
+        return rounds.advance(asked.work, now, "canary")
+    copy_card(asked.models, now.candidate, version)
+    return rounds.advance(asked.work, now, "canary", candidate=version, judged=now.candidate)
+
+
+def _canary(asked: Refresh, now: Round) -> Round:
+    """Give the candidate to a share of the users first, and to nobody where a guard breaks."""
+    guard = card_of(asked.models, now.candidate).get("guard")  # of a canary that was killed before it ended the test
+    if asked.canary and not guard:
+        served = registry.read_published(asked.models)
+        if (served.version, served.since) != (now.served, now.served_since):
+            return _ended(asked, now, "superseded")
+        at = _kept_look(asked, RefreshPaths(asked.work).look(now.number, "canary"))
+        ab_test.start(_bundle(asked, now), asked.models, name=_TEST, arm=_ARM, share=asked.canary)
+        guard = _guard_broken(asked, now, since=at.at, at_publication=at, canary=True)
+        if not guard and not _canary_runs(asked):  # somebody ended it
+            return _ended(asked, now, "superseded")
+    if _canary_runs(asked):
+        ab_test.end(asked.models)
+    if not guard:
+        return rounds.advance(asked.work, now, "publish")
+    logger.error("%s goes to nobody: %s", now.candidate, guard)
+    return _ended(asked, now, "rolled back")
+
+
+def _check_canary(asked: Refresh) -> None:
+    if not 0 < asked.canary < 1:
+        raise UserError(f"--canary is {asked.canary}; expected a share of the users above 0 and below 1")
+    if not asked.watch:
+        raise UserError("--canary needs --watch URL, the service in which the users are")
+    test = ab_test.read_experiment(asked.models)
+    if test is not None and test.name != _TEST:
+        raise UserError(
+            f"{asked.models} runs the A/B test {test.name!r}; end it (ctxrec publish --end-test), or leave --canary out"
+        )
+
+
+def _canary_runs(asked: Refresh) -> bool:
+    test = ab_test.read_experiment(asked.models)
+    return test is not None and test.name == _TEST
+
+
+def _bundle(asked: Refresh, now: Round) -> str:
+    """What is published: the completed bundle, or the one of the run."""
+    paths = RefreshPaths(asked.work)
+    return paths.complete(now.number) if now.judged else RunPaths(paths.run(now.number)).bundle
 
 
 def _publish(asked: Refresh, now: Round) -> Round:
@@ -135,9 +210,7 @@ def _publish(asked: Refresh, now: Round) -> Round:
     if asked.watch and registry.read_published(asked.models).version != now.candidate:
         save_look(paths.look(now.number, "publish"), _look(asked.watch))
     try:
-        registry.publish(
-            RunPaths(paths.run(now.number)).bundle, asked.models, expected=Published(now.served, since=now.served_since)
-        )
+        registry.publish(_bundle(asked, now), asked.models, expected=Published(now.served, since=now.served_since))
     except registry.Superseded as error:
         logger.warning("%s", error)
         return _ended(asked, now, "superseded")
@@ -151,7 +224,8 @@ def _watch(asked: Refresh, now: Round) -> Round:
     published = registry.read_published(asked.models)
     guard = card_of(asked.models, now.candidate).get("guard")  # of a watch that was killed before it rolled back
     if not guard and asked.watch and published.version == now.candidate:
-        guard = _guard_broken(asked, now, published)
+        at = _kept_look(asked, RefreshPaths(asked.work).look(now.number, "publish"))
+        guard = _guard_broken(asked, now, since=published.since, at_publication=at)
     if not guard:
         still = registry.read_published(asked.models).version == now.candidate
         return _ended(asked, now, "published" if still else "superseded")
@@ -163,30 +237,43 @@ def _watch(asked: Refresh, now: Round) -> Round:
     return _ended(asked, now, "rolled back")
 
 
-def _guard_broken(asked: Refresh, now: Round, published: Published) -> str:
+def _guard_broken(asked: Refresh, now: Round, *, since: float, at_publication: Look, canary: bool = False) -> str:
     """Watch the service; returns the guard that broke, in words, or "". The card has it before anything is done."""
-    paths = RefreshPaths(asked.work)
-    at_publication = read_look(paths.look(now.number, "publish"))
+
+    def still_served() -> bool:
+        if canary:
+            return _canary_runs(asked)
+        return registry.read_published(asked.models).version == now.candidate
+
     seen = watch(
         asked.watch,
         now.candidate,
-        until=published.since + asked.watch_s,
-        published=published.since,
-        begin=read_look(paths.look(now.number, "begin")),
-        at_publication=_look(asked.watch) if at_publication is None else at_publication,
+        until=since + asked.watch_s,
+        published=since,
+        begin=read_look(RefreshPaths(asked.work).look(now.number, "begin")),
+        at_publication=at_publication,
         params=asked.guards,
-        still_served=lambda: registry.read_published(asked.models).version == now.candidate,
+        still_served=still_served,
+        canary=canary,
     )
     enough = "" if seen.answers >= asked.guards.fewest else ", too few to tell"
-    add_to_card(
-        asked.models,
-        now.candidate,
-        guard=seen.guard,
-        watched_s=seen.seconds,
-        watched=f"{seen.answers:,.0f} answers{enough}",
-        service={"before": seen.before, "after": seen.after},
-    )
+    told = {
+        "watched_s": seen.seconds,
+        "watched": f"{seen.answers:,.0f} answers{enough}",
+        "service": {"before": seen.before, "after": seen.after, "hits": seen.hits},
+    }
+    facts = {f"canary_{name}": value for name, value in told.items()} if canary else told
+    add_to_card(asked.models, now.candidate, guard=seen.guard, **facts)
     return seen.guard
+
+
+def _kept_look(asked: Refresh, path: str) -> Look:
+    """What the service said when a stage first looked at it; a command that goes on after a kill reads it again."""
+    kept = read_look(path)
+    if kept is None:
+        kept = _look(asked.watch)
+        save_look(path, kept)
+    return kept
 
 
 def _look(url: str) -> Look:
@@ -196,12 +283,22 @@ def _look(url: str) -> Look:
         raise UserError(f"{error}; expected the service of --watch. Start it, or leave --watch out") from error
 
 
-_STAGES = {"prepare": _prepare, "train": _train, "gate": _gate, "publish": _publish, "watch": _watch}
+_STAGES = {
+    "prepare": _prepare,
+    "train": _train,
+    "gate": _gate,
+    "complete": _complete,
+    "canary": _canary,
+    "publish": _publish,
+    "watch": _watch,
+}
 
 
 def _ended(asked: Refresh, now: Round, outcome: rounds.Outcome) -> Round:
     """The finished round; its card has the outcome before the state says that the round is done."""
     add_to_card(asked.models, now.candidate, outcome=outcome)
+    if now.judged:
+        add_to_card(asked.models, now.judged, outcome=f"{outcome} as {now.candidate}")
     return rounds.advance(asked.work, now, "done", outcome=outcome)
 
 

@@ -13,7 +13,7 @@ from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import RefreshPaths
 from ctxrec.core.toml import build_dataclass
 
-Stage = Literal["prepare", "train", "gate", "publish", "watch", "done"]
+Stage = Literal["prepare", "train", "gate", "complete", "canary", "publish", "watch", "done"]
 Outcome = Literal["", "published", "refused", "nothing new", "rolled back", "superseded"]
 
 _KEPT = 2  # rounds whose data and run stay on disk, this one included
@@ -32,6 +32,8 @@ class Round:
         source: fingerprint of the files, the spec and the options, and the flags; "" before they are looked at.
         decided: the same of the round before.
         candidate: version of the new model; "" before it is trained.
+        judged: version that passed the gates, where the candidate is made of it and knows the newest events too; "" where the
+            gates judged the candidate itself.
         warm: whether training starts from the served version.
         trained_anew_because: why it does not, in words.
         outcome: how the round ended; "" before its end.
@@ -45,6 +47,7 @@ class Round:
     source: str = ""
     decided: str = ""
     candidate: str = ""
+    judged: str = ""
     warm: bool = False
     trained_anew_because: str = ""
     outcome: Outcome = ""

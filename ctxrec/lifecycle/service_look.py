@@ -32,6 +32,9 @@ class Look:
         events: events that were accepted.
         refused: published versions that a replica could not take over.
         replicas: number of replicas by the version that they serve.
+        listed: first events of users after a list, by the version of the list: how many were of an item in the list, and
+            how many there were.
+        arms: answers of versions to users in an A/B test.
     """
 
     at: float
@@ -42,6 +45,8 @@ class Look:
     events: float = 0.0
     refused: float = 0.0
     replicas: dict[str, float] = field(default_factory=dict)
+    listed: dict[str, list[float]] = field(default_factory=dict)
+    arms: dict[str, float] = field(default_factory=dict)
 
     def since(self, before: Look) -> Look:
         """What was counted since an earlier look. Where the service was restarted, its counters begin anew."""
@@ -49,7 +54,13 @@ class Look:
         restarted = self.answers < before.answers or self.events < before.events
         if restarted:
             return self
-        return dataclasses.replace(self, **{name: getattr(self, name) - getattr(before, name) for name in names})
+        fewer = {name: getattr(self, name) - getattr(before, name) for name in names}
+        listed = {
+            version: [now - was for now, was in zip(counts, before.listed.get(version, [0.0, 0.0]), strict=True)]
+            for version, counts in self.listed.items()
+        }
+        arms = {version: count - before.arms.get(version, 0.0) for version, count in self.arms.items()}
+        return dataclasses.replace(self, listed=listed, arms=arms, **fewer)
 
 
 def look(url: str) -> Look:
@@ -101,6 +112,8 @@ def parse(text: str, *, at: float) -> Look:
     """
     found: dict[str, float] = dict.fromkeys(("answers", "errors", "seconds", "fallbacks", "events", "refused"), 0.0)
     replicas: dict[str, float] = {}
+    arms: dict[str, float] = {}
+    listed: dict[str, list[float]] = {}
     try:
         samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
     except ValueError as error:
@@ -122,7 +135,13 @@ def parse(text: str, *, at: float) -> Look:
             found["refused"] += value
         elif sample.name == "ctxrec_model_info" and value > 0:
             replicas[labels["version"]] = value
+        elif sample.name == "ctxrec_arm_answers_total":
+            arms[labels["version"]] = arms.get(labels["version"], 0.0) + value
+        elif sample.name == "ctxrec_list_events_total":
+            counts = listed.setdefault(labels["version"], [0.0, 0.0])
+            counts[0] += value * (labels["listed"] == "yes")
+            counts[1] += value
     if not replicas:
         raise UserError("the metrics name no model; expected a service of ctxrec that serves published models")
     assert all(math.isfinite(value) for value in found.values())
-    return Look(at=at, **found, replicas=replicas)
+    return Look(at=at, **found, replicas=replicas, listed=listed, arms=arms)

@@ -29,6 +29,9 @@ class WatchParams:
         fallbacks: share of answers to unknown users above that of the time before.
         events: share of the events an answer that may be lost. It is lost for sure if the fall is more than three
             standard deviations of counts that are independent (Poisson).
+        listed: share of the hits that may be lost. A hit is a first event after a list of an item in the list; the share of
+            hits of the version is compared with that of all others since the look before. It is lost for sure if the fall
+            is more than three standard deviations of two independent shares.
     """
 
     every_s: float = 5.0
@@ -38,6 +41,7 @@ class WatchParams:
     slower: float = 2.0
     fallbacks: float = 0.1
     events: float = 0.2
+    listed: float = 0.2
 
 
 WATCH = WatchParams()
@@ -52,6 +56,8 @@ class Watched:
         seconds: since it was published.
         answers: calls that it answered.
         before, after: figures of the time before it was published, and since all replicas serve it.
+        hits: share of the first events after a list that were of an item in the list, by whose list it was ("version" and
+            "others"); without lists there is none.
     """
 
     guard: str
@@ -59,6 +65,7 @@ class Watched:
     answers: float
     before: dict[str, float]
     after: dict[str, float]
+    hits: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def figures(window: Look) -> dict[str, float]:
@@ -101,6 +108,30 @@ def broken_guard(before: Look, after: Look, *, params: WatchParams = WATCH) -> s
     return ""
 
 
+def lost_hits(version: str, since: Look, *, params: WatchParams = WATCH) -> str:
+    """Whether users take less of a version's lists than of others', in words; "" where not, or where too few tell.
+
+    Args:
+        version: that is watched.
+        since: what was counted since the look before.
+        params: the guards.
+    """
+    (hits, lists), (others, of_others) = hits_of(version, since)
+    if min(lists, of_others) < params.fewest:
+        return ""
+    now, was, both = hits / lists, others / of_others, (hits + others) / (lists + of_others)
+    spread = (both * (1 - both) * (1 / lists + 1 / of_others)) ** 0.5
+    if now < (1 - params.listed) * was and was - now > 3 * spread:
+        return f"{now:.1%} of the first events after a list are in the list, {was:.1%} with other versions"
+    return ""
+
+
+def hits_of(version: str, since: Look) -> tuple[list[float], list[float]]:
+    """Hits and first events after lists of a version, and of all others."""
+    others = [counts for name, counts in since.listed.items() if name != version]
+    return since.listed.get(version, [0.0, 0.0]), [sum(counts[n] for counts in others) for n in range(2)]
+
+
 def save_look(path: str, found: Look) -> None:
     """Keep a look for a command that goes on after a kill."""
     storage.write_json(path, dataclasses.asdict(found))
@@ -121,6 +152,7 @@ def watch(
     at_publication: Look,
     params: WatchParams = WATCH,
     still_served: Callable[[], bool] = lambda: True,
+    canary: bool = False,
 ) -> Watched:
     """Look at a service until a time, or until a guard breaks.
 
@@ -133,6 +165,7 @@ def watch(
         at_publication: a look just before it was published.
         params: the guards.
         still_served: whether the version is still the published one; if not, the watch ends.
+        canary: whether it is the arm of a share of the users, whose calls count in the figures of all.
     """
     before = at_publication.since(begin) if begin is not None else dataclasses.replace(at_publication, answers=0.0)
     taken_over: Look | None = None
@@ -147,15 +180,18 @@ def watch(
                 guard = f"the service is silent: {error}"
             continue
         if taken_over is None:
-            if set(now.replicas) == {version}:
-                logger.info("all replicas serve %s", version)
+            if now.since(at_publication).arms.get(version, 0) > 0 if canary else set(now.replicas) == {version}:
+                logger.info("some users get %s" if canary else "all replicas serve %s", version)
                 taken_over = now
             elif now.refused > at_publication.refused:
                 guard = f"a replica refuses {version}"
-            elif time.time() - published > params.take_over_s:
+            elif not canary and time.time() - published > params.take_over_s:
                 guard = f"{', '.join(sorted(now.replicas))} is served {params.take_over_s:g} s after {version} was published"
             continue
         guard = broken_guard(before, now.since(taken_over), params=params)
+        guard = guard or lost_hits(version, now.since(begin or at_publication), params=params)
     after = now.since(taken_over) if taken_over is not None else Look(now.at)
     found: dict[str, Any] = {"before": figures(before), "after": figures(after)}
+    pairs = zip(("version", "others"), hits_of(version, now.since(begin or at_publication)), strict=True)
+    found["hits"] = {name: round(hits / lists, 4) for name, (hits, lists) in pairs if lists}
     return Watched(guard=guard, seconds=round(time.time() - published, 1), answers=after.answers, **found)

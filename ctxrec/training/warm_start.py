@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 
 from ctxrec.bundle import format as bundle_format
+from ctxrec.bundle.all_events import towers_until
 from ctxrec.core import schema, storage
 from ctxrec.core.config import BACKBONES, Config, load_config
 from ctxrec.core.run_paths import BundlePaths
@@ -73,7 +73,7 @@ class Earlier:
     encoder: TextEncoder | None  # None: it was not tuned
     blend: Blend | None
     version: str
-    trained_until_us: int  # time of the last event that it was trained on, microseconds
+    trained_until_us: int  # time of the last event that its towers were trained on, microseconds
 
 
 def read_earlier(bundle: str, encoder_path: str | None, *, scratch: str) -> Earlier:
@@ -97,15 +97,8 @@ def read_earlier(bundle: str, encoder_path: str | None, *, scratch: str) -> Earl
         encoder=bundle_format.load_encoder(config, str(encoder_path), paths.adapter) if tuned else None,
         blend=bundle_format.load_blend(folder),
         version=manifest["model_version"],
-        trained_until_us=_trained_until(paths.histories),
+        trained_until_us=towers_until(folder, manifest),
     )
-
-
-def _trained_until(path: str) -> int:
-    with pa.memory_map(path) as source:
-        table = pa.ipc.open_file(source).read_all().select([schema.EVENT_TIMES, schema.EVENT_SPLIT]).combine_chunks()
-    times, split = (table.column(name).combine_chunks().flatten().to_numpy() for name in table.column_names)
-    return int(times[split != schema.TEST].max(initial=-1))
 
 
 def why_not(bundle: str, data: PreparedData, config: Config) -> str:

@@ -1,10 +1,12 @@
 """Refreshes of a log week by week against a model that stays as it is: who ranks each week's events better, before it saw them?
 
     python tests/bench/refresh_replay.py --dataset DIR --out OUT [--weeks 10] [--days 7] [--set train.preset=quick]
+    python tests/bench/refresh_replay.py --dataset DIR --out OUT --against OTHER
 
 DIR holds `events.parquet`, `items.parquet` and `dataset.toml` with a temporal split, as `ctxrec datasets online-retail`
 writes them. The first model is trained on all before the last WEEKS periods of DAYS days. Then each period's events are
-ranked by the first model and by the one that is served at its beginning, and a refresh follows.
+ranked by the first model and by the one that is served at its beginning, and a refresh follows. The same command goes on
+where it was ended.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,57 +42,80 @@ DAY_S = 86400
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--out", required=True)
     parser.add_argument("--weeks", type=int, default=10)
     parser.add_argument("--days", type=float, default=7, help="length of a period")
     parser.add_argument("--full", action="store_true", help="train anew in each refresh")
+    parser.add_argument(
+        "--judged", action="store_true", help="publish what the gates judged, without the newest events"
+    )
+    parser.add_argument("--at-most", type=int, default=1000, metavar="N", help="end after N periods of this call")
+    parser.add_argument("--against", metavar="OUT", help="compare with the served versions of another replay, and end")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     args = parser.parse_args()
     out = Path(args.out)
-    shutil.rmtree(out, ignore_errors=True)
-    replay(Path(args.dataset), out, args.weeks, args.days * DAY_S, load_config(None, args.overrides), args.full)
+    if args.against:
+        compare(out, Path(args.against))
+        return
+    asked = {"config": load_config(None, args.overrides), "full": args.full, "complete": not args.judged}
+    replay(Path(args.dataset), out, args.weeks, args.days * DAY_S, asked, args.at_most)
     ray.shutdown()
 
 
-def replay(source: Path, out: Path, weeks: int, period_s: float, config: Config, full: bool) -> None:
+def replay(source: Path, out: Path, weeks: int, period_s: float, asked: dict[str, Any], at_most: int) -> None:
     log = pq.read_table(source / "events.parquet").sort_by("timestamp")
     times = log.column("timestamp").to_numpy()
     cuts = [*(times.max() + 1 - period_s * np.arange(weeks, -1, -1))]
-    shop = out / "shop"
-    (shop / "events").mkdir(parents=True)
-    if (source / "users.parquet").exists():
-        shutil.copy(source / "users.parquet", shop)
-    text = (source / "dataset.toml").read_text().replace('"events.parquet"', '"events/*.parquet"')
-    (shop / "dataset.toml").write_text(text)
+    shop, config, first = out / "shop", asked["config"], RunPaths(str(out / "run")).bundle
+    if not registry.is_models(str(out / "models")):
+        shutil.rmtree(out, ignore_errors=True)
+        (shop / "events").mkdir(parents=True)
+        if (source / "users.parquet").exists():
+            shutil.copy(source / "users.parquet", shop)
+        text = (source / "dataset.toml").read_text().replace('"events.parquet"', '"events/*.parquet"')
+        (shop / "dataset.toml").write_text(text)
+        _arrive(log, source, shop, "000", times < cuts[0], times < cuts[0])
+        begin = time.monotonic()
+        data = prepare(load_spec(str(shop / "dataset.toml")), str(out / "data"), config)
+        train(data.path, str(out / "run"), config)
+        registry.publish(first, str(out / "models"))
+        print(f"first model: {time.monotonic() - begin:.0f} s, {data.meta['counts']['events']:,} events", flush=True)
     spec = load_spec(str(shop / "dataset.toml"))
-    _arrive(log, source, shop, "000", times < cuts[0], times < cuts[0])
-    begin = time.monotonic()
-    data = prepare(spec, str(out / "data"), config)
-    run = train(data.path, str(out / "run"), config)
-    first = RunPaths(run).bundle
-    registry.publish(first, str(out / "models"))
-    print(f"first model: {time.monotonic() - begin:.0f} s, {data.meta['counts']['events']:,} events", flush=True)
-    found: list[np.ndarray] = []
-    for week in range(weeks):
+    undone = [week for week in range(weeks) if not (out / f"line-{week + 1:03d}.json").exists()]
+    for week in undone[:at_most]:
         inside = (times >= cuts[week]) & (times < cuts[week + 1])
         _arrive(log, source, shop, f"{week + 1:03d}", inside, times < cuts[week + 1])
-        both = _ranked(spec, out, config, int(inside.sum()) / int((times < cuts[week + 1]).sum()), first)
-        found.append(both)
+        lists = out / f"ndcg-{week + 1:03d}.npy"
+        if not lists.exists():  # else a call before was ended while it refreshed
+            np.save(lists, _ranked(spec, out, config, int(inside.sum()) / int((times < cuts[week + 1]).sum()), first))
         begin = time.monotonic()
         folders = {"models": str(out / "models"), "work": str(out / "work")}
-        done = refresh(Refresh(**folders, spec=spec, config=config, full=full))
-        took = time.monotonic() - begin
+        done = refresh(Refresh(**folders, spec=spec, **asked))
+        took, both = time.monotonic() - begin, np.load(lists)
         card = storage.read_json(ModelsPaths(str(out / "models")).decision(done.candidate))
         manifest = storage.read_json(RunPaths(str(out / "work" / f"round-{done.number:06d}" / "run")).manifest)
         line = {
             "week": week + 1, "events": int(inside.sum()), "requests": len(both),
             "served": round(both[:, 0].mean(), 4), "frozen": round(both[:, 1].mean(), 4),
-            "cumulative": _told(np.concatenate(found)), "outcome": done.outcome, "warm": done.warm,
+            "cumulative": _told(np.concatenate(_ndcg_of(out, week + 1))), "outcome": done.outcome, "warm": done.warm,
             "train_s": manifest["train_seconds"], "refresh_s": round(took, 1), "why": card["why"],
         }  # fmt: skip
+        storage.write_json(str(out / f"line-{week + 1:03d}.json"), line)
         print(json.dumps(line), flush=True)
+
+
+def compare(ours: Path, theirs: Path) -> None:
+    """The served versions of two replays of the same log, on the same requests, over all periods so far."""
+    mine, others = _ndcg_of(ours, 1000), _ndcg_of(theirs, 1000)
+    for week, (a, b) in enumerate(zip(mine, others, strict=False), 1):
+        pairs = [np.stack([x[:, 0], y[:, 0]], 1) for x, y in zip(mine[:week], others[:week], strict=True)]
+        print(f"period {week}: {a[:, 0].mean():.4f} and {b[:, 0].mean():.4f}; so far {_told(np.concatenate(pairs))}")
+
+
+def _ndcg_of(out: Path, weeks: int) -> list[np.ndarray]:
+    return [np.load(path) for path in sorted(out.glob("ndcg-*.npy"))[:weeks]]
 
 
 def _arrive(log: pa.Table, source: Path, shop: Path, name: str, inside: np.ndarray, seen: np.ndarray) -> None:

@@ -69,9 +69,9 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("write", range(5))
+@pytest.mark.parametrize("write", range(7))
 def test_a_killed_refresh_goes_on_and_publishes_once(place, tiny_encoder, monkeypatch, write, moment):
-    """It is killed before or after each of the five writes of its state: begin, train, gate, publish, done."""
+    """It is killed before or after each write of its state: begin, train, gate, complete, canary, publish, done."""
     job = asked(place, tiny_encoder)
     first = registry.read_published(job.models).version
     arrive(place / "shop", 1)
@@ -93,7 +93,7 @@ def test_a_killed_refresh_goes_on_and_publishes_once(place, tiny_encoder, monkey
         refresh(job)
     monkeypatch.setattr(rounds, "write", real)
     done = refresh(job)
-    if write == 4 and moment == "after":  # it was done: the next call finds nothing new
+    if write == 6 and moment == "after":  # it was done: the next call finds nothing new
         assert done.number == 2 and done.outcome == "nothing new"
     else:
         assert done.number == 1 and done.outcome == "published"

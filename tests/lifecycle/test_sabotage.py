@@ -11,10 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from refreshes import arrive, change_arrays, make_shop, quick, rewritten, serve_first
+from refreshes import arrive, change_arrays, make_shop, permute_ids, quick, rewritten, serve_first, with_column
 from shared_folders import shared_folder
 
-from ctxrec.bundle.item_order import DIGEST, digest_of
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.core.run_paths import RunPaths
 from ctxrec.data.prepared import PreparedData
@@ -57,10 +56,6 @@ def test_the_good_candidate_is_published(world):
 def log_of(shop: Path, change: Callable[[pa.Table], pa.Table]) -> None:
     for path in sorted((shop / "events").glob("*.parquet")):
         pq.write_table(change(pq.read_table(path)), path)
-
-
-def with_column(table: pa.Table, name: str, values) -> pa.Table:
-    return table.set_column(table.column_names.index(name), name, pa.chunked_array([values]))
 
 
 def shuffle_training_targets(shop: Path) -> None:
@@ -160,24 +155,6 @@ def test_spoilt_data_is_not_published(world, tiny_encoder, tmp_path, spoil):
 
 
 # What is done to the files of the good candidate's bundle.
-def permute_ids(folder: Path) -> None:
-    """Each item has the vectors of another one; all files agree on the order."""
-    items = pq.read_table(folder / "items.parquet")
-    ids = RNG.permutation(items.column("item_id").to_numpy(zero_copy_only=False))
-    items = with_column(items, "item_id", pa.array(ids, pa.string()))
-    pq.write_table(items, folder / "items.parquet")
-    digest = digest_of(items.column("item_id"))
-    for name in ("vectors.safetensors", "blend.safetensors"):
-        from safetensors.numpy import load_file, save_file
-
-        save_file(load_file(folder / name), folder / name, metadata={DIGEST: digest})
-    path = folder / "manifest.json"
-    import json
-
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {DIGEST: digest}))
-
-
 def explode(arrays: dict[str, np.ndarray]) -> None:
     """The popularity of one item is a hundred times as large."""
     arrays["popularity"][3] = 100 * np.abs(arrays["popularity"]).max()

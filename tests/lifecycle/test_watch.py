@@ -10,15 +10,21 @@ from watched_services import FAST, METRICS, Service, running
 
 from ctxrec.core.errors import UserError
 from ctxrec.lifecycle.service_look import Look, look, parse
-from ctxrec.lifecycle.watch import broken_guard, watch
+from ctxrec.lifecycle.watch import broken_guard, lost_hits, watch
 
 
 def test_a_look_counts_recommendations_alone():
-    text = METRICS.format(version="v", ok=100, errors=5, seconds=2.5, fallbacks=7, events=50, refused=1)
+    listed = "\n".join(
+        f'ctxrec_list_events_total{{version="{version}",listed="{listed}"}} {count}'
+        for version, listed, count in (("v", "yes", 8), ("v", "no", 2), ("w", "no", 3))
+    )
+    counts = {"ok": 100, "errors": 5, "seconds": 2.5, "fallbacks": 7, "events": 50, "refused": 1}
+    text = METRICS.format(version="v", listed=listed, **counts) + 'ctxrec_arm_answers_total{version="w"} 4\n'
     found = parse(text, at=1.0)
-    assert found == Look(1.0, 105, 5, 2.5, 7, 50, 1, {"v": 2.0})
-    later = dataclasses.replace(found, at=2.0, answers=205, errors=6)
+    assert found == Look(1.0, 105, 5, 2.5, 7, 50, 1, {"v": 2.0}, {"v": [8, 10], "w": [0, 3]}, {"w": 4})
+    later = dataclasses.replace(found, at=2.0, answers=205, errors=6, listed={"v": [9, 12], "x": [1, 1]}, arms={"w": 6})
     assert (later.since(found).answers, later.since(found).errors) == (100, 1)
+    assert (later.since(found).listed, later.since(found).arms) == ({"v": [1, 2], "x": [1, 1]}, {"w": 2})
     restarted = Look(3.0, 10, 1, 0.1, 0, 5, 0, {"v": 2.0})
     assert restarted.since(later).answers == 10, "counters that began anew count as they are"
     with pytest.raises(UserError, match="name no model"):
@@ -52,9 +58,27 @@ def test_without_a_time_before_only_errors_count():
 
 
 @pytest.mark.parametrize(
+    ("ours", "others", "lost"),
+    [
+        ([40, 100], [80, 100], True),
+        ([40, 99], [80, 100], False),  # too few
+        ([70, 100], [80, 100], False),  # a fall of less than a fifth
+        ([15, 200], [20, 200], False),  # a fall that chance explains
+        ([100, 2000], [200, 2000], True),
+        ([0, 0], [80, 100], False),
+    ],
+)
+def test_hits_are_compared_with_those_of_all_other_versions(ours, others, lost):
+    halves = {"old": [others[0] / 4, others[1] / 4], "older": [others[0] * 3 / 4, others[1] * 3 / 4]}
+    found = lost_hits("new", Look(0, listed={"new": [float(n) for n in ours], **halves}))
+    assert bool(found) == lost and (not lost or "in the list" in found)
+
+
+@pytest.mark.parametrize(
     ("figures", "guard"),
     [
         ({}, ""),
+        ({"hits": 2}, "first events after a list"),
         ({"errors": 4}, "of the calls fail"),
         ({"seconds": 4.0}, "a call takes"),
         ({"fallbacks": 30}, "not known"),
@@ -77,7 +101,8 @@ def test_a_version_in_service_is_watched(figures, guard):
         }
         seen = watch(url, "new", until=at + 300, params=FAST, **options)
     assert (guard in seen.guard) if guard else seen.guard == "", seen
-    assert seen.answers >= FAST.fewest
+    assert seen.answers >= FAST.fewest or "hits" in figures, "hits need no answers, but lists that events followed"
+    assert seen.hits["others"] == pytest.approx(2 / 3, abs=1e-3)
 
 
 def test_a_version_that_nobody_takes_over_and_a_service_that_falls_silent():
