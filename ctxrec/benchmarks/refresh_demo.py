@@ -37,7 +37,7 @@ from ctxrec.training.driver import describe_run, train
 
 OPTIONS: dict[str, dict[str, Any]] = {"train": {"preset": "quick"}, "encoder": {"name": ""}}
 PLAN = NewsPlan(users=1_500, items=1_500, events=40_000)
-_DAY_S, _FIRST_DAYS, _MORNING_S = 86_400, 6, 4 * 3600  # the first model knows six days of ten
+_DAY_S, _FIRST_DAYS, _MORNING_S = 86_400, 6, 10 * 3600  # the first model knows six days of ten
 _K, _AT_ONCE, _FILES_S, _WATCH_S = 10, 250, 2.0, 15
 _WAIT_S = 0.05  # between two requests that go on all the time
 _EXPORT_TIMEOUT_S = 120
@@ -239,7 +239,9 @@ def _refresh(folder: str, models: str, url: str) -> str:
     state = storage.read_json_object(RefreshPaths(os.path.join(models, "refresh")).state)
     card = ModelsPaths(models).decision(state["candidate"])
     found = storage.read_json_object(card)
-    print(f"{state['outcome']} after {time.monotonic() - begin:.0f} s: {found['why']}")
+    print(
+        f"{state['outcome']} after {time.monotonic() - begin:.0f} s, by the models without live counts: {found['why']}"
+    )
     print(f"watched for {found['watched_s']:.0f} s: {found['watched']}; card: {card.removesuffix('.json')}.html")
     return str(state["candidate"])
 
@@ -250,5 +252,5 @@ def _compare(before: np.ndarray, after: np.ndarray) -> None:
     gain = percentile_interval(float((after - before).mean()), resampled[:, 0] - resampled[:, 1])
     print(
         f"NDCG@{_K} of {len(both):,} events of the next morning: before {before.mean():.4f}, after {after.mean():.4f} "
-        f"({gain['mean']:+.4f}, 95 % interval {gain['low']:+.4f} to {gain['high']:+.4f})"
+        f"({gain['mean']:+.4f}, 95 % interval {gain['low']:+.4f} to {gain['high']:+.4f}); live counts know the day in both"
     )

@@ -49,7 +49,6 @@ class LiveStatistics:
         self._counted: dict[int, None] = {}  # hashes of user, item and day, in the order in which they came
         self._version = model.catalogue.version
         self._negative = {action for action, weight in model.spec.events.actions.items() if weight < 0}
-        self._negative_codes = [c for c, name in enumerate(model.features.actions, 1) if name in self._negative]
         self._add_stored()
         if weights is not None:
             model.live = LiveSources(self.counts, weights)
@@ -110,7 +109,8 @@ class LiveStatistics:
             return
         longest_us = round(self.counts.params.half_lives_s[-1] * US)
         kept = np.flatnonzero(events.times > int(events.times.max()) - _KEPT_HALVINGS * longest_us)
-        kept = kept[~np.isin(events.actions[kept], self._negative_codes)]
+        codes = [code for code, name in enumerate(self._model.features.actions, 1) if name in self._negative]
+        kept = kept[~np.isin(events.actions[kept], codes)]
         rows = np.searchsorted(events.offsets, kept, side="right") - 1
         kept = kept[once_a_day(rows, events.items[kept], events.times[kept])]
         self.counts.add(events.items[kept], events.times[kept])
@@ -127,12 +127,11 @@ class LiveStatistics:
         return True
 
     def _is_stored(self, user_id: str, item: int, day: int) -> bool:
-        """Whether the bundle's log has the item of the user on a day, and not as negative feedback."""
+        """Whether the bundle's log has the item of the user on a day, whatever the action was."""
         row = self._model.user_row.get(user_id)
         if row is None:
             return False
         events = self._model.histories.events
         span = events.row(row)
         first, stop = np.searchsorted(events.times[span], (day * DAY_US, (day + 1) * DAY_US))
-        there = slice(span.start + int(first), span.start + int(stop))
-        return bool(((events.items[there] == item) & ~np.isin(events.actions[there], self._negative_codes)).any())
+        return item in events.items[span.start + int(first) : span.start + int(stop)]
