@@ -12,14 +12,16 @@ from refreshes import arrive, make_shop, quick, serve_first
 from shared_folders import shared_folder
 from watched_services import FAST, Service, running
 
-from ctxrec.bundle import registry
-from ctxrec.core import storage
+from ctxrec.bundle import all_events, registry
+from ctxrec.core import schema, storage
 from ctxrec.core.dataset_spec import load_spec
 from ctxrec.core.errors import UserError
 from ctxrec.core.manifest import read_run_manifest
 from ctxrec.core.run_paths import ModelsPaths, RefreshPaths
+from ctxrec.experiments.ab_test import Arm, Experiment
 from ctxrec.lifecycle import refresh_loop, rounds
 from ctxrec.lifecycle.refresh_loop import Refresh, refresh
+from ctxrec.retrieval.load import load_recommender
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,11 @@ def test_new_events_are_published_once(place, tiny_encoder):
     assert registry.read_published(job.models).previous == (before.version,)
     said = card(job.models, done.candidate)
     assert said["publish"] and said["outcome"] == "published" and said["served"] == before.version
+    assert (
+        card(job.models, done.judged)["outcome"] == f"published as {done.candidate}" and done.judged in said["judged"]
+    )
+    histories = load_recommender(registry.version_folder(job.models, done.candidate)).histories
+    assert (histories.split != schema.TEST).all(), "what is served knows the newest events"
     page = Path(ModelsPaths(job.models).decision(done.candidate)).with_suffix(".html").read_text()
     assert "published" in page and "lost items" in page
     again = refresh(job)
@@ -114,6 +121,31 @@ def test_what_somebody_changed_meanwhile_stays(place, tiny_encoder, monkeypatch)
     assert done.outcome == "superseded" and registry.read_published(job.models).version == first
 
 
+def test_where_the_newest_events_break_a_gate_what_was_judged_is_published(place, tiny_encoder, monkeypatch):
+    """The memory of all events is spoilt on its way: its pairs are lost."""
+    job, real = asked(place, tiny_encoder), all_events.fit_memory
+    arrive(place / "shop", 1)
+
+    def spoilt(*args, **kwargs):
+        made = real(*args, **kwargs)
+        nothing = made.popularity_I * 0
+        return dataclasses.replace(
+            made,
+            cooccurrence_II=made.cooccurrence_II * 0,
+            next_II=made.next_II * 0,
+            popularity_I=nothing,
+            recent_I=nothing,
+        )
+
+    monkeypatch.setattr(all_events, "fit_memory", spoilt)
+    done = refresh(job)
+    assert done.outcome == "published" and not done.judged
+    said = card(job.models, done.candidate)
+    assert said["outcome"] == "published" and "NDCG@10" in said["without_the_newest_events_because"]
+    histories = load_recommender(registry.version_folder(job.models, done.candidate)).histories
+    assert (histories.split == schema.TEST).any()
+
+
 def test_a_refused_candidate_is_told_and_not_tried_again(place, tiny_encoder):
     job = asked(place, tiny_encoder)
     served = registry.read_published(job.models).version
@@ -136,6 +168,19 @@ def test_one_refresh_at_a_time_and_something_must_be_served(place, tiny_encoder,
         refresh(job)
     ended = call("ctxrec.refresh", str(place / "shop" / "dataset.toml"), "--models", str(tmp_path / "none"))
     assert_users_mistake(ended, "nothing is published", "ctxrec.publish")
+
+
+def test_a_canary_needs_users_to_watch_and_no_other_test(place, tiny_encoder):
+    job = asked(place, tiny_encoder, canary=0.1)
+    with pytest.raises(UserError, match="needs --watch URL"):
+        refresh(job)
+    with pytest.raises(UserError, match="share of the users above 0 and below 1"):
+        refresh(dataclasses.replace(job, canary=1.5, watch="http://localhost:1"))
+    test = Experiment(name="spring", arms=(Arm(name="a", version="b" * 12, share=0.5),))
+    storage.write_json(ModelsPaths(job.models).experiment, dataclasses.asdict(test))
+    with pytest.raises(UserError, match="runs the A/B test 'spring'; end it"):
+        refresh(dataclasses.replace(job, watch="http://localhost:1"))
+    assert not storage.exists(RefreshPaths(job.work).state), "nothing has begun"
 
 
 @pytest.mark.parametrize("errors", [0, 8])
