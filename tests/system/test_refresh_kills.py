@@ -37,6 +37,7 @@ def held(stage: str, models: str) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_a_sigkill_in_every_stage_loses_nothing_and_publishes_once(place, wait_for_file: Callable[..., None]):
     models, state = str(place / "models"), RefreshPaths(str(place / "models" / "refresh")).state
     first = registry.read_published(models)
