@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument(
         "--judged", action="store_true", help="publish what the gates judged, without the newest events"
     )
-    parser.add_argument("--at-most", type=int, default=1000, metavar="N", help="end after N periods of this call")
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no other period after so many seconds")
     parser.add_argument("--against", metavar="OUT", help="compare with the served versions of another replay, and end")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     args = parser.parse_args()
@@ -62,11 +62,11 @@ def main() -> None:
         return
     export.fit_live_weights = lambda *_: None  # type: ignore[assignment]
     asked = {"config": load_config(None, args.overrides), "full": args.full, "complete": not args.judged}
-    replay(Path(args.dataset), out, args.weeks, args.days * DAY_S, asked, args.at_most)
+    replay(Path(args.dataset), out, args.weeks, args.days * DAY_S, asked, time.monotonic() + args.seconds)
     ray.shutdown()
 
 
-def replay(source: Path, out: Path, weeks: int, period_s: float, asked: dict[str, Any], at_most: int) -> None:
+def replay(source: Path, out: Path, weeks: int, period_s: float, asked: dict[str, Any], until: float) -> None:
     log = pq.read_table(source / "events.parquet").sort_by("timestamp")
     times = log.column("timestamp").to_numpy()
     cuts = [*(times.max() + 1 - period_s * np.arange(weeks, -1, -1))]
@@ -86,7 +86,9 @@ def replay(source: Path, out: Path, weeks: int, period_s: float, asked: dict[str
         print(f"first model: {time.monotonic() - begin:.0f} s, {data.meta['counts']['events']:,} events", flush=True)
     spec = load_spec(str(shop / "dataset.toml"))
     undone = [week for week in range(weeks) if not (out / f"line-{week + 1:03d}.json").exists()]
-    for week in undone[:at_most]:
+    for week in undone:
+        if time.monotonic() > until:
+            break
         inside = (times >= cuts[week]) & (times < cuts[week + 1])
         _arrive(log, source, shop, f"{week + 1:03d}", inside, times < cuts[week + 1])
         lists = out / f"ndcg-{week + 1:03d}.npy"
