@@ -10,10 +10,13 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from prometheus_client import Counter
+
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import US
 from ctxrec.experiments.ab_test import CONTROL, Arm, Experiment
 from ctxrec.experiments.exposures import Exposure, write_exposures
+from ctxrec.live.store import LoggedEvent
 from serve.api import RecommendRequest
 from serve.engine import Answer, Engine, Reply
 from serve.item_sync import Every, ItemSync
@@ -42,6 +45,14 @@ class Arms:
             return None
         arm = self.test.arm_of(user_id)
         return CONTROL if arm is None else arm.name
+
+    def count_events(self, events: Sequence[LoggedEvent], actions: Sequence[str], counter: Counter) -> None:
+        """Count stored events by arm and action; actions that the model does not know are one."""
+        if self.test is None:
+            return
+        for event in events:
+            action = event.action if event.action in actions else "other"  # a label is for a few values
+            counter.labels(self.test.name, self.arm_of(event.user_id), action).inc()
 
     def recommend(self, calls: Sequence[Call], current: Engine, seen: Callable[[list[Exposure]], None]) -> list[Reply]:
         """One reply for each call, each request answered by the version of its arm.

@@ -148,23 +148,15 @@ class Replica:
         if isinstance(result, int):
             self._pull_soon()
             self._metrics.events.inc(result)
-            self._count_by_arm(events)
-            actions = self._engine.retriever.recommender.spec.events.actions
-            self._shown.credit(events, {action for action, weight in actions.items() if weight < 0})
+            recommender = self._engine.retriever.recommender
+            self._arms.count_events(events, recommender.features.actions, self._metrics.arm_events)
+            self._shown.credit(events, recommender.spec.events.actions)
         return result
 
     def without_effect(self, events: Sequence[LoggedEvent]) -> list[dict[str, Any]]:
         """What of stored events changes no recommendation of the present version, as the API's warnings."""
         recommender = self._engine.retriever.recommender
         return without_effect(events, actions=recommender.features.actions, known_items=recommender.item_position)
-
-    def _count_by_arm(self, events: Sequence[LoggedEvent]) -> None:
-        test, actions = self._arms.test, self._engine.retriever.recommender.features.actions
-        for event in events:
-            if test is None:
-                break
-            action = event.action if event.action in actions else "other"  # a label is for a few values
-            self._metrics.arm_events.labels(test.name, self._arms.arm_of(event.user_id), action).inc()
 
     async def put_items(self, rows: Sequence[Mapping[str, Any]]) -> int:
         with self._admitted():

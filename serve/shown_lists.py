@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ctxrec.live.store import LoggedEvent
 from serve.arms import Call
@@ -43,11 +43,16 @@ class ShownLists:
             while len(self._lists) > _MOST_USERS:
                 del self._lists[next(iter(self._lists))]
 
-    def credit(self, events: Sequence[LoggedEvent], negative: set[str]) -> None:
-        """Count each event whose user had a list, unless its action is negative feedback. The list is then forgotten."""
+    def credit(self, events: Sequence[LoggedEvent], weights: Mapping[str, float]) -> None:
+        """Count each event whose user had a list, and forget the list.
+
+        Args:
+            events: that were stored.
+            weights: of actions; an event of an action with a weight below 0 is negative feedback and does not count.
+        """
         at = self._now()
         for event in events:
-            if event.action in negative:
+            if weights.get(event.action or "", 0) < 0:
                 continue
             with self._lock:
                 shown = self._lists.pop(event.user_id, None)

@@ -22,7 +22,7 @@ class Counted:
         self.shown.add([([body], None)], [Reply([Answer(items, [1.0] * len(items), version)])])
 
     def event(self, user: str, item: str, action: str | None = None) -> None:
-        self.shown.credit([LoggedEvent(user, item, 0, action)], {"dislike"})
+        self.shown.credit([LoggedEvent(user, item, 0, action)], {"dislike": -1.0})
 
 
 def test_one_event_counts_for_the_latest_list():
