@@ -167,14 +167,14 @@ def _canary(asked: Refresh, now: Round) -> Round:
     if asked.canary and not guard:
         served = registry.read_published(asked.models)
         if (served.version, served.since) != (now.served, now.served_since):
+            _end_canary(asked)
             return _ended(asked, now, "superseded")
         at = _kept_look(asked, RefreshPaths(asked.work).look(now.number, "canary"))
         ab_test.start(_bundle(asked, now), asked.models, name=_TEST, arm=_ARM, share=asked.canary)
         guard = _guard_broken(asked, now, since=at.at, at_publication=at, canary=True)
         if not guard and not _canary_runs(asked):  # somebody ended it
             return _ended(asked, now, "superseded")
-    if _canary_runs(asked):
-        ab_test.end(asked.models)
+    _end_canary(asked)
     if not guard:
         return rounds.advance(asked.work, now, "publish")
     logger.error("%s goes to nobody: %s", now.candidate, guard)
@@ -196,6 +196,11 @@ def _check_canary(asked: Refresh) -> None:
 def _canary_runs(asked: Refresh) -> bool:
     test = ab_test.read_experiment(asked.models)
     return test is not None and test.name == _TEST
+
+
+def _end_canary(asked: Refresh) -> None:
+    if _canary_runs(asked):
+        ab_test.end(asked.models)
 
 
 def _bundle(asked: Refresh, now: Round) -> str:
