@@ -19,7 +19,7 @@ from ctxrec.bundle import registry
 from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 
-START_TIMEOUT_S = 120
+START_TIMEOUT_S = 300  # of a busy machine; a service that ends before is noticed at once
 
 
 def check_free(port: int) -> None:
