@@ -14,7 +14,8 @@ from ctxrec.datasets.news import NewsPlan
 def test_the_better_version_is_served_without_a_failed_request(tmp_path, capfd):
     run_refresh_demo(str(tmp_path), plan=NewsPlan(users=300, items=400, events=9_000))
     said = capfd.readouterr().out
-    answered, failed = map(int, re.search(r"([\d,]+) requests were answered meanwhile, (\d+) failed", said).groups())
+    counts = re.search(r"([\d,]+) requests were answered meanwhile, (\d+) failed", said).groups()
+    answered, failed = (int(count.replace(",", "")) for count in counts)
     assert answered > 10 and failed == 0, said
     models = str(tmp_path / "refresh" / "models")
     now = read_published(models)
