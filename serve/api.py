@@ -136,6 +136,10 @@ class HistoryEvent(_Body):
     item_id: Id
     action: Text | None = None
     timestamp: Timestamp | None = None
+    value: Strict | None = Field(
+        default=None,
+        description="Rating, quantity, dwell time or money, as in the log; it counts where the dataset spec has [events.feedback].",
+    )
     context: dict[str, ContextValue] = Field(default_factory=dict)
 
     @model_validator(mode="before")

@@ -24,6 +24,7 @@ class FieldWarning(BaseModel):
         "words_not_read",
         "context_not_read",
         "attributes_not_read",
+        "value_not_read",
         "no_second_stage",
         "unknown_value",
         "empty_range",

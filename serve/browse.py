@@ -175,7 +175,7 @@ def about(engine: Engine) -> dict[str, Any]:
         "timezone": spec.events.timezone,
         "clock": features.clock,
         "repeats": spec.split.repeats,
-        "actions": features.actions,
+        "actions": list(recommender.kinds.actions),
         "item_columns": {
             "categorical": {name: features.item_categories[name][:_VALUES] for name in columns},
             "numeric": {name: pc.min_max(column).as_py() for name, column in numbers.items()},

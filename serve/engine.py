@@ -321,7 +321,7 @@ def _source(place: tuple[str, ...]) -> str:
 
 
 def _raw_event(event: HistoryEvent) -> RawEvent:
-    return RawEvent(item_id=event.item_id, action=event.action, timestamp=event.timestamp, context=event.context)
+    return RawEvent(event.item_id, event.action, event.timestamp, event.context, event.value)
 
 
 def column_rules(filter_: Mapping[str, Any]) -> dict[str, ColumnRule]:

@@ -18,6 +18,7 @@ from ctxrec.data.events import US
 from ctxrec.live.event_files import write_event_files
 from ctxrec.live.row_files import write_row_file
 from ctxrec.live.store import TABLES, HistoryStore, LoggedEvent, StoreError
+from ctxrec.retrieval.no_effect import NO_FEEDBACK
 from serve.api import EventsRequest
 from serve.item_sync import Every
 from serve.service_metrics import Metrics
@@ -53,7 +54,11 @@ def logged_events(body: EventsRequest) -> list[LoggedEvent]:
 
 
 def without_effect(
-    events: Sequence[LoggedEvent], *, actions: Collection[str], known_items: Container[str]
+    events: Sequence[LoggedEvent],
+    *,
+    actions: Collection[str],
+    known_items: Container[str],
+    values_count: bool = True,
 ) -> list[dict[str, Any]]:
     """What of stored events changes no recommendation: `FieldWarning` of the API, at most `MAX_WARNINGS`.
 
@@ -66,6 +71,7 @@ def without_effect(
     reasons = {
         "action": f"is no action that the model knows; {valid}. The event counts as one without an action until a model "
         "is trained that knows it",
+        "value": f"of an event has no effect on recommendations, because {NO_FEEDBACK}; the events are stored with it",
         "item_id": "is not in the catalogue. The event is stored, and no recommendation reads it until the item is posted "
         "or a model is trained that knows it",
     }
@@ -74,6 +80,7 @@ def without_effect(
     for place, event in enumerate(events):
         unknown = [("item_id", event.item_id)] if event.item_id not in known_items else []
         unknown += [("action", event.action)] if event.action is not None and event.action not in actions else []
+        unknown += [("value", "value")] if event.value is not None and not values_count else []
         for found in unknown:
             first.setdefault(found, place)
             counts[found] += 1
@@ -81,10 +88,13 @@ def without_effect(
         {
             "loc": ["body", "events", place, field],
             "msg": f"{value[:100]!r} ({counts[field, value]} event{'s' * (counts[field, value] > 1)}) {reasons[field]}",
-            "type": "unknown_action" if field == "action" else "unknown_item",
+            "type": _TYPES[field],
         }
         for (field, value), place in itertools.islice(first.items(), MAX_WARNINGS)
     ]
+
+
+_TYPES = {"action": "unknown_action", "item_id": "unknown_item", "value": "value_not_read"}
 
 
 class Journal:

@@ -43,7 +43,7 @@ class LiveFeed:
                 while True:
                     events, self._mark = self._store.events_since(self._mark, _AT_ONCE)
                     if events:
-                        self._waiting.append([Seen(e.user_id, e.item_id, e.time_us, e.action) for e in events])
+                        self._waiting.append([Seen(e.user_id, e.item_id, e.time_us, e.action, e.value) for e in events])
                     if len(events) < _AT_ONCE:
                         return
             except StoreError:  # `StoreFailures` has logged it

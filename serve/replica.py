@@ -149,14 +149,15 @@ class Replica:
             self._pull_soon()
             self._metrics.events.inc(result)
             recommender = self._engine.retriever.recommender
-            self._arms.count_events(events, recommender.features.actions, self._metrics.arm_events)
+            self._arms.count_events(events, recommender.kinds.actions, self._metrics.arm_events)
             self._shown.credit(events, recommender.spec.events.actions)
         return result
 
     def without_effect(self, events: Sequence[LoggedEvent]) -> list[dict[str, Any]]:
         """What of stored events changes no recommendation of the present version, as the API's warnings."""
         recommender = self._engine.retriever.recommender
-        return without_effect(events, actions=recommender.features.actions, known_items=recommender.item_position)
+        kinds, items = recommender.kinds, recommender.item_position
+        return without_effect(events, actions=kinds.actions, known_items=items, values_count=kinds.are_graded)
 
     async def put_items(self, rows: Sequence[Mapping[str, Any]]) -> int:
         with self._admitted():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ctxrec.retrieval.filters import ColumnRule
-from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, Note, notes_of, notes_of_ids
+from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, Note, notes_of, notes_of_ids, unread_values
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import Retriever
 from serve.api import RecommendRequest
@@ -24,6 +24,7 @@ def request_notes(
     return (
         *_not_reranked(retriever, body),
         *notes_of_ids(retriever, history=body.history, allow=body.allow, exclude=body.exclude, dislike=body.dislike),
+        *unread_values(retriever.recommender, body.history or ()),
         *notes_of(retriever, rules, body.context.features(), body.user, rerank=body.rerank),
     )
 

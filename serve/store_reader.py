@@ -90,6 +90,6 @@ class StoreReader:
         """Stored events, without the context features that this version of the model does not know."""
         contexts = self._recommender.contexts.all_usable([event.context for event in events])
         return [
-            RawEvent(event.item_id, action=event.action, timestamp=event.time_us / US, context=context)
+            RawEvent(event.item_id, event.action, event.time_us / US, context, event.value)
             for event, context in zip(events, contexts, strict=True)
         ]

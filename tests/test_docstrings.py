@@ -23,7 +23,7 @@ UNIT = re.compile(r"second|_s\b|_ms\b|_us\b|epoch|hour|minute|\bdays?\b")
 SOURCE = re.compile(r"\b(19|20)\d\d\b|arXiv|https?://")
 # Modules whose public definitions are formulas of others, and what in them is none.
 FORMULAS: dict[str, set[str]] = {
-    "ctxrec/metrics/ranking.py": set(),
+    "ctxrec/metrics/ranking.py": {"share_taken"},
     "ctxrec/metrics/intervals.py": set(),
     "ctxrec/model/losses.py": {"ChunkParams"},
     "ctxrec/memory/ease.py": set(),

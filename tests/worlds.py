@@ -27,8 +27,13 @@ class World:
 
     def batcher(self, config):
         from ctxrec.data.batching import Batcher
+        from ctxrec.data.feedback import EventKinds
 
-        return Batcher(self.features, history=config.model.history, action_weights=self.spec.events.actions)
+        return Batcher(
+            self.features,
+            history=config.model.history,
+            kinds=EventKinds.of(self.spec.events, self.features.actions, self.features.graded),
+        )
 
     def towers(self, config, *, text_width: int = 0):
         """Towers in evaluation mode, with every weight moved off its starting value, and their catalogue."""

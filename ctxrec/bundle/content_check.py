@@ -133,13 +133,14 @@ def check_parts(offsets: np.ndarray, length: int, file: str) -> None:
         raise Unsound(f"{file} has offsets that do not divide its {length} numbers")
 
 
-def check_sizes(vectors: np.ndarray, widths: Sequence[int], blend: Blend | None) -> None:
+def check_sizes(vectors: np.ndarray, widths: Sequence[int], blend: Blend | None, *, num_codes: int) -> None:
     """Check that the vectors, the towers and the blend have the same sizes.
 
     Args:
         vectors: [I, W] of the towers.
         widths: of the towers' heads.
         blend: of the same bundle.
+        num_codes: of events, that of no action too.
 
     Raises:
         Unsound: names both sizes.
@@ -154,6 +155,10 @@ def check_sizes(vectors: np.ndarray, widths: Sequence[int], blend: Blend | None)
     shapes = [(width, width) for width in heads]
     if tuple(widths) != blend.widths or [c.shape for c in blend.covariances] != shapes:
         raise Unsound(f"blend.safetensors has heads of {blend.widths}; the towers have {tuple(widths)}")
+    if blend.memory.speaks_A is not None and blend.memory.speaks_A.shape != (num_codes,):
+        raise Unsound(
+            f"blend.safetensors has what {blend.memory.speaks_A.shape} codes of events say; data.json has {num_codes}"
+        )
     if blend.weights_2K.shape != (2, len(blend.sources)):
         raise Unsound(
             f"blend.safetensors has weights of shape {blend.weights_2K.shape}; expected (2, {len(blend.sources)})"
@@ -167,6 +172,7 @@ def check_text_axes(arrays: Mapping[str, np.ndarray], text_width: int, blend: Bl
         arrays: of vectors.safetensors; where they have "axes", these are [H, C] and "centre" is [H].
         text_width: H.
         blend: of the same bundle.
+        num_codes: of events, that of no action too.
 
     Raises:
         Unsound: names both sizes.

@@ -110,6 +110,38 @@ class ContextSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FeedbackSpec:
+    """What the value of an event means, in the unit of the log's column (`ctxrec.data.feedback`).
+
+    kind: what the value is; it gives the kinds of event their names, such as "rating negative".
+    positive: from this value on an event is a success, which is a training target.
+    negative: up to this value an event is negative feedback; None: none is. Between the two, an event is history alone.
+    weight: "log": a success weighs log(1 + value) / log(1 + positive) as a target; "none": all alike.
+    """
+
+    kind: Literal["rating", "quantity", "dwell", "money"]
+    positive: float
+    negative: float | None = None
+    weight: Literal["none", "log"] = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("positive", "negative"):
+            bound = getattr(self, name)
+            if bound is not None and not math.isfinite(bound):
+                raise UserError(f"events.feedback.{name} is {bound}; expected a finite number")
+        if self.negative is not None and self.negative >= self.positive:
+            raise UserError(
+                f"events.feedback.negative is {self.negative:g} and positive is {self.positive:g}; expected negative below "
+                "positive: values up to the one are negative feedback, values from the other on are successes"
+            )
+        if self.weight == "log" and self.positive <= 0:
+            raise UserError(
+                f'events.feedback.weight is "log" and positive is {self.positive:g}; expected positive above 0, because a '
+                "success weighs log(1 + value) / log(1 + positive)"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EventsSpec(FileSpec):
     """The behaviour log: where it lies, which column is what, and in which time zone hour, weekday and month are told.
 
@@ -126,6 +158,7 @@ class EventsSpec(FileSpec):
     value: str | None = None
     context: ContextSpec = field(default_factory=ContextSpec)
     actions: dict[str, float] = field(default_factory=dict)
+    feedback: FeedbackSpec | None = None
 
     def __post_init__(self) -> None:
         self._check_form("events")
@@ -146,6 +179,11 @@ class EventsSpec(FileSpec):
             raise UserError(
                 "[events.actions] has weights of actions, and [events] names no column of actions; expected "
                 'action = "COLUMN" in [events]'
+            )
+        if self.feedback is not None and self.value is None:
+            raise UserError(
+                "[events.feedback] says what values mean, and [events] names no column of values; expected "
+                'value = "COLUMN" in [events]'
             )
 
 
@@ -255,7 +293,10 @@ class DatasetSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as plain dictionaries and lists, which TOML and JSON can hold."""
-        return dataclasses.asdict(self)
+        made = dataclasses.asdict(self)
+        if self.events.feedback is None:  # as versions without this section wrote it, so that fingerprints stay
+            del made["events"]["feedback"]
+        return made
 
     @staticmethod
     def from_dict(raw: dict[str, Any], *, source: str = "dataset spec") -> DatasetSpec:

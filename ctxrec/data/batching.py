@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ctxrec.data.events import US, Context, Events, Histories, Users
+from ctxrec.data.events import US, Context, Events, Histories, Users, ranges
 from ctxrec.data.features import gap_buckets, scale_numbers, word_rows
+from ctxrec.data.feedback import EventKinds
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.data.requests import Requests
 
@@ -112,7 +113,7 @@ class Batcher:
     Args:
         features: of the data set.
         history: events that are read of a history.
-        action_weights: of actions as targets; none: every action counts 1.
+        kinds: what actions and values of events say.
         user_texts: reads the free texts of users; None: they are not read.
     """
 
@@ -121,15 +122,13 @@ class Batcher:
         features: FeatureMeta,
         *,
         history: int,
-        action_weights: dict[str, float],
+        kinds: EventKinds,
         user_texts: UserTexts | None = None,
     ) -> None:
         self.features, self._user_texts = features, user_texts
         self.history = history
-        weights = [action_weights.get(action, 0.0) if action_weights else 1.0 for action in features.actions]
-        no_action = 0.0 if action_weights else 1.0  # where actions have weights, an event without one is no target
-        self.action_weights = np.array([no_action, *weights], np.float32)
-        liked = np.maximum(self.action_weights[1:], 0)
+        self.kinds = kinds
+        liked = np.maximum(kinds.weights_A[1:], 0)
         self.action_mix = liked / max(liked.sum(), 1e-9)
 
     def training(self, histories: Histories, windows: Windows) -> Batch:
@@ -140,7 +139,10 @@ class Batcher:
         read = asked.cut(asked.offsets[:-1], asked.offsets[1:] - 1)
         position = np.arange(len(asked.items)) - np.repeat(asked.offsets[:-1], asked.lengths)
         counts = position >= np.repeat(windows.first - windows.start, asked.lengths)
-        weights = self.action_weights[asked.actions] * counts
+        if histories.weights is None:
+            weights = self.kinds.weights_A[asked.actions] * counts
+        else:
+            weights = histories.weights[ranges(windows.start, windows.stop)[0]] * counts
         batch = self._build(
             users=histories.users.take(windows.row),
             read=read,

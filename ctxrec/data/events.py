@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from ctxrec.core import schema
+from ctxrec.data.feedback import EventKinds
 from ctxrec.data.prepared import FeatureMeta
 
 US = 1_000_000  # microseconds a second
@@ -114,6 +115,9 @@ class Histories:
     users: Users
     events: Events
     split: np.ndarray  # int8 [E]
+    weights: np.ndarray | None = (
+        None  # float32 [E], of each event as a target (`ctxrec.data.feedback`); None: not asked for
+    )
 
     def __len__(self) -> int:
         return len(self.users.ids)
@@ -141,8 +145,8 @@ def ranges(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return index, offsets
 
 
-def histories_from_table(table: pa.Table, features: FeatureMeta) -> Histories:
-    """The table of a bucket (`PreparedData.read_bucket`) as arrays."""
+def histories_from_table(table: pa.Table, features: FeatureMeta, kinds: EventKinds | None = None) -> Histories:
+    """The table of a bucket (`PreparedData.read_bucket`) as arrays; with `kinds` also the weights of events as targets."""
     table = table.combine_chunks()
 
     def flat(name: str) -> np.ndarray:
@@ -178,7 +182,10 @@ def histories_from_table(table: pa.Table, features: FeatureMeta) -> Histories:
         actions=flat(schema.EVENT_ACTIONS),
         context=Context(cat=cat, num=num, text=text),
     )
-    return Histories(users=users, events=events, split=flat(schema.EVENT_SPLIT))
+    weights = None
+    if kinds is not None:
+        weights = kinds.weights(events.actions, flat(schema.EVENT_VALUES) if kinds.weighs_values else None)
+    return Histories(users=users, events=events, split=flat(schema.EVENT_SPLIT), weights=weights)
 
 
 def _code_lists(column: pa.ListArray, width: int) -> np.ndarray:

@@ -17,6 +17,7 @@ import scipy.sparse as sp
 from ctxrec.core import schema
 from ctxrec.data.batching import make_windows
 from ctxrec.data.events import histories_from_table
+from ctxrec.data.feedback import EventKinds
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.requests import Requests, join_requests, validation_share
 
@@ -31,12 +32,16 @@ class TrainingEvents:
     offsets: np.ndarray  # int64 [U + 1]
     items: np.ndarray  # int32 [E]
     times: np.ndarray  # int64 [E] microseconds
+    grades: np.ndarray | None = None  # int8 [E], see `EventKinds.grades_A`; None: values do not count
 
-    @staticmethod
-    def select(offsets: np.ndarray, items: np.ndarray, times: np.ndarray, keep: np.ndarray) -> TrainingEvents:
-        """The events where `keep` (bool [E]) is true. Times are microseconds."""
-        kept = np.concatenate([[0], np.cumsum(keep)])
-        return TrainingEvents(offsets=kept[offsets].astype(np.int64), items=items[keep], times=times[keep])
+    def where(self, keep: np.ndarray) -> TrainingEvents:
+        """The events where `keep` (bool [E]) is true."""
+        return TrainingEvents(
+            offsets=np.concatenate([[0], np.cumsum(keep)])[self.offsets].astype(np.int64),
+            items=self.items[keep],
+            times=self.times[keep],
+            grades=None if self.grades is None else self.grades[keep],
+        )
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,18 @@ class BucketEvents:
     items: np.ndarray  # int32 [E]
     times: np.ndarray  # int64 [E] microseconds
     split: np.ndarray  # int8 [E]
+    grades: np.ndarray | None = None  # int8 [E], see `TrainingEvents`
 
     @staticmethod
-    def of(table: pa.Table) -> BucketEvents:
-        """The events of a table that `PreparedData.read_bucket` gave."""
+    def read(data: PreparedData, bucket: int) -> BucketEvents:
+        """The events of a bucket; where values count also what they say."""
+        kinds = data.kinds if data.kinds.are_graded else None
+        columns = BUCKET_EVENTS if kinds is None else [*BUCKET_EVENTS, schema.EVENT_ACTIONS]
+        return BucketEvents.of(data.read_bucket(bucket, columns), kinds)
+
+    @staticmethod
+    def of(table: pa.Table, kinds: EventKinds | None = None) -> BucketEvents:
+        """The events of a table that `PreparedData.read_bucket` gave; with `kinds` also what their values say."""
         items, times, split = (table.column(name).combine_chunks() for name in BUCKET_EVENTS)
         lengths = items.value_lengths().to_numpy(zero_copy_only=False)
         return BucketEvents(
@@ -58,11 +71,14 @@ class BucketEvents:
             items=items.flatten().to_numpy(),
             times=times.flatten().to_numpy(),
             split=split.flatten().to_numpy(),
+            grades=None
+            if kinds is None
+            else kinds.grades_A[table.column(schema.EVENT_ACTIONS).combine_chunks().flatten()],
         )
 
     def before(self, split: int) -> TrainingEvents:
         """The events of earlier splits than `split`."""
-        return TrainingEvents.select(self.offsets, self.items, self.times, self.split < split)
+        return TrainingEvents(self.offsets, self.items, self.times, self.grades).where(self.split < split)
 
 
 @dataclass(frozen=True)
@@ -117,17 +133,18 @@ def scan_log(
         for last in (schema.TRAIN, schema.VALID)
     }
     requests, kept = [], []
+    graded = data.kinds if data.kinds.are_graded else None
     for bucket in range(num_buckets):
-        table = data.read_bucket(bucket, None if num_validation_requests else BUCKET_EVENTS)
-        events = BucketEvents.of(table)
+        table = data.read_bucket(bucket) if num_validation_requests else None
+        events = BucketEvents.read(data, bucket) if table is None else BucketEvents.of(table, graded)
         for last, part in parts.items():
             training = events.before(last + 1)
             part.trained_I[training.items] = True
             part.events_K[bucket] = len(training.items)
             # Splits follow time, so the training events of a user are the first ones.
             part.windows_K[bucket] = len(make_windows(training.offsets[:-1], training.offsets[1:], history))
-        if num_validation_requests:
-            histories = histories_from_table(table, data.features)
+        if table is not None:
+            histories = histories_from_table(table, data.features, data.kinds)
             requests.append(validation_share(histories, data, num_validation_requests))
         if keep_events:
             kept.append(events)

@@ -19,6 +19,7 @@ from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError, require
 from ctxrec.core.toml import build_dataclass
 from ctxrec.data import parsing
+from ctxrec.data.feedback import GRADES, EventKinds
 
 MAX_VALUES = 16  # values of one categorical feature that an item or a user keeps
 _COUNTS = ("items", "items_only_in_log", "train", "valid", "test")
@@ -31,9 +32,11 @@ class FeatureMeta:
 
     Each of items, users and context maps a categorical feature's name to its values (the value at
     position p has code p + FIRST_CODE) and a numeric one's to {"mean", "std"} of sign(x)·log(1+|x|)
-    over its training rows. `actions` are the values of the action column. `clock` is whether the times of the log are
-    those of a clock, and no positions (`ctxrec.data.clock`). `user_lists` are the categorical attributes of users that hold
-    several values, with the most that a user has (`MAX_VALUES` at most); `user_texts` are the free texts of users.
+    over its training rows. `actions` are the values of the action column and, with `[events.feedback]`, the kinds of event
+    that values make of them; `graded` has these by action (`ctxrec.data.feedback.graded_actions`). `clock` is whether the
+    times of the log are those of a clock, and no positions (`ctxrec.data.clock`). `user_lists` are the categorical attributes
+    of users that hold several values, with the most that a user has (`MAX_VALUES` at most); `user_texts` are the free texts
+    of users.
     """
 
     item_categories: dict[str, list[str]]
@@ -47,6 +50,7 @@ class FeatureMeta:
     clock: bool = True
     user_lists: dict[str, int] = field(default_factory=dict)
     user_texts: list[str] = field(default_factory=list)
+    graded: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for numbers in (self.item_numbers, self.user_numbers, self.context_numbers):
@@ -59,6 +63,11 @@ class FeatureMeta:
             if len(set(values)) != len(values):
                 (twice, _), *_ = Counter(values).most_common(1)
                 raise UserError(f"the values of feature {name!r} have {twice!r} more than once; expected each once")
+        for action, kinds in self.graded.items():
+            known_kinds = len(kinds) == len(GRADES) and {*kinds, *([action] if action else [])} <= set(self.actions)
+            require(
+                known_kinds, f"graded[{action!r}] of features", kinds, f"{len(GRADES)} of the actions, and an action"
+            )
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,11 @@ class PreparedData:
     def media_kinds(self) -> list[str]:
         """Which of "image" and "audio" the catalogue has a column for."""
         return [] if self.spec.items is None else list(self.spec.items.media)
+
+    @cached_property
+    def kinds(self) -> EventKinds:
+        """What the events of the log say."""
+        return EventKinds.of(self.spec.events, self.features.actions, self.features.graded)
 
     def media(self, kind: str) -> tuple[np.ndarray, list[str | bytes]]:
         """Items that have an image or a sound, int64 [N] rising, and the path, URI or content of each.

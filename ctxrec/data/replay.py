@@ -67,6 +67,7 @@ def event_requests(histories: Histories, split: int, *, repeats: bool, delay_us:
         target_offsets=np.append(np.flatnonzero(is_first), len(at)).astype(np.int64),
         target_items=events.items[at],
         target_actions=action_sets(events.actions[at]),
+        target_weights=None if histories.weights is None else histories.weights[at],
     )
 
 

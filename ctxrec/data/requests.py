@@ -5,6 +5,7 @@ Legend: N requests, E events.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,9 @@ class Requests:
     target_offsets: np.ndarray | None = None  # int64 [N + 1]
     target_items: np.ndarray | None = None  # int32
     target_actions: np.ndarray | None = None  # int64, like target_items: see `action_sets`
+    target_weights: np.ndarray | None = (
+        None  # float32, like target_items: of the event that counts most; None: not known
+    )
     query: np.ndarray | None = None  # object [N], free text that a request asks with, or None; None: no request has one
     disliked: np.ndarray | None = None  # object [N], positions (int32) of items the like of which is not wanted
 
@@ -61,6 +65,21 @@ class Requests:
         num = len(self)
         return self if num <= limit else self.take(np.linspace(0, num - 1, limit).astype(np.int64))
 
+    def with_targets(self, keep: np.ndarray) -> Requests:
+        """The requests with some of their targets alone (bool, like `target_items`); one that has none left is removed."""
+        assert self.target_offsets is not None and self.target_items is not None
+        if keep.all():
+            return self
+        offsets = np.concatenate([[0], np.cumsum(keep)])[self.target_offsets].astype(np.int64)
+        kept = dataclasses.replace(
+            self,
+            target_offsets=offsets,
+            target_items=self.target_items[keep],
+            target_actions=None if self.target_actions is None else self.target_actions[keep],
+            target_weights=None if self.target_weights is None else self.target_weights[keep],
+        )
+        return kept.take(np.flatnonzero(np.diff(offsets)))
+
     def take(self, index: np.ndarray) -> Requests:
         starts, stops = self.history.offsets[index], self.history.offsets[index + 1]
         targets: dict[str, np.ndarray] = {}
@@ -69,6 +88,8 @@ class Requests:
             targets = {"target_offsets": offsets, "target_items": self.target_items[positions]}
             if self.target_actions is not None:
                 targets["target_actions"] = self.target_actions[positions]
+            if self.target_weights is not None:
+                targets["target_weights"] = self.target_weights[positions]
         return Requests(
             users=self.users.take(index),
             history=self.history.cut(starts, stops),
@@ -85,8 +106,8 @@ def split_requests(histories: Histories, split: int, *, repeats: bool) -> Reques
 
     The history is every event before the user's first one in the split; the request is made with the
     time and context of that first event. Targets are the distinct items of the split's events, without
-    those of the history when `repeats` is False, each with all actions that the split's events have for it; a user
-    left without target makes no request.
+    those of the history when `repeats` is False, each with all actions that the split's events have for it, and with the
+    weight of the event that counts most where `histories` has weights; a user left without target makes no request.
     """
     events = histories.events
     of_row = np.repeat(np.arange(len(histories)), events.lengths)
@@ -102,10 +123,15 @@ def split_requests(histories: Histories, split: int, *, repeats: bool) -> Reques
     pair, place = np.unique(pair, return_inverse=True)
     actions = np.zeros(len(pair), np.int64)
     np.bitwise_or.at(actions, place, action_sets(events.actions[inside]))
+    weights = None
+    if histories.weights is not None:
+        weights = np.full(len(pair), -np.inf, np.float32)
+        np.maximum.at(weights, place, histories.weights[inside])
     if not repeats:
         seen = np.repeat(np.arange(len(rows)), history.lengths) * span + history.items
         new = ~np.isin(pair, seen)
         pair, actions = pair[new], actions[new]
+        weights = None if weights is None else weights[new]
     counts = np.bincount(pair // span, minlength=len(rows)) if len(pair) else np.zeros(len(rows), np.int64)
     kept = np.flatnonzero(counts)
     requests = Requests(
@@ -116,6 +142,7 @@ def split_requests(histories: Histories, split: int, *, repeats: bool) -> Reques
         target_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         target_items=(pair % span).astype(np.int32),
         target_actions=actions,
+        target_weights=weights,
     )
     return requests.take(kept)
 
@@ -131,19 +158,27 @@ def concat_requests(parts: list[Requests]) -> Requests:
         target_offsets=concat_offsets([p.target_offsets for p in parts if p.target_offsets is not None]),
         target_items=np.concatenate([p.target_items for p in parts if p.target_items is not None]),
         target_actions=_concat_known([p.target_actions for p in parts]),
+        target_weights=_concat_known([p.target_weights for p in parts]),
     )
 
 
 def validation_requests(data: PreparedData, limit: int) -> Requests | None:
     """Requests of the validation split, at most `limit` (taken at even distances); None where it is empty."""
     buckets = range(len(data.bucket_paths))
-    histories = (histories_from_table(data.read_bucket(bucket), data.features) for bucket in buckets)
+    histories = (histories_from_table(data.read_bucket(bucket), data.features, data.kinds) for bucket in buckets)
     return join_requests([validation_share(part, data, limit) for part in histories], limit)
 
 
 def validation_share(histories: Histories, data: PreparedData, limit: int) -> Requests:
-    """The validation requests of one bucket of `data`, at most its share of `limit`."""
+    """The validation requests of one bucket of `data`, at most its share of `limit`.
+
+    Where values count (`[events.feedback]`), the targets are those that are liked alone, because a training chooses by them.
+    """
     requests = split_requests(histories, schema.VALID, repeats=data.spec.split.repeats)
+    if data.kinds.are_graded:
+        assert requests.target_weights is not None
+        return requests.with_targets(requests.target_weights > 0).evenly(-(-limit // len(data.bucket_paths)))
+    requests = dataclasses.replace(requests, target_weights=None)
     return requests.evenly(-(-limit // len(data.bucket_paths)))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ctxrec.evaluation.encoder_comparison import encoder_sentence
+from ctxrec.evaluation.feedback_metrics import sentences
 from ctxrec.evaluation.slices import COLD_AMONG_COLD
 from ctxrec.evaluation.systems import (
     FROZEN,
@@ -88,6 +89,7 @@ def _sentences(metrics: dict[str, Any]) -> list[str]:
             f"ctxrec minus {display_name(best)}, the best baseline: NDCG@10 {gain['mean']:+.4f} (95 % interval "
             f"{gain['low']:+.4f} to {gain['high']:+.4f}, same users, p {_p(gain['p'])}): {verdict(gain)}"
         )
+    lines += sentences(metrics)
     lines += [encoder_sentence(metrics)] if metrics.get("encoder") else []
     if metrics.get("knockouts"):
         lines.append(

@@ -46,7 +46,7 @@ CONTEXT, USER = "context", "user attributes"
 def memory_without_texts(data: PreparedData, before: int, *, repeats: bool) -> ItemMemory:
     """The item memory of the events before a split (schema.VALID or schema.TEST) as if no item had a text."""
     log = scan_log(data, history=1, keep_events=True)
-    return fit_memory(log.training_events(before), data.num_items, repeats=repeats)
+    return fit_memory(log.training_events(before), data.num_items, repeats=repeats, kinds=data.kinds)
 
 
 def knocked_out(

@@ -24,6 +24,7 @@ from ctxrec.evaluation.baselines.selection import SPLITS, FittedBaselines, fit_b
 from ctxrec.evaluation.diversity_tradeoff import settings, tradeoff, without_arranged
 from ctxrec.evaluation.encoder_comparison import compare_encoders
 from ctxrec.evaluation.evaluation_files import write_files
+from ctxrec.evaluation.feedback_metrics import describe
 from ctxrec.evaluation.knockouts import memory_without_texts, summarise_knockouts, without_knockouts
 from ctxrec.evaluation.rank_requests import Ranker, rank_requests, ranked_lists
 from ctxrec.evaluation.ranking_plan import SEED, RankingPlan, check_bundles, run_bundles
@@ -143,6 +144,8 @@ def _evaluate(
 
     metrics: dict[str, Any] = {"split": split, "requests": len(lists)}
     metrics |= _summary(lists, prepared, config, baselines.item_counts, eligible)
+    if prepared.spec.events.feedback is not None:
+        metrics["feedback"] = describe(prepared.spec.events.feedback)
     if plan.knockouts:
         options = config.evaluate
         metrics["knockouts"] = summarise_knockouts(lists, ks=options.ks, resamples=options.bootstrap, seed=SEED)

@@ -19,9 +19,10 @@ from ctxrec.core import schema, storage
 from ctxrec.core.errors import UserError
 from ctxrec.core.terminal import progress_bar
 from ctxrec.data.clock import Clock
-from ctxrec.data.events import histories_from_table
+from ctxrec.data.events import histories_from_table, ranges
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.requests import Requests, split_requests
+from ctxrec.evaluation.feedback_metrics import known_dislikes
 from ctxrec.evaluation.knockouts import knocked_out, moved_parts
 from ctxrec.evaluation.ranking_plan import RankingPlan, load_system
 from ctxrec.evaluation.slices import time_labels
@@ -37,6 +38,7 @@ from ctxrec.retrieval.retriever import Retriever
 
 _NOTHING = np.zeros(0, np.int64)
 _RECENT = 5  # events of the history that the report's examples show
+_WEIGHTS, _DISLIKED = "target_weights", "disliked"
 _TOP, _COLD, _ATTRIBUTE = "top/", "cold/", "attribute/"  # prefixes of columns in the actors' tables
 
 
@@ -103,9 +105,12 @@ class BucketRanker:
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
         for bucket in batch["bucket"]:
             table = self.data.read_bucket(int(bucket))
-            histories = histories_from_table(table, self.data.features)
+            histories = histories_from_table(table, self.data.features, self.data.kinds)
             requests = split_requests(histories, self.plan.split, repeats=self.data.spec.split.repeats)
             requests = drop_targets(requests, self.eligible)
+            dislikes = None
+            if self.data.kinds.are_graded:
+                dislikes = known_dislikes(histories, requests.users.ids)
             # Context moves among all requests of the bucket, whatever is ranked at once.
             clock, seed = Clock.of(self.data.spec, self.data.features), self.plan.seed + int(bucket)
             shuffled = shuffle_context(requests, clock, seed=seed) if MODEL in self.rankers else {}
@@ -114,7 +119,8 @@ class BucketRanker:
             for start in range(0, len(requests), self.plan.batch_size):
                 rows = np.arange(start, min(start + self.plan.batch_size, len(requests)))
                 changed = {system: other.take(rows) for system, other in shuffled.items()}
-                yield self._rank(int(bucket), requests.take(rows), changed)
+                part = self._rank(int(bucket), requests.take(rows), changed)
+                yield part if dislikes is None else _with_feedback(part, requests.take(rows), dislikes, rows)
 
     def _rank(self, bucket: int, requests: Requests, shuffled: dict[str, Requests]) -> pa.Table:
         """One row for each request: user, targets, history, attributes, and the list of every system."""
@@ -174,6 +180,17 @@ class BucketRanker:
         return labels
 
 
+def _with_feedback(
+    table: pa.Table, requests: Requests, dislikes: tuple[np.ndarray, np.ndarray], rows: np.ndarray
+) -> pa.Table:
+    """The table with the weights of the targets and what the users are known to dislike."""
+    assert requests.target_offsets is not None and requests.target_weights is not None
+    places, offsets = ranges(dislikes[0][rows], dislikes[0][rows + 1])
+    weights = _list_array(requests.target_offsets, requests.target_weights, np.float32)
+    disliked = _list_array(offsets, dislikes[1][places])
+    return table.append_column(_WEIGHTS, weights).append_column(_DISLIKED, disliked)
+
+
 def shuffle_context(requests: Requests, clock: Clock, *, seed: int) -> dict[str, Requests]:
     """The same requests with the context of other requests, in two ways.
 
@@ -214,18 +231,8 @@ def _top_column(top: np.ndarray) -> pa.Array:
 
 def drop_targets(requests: Requests, eligible: np.ndarray) -> Requests:
     """Requests without the targets that may not be recommended; a request that has no target left is removed."""
-    assert requests.target_offsets is not None and requests.target_items is not None
-    keep = eligible[requests.target_items]
-    if keep.all():
-        return requests
-    offsets = np.concatenate([[0], np.cumsum(keep)])[requests.target_offsets].astype(np.int64)
-    kept = dataclasses.replace(
-        requests,
-        target_offsets=offsets,
-        target_items=requests.target_items[keep],
-        target_actions=None if requests.target_actions is None else requests.target_actions[keep],
-    )
-    return kept.take(np.flatnonzero(np.diff(offsets)))
+    assert requests.target_items is not None
+    return requests.with_targets(eligible[requests.target_items])
 
 
 def _labels(codes: np.ndarray, vocabulary: list[str]) -> list[str | None]:
@@ -315,6 +322,15 @@ def ranked_lists(table: pa.Table, actions: Sequence[str] = ()) -> RankedLists:
             cold_tops[name.removeprefix(_COLD)] = column.flatten().to_numpy().reshape(len(table), -1)
         elif name.startswith(_ATTRIBUTE):
             attributes[name.removeprefix(_ATTRIBUTE)] = column.to_numpy(zero_copy_only=False)
+    feedback: dict[str, np.ndarray] = {}
+    if _WEIGHTS in table.column_names:
+        disliked = table.column(_DISLIKED).combine_chunks()
+        ends = np.cumsum(disliked.value_lengths().to_numpy())
+        feedback = {
+            "target_weights": table.column(_WEIGHTS).combine_chunks().flatten().to_numpy(),
+            "disliked_offsets": np.concatenate([[0], ends]).astype(np.int64),
+            "disliked_items": disliked.flatten().to_numpy(),
+        }
     return RankedLists(
         user_ids=table.column(schema.USER_ID).to_numpy(),
         target_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
@@ -325,4 +341,5 @@ def ranked_lists(table: pa.Table, actions: Sequence[str] = ()) -> RankedLists:
         tops=tops,
         attributes=attributes,
         cold_tops=cold_tops,
+        **feedback,
     )

@@ -128,6 +128,7 @@ def rank_stream(
         history_lengths=requests.history.lengths,
         tops=tops,
         target_actions=requests.target_actions,
+        target_weights=requests.target_weights,
         actions=tuple(prepared.features.actions),
     )
     return ranked, requests, stream, seconds
@@ -191,7 +192,8 @@ def _requests_and_stream(prepared: PreparedData, split: int, delay_us: int) -> t
     parts, users, items, times, first = [], [], [], [], 0
     share = -(-_MOST_REQUESTS // len(prepared.bucket_paths))
     for bucket in range(len(prepared.bucket_paths)):
-        histories: Histories = histories_from_table(prepared.read_bucket(bucket), prepared.features)
+        kinds = prepared.kinds if prepared.kinds.are_graded else None
+        histories: Histories = histories_from_table(prepared.read_bucket(bucket), prepared.features, kinds)
         found = event_requests(histories, split, repeats=prepared.spec.split.repeats, delay_us=delay_us)
         parts.append(in_order(found).evenly(share))
         known = histories.split <= split

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ctxrec.data.events import ranges
+from ctxrec.evaluation.feedback_metrics import DISLIKED, LIKED
 from ctxrec.evaluation.slices import COLD_AMONG_COLD, action_slices, attribute_slices, history_slices, item_slices
 from ctxrec.evaluation.systems import (
     ABLATIONS,
@@ -28,7 +29,7 @@ from ctxrec.evaluation.systems import (
     SystemMetrics,
 )
 from ctxrec.metrics.intervals import Interval, bootstrap_means, bootstrap_p, percentile_interval
-from ctxrec.metrics.ranking import list_metrics, list_popularity, request_metrics
+from ctxrec.metrics.ranking import list_metrics, list_popularity, request_metrics, share_taken
 
 SLICE_K = 10  # slices are reported at this cut-off
 _ROLES = (MODEL, FROZEN, TUNED, SHUFFLED, SHUFFLED_SAME_TIME)
@@ -49,6 +50,10 @@ class RankedLists:
     target_actions: np.ndarray | None = None  # int64, like target_items: the actions by which each was taken
     actions: tuple[str, ...] = ()  # names of the action codes from 1 on
     cold_tops: dict[str, np.ndarray] = field(default_factory=dict)  # int [N, SLICE_K] with cold items alone eligible
+    # Where values say what is liked: weights of the targets, float32, and what each user is known to dislike.
+    target_weights: np.ndarray | None = None
+    disliked_offsets: np.ndarray | None = None  # int64 [N + 1]
+    disliked_items: np.ndarray | None = None  # int32
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -86,6 +91,8 @@ def summarise(
         per_request[system] = request_metrics(top, lists.target_offsets, lists.target_items, ks)
         per_request[system][f"popularity@{SLICE_K}"] = list_popularity(top, item_counts, SLICE_K)
         per_request[system][f"novelty@{SLICE_K}"] = list_popularity(top, information, SLICE_K)
+        if lists.disliked_offsets is not None and lists.disliked_items is not None:
+            per_request[system][DISLIKED] = share_taken(top, lists.disliked_offsets, lists.disliked_items, SLICE_K)
     overall, paired, drops = intervals(per_request, resamples=resamples, seed=seed)
     for system, top in lists.tops.items():
         overall[system] |= list_metrics(top, eligible, SLICE_K)
@@ -97,6 +104,9 @@ def summarise(
     for system, drop in drops.items():
         roles[system]["drop"] = drop
     items = item_slices(item_counts, held_out)
+    if lists.target_weights is not None:
+        of_liked = _on_targets(lists, lists.tops, lists.target_weights > 0)
+        roles[LIKED] = _liked(of_liked, resamples=resamples, seed=seed)
     return {
         **roles,
         "paired": paired,
@@ -183,6 +193,15 @@ def _slices(
     for name, mask in masks.items():
         slices[name] = entry({s: {m: v[m][mask] for m in wanted} for s, v in per_request.items()})
     return slices
+
+
+def _liked(of_liked: PerRequest, *, resamples: int, seed: int) -> dict[str, Any]:
+    """All systems and the model minus each, with liked targets alone."""
+    num = len(next(iter(next(iter(of_liked.values())).values())))
+    if not num:
+        return {"requests": 0, **_by_role({}), "paired": {}}
+    systems, paired, _ = intervals(of_liked, resamples=resamples, seed=seed, drops_of=())
+    return {"requests": num, **_by_role(systems), "paired": paired}
 
 
 def _on_targets(lists: RankedLists, tops: dict[str, np.ndarray], keep: np.ndarray) -> PerRequest:

@@ -142,7 +142,7 @@ def bucket_task(
             write_rejects(rejected, storage.join(shard_job.rejects, f"duplicates-{number:05d}.parquet"))
             rejected = rejected.sort_by([("source_file", "ascending"), ("source_row", "ascending")])
             first = first_of_each(rejected, {DUPLICATE: [events.user, events.item, events.time]})[DUPLICATE]
-        is_target = histories.target_rows(table, shard_job.spec.events)
+        is_target = histories.target_rows(histories.event_codes(table, bucket_job), bucket_job)
         yield as_block(dataclasses.replace(BucketFacts.of(bucket, user_ids, is_target), first_duplicate=first))
 
 

@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ctxrec.core import schema
-from ctxrec.core.dataset_spec import DatasetSpec, EventsSpec
+from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.schema import TEST
 from ctxrec.data.clock import Clock
 from ctxrec.data.events import US
+from ctxrec.data.feedback import EventKinds
 from ctxrec.data.prepared import FeatureMeta, encode_categories
 from ctxrec.data.splits import Cuts, last_split, temporal_split
 from ctxrec.ingest import shard_files
@@ -104,13 +105,23 @@ def sort_bucket(
     )
 
 
-def target_rows(table: pa.Table, events: EventsSpec) -> np.ndarray:
-    """Which rows of a bucket may be training targets: those whose action has a positive weight. bool [E]."""
-    if not events.actions:
-        return np.ones(len(table), bool)
-    codes, values = _codes(table.column(shard_files.ACTION))
-    positive = [events.actions.get(action, 0.0) > 0 for action in values.to_pylist()]
-    return np.array([*positive, False])[codes]
+def event_codes(table: pa.Table, job: BucketJob) -> np.ndarray:
+    """The code of each row's action and value (`ctxrec.data.feedback`): int16 [E]."""
+    events, features = job.spec.events, job.features
+    actions, values = np.zeros(len(table), np.int16), np.full(len(table), np.nan, np.float32)
+    if events.action:
+        codes, names = _codes(table.column(shard_files.ACTION))
+        position = pc.index_in(names, value_set=pa.array(features.actions, pa.string()))
+        actions = np.append(position.to_numpy(zero_copy_only=False) + 1, 0).astype(np.int16)[codes]
+    if events.value:
+        values = table.column(shard_files.VALUE).to_numpy()
+    return EventKinds.of(events, features.actions, features.graded).codes(actions, values)
+
+
+def target_rows(codes: np.ndarray, job: BucketJob) -> np.ndarray:
+    """Which rows of a bucket may be training targets, by their codes: those of a positive weight. bool [E]."""
+    events, features = job.spec.events, job.features
+    return EventKinds.of(events, features.actions, features.graded).weights_A[codes] > 0
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
@@ -196,15 +207,10 @@ def _event_columns(bucket: Bucket, table: pa.Table, job: BucketJob) -> dict[str,
         schema.EVENT_ITEMS: bucket.items,
         schema.EVENT_TIMES: bucket.times,
         schema.EVENT_SPLIT: bucket.split,
-        schema.EVENT_ACTIONS: np.zeros(len(order), np.int16),
+        schema.EVENT_ACTIONS: event_codes(table, job)[order],
         schema.EVENT_VALUES: np.full(len(order), np.nan, np.float32),
         schema.EVENT_GAPS: gaps,
     }
-    if events.action:
-        codes, values = _codes(table.column(shard_files.ACTION))
-        position = pc.index_in(values, value_set=pa.array(features.actions, pa.string()))
-        recode = np.append(position.to_numpy(zero_copy_only=False) + 1, 0).astype(np.int16)
-        columns[schema.EVENT_ACTIONS] = recode[codes][order]
     if events.value:
         columns[schema.EVENT_VALUES] = table.column(shard_files.VALUE).to_numpy()[order]
     for name in events.context.categorical:

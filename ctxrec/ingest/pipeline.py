@@ -135,7 +135,7 @@ def _build(source: Source, out: str, config: Config, kept: str) -> tuple[dict[st
     bucket_job = BucketJob(spec=spec, features=features, cuts=cuts, min_events=options.min_events)
     world = _world(source, tables, catalogue, features, log, buckets=job.buckets)
     totals = write_histories(log, job, bucket_job, world, out)
-    _check_targets_are_left(totals)
+    _check_targets_are_left(totals, spec)
     _write_items(spec, tables, catalogue, log, totals, out)
     meta = {
         "format_version": schema.FORMAT_VERSION,
@@ -229,8 +229,14 @@ def _check_events_are_left(log: LogFacts, source: Source, job: ShardJob) -> None
     )
 
 
-def _check_targets_are_left(totals: Totals) -> None:
+def _check_targets_are_left(totals: Totals, spec: DatasetSpec) -> None:
     if totals.split[schema.TRAIN] and not totals.targets:
+        if spec.events.feedback is not None:
+            raise UserError(
+                f"none of the {totals.split[schema.TRAIN]} events of the training split is a training target: none has a "
+                f"value from {spec.events.feedback.positive:g} on, which events.feedback.positive asks for. Lower it, or "
+                "lower split.valid and split.test in the dataset spec"
+            )
         raise UserError(
             f"none of the {totals.split[schema.TRAIN]} events of the training split is a training target: the actions "
             "that [events.actions] gives a positive weight come later. Lower split.valid and split.test in the "

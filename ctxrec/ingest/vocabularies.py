@@ -25,6 +25,7 @@ from ctxrec.data.column_facts import (
     share,
     short,
 )
+from ctxrec.data.feedback import GRADES, graded_actions
 from ctxrec.data.item_rows import Entities, value_lists
 from ctxrec.data.prepared import MAX_VALUES, FeatureMeta
 from ctxrec.ingest.log_facts import LogFacts, NumberSums, ValueCounts
@@ -159,6 +160,9 @@ def feature_meta(
     of_users = table_features(users, spec.users, what="users", limit=limit)
     context = spec.events.context
     actions, action_notes = _actions(spec.events, log.actions)
+    graded = graded_actions(spec.events, actions)
+    if spec.events.feedback is not None:
+        action_notes += _feedback_notes(spec.events, log)
     none = ValueCounts.empty()
     counted = {name: log.categories.get(name, none) for name in context.categorical}
     features = FeatureMeta(
@@ -171,7 +175,8 @@ def feature_meta(
         context_categories={name: vocabulary(found.values, found.counts, limit) for name, found in counted.items()},
         context_numbers={name: scale(sums) for name, sums in log.numbers.items() if name in context.numeric},
         context_texts=list(context.text),
-        actions=actions,
+        actions=[*actions, *(kind for kinds in graded.values() for kind in kinds)],
+        graded=graded,
         clock=log.last_us >= POSITIONS_BELOW_US,
     )
     bad = [note for name, sums in log.numbers.items() for note in sums.note(name, "log")]
@@ -224,9 +229,10 @@ def check_targets(events: EventsSpec, actions: list[str]) -> None:
 def _actions(events: EventsSpec, found: ValueCounts) -> tuple[list[str], list[str]]:
     """The log's actions, sorted, and notes on those without a weight and on weights without an action."""
     actions = sorted(found.values.to_pylist()) if events.action else []
-    if len(actions) > MAX_ACTIONS:
+    most = MAX_ACTIONS if events.feedback is None else MAX_ACTIONS // (1 + len(GRADES)) - 1
+    if len(actions) > most:
         raise UserError(
-            f"column {events.action!r} has {len(actions)} different actions; expected at most {MAX_ACTIONS}. "
+            f"column {events.action!r} has {len(actions)} different actions; expected at most {most}. "
             "Name a column of action types in [events] action"
         )
     check_targets(events, actions)
@@ -238,3 +244,27 @@ def _actions(events: EventsSpec, found: ValueCounts) -> tuple[list[str], list[st
     if unused:
         notes.append(f"actions with a weight that no event has: {', '.join(unused)}")
     return actions, notes
+
+
+def _feedback_notes(events: EventsSpec, log: LogFacts) -> list[str]:
+    """What the thresholds of `[events.feedback]` do not reach.
+
+    Raises:
+        UserError: no event has a value, or none is a success.
+    """
+    feedback, sums = events.feedback, log.numbers.get(str(events.value), NumberSums())
+    assert feedback is not None
+    if not sums.count:
+        raise UserError(
+            f"[events.feedback] says what values mean, and column {events.value!r} has none; name another column in "
+            "[events] value, or take [events.feedback] out of the dataset spec"
+        )
+    found = f"the values of column {events.value!r} go from {sums.low:g} to {sums.high:g}"
+    if sums.high < np.float32(feedback.positive):
+        raise UserError(
+            f"events.feedback.positive is {feedback.positive:g}, and {found}; expected some value from it on, because "
+            "only these are training targets"
+        )
+    if feedback.negative is not None and sums.low > np.float32(feedback.negative):
+        return [f"events.feedback.negative is {feedback.negative:g}, and {found}: no event is negative feedback"]
+    return []

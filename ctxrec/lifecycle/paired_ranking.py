@@ -68,10 +68,13 @@ def rank_both(data: PreparedData, candidate: Recommender, served: Recommender, *
     maps = {"candidate": item_map(item_ids, candidate), "served": item_map(item_ids, served)}
     counts_I, parts, left_out = np.zeros(len(item_ids), np.int64), [], 0
     for bucket in range(len(data.bucket_paths)):
-        histories = histories_from_table(data.read_bucket(bucket), data.features)
+        histories = histories_from_table(data.read_bucket(bucket), data.features, data.kinds)
         trained = histories.events.items[histories.split != schema.TEST]
         counts_I += np.bincount(trained, minlength=len(item_ids))
         found = split_requests(histories, schema.TEST, repeats=data.spec.split.repeats)
+        if data.kinds.are_graded:  # versions are judged by what users liked
+            assert found.target_weights is not None
+            found = found.with_targets(found.target_weights > 0)
         new = untrained(found, served, temporal=data.spec.split.strategy == "temporal")
         left_out += int((~new).sum())
         parts.append(found.take(np.flatnonzero(new)).evenly(-(-most // len(data.bucket_paths))))

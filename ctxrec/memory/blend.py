@@ -161,9 +161,12 @@ class Blend:
         """Queries of each head, float32 [N, width of the head], scaled so that their scores have standard deviation 1
         over the catalogue."""
         heads = [queries_NW[:, part] for part in head_slices(self.widths)]
+        like = list(heads)
         if self.text_IC is not None:
-            heads.append(history_queries(history, self.text_IC))
-        return [_scaled_queries(head, covariance) for head, covariance in zip(heads, self.covariances, strict=True)]
+            like.append(history_queries(history, self.text_IC))
+            speaks_A = self.memory.speaks_A
+            heads.append(like[-1] if speaks_A is None else history_queries(history, self.text_IC, speaks_A))
+        return [_scaled_queries(*head) for head in zip(heads, self.covariances, like, strict=True)]
 
     def remembered(self, history: Events, weights_NK: np.ndarray | None = None) -> sp.csr_array:
         """The memory's weighted scores, 0 or more: sparse float32 [N, I]. Weights as in `queries`."""
@@ -198,7 +201,9 @@ def head_slices(widths: Sequence[int]) -> list[slice]:
     return [slice(int(end - width), int(end)) for width, end in zip(widths, ends, strict=True)]
 
 
-def _scaled_queries(queries: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """Queries over the standard deviation of their scores; 0 where all items score the same."""
-    spread = np.sqrt(np.maximum(((queries @ covariance) * queries).sum(1, keepdims=True), 0))
+def _scaled_queries(queries: np.ndarray, covariance: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
+    """Queries over the standard deviation of their scores, or of those of the queries `like`; 0 where all items score the
+    same."""
+    of = queries if like is None else like
+    spread = np.sqrt(np.maximum(((of @ covariance) * of).sum(1, keepdims=True), 0))
     return np.divide(queries, spread, out=np.zeros_like(queries), where=spread > 1e-6)

@@ -75,7 +75,7 @@ def fit_blend(
         blend: its memory is fitted on the events before the requests, as the towers are.
         item_vectors_IW: the towers' vectors of the catalogue.
         queries_NW: the towers' queries of the requests.
-        requests: requests with targets.
+        requests: requests with targets; their weights, where they have any, are above 0.
         repeats: whether the items of a history compete; otherwise they are left out.
         seed: makes the draws of requests, items and targets repeatable.
         read_texts: vectors of the texts of contexts; None: these texts have no effect, and keep the weight of `blend`.
@@ -161,7 +161,7 @@ class BlendFit:
     excluded_NI: torch.Tensor  # bool, what may not be recommended
     row_T: torch.Tensor  # the request of each target
     target_T: torch.Tensor
-    share_T: torch.Tensor  # 1 over the number of targets of the request
+    share_T: torch.Tensor  # 1 over the number of targets of the request, times the weight of the target
     rank_step: float
     num_live: int = (
         0  # so many of the last sources are live: their weights have a sign, and their sum is never negative
@@ -188,10 +188,13 @@ class BlendFit:
         if not repeats:
             seen, row = place[requests.history.items], np.repeat(np.arange(num), requests.history.lengths)
             excluded[row[seen >= 0], seen[seen >= 0]] = True
-        row, target = _drawn_targets(requests, len(pool), rng, params)
-        target = place[target]
-        row, target = row[target >= 0], target[target >= 0]
+        row, drawn = _drawn_targets(requests, len(pool), rng, params)
+        target = place[requests.target_items[drawn]]
+        row, target, drawn = row[target >= 0], target[target >= 0], drawn[target >= 0]
         share = 1.0 / np.bincount(row, minlength=num)[row]
+        if requests.target_weights is not None:  # on average a request counts 1, as it does without weights
+            share = share * requests.target_weights[drawn]
+            share *= num / max(share.sum(), 1e-9)
         return BlendFit(
             scores_NIK=torch.from_numpy(np.ascontiguousarray(scores_NIK, np.float32)),
             lengths_N2=torch.from_numpy(length_features(requests.history.lengths).astype(np.float32)),
@@ -245,7 +248,7 @@ class BlendFit:
 def _drawn_targets(
     requests: Requests, num_items: int, rng: np.random.Generator, params: BlendFitParams
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Requests (int64 [T]) and items of the targets that count, at most `max_targets` of each request.
+    """Requests and places of the targets that count, int64 [T] each, at most `max_targets` of each request.
 
     They are drawn at random and are not the first ones: the first targets of a new user are of one kind.
     """
@@ -256,7 +259,7 @@ def _drawn_targets(
     number = np.arange(len(row)) - np.repeat(requests.target_offsets[:-1], counts)
     most = int(np.clip(params.scores_at_once // (num_items * num), 1, params.max_targets))
     chosen = shuffled[number < most]
-    return row[chosen], requests.target_items[chosen]
+    return row[chosen], chosen
 
 
 def _minimise(

@@ -68,32 +68,63 @@ def reduced(vectors_IH: np.ndarray, present_I: np.ndarray, width: int) -> np.nda
     return on_axes(vectors_IH, present_I, *text_axes(vectors_IH, present_I, width))
 
 
-def history_weights(history: Events, num_items: int, *, decay: float, last: int | None = None) -> sp.csr_array:
+def history_weights(
+    history: Events, num_items: int, *, decay: float, last: int | None = None, speaks_A: np.ndarray | None = None
+) -> sp.csr_array:
     """Each history as weights of items: sparse float32 [N, I].
 
     The weight of an item is the sum of decay ** age over its events; the latest event has age 0. With `last`, only the
-    latest events of a history count, so many of them.
+    latest events of a history count, so many of them. With `speaks_A`, each event counts what it says (`spoken`).
     """
     age = np.repeat(history.offsets[1:], history.lengths) - 1 - np.arange(len(history.items))
     weights = (decay**age).astype(np.float32)
     if last is not None:
         weights[age >= last] = 0
+    if speaks_A is not None:
+        weights *= spoken(history, speaks_A)
     shape = (len(history.lengths), num_items)
     matrix = sp.csr_array((weights, history.items, history.offsets), shape=shape, copy=True)
     matrix.sum_duplicates()
     return matrix
 
 
+def spoken(history: Events, speaks_A: np.ndarray) -> np.ndarray:
+    """How much each event speaks for items like its own: float32 [E].
+
+    That is `speaks_A` (float32, by the code of an event) of the latest event of the row's item, because somebody who rates
+    an item again has changed their mind about it.
+    """
+    span = int(history.items.max(initial=0)) + 1
+    pair = np.repeat(np.arange(len(history.lengths)), history.lengths) * span + history.items
+    _, from_end, group = np.unique(pair[::-1], return_index=True, return_inverse=True)
+    latest = len(pair) - 1 - from_end
+    return speaks_A[history.actions[latest]][group[::-1]]
+
+
 def history_queries(
-    history: Events, text_IC: np.ndarray, *, params: TextSimilarityParams = TEXT_SIMILARITY
+    history: Events,
+    text_IC: np.ndarray,
+    speaks_A: np.ndarray | None = None,
+    *,
+    params: TextSimilarityParams = TEXT_SIMILARITY,
 ) -> np.ndarray:
-    """Weighted mean of the latest texts of each history, of unit length: float32 [N, C], 0 without any text."""
+    """Weighted mean of the latest texts of each history, of unit length: float32 [N, C], 0 without any text.
+
+    With `speaks_A`, each event counts what it says (`spoken`), in units of the length that the mean has when all count 1:
+    the query of a history of dislikes alone is short, and points away from them.
+    """
     age = np.repeat(history.offsets[1:], history.lengths) - 1 - np.arange(len(history.items))
     near = np.flatnonzero(age < params.last)
     ends = np.concatenate([[0], np.cumsum(np.minimum(history.lengths, params.last))])
     parts = ((params.decay ** age[near]).astype(np.float32), np.arange(len(near)), ends)
     weights = sp.csr_array(parts, shape=(len(history.lengths), len(near)))
-    return normalised(weights @ text_IC[history.items[near]])  # only these rows: the table may be a large view
+    texts = text_IC[history.items[near]]  # only these rows: the table may be a large view
+    mean = weights @ texts
+    if speaks_A is None:
+        return normalised(mean)
+    length = np.linalg.norm(mean, axis=1, keepdims=True)
+    signed = (weights @ sp.diags_array(spoken(history, speaks_A)[near])) @ texts
+    return np.divide(signed, length, out=np.zeros_like(mean), where=length > 0).astype(np.float32)
 
 
 def proxy_weights(

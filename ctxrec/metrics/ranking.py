@@ -51,6 +51,21 @@ def request_metrics(
     return metrics
 
 
+def share_taken(top: np.ndarray, offsets: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
+    """Share of the first k places that some items take, such as those that are disliked: float64 [N].
+
+    Args:
+        top: int [N, K] item positions, -1 = none.
+        offsets: int64 [N + 1]; the items of list n are [offsets[n], offsets[n + 1]), maybe none.
+        items: int.
+        k: cut-off, at most K; a list that is shorter counts k places all the same.
+
+    >>> share_taken(np.array([[7, 3, 5], [1, 2, -1]]), np.array([0, 2, 2]), np.array([3, 9]), 2).tolist()
+    [0.5, 0.0]
+    """
+    return _hits(top[:, :k], np.diff(offsets), items).sum(1) / k
+
+
 def _hits(top: np.ndarray, num_targets: np.ndarray, target_items: np.ndarray) -> np.ndarray:
     """Whether each recommendation is a target of its request: bool [N, K]."""
     span = int(max(top.max(initial=0), target_items.max(initial=0))) + 1

@@ -34,7 +34,7 @@ from ctxrec.python_api.request_arguments import (
     whole_number,
 )
 from ctxrec.retrieval.heard_words import why_unheard
-from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, notes_of, notes_of_ids
+from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, notes_of, notes_of_ids, unread_values
 from ctxrec.retrieval.raw_request import RawRequest
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import Retriever, load_retriever
@@ -126,6 +126,7 @@ class Model:
         with retriever.catalogue.reading():
             notes = [
                 *notes_of_ids(retriever, history=events_of(history), allow=only, exclude=unwanted_ids, dislike=unliked),
+                *unread_values(retriever.recommender, events_of(history) or ()),
                 *notes_of(retriever, rules, context_of(context), attributes_of(user_attributes), rerank=rerank),
             ]
         for note in notes:

@@ -64,6 +64,7 @@ def evaluate_table(model: Recommender, table: pa.Table, *, ks: Sequence[int], re
         target_offsets=requests.target_offsets,
         target_items=requests.target_items,
         target_actions=requests.target_actions,
+        target_weights=requests.target_weights,
         actions=tuple(model.features.actions),
         history_lengths=requests.history.lengths,
         tops={name: np.concatenate(parts) for name, parts in tops.items()},
@@ -82,7 +83,7 @@ def _requests(model: Recommender, table: pa.Table) -> Requests:
                 f"the table to evaluate on has no column {column!r}; expected the columns of the log that the model was "
                 f"trained on, found {', '.join(table.column_names)}"
             )
-    for name in (events.user, events.item, events.time, events.action, *events.context.columns):
+    for name in (events.user, events.item, events.time, events.action, events.value, *events.context.columns):
         if name in table.column_names:
             check_single(str(name), table.schema.field(name).type, "the table to evaluate on")
     times_E = _times(table.column(events.time), events)
@@ -104,23 +105,28 @@ def _requests(model: Recommender, table: pa.Table) -> Requests:
         for (user, own), known in zip(rows.items(), first, strict=True)
     ]
     asked, _ = model.make_requests(raw)
-    actions_E = _actions(model, table)
-    targets, sets, lengths = [], [], []
+    codes_E, values_E = _codes(model, table)
+    actions_E, weights_E = action_sets(codes_E), model.kinds.weights(codes_E, values_E)
+    targets, sets, weights, lengths = [], [], [], []
     for n, own in enumerate(rows.values()):
         seen = set() if model.repeats else set(asked.history.items[asked.history.row(n)].tolist())
         found: dict[int, int] = {}
+        counts: dict[int, float] = {}
         for event in own:
             item = int(items_E[event])
             if item >= 0 and item not in seen:
                 found[item] = found.get(item, 0) | int(actions_E[event])
+                counts[item] = max(counts.get(item, -np.inf), float(weights_E[event]))
         targets += sorted(found)
         sets += [found[item] for item in sorted(found)]
+        weights += [counts[item] for item in sorted(found)]
         lengths.append(len(found))
     requests = dataclasses.replace(
         asked,
         target_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         target_items=np.array(targets, np.int32),
         target_actions=np.array(sets, np.int64),
+        target_weights=np.array(weights, np.float32) if model.kinds.are_graded else None,
     )
     requests = requests.take(np.flatnonzero(lengths))
     if not len(requests):
@@ -159,11 +165,13 @@ def _times(column: pa.ChunkedArray, events: EventsSpec) -> np.ndarray:
     return times
 
 
-def _actions(model: Recommender, table: pa.Table) -> np.ndarray:
-    """The action of each event as a set of one, int64 [E] (`action_sets`)."""
-    column = model.spec.events.action
-    if column is None or column not in table.column_names:
-        return action_sets(np.zeros(len(table), np.int64))
-    codes = {name: code for code, name in enumerate(model.features.actions, 1)}
-    texts = parsing.to_text(table.column(column)).to_pylist()
-    return action_sets(np.array([codes.get(text, 0) for text in texts], np.int64))
+def _codes(model: Recommender, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """The code of each event's action and value (`ctxrec.data.feedback`), int16 [E], and its value, float32 [E]."""
+    events, kinds = model.spec.events, model.kinds
+    actions, values = np.zeros(len(table), np.int16), np.full(len(table), np.nan, np.float32)
+    if events.action is not None and events.action in table.column_names:
+        texts = parsing.to_text(table.column(events.action)).to_pylist()
+        actions = np.array([kinds.actions.get(text or "", 0) for text in texts], np.int16)
+    if events.value is not None and events.value in table.column_names:
+        values = parsing.to_numbers(table.column(events.value))[0]
+    return kinds.codes(actions, values), values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import decimal
 import math
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from ctxrec.retrieval.filters import ColumnRule
 from ctxrec.retrieval.raw_request import RawEvent
 
 Id = str | int
-_EVENT_KEYS = ("item_id", "action", "timestamp", "context")
+_EVENT_KEYS = ("item_id", "action", "timestamp", "context", "value")
 _RULE_KEYS = ("any", "none", "min", "max")
 
 
@@ -159,14 +160,18 @@ def _event(entry: Any) -> RawEvent:
     if unknown or "item_id" not in entry:
         raise UserError(
             f"an event of the history has the keys {', '.join(map(str, entry))}; expected item_id and, where they are "
-            "known, action, timestamp and context"
+            "known, action, timestamp, context and value"
         )
     action = entry.get("action") or None  # an empty one says nothing, as over HTTP
+    value = entry.get("value")
+    if value is not None and (isinstance(value, (bool, str)) or not isinstance(value, numbers.Real)):
+        raise UserError(f"value of an event of the history is {value!r}; expected a number, as in the log")
     return RawEvent(
         id_text(entry["item_id"], "item_id of an event of the history"),
         None if action is None else id_text(action, "action of an event of the history"),
         entry.get("timestamp"),
         context_of(entry.get("context")),
+        None if value is None else float(value),
     )
 
 

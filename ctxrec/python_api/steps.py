@@ -41,6 +41,7 @@ def fit(
     timezone: str | None = None,
     context: Sequence[str] | None = None,
     actions: Mapping[str, float] | None = None,
+    feedback: Mapping[str, Any] | None = None,
     split: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     verbose: bool = True,
@@ -65,6 +66,8 @@ def fit(
             weekday and month; None: UTC.
         context: columns of the log that are known when a recommendation is asked for; None: what is guessed.
         actions: weight of each action as a training target; None: what is guessed.
+        feedback: what values mean, by key of [events.feedback] of a `dataset.toml`, such as
+            `{"kind": "rating", "positive": 4, "negative": 2}`; None: nothing, every event counts alike.
         split: keys of [split] of a `dataset.toml`, such as `{"strategy": "last"}` or `{"test": 0}`.
         options: options by name, such as `{"train.workers": 2}`; OPTIONS.md lists them.
         verbose: whether to print what the commands print, and what the guess is not sure of.
@@ -84,6 +87,7 @@ def fit(
         "timezone": timezone,
         "context": context,
         "actions": actions,
+        "feedback": feedback,
         "split": split,
     }
     try:
@@ -129,6 +133,7 @@ def prepare(
     timezone: str | None = None,
     context: Sequence[str] | None = None,
     actions: Mapping[str, float] | None = None,
+    feedback: Mapping[str, Any] | None = None,
     split: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     verbose: bool = True,
@@ -149,6 +154,7 @@ def prepare(
         timezone: see `fit`.
         context: see `fit`.
         actions: see `fit`.
+        feedback: see `fit`.
         split: see `fit`.
         options: options by name, such as `{"prepare.buckets": 4}`.
         verbose: whether to print the summary.
@@ -170,6 +176,7 @@ def prepare(
         timezone=timezone,
         context=context,
         actions=actions,
+        feedback=feedback,
         split=split,
     )
     data = run_prepare(spec, out, config)

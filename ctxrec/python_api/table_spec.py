@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ctxrec.core import storage
-from ctxrec.core.dataset_spec import ContextSpec, DatasetSpec, EventsSpec, SplitSpec, load_spec
+from ctxrec.core.dataset_spec import ContextSpec, DatasetSpec, EventsSpec, FeedbackSpec, SplitSpec, load_spec
 from ctxrec.core.errors import UserError
 from ctxrec.core.toml import build_dataclass
 from ctxrec.data.parsing import value_text
@@ -25,6 +25,7 @@ _USUAL = {"user": "user_id", "item": "item_id", "time": "timestamp", "action": "
 # What a doubt calls by keys of a spec, and how a caller gives it.
 _ARGUMENTS = {
     "[events.actions]": "actions={...}",
+    "[events.feedback]": "feedback={...}",
     "[events.context]": "context=[...]",
     "under timezone": "with timezone=",
     "as time_format": "with time_format=",
@@ -43,6 +44,7 @@ def spec_of(
     context: Sequence[str] | None,
     actions: Mapping[str, float] | None,
     split: Mapping[str, Any] | None,
+    feedback: Mapping[str, Any] | None = None,
     timezone: str | None = None,
     time_format: str | None = None,
 ) -> tuple[DatasetSpec, list[str]]:
@@ -60,6 +62,7 @@ def spec_of(
         context: columns of the log that are known when a recommendation is asked for; None guesses.
         actions: weight of each action as a training target; None takes that of the guess.
         split: keys of [split].
+        feedback: keys of [events.feedback]; None: values mean nothing.
         timezone: that of [events]; None: UTC.
         time_format: that of [events]; None guesses.
 
@@ -72,17 +75,19 @@ def spec_of(
     if isinstance(interactions, (str, os.PathLike)) and str(interactions).endswith(".toml"):
         if any(
             value is not None
-            for value in (items, users, context, actions, split, timezone, time_format, *columns.values())
+            for value in (items, users, context, actions, feedback, split, timezone, time_format, *columns.values())
         ):
             raise UserError(
                 f"{interactions} says which tables and columns there are; expected no other tables, columns, context, "
-                "actions, split, timezone or time_format beside it. Change the file, or give the tables themselves"
+                "actions, feedback, split, timezone or time_format beside it. Change the file, or give the tables themselves"
             )
         return load_spec(os.fspath(interactions)), []
-    if isinstance(context, str) or not all(isinstance(given, (Mapping, type(None))) for given in (actions, split)):
+    if isinstance(context, str) or not all(
+        isinstance(given, (Mapping, type(None))) for given in (actions, feedback, split)
+    ):
         raise UserError(
-            f"context is {context!r}, actions {actions!r} and split {split!r}; expected a list of columns, weights by action, "
-            "and values by key of [split]"
+            f"context is {context!r}, actions {actions!r}, feedback {feedback!r} and split {split!r}; expected a list of "
+            "columns, weights by action, and values by key of [events.feedback] and of [split]"
         )
     tables = {"events": _sample(interactions, folder, "interactions")}
     tables |= {} if items is None else {"items": _sample(items, folder, "items")}
@@ -111,6 +116,14 @@ def spec_of(
         weights = {"" if action is None else str(value_text(action)): weight for action, weight in actions.items()}
         events = dataclasses.replace(events, actions=weights)
         unsure = [text for text in unsure if "actions={" not in text]
+    if feedback is not None:
+        meaning = build_dataclass(FeedbackSpec, dict(feedback), source="feedback")
+        if events.value is None:
+            raise UserError(
+                "feedback says what values mean, and no column of interactions was taken for the value; name it with value="
+            )
+        events = dataclasses.replace(events, feedback=meaning)
+        unsure = [text for text in unsure if not text.startswith("events.feedback")]
     spec = dataclasses.replace(made.spec, events=events)
     if split is not None:
         spec = dataclasses.replace(spec, split=build_dataclass(SplitSpec, dict(split), source="split"))

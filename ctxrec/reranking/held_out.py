@@ -60,7 +60,7 @@ def held_out_requests(data: PreparedData, *, params: RerankTrainingParams = RERA
     """
     limit, parts = -(-params.num_requests // len(data.bucket_paths)), []
     for bucket in range(len(data.bucket_paths)):
-        histories = histories_from_table(data.read_bucket(bucket), data.features)
+        histories = histories_from_table(data.read_bucket(bucket), data.features, data.kinds)
         made = _requests(histories, data, limit, params)
         if len(made):
             parts.append(made)
@@ -72,11 +72,9 @@ def _requests(histories: Histories, data: PreparedData, limit: int, params: Rera
     spans = held_from(events.offsets, histories.split, params=params)
     rows = np.repeat(np.arange(len(histories)), spans[:, 1] - spans[:, 0])
     places = np.concatenate([np.arange(*span) for span in spans]).astype(np.int64) if len(spans) else rows
-    weights = data.spec.events.actions
-    if weights:  # codes count from 1; an event without an action is no target
-        wanted = np.array([False, *(weights.get(action, 0.0) > 0 for action in data.features.actions)])
-        taken = wanted[np.minimum(events.actions[places], len(wanted) - 1)]
-        rows, places = rows[taken], places[taken]
+    assert histories.weights is not None
+    wanted = histories.weights[places] > 0
+    rows, places = rows[wanted], places[wanted]
     if not data.spec.split.repeats:
         new = [events.items[p] not in events.items[events.offsets[r] : p] for r, p in zip(rows, places, strict=True)]
         rows, places = rows[np.array(new, bool)], places[np.array(new, bool)]
@@ -114,7 +112,7 @@ def held_out_retriever(
     """
 
     def seen(bucket: int) -> BucketEvents:
-        events = BucketEvents.of(data.read_bucket(bucket, [schema.EVENT_ITEMS, schema.EVENT_TIMES, schema.EVENT_SPLIT]))
+        events = BucketEvents.read(data, bucket)
         split = events.split.copy()
         for start, stop in held_from(events.offsets, events.split, params=params):
             split[start:stop] = schema.VALID
@@ -122,7 +120,7 @@ def held_out_retriever(
 
     repeats, buckets = data.spec.split.repeats, range(len(data.bucket_paths))
     parts = (seen(bucket).before(schema.VALID) for bucket in buckets)
-    memory = fit_memory(parts, data.num_items, repeats=repeats, text_IC=text_IC)
+    memory = fit_memory(parts, data.num_items, repeats=repeats, text_IC=text_IC, kinds=data.kinds)
     vectors, some = np.zeros((data.num_items, 0), np.float32), requests.evenly(params.fit_requests)
     blend = Blend.of(memory, text_IC, vectors, ())
     weights = fit_blend(

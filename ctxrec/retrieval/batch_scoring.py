@@ -38,10 +38,17 @@ from ctxrec.data.requests import Requests
 from ctxrec.retrieval.cross_encoder import Found
 from ctxrec.retrieval.explain import Why, explain
 from ctxrec.retrieval.heard_words import why_unheard
-from ctxrec.retrieval.history_columns import history_ids, read_ids
+from ctxrec.retrieval.history_columns import VALUE, history_ids, read_ids
 from ctxrec.retrieval.list_columns import ALLOW, EXCLUDE, EXPLAIN, RERANK, ListWish, read_wishes
 from ctxrec.retrieval.load import load_recommender
-from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, unknown_in_columns, unknown_in_lists, unread_context, why_unread
+from ctxrec.retrieval.no_effect import (
+    NO_FEEDBACK,
+    NO_SECOND_STAGE,
+    unknown_in_columns,
+    unknown_in_lists,
+    unread_context,
+    why_unread,
+)
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.request_files import (
     DISLIKE,
@@ -119,6 +126,8 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     contexts = ContextReader(about.features, Clock.of(about.spec, about.features))
     _warn_of_unknown(contexts, paths[0], fs, [name for name in context.categorical if name not in unread])
     _warn_of_unknown_items(BundlePaths(folder).items, paths[0], fs, context)
+    if about.spec.events.feedback is None and _has_values(paths[0], fs):
+        logger.warning(_NO_EFFECT, "value of history", NO_FEEDBACK)
     scorer: dict[str, Any] = {
         "bundle": bundle, "index": config.index, "context": context, "k": k, "now_s": now_s,
         "rerank": config.rerank.use, "on_request": on_request, "diversity": config.diversity, "rules": rules,
@@ -190,6 +199,15 @@ def _warn_of_unknown_items(items: str, path: str, fs: pyarrow.fs.FileSystem, con
                 ids = history_ids(column) if name == HISTORY else read_ids(column).flatten()
                 if known is not None and (told := unknown_in_lists(name, ids, known)) is not None:
                     logger.warning(told)
+
+
+def _has_values(path: str, fs: pyarrow.fs.FileSystem) -> bool:
+    """Whether the events of a file's histories have a field of values."""
+    with fs.open_input_file(path) as stream:
+        found = pq.ParquetFile(stream).schema_arrow
+    kind = found.field(HISTORY).type if HISTORY in found.names else pa.null()
+    event = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else pa.null()
+    return pa.types.is_struct(event) and event.get_field_index(VALUE) >= 0
 
 
 def _read_here(paths: list[str], fs: pyarrow.fs.FileSystem, columns: list[str], batch_size: int) -> Iterator[pa.Table]:

@@ -14,8 +14,8 @@ from ctxrec.data.parsing import one_array, to_text
 from ctxrec.data.zone_offsets import instants
 from ctxrec.retrieval.raw_request import RawEvent
 
-ITEM_ID, ACTION, TIMESTAMP, CONTEXT = "item_id", "action", "timestamp", "context"
-_FIELDS = (ITEM_ID, ACTION, TIMESTAMP, CONTEXT)
+ITEM_ID, ACTION, TIMESTAMP, VALUE, CONTEXT = "item_id", "action", "timestamp", "value", "context"
+_FIELDS = (ITEM_ID, ACTION, TIMESTAMP, VALUE, CONTEXT)
 
 
 def is_numeric(kind: pa.DataType, *, times: bool = False) -> bool:
@@ -94,6 +94,8 @@ def _check_event(event: pa.StructType, context: ContextSpec, *, source: str) -> 
         raise UserError(
             f"{source}: timestamp of 'history' is {names[TIMESTAMP]}; expected epoch seconds, UTC, or a timestamp"
         )
+    if VALUE in names and not is_numeric(names[VALUE]):
+        raise UserError(f"{source}: value of 'history' is {names[VALUE]}; expected numbers")
     if CONTEXT not in names or pa.types.is_null(names[CONTEXT]):
         return
     if not pa.types.is_struct(names[CONTEXT]):
@@ -148,6 +150,7 @@ def _events(values: pa.Array, context: ContextSpec, zone: str) -> list[RawEvent 
     ids = to_text(pc.struct_field(values, ITEM_ID)).to_pylist()
     actions = to_text(pc.struct_field(values, ACTION)).to_pylist() if ACTION in names else nothing
     times = epoch_seconds(pc.struct_field(values, TIMESTAMP), zone).to_pylist() if TIMESTAMP in names else nothing
+    numbers = float_numbers(pc.struct_field(values, VALUE)).to_pylist() if VALUE in names else nothing
     features: dict[str, list[Any]] = {}
     if CONTEXT in names and pa.types.is_struct(values.type.field(CONTEXT).type):
         given = pc.struct_field(values, CONTEXT)
@@ -162,6 +165,7 @@ def _events(values: pa.Array, context: ContextSpec, zone: str) -> list[RawEvent 
             action=actions[n],
             timestamp=times[n],
             context={name: column[n] for name, column in features.items() if column[n] is not None},
+            value=numbers[n],
         )
         for n, item in enumerate(ids)
     ]

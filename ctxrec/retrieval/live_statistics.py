@@ -28,6 +28,7 @@ class Seen:
     item_id: str
     time_us: int
     action: str | None = None
+    value: float | None = None
 
 
 class LiveStatistics:
@@ -48,7 +49,7 @@ class LiveStatistics:
         self._unknown: deque[Seen] = deque(maxlen=_MOST_UNKNOWN)
         self._counted: dict[int, None] = {}  # hashes of user, item and day, in the order in which they came
         self._version = model.catalogue.version
-        self._negative = {action for action, weight in model.spec.events.actions.items() if weight < 0}
+        self._kinds = model.kinds
         self._add_stored()
         if weights is not None:
             model.live = LiveSources(self.counts, weights)
@@ -74,7 +75,7 @@ class LiveStatistics:
             item = self._model.item_position.get(event.item_id)
             if item is None:
                 self._unknown.append(event)
-            elif event.action not in self._negative and self._is_first(event, item, min(event.time_us, now_us)):
+            elif not self._is_negative(event) and self._is_first(event, item, min(event.time_us, now_us)):
                 items.append(item)
                 times.append(min(event.time_us, now_us))
         self.counts.add(np.array(items, np.int64), np.array(times, np.int64))
@@ -109,11 +110,13 @@ class LiveStatistics:
             return
         longest_us = round(self.counts.params.half_lives_s[-1] * US)
         kept = np.flatnonzero(events.times > int(events.times.max()) - _KEPT_HALVINGS * longest_us)
-        codes = [code for code, name in enumerate(self._model.features.actions, 1) if name in self._negative]
-        kept = kept[~np.isin(events.actions[kept], codes)]
+        kept = kept[self._kinds.weights_A[events.actions[kept]] >= 0]
         rows = np.searchsorted(events.offsets, kept, side="right") - 1
         kept = kept[once_a_day(rows, events.items[kept], events.times[kept])]
         self.counts.add(events.items[kept], events.times[kept])
+
+    def _is_negative(self, event: Seen) -> bool:
+        return bool(self._kinds.weights_A[self._kinds.code(event.action, event.value)] < 0)
 
     def _is_first(self, event: Seen, item: int, time_us: int) -> bool:
         """Whether the user has not counted for the item on that day yet; remembers it."""

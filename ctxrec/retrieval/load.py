@@ -57,7 +57,7 @@ def _load(bundle: str, folder: str, model_version: str) -> Recommender:
     histories = histories_from_table(table, shape.features)
     content_check.check_events(histories, shape.features, len(vectors))
     blend = bundle_format.load_blend(folder)
-    content_check.check_sizes(vectors, towers.widths, blend)
+    content_check.check_sizes(vectors, towers.widths, blend, num_codes=len(shape.features.actions) + 1)
     content_check.check_text_axes(arrays, shape.text_width, blend)
     return Recommender(
         config=config,

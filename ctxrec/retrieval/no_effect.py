@@ -22,10 +22,19 @@ NO_SECOND_STAGE = (
     "the model has no second stage; none was trained for it (ctxrec rerank), or it gained nothing on requests "
     "that it had not seen"
 )
+NO_FEEDBACK = "the dataset spec of the model has no [events.feedback], which says what values mean"
 MAX_NOTES = 20  # of one request
 _MAX_LOOKED_AT = 1000  # values of one request
 _MAX_QUOTED = 100  # characters of a value
 _MAX_NAMED = 3  # values of a list that a text names
+
+
+class HasValue(Protocol):
+    """An event of a history."""
+
+    @property
+    def value(self) -> float | None:
+        """In the unit of the log."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +201,17 @@ def _not_in_towers(model: Recommender, source: str) -> str | None:
     if isinstance(model.towers, NoTowers):
         return 'a model of train.preset = "quick" has no towers, which would read them'
     return None
+
+
+def unread_values(model: Recommender, history: Sequence[HasValue]) -> list[Note]:
+    """The note on values of a request's history that have no effect, at the first event with one."""
+    if model.kinds.are_graded:
+        return []
+    first = next((n for n, event in enumerate(history) if event.value is not None), None)
+    if first is None:
+        return []
+    text = f"history: the value of an event has no effect, because {NO_FEEDBACK}"
+    return [Note(("history", str(first), "value"), "value_not_read", text)]
 
 
 def _filter_notes(retriever: Retriever[Recommender], rules: Mapping[str, ColumnRule]) -> Iterator[Note]:

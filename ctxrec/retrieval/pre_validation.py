@@ -131,6 +131,10 @@ def _blend_before(
         axes = text_axes(vectors, present, config.model.content_dim) if axes is None else axes
         text_IC = on_axes(vectors, present, *axes)
     memory = fit_memory(
-        log.training_events(schema.VALID), len(vectors_IW), repeats=data.spec.split.repeats, text_IC=text_IC
+        log.training_events(schema.VALID),
+        len(vectors_IW),
+        repeats=data.spec.split.repeats,
+        text_IC=text_IC,
+        kinds=data.kinds,
     )
     return dataclasses.replace(Blend.of(memory, text_IC, vectors_IW, bundled.widths), weights_2K=bundled.weights_2K)

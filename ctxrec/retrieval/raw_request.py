@@ -9,12 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RawEvent:
-    """One event of a history that a request brings along. `timestamp`: epoch seconds, UTC."""
+    """One event of a history that a request brings along. `timestamp`: epoch seconds, UTC; `value`: in the unit of the log."""
 
     item_id: str
     action: str | None = None
     timestamp: float | None = None
     context: dict[str, Any] = field(default_factory=dict)
+    value: float | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ctxrec.core.config import Config
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.data.batching import Batcher
 from ctxrec.data.events import Events, Histories
+from ctxrec.data.feedback import EventKinds
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.data.requests import Requests
 from ctxrec.encoder.text_table import TextTable
@@ -70,13 +71,13 @@ class Recommender:
         self._tensors = ItemTensors(
             id_rows_I=none, trained_I=torch.zeros(0), cat_IM={}, num_IF=torch.zeros(0, 0), pool=None, place_I=none
         )
+        self.maker = RequestMaker(spec, features, histories, self.catalogue)
         self._batcher = Batcher(
             features,
             history=config.model.history,
-            action_weights=spec.events.actions,
+            kinds=self.kinds,
             user_texts=None if texts is None else texts.user_texts,
         )
-        self.maker = RequestMaker(spec, features, histories, self.catalogue)
 
     def keep_histories(self, max_bytes: int) -> None:
         """Keep what is made of histories, in so many bytes, for the next requests with the same; 0: keep nothing.
@@ -99,6 +100,11 @@ class Recommender:
     def attributes(self) -> UserReader:
         """Reads attributes of users."""
         return self.maker.attributes
+
+    @property
+    def kinds(self) -> EventKinds:
+        """What actions and values of events say."""
+        return self.maker.kinds
 
     @property
     def user_row(self) -> dict[str, int]:

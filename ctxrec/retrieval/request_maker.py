@@ -16,6 +16,7 @@ from ctxrec.core import schema
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.data.clock import Clock
 from ctxrec.data.events import US, Events, Histories, Users, concat_events
+from ctxrec.data.feedback import EventKinds
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.data.requests import Requests
 from ctxrec.retrieval.live_catalogue import LiveCatalogue
@@ -41,7 +42,7 @@ class RequestMaker:
         self.user_row = {user: n for n, user in enumerate(histories.users.ids)}
         self.contexts = ContextReader(features, Clock.of(spec, features))
         self.attributes = UserReader(features)
-        self._action_codes = {action: code for code, action in enumerate(features.actions, 1)}
+        self.kinds = EventKinds.of(spec.events, features.actions, features.graded)
 
     def make(self, raw: Sequence[RawRequest], *, including_now: bool = False) -> tuple[Requests, np.ndarray]:
         """Requests as arrays, and which of them have no history to go by (bool [N], "fallback").
@@ -147,7 +148,10 @@ class RequestMaker:
             offsets=np.array([0, len(known)]),
             items=np.array([self.catalogue.position[e.item_id] for e in known], np.int32),
             times=times,
-            actions=np.array([self._action_codes.get(e.action or "", 0) for e in known], np.int16),
+            actions=self.kinds.codes(
+                np.array([self.kinds.actions.get(e.action or "", 0) for e in known], np.int16),
+                np.array([np.nan if e.value is None else e.value for e in known], np.float32),
+            ),
             context=self.contexts.read([e.context for e in known], times),
         )
 

@@ -59,10 +59,12 @@ def fit_live_weights(
 
 
 def stream_of(buckets: tuple[BucketEvents, ...], *, before: int) -> Stream:
-    """All events of earlier splits than `before` in the order of their times; users are numbered bucket by bucket."""
+    """All events of earlier splits than `before` in the order of their times, without those of negative feedback by their
+    values; users are numbered bucket by bucket."""
     users, items, times, first = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)], [np.zeros(0, np.int64)], 0
     for bucket in buckets:
         part = bucket.before(before)
+        part = part if part.grades is None else part.where(part.grades >= 0)
         lengths = np.diff(part.offsets)
         users.append(np.repeat(first + np.arange(len(lengths)), lengths))
         items.append(part.items)
@@ -77,8 +79,11 @@ def _replay_requests(setup: Setup) -> Requests | None:
     buckets = np.unique(np.linspace(0, num - 1, min(num, _BUCKETS)).astype(int)).tolist()
     share, parts = -(-LIVE_FIT.requests // len(buckets)), []
     for bucket in buckets:
-        histories = histories_from_table(data.read_bucket(bucket), data.features)
+        kinds = data.kinds if data.kinds.are_graded else None
+        histories = histories_from_table(data.read_bucket(bucket), data.features, kinds)
         found = event_requests(histories, schema.VALID, repeats=data.spec.split.repeats)
+        if found.target_weights is not None:
+            found = found.with_targets(found.target_weights > 0)
         if len(found):
             parts.append(in_order(found).evenly(share))
     return in_order(concat_requests(parts)) if parts else None

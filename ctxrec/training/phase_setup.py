@@ -81,7 +81,9 @@ class TrainingLog:
         key = (before, b"" if text_IC is None else hashlib.blake2b(text_IC.tobytes()).digest())
         if not self._memory or self._memory[0][0] != key:
             parts, repeats = self.scan.training_events(before), self.data.spec.split.repeats
-            self._memory[:] = [(key, fit_memory(parts, self.data.num_items, repeats=repeats, text_IC=text_IC))]
+            kinds = self.data.kinds
+            made = fit_memory(parts, self.data.num_items, repeats=repeats, text_IC=text_IC, kinds=kinds)
+            self._memory[:] = [(key, made)]
         return self._memory[0][1]
 
 

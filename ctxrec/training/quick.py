@@ -91,7 +91,7 @@ def _set_up(data: PreparedData, run: str, config: Config, scratch: str) -> Setup
         log=TrainingLog(
             data,
             scan,
-            Batcher(data.features, history=config.model.history, action_weights=data.spec.events.actions),
+            Batcher(data.features, history=config.model.history, kinds=data.kinds),
             validator=None,
         ),
         catalogue=read_catalogue(reduced, data, scan, run, place),

@@ -207,7 +207,7 @@ class TrainStream:
         if self._cached is None or self._cached[0] != key:
             self._cached = None  # free the old shard before the new one is read
             table = pa.concat_tables([self.data.read_bucket(b) for b in shard])
-            self._cached = key, histories_from_table(table, self.data.features)
+            self._cached = key, histories_from_table(table, self.data.features, self.data.kinds)
         return self._cached[1]
 
     def _spans(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:

@@ -80,7 +80,7 @@ def set_up(
     batcher = Batcher(
         data.features,
         history=config.model.history,
-        action_weights=data.spec.events.actions,
+        kinds=data.kinds,
         user_texts=None if user_texts is None else user_texts.texts,
     )
     validator = None

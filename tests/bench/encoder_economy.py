@@ -101,7 +101,7 @@ def gather(data_path: str, config: Config) -> Material:
     frozen = TextEncoder(config.encoder, path, tune=False).eval()
     text = make_text_table(*encode_catalogue(frozen, path, catalogue.texts, config.encoder))
     shape = ModelShape.of(config.model, data.features, num_items=len(catalogue), text_width=frozen.width)
-    batcher = Batcher(data.features, history=config.model.history, action_weights=data.spec.events.actions)
+    batcher = Batcher(data.features, history=config.model.history, kinds=data.kinds)
     log = scan_log(data, history=config.model.history)
     return Material(
         config=config,

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from ctxrec.data.batching import Batcher, Windows, make_windows
+from ctxrec.core.dataset_spec import EventsSpec
+from ctxrec.data.batching import Windows, make_windows
 from ctxrec.data.events import Users
 from ctxrec.data.features import gap_buckets
+from ctxrec.data.feedback import EventKinds
 from ctxrec.data.requests import Requests
 
 
@@ -60,10 +62,10 @@ def test_every_event_is_a_target_once_and_windows_fit(history):
 def test_an_event_without_action_is_a_target_only_where_no_action_has_a_weight(make_world):
     world = make_world()
     names = world.features.actions
-    without = Batcher(world.features, history=5, action_weights={})
-    assert without.action_weights.tolist() == [1.0] * (len(names) + 1)
-    weighted = Batcher(world.features, history=5, action_weights={names[0]: 0.5})
-    assert weighted.action_weights.tolist() == [0.0, 0.5] + [0.0] * (len(names) - 1)
+    without = EventKinds.of(EventsSpec(path="log.parquet", action="action"), names, {})
+    assert without.weights_A.tolist() == [1.0] * (len(names) + 1)
+    weighted = EventKinds.of(EventsSpec(path="log.parquet", action="action", actions={names[0]: 0.5}), names, {})
+    assert weighted.weights_A.tolist() == [0.0, 0.5] + [0.0] * (len(names) - 1)
 
 
 def row_windows(world, row: int, history: int) -> tuple[Windows, int]:

@@ -76,10 +76,10 @@ def test_gathering_leaves_the_events_as_they_are():
     np.testing.assert_array_equal(part.items, before[1])
 
 
-def test_select_keeps_the_rows_of_their_users():
+def test_where_keeps_the_rows_of_their_users():
     keep = np.array([True, False, False, True, True, False])
     events = events_of([[0, 1], [2], [3, 4, 5]])
-    part = TrainingEvents.select(events.offsets, events.items, events.times, keep)
+    part = TrainingEvents(events.offsets, events.items, events.times).where(keep)
     assert part.offsets.tolist() == [0, 1, 1, 3] and part.items.tolist() == [0, 3, 4]
 
 

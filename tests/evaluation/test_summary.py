@@ -142,3 +142,25 @@ def test_rare_values_share_a_slice_and_numbers_are_divided_by_quantiles():
         "age=0-1": 2, "age=2-3": 2, "age=4-5": 2, "age=6-7": 2,
     }  # fmt: skip
     assert list(history_slices(np.array([0, 3, 500]))) == ["new_users", "history_1-5", "history_101+"]
+
+
+def test_liked_targets_alone_and_disliked_items_in_lists():
+    # a likes item 0 and not 3, b does not like 4, c likes 1. Known dislikes: a's 3, b's 1 and 2.
+    lists = dataclasses.replace(
+        hand_made_lists(),
+        target_weights=np.array([1, -1, -1, 0.5], np.float32),
+        disliked_offsets=np.array([0, 1, 3, 3]),
+        disliked_items=np.array([3, 1, 2], np.int32),
+    )
+    found = summary_of(lists)
+    assert found["liked"]["requests"] == 2
+    assert found["liked"]["model"]["ndcg@10"]["mean"] == 1
+    popular = (1 / np.log2(4) + 1 / np.log2(3)) / 2  # a's item 0 at rank 3, c's item 1 at rank 2
+    assert found["liked"]["baselines"]["popularity"]["ndcg@10"]["mean"] == pytest.approx(popular)
+    assert found["liked"]["paired"]["popularity"]["ndcg@10"]["mean"] == pytest.approx(1 - popular)
+    assert found["model"]["disliked@10"]["mean"] == pytest.approx((0.1 + 0.2 + 0) / 3)
+    plain = summary_of(hand_made_lists())
+    assert plain["model"]["ndcg@10"] == found["model"]["ndcg@10"], "every event stays a target of the main figures"
+    assert "liked" not in plain and "disliked@10" not in plain["model"]
+    nothing = summary_of(dataclasses.replace(lists, target_weights=np.full(4, -1, np.float32)))["liked"]
+    assert nothing["requests"] == 0 and nothing["model"] == {}

@@ -44,7 +44,10 @@ def check_movies(found: Guess) -> None:
     assert Path(spec.events.path).name == "ratings.csv" and "tags.csv" in unsure(found, "events")
     assert (spec.events.user, spec.events.item, spec.events.time) == ("userId", "movieId", "timestamp")
     assert spec.events.value == "rating" and spec.events.action is None and not spec.events.context.columns
-    assert not [doubt for doubt in found.unsure if doubt.key.startswith("events.")], "numbers of users are movies' too"
+    doubts = [doubt.key for doubt in found.unsure if doubt.key.startswith("events.")]
+    assert doubts == ["events.feedback"], (
+        "numbers of users are movies' too, and what a rating means is the owner's to say"
+    )
     assert Path(spec.items.path).name == "movies.csv" and spec.items.id == "movieId"
     assert spec.items.text == ("title", "genres") and spec.items.categorical == ("genres",)
     assert spec.items.separators == {"genres": "|"} and "genres" in unsure(found, "items.separators")
@@ -96,7 +99,8 @@ def check_people(found: Guess) -> None:
     spec = found.spec
     assert (spec.events.user, spec.events.item, spec.events.value) == ("user_id", "item_id", "rating")
     assert spec.items.text == ("title", "genres") and spec.items.categorical == ("genres",)
-    assert spec.items.numeric == ("year",) and not spec.items.separators and not found.unsure
+    assert spec.items.numeric == ("year",) and not spec.items.separators
+    assert [doubt.key for doubt in found.unsure] == ["events.feedback"]
     assert spec.users.id == "user_id" and set(spec.users.categorical) == {"gender", "occupation"}
     assert spec.users.numeric == ("age",)
     assert (spec.graph.head, spec.graph.relation, spec.graph.tail) == ("head", "relation", "tail")

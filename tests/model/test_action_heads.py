@@ -7,7 +7,9 @@ import dataclasses
 import pytest
 import torch
 
+from ctxrec.core.dataset_spec import EventsSpec
 from ctxrec.data.batching import Batch, Batcher, make_windows
+from ctxrec.data.feedback import EventKinds
 from ctxrec.data.requests import Requests
 from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.network import LossInputs, Network
@@ -68,7 +70,11 @@ def test_a_target_teaches_the_head_of_its_own_action_alone(make_world, code, los
     world = make_world()
     config = world.config(HEADS)
     # Where actions have weights, an event without an action is no target; so the weights here are all 1.
-    batcher = Batcher(world.features, history=config.model.history, action_weights={})
+    batcher = Batcher(
+        world.features,
+        history=config.model.history,
+        kinds=EventKinds.of(EventsSpec(path="log.parquet", action="action", actions={}), world.features.actions, {}),
+    )
     batch = training_batch(world, config, batcher)
     batch.weights_BS = batch.weights_BS * (batch.asked_BS == code)
     assert batch.weights_BS.any()
@@ -128,7 +134,13 @@ def test_a_request_asks_for_all_actions_by_their_weights(make_world):
 )
 def test_only_wanted_actions_are_asked_for(make_world, weights, mix):
     world = make_world()
-    batcher = Batcher(world.features, history=6, action_weights=weights)
+    batcher = Batcher(
+        world.features,
+        history=6,
+        kinds=EventKinds.of(
+            EventsSpec(path="log.parquet", action="action", actions=weights), world.features.actions, {}
+        ),
+    )
     assert request_batch(world, batcher).asked_mix_BA.tolist() == [mix] * 6
 
 

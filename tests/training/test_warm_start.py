@@ -89,7 +89,7 @@ def test_a_layer_for_another_scale_gives_the_same():
 @pytest.mark.parametrize("replay", [0.0, 0.5, 100.0])
 def test_windows_with_new_events_are_all_read_and_others_by_their_share(tiny_data, replay):
     data = PreparedData.open(tiny_data)
-    batcher = Batcher(data.features, history=4, action_weights=data.spec.events.actions)
+    batcher = Batcher(data.features, history=4, kinds=data.kinds)
     scan = scan_log(data, history=4, keep_events=True)
     times = np.concatenate([part.times for part in scan.events])
     since = int(np.quantile(times, 0.8))

@@ -13,6 +13,7 @@ from ctxrec.data.prepared import PreparedData
 from ctxrec.evaluation.comparison_table import verdict
 from ctxrec.evaluation.diversity_tradeoff import tradeoff_rows
 from ctxrec.evaluation.report import sections
+from ctxrec.evaluation.report.feedback_section import liked
 from ctxrec.evaluation.report.html import details, e, page, paragraph, percent, section, table
 from ctxrec.evaluation.report.training_curves import training
 from ctxrec.evaluation.systems import MODEL, best_baseline, display_name, focus
@@ -120,6 +121,7 @@ def render_report(
     parts = [
         _header(metrics, facts),
         sections.ranking(metrics),
+        liked(metrics),
         _users(examples, metrics),
         sections.sources(metrics),
         sections.context(metrics),

@@ -19,6 +19,7 @@ from ctxrec.data import time_columns
 from ctxrec.data.clock import POSITIONS_BELOW_US, doubts_of_times
 from ctxrec.ingest.guess import names
 from ctxrec.ingest.guess.column_look import ColumnLook
+from ctxrec.ingest.guess.feedback_proposal import propose
 from ctxrec.ingest.guess.looked_table import LookedTable, found_in
 
 SURE = 3.0  # of the scores below
@@ -82,6 +83,8 @@ def choose(
         value=value,
         context=ContextSpec(**{kind: tuple(columns) for kind, columns in context.items()}),
     )
+    if (proposal := propose(log, spec)) is not None:
+        unsure.append(("feedback", proposal.text))
     return EventRoles(spec, uses, unsure, _counts(log, action), has_no_clock)
 
 

@@ -11,6 +11,7 @@ from ctxrec.core import storage
 from ctxrec.core.time_zones import UTC
 from ctxrec.core.toml import toml_value
 from ctxrec.ingest.guess import names
+from ctxrec.ingest.guess.feedback_proposal import propose
 from ctxrec.ingest.guess.guessing import Guess
 from ctxrec.ingest.guess.looked_table import LookedTable
 
@@ -82,7 +83,7 @@ def _events(guess: Guess, folder: str) -> list[str]:
             lines.append(_line(key, column, _times(table, column) if key == "time" else _seen(table, column)))
             if key == "time":
                 lines += _format(table, column) + _zone(table, column)
-    lines += _doubts(guess, "events", without=("context", "split.repeats"))
+    lines += _doubts(guess, "events", without=("context", "split.repeats", "feedback"))
     context = {kind: getattr(events.context, kind) for kind in ("categorical", "numeric", "text")}
     doubts = list(_doubts(guess, "events", only=("context",)))
     if any(context.values()) or doubts:
@@ -98,7 +99,26 @@ def _events(guess: Guess, folder: str) -> list[str]:
             lines.append(
                 "# " + _line(_key(action), 1.0 if weight is None else weight, f"{count:,} events of the sample")
             )
-    return lines
+    return lines + _feedback(guess)
+
+
+def _feedback(guess: Guess) -> list[str]:
+    """The section on what values mean, as a comment; none where the values do not look like ratings."""
+    proposal = propose(guess.tables["events"], guess.spec.events)
+    if proposal is None:
+        return []
+    seen = f"{_seen(guess.tables['events'], proposal.column)}"
+    return [
+        "",
+        f"# [events.feedback]           # what {proposal.column} means: {seen}",
+        "# " + _line("kind", "rating", ""),
+        "# "
+        + _line(
+            "positive", proposal.positive, f"from here on a success: {proposal.liked:.0%} of the events of the sample"
+        ),
+        "# " + _line("negative", proposal.negative, f"up to here negative feedback: {proposal.disliked:.0%}"),
+        *_doubts(guess, "events", only=("feedback",)),
+    ]
 
 
 def _file(table: LookedTable, folder: str, section: str = "") -> Iterator[str]:
