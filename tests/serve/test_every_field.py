@@ -51,6 +51,7 @@ HISTORY: dict[str, tuple[Any, Any]] = {
     "action": ("view", "buy"),
     "timestamp": (NOW - 50, NOW - 5_000_000),
     "context": ({"device": "tv"}, {"device": "phone"}),
+    "value": (None, 1.0),
 }
 RULES: dict[str, dict[str, Any]] = {
     "any": {"category": {"any": ["group1"]}},
