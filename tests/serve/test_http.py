@@ -77,7 +77,7 @@ def test_a_bad_body_is_refused_as_what_it_means_to_be(body, loc, kind):
         (RecommendRequest, {"user_id": "a", "filter": {"price": [3]}}, ("filter", "price"), "a numeric one takes min and max"),
         (RecommendRequest, {"user_id": "a", "filter": {"c": "x"}}, ("filter", "c"), "expected a list of values, or an object"),
         (RecommendBatch, {"requests": [{"user_id": "a", "K": 1}]}, ("requests", 0, "K"), "expected user_id, k, context"),
-        (RecommendRequest, {"history": [{"id": "a"}]}, ("history", 0, "id"), "expected item_id, action, timestamp, context"),
+        (RecommendRequest, {"history": [{"id": "a"}]}, ("history", 0, "id"), "expected item_id, action, timestamp, value, context"),
         (RecommendRequest, {"user_id": "a", "filter": {"c": {"all": []}}}, ("filter", "c", "all"), "expected any, none, min, max"),
         (RecommendRequest, {"history": [5]}, ("history", 0), "expected an event with item_id, or an item id as a text"),
         (RecommendRequest, {"user_id": "a", "context": {"timestamp": "2025-05-01"}}, ("context", "timestamp"), "expected epoch seconds, UTC"),
