@@ -149,7 +149,7 @@ class Replica:
             self._pull_soon()
             self._metrics.events.inc(result)
             recommender = self._engine.retriever.recommender
-            self._arms.count_events(events, recommender.kinds.actions, self._metrics.arm_events)
+            self._arms.count_events(events, list(recommender.kinds.actions), self._metrics.arm_events)
             self._shown.credit(events, recommender.spec.events.actions)
         return result
 
