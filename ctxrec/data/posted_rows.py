@@ -95,7 +95,14 @@ def file_table(rows: Sequence[Row], section: ItemsSpec | UsersSpec, table: Table
         columns[name] = pa.array([value_line(row.get(name)) for row in rows], pa.string())
     for name in section.categorical:  # a column that is a text too becomes the line of these values
         separator = section.separators.get(name)
-        columns[name] = pa.array([_values(row.get(name), separator) for row in rows], pa.list_(pa.string()))
+        lists = [_values(row.get(name), separator) for row in rows]
+        if table == "users" and not any(
+            isinstance(row.get(name), list) or len(row_) > 1 for row, row_ in zip(rows, lists, strict=True)
+        ):
+            # A column of lists would make several values of an attribute that has one.
+            columns[name] = pa.array([row_[0] if row_ else None for row_ in lists], pa.string())
+        else:
+            columns[name] = pa.array(lists, pa.list_(pa.string()))
     for name in section.numeric:
         numbers = [row.get(name) for row in rows]  # Arrow refuses whole numbers that no float holds exactly
         columns[name] = pa.array([None if number is None else float(number) for number in numbers], pa.float64())

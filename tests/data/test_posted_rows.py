@@ -88,9 +88,11 @@ def test_rows_of_users_have_the_columns_of_the_user_file():
     check_rows(rows, spec, "users")
     assert spec.users is not None
     assert file_table(rows, spec.users, "users").to_pylist() == [
-        {"who": "a", "gender": ["F"], "age": 3.0},
-        {"who": "b", "gender": [], "age": None},
+        {"who": "a", "gender": "F", "age": 3.0},
+        {"who": "b", "gender": None, "age": None},
     ]
+    several = file_table([*rows, {"user_id": "c", "gender": ["F", "M"]}], spec.users, "users")
+    assert several.column("gender").to_pylist() == [["F"], [], ["F", "M"]]
     assert fitting({"user_id": "a", "age": "old", "gender": "F"}, spec, "users") == {"user_id": "a", "gender": "F"}
     with pytest.raises(BadRow, match="unknown column 'title'; valid columns are user_id, gender, age"):
         check_rows([{"user_id": "a", "title": "x"}], spec, "users")

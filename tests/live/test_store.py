@@ -237,9 +237,9 @@ def test_posted_users_become_a_file_with_the_columns_of_the_user_file(where, tmp
     assert file.name == f"0-live-{store.id}.parquet", "it stands before other files, whose rows it replaces"
     rows = {row["who"]: row for row in pq.read_table(file).to_pylist()}
     assert rows == {
-        "a": {"who": "a", "gender": ["F"], "age": 3.0},
-        "b": {"who": "b", "gender": [], "age": 4.5},
-        "gone": {"who": "gone", "gender": [], "age": None},
+        "a": {"who": "a", "gender": "F", "age": 3.0},
+        "b": {"who": "b", "gender": None, "age": 4.5},
+        "gone": {"who": "gone", "gender": None, "age": None},
     }
     file.unlink()
     assert write_row_file(store, "users", str(tmp_path / "out"), section, since=last) == last and not file.exists()

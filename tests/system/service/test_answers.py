@@ -43,7 +43,8 @@ def test_the_whole_body_of_the_contract(client, retriever):
         filter={"category": ["group2"]},
         explain=False,
     )
-    assert answer.keys() == {"items", "model_version", "fallback"}
+    assert answer.keys() == {"items", "model_version", "fallback", "warnings"}
+    assert [warning["loc"] for warning in answer["warnings"]] == [["body", "exclude"]], "one of its items is unknown"
     assert answer["model_version"] == retriever.recommender.model_version and answer["fallback"] is False
     ids = [item["item_id"] for item in answer["items"]]
     assert len(ids) == len(set(ids)) == 5 and {int(i[1:]) % 4 for i in ids} == {2}
