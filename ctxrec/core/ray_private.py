@@ -101,6 +101,20 @@ def filter_worker_lines(shown: Callable[[str], bool], *, bars: bool) -> None:
         WorkerStandardStreamDispatcher.add_handler(streams, name, filtered if name == "ray_print_logs" else show)
 
     streams.add_handler = add_handler
+    _filter_errors_of_ray(shown)
+
+
+def _filter_errors_of_ray(shown: Callable[[str], bool]) -> None:
+    """The same for the errors that Ray's own processes tell, which go past the handlers."""
+    from ray._private import worker
+
+    write = worker.print_to_stdstream
+
+    def filtered(data: dict[str, Any], *args: Any, **options: Any) -> None:
+        if data.get("pid") != "raylet" or any(shown(line) for line in data.get("lines", [])):
+            write(data, *args, **options)
+
+    worker.print_to_stdstream = filtered
 
 
 def pass_to_train_processes(variable: str) -> None:

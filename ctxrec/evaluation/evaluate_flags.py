@@ -6,6 +6,8 @@ import argparse
 
 from ctxrec.core.errors import UserError
 
+_MAX_DELAY_S = 1e10  # longer than any log
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes besides options."""
@@ -42,6 +44,8 @@ def check_flags(args: argparse.Namespace) -> None:
             raise UserError(f"--{flag} needs --run: it ranks lists or models beside those of a run")
         if args.stream and getattr(args, flag):
             raise UserError(f"--stream is given with --{flag}; expected it without, as it ranks by one model alone")
+    if not 0 <= args.delay <= _MAX_DELAY_S:
+        raise UserError(f"--delay is {args.delay:g}; expected seconds from 0 to {_MAX_DELAY_S:g}")
     if args.delay and not args.stream:
         raise UserError(
             "--delay is given without --stream; expected both: it is how late the events of a stream are known"

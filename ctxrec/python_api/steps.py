@@ -275,10 +275,12 @@ def _place(path: Any, what: str) -> str:
     """A path or URI, which may be a `pathlib.Path`.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither; or it is a file where a folder is to be written.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise UserError(f"{what} is a {type(path).__name__}; expected a path or a URI")
+    if what == "out" and os.path.isfile(path):
+        raise UserError(f"{what}={os.fspath(path)!r} is a file; expected a folder, which need not exist")
     return os.fspath(path)
 
 

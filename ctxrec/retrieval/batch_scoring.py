@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -110,6 +111,8 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     about = read_about(folder)
     context = about.spec.events.context
     inputs = storage.list_files(requests)
+    if any(_is_same_file(path, out) for path in inputs):
+        raise UserError(f"--out {out} is a file of --requests, which it would replace; give another file")
     columns, num_rows = check_requests(inputs, context, about.features, about.spec.items)
     on_request = is_of_request(RERANK, columns, context)
     found = second_stage_of(bundle, manifest["model_version"], required=False) is not None
@@ -302,6 +305,13 @@ def _output_schema(inputs: list[str], *, explained: bool = False) -> pa.Schema:
 def _num_actors(num_rows: int, num_cpus: int, config: Config) -> int:
     """As many as asked for; else one a CPU but one, and never more than there are batches."""
     return config.evaluate.actors or min(max(1, num_cpus - 1), math.ceil(num_rows / config.evaluate.batch_size))
+
+
+def _is_same_file(path: str, other: str) -> bool:
+    """Whether two paths or URIs are one file, as far as their names and the local file system tell."""
+    if storage.is_uri(path) or storage.is_uri(other):
+        return path == other
+    return os.path.exists(other) and os.path.samefile(path, other)
 
 
 def _write(out: str, schema: pa.Schema, tables: Iterable[pa.Table], *, num_rows: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import logging
@@ -98,6 +99,20 @@ def test_lines_of_rays_processes_pass_the_filter(bars):
         vars(streams).pop("add_handler")
         if adds is not None:
             streams.add_handler = adds
+
+
+def test_errors_that_rays_own_processes_tell_pass_the_filter(monkeypatch, capsys):
+    """With the function by which Ray writes them, so that another version of Ray that writes in another way fails here."""
+    from ray._private import worker
+
+    monkeypatch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)
+    ray_private._filter_errors_of_ray(terminal.says_something)
+    ended = "Task ServeController.graceful_shutdown failed. There are infinite retries remaining"
+    for line in (ended, "The node with node id: 1 has been marked dead."):
+        worker.print_to_stdstream({"lines": [line], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    out, err = capsys.readouterr()
+    assert "marked dead" in out + err and "graceful_shutdown" not in out + err
+    assert "print_to_stdstream(" in inspect.getsource(worker.listen_error_messages)
 
 
 class Screen(io.StringIO):

@@ -185,6 +185,8 @@ def test_a_place_may_be_a_path_and_nothing_else(tmp_path):
     ):
         with pytest.raises(UserError, match=f"{what}; expected a path or a URI"):
             ask()
+    with pytest.raises(UserError, match=r"out='.*' is a file; expected a folder, which need not exist"):
+        ctxrec.fit(LOG, out=__file__)
 
 
 def test_a_wrong_preset_is_refused_before_anything_is_read():

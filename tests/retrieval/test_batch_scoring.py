@@ -122,6 +122,16 @@ def test_contexts_that_the_model_does_not_know_are_named(tiny_run, tmp_path, cap
     assert "1 of 3 values are none that the model knows, such as 'fridge'" in told
 
 
+def test_the_requests_are_never_replaced(tiny_run, tmp_path):
+    path = tmp_path / "requests.parquet"
+    pq.write_table(pa.table({"request_id": ["1"], "user_id": ["u1"], "timestamp": [1.7e9]}), path)
+    before = path.read_bytes()
+    for out in (path, tmp_path / "." / "requests.parquet"):
+        with pytest.raises(UserError, match=r"is a file of --requests, which it would replace"):
+            recommend(tiny_run, str(path), str(out), k=3)
+    assert path.read_bytes() == before
+
+
 def test_no_requests_make_an_empty_file(tiny_run, tmp_path):
     columns = {"request_id": pa.array([], pa.string()), "user_id": pa.array([], pa.string())}
     answers = run(tiny_run, tmp_path, columns | {"timestamp": pa.array([], pa.float64())})
