@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -176,6 +177,10 @@ def start_ray(start: Start, given: Mapping[str, Any]) -> None:
     from ctxrec.core import ray_cluster
 
     ray_cluster.quiet_processes()
+    # `serve run` joins the Serve that was started below, and would say that options do not count, which do.
+    logging.getLogger("ray.serve").addFilter(
+        lambda record: "Connecting to existing Serve app" not in record.getMessage()
+    )
     options: dict[str, Any] = {"namespace": "serve"}
     options["runtime_env"] = parse_runtime_env_args(
         runtime_env=given["runtime_env"], runtime_env_json=given["runtime_env_json"], working_dir=given["working_dir"]

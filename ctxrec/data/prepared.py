@@ -77,6 +77,10 @@ class PreparedData:
     path: str
     meta: dict[str, Any]
 
+    def __repr__(self) -> str:
+        counts = self.meta["counts"]
+        return f"<PreparedData {self.path!r}: {counts['events']:,} events, {counts['users']:,} users, {counts['items']:,} items>"
+
     @staticmethod
     def open(path: str) -> PreparedData:
         """Open a folder that `ctxrec.prepare` wrote. A local path becomes absolute, as workers have another folder.

@@ -266,6 +266,13 @@ def test_a_context_that_is_the_time_alone_is_called_so(low, says):
     assert says in page_of(metrics)
 
 
+def test_a_model_that_reads_no_context_does_not_blame_the_data():
+    metrics = example_metrics()
+    metrics["shuffled_context"]["drop"] = {"mean": 0.0, "low": 0.0, "high": 0.0}
+    page = page_of(metrics)
+    assert "gives the same lists: this model does not read the context" in page and "tells it little" not in page
+
+
 @pytest.mark.parametrize(
     ("options", "outcome", "says"),
     [

@@ -233,6 +233,8 @@ def _context_finding(drop: dict[str, float], same_time: dict[str, float] | None)
         )
     if drop["high"] < 0:
         return f"{asked} gains {percent(-drop['mean'])} of its NDCG@10 ({interval} lost): its context misleads it."
+    if drop["low"] == drop["high"] == 0:
+        return f"{asked} gives the same lists: this model does not read the context."
     return (
         f"{asked} loses {percent(drop['mean'])} of its NDCG@10, which may be chance ({interval}): on these data the "
         "context tells it little."

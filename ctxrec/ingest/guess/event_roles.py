@@ -102,7 +102,11 @@ def user_and_item(
     def score(pair: tuple[str, str]) -> float:
         return _score(log, "user", pair[0], items, users) + _score(log, "item", pair[1], items, users)
 
-    return max(pairs, key=score)
+    best = max(pairs, key=score)
+    # A column of a few values that nothing names is no user and no item: a model of it would look well and be nonsense.
+    found = [given.get(key) or (column if _score(log, key, column, items, users) >= 0 else None)
+             for key, column in zip(("user", "item"), best, strict=True)]  # fmt: skip
+    return found[0], found[1]
 
 
 def _score(log: LookedTable, key: str, column: str, items: LookedTable | None, users: LookedTable | None) -> float:
