@@ -77,7 +77,10 @@ def run_main_job(
     publish(folder["quick"], folder["models"])
     with service(folder["models"], port, os.path.join(out, "serve.log"), keep=keep) as (url, process):
         with httpx.Client(base_url=url, timeout=30) as client:
-            _ask(client, folder["quick"])
+            if _ask(client, folder["quick"]):
+                print(
+                    "\nThe quick model gives user 196 the same list at both times: only the full model reads the context."
+                )
             print(f"\nfirst lists over HTTP {time.monotonic() - begin:.0f} s after the start")
             metrics = _build(folder["data"], folder["run"], folder["quick"], config)
             title("5/5 publish: the service takes the full model over while it serves")
@@ -155,8 +158,8 @@ def _distance(metrics: dict[str, Any]) -> str:
     return "next to a SASRec trained long with full cross-entropy on the same split: " + "; ".join(parts)
 
 
-def _ask(client: httpx.Client, run: str) -> None:
-    """One user in two contexts, and someone new with three clicks."""
+def _ask(client: httpx.Client, run: str) -> bool:
+    """One user in two contexts, and someone new with three clicks. Whether both contexts have the same list."""
     items = pq.read_table(BundlePaths(RunPaths(run).bundle).items, columns=[schema.ITEM_ID, schema.ITEM_TITLE])
     titles = dict(zip(*(column.to_pylist() for column in items.columns), strict=True))
     client.post("/v1/recommend", json={"user_id": "1"})  # the first request pays for opening connections
@@ -164,23 +167,28 @@ def _ask(client: httpx.Client, run: str) -> None:
         datetime.datetime(1998, 4, 24, 21, tzinfo=datetime.UTC),
         datetime.datetime(1998, 12, 14, 8, tzinfo=datetime.UTC),
     )
+    lists = []
     for moment in moments:
         body = {"user_id": "196", "k": 5, "context": {"timestamp": moment.timestamp()}}
-        _show(client, f"user 196 on {moment:%A %d %B %Y, %H:%M}", body, titles)
+        lists.append(_show(client, f"user 196 on {moment:%A %d %B %Y, %H:%M}", body, titles))
     clicks = [
         item for item, title in titles.items() if title.startswith(("Toy Story (", "Aladdin (", "The Lion King ("))
     ]
     named = ", ".join(titles[c] for c in clicks)
     body = {"k": 5, "history": [{"item_id": c} for c in clicks], "context": {"timestamp": moments[0].timestamp()}}
     _show(client, f"someone new, three clicks ({named})", body, titles)
+    return lists[0] == lists[1]
 
 
-def _show(client: httpx.Client, who: str, body: dict[str, Any], titles: dict[str, str]) -> None:
+def _show(client: httpx.Client, who: str, body: dict[str, Any], titles: dict[str, str]) -> list[str]:
+    """Ask, print the list with its titles, and give the ids."""
     begin = time.perf_counter()
     answer = client.post("/v1/recommend", json=body)
     milliseconds = (time.perf_counter() - begin) * 1000
     if answer.status_code != 200:
         raise RuntimeError(f"the service answered {answer.status_code}: {answer.text[:500]}")
     print(f"\n{who}: {milliseconds:.1f} ms over HTTP")
-    for item in answer.json()["items"]:
+    items = answer.json()["items"]
+    for item in items:
         print(f"  {item['score']:7.3f}  {titles[item['item_id']]}")
+    return [item["item_id"] for item in items]

@@ -408,4 +408,4 @@ def test_a_column_of_a_few_values_that_nothing_names_is_no_user_and_no_item(left
     assert (whole.user, whole.item) == ("Kunde", "Artikelnummer")
     found = guess([sample_table("log", pa.table({k: v for k, v in columns.items() if k != left_out}))])
     assert getattr(found.spec.events, key) == "" and getattr(found.spec.events, {"user": "item", "item": "user"}[key])
-    assert any(f"no column of log looks like the id of the {key}; name one" in text for text in found.unsure)
+    assert any(f"no column of log looks like the id of the {key}; name one" in doubt.text for doubt in found.unsure)
