@@ -1,7 +1,7 @@
 """What an event says: its action and its value as one code, and how much that counts.
 
-Without `[events.feedback]` of the dataset spec the code of an event is that of its action. With it, the value of an event
-divides each action that may be a target into three kinds, and an event with a value has the code of its kind:
+Without `[events.feedback]` of the dataset spec the code of an event is that of its action, and an action of a weight below 0
+is negative feedback. With it, the value of an event divides each action that may be a target into three kinds, and an event with a value has the code of its kind:
 
     value >= positive                 the action's own weight as a target, times `EventKinds.factors`
     negative < value < positive       weight 0: history, and no target
@@ -56,8 +56,8 @@ class EventKinds:
     Attributes:
         actions: codes of the actions alone, from 1 on; 0 is an event without action and value.
         weights_A: weight of each code as a target, the first one that of code 0: float32 [A + 1]. Below 0: negative feedback.
-        grades_A: int8 [A + 1], -1 where the value says that the event is negative feedback, 0 where it lies between, and 1
-            for a success and where values say nothing.
+        grades_A: int8 [A + 1], -1 where the value or the action says that the event is negative feedback, 0 where the value
+            lies between, and 1 for a success and where neither says anything.
         coded: int16 [A + 1, 4], the code of each action (row) without a value and with one of each grade.
         feedback: what values mean; None: nothing.
     """
@@ -87,6 +87,7 @@ class EventKinds:
             own = _own_weight(events, action)
             weights[codes], grades[codes] = (own, 0, -own), (1, 0, -1)
             coded[place.get(action, 0), 1:] = codes
+        grades[weights < 0] = -1
         actions = {name: code for name, code in place.items() if name not in made}
         return EventKinds(actions, weights, grades, coded, events.feedback)
 
@@ -94,6 +95,11 @@ class EventKinds:
     def are_graded(self) -> bool:
         """Whether values count."""
         return self.feedback is not None
+
+    @property
+    def are_judged(self) -> bool:
+        """Whether values or actions of a weight below 0 say what is liked."""
+        return self.are_graded or bool((self.grades_A < 0).any())
 
     def codes(self, actions: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Codes of events, int16 [E]; `actions` are codes of actions alone, `values` float32 with NaN = none."""

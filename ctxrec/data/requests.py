@@ -172,10 +172,10 @@ def validation_requests(data: PreparedData, limit: int) -> Requests | None:
 def validation_share(histories: Histories, data: PreparedData, limit: int) -> Requests:
     """The validation requests of one bucket of `data`, at most its share of `limit`.
 
-    Where values count (`[events.feedback]`), the targets are those that are liked alone, because a training chooses by them.
+    Where values or actions of a weight below 0 say what is liked, the targets are the liked ones alone, because a training chooses by them.
     """
     requests = split_requests(histories, schema.VALID, repeats=data.spec.split.repeats)
-    if data.kinds.are_graded:
+    if data.kinds.are_judged:
         assert requests.target_weights is not None
         return requests.with_targets(requests.target_weights > 0).evenly(-(-limit // len(data.bucket_paths)))
     requests = dataclasses.replace(requests, target_weights=None)

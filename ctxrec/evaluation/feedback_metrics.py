@@ -1,6 +1,6 @@
-"""Quality where values say what is liked: liked targets alone, and disliked items in lists.
+"""Quality where values or actions say what is liked: liked targets alone, and disliked items in lists.
 
-The main figures count every event as a target, as they do without `[events.feedback]`. These stand beside them.
+The main figures count every event as a target, as they do where nothing says what is liked. These stand beside them.
 
 Legend: N requests, K longest list.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ctxrec.core.dataset_spec import FeedbackSpec
+from ctxrec.core.dataset_spec import EventsSpec
 from ctxrec.data.events import Histories
 from ctxrec.evaluation.systems import MODEL, SystemMetrics, display_name, ranked_systems
 
@@ -36,15 +36,25 @@ def known_dislikes(histories: Histories, user_ids: np.ndarray) -> tuple[np.ndarr
     return found.offsets, found.items
 
 
-def describe(feedback: FeedbackSpec) -> dict[str, str]:
+def describe(events: EventsSpec) -> dict[str, str]:
     """What a success is and what negative feedback is, in words.
 
-    >>> describe(FeedbackSpec(kind="rating", positive=4, negative=2))
+    >>> from ctxrec.core.dataset_spec import FeedbackSpec
+    >>> stars = FeedbackSpec(kind="rating", positive=4, negative=2)
+    >>> describe(EventsSpec(path="log.csv", value="stars", feedback=stars))
     {'success': 'rating of 4 or more', 'negative': 'rating of 2 or less'}
+    >>> describe(EventsSpec(path="log.csv", action="kind", actions={"buy": 1.0, "return": -1.0}))
+    {'success': 'target action (buy)', 'negative': 'negative action (return)'}
     """
-    words = {"success": f"{feedback.kind} of {feedback.positive:g} or more"}
-    if feedback.negative is not None:
-        words["negative"] = f"{feedback.kind} of {feedback.negative:g} or less"
+    feedback, words = events.feedback, {}
+    if feedback is not None:
+        words["success"] = f"{feedback.kind} of {feedback.positive:g} or more"
+        if feedback.negative is not None:
+            words["negative"] = f"{feedback.kind} of {feedback.negative:g} or less"
+        return words
+    for name, sign in (("success", 1), ("negative", -1)):
+        found = ", ".join(action or "none" for action, weight in events.actions.items() if weight * sign > 0)
+        words[name] = f"{'target' if sign > 0 else 'negative'} action ({found})"
     return words
 
 

@@ -144,8 +144,8 @@ def _evaluate(
 
     metrics: dict[str, Any] = {"split": split, "requests": len(lists)}
     metrics |= _summary(lists, prepared, config, baselines.item_counts, eligible)
-    if prepared.spec.events.feedback is not None:
-        metrics["feedback"] = describe(prepared.spec.events.feedback)
+    if prepared.kinds.are_judged:
+        metrics["feedback"] = describe(prepared.spec.events)
     if plan.knockouts:
         options = config.evaluate
         metrics["knockouts"] = summarise_knockouts(lists, ks=options.ks, resamples=options.bootstrap, seed=SEED)

@@ -109,7 +109,7 @@ class BucketRanker:
             requests = split_requests(histories, self.plan.split, repeats=self.data.spec.split.repeats)
             requests = drop_targets(requests, self.eligible)
             dislikes = None
-            if self.data.kinds.are_graded:
+            if self.data.kinds.are_judged:
                 dislikes = known_dislikes(histories, requests.users.ids)
             # Context moves among all requests of the bucket, whatever is ranked at once.
             clock, seed = Clock.of(self.data.spec, self.data.features), self.plan.seed + int(bucket)

@@ -72,7 +72,7 @@ def rank_both(data: PreparedData, candidate: Recommender, served: Recommender, *
         trained = histories.events.items[histories.split != schema.TEST]
         counts_I += np.bincount(trained, minlength=len(item_ids))
         found = split_requests(histories, schema.TEST, repeats=data.spec.split.repeats)
-        if data.kinds.are_graded:  # versions are judged by what users liked
+        if data.kinds.are_judged:  # versions are judged by what users liked
             assert found.target_weights is not None
             found = found.with_targets(found.target_weights > 0)
         new = untrained(found, served, temporal=data.spec.split.strategy == "temporal")

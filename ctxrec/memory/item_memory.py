@@ -182,7 +182,7 @@ def fit_memory(
     """
     parts, speaks_A = list(parts), None
     known = sum((np.bincount(p.items, minlength=num_items) for p in parts), np.zeros(num_items, np.int64)) > 0
-    if kinds is not None and kinds.are_graded:
+    if kinds is not None and kinds.are_judged:
         speaks_A = params.feedback.speaks(kinds)
         parts = [part if part.grades is None else part.where(part.grades >= 0) for part in parts]
     log = gather_statistics(parts, num_items, steps=params.next_steps)

@@ -126,7 +126,7 @@ def _requests(model: Recommender, table: pa.Table) -> Requests:
         target_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         target_items=np.array(targets, np.int32),
         target_actions=np.array(sets, np.int64),
-        target_weights=np.array(weights, np.float32) if model.kinds.are_graded else None,
+        target_weights=np.array(weights, np.float32) if model.kinds.are_judged else None,
     )
     requests = requests.take(np.flatnonzero(lengths))
     if not len(requests):

@@ -55,6 +55,12 @@ def test_without_feedback_values_change_nothing():
     assert kinds.code("buy", 1.0) == 1 and set(kinds.grades_A.tolist()) == {1}
 
 
+def test_an_action_of_a_negative_weight_is_a_dislike_without_values_too():
+    kinds, _ = kinds_of(("buy", "return", "view"), feedback=None, weights={"buy": 1.0, "return": -0.5})
+    assert kinds.are_judged and not kinds.are_graded
+    assert kinds.grades_A.tolist() == [1, 1, -1, 1] and kinds.weights_A.tolist() == [0, 1, -0.5, 0]
+
+
 def test_a_threshold_holds_for_the_float32_of_the_log():
     kinds, _ = kinds_of(feedback=FeedbackSpec(kind="rating", positive=3.3, negative=1.1))
     stored = np.array([3.3, 1.1], np.float32)  # 3.3 as float32 is less than 3.3

@@ -82,6 +82,24 @@ def test_reversing_all_ratings_turns_the_lists_over(runs):
     assert 0.3 < loved_share(runs["blind"]) < 0.7, "without the section ratings mean nothing"
 
 
+def test_actions_of_a_negative_weight_turn_the_lists_over_as_ratings_do(ray_cluster, quick, tmp_path):
+    """A model of the quick preset, whose only source of this is the item memory; the evaluation says what a success is."""
+    rows = [(*row[:3], "love" if row[3] >= 4 else "hate") for row in ratings()]
+    write_csv(tmp_path, rows, header="user_id,item_id,timestamp,kind")
+    spec = LOG + 'action = "kind"\n[events.actions]\nlove = 1.0\nhate = {}\n' + LAST
+    shares = {}
+    for weight in ("-1.0", "0.5"):
+        data = run(tmp_path, spec.format(weight), ["prepare.buckets=2"])
+        shares[weight] = loved_share(train(data.path, str(tmp_path / f"run {weight}"), quick))
+    assert shares["-1.0"] > 0.9 and 0.3 < shares["0.5"] < 0.7
+    metrics = evaluate_run(str(tmp_path / "run 0.5"), split="test", out=None, config=quick)
+    assert "feedback" not in metrics
+    run(tmp_path, spec.format("-1.0"), ["prepare.buckets=2"])
+    metrics = evaluate_run(str(tmp_path / "run -1.0"), split="test", out=None, config=quick)
+    assert metrics["feedback"] == {"success": "target action (love)", "negative": "negative action (hate)"}
+    assert 0 < metrics["liked"]["requests"] < metrics["requests"] and metrics["model"]["disliked@10"]["mean"] < 0.1
+
+
 def test_the_prepared_log_has_kinds_of_events(ray_cluster, tmp_path):
     rows = [("u", "x", START, 5), ("u", "y", START + 1, 3), ("u", "z", START + 2, 1), ("u", "x", START + 3, "")]
     data = prepared(tmp_path / "log", rows)
