@@ -167,7 +167,7 @@ def test_one_refresh_at_a_time_and_something_must_be_served(place, tiny_encoder,
     with pytest.raises(UserError, match="begins a new round"):
         refresh(job)
     ended = call("ctxrec.refresh", str(place / "shop" / "dataset.toml"), "--models", str(tmp_path / "none"))
-    assert_users_mistake(ended, "nothing is published", "ctxrec.publish")
+    assert_users_mistake(ended, "nothing is published", "ctxrec publish")
 
 
 def test_a_canary_needs_users_to_watch_and_no_other_test(place, tiny_encoder):

@@ -61,7 +61,8 @@ def test_a_slash_too_many_is_no_redirect(addresses):
             ("GET", "/page/"),
         ):
             answer = httpx.request(method, address + path, json={"user_id": "u1"} if method == "POST" else None)
-            assert answer.status_code in (404, 405) and "location" not in answer.headers, path
+            known = (404, 405, 422)  # 422: /v1/users/ asks for a user without an id
+            assert answer.status_code in known and "location" not in answer.headers, path
 
 
 def counted(address: str) -> dict[str, float]:
