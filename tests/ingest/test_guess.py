@@ -390,22 +390,3 @@ def test_names_of_categories_are_no_titles(tmp_path):
     assert found.spec.items.text[0] == "prod_name" and "detail_desc" in found.spec.items.text
     assert found.spec.items.categorical == ("product_type_name", "on_sale")
     assert "taken for a mark" in unsure(found, "items.categorical")
-
-
-@pytest.mark.parametrize("left_out", ["Kunde", "Artikelnummer"])
-def test_a_column_of_a_few_values_that_nothing_names_is_no_user_and_no_item(left_out):
-    """A model of three "users" would look well and be nonsense."""
-    rng, num = np.random.default_rng(0), 3000
-    columns = {
-        "Kunde": [f"K{n:04d}" for n in rng.integers(0, 300, num)],
-        "Artikelnummer": [f"A{n:04d}" for n in rng.integers(0, 150, num)],
-        "Zeitpunkt": pa.array(1_700_000_000 + rng.integers(0, 10**7, num), pa.timestamp("s")),
-        "Vorgang": rng.choice(["angesehen", "gekauft", "zurück"], num).tolist(),
-        "Menge": rng.integers(1, 5, num),
-    }
-    key = "user" if left_out == "Kunde" else "item"
-    whole = guess([sample_table("log", pa.table(columns))]).spec.events
-    assert (whole.user, whole.item) == ("Kunde", "Artikelnummer")
-    found = guess([sample_table("log", pa.table({k: v for k, v in columns.items() if k != left_out}))])
-    assert getattr(found.spec.events, key) == "" and getattr(found.spec.events, {"user": "item", "item": "user"}[key])
-    assert any(f"no column of log looks like the id of the {key}; name one" in doubt.text for doubt in found.unsure)
