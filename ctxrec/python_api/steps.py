@@ -38,6 +38,7 @@ def fit(
     action: str | None = None,
     value: str | None = None,
     time_format: str | None = None,
+    decimal: str | None = None,
     timezone: str | None = None,
     context: Sequence[str] | None = None,
     actions: Mapping[str, float] | None = None,
@@ -62,6 +63,7 @@ def fit(
         value: column of the log with a rating or a quantity; None: what is guessed.
         time_format: format of times that are texts, in the directives of `strptime`, such as "%d/%m/%Y %H:%M"; None: what is
             guessed, with a warning where the values do not tell the day from the month.
+        decimal: decimal sign of numbers that are texts, "," or ".", in all tables; None: what is guessed.
         timezone: IANA name of the zone of the log, such as "Asia/Shanghai": that of times without an offset, and of hour,
             weekday and month; None: UTC.
         context: columns of the log that are known when a recommendation is asked for; None: what is guessed.
@@ -84,6 +86,7 @@ def fit(
     columns: dict[str, Any] = {"user": user, "item": item, "time": time, "action": action, "value": value}
     columns |= {
         "time_format": time_format,
+        "decimal": decimal,
         "timezone": timezone,
         "context": context,
         "actions": actions,
@@ -130,6 +133,7 @@ def prepare(
     action: str | None = None,
     value: str | None = None,
     time_format: str | None = None,
+    decimal: str | None = None,
     timezone: str | None = None,
     context: Sequence[str] | None = None,
     actions: Mapping[str, float] | None = None,
@@ -151,6 +155,7 @@ def prepare(
         action: see `fit`.
         value: see `fit`.
         time_format: see `fit`.
+        decimal: see `fit`.
         timezone: see `fit`.
         context: see `fit`.
         actions: see `fit`.
@@ -173,6 +178,7 @@ def prepare(
         folder=storage.join(out if storage.is_uri(out) else os.path.abspath(out), "tables"),
         columns={"user": user, "item": item, "time": time, "action": action, "value": value},
         time_format=time_format,
+        decimal=decimal,
         timezone=timezone,
         context=context,
         actions=actions,

@@ -47,6 +47,7 @@ def spec_of(
     feedback: Mapping[str, Any] | None = None,
     timezone: str | None = None,
     time_format: str | None = None,
+    decimal: str | None = None,
 ) -> tuple[DatasetSpec, list[str]]:
     """The spec of some tables. Tables in memory are written into `folder`, and only where they have changed.
 
@@ -65,6 +66,7 @@ def spec_of(
         feedback: keys of [events.feedback]; None: values mean nothing.
         timezone: that of [events]; None: UTC.
         time_format: that of [events]; None guesses.
+        decimal: that of all tables; None guesses.
 
     Returns:
         The spec, and what is not sure about it.
@@ -75,11 +77,22 @@ def spec_of(
     if isinstance(interactions, (str, os.PathLike)) and str(interactions).endswith(".toml"):
         if any(
             value is not None
-            for value in (items, users, context, actions, feedback, split, timezone, time_format, *columns.values())
+            for value in (
+                items,
+                users,
+                context,
+                actions,
+                feedback,
+                split,
+                timezone,
+                time_format,
+                decimal,
+                *columns.values(),
+            )
         ):
             raise UserError(
                 f"{interactions} says which tables and columns there are; expected no other tables, columns, context, "
-                "actions, feedback, split, timezone or time_format beside it. Change the file, or give the tables themselves"
+                "actions, feedback, split, timezone, time_format or decimal beside it. Change the file, or give the tables themselves"
             )
         return load_spec(os.fspath(interactions)), []
     if isinstance(context, str) or not all(
@@ -125,6 +138,11 @@ def spec_of(
         events = dataclasses.replace(events, feedback=meaning)
         unsure = [text for text in unsure if not text.startswith("events.feedback")]
     spec = dataclasses.replace(made.spec, events=events)
+    if decimal is not None:
+        of_all = {name: getattr(spec, name) for name in ("events", "items", "users")}
+        changed = {name: dataclasses.replace(of, decimal=decimal) for name, of in of_all.items() if of is not None}
+        spec = dataclasses.replace(spec, **changed)
+        unsure = [text for text in unsure if "decimal" not in text]
     if split is not None:
         spec = dataclasses.replace(spec, split=build_dataclass(SplitSpec, dict(split), source="split"))
     return spec, unsure

@@ -220,7 +220,7 @@ def test_the_time_zone_of_a_table_is_given_by_its_name(tmp_path):
     assert made.events.timezone == "Asia/Shanghai" and not any("names no time zone" in text for text in unsure)
     with pytest.raises(UserError, match="is no time zone; expected an IANA name"):
         spec_of(log, None, None, timezone="Shanghai time", **given)
-    with pytest.raises(UserError, match="split, timezone or time_format beside it"):
+    with pytest.raises(UserError, match="split, timezone, time_format or decimal beside it"):
         spec_of("dataset.toml", None, None, timezone="UTC", **given)
 
 
@@ -240,6 +240,19 @@ def test_the_format_of_times_is_guessed_or_given(tmp_path):
         UserError, match=r"events\.time_format is '%d/%M/%Y', which has a day and no month; %M is the min"
     ):
         spec_of(open_, None, None, time_format="%d/%M/%Y", **given)
+
+
+def test_the_decimal_sign_is_guessed_or_given(tmp_path):
+    given = {"folder": str(tmp_path), "columns": {}, "context": None, "actions": None, "split": None}
+    items = ITEMS.assign(price=[f"{n + 1},234" for n in range(len(ITEMS))])  # thousands, or a fraction
+    spec, unsure = spec_of(LOG, items, None, **given)
+    assert spec.items.decimal is not None and any("decimal" in text for text in unsure)
+    other = {",": ".", ".": ","}[spec.items.decimal]
+    spec, unsure = spec_of(LOG, items, None, decimal=other, **given)
+    assert (spec.items.decimal, spec.events.decimal) == (other, other) and "price" in spec.items.numeric
+    assert not any("decimal" in text for text in unsure)
+    with pytest.raises(UserError, match=r"decimal is ';'; expected the decimal sign of numbers in texts"):
+        spec_of(LOG, items, None, decimal=";", **given)
 
 
 def test_an_open_format_is_said_where_nothing_is_printed(ray_cluster, tmp_path, caplog):
