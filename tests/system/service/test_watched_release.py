@@ -65,6 +65,7 @@ class Shoppers:
         self._pool.shutdown()
 
 
+@pytest.mark.slow  # how much a permutation spoils differs from one training to the next, and the watch may take minutes
 @pytest.mark.parametrize("canary", [0.4, 0.0])
 def test_a_spoilt_version_is_taken_back_under_load(client, models, tmp_path, wait_for, canary):
     now, url, work = registry.read_published(models), str(client.base_url), str(tmp_path / "work")
