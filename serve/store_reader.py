@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from ctxrec.data.events import US
 from ctxrec.live.store import HistoryStore, LoggedEvent, StoreError
@@ -14,6 +14,7 @@ from serve.api import RecommendRequest
 
 HISTORY, USER = "history", "user"  # what an answer had to do without
 _SKEW_S = 300  # a client's clock may be so far ahead; its events count at once all the same
+_Found = TypeVar("_Found")
 _PAUSE_S = 1.0  # a store that did not answer is left alone for so long
 
 
@@ -45,12 +46,8 @@ class StoreReader:
         pairs = list(dict.fromkeys(asked_for))  # a list may ask many times for one user
         if self._store is None or not which:
             return recent, [None] * len(bodies)
-        found = None
-        if time.monotonic() >= self._pause_until:
-            try:
-                found = self._store.latest([user for user, _ in pairs], [at for _, at in pairs])
-            except StoreError:  # `StoreFailures` has logged it
-                self._pause_until = time.monotonic() + _PAUSE_S
+        store = self._store
+        found = self._read(lambda: store.latest([user for user, _ in pairs], [at for _, at in pairs]))
         if found is None:
             return recent, [HISTORY if body.history is None else None for body in bodies]
         read = {pair: self._logged(events) for pair, events in zip(pairs, found, strict=True)}
@@ -69,12 +66,8 @@ class StoreReader:
         names = list(dict.fromkeys(body.user_id for body in bodies if body.user_id is not None))
         if self._store is None or not names or not reader.names:
             return said, nothing
-        posted = None
-        if time.monotonic() >= self._pause_until:
-            try:
-                posted = self._store.posted_rows("users", names)
-            except StoreError:  # `StoreFailures` has logged it
-                self._pause_until = time.monotonic() + _PAUSE_S
+        store = self._store
+        posted = self._read(lambda: store.posted_rows("users", names))
         if posted is None:
             return said, [None if body.user_id is None else USER for body in bodies]
         if not posted:
@@ -85,6 +78,16 @@ class StoreReader:
             made if body.user_id not in rows else {**rows[body.user_id], **body.user}
             for body, made in zip(bodies, said, strict=True)
         ], nothing
+
+    def _read(self, ask: Callable[[], _Found]) -> _Found | None:
+        """What the store answers; None where it does not, and for a while after that."""
+        if time.monotonic() < self._pause_until:
+            return None
+        try:
+            return ask()
+        except StoreError:  # `StoreFailures` has logged it
+            self._pause_until = time.monotonic() + _PAUSE_S
+            return None
 
     def _logged(self, events: Sequence[LoggedEvent]) -> list[RawEvent]:
         """Stored events, without the context features that this version of the model does not know."""

@@ -87,11 +87,10 @@ def _attributes(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _warnings(rows: Sequence[Mapping[str, Any]], retriever: Retriever[Recommender]) -> list[dict[str, Any]]:
     """The first notes of stored rows; that no attribute is read is said once."""
-    model = retriever.recommender
-    if (reason := why_unread(model, reranked=retriever.reranker is not None)) is not None:
+    model, reranked = retriever.recommender, retriever.reranker is not None
+    if (reason := why_unread(model, reranked=reranked)) is not None:
         text = f"attributes have no effect until a model is trained that reads them, because {reason}"
         return [{"loc": ["body", "users"], "msg": text, "type": "attributes_not_read"}]
-    reranked = retriever.reranker is not None
     notes = (
         {"loc": ["body", "users", place, *note.place[1:]], "msg": note.text, "type": note.kind}
         for place, row in enumerate(rows)

@@ -57,7 +57,7 @@ class BucketEvents:
     @staticmethod
     def read(data: PreparedData, bucket: int) -> BucketEvents:
         """The events of a bucket; where values count also what they say."""
-        kinds = data.kinds if data.kinds.are_judged else None
+        kinds = data.judging_kinds
         columns = BUCKET_EVENTS if kinds is None else [*BUCKET_EVENTS, schema.EVENT_ACTIONS]
         return BucketEvents.of(data.read_bucket(bucket, columns), kinds)
 
@@ -133,7 +133,7 @@ def scan_log(
         for last in (schema.TRAIN, schema.VALID)
     }
     requests, kept = [], []
-    graded = data.kinds if data.kinds.are_judged else None
+    graded = data.judging_kinds
     for bucket in range(num_buckets):
         table = data.read_bucket(bucket) if num_validation_requests else None
         events = BucketEvents.read(data, bucket) if table is None else BucketEvents.of(table, graded)

@@ -141,6 +141,11 @@ class PreparedData:
         """What the events of the log say."""
         return EventKinds.of(self.spec.events, self.features.actions, self.features.graded)
 
+    @property
+    def judging_kinds(self) -> EventKinds | None:
+        """`kinds` where values or actions say what is liked; None: all events count alike."""
+        return self.kinds if self.kinds.are_judged else None
+
     def media(self, kind: str) -> tuple[np.ndarray, list[str | bytes]]:
         """Items that have an image or a sound, int64 [N] rising, and the path, URI or content of each.
 

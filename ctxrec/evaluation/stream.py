@@ -192,7 +192,7 @@ def _requests_and_stream(prepared: PreparedData, split: int, delay_us: int) -> t
     parts, users, items, times, first = [], [], [], [], 0
     share = -(-_MOST_REQUESTS // len(prepared.bucket_paths))
     for bucket in range(len(prepared.bucket_paths)):
-        kinds = prepared.kinds if prepared.kinds.are_judged else None
+        kinds = prepared.judging_kinds
         histories: Histories = histories_from_table(prepared.read_bucket(bucket), prepared.features, kinds)
         found = event_requests(histories, split, repeats=prepared.spec.split.repeats, delay_us=delay_us)
         parts.append(in_order(found).evenly(share))

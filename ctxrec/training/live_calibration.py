@@ -79,7 +79,7 @@ def _replay_requests(setup: Setup) -> Requests | None:
     buckets = np.unique(np.linspace(0, num - 1, min(num, _BUCKETS)).astype(int)).tolist()
     share, parts = -(-LIVE_FIT.requests // len(buckets)), []
     for bucket in buckets:
-        kinds = data.kinds if data.kinds.are_judged else None
+        kinds = data.judging_kinds
         histories = histories_from_table(data.read_bucket(bucket), data.features, kinds)
         found = event_requests(histories, schema.VALID, repeats=data.spec.split.repeats)
         if found.target_weights is not None:
