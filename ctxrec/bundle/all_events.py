@@ -19,7 +19,7 @@ from ctxrec.core import schema, storage
 from ctxrec.core.config import load_config
 from ctxrec.core.manifest import hash_files, version_of, write_manifest
 from ctxrec.core.run_paths import BundlePaths
-from ctxrec.data.log_statistics import BUCKET_EVENTS, BucketEvents
+from ctxrec.data.log_statistics import BucketEvents
 from ctxrec.data.prepared import PreparedData
 from ctxrec.index.builder import build_index
 from ctxrec.memory.item_memory import fit_memory
@@ -41,11 +41,12 @@ def with_all_events(bundle: str, data: PreparedData, out: str, *, queries: np.nd
     """
     folder, manifest = check_bundle(bundle, scratch=storage.temporary_folder())
     blend = load_blend(folder)
-    events = [BucketEvents.of(data.read_bucket(n, BUCKET_EVENTS)) for n in range(len(data.bucket_paths))]
+    events = [BucketEvents.read(data, n) for n in range(len(data.bucket_paths))]
     if blend is None or not any((part.split == schema.TEST).any() for part in events):
         return ""
     parts = (part.before(schema.TEST + 1) for part in events)
-    memory = fit_memory(parts, data.num_items, repeats=data.spec.split.repeats, text_IC=blend.text_IC)
+    repeats = data.spec.split.repeats
+    memory = fit_memory(parts, data.num_items, repeats=repeats, text_IC=blend.text_IC, kinds=data.kinds)
     made = dataclasses.replace(blend, memory=memory)
 
     def make(copy: str) -> None:

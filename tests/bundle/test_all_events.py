@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from ctxrec.bundle.all_events import towers_until, with_all_events
 from ctxrec.bundle.format import check_bundle
 from ctxrec.bundle.registry import find_bundle
 from ctxrec.core import schema, storage
+from ctxrec.data.feedback import EventKinds
 from ctxrec.data.prepared import PreparedData
 from ctxrec.lifecycle.completed import completed
 from ctxrec.retrieval.load import load_recommender
@@ -39,6 +41,23 @@ def test_the_memory_knows_all_events_and_all_else_stays(tiny_run, tiny_data, tmp
         changed == {"blend.safetensors", "histories.arrow", "index.faiss"}
         and _files(out).keys() == _files(first).keys()
     )
+
+
+def test_dislikes_stay_dislikes(tiny_run, tiny_data, tmp_path):
+    """Where actions or values say what is liked, the memory of all events reads them as that of the training does."""
+    first, out, data = find_bundle(tiny_run), str(tmp_path / "out"), PreparedData.open(tiny_data)
+    weights = {**data.spec.events.actions, "view": -1.0}
+    negative = 1 + data.features.actions.index("view")
+    spec = dataclasses.replace(data.spec.events, actions=weights)
+    vars(data)["kinds"] = EventKinds.of(spec, data.features.actions, data.features.graded)
+    with_all_events(first, data, out)
+    after = load_recommender(out)
+    events, memory = after.histories.events, after.blend.memory
+    liked = np.bincount(events.items[events.actions != negative], minlength=len(after.item_ids))
+    assert memory.speaks_A is not None and memory.speaks_A[negative] < 0 < memory.speaks_A[0]
+    popular, known = np.log1p(liked), memory.known_I
+    expected = (popular - popular[known].mean()) / popular[known].std()
+    np.testing.assert_allclose(memory.popularity_I[known], expected[known], atol=1e-5)
 
 
 def test_a_warm_start_knows_until_when_the_towers_were_trained(tiny_run, tiny_data, tmp_path):
