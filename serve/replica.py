@@ -150,7 +150,7 @@ class Replica:
             self._metrics.events.inc(result)
             recommender = self._engine.retriever.recommender
             self._arms.count_events(events, list(recommender.kinds.actions), self._metrics.arm_events)
-            self._shown.credit(events, recommender.spec.events.actions)
+            self._shown.credit(events, recommender.kinds)
         return result
 
     def without_effect(self, events: Sequence[LoggedEvent]) -> list[dict[str, Any]]:

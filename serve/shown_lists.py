@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
+from ctxrec.data.feedback import EventKinds
 from ctxrec.live.store import LoggedEvent
 from serve.arms import Call
 from serve.engine import Answer, Reply
@@ -43,16 +44,16 @@ class ShownLists:
             while len(self._lists) > _MOST_USERS:
                 del self._lists[next(iter(self._lists))]
 
-    def credit(self, events: Sequence[LoggedEvent], weights: Mapping[str, float]) -> None:
+    def credit(self, events: Sequence[LoggedEvent], kinds: EventKinds) -> None:
         """Count each event whose user had a list, and forget the list.
 
         Args:
             events: that were stored.
-            weights: of actions; an event of an action with a weight below 0 is negative feedback and does not count.
+            kinds: say which events are negative feedback, which does not count.
         """
         at = self._now()
         for event in events:
-            if weights.get(event.action or "", 0) < 0:
+            if kinds.is_negative(event.action, event.value):
                 continue
             with self._lock:
                 shown = self._lists.pop(event.user_id, None)

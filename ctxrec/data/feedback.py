@@ -112,6 +112,10 @@ class EventKinds:
             return found
         return int(self.codes(np.array([found]), np.array([value]))[0])
 
+    def is_negative(self, action: str | None, value: float | None) -> bool:
+        """Whether an event is negative feedback."""
+        return bool(self.weights_A[self.code(action, value)] < 0)
+
     def _grades(self, values: np.ndarray) -> np.ndarray:
         """0 without a value, then 1 + the place in `GRADES`: int64 [E]. All numbers are compared as float32."""
         feedback = self.feedback

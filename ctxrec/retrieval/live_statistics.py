@@ -75,7 +75,9 @@ class LiveStatistics:
             item = self._model.item_position.get(event.item_id)
             if item is None:
                 self._unknown.append(event)
-            elif not self._is_negative(event) and self._is_first(event, item, min(event.time_us, now_us)):
+            elif not self._kinds.is_negative(event.action, event.value) and self._is_first(
+                event, item, min(event.time_us, now_us)
+            ):
                 items.append(item)
                 times.append(min(event.time_us, now_us))
         self.counts.add(np.array(items, np.int64), np.array(times, np.int64))
@@ -114,9 +116,6 @@ class LiveStatistics:
         rows = np.searchsorted(events.offsets, kept, side="right") - 1
         kept = kept[once_a_day(rows, events.items[kept], events.times[kept])]
         self.counts.add(events.items[kept], events.times[kept])
-
-    def _is_negative(self, event: Seen) -> bool:
-        return bool(self._kinds.weights_A[self._kinds.code(event.action, event.value)] < 0)
 
     def _is_first(self, event: Seen, item: int, time_us: int) -> bool:
         """Whether the user has not counted for the item on that day yet; remembers it."""

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from ctxrec.core.dataset_spec import EventsSpec, FeedbackSpec
+from ctxrec.data.feedback import EventKinds, graded_actions
 from ctxrec.live.store import LoggedEvent
 from serve import shown_lists
 from serve.api import RecommendRequest
 from serve.engine import Answer, Reply
 from serve.shown_lists import ShownLists
+
+STARS = FeedbackSpec(kind="rating", positive=4, negative=2)
+SPEC = EventsSpec(path="log.csv", action="what", value="stars", actions={"see": 1.0, "dislike": -1.0}, feedback=STARS)
+GRADED = graded_actions(SPEC, ["dislike", "see"])
+KINDS = EventKinds.of(SPEC, ["dislike", "see", *GRADED["see"]], GRADED)
 
 
 class Counted:
@@ -21,8 +28,8 @@ class Counted:
         body = RecommendRequest.model_validate({"history": []} if user is None else {"user_id": user})
         self.shown.add([([body], None)], [Reply([Answer(items, [1.0] * len(items), version)])])
 
-    def event(self, user: str, item: str, action: str | None = None) -> None:
-        self.shown.credit([LoggedEvent(user, item, 0, action)], {"dislike": -1.0})
+    def event(self, user: str, item: str, action: str | None = None, value: float | None = None) -> None:
+        self.shown.credit([LoggedEvent(user, item, 0, action, value)], KINDS)
 
 
 def test_one_event_counts_for_the_latest_list():
@@ -31,6 +38,7 @@ def test_one_event_counts_for_the_latest_list():
     counted.list_of("u", ["b", "c"], "new")
     counted.list_of("w", ["a"])
     counted.event("u", "c", "dislike")
+    counted.event("u", "c", "see", 1.0)  # a rating that is negative feedback
     for user, item in (("u", "c"), ("u", "c"), ("w", "x"), ("nobody", "a")):
         counted.event(user, item)
     assert counted.found == [("new", True), ("v", False)]
