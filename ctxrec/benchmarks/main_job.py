@@ -33,6 +33,7 @@ from ctxrec.evaluation.systems import OTHER_RUN
 from ctxrec.ingest.pipeline import prepare
 from ctxrec.ingest.prepare_report import summary as prepare_summary
 from ctxrec.training.driver import describe_run, train
+from ctxrec.training.unused_options import with_defaults_for_unused
 
 OPTIONS: dict[str, dict[str, Any]] = {"train": {"workers": 2, "zero_stage": 2}, "encoder": {"tune": "lora"}}
 LONG_SASREC = {"ndcg@10": 0.108, "hr@10": 0.200}  # trained long with full cross-entropy, same split and protocol
@@ -72,7 +73,7 @@ def run_main_job(
     _prepare(folder["movielens-100k"], folder["data"], source, config)
     title("2/5 quick model: no towers, only what has a closed form")
     quick = dataclasses.replace(config, train=dataclasses.replace(config.train, preset="quick"))
-    train(folder["data"], folder["quick"], quick)
+    train(folder["data"], folder["quick"], with_defaults_for_unused(quick))
     print(describe_run(folder["quick"]))
     publish(folder["quick"], folder["models"])
     with service(folder["models"], port, os.path.join(out, "serve.log"), keep=keep) as (url, process):

@@ -109,7 +109,8 @@ def write_bundle(
         pq.write_table(data.items.select(kept), paths.items)
         write_histories(paths.histories, data)
         save_file(towers, paths.towers)
-        store_pretrained(config.model, paths.backbone)
+        if towers:
+            store_pretrained(config.model, paths.backbone)
         known = np.ones(len(item_vectors), bool) if trained is None else trained
         digest = digest_of(data.items.column(schema.ITEM_ID))
         header = {DIGEST: digest}

@@ -30,6 +30,7 @@ from ctxrec.model.backbones import check_backbone
 from ctxrec.training.encoder_outcome import EncoderOutcome, encoder_outcome
 from ctxrec.training.profiler import summarise
 from ctxrec.training.trackers import check_trackers, read_train_log
+from ctxrec.training.unused_options import set_in_vain
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
@@ -81,8 +82,11 @@ def train(
     data = PreparedData.open(data_path)
     if out == data_path:
         raise UserError(f"{out} holds the prepared data; expected another folder for the run; give another --out")
+    in_vain = set_in_vain(config)
     config = with_absolute_paths(config).for_events(data.meta["counts"]["train"])
-    check_trackers(config.train)
+    if not _is_quick(config):
+        check_trackers(config.train)
+        check_backbone(config.model)
     if data.meta["counts"]["train"] == 0:
         raise UserError(f"{data_path} has no training event; lower split.valid and split.test in the dataset spec")
     check_targets(data.spec.events, data.features.actions)
@@ -94,12 +98,13 @@ def train(
     if config.encoder.name and "text" in config.model.sources:
         path = resolve_encoder(config.encoder.name, storage.cache_dir())  # fail here, not in a worker
         check_max_tokens(path, config.encoder)
-    check_backbone(config.model)
     here = config.train.workers == 0 or _is_quick(config)
     if here and config.train.use_gpu == "yes" and not torch.cuda.is_available():
         raise UserError(
             "train.use_gpu is 'yes', and this machine, on which the training would run, has no GPU; expected 'auto' or 'no'"
         )
+    for sentence in in_vain:
+        logger.warning("%s", sentence)
     with only_here(out):
         return _train(data, out, config, callbacks, {"start": start, "profile": profile, "warm": warm})
 

@@ -11,7 +11,7 @@ import ray
 import torch
 
 from ctxrec.core import ray_cluster, ray_private, storage
-from ctxrec.core.config import BACKBONES, Config
+from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
 from ctxrec.core.manifest import read_run_manifest
 from ctxrec.core.option_origins import Resolved, annotated_config
@@ -23,6 +23,7 @@ from ctxrec.model.inputs import MAX_ID_ROWS
 from ctxrec.model.network import choose_loss
 from ctxrec.training.deepspeed_engine import choose_precision
 from ctxrec.training.driver import cpus_of_worker, trains_on_gpus
+from ctxrec.training.unused_options import unused_options
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def resolve(config: Config, machine: Hardware, data: PreparedData | None = None)
         data: the prepared data, where the command knows it.
     """
     found = {**_of_hardware(config, machine), **_of_meaning(config)}
-    return found if data is None else found | _of_log(config, data)
+    found |= {} if data is None else _of_log(config, data)
+    return found | {name: Resolved(f"not used: {why}") for name, why in unused_options(config).items()}
 
 
 def _of_hardware(config: Config, machine: Hardware) -> dict[str, Resolved]:
@@ -91,6 +93,8 @@ def _of_hardware(config: Config, machine: Hardware) -> dict[str, Resolved]:
         found["train.precision"] = Resolved(f"hardware of this machine: {why}", "bf16" if bf16 else "fp32")
     if train.zero_stage == 0 and bf16:
         found["train.zero_stage"] = Resolved("stage 0 with bf16 runs as stage 1", 1)
+    elif train.zero_stage == 0:
+        found["train.offload"] = Resolved("not used: train.zero_stage is 0")
     if train.micro_batch_size == 0:
         windows = -(-train.global_batch_size // max(train.max_workers, 1))
         found["train.micro_batch_size"] = Resolved("all windows of a worker's step", windows)
@@ -119,8 +123,6 @@ def _of_meaning(config: Config) -> dict[str, Resolved]:
     ):
         if value == 0:
             found[name] = Resolved(why)
-    if config.train.preset == "quick":
-        found["train.workers"] = Resolved("not used: the quick preset runs in the command's own process")
     if config.train.encoder_epochs == "auto":
         epochs = config.train.most_encoder_epochs
         found["train.encoder_epochs"] = Resolved(f"the log and its texts decide: {epochs}, or no such phase")
@@ -128,11 +130,10 @@ def _of_meaning(config: Config) -> dict[str, Resolved]:
         found["rerank.encoder"] = Resolved("encoder.name", config.encoder.name or None)
     if config.encoder.pooling == "auto":
         found["encoder.pooling"] = Resolved("the checkpoint of encoder.name decides")
-    if config.model.backbone not in BACKBONES:
-        own = Resolved("not used: the language model has its own number")
-        found |= {"model.layers": own, "model.heads": own}
     if not config.diversity.is_on:
-        found["diversity.pool"] = Resolved("not used: the list is the order of the scores")
+        found["diversity.pool"] = Resolved(
+            "used where a request asks for diversity; else a list has the order of the scores"
+        )
     return found
 
 
