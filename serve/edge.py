@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from ray.exceptions import RayError
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
@@ -99,6 +100,12 @@ class Edge:
         start, status, size = time.perf_counter(), 0, 0
         is_api = path_within(scope).startswith("/v1/")
 
+        async def received() -> Message:
+            try:
+                return await receive()
+            except RayError:  # Serve's proxy has taken the request back, and the call that fetches its messages too
+                return {"type": "http.disconnect"}
+
         async def watched(message: Message) -> None:
             nonlocal status, size
             if message["type"] == "http.response.start":
@@ -109,7 +116,7 @@ class Edge:
             await send(message)
 
         try:
-            await self._limited(scope, receive, watched)
+            await self._limited(scope, received, watched)
         except ClientDisconnect:
             pass  # there is nobody to answer
         except asyncio.CancelledError:  # Serve's proxy takes a request back when its client hangs up

@@ -100,7 +100,10 @@ class RayHosts:
         return self.head.run(*words, timeout_s=timeout_s, **self.env)
 
     def status(self, job: str) -> str:
-        return (self.get(f"/api/jobs/{job}") or {"status": "UNKNOWN"})["status"]
+        """What the head knows of a job. A head that has just begun is asked until it answers."""
+        told: dict[str, str] = {}
+        self.until(lambda: bool(told.update(self.get(f"/api/jobs/{job}") or {}) or told), 180, f"status of {job}")
+        return told["status"]
 
     def log_of(self, job: str) -> str:
         return (self.get(f"/api/jobs/{job}/logs") or {"logs": ""})["logs"]

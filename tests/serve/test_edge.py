@@ -7,13 +7,14 @@ import json
 
 import pytest
 from prometheus_client import values
+from ray.exceptions import TaskCancelledError
 
 from ctxrec.core.errors import UserError
 from serve import edge
 from serve.access_log import AccessLog, request_id
 from serve.arguments import AppArgs
 from serve.hosts import Hosts
-from serve.http import Head
+from serve.http import BodyLimit, Head
 from serve.keys import ADMIN, READ, WRITE, Keys, keys_from_environment, parse_keys
 from serve.limits import RateLimiter, address_of
 from serve.service_metrics import Metrics
@@ -125,6 +126,18 @@ def test_keys_from_a_file(tmp_path, monkeypatch):
         keys_from_environment()
 
 
+@pytest.fixture
+def metered(tmp_path, monkeypatch):
+    """An installed edge without keys; its counts."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    monkeypatch.setattr(values, "ValueClass", values.ValueClass)
+    monkeypatch.setattr(edge, "_current", None)
+    metrics = Metrics(str(tmp_path))
+    edge.install(AppArgs(run="r"), Keys(parse_keys("")), metrics)
+    yield metrics
+    metrics.close()
+
+
 @pytest.mark.parametrize(
     ("headers", "status"), [([], 401), ([(b"x-api-key", b"wrong")], 401), ([(b"x-api-key", b"right")], 204)]
 )
@@ -153,6 +166,19 @@ def test_a_call_without_a_valid_key_is_refused_before_its_body_is_read(tmp_path,
     asyncio.run(edge.Edge(app)(scope, receive, send))
     metrics.close()
     assert sent[0]["status"] == status and len(read) == (status == 204)
+
+
+def test_a_request_that_serves_proxy_takes_back_is_a_hang_up(metered):
+    """Where Ray cancels the call that fetches the body before the request itself, `receive` raises Ray's error."""
+
+    async def receive() -> dict:
+        raise TaskCancelledError
+
+    app = BodyLimit(None, max_bytes=10)
+    scope = {"type": "http", "method": "POST", "path": "/v1/events", "headers": [(b"host", b"localhost")]}
+    asyncio.run(edge.Edge(app)(scope, receive, None))
+    [sample] = [one for one in metered.requests.collect()[0].samples if one.name.endswith("_total")]
+    assert sample.labels["status"] == str(edge.HUNG_UP) and sample.value == 1
 
 
 def test_head_is_answered_as_get_and_the_server_still_sees_head():
