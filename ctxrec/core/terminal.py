@@ -14,6 +14,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from tqdm import tqdm
 
@@ -114,6 +115,16 @@ def progress_bar(total: int, what: str, unit: str, *, scale: bool = False) -> tq
         else {"mininterval": QUIET_S, "delay": QUIET_S, "miniters": 1, "maxinterval": 1e9}
     )
     return tqdm(total=total, desc=what, unit=unit, unit_scale=scale, disable=total == 0, **wait)
+
+
+def step_bar(total: int, what: str) -> Any:
+    """A progress bar of steps: of a process of Ray on its driver's terminal, else on this one."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return progress_bar(total, what, "step")
+    from ray.experimental import tqdm_ray
+
+    return tqdm_ray.tqdm(total=total, desc=what, unit="step", flush_interval_s=1.0)
 
 
 def says_something(line: str) -> bool:

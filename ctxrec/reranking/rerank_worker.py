@@ -34,12 +34,11 @@ from ctxrec.retrieval.pair_reader import PairReader
 from ctxrec.training import checkpoint, deepspeed_engine, faults
 from ctxrec.training.phase_setup import Report
 from ctxrec.training.phase_trainer import ProgressBar
-from ctxrec.training.worker_setup import prepare_process, report_to_ray
 
 logger = logging.getLogger(__name__)
 
 
-def rerank_worker(job: dict[str, Any], place: Place | None = None, report: Report = report_to_ray) -> None:
+def rerank_worker(job: dict[str, Any], place: Place, report: Report) -> None:
     """Train the second stage on this worker.
 
     A user's mistake is recorded for the driver to report, because another attempt would fail in the same way.
@@ -47,7 +46,7 @@ def rerank_worker(job: dict[str, Any], place: Place | None = None, report: Repor
     Args:
         job: config (plain values), run (the folder of the training), pairs (file of `TrainingPairs`), and weights (a file
             for those after each epoch, with {epoch} in its name).
-        place: of this process in a training without Ray; None: Ray Train knows it.
+        place: of this process among the workers.
         report: takes the figures and the folder of each checkpoint.
     """
     checkpoints = RunPaths(job["run"]).checkpoints
@@ -55,7 +54,7 @@ def rerank_worker(job: dict[str, Any], place: Place | None = None, report: Repor
         return  # another worker has recorded one, so the training ends
     try:
         with tempfile.TemporaryDirectory(prefix="ctxrec-worker-") as scratch:
-            RerankTraining(job, prepare_process() if place is None else place, report, scratch).run()
+            RerankTraining(job, place, report, scratch).run()
     except UserError as error:
         faults.record_mistake(checkpoints, error)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 from dataclasses import dataclass
 from functools import partial
 
@@ -229,8 +230,8 @@ def export(
 
 
 def _fill() -> Fill:
-    """How the lists of an index are filled: by all nodes of the cluster in a Ray Train worker, else by this process."""
-    if not dist.is_initialized():
+    """How the lists of an index are filled: by all nodes of the cluster in a process that uses Ray, else by this one."""
+    if "ray" not in sys.modules:
         return add_here
     from ctxrec.index.ray_fill import add_on_nodes
 

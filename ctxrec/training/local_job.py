@@ -48,8 +48,6 @@ def run_here(
         UserError: the training found a user's mistake.
         Stopped: SIGTERM came, and a checkpoint is saved.
     """
-    from ray.train import Checkpoint
-
     checkpoints, kept = RunPaths(job["run"]).checkpoints, config.train.keep_checkpoints
 
     def report(metrics: dict[str, Any], folder: str | None) -> None:
@@ -57,11 +55,18 @@ def run_here(
         path = storage.join(checkpoints, f"checkpoint_{datetime.now():%Y-%m-%d_%H-%M-%S.%f}")
         storage.write_dir(path, lambda made: _copy(folder, made), scratch=os.path.dirname(folder))
         checkpoint.tidy(checkpoints, kept)
-        for callback in callbacks:
-            callback.after_report(run_context=None, metrics=[metrics], checkpoint=Checkpoint(path))
+        if callbacks:
+            _tell(callbacks, metrics, path)
 
     with attempt(job["run"], keep=kept), _alone(config) as place:
         worker(job, place, report)
+
+
+def _tell(callbacks: Sequence[UserCallback], metrics: dict[str, Any], path: str) -> None:
+    from ray.train import Checkpoint  # takes seconds, and a training without callbacks needs no Ray
+
+    for callback in callbacks:
+        callback.after_report(run_context=None, metrics=[metrics], checkpoint=Checkpoint(path))
 
 
 def _copy(source: str, target: str) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from ray.experimental import tqdm_ray
 
+from ctxrec.core import terminal
 from ctxrec.core.errors import UserError
 from ctxrec.core.terminal import QUIET_S
 from ctxrec.core.tracing import section
@@ -353,7 +353,7 @@ class ProgressBar:
 
     def __init__(self, phase: str, step: int, last_step: int) -> None:
         self._name, self._step = f"train {phase}", step
-        self._bar = tqdm_ray.tqdm(total=last_step, desc=self._name, unit="step", flush_interval_s=1.0)
+        self._bar = terminal.step_bar(last_step, self._name)
         self._bar.update(step)
 
     def show(self, step: int, figures: str) -> None:

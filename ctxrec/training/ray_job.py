@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -20,6 +20,7 @@ from ctxrec.training import deepspeed_engine, faults
 from ctxrec.training.attempt import attempt
 from ctxrec.training.driver import cpus_of_worker, trains_on_gpus
 from ctxrec.training.process_group import ProcessGroupConfig
+from ctxrec.training.ray_worker import Work, on_ray
 from ctxrec.training.worker import train_worker
 
 
@@ -27,7 +28,7 @@ def run_on_ray(
     job: dict[str, Any],
     config: Config,
     callbacks: Sequence[UserCallback],
-    worker: Callable[[dict[str, Any]], None] = train_worker,
+    worker: Work = train_worker,
 ) -> None:
     """Run a training to its end, from its newest checkpoint where it has one.
 
@@ -56,7 +57,7 @@ def run_on_ray(
 
 
 def _trainer(
-    job: dict[str, Any], config: Config, callbacks: Sequence[UserCallback], worker: Callable[[dict[str, Any]], None]
+    job: dict[str, Any], config: Config, callbacks: Sequence[UserCallback], worker: Work
 ) -> ray.train.torch.TorchTrainer:
     options = config.train
     use_gpu = trains_on_gpus(options, ray.cluster_resources().get("GPU", 0))
@@ -88,7 +89,7 @@ def _trainer(
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     env["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"  # it would print an empty line for every step of a progress bar
     return ray.train.torch.TorchTrainer(
-        worker,
+        on_ray(worker),
         train_loop_config=job,
         torch_config=ProcessGroupConfig(timeout_s=options.timeout_s),
         scaling_config=ray.train.ScalingConfig(

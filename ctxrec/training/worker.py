@@ -32,12 +32,12 @@ from ctxrec.training.phase_trainer import SHARE, PhaseRun, Progress, Resumed
 from ctxrec.training.profiler import StepTrace
 from ctxrec.training.warm_start import WARM_START, read_earlier, warm_weights, with_warm_options
 from ctxrec.training.window_sampler import NewEvents, TrainStream
-from ctxrec.training.worker_setup import describe_choices, prepare_process, report_to_ray, set_up
+from ctxrec.training.worker_setup import describe_choices, set_up
 
 logger = logging.getLogger(__name__)
 
 
-def train_worker(job: dict[str, Any], place: Place | None = None, report: Report = report_to_ray) -> None:
+def train_worker(job: dict[str, Any], place: Place, report: Report) -> None:
     """Train on this worker.
 
     A user's mistake is recorded for the driver to report, because another attempt would fail in the same way.
@@ -45,7 +45,7 @@ def train_worker(job: dict[str, Any], place: Place | None = None, report: Report
     Args:
         job: config (plain values), data and run (paths or URIs), start, profile and warm (see
             `ctxrec.training.driver.train`).
-        place: of this process in a training without Ray; None: Ray Train knows it.
+        place: of this process among the workers.
         report: takes the figures and the folder of each checkpoint.
     """
     checkpoints = RunPaths(job["run"]).checkpoints
@@ -53,7 +53,7 @@ def train_worker(job: dict[str, Any], place: Place | None = None, report: Report
         return  # another worker has recorded one, so the training ends
     try:
         with tempfile.TemporaryDirectory(prefix="ctxrec-worker-") as scratch:
-            _train(job, scratch, prepare_process() if place is None else place, report)
+            _train(job, scratch, place, report)
     except UserError as error:
         faults.record_mistake(checkpoints, error)
 

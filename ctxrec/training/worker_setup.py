@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from typing import Any
-
-import ray.train
-import ray.train.torch
 import torch
 
-from ctxrec.core import ray_private
 from ctxrec.core.config import Config
 from ctxrec.data.batching import Batcher
 from ctxrec.data.log_statistics import scan_log
@@ -18,33 +12,10 @@ from ctxrec.encoder.cache import Place
 from ctxrec.model.network import FULL_SOFTMAX_ITEMS, choose_loss
 from ctxrec.training import deepspeed_engine
 from ctxrec.training.catalogue_vectors import read_catalogue
-from ctxrec.training.phase_setup import Report, Setup, TrainingLog, Worker
+from ctxrec.training.phase_setup import Report, Setup, TrainingLog, Worker, keep_nothing
 from ctxrec.training.trackers import Tracker
 from ctxrec.training.user_texts import read_user_texts
 from ctxrec.training.validator import Validator
-
-
-def prepare_process() -> Place:
-    """Make this process of a Ray Train worker ready to train: its logging, device and threads; returns its place."""
-    ray_private.quiet_train_reports()  # the tracker writes a line for every report
-    context, device = ray.train.get_context(), ray.train.torch.get_device()
-    if device.type == "cpu":
-        deepspeed_engine.use_cpu_accelerator()
-    else:
-        torch.set_float32_matmul_precision("high")  # TF32 in the losses, which are float32 beside bf16
-    torch.set_num_threads(max(int(os.environ.get("OMP_NUM_THREADS", "1")), 1))
-    return Place(
-        context.get_world_rank(),
-        context.get_world_size(),
-        context.get_local_rank(),
-        context.get_local_world_size(),
-        device,
-    )
-
-
-def report_to_ray(metrics: dict[str, Any], folder: str | None) -> None:
-    """Report the figures of a checkpoint, and its folder on rank 0, to Ray Train, which keeps the latest ones."""
-    ray.train.report(metrics, checkpoint=None if folder is None else ray.train.Checkpoint.from_directory(folder))
 
 
 def set_up(
@@ -55,7 +26,7 @@ def set_up(
     place: Place,
     *,
     profile: bool = False,
-    report: Report = report_to_ray,
+    report: Report = keep_nothing,
 ) -> Setup:
     """Read and make what all phases share; every worker must call it.
 

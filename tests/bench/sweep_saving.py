@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python tests/bench/sweep_saving.py --data DATA --out DIR [--set section.key=value ...]
 
 Every configuration that the sweep of sweep.toml draws is trained to the end, one after the other in this process, by
-the function that Ray Train's workers run. Then Ray Tune's own scheduler, made as `tune.sweep` makes it, is given the
+the function that a training's workers run. Then Ray Tune's own scheduler, made as `tune.sweep` makes it, is given the
 curves in the order in which trials that run side by side would report them, and says where each one stops; a stopped
 trial is charged the epoch in which it is told. That is repeated for other orders of the trials, as the order decides
 what asynchronous halving sees first. Goal: the best value within 1 % of the best of the trials run to the end, for at
@@ -25,9 +25,11 @@ from typing import Any
 os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0"}
 
 import numpy as np
+import torch
 import torch.distributed as dist
-from ray.train.v2._internal.execution.train_fn_utils import LocalTrainFnUtils, set_train_fn_utils
 
+from ctxrec.encoder.cache import Place
+from ctxrec.training.phase_setup import keep_nothing
 from ctxrec.training.worker import train_worker
 from tune.search import first_points, make_scheduler, make_searcher
 from tune.space import with_values
@@ -74,7 +76,6 @@ def train_to_the_end(plan: Sweep, values: dict[str, Any], data: str, run: str) -
     config = with_values(plan.base, values)
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    set_train_fn_utils(LocalTrainFnUtils(experiment_name=run))
     train_worker(
         {
             "config": config.to_dict(),
@@ -83,7 +84,9 @@ def train_to_the_end(plan: Sweep, values: dict[str, Any], data: str, run: str) -
             "start": "",
             "profile": False,
             "warm": "",
-        }
+        },
+        Place(0, 1, 0, 1, torch.device("cpu")),
+        keep_nothing,
     )
     done.touch()
 

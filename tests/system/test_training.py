@@ -17,6 +17,7 @@ import torch
 from bucket_files import write_shop
 from safetensors.numpy import load_file
 from shop import make_dataset
+from test_layers import REFUSE
 from trainings import (
     REPO,
     Nodes,
@@ -85,6 +86,20 @@ def submitted(tiny_data, tiny_config, tmp_path_factory) -> Submitted:
         ended = submit_job(submit, env=command_env() | nodes.env, timeout_s=900)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     return Submitted(folder / "run", ended)
+
+
+def test_a_training_in_one_process_needs_no_ray(tiny_data, tiny_config, tiny_run, tmp_path):
+    """Where Ray cannot be imported, all phases run and make the same model."""
+    (tmp_path / "config.toml").write_text(to_toml(tiny_config))
+    (tmp_path / "job.py").write_text(
+        "from ctxrec.core.config import load_config\nfrom ctxrec.training.driver import train\n"
+        f"train({tiny_data!r}, {str(tmp_path / 'run')!r}, load_config({str(tmp_path / 'config.toml')!r}))\n"
+    )
+    env = command_env() | {"PYTHONPATH": f"{REPO}:{tmp_path}"}
+    command = [sys.executable, "-c", REFUSE, "ray", "job"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_training(str(tmp_path / "run"), tiny_run)
 
 
 @pytest.mark.slow  # test_zero.py holds every stage to one curve step by step, and ZeRO-3 goes through Ray below
