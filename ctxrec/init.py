@@ -27,7 +27,7 @@ def main() -> None:
         add(f"--{role}", metavar="FILE", help=f"{what}, if the columns do not show which file it is")
     add("--out", required=True, metavar="SPEC.toml", help="file to write")
     add("--force", action="store_true", help="replace the file if it exists")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # files may stand before and after --out
     roles = {role: path for role in ("events", "items", "users", "graph") if (path := getattr(args, role)) is not None}
     paths = list(dict.fromkeys([*roles.values(), *args.files]))
     if not paths:

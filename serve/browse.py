@@ -26,7 +26,7 @@ from serve.api import MAX_ITEMS, Id
 from serve.api_answers import ErrorResponse, UserResponse
 from serve.browse_api import CatalogueResponse, HistoryResponse, ItemRows, UsersResponse
 from serve.engine import Engine
-from serve.http import AsciiJson
+from serve.http import Utf8Json
 from serve.keys import ADMIN, READ, Keys
 from serve.replica import Replica
 from serve.store_failures import store_unavailable
@@ -111,13 +111,13 @@ def _answer(path: Path, policy: str) -> Response:
 )
 async def catalogue(request: Request) -> Response:
     """The size, the columns and the values of what is served."""
-    return AsciiJson(await replica_of(request, READ).look(about))
+    return Utf8Json(await replica_of(request, READ).look(about))
 
 
 @router.get("/v1/items", response_model=ItemRows, summary="Rows of the catalogue; unknown ids are left out")
 async def items(request: Request, id: Annotated[list[Id], Query(min_length=1, max_length=MAX_ITEMS)]) -> Response:
     """Rows of the catalogue by id, new items too."""
-    return AsciiJson({"items": await replica_of(request, READ).look(lambda engine: item_rows(engine, id))})
+    return Utf8Json({"items": await replica_of(request, READ).look(lambda engine: item_rows(engine, id))})
 
 
 @router.get("/v1/users", response_model=UsersResponse, summary="Users of the log whose ids begin with the prefix")
@@ -127,7 +127,7 @@ async def users(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> Response:
     """Users of the log whose ids begin with a prefix."""
-    return AsciiJson({"users": await replica_of(request, ADMIN).look(lambda engine: find_users(engine, prefix, limit))})
+    return Utf8Json({"users": await replica_of(request, ADMIN).look(lambda engine: find_users(engine, prefix, limit))})
 
 
 @router.get(
@@ -140,7 +140,7 @@ async def history(
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
 ) -> Response:
     """What a user did before a time, of the log and of the store."""
-    return AsciiJson(await replica_of(request, ADMIN).look(lambda engine: user_history(engine, user_id, before, limit)))
+    return Utf8Json(await replica_of(request, ADMIN).look(lambda engine: user_history(engine, user_id, before, limit)))
 
 
 @router.get(
@@ -157,7 +157,7 @@ async def user(request: Request, user_id: Id) -> Response:
         raise store_unavailable(error) from None
     if known is None:
         raise HTTPException(404, f"user_id: nothing is known of a user {user_id[:100]!r}")
-    return AsciiJson(known)
+    return Utf8Json(known)
 
 
 def about(engine: Engine) -> dict[str, Any]:

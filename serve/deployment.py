@@ -36,7 +36,7 @@ from serve.arguments import AppArgs
 from serve.direct import DirectServer
 from serve.engine import answer_json
 from serve.http import (
-    AsciiJson,
+    Utf8Json,
     install_shortcuts,
     make_app,
     parse,
@@ -118,7 +118,7 @@ class Service:
             if isinstance(answer, Exception):
                 raise answer
             answers.append(answer_json(answer, *(("requests", place) if many else ())))
-        response = AsciiJson({"responses": answers} if many else answers[0])
+        response = Utf8Json({"responses": answers} if many else answers[0])
         wait = max(answered - parsed - sum(reply.seconds.values()), 0)
         own = {"parse": parsed - start, "wait": wait, "serialise": time.perf_counter() - answered}
         self._replica.count(reply, own)
@@ -135,7 +135,7 @@ class Service:
         answer = await self._replica.similar(item_id, k)
         if answer is None:
             raise HTTPException(404, f"item_id: the catalogue has no item {item_id[:100]!r}")
-        return AsciiJson(answer_json(answer))
+        return Utf8Json(answer_json(answer))
 
     @app.post(
         "/v1/events",
@@ -155,7 +155,7 @@ class Service:
         if isinstance(result, StoreError):
             raise store_unavailable(result, "the events")
         warnings = self._replica.without_effect(events)
-        return AsciiJson({"accepted": result, "warnings": warnings} if warnings else {"accepted": result})
+        return Utf8Json({"accepted": result, "warnings": warnings} if warnings else {"accepted": result})
 
     @app.post(
         "/v1/items",
@@ -167,7 +167,7 @@ class Service:
         self._keys.check(request.headers, WRITE)
         body = await parse(request, NewItems)
         try:
-            return AsciiJson({"accepted": await self._replica.put_items([item.row() for item in body.items])})
+            return Utf8Json({"accepted": await self._replica.put_items([item.row() for item in body.items])})
         except BadRow as error:
             return user_error(error, "items", error.place, error.column)
         except NoEncoder as error:
@@ -185,7 +185,7 @@ class Service:
         self._keys.check(request.headers, WRITE)
         try:
             if await self._replica.remove_item(item_id):
-                return AsciiJson({"accepted": 1})
+                return Utf8Json({"accepted": 1})
         except StoreError as error:
             raise store_unavailable(error, "the removal") from None
         raise HTTPException(404, f"item_id: the catalogue has no item {item_id[:100]!r}")
@@ -207,7 +207,7 @@ class Service:
         except StoreError as error:
             raise store_unavailable(error, "the users") from None
         accepted = {"accepted": len(body.users)}
-        return AsciiJson({**accepted, "warnings": warnings} if warnings else accepted)
+        return Utf8Json({**accepted, "warnings": warnings} if warnings else accepted)
 
     @app.delete(
         "/v1/users/{user_id:path}",
@@ -219,7 +219,7 @@ class Service:
         self._keys.check(request.headers, WRITE)
         try:
             if await self._replica.about_users(lambda users, retriever: users.remove(user_id, retriever)):
-                return AsciiJson({"accepted": 1})
+                return Utf8Json({"accepted": 1})
         except StoreError as error:
             raise store_unavailable(error, "the removal") from None
         raise HTTPException(404, f"user_id: nothing is known of a user {user_id[:100]!r}")

@@ -48,13 +48,16 @@ Many = TypeVar("Many", bound=BaseModel)
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class AsciiJson(Response):
-    """JSON in plain ASCII, so that a lone surrogate sent by a client cannot break the answer to it."""
+class Utf8Json(Response):
+    """JSON in UTF-8, which a terminal shows as it is. A lone surrogate that a client sent is written as its escape, so that
+    it cannot break the answer to it."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+        return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(
+            errors="backslashreplace"
+        )
 
 
 class App(FastAPI):
@@ -110,7 +113,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
     return _unprocessable([(e["loc"], _message(e), e["type"]) for e in error.errors()[:MAX_ERRORS]])
 
 
-def _unprocessable(errors: Sequence[tuple[Sequence[str | int], str, str]]) -> AsciiJson:
+def _unprocessable(errors: Sequence[tuple[Sequence[str | int], str, str]]) -> Utf8Json:
     """422 with these places, messages and types, each cut to a length that can be read."""
     detail = [
         {
@@ -120,7 +123,7 @@ def _unprocessable(errors: Sequence[tuple[Sequence[str | int], str, str]]) -> As
         }
         for loc, msg, kind in errors
     ]
-    return AsciiJson({"detail": detail}, status_code=422)
+    return Utf8Json({"detail": detail}, status_code=422)
 
 
 def cut(text: str, length: int) -> str:
@@ -130,7 +133,7 @@ def cut(text: str, length: int) -> str:
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return AsciiJson({"detail": error.detail}, status_code=error.status_code, headers=error.headers)
+    return Utf8Json({"detail": error.detail}, status_code=error.status_code, headers=error.headers)
 
 
 async def parse(request: Request, model: type[Body]) -> Body:
@@ -251,7 +254,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -
         gone.cancel()
 
 
-def user_error(error: UserError, *where: str | int) -> AsciiJson:
+def user_error(error: UserError, *where: str | int) -> Utf8Json:
     """422 for what only the model knows to be wrong, such as an unknown context key; `where` it lies, to its own field."""
     return _unprocessable([(["body", *where, *error.field], str(error), "value_error")])
 
@@ -289,7 +292,7 @@ class BodyLimit:
                 parts.clear()
         if size > self._max_bytes:
             detail = f"the body has {size} bytes{' or more' if more else ''}; expected at most {self._max_bytes}"
-            await AsciiJson({"detail": detail}, status_code=413)(scope, receive, send)
+            await Utf8Json({"detail": detail}, status_code=413)(scope, receive, send)
             return
         await self._app(scope, _replay(b"".join(parts), receive), send)
 

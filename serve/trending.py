@@ -14,7 +14,7 @@ from serve.api import MAX_FILTER_COLUMNS, ColumnRule, NumItems, Text
 from serve.api_answers import ItemsResponse
 from serve.browse import replica_of
 from serve.engine import Answer, Engine, answer_json, column_rules
-from serve.http import AsciiJson, user_error
+from serve.http import Utf8Json, user_error
 from serve.keys import READ
 
 router = APIRouter()
@@ -38,7 +38,7 @@ async def trending(
         answer = await replica_of(request, READ).look(lambda engine: find_trending(engine, k, rules))
     except UserError as error:
         return user_error(error, "filter")
-    return AsciiJson(answer_json(answer))
+    return Utf8Json(answer_json(answer))
 
 
 def find_trending(engine: Engine, k: int, rules: dict[str, ColumnRule]) -> Answer:

@@ -31,7 +31,7 @@ _NOISE = re.compile(
             # Of Ray Serve's proxies, with all routes in one line; that the service is ready is said besides.
             r" proxy \S+ -- (?:Got updated endpoints|Started <ray|Calling user-provided|Proxy starting)",
             # A client that gave up is no fault of the service; at its end Serve kills the actor that it has just asked to end.
-            r" proxy \S+ -- Client for request \S+ disconnected",
+            r" proxy \S+(?: \S+)? -- Client for request \S+ disconnected",
             r"Task ServeController\.graceful_shutdown failed",
             r"DeepSpeed .* built successfully",
             r"FutureWarning: ",
@@ -150,5 +150,5 @@ def usable_streams() -> None:
         stream = getattr(sys, name)
         if stream is None:  # closed by who started the command, as with >&-
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")

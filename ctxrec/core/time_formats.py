@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import re
 
 from ctxrec.core.errors import UserError
@@ -11,6 +12,7 @@ _DIRECTIVE = re.compile(r"%(.?)", re.DOTALL)
 _KNOWN = frozenset("aAbBdfHIjmMpSyYzZ%")  # directives that mean a part of a time; those of locales are none of them
 _WIDTHS = {"Y": 4, "y": 2, "m": 2, "d": 2, "H": 2, "I": 2, "M": 2, "S": 2, "j": 3}
 
+_PATTERNS = {"%Y": r"(?P<year>\d{4})", "%y": r"(?P<year>\d{1,2})", "%j": r"(?P<j>\d{1,3})", "%%": "%"}
 _SAME_PART = (("Yy", "the year"), ("mbB", "the month"), ("HI", "the hour"), ("zZ", "the offset or zone"))
 
 
@@ -38,6 +40,22 @@ def digits(time_format: str) -> int | None:
     if _DIRECTIVE.sub("", time_format) or not all(letter in _WIDTHS for letter in found):
         return None
     return sum(_WIDTHS[letter] for letter in found)
+
+
+def is_day_of_no_year(text: str, time_format: str) -> bool:
+    """Whether a text names day 366 of a year that has 365, which pandas and `strptime` read as the first day of the next.
+
+    >>> is_day_of_no_year("366/2023", "%j/%Y"), is_day_of_no_year("366/2024", "%j/%Y")
+    (True, False)
+    """
+    parts = re.split(r"(%.)", time_format)
+    found = re.fullmatch(
+        "".join(_PATTERNS.get(part, ".+?" if part[:1] == "%" else re.escape(part)) for part in parts), text
+    )
+    if found is None or int(found["j"]) != 366:
+        return False
+    year = int(found["year"])
+    return not calendar.isleap(year if "%Y" in parts else year + (1900 if year >= 69 else 2000))
 
 
 def check_time_format(time_format: str, key: str) -> None:

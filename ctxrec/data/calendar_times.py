@@ -113,5 +113,11 @@ def formatted_times(texts: pa.Array, time_format: str, zone: str = UTC) -> tuple
     )  # fmt: skip
     micros = stamps.astype("datetime64[us, UTC]").astype("int64").to_numpy()
     known = stamps.notna().to_numpy()
+    if "j" in time_formats.directives(time_format):
+        known = known.copy()
+        for n in np.flatnonzero(
+            pc.match_substring(texts, "366").fill_null(False).to_numpy(zero_copy_only=False)
+        ).tolist():
+            known[n] &= not time_formats.is_day_of_no_year(texts[n].as_py(), time_format)
     times = np.where(known, micros, 0)
     return (times if time_formats.names_zone(time_format) else _local(times, zone, known)), known

@@ -80,6 +80,15 @@ def summary(data: PreparedData) -> str:
     return "\n".join(lines + ([f"  all of this: {where}"] if report else []))
 
 
+def losses(data: PreparedData) -> list[str]:
+    """What nobody must overlook in a prepared folder: rows that are rejected, and warnings; a sentence each."""
+    where = storage.join(data.path, schema.REPORT)
+    report = storage.read_json(where) if storage.exists(where) else {}
+    found = _rejects(data.meta["counts"]["rejects"], report.get("rejects", {}))
+    told = [f"rows are left out: {line.strip()}" for line in found]
+    return told + [note.removeprefix(WARNING) for note in data.meta["notes"] if note.startswith(WARNING)]
+
+
 def _unit(data: PreparedData) -> str:
     unit = data.meta["time_unit"]
     return f"texts of the form {data.spec.events.time_format}" if unit == "format" else str(unit)

@@ -45,7 +45,7 @@ REASONS = {
     (ITEM, "long"): "item id too long",
     (TIME, time_columns.TIME_MISSING): "missing time",
     (TIME, time_columns.TIME_UNPARSABLE): UNPARSABLE,
-    (TIME, time_columns.TIME_OUT_OF_RANGE): "time out of range",
+    (TIME, time_columns.TIME_OUT_OF_RANGE): "time before 1970 or after 2199",
     (TIME, time_columns.TIME_MISFIT): "number that does not fit the times of the log",
 }
 

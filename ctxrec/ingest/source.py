@@ -19,8 +19,10 @@ from ctxrec.core.time_zones import UTC
 from ctxrec.core.version import VERSION
 from ctxrec.data import parsing
 from ctxrec.ingest import readers, vocabularies
+from ctxrec.ingest.id_match import WARNING
 from ctxrec.ingest.shards import MAX_ID_BYTES, check_single, event_columns
 
+_NAMED = 5  # files that a note names, at most
 HASHED_BYTES = 64 << 20  # larger input files are told apart by size and time of change, not by content
 
 
@@ -36,10 +38,16 @@ class Source:
 
     @property
     def notes(self) -> list[str]:
-        """Files that are left out because a name begins with . or _, which a user may not expect."""
+        """Files that are left out, which a user may not expect: those without a row, and those whose name begins with . or _."""
         notes = []
         for section in ("events", "items", "users", "graph"):
-            part = getattr(self.spec, section)
+            part, read = getattr(self.spec, section), {info.path for info in getattr(self, section)}
+            empty = [path for path in storage.list_files(part.path) if path not in read] if part is not None else []
+            if empty:
+                more = f", and {len(empty) - _NAMED} more" if len(empty) > _NAMED else ""
+                notes.append(
+                    f"{WARNING}[{section}]: files without any row are left out: {', '.join(empty[:_NAMED])}{more}"
+                )
             left = storage.list_files(part.path, hidden=True) if part is not None else []
             left = [path for path in left if readers.is_table(path)]
             if left:

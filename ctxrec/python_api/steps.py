@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import os
 import re
+import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ctxrec.core import storage
@@ -15,12 +17,11 @@ from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import BundlePaths, RunPaths
 from ctxrec.core.toml import read_toml
 from ctxrec.data.prepared import PreparedData
+from ctxrec.python_api.argument_names import in_python, says_everything
 from ctxrec.python_api.fitted_model import Model, kind_or
 from ctxrec.python_api.frames import Kind
 from ctxrec.python_api.notebook import Evaluation
 from ctxrec.python_api.table_spec import spec_of
-
-logger = logging.getLogger(__name__)
 
 _KINDS = ("pandas", "polars", "arrow")
 
@@ -72,7 +73,8 @@ def fit(
             `{"kind": "rating", "positive": 4, "negative": 2}`; None: nothing, every event counts alike.
         split: keys of [split] of a `dataset.toml`, such as `{"strategy": "last"}` or `{"test": 0}`.
         options: options by name, such as `{"train.workers": 2}`; OPTIONS.md lists them.
-        verbose: whether to print what the commands print, and what the guess is not sure of.
+        verbose: whether to print what the commands print, and what the guess is not sure of. Without it, rows that are
+            dropped and what a person must not overlook are warnings.
 
     Raises:
         UserError: a column is missing, an option is unknown, or the log cannot be used; the same line as of the commands.
@@ -107,7 +109,8 @@ def fit(
     except UserError as error:
         if kept is None:
             raise
-        raise UserError(_without_temporary(str(error), kept.name)) from error
+        with _in_words_of(interactions):
+            raise UserError(_without_temporary(str(error), kept.name)) from error
     return Model(model.run, kind_or(interactions, _default_kind()), kept)
 
 
@@ -162,38 +165,70 @@ def prepare(
         feedback: see `fit`.
         split: see `fit`.
         options: options by name, such as `{"prepare.buckets": 4}`.
-        verbose: whether to print the summary.
+        verbose: whether to print the summary; see `fit`.
 
     Raises:
         UserError: as of `fit`.
     """
     from ctxrec.ingest.pipeline import prepare as run_prepare
-    from ctxrec.ingest.prepare_report import summary
+    from ctxrec.ingest.prepare_report import losses, summary
 
     config, out = config_of(options), _place(out, "out")
-    spec, unsure = spec_of(
-        interactions,
-        items,
-        users,
-        folder=storage.join(out if storage.is_uri(out) else os.path.abspath(out), "tables"),
-        columns={"user": user, "item": item, "time": time, "action": action, "value": value},
-        time_format=time_format,
-        decimal=decimal,
-        timezone=timezone,
-        context=context,
-        actions=actions,
-        feedback=feedback,
-        split=split,
-    )
-    data = run_prepare(spec, out, config)
+    tables = storage.join(out if storage.is_uri(out) else os.path.abspath(out), "tables")
+    with _in_words_of(interactions, tables) as spoken:
+        spec, unsure = spec_of(
+            interactions,
+            items,
+            users,
+            folder=tables,
+            columns={"user": user, "item": item, "time": time, "action": action, "value": value},
+            time_format=time_format,
+            decimal=decimal,
+            timezone=timezone,
+            context=context,
+            actions=actions,
+            feedback=feedback,
+            split=split,
+        )
+        data = run_prepare(spec, out, config)
     if verbose:
-        print(summary(data))
+        print(spoken(summary(data)))
         for text in unsure:
             print(f"  not sure: {text}")
-    else:  # a wrong format gives wrong times without an error
-        for text in (text for text in unsure if text.startswith("time_format")):
-            logger.warning("not sure: %s", text)
+        return data
+    # A wrong format gives wrong times without an error.
+    doubts = [f"not sure: {text}" for text in unsure if text.startswith("time_format")]
+    for text in [*doubts, *map(spoken, losses(data))]:
+        warnings.warn(text, stacklevel=_calls_inside())
     return data
+
+
+@contextlib.contextmanager
+def _in_words_of(interactions: Any, tables: str = "") -> Iterator[Callable[[str], str]]:
+    """In this context mistakes are told in the words of a caller; gives what does the same for other messages.
+
+    Args:
+        interactions: the log as the caller gave it.
+        tables: folder where tables in memory are written; "": it is not named.
+    """
+
+    def spoken(text: str) -> str:
+        if says_everything(interactions):
+            return text
+        return in_python(re.sub(rf"{re.escape(tables)}/(\w+)\.parquet", r"the table \1", text) if tables else text)
+
+    try:
+        yield spoken
+    except UserError as error:
+        raise UserError(spoken(str(error))) from error
+
+
+def _calls_inside() -> int:
+    """The `stacklevel` of a warning that names the line of the caller, who called `prepare` or `fit`."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__") == __name__:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def train(

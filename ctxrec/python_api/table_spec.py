@@ -18,20 +18,11 @@ from ctxrec.data.parsing import value_text
 from ctxrec.ingest.guess import TableSample, Unsure, guess, sample_files
 from ctxrec.ingest.guess.event_roles import context_kind
 from ctxrec.ingest.guess.looked_table import LookedTable
+from ctxrec.python_api.argument_names import in_python, says_everything
 from ctxrec.python_api.frames import to_arrow
 
 # Columns of these names are what they say, whatever their values look like.
 _USUAL = {"user": "user_id", "item": "item_id", "time": "timestamp", "action": "action"}
-# What a doubt calls by keys of a spec, and how a caller gives it.
-_ARGUMENTS = {
-    "[events.actions]": "actions={...}",
-    "[events.feedback]": "feedback={...}",
-    "[events.context]": "context=[...]",
-    "under timezone": "with timezone=",
-    "as time_format": "with time_format=",
-    "true recommends such": 'split={"repeats": True} recommends such',
-    'The split is "last", which': 'The split is {"strategy": "last"}, which',
-}
 
 
 def spec_of(
@@ -74,7 +65,7 @@ def spec_of(
     Raises:
         UserError: a column is missing, a table is no table, or a `dataset.toml` is given with other arguments.
     """
-    if isinstance(interactions, (str, os.PathLike)) and str(interactions).endswith(".toml"):
+    if says_everything(interactions):
         if any(
             value is not None
             for value in (
@@ -115,7 +106,7 @@ def spec_of(
         name="interactions",
     )
     _check_found(made.spec.events, tables["events"].rows.column_names)
-    events, unsure = made.spec.events, [_in_python(doubt) for doubt in made.unsure]
+    events, unsure = made.spec.events, [_told(doubt) for doubt in made.unsure]
     if timezone is not None:
         events = dataclasses.replace(events, timezone=timezone)
         unsure = [text for text in unsure if "names no time zone" not in text]
@@ -167,12 +158,9 @@ def _check_found(events: EventsSpec, found: Sequence[str]) -> None:
             )
 
 
-def _in_python(doubt: Unsure) -> str:
-    """A doubt in the words of a caller: names of arguments in the place of keys of a spec."""
-    text = f"{doubt.key.removeprefix('events.')}: {doubt.text}"
-    for key, argument in _ARGUMENTS.items():
-        text = text.replace(key, argument)
-    return text
+def _told(doubt: Unsure) -> str:
+    """A doubt in the words of a caller."""
+    return f"{doubt.key.removeprefix('events.')}: {in_python(doubt.text)}"
 
 
 def _context(log: LookedTable, table: TableSample, names: Sequence[str]) -> ContextSpec:

@@ -49,6 +49,21 @@ def test_a_text_that_does_not_fit_as_a_whole_says_so():
     assert status.tolist() == [TIME_OK, *wrong, TIME_MISSING, TIME_MISSING, TIME_OUT_OF_RANGE, TIME_OUT_OF_RANGE]
 
 
+@pytest.mark.parametrize(
+    ("time_format", "form"),
+    [("%Y %j", "{y} {d}"), ("%j/%y", "{d}/{y2}"), ("%Y%j", "{y}{d}"), ("%Y-%j %z", "{y}-{d} +0200")],
+)
+def test_a_day_that_a_year_does_not_have_is_no_time(time_format, form):
+    """pandas reads it as the first day of the next year."""
+    texts = [
+        form.format(y=year, y2=f"{year % 100:02d}", d=day)
+        for year, day in ((2023, 365), (2023, 366), (2024, 366), (2100, 366))
+    ]
+    _, status = time_columns.to_times(pa.array(texts), "format", time_format=time_format)
+    last = TIME_OK if "%y" in time_format else TIME_UNPARSABLE  # 00 is the year 2000, which has it
+    assert status.tolist() == [TIME_OK, TIME_UNPARSABLE, TIME_OK, last]
+
+
 def test_numbers_are_read_by_a_format_of_digits_and_timestamps_never():
     column = pa.array([20101201082600, 2010120108260, None])
     times, status = time_columns.to_times(column, "format", time_format="%Y%m%d%H%M%S")

@@ -115,3 +115,13 @@ def test_a_time_of_day_in_a_column_of_its_own_is_named():
     }
     doubts = " ".join(doubt.text for doubt in guess([sample_table("log", pa.table(log))]).unsure)
     assert "date has days alone, and the time of day stands in clock" in doubts
+
+
+def test_dates_before_1970_are_named_as_such():
+    log = {"user": [f"u{n % 9}" for n in range(90)], "item": [f"i{n % 7}" for n in range(90)]}
+    log["date"] = [f"{1960 + n % 9}-0{1 + n % 9}-11" for n in range(90)]
+    found = guess([sample_table("log", pa.table(log))])
+    (told,) = [doubt.text for doubt in found.unsure if doubt.key == "events.time"]
+    assert told.startswith(
+        "date has times before 1970 or after 2199, such as '1960-01-11', and the events with such times are rejected"
+    )

@@ -179,7 +179,7 @@ def test_the_command_prints_a_table_and_the_doubts(tmp_path):
     out.write_text(before + "# mine\n")
     assert_users_mistake(call("ctxrec.init", *paths, "--out", str(out)), "is there already", "--force")
     assert out.read_text().endswith("# mine\n"), "nothing of the user's is overwritten"
-    assert call("ctxrec.init", *paths, "--out", str(out), "--force").returncode == 0
+    assert call("ctxrec.init", paths[0], "--out", str(out), "--force", *paths[1:]).returncode == 0, "in any order"
     assert out.read_text() == before
 
 

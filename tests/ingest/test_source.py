@@ -59,3 +59,20 @@ def test_what_a_service_stored_is_read_too(tmp_path):
     assert [Path(info.path).name for info in found.users] == ["0-live.csv", "users.csv"]
     covered = load_spec(write_spec(tmp_path, '[events]\npath = "live/events"\n'))
     assert len(inspect_source(covered, str(live)).events) == 2, "no file is read twice"
+
+
+def test_files_without_a_row_are_named(tmp_path):
+    """A file that was not written to its end, or an upload that failed, must not go unseen."""
+    (tmp_path / "log").mkdir()
+    for name in ("a", "b"):
+        write_csv(tmp_path / "log", [("u", "i", 1)], name=f"{name}.csv")
+    spec = load_spec(write_spec(tmp_path, LOG.replace('path = "events.csv"', 'path = "log"')))
+    assert inspect_source(spec).notes == []
+    for n in range(7):
+        (tmp_path / "log" / f"empty{n}.csv").write_text("")
+    (tmp_path / "log" / "header.csv").write_text("user_id,item_id")  # cut off before its end
+    found = inspect_source(spec)
+    (note,) = found.notes
+    assert [Path(info.path).name for info in found.events] == ["a.csv", "b.csv"]
+    assert note.startswith("warning: [events]: files without any row are left out: ") and note.endswith(", and 3 more")
+    assert f"{tmp_path}/log/empty0.csv, " in note and "a.csv" not in note

@@ -253,10 +253,3 @@ def test_the_decimal_sign_is_guessed_or_given(tmp_path):
     assert not any("decimal" in text for text in unsure)
     with pytest.raises(UserError, match=r"decimal is ';'; expected the decimal sign of numbers in texts"):
         spec_of(LOG, items, None, decimal=";", **given)
-
-
-def test_an_open_format_is_said_where_nothing_is_printed(ray_cluster, tmp_path, caplog):
-    log = LOG.assign(timestamp=[f"0{n % 9 + 1}/04/2023" for n in range(60)])
-    with caplog.at_level("WARNING"):
-        ctxrec.prepare(log, out=str(tmp_path / "data"), verbose=False)
-    assert "may be %d/%m/%Y or %m/%d/%Y" in caplog.text

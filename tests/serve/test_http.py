@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from ctxrec.core.errors import UserError
 from serve.api import EventsRequest, HistoryEvent, NewItems, RecommendBatch, RecommendRequest
-from serve.http import MAX_ERRORS, _invalid, make_app, parse, parse_one_or_many, user_error
+from serve.http import MAX_ERRORS, Utf8Json, _invalid, make_app, parse, parse_one_or_many, user_error
 
 
 def request_of(body: bytes) -> Request:
@@ -166,3 +166,10 @@ def test_the_event_loop_runs_while_a_large_body_is_read():
         return len(turns)
 
     assert asyncio.run(turns_between()) >= 3
+
+
+def test_an_answer_is_readable_text_and_a_lone_surrogate_breaks_none():
+    sent = {"title": "Gerät 设备 \u2028", "id": 'a"\\b'}
+    body = Utf8Json(sent).body
+    assert json.loads(body) == sent and "Gerät 设备".encode() in body
+    assert json.loads(Utf8Json({"id": "\ud800x"}).body) == {"id": "\ud800x"}

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from ctxrec.core.dataset_spec import REQUEST_TIME, ContextSpec, EventsSpec
@@ -195,11 +194,7 @@ def _time(log: LookedTable, taken: set[str | None], given: str | None) -> tuple[
         ]
         return best, True, doubts
     if look.time is None:
-        doubts.append(
-            f"{best} looks like a time, but values such as {_unreadable(log, best)!r} cannot be read as one, and no format "
-            f"reads nearly all. Where all have one form, name it as time_format, such as {EXAMPLE}; else write ISO-8601 "
-            "(2024-01-31T08:00:00Z) or epoch numbers"
-        )
+        doubts.append(f"{best} {_why_unreadable(log, best)}")
     elif scores[best] < SURE and given is None:
         doubts.append(f"{best} is taken for the time by its numbers alone")
     doubts += _clock_apart(log, best)
@@ -208,12 +203,22 @@ def _time(log: LookedTable, taken: set[str | None], given: str | None) -> tuple[
     return best, False, doubts
 
 
-def _unreadable(log: LookedTable, column: str) -> str:
-    """The first value of a column that is no time."""
+def _why_unreadable(log: LookedTable, column: str) -> str:
+    """Why many values of a column are no time of an event, with the first such value."""
     texts = log.texts(column).drop_null().unique()[:_LOOKED_AT]
     _, status = time_columns.to_times(texts, "iso8601")
-    bad = texts.filter(pa.array(status != time_columns.TIME_OK))
-    return str(bad[0].as_py()) if len(bad) else ""
+    bad = np.flatnonzero(status != time_columns.TIME_OK)
+    value = str(texts[int(bad[0])].as_py()) if len(bad) else ""
+    if len(bad) and (status[bad] == time_columns.TIME_OUT_OF_RANGE).mean() > 0.5:
+        return (
+            f"has times before 1970 or after 2199, such as {value!r}, and the events with such times are rejected; an event "
+            "is somebody's use of an item, so this may be another date, such as the item's own"
+        )
+    return (
+        f"looks like a time, but values such as {value!r} cannot be read as one, and no format reads nearly all. Where all "
+        f"have one form, name it as time_format, such as {EXAMPLE}; else write ISO-8601 (2024-01-31T08:00:00Z) or epoch "
+        "numbers"
+    )
 
 
 def _clock_apart(log: LookedTable, time: str) -> list[str]:

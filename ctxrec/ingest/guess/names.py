@@ -27,7 +27,10 @@ IDENTIFIER = known("id ids code no nr num number nummer key uuid guid uid sku as
 TIME = known(
     "time timestamp date datetime ts at when created occurred datum zeit zeitpunkt zeitstempel heure fecha hora 时间 日期"
 )
-ACTION = known("action event behavior behaviour interaction kind verb activity aktion ereignis accion acción 行为 动作")
+ACTION = known(
+    "action event behavior behaviour interaction kind verb activity aktion aktionsart ereignis ereignistyp vorgang vorgangsart "
+    "accion acción 行为 动作"
+)
 RATING = known("rating score stars grade review_score bewertung note sterne 评分 打分")
 QUANTITY = known("quantity qty count units menge anzahl stück quantité cantidad 数量")
 DWELL = known("dwell duration seconds watch watched listened playtime length_watched 时长 停留")
@@ -36,7 +39,8 @@ MONEY = known(
 )
 CONTEXT = known(
     "device platform os browser app channel country city region state store language locale weather season placement "
-    "position_type page_type network carrier surface location query search keyword referrer campaign hour_of_day 设备 平台 "
+    "position_type page_type network carrier surface location query search keyword referrer campaign hour_of_day gerät "
+    "gerätetyp endgerät betriebssystem kanal vertriebskanal land ort stadt filiale sprache wetter 设备 平台 "
     "城市 地区 渠道 门店"
 )
 QUERY = known("query search keyword keywords comment 搜索 关键词")
@@ -61,12 +65,24 @@ USERS_FILE = known("user users customer customers member members people profile 
 
 # Usual weights of actions as training targets, by a word of the action's name.
 ACTION_WEIGHTS: dict[str, float] = {
-    **dict.fromkeys(known("purchase purchased buy bought transaction checkout clickout convert conversion 购买"), 1.0),
+    **dict.fromkeys(
+        known(
+            "purchase purchased buy bought transaction checkout clickout convert conversion kauf gekauft bestellung bestellt 购买"
+        ),
+        1.0,
+    ),
     **dict.fromkeys(known("like liked upvote share shared follow subscribe install complete 点赞 分享"), 1.0),
-    **dict.fromkeys(known("cart addtocart basket wishlist wish favorite favourite fav save bookmark 加购 收藏"), 0.5),
-    **dict.fromkeys(known("click clicked play played open read listen watch 点击 播放"), 0.3),
-    **dict.fromkeys(known("view viewed pv impression show detail 浏览 曝光"), 0.2),
-    **dict.fromkeys(known("dislike disliked hide report unlike downvote return returned skip skipped 不喜欢"), -1.0),
+    **dict.fromkeys(
+        known(
+            "cart addtocart basket wishlist wish favorite favourite fav save bookmark warenkorb merkzettel 加购 收藏"
+        ),
+        0.5,
+    ),
+    **dict.fromkeys(known("click clicked play played open read listen watch klick 点击 播放"), 0.3),
+    **dict.fromkeys(known("view viewed pv impression show detail ansicht aufruf 浏览 曝光"), 0.2),
+    **dict.fromkeys(
+        known("dislike disliked hide report unlike downvote return returned skip skipped retoure storno 不喜欢"), -1.0
+    ),
 }
 
 
