@@ -76,6 +76,9 @@ cluster-test: setup
 	$(BIN)/python -m cluster.render --check
 	$(BIN)/python -m pytest tests/cluster tests/system/test_cluster*.py tests/training/test_capacity_plan.py $(ARGS)
 
+gpu-check: setup
+	$(BIN)/python tests/gpu/gpu_check.py $(ARGS)
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
