@@ -28,6 +28,7 @@ class FieldWarning(BaseModel):
         "no_second_stage",
         "unknown_value",
         "empty_range",
+        "short_list",
     ]
 
 

@@ -31,6 +31,7 @@ from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.request_reader import MAX_QUERY
 from ctxrec.retrieval.retriever import Retriever, load_retriever
+from ctxrec.retrieval.short_lists import why_short
 from serve.api import MAX_WORK, Context, HistoryEvent, RecommendRequest
 from serve.live_feed import LiveFeed
 from serve.request_notes import request_notes
@@ -229,6 +230,11 @@ class Engine:
                 bodies, rules, found, fallback, unheard, degraded, strict=True
             )
         ]
+        for n, (body, answer) in enumerate(zip(bodies, answers, strict=True)):
+            if (num := len(answer.item_ids)) < body.k:
+                one, unwanted = requests.take(np.array([n])), exclude[n]
+                short = why_short(retriever, one, num, body.k, rules=rules[n], allow=body.allow, exclude=unwanted)
+                answers[n] = dataclasses.replace(answer, notes=(*answer.notes, short))
         watch.lap("search")
         for n, body in enumerate(bodies):
             if body.explain:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
@@ -37,6 +37,7 @@ MAX_KEYS = 1000  # of an object of a large body
 MAX_PARTS = 100_000  # lists and objects of a body
 MAX_MESSAGE = 500  # characters of one error, which may name what a client sent
 MAX_NAME = 100  # characters of a name in an error's place
+_API = "/v1/"
 _LARGE_BYTES = 64 << 10
 _MOST_LISTED = 200  # errors that are made into a list, of which the first are shown
 _READ_ON_BYTES = 16 << 20
@@ -96,7 +97,8 @@ def make_app() -> App:
     refusals = {status: {"model": ErrorResponse} for status in (401, 403, 413, 421, 422, 429, 503)}
     # `serve.browse` has the documentation; a path with a slash too many is a 404, as a redirect would name the Host header.
     options: dict[str, Any] = {"docs_url": None, "redoc_url": None, "redirect_slashes": False}
-    app = App(title="ctxrec", description=DESCRIPTION, responses=refusals, **options)
+    checked = [Depends(only_known_parameters)]
+    app = App(title="ctxrec", description=DESCRIPTION, responses=refusals, dependencies=checked, **options)
     app.add_middleware(Shortcut)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(Head)
@@ -105,6 +107,27 @@ def make_app() -> App:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
     return app
+
+
+async def only_known_parameters(request: Request) -> None:
+    """Refuse a parameter of the URL that the route of the API would ignore, such as `limit` where it is `k`.
+
+    Probes and pages take any, as some monitors and browsers add one of their own.
+    """
+    route = request.scope["route"]
+    if not route.path.startswith(_API):
+        return
+    known = [parameter.alias for parameter in route.dependant.query_params]
+    unknown = [name for name in dict.fromkeys(request.query_params) if name not in known]
+    if unknown:
+        expected = f"expected {', '.join(known)}" if known else "this call has none"
+        told = f"unknown parameter of the URL; {expected}"
+        raise RequestValidationError(
+            [
+                {"loc": ("query", name[:MAX_NAME]), "msg": told, "type": "extra_forbidden"}
+                for name in unknown[:MAX_ERRORS]
+            ]
+        )
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

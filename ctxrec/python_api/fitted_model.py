@@ -38,6 +38,7 @@ from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, notes_of, notes_of_ids, 
 from ctxrec.retrieval.raw_request import RawRequest
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import Retriever, load_retriever
+from ctxrec.retrieval.short_lists import why_short
 
 
 class Model:
@@ -139,6 +140,17 @@ class Model:
         found = retriever.top_k(
             requests, num, exclude=[unwanted] * len(users), allowed=allowed, diversity=strengths, rerank=said
         )
+        with retriever.catalogue.reading():
+            short = [
+                why_short(
+                    retriever, requests.take(np.array([n])), len(items), num, rules=rules, allow=only, exclude=unwanted
+                )
+                for n, (items, _) in enumerate(found)
+                if len(items) < num
+            ]
+        if told := [note.text for note in short]:
+            others = f"; those of {len(told) - 1} more users are short too" if len(told) > 1 else ""
+            warnings.warn(told[0] + others, stacklevel=2)
         tables = [self._list(items, scores) for items, scores in found]
         if not several:
             return from_arrow(tables[0], self.kind)

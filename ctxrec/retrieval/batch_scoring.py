@@ -11,7 +11,7 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import partial
 from typing import Any
@@ -45,6 +45,7 @@ from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.no_effect import (
     NO_FEEDBACK,
     NO_SECOND_STAGE,
+    notes_of,
     unknown_in_columns,
     unknown_in_lists,
     unread_context,
@@ -64,6 +65,7 @@ from ctxrec.retrieval.request_files import (
 from ctxrec.retrieval.request_reader import ContextReader
 from ctxrec.retrieval.reranker_files import second_stage_of
 from ctxrec.retrieval.retriever import Retriever, load_retriever
+from ctxrec.retrieval.short_lists import why_short
 from ctxrec.retrieval.slate.rules import Rules, rules_of
 from ctxrec.retrieval.user_columns import USER
 
@@ -72,6 +74,8 @@ logger = logging.getLogger(__name__)
 _NO_EFFECT = "the column %s has no effect: %s"
 _LOOKED_AT = 100_000  # requests whose contexts are looked at for values that the model does not know
 
+_NOTES = "notes"  # of the answers on their way to the file: what is to be said of each request
+_MOST_NOTES, _MOST_KINDS = 20, 1000  # notes that are told, and different ones that are counted
 ITEM_IDS, SCORES, WHY = "item_ids", "scores", "why"
 _EFFECTS = pa.map_(pa.string(), pa.float64())  # of the parts of a request on the score of an item
 _WHY_TYPE = pa.list_(pa.struct([(part.name, _EFFECTS) for part in fields(Why)]))
@@ -256,6 +260,7 @@ class Scorer:
             ITEM_IDS: pa.array(item_ids, pa.list_(pa.string())),
             SCORES: pa.array(scores, pa.list_(pa.float32())),
         }
+        columns[_NOTES] = pa.array(self._notes(requests, wishes, item_ids), pa.list_(pa.string()))
         if is_of_request(EXPLAIN, table.column_names, self._context):
             columns[WHY] = pa.array(self._reasons(requests, wishes, found), _WHY_TYPE)
         return pa.table(columns)
@@ -273,6 +278,20 @@ class Scorer:
             diversity=[wish.diversity for wish in wishes],
             rerank=[wish.rerank for wish in wishes],
         )
+
+    def _notes(self, requests: Requests, wishes: list[ListWish], lists: list[list[str]]) -> list[list[str]]:
+        """What is to be said of the filter and of the length of each list."""
+        retriever, told = self._retriever, []
+        for n, (wish, found) in enumerate(zip(wishes, lists, strict=True)):
+            notes = notes_of(retriever, wish.rules, {})
+            if len(found) < self._k:
+                one, unwanted = requests.take(np.array([n])), retriever.positions(wish.exclude)
+                short = why_short(
+                    retriever, one, len(found), self._k, rules=wish.rules, allow=wish.allow, exclude=unwanted
+                )
+                notes.append(short)
+            told.append([note.text for note in notes])
+        return told
 
     def _reasons(self, requests: Requests, wishes: list[ListWish], found: Found) -> list[list[dict[str, Any]] | None]:
         """Why each item of a list is there, where its request asks for it."""
@@ -318,6 +337,7 @@ def _write(out: str, schema: pa.Schema, tables: Iterable[pa.Table], *, num_rows:
     """Write tables to one Parquet file that appears when it is complete."""
     fs, inner = storage.filesystem(out)
     storage.make_dir(storage.parent(out))
+    said: dict[str, tuple[int, Any]] = {}
     temporary = f"{inner}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         with (
@@ -326,9 +346,29 @@ def _write(out: str, schema: pa.Schema, tables: Iterable[pa.Table], *, num_rows:
             progress_bar(num_rows, "recommend", "request") as progress,
         ):
             for table in tables:
-                writer.write_table(table.cast(schema))
+                _count(said, table)
+                writer.write_table(table.drop_columns(_NOTES).cast(schema))
                 progress.update(table.num_rows)
         fs.move(temporary, inner)
+        _tell(said, num_rows)
     except BaseException:
         storage.delete(f"{out}{temporary.removeprefix(inner)}")
         raise
+
+
+def _count(said: dict[str, tuple[int, Any]], table: pa.Table) -> None:
+    """Count the requests of each note of a table of answers, and keep the first of them; of so many notes at most."""
+    for n, notes in enumerate(table.column(_NOTES).to_pylist()):
+        for note in notes:
+            if note in said or len(said) < _MOST_KINDS:
+                count, first = said.get(note) or (0, table.column(REQUEST_ID)[n].as_py())
+                said[note] = count + 1, first
+
+
+def _tell(said: Mapping[str, tuple[int, Any]], num_rows: int) -> None:
+    """Log what is to be said of requests, the most frequent first."""
+    ordered = sorted(said.items(), key=lambda note: -note[1][0])
+    for note, (count, first) in ordered[:_MOST_NOTES]:
+        logger.warning("%s (%d of %d requests, such as %r)", note, count, num_rows, first)
+    if len(ordered) > _MOST_NOTES:
+        logger.warning("other requests have a filter without an item or a short list for other reasons")

@@ -8,9 +8,11 @@ import time
 
 import pytest
 from fastapi.exceptions import RequestValidationError
+from fastapi.testclient import TestClient
 from starlette.requests import Request
 
 from ctxrec.core.errors import UserError
+from serve import browse, trending
 from serve.api import EventsRequest, HistoryEvent, NewItems, RecommendBatch, RecommendRequest
 from serve.http import MAX_ERRORS, Utf8Json, _invalid, make_app, parse, parse_one_or_many, user_error
 
@@ -173,3 +175,42 @@ def test_an_answer_is_readable_text_and_a_lone_surrogate_breaks_none():
     body = Utf8Json(sent).body
     assert json.loads(body) == sent and "Gerät 设备".encode() in body
     assert json.loads(Utf8Json({"id": "\ud800x"}).body) == {"id": "\ud800x"}
+
+
+@pytest.fixture
+def client():
+    app = make_app()
+    app.include_router(browse.router)
+    app.include_router(trending.router)
+    app.get("/healthz")(lambda: {"status": "ok"})
+    app.get("/v1/items/{item_id:path}/similar")(lambda item_id, k=10: {"k": k})
+    return TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("url", "names", "known"),
+    [
+        ("/v1/items/50/similar?limit=3", ["limit"], "k"),
+        ("/v1/trending?k=3&filters={}&K=2", ["filters", "K"], "k, filter"),
+        ("/v1/items?ids=5&id=3", ["ids"], "id"),
+        ("/v1/users/7/history?count=2", ["count"], "before, limit"),
+    ],
+)
+def test_a_parameter_that_a_call_does_not_know_is_refused(client, url, names, known):
+    answer = client.get(url)
+    assert answer.status_code == 422
+    assert [(tuple(e["loc"]), e["msg"], e["type"]) for e in answer.json()["detail"]] == [
+        (("query", name), f"unknown parameter of the URL; expected {known}", "extra_forbidden") for name in names
+    ]
+
+
+def test_a_call_without_parameters_says_so(client):
+    assert (
+        client.get("/v1/catalogue?x").json()["detail"][0]["msg"] == "unknown parameter of the URL; this call has none"
+    )
+
+
+def test_known_parameters_probes_and_pages_are_left_alone(client):
+    assert client.get("/v1/items/50/similar?k=3").json() == {"k": "3"}
+    assert client.get("/healthz?monitor=7").status_code == 200
+    assert client.get("/docs?x=1").status_code == 200 == client.get("/openapi.json?x=1").status_code

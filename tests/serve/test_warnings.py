@@ -61,18 +61,19 @@ def test_unknown_items_of_a_request_are_named_in_every_way_to_ask(tiny_run, tmp_
         (answer,) = engine.recommend([[request]])[0].answers
         return [(tuple(w["loc"]), w["type"], w["msg"]) for w in answer_json(answer).get("warnings", [])]
 
-    fine = {"history": ["i1"], "exclude": ["i2"], "allow": ["i3", "i4"], "dislike": ["i5"]}
+    fine = {"k": 2, "history": ["i1"], "exclude": ["i2"], "allow": ["i3", "i4"], "dislike": ["i5"]}
     assert warned(**fine) == []
-    for field in fine:
+    lists = [field for field in fine if field != "k"]
+    for field in lists:
         (found,) = warned(**(fine | {field: [*fine[field], "gone"]}))
         text = f"{field}: 1 of {len(fine[field]) + 1} are no items of the catalogue ('gone'), so these have no effect"
         assert found == (("body", field), "unknown_item", text)
-    (found,) = warned(history=["i1"], allow=["gone", "lost"])
+    found, _ = warned(history=["i1"], allow=["gone", "lost"])
     assert found[2].endswith("('gone', 'lost'), so the list is empty")
     (found,) = warned(history=[{"item_id": "i1", "action": "veiw"}])
     assert found[:2] == (("body", "history"), "unknown_action") and "'veiw'" in found[2]
     model = ctxrec.load(tiny_run)
-    for field in fine:
+    for field in lists:
         with pytest.warns(UserWarning, match=f"{field}: 1 of . are no items of the catalogue"):
             model.recommend(**(fine | {field: [*fine[field], "gone"]}))
     with pytest.warns(UserWarning, match="history: 1 of 2 are no items"):
@@ -85,3 +86,56 @@ def test_unknown_items_of_a_request_are_named_in_every_way_to_ask(tiny_run, tmp_
         recommend(tiny_run, str(tmp_path / "R.parquet"), str(tmp_path / "O.parquet"), k=3, config=Config())
     assert "the column history: 1 of 2 ids are no items of the catalogue, such as 'gone'" in caplog.text
     assert "the column dislike: 1 of 1 ids are no items of the catalogue, such as 'no'" in caplog.text
+
+
+SHORT = [
+    ({"allow": []}, "the list is empty: of 40 items, allow leaves 0"),
+    ({"exclude": [f"i{n}" for n in range(40)]}, "the list is empty: of 40 items, exclude leaves 0"),
+    ({"filter": {"category": []}}, "the list is empty: of 40 items, filter leaves 0"),
+    (
+        {"allow": ["i3", "i4", "i5"], "exclude": ["i3"]},
+        "the list has 2 of 10 items: of 40 items, allow leaves 3, exclude 2",
+    ),
+    (
+        {"allow": ["i1", "i4"]},
+        "the list has 1 of 10 items: of 40 items, allow leaves 2, what the user has not had yet 1",
+    ),
+    ({"filter": {"price": {"min": 1e6}}}, "the list is empty: of 40 items, filter leaves 0"),
+    ({"k": 50}, "the list has 39 of 50 items: of 40 items, what the user has not had yet leaves 39"),
+]
+
+
+@pytest.mark.parametrize(("asked", "told"), SHORT)
+def test_a_short_list_says_why_over_http_and_in_python(tiny_run, asked, told):
+    asked = {"k": 10, "history": ["i1"]} | asked
+    request = RecommendRequest.model_validate({"context": {"timestamp": NOW}} | asked)
+    (answer,) = load_engine(tiny_run, 4).recommend([[request]])[0].answers
+    warned = [w for w in answer_json(answer)["warnings"] if w["type"] == "short_list"]
+    assert [(tuple(w["loc"]), w["msg"]) for w in warned] == [(("body", "k"), told)]
+    with pytest.warns(UserWarning, match=f"^{re.escape(told)}$"):
+        ctxrec.load(tiny_run).recommend(**asked)
+
+
+def test_a_file_of_requests_is_told_the_same(tiny_run, tmp_path, caplog):
+    rules = pa.struct([("category", pa.list_(pa.string()))])
+    table = pa.table(
+        {
+            "request_id": ["a", "b", "c", "d"],
+            "user_id": ["u1"] * 4,
+            "timestamp": [NOW] * 4,
+            "history": [["i1"]] * 4,
+            "allow": pa.array([[], None, [], ["i3", "i4", "i5"]], pa.list_(pa.string())),
+            "exclude": pa.array([None, None, None, ["i3", "none"]], pa.list_(pa.string())),
+            "filter": pa.array([None, {"category": ["no such"]}, None, None], rules),
+        }
+    )
+    pq.write_table(table, tmp_path / "R.parquet")
+    with caplog.at_level("WARNING"):
+        recommend(tiny_run, str(tmp_path / "R.parquet"), str(tmp_path / "O.parquet"), k=10, config=Config())
+    lines = [record.getMessage() for record in caplog.records]
+    assert "the list is empty: of 40 items, allow leaves 0 (2 of 4 requests, such as 'a')" in lines
+    assert "filter category: 'no such' is no value of any item (1 of 4 requests, such as 'b')" in lines
+    assert "the list is empty: of 40 items, filter leaves 0 (1 of 4 requests, such as 'b')" in lines
+    assert "the list has 2 of 10 items: of 40 items, allow leaves 3, exclude 2 (1 of 4 requests, such as 'd')" in lines
+    assert any("the column exclude: 1 of 2 ids are no items of the catalogue" in line for line in lines)
+    assert pq.read_table(tmp_path / "O.parquet").column_names == ["request_id", "item_ids", "scores"]
