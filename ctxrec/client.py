@@ -43,10 +43,11 @@ class NoService(httpx.TransportError):
 
 @dataclass(frozen=True)
 class ScoredItem:
-    """An item and its score; scores of one answer compare with each other only."""
+    """An item and its score; scores of one answer compare with each other only. Its probability, where it was asked for."""
 
     item_id: str
     score: float
+    probability: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Recommendations:
 
     @staticmethod
     def of(answer: Mapping[str, Any]) -> Recommendations:
-        items = tuple(ScoredItem(item["item_id"], item["score"]) for item in answer["items"])
+        items = tuple(ScoredItem(item["item_id"], item["score"], item.get("probability")) for item in answer["items"])
         test = answer.get("experiment")
         return Recommendations(
             items,
@@ -99,6 +100,7 @@ def request(
     user: Mapping[str, Any] | None = None,
     query: str | None = None,
     rerank: bool | None = None,
+    probability: bool = False,
 ) -> dict[str, Any]:
     """The body of one request; `recommend_many` takes a list of these. The fields are described in
     serve/HTTP_API.md."""
@@ -110,7 +112,13 @@ def request(
         "allow": allow,
         "filter": filter,
     }
-    given |= {"user": user, "diversity": diversity, "query": query, "rerank": rerank}
+    given |= {
+        "user": user,
+        "diversity": diversity,
+        "query": query,
+        "rerank": rerank,
+        "probability": probability or None,
+    }
     body |= {name: value for name, value in given.items() if value is not None}
     lists = {"exclude": list(exclude), "dislike": list(dislike)}
     return body | {name: items for name, items in lists.items() if items}

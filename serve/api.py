@@ -238,6 +238,11 @@ class RecommendRequest(_Body):
         default=False,
         description="Explain the score of each item; only in a single request, not in a list of requests.",
     )
+    probability: Annotated[bool, Field(strict=True)] = Field(
+        default=False,
+        description="Add a calibrated probability to each item: of a success if the user meets the item now, where the log "
+        "judges items, otherwise that it is the user's next event (`probability_of` of the answer).",
+    )
 
     @field_validator("user", mode="before")
     @classmethod

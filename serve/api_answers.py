@@ -26,6 +26,7 @@ class FieldWarning(BaseModel):
         "attributes_not_read",
         "value_not_read",
         "no_second_stage",
+        "no_probability",
         "unknown_value",
         "empty_range",
         "short_list",
@@ -85,6 +86,9 @@ class ScoredItem(BaseModel):
     item_id: str
     score: float
     why: Reasons | None = Field(default=None, description="Only with `explain`.")
+    probability: float | None = Field(
+        default=None, description="Only with `probability`: from 0 to 1, by the item's own score; see `probability_of`."
+    )
 
 
 class ArmOfTest(BaseModel):
@@ -99,7 +103,8 @@ class ItemsResponse(BaseModel):
 
     `fallback` is true when the user had no history. `experiment` is present while an A/B test runs. `degraded` is present
     when a part of the service did not answer, and names what the answer had to do without. `warnings` is present where
-    something that was asked for has no effect.
+    something that was asked for has no effect. `probability_of` is present with probabilities: "success" (the user meets
+    the item now, and the log's values or actions would count that as a success) or "next" (the item is the user's next event).
     """
 
     items: list[ScoredItem]
@@ -108,6 +113,7 @@ class ItemsResponse(BaseModel):
     degraded: str | None = None
     experiment: ArmOfTest | None = None
     warnings: list[FieldWarning] | None = None
+    probability_of: Literal["success", "next"] | None = None
 
 
 class BatchResponse(BaseModel):

@@ -20,11 +20,13 @@ from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import BundlePaths
 from ctxrec.core.stopwatch import Stopwatch
 from ctxrec.data.events import EARLIEST_S, Events
+from ctxrec.data.requests import Requests
 from ctxrec.live.store import HistoryStore
 from ctxrec.memory.request_words import CONTEXT_TEXT, QUERY
 from ctxrec.retrieval.explain import Why, explain
 from ctxrec.retrieval.filters import ColumnRule
 from ctxrec.retrieval.heard_words import why_unheard
+from ctxrec.retrieval.item_probabilities import list_probabilities
 from ctxrec.retrieval.live_statistics import LiveStatistics
 from ctxrec.retrieval.no_effect import Note
 from ctxrec.retrieval.raw_request import RawEvent, RawRequest
@@ -57,6 +59,8 @@ class Answer:
     experiment: tuple[str, str] | None = None  # the A/B test that runs, and the arm in it
     unheard: tuple[tuple[tuple[str, ...], str], ...] = ()  # fields of the request that have no effect, and why
     notes: tuple[Note, ...] = ()  # values that nothing has, and ranges without an item
+    probabilities: list[float] | None = None  # of each item, where they were asked for and the model tells them
+    probability_of: str = ""  # what they are of: see `ctxrec.memory.calibration`
 
 
 def answer_json(answer: Answer, *where: str | int) -> dict:
@@ -64,7 +68,11 @@ def answer_json(answer: Answer, *where: str | int) -> dict:
     items = [{"item_id": i, "score": s} for i, s in zip(answer.item_ids, answer.scores, strict=True)]
     if answer.why is not None:
         items = [{**item, "why": dataclasses.asdict(why)} for item, why in zip(items, answer.why, strict=True)]
+    if answer.probabilities is not None:
+        items = [{**item, "probability": p} for item, p in zip(items, answer.probabilities, strict=True)]
     made = {"items": items, "model_version": answer.model_version, "fallback": answer.fallback}
+    if answer.probabilities is not None:
+        made["probability_of"] = answer.probability_of
     if answer.experiment is not None:
         made["experiment"] = dict(zip(("name", "arm"), answer.experiment, strict=True))
     silent = [(place, f"it has no effect: {reason}", "words_not_read") for place, reason in answer.unheard]
@@ -236,12 +244,27 @@ class Engine:
                 short = why_short(retriever, one, num, body.k, rules=rules[n], allow=body.allow, exclude=unwanted)
                 answers[n] = dataclasses.replace(answer, notes=(*answer.notes, short))
         watch.lap("search")
+        if any(body.probability for body in bodies):
+            answers = self._with_probabilities(answers, bodies, requests, [positions for positions, _ in found])
+            watch.lap("probability")
         for n, body in enumerate(bodies):
             if body.explain:
                 why = explain(retriever.recommender, requests.take(np.array([n])), found[n][0])
                 answers[n] = dataclasses.replace(answers[n], why=why)
                 watch.lap("explain")
         return answers
+
+    def _with_probabilities(
+        self, answers: list[Answer], bodies: Sequence[RecommendRequest], requests: Requests, lists: list[np.ndarray]
+    ) -> list[Answer]:
+        """The answers with the probabilities of their items, where these are asked for and the model tells them."""
+        model = self._retriever.recommender
+        told = list_probabilities(model, requests, lists, [body.probability for body in bodies])
+        of = "" if model.calibration is None else model.calibration.of
+        return [
+            answer if p is None else dataclasses.replace(answer, probabilities=p.tolist(), probability_of=of)
+            for answer, p in zip(answers, told, strict=True)
+        ]
 
     def _unheard(self, bodies: Sequence[RecommendRequest]) -> list[dict[tuple[str, ...], str]]:
         """The texts of each request that the model cannot read, and why not."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ctxrec.retrieval.filters import ColumnRule
+from ctxrec.retrieval.item_probabilities import NO_CALIBRATION
 from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, Note, notes_of, notes_of_ids, unread_values
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import Retriever
@@ -23,6 +24,7 @@ def request_notes(
     """
     return (
         *_not_reranked(retriever, body),
+        *_not_probable(retriever, body),
         *notes_of_ids(retriever, history=body.history, allow=body.allow, exclude=body.exclude, dislike=body.dislike),
         *unread_values(retriever.recommender, body.history or ()),
         *notes_of(retriever, rules, body.context.features(), body.user, rerank=body.rerank),
@@ -33,3 +35,9 @@ def _not_reranked(retriever: Retriever[Recommender], body: RecommendRequest) -> 
     """Whether a request asks for a second stage that the model lacks."""
     if body.rerank and retriever.reranker is None:
         yield Note(("rerank",), "no_second_stage", f"it has no effect: {NO_SECOND_STAGE}")
+
+
+def _not_probable(retriever: Retriever[Recommender], body: RecommendRequest) -> Iterator[Note]:
+    """Whether a request asks for probabilities that the model does not tell."""
+    if body.probability and retriever.recommender.calibration is None:
+        yield Note(("probability",), "no_probability", f"it has no effect: {NO_CALIBRATION}")

@@ -8,6 +8,7 @@ backbone/                                 a language model that reads histories,
 media.safetensors                         vectors of images and sounds, where the model reads them
 blend.safetensors                         item memory and the weights of all sources, where there are any
 live.safetensors                          weights of the live sources, where they gain something
+probability.safetensors                   what makes a score a probability, where enough outcomes were known
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from ctxrec.data.prepared import FeatureMeta, PreparedData
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.index.builder import Fill, add_here, build_index
 from ctxrec.memory.blend import EARLIER_WORDS_22, Blend
+from ctxrec.memory.calibration import Calibration
 from ctxrec.memory.item_memory import from_arrays, to_arrays
 from ctxrec.memory.live_sources import LiveWeights
 from ctxrec.memory.request_words import WORDS
@@ -76,6 +78,7 @@ def write_bundle(
     media: dict[str, np.ndarray] | None = None,
     blend: Blend | None = None,
     live: LiveWeights | None = None,
+    probability: Calibration | None = None,
     queries: np.ndarray | None = None,
     fill: Fill = add_here,
 ) -> str:
@@ -88,6 +91,7 @@ def write_bundle(
         media: vectors of images and sounds by kind, float16 [I, V].
         blend: None ranks by the towers alone.
         live: weights of the live sources; None: they have none.
+        probability: what makes a score a probability; None: the model tells none.
         text_scale: "mean" and "scale" of text vectors, float32 [H] each, and where the blend has a text head its
             "centre" [H] and "axes" [H, C] (`ctxrec.memory.text_similarity`); `USER_MEAN` and `USER_SCALE` [H] of users'
             texts where these are read; empty without encoder.
@@ -122,6 +126,8 @@ def write_bundle(
             save_arrays(blend_arrays(blend), paths.blend, metadata=header)
         if live is not None:
             save_arrays(live.to_arrays(), paths.live)
+        if probability is not None:
+            save_arrays(probability.to_arrays(), paths.probability)
         if encoder is not None:
             save_encoder(encoder, paths.adapter)
         searched = item_vectors if blend is None else blend.vectors(item_vectors)
@@ -183,6 +189,20 @@ def load_live_weights(folder: str, blend: Blend | None) -> LiveWeights | None:
     if blend is None or not os.path.exists(path):
         return None
     return LiveWeights.of_arrays(load_arrays(path), len(blend.sources))
+
+
+def load_calibration(folder: str, num_items: int) -> Calibration | None:
+    """What makes a score of a checked local bundle a probability, or None where the bundle has nothing of the kind.
+
+    Args:
+        folder: of the bundle.
+        num_items: items of its catalogue.
+
+    Raises:
+        ValueError: the arrays do not fit together or to the catalogue.
+    """
+    path = BundlePaths(folder).probability
+    return Calibration.of_arrays(load_arrays(path), num_items) if os.path.exists(path) else None
 
 
 def load_media(folder: str) -> dict[str, np.ndarray]:

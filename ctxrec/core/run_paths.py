@@ -187,6 +187,10 @@ class BundlePaths:
         return storage.join(self.root, "live.safetensors")
 
     @property
+    def probability(self) -> str:
+        return storage.join(self.root, "probability.safetensors")
+
+    @property
     def backbone(self) -> str:
         return storage.join(self.root, "backbone")
 

@@ -101,6 +101,14 @@ class EventKinds:
         """Whether values or actions of a weight below 0 say what is liked."""
         return self.are_graded or bool((self.grades_A < 0).any())
 
+    def is_success(self, codes: np.ndarray) -> np.ndarray:
+        """Which events are successes, targets of a weight above 0: bool, of the shape of the codes."""
+        return self.weights_A[codes] > 0
+
+    def is_no_success(self, codes: np.ndarray) -> np.ndarray:
+        """Which events say that the item was no success, by value or action: bool, of the shape of the codes."""
+        return self.grades_A[codes] <= 0
+
     def codes(self, actions: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Codes of events, int16 [E]; `actions` are codes of actions alone, `values` float32 with NaN = none."""
         return self.coded[actions, self._grades(values)] if self.are_graded else actions.astype(np.int16)

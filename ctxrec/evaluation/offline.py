@@ -26,8 +26,9 @@ from ctxrec.evaluation.encoder_comparison import compare_encoders
 from ctxrec.evaluation.evaluation_files import write_files
 from ctxrec.evaluation.feedback_metrics import describe
 from ctxrec.evaluation.knockouts import memory_without_texts, summarise_knockouts, without_knockouts
+from ctxrec.evaluation.probability_check import PROBABILITY, describe_probabilities, measure_probabilities
 from ctxrec.evaluation.rank_requests import Ranker, rank_requests, ranked_lists
-from ctxrec.evaluation.ranking_plan import SEED, RankingPlan, check_bundles, run_bundles
+from ctxrec.evaluation.ranking_plan import SEED, RankingPlan, check_bundles, load_system, run_bundles
 from ctxrec.evaluation.second_stage import RERANK, describe_second_stage, measure_second_stage
 from ctxrec.evaluation.summary import RankedLists, summarise
 from ctxrec.evaluation.systems import MODEL, OTHER_RUN, RERANKED
@@ -160,6 +161,12 @@ def _evaluate(
         metrics[RERANK] = measure_second_stage(plan, prepared, metrics["paired"][RERANKED])
         metrics["notes"].append(describe_second_stage(metrics[RERANK]))
         clock.stop(RERANK)
+    if MODEL in plan.bundles:
+        told = measure_probabilities(load_system(plan, prepared, MODEL), prepared, plan.split, seed=SEED)
+        if told is not None:
+            metrics[PROBABILITY] = told
+            metrics["notes"].append(describe_probabilities(told))
+        clock.stop(PROBABILITY)
     metrics["seconds"] = clock.seconds()
     if out is not None:
         write_files(out, prepared=prepared, config=config, metrics=metrics, lists=lists, table=table, run=run)

@@ -34,6 +34,7 @@ from ctxrec.python_api.request_arguments import (
     whole_number,
 )
 from ctxrec.retrieval.heard_words import why_unheard
+from ctxrec.retrieval.item_probabilities import NO_CALIBRATION, list_probabilities
 from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, notes_of, notes_of_ids, unread_values
 from ctxrec.retrieval.raw_request import RawRequest
 from ctxrec.retrieval.recommender import Recommender
@@ -85,6 +86,7 @@ class Model:
         user_attributes: Mapping[str, Any] | None = None,
         query: str | None = None,
         rerank: bool | None = None,
+        probability: bool = False,
     ) -> Any:
         """The best k items for a user, for each of several users, or for a history. It means what the HTTP call means.
 
@@ -107,10 +109,12 @@ class Model:
                 without a text encoder warns that it has no effect.
             rerank: whether the second stage (`ctxrec.rerank`) ranks the best candidates again; None takes `rerank.use` of
                 the options. A model without one warns that it has no effect.
+            probability: adds a column `probability`, calibrated on the validation events; `probability_of` says what it is
+                of. A model without them warns that it has no effect.
 
         Returns:
-            A table with the columns `item_id`, `score` and, where the catalogue has texts, `title`, best item first. With
-            several users the first column is `user_id`.
+            A table with the columns `item_id`, `score` and, where they are asked for, `probability` and, where the catalogue
+            has texts, `title`, best item first. With several users the first column is `user_id`.
 
         Raises:
             UserError: an argument is none that the HTTP call would take, such as a text in the place of a list of ids, or
@@ -134,7 +138,7 @@ class Model:
             warnings.warn(note.text, stacklevel=2)
         unwanted = retriever.positions(unwanted_ids)
         strengths = [strength_of(diversity)] * len(users)
-        said = [truth_of(rerank, "rerank")] * len(users)
+        said, probable = [truth_of(rerank, "rerank")] * len(users), bool(truth_of(probability, "probability"))
         if rerank and retriever.reranker is None:
             warnings.warn(f"rerank has no effect: {NO_SECOND_STAGE}", stacklevel=2)
         found = retriever.top_k(
@@ -151,12 +155,23 @@ class Model:
         if told := [note.text for note in short]:
             others = f"; those of {len(told) - 1} more users are short too" if len(told) > 1 else ""
             warnings.warn(told[0] + others, stacklevel=2)
-        tables = [self._list(items, scores) for items, scores in found]
+        if probable and retriever.recommender.calibration is None:
+            warnings.warn(f"probability has no effect: {NO_CALIBRATION}", stacklevel=2)
+        lists = [items for items, _ in found]
+        probabilities = list_probabilities(retriever.recommender, requests, lists, [probable] * len(lists))
+        tables = [self._list(*one, p) for one, p in zip(found, probabilities, strict=True)]
         if not several:
             return from_arrow(tables[0], self.kind)
         ids = [name for name, table in zip(users, tables, strict=True) for _ in range(len(table))]
         joined = pa.concat_tables(tables or [self._list(*_NOTHING)])
         return from_arrow(joined.add_column(0, "user_id", pa.array(ids, pa.string())), self.kind)
+
+    @property
+    def probability_of(self) -> str | None:
+        """What `recommend(..., probability=True)` tells the probability of: "success" (if the user meets the item now) or
+        "next" (the item is the user's next event); None: the model tells none."""
+        calibration = self._retriever.recommender.calibration
+        return None if calibration is None else calibration.of
 
     def similar(self, item: Id, k: int = 10) -> Any:
         """The k items most like one, as a table with `item_id`, `score` and `title`.
@@ -271,11 +286,12 @@ class Model:
         ]
         return self._retriever.recommender.make_requests(raw, including_now=True)[0]
 
-    def _list(self, positions: np.ndarray, scores: np.ndarray) -> pa.Table:
-        """Items with their scores and, where the catalogue has texts, their titles."""
+    def _list(self, positions: np.ndarray, scores: np.ndarray, probabilities: np.ndarray | None = None) -> pa.Table:
+        """Items with their scores, probabilities where they are told and, where the catalogue has texts, their titles."""
         items = self._retriever.recommender.items
         ids = pa.array(self._retriever.item_ids(positions), pa.string())
         columns = {"item_id": ids, "score": pa.array(scores, pa.float32())}
+        columns |= {} if probabilities is None else {"probability": pa.array(probabilities, pa.float64())}
         titles = items.column(schema.ITEM_TITLE)
         if titles.null_count < len(titles):
             columns["title"] = titles.combine_chunks().take(pa.array(positions, pa.int64()))

@@ -40,7 +40,8 @@ from ctxrec.retrieval.cross_encoder import Found
 from ctxrec.retrieval.explain import Why, explain
 from ctxrec.retrieval.heard_words import why_unheard
 from ctxrec.retrieval.history_columns import VALUE, history_ids, read_ids
-from ctxrec.retrieval.list_columns import ALLOW, EXCLUDE, EXPLAIN, RERANK, ListWish, read_wishes
+from ctxrec.retrieval.item_probabilities import NO_CALIBRATION, list_probabilities
+from ctxrec.retrieval.list_columns import ALLOW, EXCLUDE, EXPLAIN, PROBABILITY, RERANK, ListWish, read_wishes
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.no_effect import (
     NO_FEEDBACK,
@@ -79,6 +80,10 @@ _MOST_NOTES, _MOST_KINDS = 20, 1000  # notes that are told, and different ones t
 ITEM_IDS, SCORES, WHY = "item_ids", "scores", "why"
 _EFFECTS = pa.map_(pa.string(), pa.float64())  # of the parts of a request on the score of an item
 _WHY_TYPE = pa.list_(pa.struct([(part.name, _EFFECTS) for part in fields(Why)]))
+_OPTIONAL = {
+    EXPLAIN: (WHY, _WHY_TYPE),
+    PROBABILITY: (PROBABILITY, pa.list_(pa.float64())),
+}  # columns of the answers by those that ask
 
 
 def recommend(run: str, requests: str, out: str, *, k: int, config: Config | None = None) -> int:
@@ -123,8 +128,7 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     unread = _warn_of_unread(bundle, columns, context, reranked=found and (on_request or config.rerank.use))
     if on_request and not found:
         logger.warning(_NO_EFFECT, RERANK, NO_SECOND_STAGE)
-    explained = is_of_request(EXPLAIN, columns, context)
-    schema = _output_schema(inputs, explained=explained)
+    schema = _output_schema(inputs, [kind for name, kind in _OPTIONAL.items() if is_of_request(name, columns, context)])
     if num_rows == 0:
         _write(out, schema, (), num_rows=0)
         return 0
@@ -167,6 +171,7 @@ def _warn_of_unread(bundle: str, columns: Sequence[str], context: ContextSpec, *
     reasons: dict[str, Callable[[Recommender], str | None]] = {
         QUERY: why_unheard,
         USER: partial(why_unread, reranked=reranked),
+        PROBABILITY: lambda model: NO_CALIBRATION if model.calibration is None else None,
     }
     asked = [name for name in reasons if is_of_request(name, columns, context)]
     parts = [name for name in (TIMEZONE, *context.columns) if name in columns]
@@ -263,6 +268,10 @@ class Scorer:
         columns[_NOTES] = pa.array(self._notes(requests, wishes, item_ids), pa.list_(pa.string()))
         if is_of_request(EXPLAIN, table.column_names, self._context):
             columns[WHY] = pa.array(self._reasons(requests, wishes, found), _WHY_TYPE)
+        if is_of_request(PROBABILITY, table.column_names, self._context):
+            asked, lists = [wish.probability for wish in wishes], [positions for positions, _ in found]
+            told = list_probabilities(self._retriever.recommender, requests, lists, asked)
+            columns[PROBABILITY] = pa.array(told, pa.list_(pa.float64()))
         return pa.table(columns)
 
     def _found(self, requests: Requests, wishes: list[ListWish]) -> Found:
@@ -305,7 +314,7 @@ class Scorer:
         return made
 
 
-def _output_schema(inputs: list[str], *, explained: bool = False) -> pa.Schema:
+def _output_schema(inputs: list[str], more: Sequence[tuple[str, pa.DataType]] = ()) -> pa.Schema:
     """The schema of the answers, whose request ids have a type that holds those of all files."""
     kinds = [open_parquet(file).schema_arrow.field(REQUEST_ID).type for file in inputs]
     try:
@@ -318,7 +327,7 @@ def _output_schema(inputs: list[str], *, explained: bool = False) -> pa.Schema:
             "type in all files"
         ) from error
     columns = [(REQUEST_ID, request_id), (ITEM_IDS, pa.list_(pa.string())), (SCORES, pa.list_(pa.float32()))]
-    return pa.schema([*columns, (WHY, _WHY_TYPE)] if explained else columns)
+    return pa.schema([*columns, *more])
 
 
 def _num_actors(num_rows: int, num_cpus: int, config: Config) -> int:

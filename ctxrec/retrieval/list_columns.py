@@ -1,4 +1,4 @@
-"""Columns of a requests file that shape the list: exclude, allow, filter, diversity, rerank and explain, as over HTTP."""
+"""Columns of a requests file about the list: exclude, allow, filter, diversity, rerank, explain, probability, as over HTTP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from ctxrec.retrieval.filters import ColumnRule
 from ctxrec.retrieval.history_columns import float_numbers, is_id_list, is_numeric, read_ids
 
 EXCLUDE, ALLOW, FILTER, DIVERSITY, RERANK, EXPLAIN = "exclude", "allow", "filter", "diversity", "rerank", "explain"
-LIST_COLUMNS = (EXCLUDE, ALLOW, FILTER, DIVERSITY, RERANK, EXPLAIN)
+PROBABILITY = "probability"
+LIST_COLUMNS = (EXCLUDE, ALLOW, FILTER, DIVERSITY, RERANK, EXPLAIN, PROBABILITY)
+_SWITCHES = (RERANK, EXPLAIN, PROBABILITY)
 _VALUES, _ENDS = ("any", "none"), ("min", "max")
 
 
@@ -32,6 +34,7 @@ class ListWish:
     diversity: float | None = None
     rerank: bool | None = None
     explain: bool = False
+    probability: bool = False
 
 
 def check_list_columns(types: Mapping[str, pa.DataType], items: ItemsSpec | None, *, source: str) -> None:
@@ -48,7 +51,7 @@ def check_list_columns(types: Mapping[str, pa.DataType], items: ItemsSpec | None
     for name in (EXCLUDE, ALLOW):
         if name in types and not is_id_list(types[name]):
             raise UserError(f"{source}: column {name!r} is {types[name]}; expected a list of item ids")
-    for name in (RERANK, EXPLAIN):
+    for name in _SWITCHES:
         if name in types and not (pa.types.is_boolean(types[name]) or pa.types.is_null(types[name])):
             raise UserError(f"{source}: column {name!r} is {types[name]}; expected true, false or null (bool)")
     if DIVERSITY in types and not is_numeric(types[DIVERSITY]):
@@ -119,7 +122,7 @@ def read_wishes(table: pa.Table, context: ContextSpec) -> list[ListWish]:
             array = one_array(columns[name])
             ids = [[item for item in row or [] if item is not None] for row in read_ids(array).to_pylist()]
             put(name, [row if valid else None for row, valid in zip(ids, array.is_valid().to_pylist(), strict=True)])
-    for name in (RERANK, EXPLAIN):
+    for name in _SWITCHES:
         if name in columns:
             put(name, one_array(columns[name]).to_pylist())
     if DIVERSITY in columns:

@@ -83,6 +83,7 @@ def recommender_before_validation(run: str, data: PreparedData, *, tuned: bool =
         blend=blend,
         texts=bundled.texts,
         live_weights=bundled.live_weights,
+        calibration=bundled.calibration,
     )
 
 

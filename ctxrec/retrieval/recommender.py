@@ -22,6 +22,7 @@ from ctxrec.data.prepared import FeatureMeta
 from ctxrec.data.requests import Requests
 from ctxrec.encoder.text_table import TextTable
 from ctxrec.memory.blend import STATIC, Blend, source_weights
+from ctxrec.memory.calibration import Calibration
 from ctxrec.memory.live_sources import AddsNow, LiveWeights
 from ctxrec.memory.request_words import word_queries
 from ctxrec.memory.scoring import in_parts, score_all
@@ -57,6 +58,7 @@ class Recommender:
         blend: Blend | None = None,
         texts: BundleTexts | None = None,
         live_weights: LiveWeights | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.config, self.spec, self.features, self.texts = config, spec, features, texts
         self.model_version, self.histories = model_version, histories
@@ -65,7 +67,7 @@ class Recommender:
         self.catalogue = LiveCatalogue(items, spec.items, vectors, histories.events)
         self._blend, self._version = blend, self.catalogue.version
         self.cache: HistoryCache | None = None
-        self.live_weights = live_weights
+        self.live_weights, self.calibration = live_weights, calibration
         self.live: AddsNow | None = None  # what happens now; None: the model knows its training alone
         none = torch.zeros(0, dtype=torch.int64)
         self._tensors = ItemTensors(

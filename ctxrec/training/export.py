@@ -24,6 +24,7 @@ from ctxrec.index.builder import Fill, add_here
 from ctxrec.index.topk import top_k
 from ctxrec.memory.blend import Blend
 from ctxrec.memory.blend_fit import fit_blend
+from ctxrec.memory.calibration import Calibration
 from ctxrec.memory.cold_start import choose_bonus, hidden_items, without_items
 from ctxrec.memory.item_memory import as_if_known
 from ctxrec.memory.live_sources import LiveWeights
@@ -39,6 +40,7 @@ from ctxrec.training.catalogue_vectors import encode_table
 from ctxrec.training.context_texts import axes_of, context_reader
 from ctxrec.training.live_calibration import fit_live_weights
 from ctxrec.training.phase_setup import Setup
+from ctxrec.training.score_calibration import calibrated
 from ctxrec.training.validator import METRIC_K
 
 logger = logging.getLogger(__name__)
@@ -85,11 +87,12 @@ def tuned_text(setup: Setup, encoder: TextEncoder) -> TextTable:
 @dataclass(frozen=True)
 class FittedBlend:
     """The weights of the blend, float32 [2, K], and NDCG@10 of the validation requests with them; those of the live
-    sources, where they gain something."""
+    sources, where they gain something; and what makes scores probabilities, where enough outcomes are known."""
 
     weights_2K: np.ndarray
     ndcg: float
     live: LiveWeights | None = None
+    probability: Calibration | None = None
 
 
 def calibrate(setup: Setup, towers: dict[str, torch.Tensor], chosen: Chosen) -> FittedBlend | None:
@@ -128,7 +131,7 @@ def calibrate(setup: Setup, towers: dict[str, torch.Tensor], chosen: Chosen) -> 
     scorer = _scorer(made, setup, text, vectors, blend, read)
     ndcg = _ndcg(scorer, setup.log.validation.evenly(_MEASURED), repeats=repeats)
     live = fit_live_weights(setup, blend, item_vectors, partial(_queries, made, setup, text, vectors), read)
-    found = FittedBlend(blend.weights_2K, ndcg, live)
+    found = FittedBlend(blend.weights_2K, ndcg, live, calibrated(setup, scorer))
     logger.info("validation NDCG@10 of the blend %.4f", found.ndcg)
     return found
 
@@ -218,6 +221,7 @@ def export(
             encoder=chosen.encoder.cpu() if chosen.encoder is not None else None,
             blend=blend,
             live=None if fitted is None else fitted.live,
+            probability=None if fitted is None else fitted.probability,
             queries=_sample_queries(
                 _scorer(made, setup, text, vectors, blend, context_reader(setup, text, chosen.encoder)),
                 setup.log.validation,

@@ -92,6 +92,7 @@ bodies = st.fixed_dictionaries(
         "user": attributes,
         "query": st.one_of(st.none(), words),
         "explain": st.booleans(),
+        "probability": st.booleans(),
     },
 ).filter(lambda body: "user_id" in body or "history" in body)
 
@@ -109,7 +110,7 @@ def ways(told_run, tmp_path_factory) -> dict[str, Any]:
     return {"http": engine, "file": scorer, "python": ctxrec.load(told_run), "path": tmp_path_factory.mktemp("rows")}
 
 
-Found = tuple[list[str], list[float], list[dict[str, dict[str, float]]] | None]
+Found = tuple[list[str], list[float], list[dict[str, dict[str, float]]] | None, list[float] | None]
 
 
 def over_http(ways: dict[str, Any], body: dict[str, Any]) -> Found:
@@ -118,13 +119,25 @@ def over_http(ways: dict[str, Any], body: dict[str, Any]) -> Found:
     if isinstance(answer, Exception):
         raise answer
     why = None if answer.why is None else [vars(one) for one in answer.why]
-    return answer.item_ids, answer.scores, why
+    return answer.item_ids, answer.scores, why, answer.probabilities
 
 
 def in_a_file(ways: dict[str, Any], body: dict[str, Any]) -> Found:
     context = {name: value for name, value in body["context"].items() if name != "timestamp"}
     row = {"request_id": 1, "timestamp": body["context"]["timestamp"], "user_id": body.get("user_id"), **context}
-    fields = ("exclude", "dislike", "allow", "filter", "diversity", "rerank", "user", "explain", "history", "query")
+    fields = (
+        "exclude",
+        "dislike",
+        "allow",
+        "filter",
+        "diversity",
+        "rerank",
+        "user",
+        "explain",
+        "history",
+        "query",
+        "probability",
+    )
     row |= {name: body[name] for name in fields if body.get(name) is not None and body[name] != {}}
     if "history" in row:  # one type for all events
         row["history"] = [{"item_id": event} if isinstance(event, str) else event for event in row["history"]]
@@ -148,6 +161,7 @@ def in_a_file(ways: dict[str, Any], body: dict[str, Any]) -> Found:
         found["item_ids"],
         found["scores"],
         why and [{part: dict(pairs) for part, pairs in one.items()} for one in why],
+        found.get("probability"),
     )
 
 
@@ -155,7 +169,11 @@ def in_python(ways: dict[str, Any], body: dict[str, Any]) -> Found:
     model = ways["python"]
     asked = {"context": body["context"], "history": body.get("history"), "dislike": body.get("dislike", ())}
     asked |= {"user_attributes": body.get("user"), "query": body.get("query")}
-    shaped = {name: body[name] for name in ("exclude", "allow", "filter", "diversity", "rerank") if name in body}
+    shaped = {
+        name: body[name]
+        for name in ("exclude", "allow", "filter", "diversity", "rerank", "probability")
+        if name in body
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what has no effect is said by all three
         table = model.recommend(body.get("user_id"), K, **asked, **shaped)
@@ -172,7 +190,7 @@ def in_python(ways: dict[str, Any], body: dict[str, Any]) -> Found:
                 }
                 for one in tables
             ]
-    return table.item_id.tolist(), table.score.tolist(), why
+    return table.item_id.tolist(), table.score.tolist(), why, table.get("probability", default=None)
 
 
 def has_blank(body: Any) -> bool:
@@ -183,15 +201,18 @@ def has_blank(body: Any) -> bool:
 
 
 def check(ways: dict[str, Any], body: dict[str, Any]) -> None:
-    items, scores, why = over_http(ways, body)
+    items, scores, why, probabilities = over_http(ways, body)
     for ask in (in_a_file, in_python):
         try:
-            other_items, other_scores, other_why = ask(ways, body)
+            other_items, other_scores, other_why, other_probabilities = ask(ways, body)
         except UserError as error:
             assert ask is in_python and has_blank(body), f"{ask.__name__} refuses what HTTP takes: {error}"
             continue
         assert other_items == items, ask.__name__
         assert_same_scores(other_scores, scores)
+        assert (probabilities is None) == (other_probabilities is None) == (not body.get("probability")), ask.__name__
+        if probabilities is not None:
+            np.testing.assert_allclose(list(other_probabilities), probabilities, rtol=1e-3, err_msg=ask.__name__)
         if why is None or not items:
             assert not other_why
             continue

@@ -38,6 +38,7 @@ REQUESTS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     "diversity": (None, {"diversity": 0.9}),
     "rerank": (None, {"rerank": True}),
     "explain": (None, {"explain": True}),
+    "probability": (None, {"probability": True}),
 }
 CONTEXT: dict[str, tuple[Any, Any]] = {
     "timestamp": (NOW, NOW - 12 * 3600),
@@ -86,7 +87,8 @@ def ask(engine: Engine, **body: Any) -> dict[str, Any]:
 
 def differ(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two answers differ by more than the last bits of a score (2e-5, where scores are below 10)."""
-    lists = [[(item["item_id"], item.get("why")) for item in answer["items"]] for answer in (one, other)]
+    parts = ("item_id", "why", "probability")
+    lists = [[[item.get(part) for part in parts] for item in answer["items"]] for answer in (one, other)]
     if lists[0] != lists[1] or {**one, "items": 0} != {**other, "items": 0}:
         return True
     pairs = zip(one["items"], other["items"], strict=True)

@@ -40,6 +40,17 @@ class Line:
     kind: str
 
 
+@dataclass(frozen=True)
+class Point:
+    """A point with an upright interval; `kind` picks the colour."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+    kind: str
+
+
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers from at most `low` to at least `high`, about `about` of them.
 
@@ -159,6 +170,56 @@ def line_chart(
         for line in lines
     )
     return _svg(height, parts, title=title, description=described, width=width)
+
+
+def reliability_chart(
+    points: Sequence[Point], *, title: str, x_label: str, y_label: str, logarithmic: bool = False
+) -> str:
+    """Points over two axes of one scale, with the line on which both are equal; on logarithmic axes 0 is the left end."""
+    size, left, top, bottom, right = WIDTH / 2, 64, 14, 40, 24
+    shown = [v for p in points for v in (p.x, p.y, p.low, p.high)]
+    largest = max(*shown, 1e-12)
+    if logarithmic:
+        least = min([v for p in points for v in (p.x, p.y) if v > 0], default=largest / 10)
+        first, last = (
+            math.floor(math.log10(least)),
+            max(math.ceil(math.log10(largest)), math.floor(math.log10(least)) + 1),
+        )
+        marks = [10.0**n for n in range(first, last + 1)]
+
+        def share(value: float) -> float:
+            return (math.log10(max(value, marks[0])) - first) / (last - first)
+    else:
+        marks = ticks(0, min(largest, 1))
+
+        def share(value: float) -> float:
+            return value / marks[-1]
+
+    def x(value: float) -> float:
+        return left + (size - left - right) * share(value)
+
+    def y(value: float) -> float:
+        return size - bottom - (size - bottom - top) * share(value)
+
+    parts = []
+    for mark in marks:
+        parts.append(f'<line class="grid" x1="{left}" x2="{size - right}" y1="{y(mark):.1f}" y2="{y(mark):.1f}"/>')
+        parts.append(_text(left - 8, y(mark), f"{mark:g}", anchor="end", kind="muted"))
+        parts.append(_text(x(mark), size - bottom + 14, f"{mark:g}", anchor="middle", kind="muted"))
+    ends = [(x(mark), y(mark)) for mark in (marks[0], marks[-1])]
+    parts.append(_text((left + size - right) / 2, size - 8, x_label, anchor="middle", kind="muted"))
+    parts.append(_text(left + 6, top + 4, y_label, kind="muted"))
+    parts.append(
+        f'<line class="boundary" x1="{ends[0][0]:.1f}" y1="{ends[0][1]:.1f}" x2="{ends[1][0]:.1f}" y2="{ends[1][1]:.1f}"/>'
+    )
+    for point in points:
+        at = x(point.x)
+        parts.append(
+            f'<line class="range {point.kind}" x1="{at:.1f}" x2="{at:.1f}" y1="{y(point.low):.1f}" y2="{y(point.high):.1f}"/>'
+        )
+        parts.append(_mark(at, y(point.y), point.kind))
+    described = "; ".join(f"{p.x:.3g} {x_label}, {p.y:.3g} {y_label}" for p in points)
+    return _svg(size, parts, title=title, description=described, width=size)
 
 
 def key(kind: str, *, square: bool = False) -> str:

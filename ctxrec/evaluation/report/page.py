@@ -15,6 +15,7 @@ from ctxrec.evaluation.diversity_tradeoff import tradeoff_rows
 from ctxrec.evaluation.report import sections
 from ctxrec.evaluation.report.feedback_section import liked
 from ctxrec.evaluation.report.html import details, e, page, paragraph, percent, section, table
+from ctxrec.evaluation.report.probability_section import probabilities
 from ctxrec.evaluation.report.training_curves import training
 from ctxrec.evaluation.systems import MODEL, best_baseline, display_name, focus
 from ctxrec.training.encoder_outcome import TUNED
@@ -122,6 +123,7 @@ def render_report(
         _header(metrics, facts),
         sections.ranking(metrics),
         liked(metrics),
+        probabilities(metrics),
         _users(examples, metrics),
         sections.sources(metrics),
         sections.context(metrics),

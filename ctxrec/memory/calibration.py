@@ -1,0 +1,185 @@
+"""From the score of an item to a probability: what a bundle keeps for it, and how a request uses it.
+
+What the probability is of depends on the log. Where values or actions of negative weight judge items
+(`EventKinds.are_judged`), it is that of a success if the user meets the item now. Otherwise it is that the item is the
+user's next event among the items that may be recommended to them.
+
+The log odds are linear in the score and in at most two features of the request, the same for all of its items:
+
+    log odds = slope * score + weight of each feature * feature + intercept,    slope >= 0
+
+so within one request a higher score never has a lower probability. The features say what a score means for this request:
+
+    spread  log of the sum of exp(score) over a fixed sample of items: how many items score high for this request. Without
+            other terms, slope 1 and weight -1 make it a softmax.
+    liking  log odds of the user's own share of successes in the history, drawn towards that of all users.
+
+A curve may stand in the place of the logistic function: a rising one through a few points, made by isotonic regression.
+
+Legend: N requests, P items of a request, S items of the sample, F features, B points of the curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ctxrec.data.feedback import EventKinds
+from ctxrec.data.requests import Requests
+from ctxrec.memory.scoring import Scorer
+
+SUCCESS, NEXT = "success", "next"
+SPREAD, LIKING = "spread", "liking"
+FEATURES = (SPREAD, LIKING)
+_LIKING_EVENTS = 10.0  # so many events of an average user are added to a history
+_NAMES = "of"  # of the array that says what the probability is of
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Items by which the spread of a request's scores is told.
+
+    items: int64 [S] positions, in order.
+    log_weights: float64 [S], logarithm of the number of items that each stands for.
+    """
+
+    items: np.ndarray
+    log_weights: np.ndarray
+
+    def spread(self, scores: np.ndarray) -> np.ndarray:
+        """The logarithm of the sum of exp(score) over the catalogue, estimated: float64 [N], of float [N, S]."""
+        return np.logaddexp.reduce(scores.astype(np.float64) + self.log_weights, axis=1)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Log odds to a probability: the logistic function, or a line through points. Both arrays float64 [B]; [0]: logistic."""
+
+    log_odds: np.ndarray
+    probabilities: np.ndarray
+
+    def __call__(self, log_odds: np.ndarray) -> np.ndarray:
+        if not len(self.log_odds):
+            return 1 / (1 + np.exp(-np.clip(log_odds, -500, 500)))
+        return np.interp(log_odds, self.log_odds, self.probabilities)
+
+
+LOGISTIC = Curve(np.zeros(0), np.zeros(0))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What makes a score a probability.
+
+    Attributes:
+        of: `SUCCESS` or `NEXT`.
+        base_rate: share of the pairs it was fitted to in which it happened.
+        slope: of the score, 0 or more.
+        weights: of the features of a request by name; a feature that is not named has none.
+        intercept: of the log odds.
+        curve: to a probability.
+        sample: of the spread.
+    """
+
+    of: str
+    base_rate: float
+    slope: float
+    weights: Mapping[str, float]
+    intercept: float
+    curve: Curve
+    sample: Sample
+
+    def probabilities(
+        self, scorer: Scorer, requests: Requests, kinds: EventKinds, items: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Probabilities of items by their own scores: for each request float64 [P].
+
+        Args:
+            scorer: the model.
+            requests: N requests.
+            kinds: what the events of their histories say.
+            items: int64 [P] positions for each request.
+        """
+        queries, remembered = scorer.queries(requests), scorer.remembered(requests)
+        vectors = scorer.vectors[self.sample.items] if SPREAD in self.weights else None
+        liking, made = liking_of(requests, kinds, self.base_rate), []
+        for n, wanted in enumerate(items):
+            features = {LIKING: liking[n : n + 1]}
+            row = None if remembered is None else remembered[[n]]
+            scores = scorer.vectors[wanted] @ queries[n]
+            scores = scores if row is None else scores + row[:, wanted].toarray()[0]
+            if vectors is not None:
+                sampled = vectors @ queries[n]
+                sampled = sampled if row is None else sampled + row[:, self.sample.items].toarray()[0]
+                features[SPREAD] = self.sample.spread(sampled[None])
+            made.append(self.of_scores(scores[None], features)[0])
+        return made
+
+    def of_scores(self, scores: np.ndarray, features: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Probabilities of scores, float64 [N, P], of requests with these features, float64 [N] each."""
+        return self.curve(self.log_odds(scores, features))
+
+    def log_odds(self, scores: np.ndarray, features: Mapping[str, np.ndarray]) -> np.ndarray:
+        """What the curve takes, float64 [N, P]: it rises with the score, or is level."""
+        told = self.slope * scores.astype(np.float64) + self.intercept
+        for name, weight in self.weights.items():
+            told = told + weight * features[name][:, None]
+        return told
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The calibration as plain arrays, which safetensors can hold: [F] each, [B] of the curve and [S] of the sample."""
+        weights = [self.weights.get(name, np.nan) for name in FEATURES]
+        used = np.isfinite(weights)
+        return {
+            _NAMES: np.frombuffer(self.of.encode(), np.uint8).copy(),
+            "line": np.array([self.slope, self.intercept, self.base_rate]),
+            "weights": np.where(used, weights, 0.0),
+            "features": used.astype(np.uint8),
+            "log_odds": self.curve.log_odds,
+            "probabilities": self.curve.probabilities,
+            "items": self.sample.items.astype(np.int64),
+            "log_weights": self.sample.log_weights,
+        }
+
+    @staticmethod
+    def of_arrays(arrays: Mapping[str, np.ndarray], num_items: int) -> Calibration:
+        """The inverse of `to_arrays`, for a catalogue of so many items.
+
+        Raises:
+            ValueError: the arrays do not fit together, or a probability would fall with the score.
+        """
+        of = bytes(arrays[_NAMES]).decode("ascii", "replace")
+        slope, intercept, base_rate = arrays["line"].tolist()
+        curve = Curve(arrays["log_odds"], arrays["probabilities"])
+        sample = Sample(arrays["items"], arrays["log_weights"])
+        used = arrays["features"] > 0
+        if of not in (SUCCESS, NEXT) or slope < 0 or not 0 < base_rate < 1:
+            raise ValueError(f"a calibration is of {of!r} with slope {slope:g} and base rate {base_rate:g}")
+        if used.shape != (len(FEATURES),) or arrays["weights"].shape != used.shape:
+            raise ValueError(f"a calibration has {len(used)} features; expected {len(FEATURES)}")
+        rises = np.all(np.diff(curve.log_odds) >= 0) and np.all(np.diff(curve.probabilities) >= 0)
+        inside = np.all((curve.probabilities >= 0) & (curve.probabilities <= 1))
+        if curve.log_odds.shape != curve.probabilities.shape or not rises or not inside:
+            raise ValueError("the curve of a calibration does not rise from 0 to 1")
+        known = len(sample.items) and sample.items.min() >= 0 and sample.items.max() < num_items
+        if sample.items.shape != sample.log_weights.shape or not known:
+            raise ValueError(f"the sample of a calibration is not of the {num_items} items of the catalogue")
+        weights = {name: float(arrays["weights"][place]) for place, name in enumerate(FEATURES) if used[place]}
+        return Calibration(of, base_rate, slope, weights, intercept, curve, sample)
+
+
+def liking_of(requests: Requests, kinds: EventKinds, base_rate: float) -> np.ndarray:
+    """Log odds of each user's share of successes among the judged events of the history: float64 [N].
+
+    Args:
+        requests: N requests.
+        kinds: what their events say.
+        base_rate: share of successes of all users, towards which a short history is drawn.
+    """
+    codes, history = requests.history.actions, requests.history
+    won, lost = (np.append(0, np.cumsum(found)) for found in (kinds.is_success(codes), kinds.is_no_success(codes)))
+    successes, failures = (count[history.offsets[1:]] - count[history.offsets[:-1]] for count in (won, lost))
+    share = (successes + _LIKING_EVENTS * base_rate) / (successes + failures + _LIKING_EVENTS)
+    return np.log(share / (1 - share))

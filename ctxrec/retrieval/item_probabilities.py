@@ -1,0 +1,40 @@
+"""Probabilities of the items of a list, by the calibration of the bundle (`ctxrec.memory.calibration`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ctxrec.data.requests import Requests
+from ctxrec.retrieval.recommender import Recommender
+
+NO_CALIBRATION = (
+    "the model tells no probabilities, because none were fitted when it was trained: an earlier version trained it, it has no "
+    "item memory (model.sources), or its validation events have fewer than 20 successes or fewer than 20 others"
+)
+
+
+def list_probabilities(
+    recommender: Recommender, requests: Requests, lists: Sequence[np.ndarray], asked: Sequence[bool]
+) -> list[np.ndarray | None]:
+    """Probabilities of the items of lists: for each request float64 [items], None where none are asked for or told.
+
+    They are those of the items' own scores, whatever diversity, rules or a second stage made of the list.
+
+    Args:
+        recommender: the model.
+        requests: N requests.
+        lists: int64 positions of the items of each.
+        asked: whether each wants probabilities.
+    """
+    made: list[np.ndarray | None] = [None] * len(lists)
+    rows = np.flatnonzero(asked)
+    if recommender.calibration is None or not len(rows):
+        return made
+    wanted = [positions for positions, wants in zip(lists, asked, strict=True) if wants]
+    with recommender.catalogue.reading():
+        found = recommender.calibration.probabilities(recommender, requests.take(rows), recommender.kinds, wanted)
+    for n, values in zip(rows.tolist(), found, strict=True):
+        made[n] = values
+    return made
