@@ -33,6 +33,7 @@ from ctxrec.memory.scoring import Scorer
 SUCCESS, NEXT = "success", "next"
 SPREAD, LIKING = "spread", "liking"
 FEATURES = (SPREAD, LIKING)
+_LEAST = 1e-6  # share that a history is drawn towards, at least
 _LIKING_EVENTS = 10.0  # so many events of an average user are added to a history
 _NAMES = "of"  # of the array that says what the probability is of
 
@@ -181,5 +182,6 @@ def liking_of(requests: Requests, kinds: EventKinds, base_rate: float) -> np.nda
     codes, history = requests.history.actions, requests.history
     won, lost = (np.append(0, np.cumsum(found)) for found in (kinds.is_success(codes), kinds.is_no_success(codes)))
     successes, failures = (count[history.offsets[1:]] - count[history.offsets[:-1]] for count in (won, lost))
+    base_rate = min(max(base_rate, _LEAST), 1 - _LEAST)
     share = (successes + _LIKING_EVENTS * base_rate) / (successes + failures + _LIKING_EVENTS)
     return np.log(share / (1 - share))
