@@ -146,7 +146,8 @@ def test_what_has_no_effect_is_said(engine):
         ({"user": {"gender": "X"}}, "unknown_value"),
         ({"user": {"interests": ["films", "sleep"]}}, "unknown_value"),
     ):
-        kinds = [warning["type"] for warning in ask(engine, **body).get("warnings", ())]
+        told = [warning["type"] for warning in ask(engine, **body).get("warnings", ())]
+        kinds = [one for one in told if one != "short_list"]  # a filter that leaves no item says that too
         assert kinds == [kind], body
 
 
