@@ -33,6 +33,9 @@ from serve.stopping import drain_on_sigterm
 
 OWN, NAME = "serve.app:", "build_app"
 PORTS, COMMAND_LINE = ("port", "dashboard_port"), "the command line"
+# Lines of `serve run`: it joins the Serve that was started before, and would say that options do not count, which do; and it
+# says twice that Ctrl-C came, once as a warning.
+_NOT_SAID = ("Connecting to existing Serve app", "Got KeyboardInterrupt, exiting")
 HOST, PORT = "127.0.0.1", 8000  # where Ray Serve listens if nothing is said
 
 
@@ -177,10 +180,7 @@ def start_ray(start: Start, given: Mapping[str, Any]) -> None:
     from ctxrec.core import ray_cluster
 
     ray_cluster.quiet_processes()
-    # `serve run` joins the Serve that was started below, and would say that options do not count, which do.
-    logging.getLogger("ray.serve").addFilter(
-        lambda record: "Connecting to existing Serve app" not in record.getMessage()
-    )
+    logging.getLogger("ray.serve").addFilter(lambda record: not record.getMessage().startswith(_NOT_SAID))
     options: dict[str, Any] = {"namespace": "serve"}
     options["runtime_env"] = parse_runtime_env_args(
         runtime_env=given["runtime_env"], runtime_env_json=given["runtime_env_json"], working_dir=given["working_dir"]

@@ -14,6 +14,11 @@ from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import Retriever
 
 
+def is_explained(num: int, notes: Iterable[Note]) -> bool:
+    """Whether other notes of a request say already why its list of `num` items is empty."""
+    return num == 0 and any(note.place[0] in ("filter", "allow") for note in notes)
+
+
 def why_short(
     retriever: Retriever[Recommender],
     request: Requests,

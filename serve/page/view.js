@@ -27,7 +27,8 @@ export function tagsOf(row) {
   return parts.join(" \u00b7 ");
 }
 
-const signed = (value) => (value > 0 ? "+" : value < 0 ? "\u2212" : "") + number(Math.abs(value), 2);
+const NOTHING = 0.005; // what is nearer to zero is written as 0.00
+const signed = (value) => (value >= NOTHING ? "+" : value <= -NOTHING ? "\u2212" : "") + number(Math.abs(value), 2);
 
 // A list item of a recommendation; `before` is its place in the list shown before, if any.
 export function recommendation(item, row, rank, top, before, hadList) {
@@ -81,7 +82,8 @@ export function reasons(why, rows) {
   const history = largestFirst(why.history);
   const context = largestFirst(why.context).map(([name, value]) => [nameIn("time", name), value]);
   const user = largestFirst(why.user);
-  const sources = Object.entries(why.sources).map(([name, value]) => [nameIn("source", name), value]);
+  const counted = Object.entries(why.sources).filter(([, value]) => Math.abs(value) >= NOTHING);
+  const sources = counted.map(([name, value]) => [nameIn("source", name), value]);
   const scale = (pairs) => Math.max(1e-9, ...pairs.map(([, value]) => Math.abs(value)));
   const both = Math.max(scale(history), scale(context), scale(user));
   const titled = history.map(([id, value]) => [nameOf(rows.get(id)), value]);

@@ -68,7 +68,7 @@ def test_unknown_items_of_a_request_are_named_in_every_way_to_ask(tiny_run, tmp_
         (found,) = warned(**(fine | {field: [*fine[field], "gone"]}))
         text = f"{field}: 1 of {len(fine[field]) + 1} are no items of the catalogue ('gone'), so these have no effect"
         assert found == (("body", field), "unknown_item", text)
-    found, _ = warned(history=["i1"], allow=["gone", "lost"])
+    (found,) = warned(history=["i1"], allow=["gone", "lost"])
     assert found[2].endswith("('gone', 'lost'), so the list is empty")
     (found,) = warned(history=[{"item_id": "i1", "action": "veiw"}])
     assert found[:2] == (("body", "history"), "unknown_action") and "'veiw'" in found[2]
@@ -100,7 +100,6 @@ SHORT = [
         {"allow": ["i1", "i4"]},
         "the list has 1 of 10 items: of 40 items, allow leaves 2, what the user has not had yet 1",
     ),
-    ({"filter": {"price": {"min": 1e6}}}, "the list is empty: of 40 items, filter leaves 0"),
     ({"k": 50}, "the list has 39 of 50 items: of 40 items, what the user has not had yet leaves 39"),
 ]
 
@@ -135,7 +134,7 @@ def test_a_file_of_requests_is_told_the_same(tiny_run, tmp_path, caplog):
     lines = [record.getMessage() for record in caplog.records]
     assert "the list is empty: of 40 items, allow leaves 0 (2 of 4 requests, such as 'a')" in lines
     assert "filter category: 'no such' is no value of any item (1 of 4 requests, such as 'b')" in lines
-    assert "the list is empty: of 40 items, filter leaves 0 (1 of 4 requests, such as 'b')" in lines
+    assert not any("filter leaves 0" in line for line in lines), "one reason is enough"
     assert "the list has 2 of 10 items: of 40 items, allow leaves 3, exclude 2 (1 of 4 requests, such as 'd')" in lines
     assert any("the column exclude: 1 of 2 ids are no items of the catalogue" in line for line in lines)
     assert pq.read_table(tmp_path / "O.parquet").column_names == ["request_id", "item_ids", "scores"]

@@ -77,7 +77,10 @@ def test_a_query_ranks_by_words_and_taste(client):
         "requests": [{"user_id": "u1", "k": 40, "query": q, "context": {"timestamp": NOW}} for q in ("red shoe", " ")]
     }
     first, second = client.post("/v1/recommend", json=many).json()["responses"]
-    assert [item["item_id"] for item in first["items"]][:5] == red[:5] and "warnings" not in first
+    assert [item["item_id"] for item in first["items"]][:5] == red[:5]
+    assert [w["type"] for w in first["warnings"]] == ["short_list"], (
+        "the query is read, and all items that are left are asked for"
+    )
     assert [item["item_id"] for item in second["items"]][:5] == plain[:5]
     why = client.ask(user_id="u1", context={"timestamp": NOW}, query="red shoe", explain=True)["items"][0]
     assert "query" in why["why"]["sources"]
