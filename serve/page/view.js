@@ -78,12 +78,12 @@ function effects(title, pairs, scale) {
 }
 
 export function reasons(why, rows) {
-  const largestFirst = (effects) => Object.entries(effects).sort(([, a], [, b]) => Math.abs(b) - Math.abs(a));
+  const counted = (effects) => Object.entries(effects).filter(([, value]) => Math.abs(value) >= NOTHING);
+  const largestFirst = (effects) => counted(effects).sort(([, a], [, b]) => Math.abs(b) - Math.abs(a));
   const history = largestFirst(why.history);
   const context = largestFirst(why.context).map(([name, value]) => [nameIn("time", name), value]);
   const user = largestFirst(why.user);
-  const counted = Object.entries(why.sources).filter(([, value]) => Math.abs(value) >= NOTHING);
-  const sources = counted.map(([name, value]) => [nameIn("source", name), value]);
+  const sources = counted(why.sources).map(([name, value]) => [nameIn("source", name), value]);
   const scale = (pairs) => Math.max(1e-9, ...pairs.map(([, value]) => Math.abs(value)));
   const both = Math.max(scale(history), scale(context), scale(user));
   const titled = history.map(([id, value]) => [nameOf(rows.get(id)), value]);

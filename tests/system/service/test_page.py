@@ -146,10 +146,10 @@ def test_why_and_similar_open_by_keyboard(page, client):
     answer = client.ask(user_id=user, k=12, context={"timestamp": moment(page)}, explain=True)
     reasons = answer["items"][0]["why"]
     rows = page.all("#list > li:first-child .effects tr")
-    counted = [value for value in reasons["sources"].values() if abs(value) >= 0.005]  # others would be a row of 0.00
-    assert len(rows) == len(counted) + sum(len(reasons[part]) for part in ("history", "context", "user"))
+    counted = {part: [v for v in found.values() if abs(v) >= 0.005] for part, found in reasons.items()}
+    assert len(rows) == sum(map(len, counted.values())), "what is nearer to zero would be a row of 0.00"
     numbers = [row.find_element("css selector", "td.number").text.replace("\u2212", "-") for row in rows]
-    shown = sum(map(float, numbers[-len(counted) :]))
+    shown = sum(map(float, numbers[-len(counted["sources"]) :]))
     assert shown == pytest.approx(answer["items"][0]["score"], abs=0.05)
     similar.send_keys(Keys.SPACE)
     page.until(lambda: len(page.all(".plain li")) == 8)
