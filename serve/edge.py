@@ -24,7 +24,9 @@ from serve.service_metrics import Metrics
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 HUNG_UP = 499  # nginx's number for a client that went before its answer; it is no fault of the service
+_API = ("/v1/", "/mcp")
 _UNLIMITED = ("/healthz", "/readyz", "/metrics")  # a probe must not fail because of others
+_MCP_HEADERS = ("Mcp-Protocol-Version", "Mcp-Method", "Mcp-Name")  # that clients of agents send
 _CAUTION = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -98,7 +100,7 @@ class Edge:
             self._limited = limited if state.hosts is None else HostCheck(limited, state.hosts)
         extra = _OPEN if state.origins else _PRIVATE
         start, status, size = time.perf_counter(), 0, 0
-        is_api = path_within(scope).startswith("/v1/")
+        is_api = path_within(scope).startswith(_API)
 
         async def received() -> Message:
             try:
@@ -181,7 +183,7 @@ def _with_cors(app: App, origins: list[str]) -> App:
         app,
         allow_origins=origins,
         allow_methods=["GET", "POST", "DELETE"],
-        allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
+        allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", *_MCP_HEADERS],
         expose_headers=["Retry-After", "X-Request-ID"],
         max_age=600,
     )

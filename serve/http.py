@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from ctxrec.core.errors import UserError
+from serve.agents import Agents
 from serve.api import MAX_BODY_BYTES
 from serve.api_answers import ErrorResponse
 from serve.edge import Edge, path_within
@@ -100,6 +101,7 @@ def make_app() -> App:
     checked = [Depends(only_known_parameters)]
     app = App(title="ctxrec", description=DESCRIPTION, responses=refusals, dependencies=checked, **options)
     app.add_middleware(Shortcut)
+    app.add_middleware(Agents)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(Head)
     app.add_middleware(Edge)

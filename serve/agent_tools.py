@@ -1,0 +1,194 @@
+"""What agents may call over MCP: each tool is one call of the HTTP API, with its checks, limits and scopes.
+
+A tool's arguments become the request that a program would send, so there is nothing here that HTTP does not answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve.api import (
+    MAX_FILTER_COLUMNS,
+    MAX_ITEMS,
+    ColumnRule,
+    Context,
+    ContextValue,
+    HistoryEvent,
+    Id,
+    NumItems,
+    RecommendRequest,
+    Text,
+)
+
+
+@dataclass(frozen=True)
+class HttpCall:
+    """A request of the HTTP API: method, path (not quoted), query string, and the JSON body where it has one."""
+
+    method: str
+    path: str
+    query: str = ""
+    body: dict[str, Any] | None = None
+
+
+class _Arguments(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ExplainArguments(_Arguments):
+    """Whom to explain it to, and which item."""
+
+    item_id: Id = Field(description="The item whose score is explained.")
+    user_id: Id | None = Field(default=None, description="The user; this or `history` is required.")
+    history: list[HistoryEvent] | None = Field(default=None, description="Events or item ids, oldest first.")
+    context: Context = Field(default_factory=Context, description="As in recommend.")
+    query: str | None = Field(default=None, description="As in recommend.")
+    user: dict[Text, ContextValue | list[ContextValue]] = Field(default_factory=dict, description="As in recommend.")
+
+
+class SearchArguments(_Arguments):
+    """What is looked for."""
+
+    query: str = Field(min_length=1, description="Free text, such as 'quiet science fiction for tonight'.")
+    k: NumItems = 10
+    filter: dict[Text, ColumnRule] = Field(
+        default_factory=dict, max_length=MAX_FILTER_COLUMNS, description="Rules by item column, as in recommend."
+    )
+    user_id: Id | None = Field(default=None, description="Whose taste counts besides the words; none: nobody's.")
+
+
+class SimilarArguments(_Arguments):
+    """To which item others are similar."""
+
+    item_id: Id
+    k: NumItems = 10
+
+
+class ItemArguments(_Arguments):
+    """Which items."""
+
+    item_ids: Annotated[list[Id], Field(min_length=1, max_length=MAX_ITEMS)]
+
+
+class TrendingArguments(_Arguments):
+    """How many items, and of which kind."""
+
+    k: NumItems = 10
+    filter: dict[Text, ColumnRule] = Field(default_factory=dict, description="Rules by item column, as in recommend.")
+
+
+class NoArguments(_Arguments):
+    """Nothing."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool: its name, what it is for, what it takes, and the call that it makes of it.
+
+    `checked` is whether the arguments are checked here; those that are a whole body are checked by the route.
+    """
+
+    name: str
+    title: str
+    description: str
+    arguments: type[BaseModel]
+    call: Callable[[dict[str, Any]], HttpCall]
+    checked: bool = True
+
+
+def _recommend(arguments: dict[str, Any]) -> HttpCall:
+    return HttpCall("POST", "/v1/recommend", body=arguments)
+
+
+def _search(arguments: dict[str, Any]) -> HttpCall:
+    who: dict[str, Any] = {} if arguments.get("user_id") is not None else {"history": []}
+    return _recommend({name: value for name, value in arguments.items() if value is not None} | who)
+
+
+def _explain(arguments: dict[str, Any]) -> HttpCall:
+    rest = {name: value for name, value in arguments.items() if name != "item_id"}
+    return _recommend(
+        {**rest, "allow": [arguments["item_id"]], "k": 1, "explain": True, "rerank": False, "diversity": 0}
+    )
+
+
+def _similar(arguments: dict[str, Any]) -> HttpCall:
+    return HttpCall("GET", f"/v1/items/{arguments['item_id']}/similar", urlencode({"k": arguments.get("k", 10)}))
+
+
+def _items(arguments: dict[str, Any]) -> HttpCall:
+    return HttpCall("GET", "/v1/items", urlencode([("id", item) for item in arguments["item_ids"]]))
+
+
+def _trending(arguments: dict[str, Any]) -> HttpCall:
+    asked = {"k": arguments.get("k", 10)}
+    rules = arguments.get("filter")
+    return HttpCall("GET", "/v1/trending", urlencode(asked | ({"filter": json.dumps(rules)} if rules else {})))
+
+
+TOOLS = {
+    tool.name: tool
+    for tool in (
+        Tool(
+            "recommend",
+            "Recommend items",
+            "The best items for a user or for a history of items, by taste, context and time; with filters, words, items not "
+            "wanted, probabilities and reasons. Answers hold ids and scores; item_details has titles. The tool catalogue says "
+            "which columns a filter and which features a context may have.",
+            RecommendRequest,
+            _recommend,
+            checked=False,
+        ),
+        Tool(
+            "search",
+            "Search items by words",
+            "The items whose texts are most like some words, of those that pass a filter. With user_id the user's taste counts "
+            "too. Popularity counts a little. A warning says where the model reads no words.",
+            SearchArguments,
+            _search,
+        ),
+        Tool(
+            "similar",
+            "Similar items",
+            "The items that are most similar to one item.",
+            SimilarArguments,
+            _similar,
+        ),
+        Tool(
+            "explain",
+            "Explain a recommendation",
+            "Why an item has its score for a user: the effect of each of the latest items of the history, of each part of the "
+            "context and of each attribute of the user, and the parts of the score by source. The list is empty where the item "
+            "cannot be recommended, such as one that the user had already.",
+            ExplainArguments,
+            _explain,
+        ),
+        Tool(
+            "item_details",
+            "Item details",
+            "Title and columns of items by their ids; unknown ids are left out.",
+            ItemArguments,
+            _items,
+        ),
+        Tool(
+            "trending",
+            "Trending items",
+            "The items with the most users now. The score is the number of users.",
+            TrendingArguments,
+            _trending,
+        ),
+        Tool(
+            "catalogue",
+            "About the catalogue",
+            "What is served: number of items and users, columns of items with their values, context features, actions.",
+            NoArguments,
+            lambda _: HttpCall("GET", "/v1/catalogue"),
+        ),
+    )
+}
