@@ -33,7 +33,7 @@ from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.request_reader import MAX_QUERY
 from ctxrec.retrieval.retriever import Retriever, load_retriever
-from ctxrec.retrieval.short_lists import is_explained, why_short
+from ctxrec.retrieval.short_lists import is_expected, why_short
 from serve.api import MAX_WORK, Context, HistoryEvent, RecommendRequest
 from serve.live_feed import LiveFeed
 from serve.request_notes import request_notes
@@ -239,7 +239,7 @@ class Engine:
             )
         ]
         for n, (body, answer) in enumerate(zip(bodies, answers, strict=True)):
-            if (num := len(answer.item_ids)) < body.k and not is_explained(num, answer.notes):
+            if (num := len(answer.item_ids)) < body.k and not is_expected(num, answer.notes, body.allow):
                 one, unwanted = requests.take(np.array([n])), exclude[n]
                 short = why_short(retriever, one, num, body.k, rules=rules[n], allow=body.allow, exclude=unwanted)
                 answers[n] = dataclasses.replace(answer, notes=(*answer.notes, short))

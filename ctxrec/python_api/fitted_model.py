@@ -39,7 +39,7 @@ from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, notes_of, notes_of_ids, 
 from ctxrec.retrieval.raw_request import RawRequest
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import Retriever, load_retriever
-from ctxrec.retrieval.short_lists import is_explained, why_short
+from ctxrec.retrieval.short_lists import is_expected, why_short
 
 
 class Model:
@@ -150,7 +150,7 @@ class Model:
                     retriever, requests.take(np.array([n])), len(items), num, rules=rules, allow=only, exclude=unwanted
                 )
                 for n, (items, _) in enumerate(found)
-                if len(items) < num and not is_explained(len(items), notes)
+                if len(items) < num and not is_expected(len(items), notes, only)
             ]
         if told := [note.text for note in short]:
             others = f"; those of {len(told) - 1} more users are short too" if len(told) > 1 else ""

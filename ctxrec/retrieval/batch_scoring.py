@@ -66,7 +66,7 @@ from ctxrec.retrieval.request_files import (
 from ctxrec.retrieval.request_reader import ContextReader
 from ctxrec.retrieval.reranker_files import second_stage_of
 from ctxrec.retrieval.retriever import Retriever, load_retriever
-from ctxrec.retrieval.short_lists import is_explained, why_short
+from ctxrec.retrieval.short_lists import is_expected, why_short
 from ctxrec.retrieval.slate.rules import Rules, rules_of
 from ctxrec.retrieval.user_columns import USER
 
@@ -293,7 +293,7 @@ class Scorer:
         retriever, told = self._retriever, []
         for n, (wish, found) in enumerate(zip(wishes, lists, strict=True)):
             notes = notes_of(retriever, wish.rules, {})
-            if len(found) < self._k and not is_explained(len(found), notes):
+            if len(found) < self._k and not is_expected(len(found), notes, wish.allow):
                 one, unwanted = requests.take(np.array([n])), retriever.positions(wish.exclude)
                 short = why_short(
                     retriever, one, len(found), self._k, rules=wish.rules, allow=wish.allow, exclude=unwanted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,12 @@ from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import Retriever
 
 
-def is_explained(num: int, notes: Iterable[Note]) -> bool:
-    """Whether other notes of a request say already why its list of `num` items is empty."""
-    return num == 0 and any(note.place[0] in ("filter", "allow") for note in notes)
+def is_expected(num: int, notes: Iterable[Note], allow: Collection[str] | None) -> bool:
+    """Whether nothing is to be said of a list of `num` items, fewer than were asked for: it has all items of `allow`, which
+    were to be ranked, or it is empty and other notes of the request say why."""
+    if num == 0:
+        return any(note.place[0] in ("filter", "allow") for note in notes)
+    return allow is not None and num == len(set(allow))
 
 
 def why_short(

@@ -115,6 +115,14 @@ def test_a_short_list_says_why_over_http_and_in_python(tiny_run, asked, told):
         ctxrec.load(tiny_run).recommend(**asked)
 
 
+def test_a_list_of_all_items_that_were_to_be_ranked_is_not_short(tiny_run, recwarn):
+    asked = {"k": 10, "history": ["i1"], "allow": ["i3", "i4", "i3"]}
+    request = RecommendRequest.model_validate({"context": {"timestamp": NOW}} | asked)
+    (answer,) = load_engine(tiny_run, 4).recommend([[request]])[0].answers
+    assert len(answer.item_ids) == 2 and "warnings" not in answer_json(answer)
+    assert len(ctxrec.load(tiny_run).recommend(**asked)) == 2 and not recwarn.list
+
+
 def test_a_file_of_requests_is_told_the_same(tiny_run, tmp_path, caplog):
     rules = pa.struct([("category", pa.list_(pa.string()))])
     table = pa.table(
