@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 
@@ -158,10 +158,13 @@ class _Methods:
         """`Recommendations` of the items most like one."""
         return self._send(_Call("GET", f"/v1/items/{quote(item_id, safe='')}/similar?k={k}", Recommendations.of))
 
-    def trending(self, k: int = 10, *, filter: Mapping[str, Any] | None = None) -> Any:
-        """`Recommendations` of the items with the most users now, of those that pass the filter (rules by item column)."""
-        rules = f"&filter={quote(json.dumps(filter), safe='')}" if filter else ""
-        return self._send(_Call("GET", f"/v1/trending?k={k}{rules}", Recommendations.of))
+    def trending(
+        self, k: int = 10, *, filter: Mapping[str, Any] | None = None, context: Mapping[str, Any] | None = None
+    ) -> Any:
+        """`Recommendations` of the items with the most users now, of those that pass the filter (rules by item column);
+        with a context (values of categorical features) only users in that context count."""
+        given = {name: json.dumps(part) for name, part in (("filter", filter), ("context", context)) if part}
+        return self._send(_Call("GET", f"/v1/trending?{urlencode({'k': k, **given})}", Recommendations.of))
 
     def add_events(self, events: Sequence[Mapping[str, Any]]) -> Any:
         """Store events on the service's disk; returns how many were stored. An event without a timestamp happens

@@ -81,6 +81,10 @@ class TrendingArguments(_Arguments):
 
     k: NumItems = 10
     filter: dict[Text, ColumnRule] = Field(default_factory=dict, description="Rules by item column, as in recommend.")
+    context: dict[Text, ContextValue] = Field(
+        default_factory=dict,
+        description="Users in this context alone count: values of categorical features of a context.",
+    )
 
 
 class NoArguments(_Arguments):
@@ -127,9 +131,8 @@ def _items(arguments: dict[str, Any]) -> HttpCall:
 
 
 def _trending(arguments: dict[str, Any]) -> HttpCall:
-    asked = {"k": arguments.get("k", 10)}
-    rules = arguments.get("filter")
-    return HttpCall("GET", "/v1/trending", urlencode(asked | ({"filter": json.dumps(rules)} if rules else {})))
+    parts = {name: json.dumps(arguments[name]) for name in ("filter", "context") if arguments.get(name)}
+    return HttpCall("GET", "/v1/trending", urlencode({"k": arguments.get("k", 10), **parts}))
 
 
 TOOLS = {
@@ -179,7 +182,7 @@ TOOLS = {
         Tool(
             "trending",
             "Trending items",
-            "The items with the most users now. The score is the number of users.",
+            "The items with the most users now, of all users or of those in a context. The score is the number of users.",
             TrendingArguments,
             _trending,
         ),

@@ -63,8 +63,8 @@ class Answer:
     probability_of: str = ""  # what they are of: see `ctxrec.memory.calibration`
 
 
-def answer_json(answer: Answer, *where: str | int) -> dict:
-    """The answer as the API gives it; `where` the request lies in the body."""
+def answer_json(answer: Answer, *where: str | int, part: str = "body") -> dict:
+    """The answer as the API gives it; `where` the request lies in the body, or in another part of the call."""
     items = [{"item_id": i, "score": s} for i, s in zip(answer.item_ids, answer.scores, strict=True)]
     if answer.why is not None:
         items = [{**item, "why": dataclasses.asdict(why)} for item, why in zip(items, answer.why, strict=True)]
@@ -78,7 +78,7 @@ def answer_json(answer: Answer, *where: str | int) -> dict:
     silent = [(place, f"it has no effect: {reason}", "words_not_read") for place, reason in answer.unheard]
     silent += [(note.place, note.text, note.kind) for note in answer.notes]
     if silent:
-        made["warnings"] = [{"loc": ["body", *where, *loc], "msg": msg, "type": kind} for loc, msg, kind in silent]
+        made["warnings"] = [{"loc": [part, *where, *loc], "msg": msg, "type": kind} for loc, msg, kind in silent]
     return made if answer.degraded is None else {**made, "degraded": answer.degraded}
 
 

@@ -279,9 +279,9 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -
         gone.cancel()
 
 
-def user_error(error: UserError, *where: str | int) -> Utf8Json:
+def user_error(error: UserError, *where: str | int, part: str = "body") -> Utf8Json:
     """422 for what only the model knows to be wrong, such as an unknown context key; `where` it lies, to its own field."""
-    return _unprocessable([(["body", *where, *error.field], str(error), "value_error")])
+    return _unprocessable([([part, *where, *error.field], str(error), "value_error")])
 
 
 def _message(error: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from collections import deque
 from typing import Any
 
 from ctxrec.data.events import US
-from ctxrec.live.store import HistoryStore, StoreError
+from ctxrec.live.store import HistoryStore, LoggedEvent, StoreError
 from ctxrec.retrieval.live_statistics import LiveStatistics, Seen
 
 logger = logging.getLogger(__name__)
@@ -43,11 +43,15 @@ class LiveFeed:
                 while True:
                     events, self._mark = self._store.events_since(self._mark, _AT_ONCE)
                     if events:
-                        self._waiting.append([Seen(e.user_id, e.item_id, e.time_us, e.action, e.value) for e in events])
+                        self._waiting.append([self._seen(event) for event in events])
                     if len(events) < _AT_ONCE:
                         return
             except StoreError:  # `StoreFailures` has logged it
                 return
+
+    def _seen(self, event: LoggedEvent) -> Seen:
+        codes = self.statistics.codes(event.context)
+        return Seen(event.user_id, event.item_id, event.time_us, event.action, event.value, codes)
 
     def take(self) -> None:
         """Count what was read."""

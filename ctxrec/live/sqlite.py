@@ -107,13 +107,13 @@ class SqliteStore:
             return found
 
     def events_since(self, mark: Any, limit: int) -> tuple[list[LoggedEvent], Any]:
-        query = "SELECT seq, user, item, time_us, action, value FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
+        query = "SELECT seq, user, item, time_us, action, value, context FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
         with self._answering() as connection:
             if mark is None:
                 newest = connection.execute("SELECT max(seq) FROM events").fetchone()[0] or 0
                 mark = max(newest - RECENT_EVENTS, 0)
             rows = connection.execute(query, (mark, limit)).fetchall()
-            events = [self._event(user, (*rest, "{}")) for _, user, *rest in rows]
+            events = [self._event(user, tuple(rest)) for _, user, *rest in rows]
         return events, rows[-1][0] if rows else mark
 
     def take_unwritten(self, limit: int) -> Unwritten | None:

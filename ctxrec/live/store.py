@@ -98,7 +98,7 @@ class HistoryStore(Protocol):
         """
 
     def events_since(self, mark: Any, limit: int) -> tuple[list[LoggedEvent], Any]:
-        """Events of all users in the order in which they came, without their contexts, and the mark of the last one.
+        """Events of all users in the order in which they came, and the mark of the last one.
 
         Args:
             mark: what an earlier call returned; None: begin with the latest `RECENT_EVENTS` events.

@@ -81,7 +81,12 @@ def _context_notes(model: Recommender, context: Mapping[str, Any], *, reranked: 
         text = f"context: {', '.join(unread)} {have} no effect, because {reason}"
         yield Note(("context",), "context_not_read", text)
         context = {name: value for name, value in context.items() if name not in unread}
-    for name in model.contexts.unknown_values(context):
+    yield from unknown_in_context(model.contexts, context)
+
+
+def unknown_in_context(contexts: ContextReader, context: Mapping[str, Any]) -> Iterator[Note]:
+    """Values of categorical features of a context that the model does not know; the context can be read."""
+    for name in contexts.unknown_values(context):
         text = f"context {name}: {_quoted(context[name])} is no value that the model knows; it counts as any other such value"
         yield Note(("context", name), "unknown_value", text)
 

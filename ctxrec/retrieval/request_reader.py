@@ -93,6 +93,31 @@ class ContextReader:
         codes = self._category_codes
         return [n for n, v in context.items() if n in codes and category_code(CONTEXT, n, v, codes[n]) == schema.OTHER]
 
+    def codes_asked(self, context: Mapping[str, Any]) -> dict[int, int]:
+        """The codes of some categorical features by their place in `FeatureMeta.context_categories`; None is left out.
+
+        Raises:
+            UserError: a key is no categorical feature, or a value has the wrong type; names the key.
+        """
+        places = {name: place for place, name in enumerate(self._category_codes)}
+        for name in context:
+            if name not in places:
+                known = f"expected one of {', '.join(places)}" if places else "the log of the model has none"
+                raise UserError(f"context key {name!r} is no categorical feature of a context; {known}").at(name)
+        given = ((name, value) for name, value in context.items() if value is not None)
+        return {places[n]: category_code(CONTEXT, n, value, self._category_codes[n]) for n, value in given}
+
+    def codes_of_event(self, context: Mapping[str, Any]) -> tuple[int, ...]:
+        """The codes of all categorical features, in their order; of a value that only another version of the model could
+        read, the code of a missing one."""
+        return tuple(self._code_if_any(name, context.get(name)) for name in self._category_codes)
+
+    def _code_if_any(self, name: str, value: Any) -> int:
+        try:
+            return category_code(CONTEXT, name, value, self._category_codes[name])
+        except UserError:
+            return schema.MISSING
+
     def usable(self, context: dict[str, Any]) -> dict[str, Any]:
         """What can be read of a context that another version of the model has accepted."""
         if self._is_usable(context):  # all of it at once: nearly always so

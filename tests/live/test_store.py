@@ -57,6 +57,7 @@ def test_a_reader_gets_the_events_of_all_users_as_they_came(where, monkeypatch):
         ("b", "x", T + 5, "buy"),
         ("a", "y", T, None),
     ]
+    assert [e.context for e in first] == [{"device": "tv"}, {}] and first[0].value == 2.5
     second, mark = open_store(where).events_since(mark, 2)  # another reader, which goes on after the mark
     assert [e.item_id for e in second] == ["z"]
     assert store.events_since(mark, 2) == ([], mark)

@@ -54,6 +54,30 @@ def test_the_log_of_the_bundle_is_where_counting_begins(model):
     np.testing.assert_allclose(plain[positions], counts, rtol=1e-5)
 
 
+def test_a_context_counts_its_part_of_the_log_and_of_what_comes(model):
+    statistics, events = LiveStatistics(model), model.histories.events
+    names = model.features.context_categories["device"]
+    now = latest_us(model)
+    everything = len(model.item_ids)
+
+    def counts(**context) -> np.ndarray:
+        positions, found = statistics.trending(everything, context=context)
+        return np.bincount(positions, found, minlength=everything)
+
+    total = counts()
+    parts = {name: counts(device=name) for name in names}
+    without = np.bincount(events.items, events.context.cat["device"] < 2, minlength=everything) > 0
+    np.testing.assert_allclose(sum(parts.values())[~without], total[~without], rtol=1e-4)
+    assert all(part.sum() > 0 for part in parts.values()) and not np.allclose(*list(parts.values())[:2])
+    mine = statistics.codes({"device": names[0], "basket_value": 3, "query": "x"})
+    statistics.add([Seen(f"u{n}", "i1", now, codes=mine) for n in range(20)] + [Seen("odd", "i1", now)], now_us=now)
+    i1 = model.item_position["i1"]
+    assert counts()[i1] - total[i1] == pytest.approx(21, rel=1e-4), "one of them has no context"
+    assert counts(device=names[0])[i1] - parts[names[0]][i1] == pytest.approx(20, rel=1e-4)
+    assert counts(device=names[1])[i1] == pytest.approx(parts[names[1]][i1], rel=1e-4)
+    assert statistics.codes({"device": ["of another", "version"]}) == statistics.codes({}), "it is not known"
+
+
 def test_an_event_that_was_trained_on_and_negative_feedback_do_not_count(model):
     statistics, events = LiveStatistics(model), model.histories.events
     user = int(np.flatnonzero(events.lengths)[0])

@@ -123,7 +123,12 @@ def test_each_tool_answers_as_http_does(app):
             {"history": ["i4", "i8"], "context": context, "allow": ["i12"], "k": 1, "explain": True},
         ),
         "item_details": ({"item_ids": ["i3", "no such item", "i5"]}, "GET", "/v1/items?id=i3&id=no+such+item&id=i5", None),
-        "trending": ({"k": 2, "filter": {"category": ["group1"]}}, "GET", '/v1/trending?k=2&filter={"category":["group1"]}', None),
+        "trending": (
+            {"k": 2, "filter": {"category": ["group1"]}, "context": {"device": "tv"}},
+            "GET",
+            '/v1/trending?k=2&filter={"category":["group1"]}&context={"device":"tv"}',
+            None,
+        ),
         "catalogue": ({}, "GET", "/v1/catalogue", None),
     }  # fmt: skip
     assert http_calls.keys() == TOOLS.keys(), "a new tool needs a case here"

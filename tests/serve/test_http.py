@@ -191,7 +191,7 @@ def client():
     ("url", "names", "known"),
     [
         ("/v1/items/50/similar?limit=3", ["limit"], "k"),
-        ("/v1/trending?k=3&filters={}&K=2", ["filters", "K"], "k, filter"),
+        ("/v1/trending?k=3&filters={}&K=2", ["filters", "K"], "k, filter, context"),
         ("/v1/items?ids=5&id=3", ["ids"], "id"),
         ("/v1/users/7/history?count=2", ["count"], "before, limit"),
     ],
