@@ -8,7 +8,7 @@ from ctxrec.datasets.amazon_industrial import write_amazon_industrial
 from ctxrec.datasets.common import source_name
 from ctxrec.datasets.movielens_100k import write_movielens_100k
 from ctxrec.datasets.movielens_small import write_movielens_small
-from ctxrec.datasets.news_files import write_news
+from ctxrec.datasets.moving_files import write_news, write_shop
 from ctxrec.datasets.online_retail import write_online_retail, write_online_retail_repeats
 from ctxrec.datasets.simulated import write_simulated
 from ctxrec.datasets.trivago import write_trivago
@@ -17,13 +17,16 @@ __all__ = [
     "DATASETS",
     "SIMULATE",
     "SIMULATE_NEWS",
+    "SIMULATE_SHOP",
     "source_name",
     "write_movielens_100k",
     "write_news",
+    "write_shop",
     "write_simulated",
 ]
 
-SIMULATE, SIMULATE_NEWS = "simulate", "simulate-news"  # the names that make a log instead of reading one
+# The names that make a log instead of reading one.
+SIMULATE, SIMULATE_NEWS, SIMULATE_SHOP = "simulate", "simulate-news", "simulate-shop"
 
 DATASETS: dict[str, Callable[[str, str | None], bool]] = {
     "movielens-100k": write_movielens_100k,

@@ -8,13 +8,24 @@ import os
 
 from ctxrec.core import cli
 from ctxrec.core.errors import UserError
-from ctxrec.datasets import DATASETS, SIMULATE, SIMULATE_NEWS, source_name, write_news, write_simulated
+from ctxrec.datasets import (
+    DATASETS,
+    SIMULATE,
+    SIMULATE_NEWS,
+    SIMULATE_SHOP,
+    source_name,
+    write_news,
+    write_shop,
+    write_simulated,
+)
+from ctxrec.datasets.moving_log import MovingPlan
 from ctxrec.datasets.news import NewsPlan
+from ctxrec.datasets.shop import ShopPlan
 from ctxrec.datasets.simulation import Simulation
 
 
 def main() -> None:
-    names = f"{', '.join(DATASETS)}, {SIMULATE}, or {SIMULATE_NEWS}"
+    names = f"{', '.join(DATASETS)}, {SIMULATE}, {SIMULATE_NEWS}, or {SIMULATE_SHOP}"
     parser = argparse.ArgumentParser(
         prog=cli.called_as("ctxrec.datasets"),
         description="Write a public data set's tables and its dataset.toml.",
@@ -23,8 +34,8 @@ def main() -> None:
     parser.add_argument("name", metavar="NAME", help=f"one of {names}")
     parser.add_argument("--out", required=True, metavar="DIR", help="local folder to write")
     parser.add_argument("--source", metavar="PATH", help="file, folder or zip that holds the data set's own files")
-    about = f"a log whose true preferences are known; {SIMULATE_NEWS} takes users, items, events and seed alone"
-    simulated = parser.add_argument_group(f"{SIMULATE}, {SIMULATE_NEWS}", about)
+    about = "a log whose true preferences are known; the last two take users, items, events and seed alone"
+    simulated = parser.add_argument_group(f"{SIMULATE}, {SIMULATE_NEWS}, {SIMULATE_SHOP}", about)
     fields = {field.name: field for field in dataclasses.fields(Simulation)}
     for name, metavar, what in (
         ("users", "N", "users"),
@@ -45,12 +56,13 @@ def main() -> None:
         if args.source is not None:
             raise UserError("--source is given; expected none: a simulated log comes from no file")
         written = write_simulated(args.out, Simulation(**given))
-    elif args.name == SIMULATE_NEWS:
-        others = set(given) - {field.name for field in dataclasses.fields(NewsPlan)}
+    elif args.name in (SIMULATE_NEWS, SIMULATE_SHOP):
+        others = set(given) - {field.name for field in dataclasses.fields(MovingPlan)}
         if args.source is not None or others:
             wrong = "source" if args.source is not None else min(others)
-            raise UserError(f"--{wrong} is given; expected none with {SIMULATE_NEWS}")
-        written = write_news(args.out, NewsPlan(**given))
+            raise UserError(f"--{wrong} is given; expected none with {args.name}")
+        is_news = args.name == SIMULATE_NEWS
+        written = write_news(args.out, NewsPlan(**given)) if is_news else write_shop(args.out, ShopPlan(**given))
     elif args.name not in DATASETS:
         raise UserError(f"data set {args.name!r} is unknown; expected one of {names}")
     elif given:

@@ -14,16 +14,17 @@ from ctxrec.datasets.described import DescribedTruth
 from ctxrec.datasets.described_oracle import DescribedOracle
 from ctxrec.datasets.news import NewsTruth
 from ctxrec.datasets.oracle import Oracle
+from ctxrec.datasets.shop import ShopTruth
 from ctxrec.datasets.simulation import TRUTH
 
-Oracles = dict[str, Oracle | DescribedOracle | NewsTruth]
+Oracles = dict[str, Oracle | DescribedOracle | NewsTruth | ShopTruth]
 
 
 def load_oracles(folder: str, prepared: PreparedData) -> Oracles:
     """The rankers that know the true preferences, by their names in `metrics.json`.
 
     Args:
-        folder: what `ctxrec datasets simulate` or `simulate-news` wrote.
+        folder: what `ctxrec datasets simulate`, `simulate-news` or `simulate-shop` wrote.
         prepared: the data prepared from it.
 
     Raises:
@@ -31,7 +32,8 @@ def load_oracles(folder: str, prepared: PreparedData) -> Oracles:
     """
     path = storage.join(folder, TRUTH)
     arrays = safetensors.numpy.load(storage.read_bytes(path)) if storage.exists(path) else {}
-    truth = NewsTruth.of(arrays) if NewsTruth.is_in(arrays) else DescribedTruth.of(arrays)
+    moving = next((kind for kind in (NewsTruth, ShopTruth) if kind.is_in(arrays)), None)
+    truth = DescribedTruth.of(arrays) if moving is None else moving.of(arrays)
     if truth is None:
         return {**oracle.load_oracles(folder, prepared)}
     expected = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(folder, "items.parquet"))))
@@ -43,7 +45,7 @@ def load_oracles(folder: str, prepared: PreparedData) -> Oracles:
             f"the items of {prepared.path} ({len(found):,}) are not those of the simulated log in {folder} "
             f"({len(expected):,}); expected data that was prepared from that log as it is there now"
         )
-    return {"oracle": truth if isinstance(truth, NewsTruth) else DescribedOracle(truth)}
+    return {"oracle": DescribedOracle(truth) if isinstance(truth, DescribedTruth) else truth}
 
 
 def oracle_of_log(known: Oracle | DescribedOracle, prepared: PreparedData, before: int) -> Oracle | DescribedOracle:

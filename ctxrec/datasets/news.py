@@ -5,9 +5,7 @@ The probability that user u reads article i at time t is a softmax over the arti
     logit(i | u, t) = taste_u[topic_i] + log appeal_i - ln 2 · (t - born_i) / halving_i + breaking[topic_i](t)
 
 Half of the variance of `taste` follows from the user's attributes. `breaking` is a sum over the news that broke in the
-topic: each adds `BREAKING` at its start, and halves every `BREAKING_HALVES_S`. A visit reads one to six articles without
-repetition, drawn at the time of its start. All users visit once in each round, and hours are as busy as in the other
-simulated logs. Nothing is true of the next day that is not true of this one, but nearly all of its articles are new.
+topic: each adds `BREAKING` at its start, and halves every `BREAKING_HALVES_S`. `moving_log.py` draws the visits. Nothing is true of the next day that is not true of this one, but nearly all of its articles are new.
 
 Legend: N users or requests, I articles, C topics, X values of an attribute, P pieces of breaking news.
 """
@@ -27,38 +25,28 @@ from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import US
 from ctxrec.data.requests import Requests
+from ctxrec.datasets.moving_log import MovingPlan, draw_events, draw_users, users_table
 from ctxrec.datasets.news_words import NEWS_PLACES, NEWS_TOPICS, NEWS_VERBS
-from ctxrec.datasets.simulation import AGE_GROUPS, JOBS, NEVER, item_id, user_id
-from ctxrec.datasets.visits import HOURS, START_S
+from ctxrec.datasets.simulation import NEVER, item_id
+from ctxrec.datasets.visits import START_S
 
 SPAN_S, EARLIER_S = 10 * 86_400, 86_400  # the log lasts ten days, and begins with the articles of one day
-VISIT_MAX, VISIT_MEAN, VISIT_STEP_S = 6, 2.5, 45
-TASTE, FROM_ATTRIBUTES, APPEAL = 1.2, 0.5, 1.0  # standard deviations, and a share of the variance of the first
+APPEAL = 1.0  # standard deviation
 HALVES_S, HALVES_SPREAD = (
     4 * 3600.0,
     0.5,
 )  # median of the articles' halving times, and its spread as a factor's logarithm
 BREAKING, BREAKING_HALVES_S, BREAKING_A_DAY = 2.5, 3 * 3600.0, 3.0
-_VISITS_AT_ONCE = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class NewsPlan:
+class NewsPlan(MovingPlan):
     """What to simulate: numbers of users, articles and events, and the seed."""
 
-    users: int = 3_000
-    items: int = 2_400
-    events: int = 90_000
-    seed: int = 0
-
     def __post_init__(self) -> None:
-        for name in ("users", "items", "events"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} is {getattr(self, name)}; expected at least 1")
+        super().__post_init__()
         if self.items < 24:
             raise UserError(f"--items is {self.items}; expected at least 24 articles of a news service")
-        if self.seed < 0:
-            raise UserError(f"--seed is {self.seed}; expected 0 or more")
 
 
 @dataclass(frozen=True)
@@ -127,11 +115,7 @@ class NewsLog:
         """Draw the true parameters."""
         rng = np.random.default_rng([plan.seed, 10])
         num_topics = len(NEWS_TOPICS)
-        attributes = np.stack([rng.integers(len(values), size=plan.users) for values in (AGE_GROUPS, JOBS)], axis=1)
-        of_attribute = TASTE * math.sqrt(FROM_ATTRIBUTES / 2)
-        taste = rng.normal(0, TASTE * math.sqrt(1 - FROM_ATTRIBUTES), (plan.users, num_topics))
-        for column, values in enumerate((AGE_GROUPS, JOBS)):
-            taste += rng.normal(0, of_attribute, (len(values), num_topics))[attributes[:, column]]
+        attributes, taste = draw_users(plan.users, num_topics, rng)
         born_s = START_S - EARLIER_S + np.arange(plan.items) / plan.items * (SPAN_S + EARLIER_S)
         num_broke = max(int(BREAKING_A_DAY * SPAN_S / 86_400), 1)
         truth = NewsTruth(
@@ -147,40 +131,7 @@ class NewsLog:
 
     def chunks(self) -> Iterator[pa.Table]:
         """Tables of events; visits are in the order of their starts."""
-        rng = np.random.default_rng([self.plan.seed, 11])
-        sizes = np.minimum(rng.geometric(1 / VISIT_MEAN, self.plan.events), VISIT_MAX)
-        sizes = sizes[: int(np.searchsorted(np.cumsum(sizes), self.plan.events)) + 1]
-        sizes[-1] -= int(sizes.sum()) - self.plan.events
-        starts_us = _starts_us(len(sizes))
-        read_NI = np.zeros((self.plan.users, self.plan.items), bool)
-        users = np.zeros(0, np.int64)
-        for first in range(0, len(sizes), self.plan.users):  # a round: everybody visits once
-            users = rng.permutation(self.plan.users)
-            for start in range(first, min(first + self.plan.users, len(sizes)), _VISITS_AT_ONCE):
-                stop = min(start + _VISITS_AT_ONCE, first + self.plan.users, len(sizes))
-                who = users[start - first : stop - first]
-                yield self._draw(who, starts_us[start:stop], sizes[start:stop], read_NI, rng)
-
-    def _draw(
-        self, users: np.ndarray, starts_us: np.ndarray, sizes: np.ndarray, read_NI: np.ndarray, rng: np.random.Generator
-    ) -> pa.Table:
-        """The events of one visit of each user; `read_NI` takes what they read. Adding Gumbel noise to the logits and
-        taking the best n draws n articles one after another without repetition."""
-        logits_NI = self.truth.logits(users, starts_us)
-        logits_NI[read_NI[users]] = NEVER
-        order_NI = np.argsort(-(logits_NI + rng.gumbel(size=logits_NI.shape)), axis=1)[:, :VISIT_MAX]
-        open_N = (logits_NI > NEVER / 2).sum(1)
-        taken = np.arange(VISIT_MAX) < np.minimum(sizes, open_N)[:, None]
-        visit, place = np.nonzero(taken)
-        items = order_NI[visit, place]
-        read_NI[users[visit], items] = True
-        return pa.table(
-            {
-                "user_id": [user_id(n) for n in users[visit].tolist()],
-                "item_id": [item_id(n) for n in items.tolist()],
-                "timestamp": starts_us[visit] // US + place * VISIT_STEP_S,
-            }
-        )
+        return draw_events(self.plan, self.truth, SPAN_S, np.random.default_rng([self.plan.seed, 11]))
 
     def items_table(self) -> pa.Table:
         """Headlines whose words carry the topic, and the time of the birth."""
@@ -202,18 +153,4 @@ class NewsLog:
 
     def users_table(self) -> pa.Table:
         """Attributes that half of the taste follows from."""
-        return pa.table(
-            {
-                "user_id": [user_id(n) for n in range(self.plan.users)],
-                "age_group": pa.array(AGE_GROUPS).take(pa.array(self.attributes[:, 0])),
-                "job": pa.array(JOBS).take(pa.array(self.attributes[:, 1])),
-            }
-        )
-
-
-def _starts_us(num_visits: int) -> np.ndarray:
-    """When visits start, in microseconds: int64 [visits] that never decrease; days are equally busy."""
-    days = (np.arange(num_visits) + 0.5) / num_visits * (SPAN_S / 86_400)
-    edges = np.concatenate([[0.0], np.cumsum(HOURS / HOURS.sum())])
-    seconds = np.interp(days % 1.0, edges, np.arange(25) * 3600.0)
-    return (START_S + np.floor(days).astype(np.int64) * 86_400 + seconds.astype(np.int64)) * US
+        return users_table(self.attributes)

@@ -13,8 +13,8 @@ from ctxrec.core.dataset_spec import load_spec
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import US
 from ctxrec.datasets.best_possible import load_oracles
+from ctxrec.datasets.moving_files import write_news
 from ctxrec.datasets.news import BREAKING, BREAKING_HALVES_S, NEVER, NewsLog, NewsPlan, NewsTruth
-from ctxrec.datasets.news_files import write_news
 from ctxrec.evaluation.stream_files import evaluate_stream
 from ctxrec.ingest.pipeline import prepare
 
