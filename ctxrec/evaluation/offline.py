@@ -18,7 +18,8 @@ from ctxrec.core.run_paths import BundlePaths, RunPaths
 from ctxrec.data.prepared import PreparedData
 from ctxrec.data.splits import held_out_items
 from ctxrec.datasets.best_possible import Oracles, load_oracles, oracle_of_log
-from ctxrec.datasets.news import NewsTruth
+from ctxrec.datasets.described_oracle import DescribedOracle
+from ctxrec.datasets.oracle import Oracle
 from ctxrec.evaluation.ablations import train_ablations
 from ctxrec.evaluation.baselines.selection import SPLITS, FittedBaselines, fit_baselines
 from ctxrec.evaluation.diversity_tradeoff import settings, tradeoff, without_arranged
@@ -186,7 +187,7 @@ def _plan(
 def _fitted_oracles(oracles: Oracles, prepared: PreparedData, split: str) -> Oracles:
     """The oracles with the one that learns from the log, where there is one."""
     best = oracles.get("oracle")
-    if best is None or isinstance(best, NewsTruth):
+    if not isinstance(best, Oracle | DescribedOracle):  # none, or that of a log that moves
         return oracles
     return oracles | {"oracle_of_log": oracle_of_log(best, prepared, SPLITS[split])}
 
