@@ -43,7 +43,7 @@ from ctxrec.data.prepared import FeatureMeta, PreparedData
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.index.builder import Fill, add_here, build_index
 from ctxrec.memory.blend import EARLIER_WORDS_22, Blend
-from ctxrec.memory.calibration import Calibration
+from ctxrec.memory.calibration import Calibrations
 from ctxrec.memory.item_memory import from_arrays, to_arrays
 from ctxrec.memory.live_sources import LiveWeights
 from ctxrec.memory.request_words import WORDS
@@ -78,7 +78,7 @@ def write_bundle(
     media: dict[str, np.ndarray] | None = None,
     blend: Blend | None = None,
     live: LiveWeights | None = None,
-    probability: Calibration | None = None,
+    probability: Calibrations | None = None,
     queries: np.ndarray | None = None,
     fill: Fill = add_here,
 ) -> str:
@@ -191,7 +191,7 @@ def load_live_weights(folder: str, blend: Blend | None) -> LiveWeights | None:
     return LiveWeights.of_arrays(load_arrays(path), len(blend.sources))
 
 
-def load_calibration(folder: str, num_items: int) -> Calibration | None:
+def load_calibrations(folder: str, num_items: int) -> Calibrations | None:
     """What makes a score of a checked local bundle a probability, or None where the bundle has nothing of the kind.
 
     Args:
@@ -202,7 +202,7 @@ def load_calibration(folder: str, num_items: int) -> Calibration | None:
         ValueError: the arrays do not fit together or to the catalogue.
     """
     path = BundlePaths(folder).probability
-    return Calibration.of_arrays(load_arrays(path), num_items) if os.path.exists(path) else None
+    return Calibrations.of_arrays(load_arrays(path), num_items) if os.path.exists(path) else None
 
 
 def load_media(folder: str) -> dict[str, np.ndarray]:

@@ -37,7 +37,7 @@ def measure_probabilities(
         split: `schema.VALID` or `schema.TEST`.
         seed: of draws and resamples.
     """
-    calibration = model.calibration
+    calibration = None if model.calibration is None else model.calibration.plain
     requests = None if calibration is None else outcome_requests(prepared, split, CALIBRATION.requests)
     if calibration is None or requests is None:
         return None

@@ -35,6 +35,8 @@ SPREAD, LIKING = "spread", "liking"
 FEATURES = (SPREAD, LIKING)
 _LEAST = 1e-6  # share that a history is drawn towards, at least
 _LIKING_EVENTS = 10.0  # so many events of an average user are added to a history
+_MOST = 0.9  # of a sample that another catalogue must have
+_LIVE = "live."
 _NAMES = "of"  # of the array that says what the probability is of
 
 
@@ -169,6 +171,68 @@ class Calibration:
             raise ValueError(f"the sample of a calibration is not of the {num_items} items of the catalogue")
         weights = {name: float(arrays["weights"][place]) for place, name in enumerate(FEATURES) if used[place]}
         return Calibration(of, base_rate, slope, weights, intercept, curve, sample)
+
+
+@dataclass(frozen=True)
+class Calibrations:
+    """The calibration of a model by what it was trained on, and that of its scores while live sources add to them.
+
+    live: None where the model has no live sources. Scores with and without them have other weights.
+    """
+
+    plain: Calibration
+    live: Calibration | None = None
+
+    @property
+    def of(self) -> str:
+        """What the probabilities are of: `SUCCESS` or `NEXT`."""
+        return self.plain.of
+
+    def probabilities(
+        self, scorer: Scorer, requests: Requests, kinds: EventKinds, items: Sequence[np.ndarray], current: np.ndarray
+    ) -> list[np.ndarray]:
+        """As `Calibration.probabilities`; `current`: which requests get live scores, bool [N]."""
+        made: list[np.ndarray] = [np.zeros(0)] * len(items)
+        for calibration, of in ((self.plain, ~current), (self.live or self.plain, current)):
+            rows = np.flatnonzero(of)
+            if len(rows):
+                part = [items[n] for n in rows.tolist()]
+                found = calibration.probabilities(scorer, requests.take(rows), kinds, part)
+                for n, values in zip(rows.tolist(), found, strict=True):
+                    made[n] = values
+        return made
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The arrays of both (`Calibration.to_arrays`), of any shapes; those of `live` have a prefix."""
+        of_live = {} if self.live is None else self.live.to_arrays()
+        return self.plain.to_arrays() | {_LIVE + name: array for name, array in of_live.items()}
+
+    @staticmethod
+    def of_arrays(arrays: Mapping[str, np.ndarray], num_items: int) -> Calibrations:
+        """The inverse of `to_arrays`, for a catalogue of so many items.
+
+        Raises:
+            ValueError: see `Calibration.of_arrays`.
+        """
+        of_live = {name.removeprefix(_LIVE): array for name, array in arrays.items() if name.startswith(_LIVE)}
+        live = Calibration.of_arrays(of_live, num_items) if of_live else None
+        return Calibrations(Calibration.of_arrays(arrays, num_items), live)
+
+    def moved(self, places: np.ndarray) -> Calibrations | None:
+        """The calibration without live sources for another catalogue; None where most of its sample is not there.
+
+        Args:
+            places: int64 [items of this catalogue], positions in the other one, -1 where it lacks the item.
+        """
+        sample = self.plain.sample
+        there = places[sample.items] >= 0
+        weights = np.exp(sample.log_weights)
+        if weights[there].sum() < _MOST * weights.sum():
+            return None
+        items = places[sample.items[there]]
+        order = np.argsort(items)
+        moved = Sample(items[order], sample.log_weights[there][order])
+        return Calibrations(Calibration(**{**vars(self.plain), "sample": moved}))
 
 
 def liking_of(requests: Requests, kinds: EventKinds, base_rate: float) -> np.ndarray:

@@ -94,6 +94,7 @@ def fit_calibration(
     *,
     repeats: bool,
     seed: int,
+    sample: Sample | None = None,
     params: CalibrationParams = CALIBRATION,
 ) -> Calibration | None:
     """The calibration of a model; None, and a line in the log, where the outcomes are too few to fit one.
@@ -104,12 +105,13 @@ def fit_calibration(
         kinds: what events say.
         repeats: whether the items of a history may be recommended.
         seed: makes draws repeatable.
+        sample: of the spread; None: it is drawn. A scorer that must be asked in the order of time needs one.
         params: limits.
     """
     rng = np.random.default_rng(seed)
     requests = requests.evenly(params.requests)
     judged = kinds.are_judged
-    sample = drawn_sample(scorer, requests, rng, params)
+    sample = drawn_sample(scorer, requests, rng, params) if sample is None else sample
     pairs = outcome_pairs(scorer, requests, kinds, sample, repeats=repeats, draw=(params.best, params.drawn), rng=rng)
     outcomes = pairs.happened.sum(), (~pairs.happened).sum()
     if min(outcomes) < params.fewest:
@@ -183,11 +185,12 @@ def outcome_pairs(
     spread = [np.zeros(0)]
     for start in range(0, len(requests), _AT_ONCE):
         part = requests.take(np.arange(start, min(start + _AT_ONCE, len(requests))))
-        sampled, scores = _scores(scorer, part, sample)
+        others = sample if judged or rng is None else _other_tail(sample, len(scorer.vectors), rng)
+        sampled, of_others, scores = _scores(scorer, part, sample, others)
         spread.append(sample.spread(sampled))
         parts += _of_targets(part, start, scores, judged=judged)
         if not judged:
-            parts += _of_others(part, start, sampled, sample, repeats=repeats, draw=draw, rng=rng)
+            parts += _of_others(part, start, of_others, others, repeats=repeats, draw=draw, rng=rng)
     joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
     users = np.unique(requests.users.ids.astype(str), return_inverse=True)[1].astype(np.int64)
     made = Pairs(joined[0], joined[1], joined[2], joined[3], {SPREAD: np.concatenate(spread)}, users)
@@ -195,16 +198,34 @@ def outcome_pairs(
     return Pairs(**{**vars(made), "features": {SPREAD: made.features[SPREAD], LIKING: liking}})
 
 
-def _scores(scorer: Scorer, requests: Requests, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of the sample, float32 [N, S], and of the targets, float32 [T]."""
+def _other_tail(sample: Sample, num_items: int, rng: np.random.Generator) -> Sample:
+    """The sample with other items in the place of those that stand for several: one draw for all requests would be lopsided."""
+    alone = sample.log_weights == 0
+    if alone.all():
+        return sample
+    rest = np.ones(num_items, bool)
+    rest[sample.items[alone]] = False
+    drawn = rng.choice(np.flatnonzero(rest), int((~alone).sum()), replace=False)
+    items = np.concatenate([sample.items[alone], drawn])
+    order = np.argsort(items)
+    return Sample(items[order], np.concatenate([sample.log_weights[alone], sample.log_weights[~alone]])[order])
+
+
+def _scores(
+    scorer: Scorer, requests: Requests, sample: Sample, others: Sample
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores of the sample and of others, float32 [N, S] each, and of the targets, float32 [T]."""
     assert requests.target_offsets is not None and requests.target_items is not None
     queries, remembered = scorer.queries(requests), scorer.remembered(requests)
     rows = np.repeat(np.arange(len(requests)), np.diff(requests.target_offsets))
-    sampled = queries @ scorer.vectors[sample.items].T
+    found = []
+    for items in [sample.items] if others is sample else [sample.items, others.items]:
+        scores = queries @ scorer.vectors[items].T
+        found.append(scores if remembered is None else scores + remembered[:, items].toarray())
     own = (queries[rows] * scorer.vectors[requests.target_items]).sum(1)
-    if remembered is None:
-        return sampled, own
-    return sampled + remembered[:, sample.items].toarray(), own + remembered[rows, requests.target_items]
+    if remembered is not None:
+        own = own + remembered[rows, requests.target_items]
+    return found[0], found[-1], own
 
 
 def _of_targets(requests: Requests, start: int, scores: np.ndarray, *, judged: bool) -> list[tuple[np.ndarray, ...]]:

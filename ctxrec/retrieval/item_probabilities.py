@@ -10,8 +10,8 @@ from ctxrec.data.requests import Requests
 from ctxrec.retrieval.recommender import Recommender
 
 NO_CALIBRATION = (
-    "the model tells no probabilities, because none were fitted when it was trained: an earlier version trained it, it has no "
-    "item memory (model.sources), or its validation events have fewer than 20 successes or fewer than 20 others"
+    "the model tells no probabilities, because none were fitted when it was trained: an earlier version of ctxrec trained it, or "
+    "its validation events have fewer than 20 successes or fewer than 20 others. Train it again, with more validation events"
 )
 
 
@@ -34,7 +34,9 @@ def list_probabilities(
         return made
     wanted = [positions for positions, wants in zip(lists, asked, strict=True) if wants]
     with recommender.catalogue.reading():
-        found = recommender.calibration.probabilities(recommender, requests.take(rows), recommender.kinds, wanted)
+        part, live = requests.take(rows), None if recommender.live_weights is None else recommender.live
+        current = np.zeros(len(part), bool) if live is None else live.are_current(part.times)
+        found = recommender.calibration.probabilities(recommender, part, recommender.kinds, wanted, current)
     for n, values in zip(rows.tolist(), found, strict=True):
         made[n] = values
     return made

@@ -71,7 +71,7 @@ def _load(bundle: str, folder: str, model_version: str) -> Recommender:
         blend=blend,
         texts=BundleTexts(folder, config, arrays) if shape.text_width else None,
         live_weights=bundle_format.load_live_weights(folder, blend),
-        calibration=bundle_format.load_calibration(folder, len(vectors)),
+        calibration=bundle_format.load_calibrations(folder, len(vectors)),
     )
 
 

@@ -22,7 +22,7 @@ from ctxrec.data.prepared import FeatureMeta
 from ctxrec.data.requests import Requests
 from ctxrec.encoder.text_table import TextTable
 from ctxrec.memory.blend import STATIC, Blend, source_weights
-from ctxrec.memory.calibration import Calibration
+from ctxrec.memory.calibration import Calibrations
 from ctxrec.memory.live_sources import AddsNow, LiveWeights
 from ctxrec.memory.request_words import word_queries
 from ctxrec.memory.scoring import in_parts, score_all
@@ -58,7 +58,7 @@ class Recommender:
         blend: Blend | None = None,
         texts: BundleTexts | None = None,
         live_weights: LiveWeights | None = None,
-        calibration: Calibration | None = None,
+        calibration: Calibrations | None = None,
     ) -> None:
         self.config, self.spec, self.features, self.texts = config, spec, features, texts
         self.model_version, self.histories = model_version, histories

@@ -24,7 +24,7 @@ from ctxrec.index.builder import Fill, add_here
 from ctxrec.index.topk import top_k
 from ctxrec.memory.blend import Blend
 from ctxrec.memory.blend_fit import fit_blend
-from ctxrec.memory.calibration import Calibration
+from ctxrec.memory.calibration import Calibrations
 from ctxrec.memory.cold_start import choose_bonus, hidden_items, without_items
 from ctxrec.memory.item_memory import as_if_known
 from ctxrec.memory.live_sources import LiveWeights
@@ -92,7 +92,7 @@ class FittedBlend:
     weights_2K: np.ndarray
     ndcg: float
     live: LiveWeights | None = None
-    probability: Calibration | None = None
+    probability: Calibrations | None = None
 
 
 def calibrate(setup: Setup, towers: dict[str, torch.Tensor], chosen: Chosen) -> FittedBlend | None:
@@ -104,12 +104,14 @@ def calibrate(setup: Setup, towers: dict[str, torch.Tensor], chosen: Chosen) -> 
         chosen: text vectors that the towers were trained with, and their encoder.
 
     Returns:
-        None on other ranks, without the memory as a source, and without validation requests.
+        None on other ranks and without validation requests. Without the memory as a source there are no weights.
     """
-    if setup.worker.rank != 0 or "memory" not in setup.config.model.sources or setup.log.validation is None:
+    if setup.worker.rank != 0 or setup.log.validation is None:
         return None
     made, text = _made(setup, towers), chosen.text
     vectors = _vectors(made, setup.catalogue.items, text)
+    if "memory" not in setup.config.model.sources:
+        return _towers_alone(setup, _scorer(made, setup, text, vectors, None, None), setup.log.validation)
     queries = _queries(made, setup, text, vectors, setup.log.validation)
     blend, item_vectors = _blend(setup, schema.VALID, vectors, made, text), vectors.cpu().numpy()
     read = context_reader(setup, text, chosen.encoder)
@@ -131,9 +133,15 @@ def calibrate(setup: Setup, towers: dict[str, torch.Tensor], chosen: Chosen) -> 
     scorer = _scorer(made, setup, text, vectors, blend, read)
     ndcg = _ndcg(scorer, setup.log.validation.evenly(_MEASURED), repeats=repeats)
     live = fit_live_weights(setup, blend, item_vectors, partial(_queries, made, setup, text, vectors), read)
-    found = FittedBlend(blend.weights_2K, ndcg, live, calibrated(setup, scorer))
+    found = FittedBlend(blend.weights_2K, ndcg, live, calibrated(setup, scorer, live))
     logger.info("validation NDCG@10 of the blend %.4f", found.ndcg)
     return found
+
+
+def _towers_alone(setup: Setup, scorer: BlendScorer, requests: Requests) -> FittedBlend:
+    """What is known of a model without a blend."""
+    ndcg = _ndcg(scorer, requests.evenly(_MEASURED), repeats=setup.log.data.spec.split.repeats)
+    return FittedBlend(np.zeros((2, 0), np.float32), ndcg, None, calibrated(setup, scorer, None))
 
 
 def _ndcg(scorer: Scorer, requests: Requests, *, repeats: bool) -> float:

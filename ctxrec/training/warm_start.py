@@ -34,6 +34,7 @@ from ctxrec.data.features import id_rows
 from ctxrec.data.prepared import FeatureMeta, PreparedData
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.memory.blend import Blend
+from ctxrec.memory.calibration import SUCCESS, Calibrations
 from ctxrec.model.inputs import ModelShape
 from ctxrec.model.layers import feature_name
 
@@ -74,6 +75,7 @@ class Earlier:
     blend: Blend | None
     version: str
     trained_until_us: int  # time of the last event that its towers were trained on, microseconds
+    probability: Calibrations | None = None
 
 
 def read_earlier(bundle: str, encoder_path: str | None, *, scratch: str) -> Earlier:
@@ -96,6 +98,7 @@ def read_earlier(bundle: str, encoder_path: str | None, *, scratch: str) -> Earl
         text_scale={name: arrays[name] for name in ("mean", "scale") if name in arrays},
         encoder=bundle_format.load_encoder(config, str(encoder_path), paths.adapter) if tuned else None,
         blend=bundle_format.load_blend(folder),
+        probability=bundle_format.load_calibrations(folder, len(arrays["items"])),
         version=manifest["model_version"],
         trained_until_us=towers_until(folder, manifest),
     )
@@ -141,6 +144,22 @@ def _other_features(before: FeatureMeta, now: FeatureMeta) -> str:
         if was != is_now:
             return f"the {kind.replace('_', ' ')} were {', '.join(was) or 'none'} and are {', '.join(is_now) or 'none'}"
     return "" if before.clock == now.clock else "the times of the log were no clock and are one, or the other way round"
+
+
+def warm_probability(earlier: Earlier, item_ids: Sequence[str], *, judged: bool) -> Calibrations | None:
+    """The calibration of an earlier version for a new catalogue; None where it has none that fits.
+
+    A warm start sees all validation events, so none are left to fit another one to.
+
+    Args:
+        earlier: what `read_earlier` gave.
+        item_ids: the new catalogue.
+        judged: whether the log judges items now (`EventKinds.are_judged`).
+    """
+    if earlier.probability is None or (earlier.probability.of == SUCCESS) != judged:
+        return None
+    place = {item: n for n, item in enumerate(item_ids)}
+    return earlier.probability.moved(np.array([place.get(item, -1) for item in earlier.item_ids], np.int64))
 
 
 def warm_weights(

@@ -30,7 +30,7 @@ from ctxrec.training.export import Chosen, FittedBlend, calibrate, export, tuned
 from ctxrec.training.phase_setup import Report, Setup
 from ctxrec.training.phase_trainer import SHARE, PhaseRun, Progress, Resumed
 from ctxrec.training.profiler import StepTrace
-from ctxrec.training.warm_start import WARM_START, read_earlier, warm_weights, with_warm_options
+from ctxrec.training.warm_start import WARM_START, read_earlier, warm_probability, warm_weights, with_warm_options
 from ctxrec.training.window_sampler import NewEvents, TrainStream
 from ctxrec.training.worker_setup import describe_choices, set_up
 
@@ -147,7 +147,10 @@ def _train_on(setup: Setup, config: Config, job: dict[str, Any]) -> None:
     dist.barrier()
     best = read_tensors(best_path, remedy=f"delete {setup.checkpoints}, and {AGAIN} trains from the beginning")
     towers = {n.removeprefix("towers."): w for n, w in best.items() if n.startswith("towers.")}
-    blend = None if earlier.blend is None else FittedBlend(earlier.blend.weights_2K, float("nan"))
+    probability = warm_probability(earlier, ids, judged=setup.log.data.kinds.are_judged)
+    blend = None
+    if earlier.blend is not None:
+        blend = FittedBlend(earlier.blend.weights_2K, float("nan"), None, probability)
     if worker.rank == 0:
         storage.write_json(RunPaths(setup.run).blend_ndcg, {"ndcg@10": None})
     as_given = dataclasses.replace(setup, config=config)

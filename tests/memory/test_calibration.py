@@ -15,7 +15,18 @@ from ctxrec.core.dataset_spec import EventsSpec
 from ctxrec.data.events import US, Context, Events, Users
 from ctxrec.data.feedback import EventKinds
 from ctxrec.data.requests import Requests
-from ctxrec.memory.calibration import LIKING, LOGISTIC, NEXT, SPREAD, SUCCESS, Calibration, Curve, Sample, liking_of
+from ctxrec.memory.calibration import (
+    LIKING,
+    LOGISTIC,
+    NEXT,
+    SPREAD,
+    SUCCESS,
+    Calibration,
+    Calibrations,
+    Curve,
+    Sample,
+    liking_of,
+)
 from ctxrec.memory.calibration_fit import CALIBRATION, fit_calibration, isotonic_curve, outcome_pairs
 from ctxrec.metrics.probability_metrics import auc, log_losses, reliability
 
@@ -111,9 +122,9 @@ def test_the_probability_of_the_next_event_is_the_true_one():
 
 def test_a_drawn_sample_says_about_what_the_whole_catalogue_says():
     model, requests, _ = next_log(3000, 0)
-    small = dataclasses.replace(CALIBRATION, sample=50, best=5, drawn=20)
+    small = dataclasses.replace(CALIBRATION, sample=30, best=5, drawn=10)
     found = fit_calibration(model, requests, PLAIN, repeats=True, seed=0, params=small)
-    assert found is not None and len(found.sample.items) == 50
+    assert found is not None and len(found.sample.items) == 30
     fresh, later, truth = next_log(300, 1)
     told = np.stack(found.probabilities(fresh, later, PLAIN, [np.arange(ITEMS)] * 300))
     assert told.sum() == pytest.approx(300, rel=0.15)
@@ -204,3 +215,29 @@ def test_what_cannot_be_a_calibration_is_refused(change):
     assert Calibration.of_arrays(arrays, 3).weights == {SPREAD: -1.0}
     with pytest.raises(ValueError, match="calibration"):
         Calibration.of_arrays(arrays | change, 3)
+
+
+def some_calibration(of: str = NEXT, slope: float = 1.0) -> Calibration:
+    sample = Sample(np.array([1, 3, 5]), np.array([0.0, 0.5, 0.0]))
+    return Calibration(of, 0.5, slope, {SPREAD: -1.0}, 0.0, LOGISTIC, sample)
+
+
+def test_requests_with_live_scores_have_a_calibration_of_their_own():
+    model, requests, _ = next_log(3, 0)
+    both = Calibrations(some_calibration(), some_calibration(slope=0.5))
+    again = Calibrations.of_arrays(both.to_arrays(), ITEMS)
+    items, current = [np.arange(4)] * 3, np.array([False, True, False])
+    found = again.probabilities(model, requests, PLAIN, items, current)
+    for n, calibration in enumerate((both.plain, both.live, both.plain)):
+        alone = calibration.probabilities(model, requests.take(np.array([n])), PLAIN, [np.arange(4)])[0]
+        np.testing.assert_allclose(found[n], alone)
+    assert Calibrations.of_arrays(Calibrations(both.plain).to_arrays(), ITEMS).live is None
+
+
+def test_a_calibration_follows_its_items_into_another_catalogue():
+    both = Calibrations(some_calibration(), some_calibration())
+    places = np.array([9, 8, 7, 6, 5, 4])  # of items 0 to 5
+    moved = both.moved(places)
+    assert moved is not None and moved.live is None
+    assert moved.plain.sample.items.tolist() == [4, 6, 8] and moved.plain.sample.log_weights.tolist() == [0.0, 0.5, 0.0]
+    assert both.moved(np.where(places == 6, -1, places)) is None, "the item that stands for most is not there"

@@ -45,7 +45,12 @@ contexts = st.fixed_dictionaries(
 )
 events = st.fixed_dictionaries(
     {"item_id": ids},
-    optional={"action": st.sampled_from(["view", "buy", "veiw", "", None]), "timestamp": times, "context": contexts},
+    optional={
+        "action": st.sampled_from(["view", "buy", "veiw", "", None]),
+        "timestamp": times,
+        "context": contexts,
+        "value": st.one_of(st.none(), st.sampled_from([1.0, 3.0, 5.0]), st.floats(-10, 10)),
+    },
 )
 values = st.lists(st.sampled_from(["group0", "group1", "group3", "all", "nothing"]), max_size=3)
 ends = st.floats(-10, 50, width=32)
@@ -144,7 +149,7 @@ def in_a_file(ways: dict[str, Any], body: dict[str, Any]) -> Found:
     types = {"user": pa.struct(
         [(name, {"age": pa.float64(), "height": pa.float64(), "interests": pa.list_(pa.string())}.get(name, pa.string())) for name in row.get("user", ())]
     )}  # fmt: skip
-    event = [("item_id", pa.string()), ("action", pa.string()), ("timestamp", pa.float64())]
+    event = [("item_id", pa.string()), ("action", pa.string()), ("timestamp", pa.float64()), ("value", pa.float64())]
     given_context = [("device", pa.string()), ("basket_value", pa.float64()), ("search", pa.string())]
     types["history"] = pa.list_(pa.struct([*event, ("context", pa.struct(given_context))]))
     types |= {name: pa.list_(pa.string()) for name in ("exclude", "dislike", "allow")}
