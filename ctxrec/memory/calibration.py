@@ -203,7 +203,7 @@ class Calibrations:
         return made
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """The arrays of both (`Calibration.to_arrays`), of any shapes; those of `live` have a prefix."""
+        """The arrays of both (`Calibration.to_arrays`): [F], [B] and [S] of each; those of `live` have a prefix."""
         of_live = {} if self.live is None else self.live.to_arrays()
         return self.plain.to_arrays() | {_LIVE + name: array for name, array in of_live.items()}
 
