@@ -9,6 +9,7 @@
 # make fault-test    every test that kills or cuts off a training, and every ZeRO stage, slow ones too
 # make attack-test   hostile requests and connections against a real service, with bounds on CPU seconds and bytes
 # make cluster-test  the files of cluster/, Ray over hosts in network namespaces, and the planner
+# make gpu-check     one table of training, encoding and search on this machine's GPU, next to its CPU (ARGS="--demo": the demo too)
 # make options       write OPTIONS.md from the options in ctxrec/core
 # make audit         list known vulnerabilities of the installed packages
 # make clean         remove what these made
