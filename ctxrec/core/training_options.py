@@ -11,7 +11,7 @@ from ctxrec.core.errors import require
 BACKBONES = ("transformer", "gru", "lstm", "hstu")  # of our own; any other name is a language model's
 
 # What `train.encoder_epochs = auto` means where the encoder is tuned.
-AUTO_ENCODER_EPOCHS = 1
+AUTO_ENCODER_EPOCHS = 4
 
 Source = Literal["text", "media", "id", "features", "context", "user", "memory"]
 SOURCES: tuple[Source, ...] = ("text", "media", "id", "features", "context", "user", "memory")
@@ -150,7 +150,7 @@ class TrainConfig:
             phase out where the log or its texts cannot teach the encoder. A number trains it in any case; 0 means no such
             phase.
         tower_lr: Peak learning rate of the towers in the first phase and in the refit.
-        encoder_lr: Peak learning rate of the encoder, and of a language model that reads the history.
+        encoder_lr: Peak learning rate of the encoder. A language model that reads the history learns at a sixth of it.
         encoder_phase_tower_lr: Peak learning rate of the towers in the encoder's phase.
         weight_decay: Weight decay of AdamW.
         warmup: Share of the steps in which the learning rate rises to its peak.
@@ -190,11 +190,11 @@ class TrainConfig:
     tower_epochs: int = 0
     encoder_epochs: int | Literal["auto"] = "auto"
     tower_lr: float = 4e-3
-    encoder_lr: float = 5e-4
+    encoder_lr: float = 3e-3
     encoder_phase_tower_lr: float = 5e-4
     weight_decay: float = 0.01
     warmup: float = 0.05
-    fresh_items: int = 128
+    fresh_items: int = 64
     loss: Literal["auto", "softmax", "sampled_softmax", "bce"] = "auto"
     negatives: int = 1024
     temperature: float = 0.07

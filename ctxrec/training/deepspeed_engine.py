@@ -31,12 +31,14 @@ class OptimizerParams:
         betas: of AdamW.
         clip: norm of the gradients, at most.
         content_lr: learning rate of the content head as a share of the towers', as it starts from principal components.
+        language_lr: learning rate of a language model that reads the history as a share of the encoder's.
         final_lr: learning rate at the end of the schedule as a share of its peak.
     """
 
     betas: tuple[float, float] = (0.9, 0.98)
     clip: float = 1.0
     content_lr: float = 0.25
+    language_lr: float = 1 / 6
     final_lr: float = 0.1
 
 
@@ -102,14 +104,16 @@ def parameter_groups(module: nn.Module, config: TrainConfig, *, tower_lr: float,
         module: the network.
         config: options of the training.
         tower_lr: peak rate of the towers.
-        encoder_lr: peak rate of the encoder, and of the adapter of a language model as backbone.
+        encoder_lr: peak rate of the encoder.
     """
-    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "content": [], "encoder": []}
+    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "content": [], "encoder": [], "language": []}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        if name.startswith("encoder.") or ".lora_" in name:  # a language model as backbone has an adapter too
+        if name.startswith("encoder."):
             groups["encoder"].append(parameter)
+        elif ".lora_" in name:  # the adapter of a language model as backbone
+            groups["language"].append(parameter)
         elif name.startswith("towers.content."):
             groups["content"].append(parameter)
         else:
@@ -117,7 +121,8 @@ def parameter_groups(module: nn.Module, config: TrainConfig, *, tower_lr: float,
     made = []
     for name, parameters in groups.items():
         if parameters:
-            lr = {"encoder": encoder_lr, "content": tower_lr * OPTIMIZER.content_lr}.get(name, tower_lr)
+            own = {"encoder": encoder_lr, "language": encoder_lr * OPTIMIZER.language_lr}
+            lr = (own | {"content": tower_lr * OPTIMIZER.content_lr}).get(name, tower_lr)
             decay = config.weight_decay if name == "matrices" else 0.0
             # The rate is 0 until the first step sets it: DeepSpeed may step once while it starts.
             made.append({"params": parameters, "lr": 0.0, "peak_lr": lr, "weight_decay": decay})

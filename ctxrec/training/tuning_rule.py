@@ -22,8 +22,7 @@ class TuningRuleParams:
         min_differing: share of the texts of items with events that no other item has. No measurement supports it.
         min_tokens: tokens of the texts of items with events, median. Titles and names of products gained nothing or next
             to nothing (MovieLens-100K 12 tokens, Online Retail 7, the simulated log some 8). The descriptions of `ctxrec
-            datasets simulate --descriptions` have 109, and tuning gained there at another rate than the default. Nothing
-            between them has been measured.
+            datasets simulate --descriptions` have 109, and tuning gains there. Nothing between them has been measured.
     """
 
     min_events: float = 10.0
