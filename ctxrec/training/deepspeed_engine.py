@@ -106,7 +106,8 @@ def parameter_groups(module: nn.Module, config: TrainConfig, *, tower_lr: float,
         tower_lr: peak rate of the towers.
         encoder_lr: peak rate of the encoder.
     """
-    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "content": [], "encoder": [], "language": []}
+    kinds = ("matrices", "vectors", "content", "encoder", "language")
+    groups: dict[str, list[nn.Parameter]] = {kind: [] for kind in kinds}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
