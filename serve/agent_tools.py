@@ -14,9 +14,12 @@ from urllib.parse import urlencode
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve.api import (
+    MAX_ATTRIBUTES,
     MAX_FILTER_COLUMNS,
+    MAX_HISTORY,
     MAX_ITEMS,
     ColumnRule,
+    ColumnValue,
     Context,
     ContextValue,
     HistoryEvent,
@@ -46,10 +49,14 @@ class ExplainArguments(_Arguments):
 
     item_id: Id = Field(description="The item whose score is explained.")
     user_id: Id | None = Field(default=None, description="The user; this or `history` is required.")
-    history: list[HistoryEvent] | None = Field(default=None, description="Events or item ids, oldest first.")
+    history: Annotated[list[HistoryEvent], Field(max_length=MAX_HISTORY)] | None = Field(
+        default=None, description="Events or item ids, oldest first."
+    )
     context: Context = Field(default_factory=Context, description="As in recommend.")
     query: str | None = Field(default=None, description="As in recommend.")
-    user: dict[Text, ContextValue | list[ContextValue]] = Field(default_factory=dict, description="As in recommend.")
+    user: dict[Text, ColumnValue] = Field(
+        default_factory=dict, max_length=MAX_ATTRIBUTES, description="As in recommend."
+    )
 
 
 class SearchArguments(_Arguments):
@@ -80,9 +87,12 @@ class TrendingArguments(_Arguments):
     """How many items, and of which kind."""
 
     k: NumItems = 10
-    filter: dict[Text, ColumnRule] = Field(default_factory=dict, description="Rules by item column, as in recommend.")
+    filter: dict[Text, ColumnRule] = Field(
+        default_factory=dict, max_length=MAX_FILTER_COLUMNS, description="Rules by item column, as in recommend."
+    )
     context: dict[Text, ContextValue] = Field(
         default_factory=dict,
+        max_length=MAX_FILTER_COLUMNS,
         description="Users in this context alone count: values of categorical features of a context.",
     )
 

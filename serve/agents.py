@@ -14,13 +14,13 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
-from pydantic import ValidationError
+from fastapi.exceptions import RequestValidationError
 from starlette.types import Message, Receive, Scope, Send
 
 from ctxrec.core.version import VERSION
 from serve.agent_tools import TOOLS, HttpCall
+from serve.bodies import places_of, validated
 from serve.edge import path_within
-from serve.mistakes import told
 from serve.refusal import refuse
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -31,7 +31,6 @@ _INSTRUCTIONS = (
     "Recommendations from a catalogue. Start with catalogue, which names the columns of items for filters and the features of a "
     "context. recommend, search, similar and trending answer with item ids and scores; item_details has titles."
 )
-_MAX_MISTAKES = 20
 
 
 class Agents:
@@ -111,13 +110,9 @@ async def _answer(app: App, request: Any, name: str, arguments: dict[str, Any]) 
         return 404, {"detail": f"no tool is called {name[:100]!r}; expected one of {', '.join(TOOLS)}"}
     if tool.checked:
         try:
-            tool.arguments.model_validate(arguments)
-        except ValidationError as error:
-            found = error.errors(include_url=False, include_context=False, include_input=False)[:_MAX_MISTAKES]
-            places = [
-                {"loc": ["arguments", *e["loc"]], "msg": told(e, tool.arguments), "type": e["type"]} for e in found
-            ]
-            return 422, {"detail": places}
+            await validated(tool.arguments, json.dumps(arguments).encode("ascii"), "arguments")
+        except RequestValidationError as error:
+            return 422, {"detail": places_of(error)}
     return await _ask(app, request.scope, request.receive, tool.call(arguments))
 
 

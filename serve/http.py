@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
 import json
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -24,8 +21,8 @@ from ctxrec.core.errors import UserError
 from serve.agents import Agents
 from serve.api import MAX_BODY_BYTES
 from serve.api_answers import ErrorResponse
+from serve.bodies import MAX_ERRORS, MAX_NAME, Body, places_of, shortened, validated
 from serve.edge import Edge, path_within
-from serve.mistakes import told
 
 DESCRIPTION = (
     "Context-aware recommendations. The retriever (a bundle with its index) finds candidates; the second stage "
@@ -33,18 +30,9 @@ DESCRIPTION = (
     "the service asks for it; diversity and rules make the list. Scores of one request may differ by up to 1e-5 (relative) "
     "between batches."
 )
-MAX_ERRORS = 20  # that an answer lists
-MAX_KEYS = 1000  # of an object of a large body
-MAX_PARTS = 100_000  # lists and objects of a body
-MAX_MESSAGE = 500  # characters of one error, which may name what a client sent
-MAX_NAME = 100  # characters of a name in an error's place
 _API = "/v1/"
-_LARGE_BYTES = 64 << 10
-_MOST_LISTED = 200  # errors that are made into a list, of which the first are shown
 _READ_ON_BYTES = 16 << 20
-_large_bodies = ThreadPoolExecutor(1, "large bodies")
 Result = TypeVar("Result")
-Body = TypeVar("Body", bound=BaseModel)
 One = TypeVar("One", bound=BaseModel)
 Many = TypeVar("Many", bound=BaseModel)
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -135,25 +123,7 @@ async def only_known_parameters(request: Request) -> None:
 async def _invalid(request: Request, error: Exception) -> Response:
     # Without the rejected input itself: it may be large, private, or not valid in JSON (NaN).
     assert isinstance(error, RequestValidationError)
-    return _unprocessable([(e["loc"], _message(e), e["type"]) for e in error.errors()[:MAX_ERRORS]])
-
-
-def _unprocessable(errors: Sequence[tuple[Sequence[str | int], str, str]]) -> Utf8Json:
-    """422 with these places, messages and types, each cut to a length that can be read."""
-    detail = [
-        {
-            "loc": [cut(part, MAX_NAME) if isinstance(part, str) else part for part in loc],
-            "msg": cut(msg, MAX_MESSAGE),
-            "type": kind,
-        }
-        for loc, msg, kind in errors
-    ]
-    return Utf8Json({"detail": detail}, status_code=422)
-
-
-def cut(text: str, length: int) -> str:
-    """A text without what goes beyond a length."""
-    return text if len(text) <= length else f"{text[:length]}... ({len(text)} characters)"
+    return Utf8Json({"detail": places_of(error)}, status_code=422)
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -171,61 +141,7 @@ async def parse(request: Request, model: type[Body]) -> Body:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise RequestValidationError([{"type": "model_type", "loc": ("body",), "msg": ""}])
-    if len(body) <= _LARGE_BYTES:
-        return _validated(model, body)
-    # A large body takes some tenths of a second. The event loop gets a turn between two of them.
-    return await asyncio.get_running_loop().run_in_executor(_large_bodies, _validated_large, model, body)
-
-
-def _validated(model: type[Body], body: bytes) -> Body:
-    try:
-        return model.model_validate_json(body)
-    except ValidationError as error:
-        found = [{**e, "loc": ("body", *e["loc"]), "msg": told(e, model)} for e in _first(error, model, body)]
-        raise RequestValidationError(found) from None
-
-
-def _validated_large(model: type[Body], body: bytes) -> Body:
-    _check_size(body)
-    return _validated(model, body)
-
-
-def _check_size(body: bytes) -> None:
-    """Refuse a large body with very many parts, or with an object of very many keys: each may be a mistake of its own."""
-    parts = body.count(b"[") + body.count(b"{")
-    if parts > MAX_PARTS:
-        message = f"the body has {parts} brackets that open; expected at most {MAX_PARTS}"
-        raise RequestValidationError([{"type": "value_error", "loc": ("body",), "msg": message}])
-
-    def count(pairs: list[tuple[str, Any]]) -> None:
-        if len(pairs) > MAX_KEYS:
-            message = f"an object has {len(pairs)} keys; expected at most {MAX_KEYS}"
-            raise RequestValidationError([{"type": "value_error", "loc": ("body",), "msg": message}])
-
-    with contextlib.suppress(ValueError, RecursionError):  # malformed JSON is refused by what follows
-        json.loads(body, object_pairs_hook=count)
-
-
-def _first(error: ValidationError, model: type[BaseModel], body: bytes) -> list[Any]:
-    """The first mistakes of a body, without making a list of all of them: 1 MB of mistakes would take seconds."""
-    few: dict[str, bool] = {"include_url": False, "include_context": False, "include_input": False}
-    if error.error_count() <= _MOST_LISTED:
-        return error.errors(**few)[:MAX_ERRORS]
-    with contextlib.suppress(ValueError, RecursionError):
-        try:
-            model.model_validate(_beginning(json.loads(body)))
-        except ValidationError as beginning:
-            return beginning.errors(**few)[:MAX_ERRORS]
-    return [{"type": "value_error", "loc": (), "msg": f"the body has {error.error_count()} mistakes"}]
-
-
-def _beginning(value: Any) -> Any:
-    """A JSON value without what follows the first parts of its lists and objects."""
-    if isinstance(value, list):
-        return [_beginning(part) for part in value[:3]]
-    if isinstance(value, dict):
-        return {key: _beginning(part) for key, part in itertools.islice(value.items(), MAX_ERRORS)}
-    return value
+    return await validated(model, body)
 
 
 async def parse_one_or_many(request: Request, one: type[One], many: type[Many], *, key: str) -> One | Many:
@@ -281,15 +197,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -
 
 def user_error(error: UserError, *where: str | int, part: str = "body") -> Utf8Json:
     """422 for what only the model knows to be wrong, such as an unknown context key; `where` it lies, to its own field."""
-    return _unprocessable([([part, *where, *error.field], str(error), "value_error")])
-
-
-def _message(error: dict[str, Any]) -> str:
-    if error["type"] == "json_invalid":
-        return f"malformed JSON: {error['msg'].removeprefix('Invalid JSON: ')}"
-    if error["type"] in ("model_attributes_type", "model_type", "dict_type") and tuple(error["loc"]) == ("body",):
-        return "expected a JSON object with Content-Type: application/json"
-    return error["msg"].removeprefix("Value error, ")
+    return Utf8Json({"detail": [shortened([part, *where, *error.field], str(error), "value_error")]}, status_code=422)
 
 
 class BodyLimit:

@@ -20,7 +20,8 @@ def told(error: Any, model: type[BaseModel]) -> str:
     """
     place, kind = error["loc"], error["type"]
     if kind == "extra_forbidden":
-        return f"unknown field; expected {', '.join(_model_at(model, place[:-1]).model_fields)}"
+        known = ", ".join(_model_at(model, place[:-1]).model_fields)
+        return f"unknown field; expected {known or 'none'}"
     if place and place[-1] == "timestamp":
         if kind in _TOO_LATE:
             return f"{error['msg']}; a number as large looks like milliseconds; expected {_SECONDS}"

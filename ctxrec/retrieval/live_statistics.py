@@ -123,9 +123,10 @@ class LiveStatistics:
         counts[~self._model.catalogue.alive] = 0
         if allowed is not None:
             counts[~allowed] = 0
+        told = counts.astype(np.float32)  # what is long ago is 0 there
         best = np.argsort(-counts, kind="stable")[:k]
-        best = best[counts[best] > 0]
-        return best.astype(np.int64), counts[best].astype(np.float32)
+        best = best[told[best] > 0]
+        return best.astype(np.int64), told[best]
 
     def _add_stored(self) -> None:
         """Count the last events of the bundle's log."""

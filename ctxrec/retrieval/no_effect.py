@@ -150,7 +150,7 @@ def notes_of_ids(
         effect = "the list is empty" if nothing_left else "these have no effect"
         yield Note((field,), "unknown_item", f"{field}: {unknown.told('items of the catalogue')}, so {effect}")
     actions = set(retriever.recommender.features.actions)
-    if actions and (odd := unknown_of([e.action for e in events if e.action is not None], actions.__contains__)):
+    if odd := unknown_of([e.action for e in events if e.action is not None], actions.__contains__):
         text = f"history: {odd.told('actions that the model knows')}; such an event counts as one without an action"
         yield Note(("history",), "unknown_action", text)
 

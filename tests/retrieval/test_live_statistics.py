@@ -117,6 +117,15 @@ def test_a_clock_that_is_wrong_does_not_stop_the_others(model):
     assert statistics.counts.newest_us == now
 
 
+@pytest.mark.parametrize("context", [{}, {"device": "tv"}])
+def test_after_a_long_pause_only_what_came_since_is_trending(model, context):
+    statistics, now = LiveStatistics(model), latest_us(model) + 1000 * DAY
+    event = Seen("a", "i1", now, codes=statistics.codes({"device": "tv"}))
+    assert statistics.add([event], now_us=now) == 1
+    positions, counts = statistics.trending(40, context=context)
+    assert positions.tolist() == [model.item_position["i1"]] and counts.tolist() == [1]
+
+
 def test_events_of_an_item_that_is_not_there_yet_count_when_it_is(model):
     statistics, now = LiveStatistics(model), latest_us(model) + DAY
     assert statistics.add([Seen("a", "new", now), Seen("b", "new", now)], now_us=now) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -166,6 +167,8 @@ def test_words_and_taste_change_what_is_found(app):
         ("explain", {"user_id": "u1"}, "missing", "item_id"),
         ("item_details", {"item_ids": []}, "too_short", "item_ids"),
         ("trending", {"filter": {"category": {}}}, "value_error", "empty rule"),
+        ("trending", {"filter": {"category": "x"}}, "value_error", '"expected a list of values'),
+        ("catalogue", {"id": "i3"}, "extra_forbidden", "unknown field; expected none"),
         ("delete_everything", {}, "no tool is called", "recommend, search"),
     ],
 )
@@ -242,6 +245,33 @@ def test_a_large_body_is_refused(app):
     arguments = {"name": "recommend", "arguments": {"user_id": "x" * (1 << 20)}}
     body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": arguments}
     assert send(app(), "POST", "/mcp", json=body, headers=HEADERS).status_code == 413
+
+
+_MANY = {f"k{n}": 5 for n in range(60_000)}
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("recommend", {"history": [5] * 300_000}),
+        ("explain", {"item_id": "i3", "history": [5] * 300_000}),
+        ("explain", {"item_id": "i3", "history": ["i4"] * 100_000}),
+        ("explain", {"item_id": "i3", "user_id": "u1", "user": _MANY}),
+        ("search", {"query": "red", "filter": _MANY}),
+        ("similar", {"item_id": "i3", **_MANY}),
+        ("similar", {"item_id": "i3", "k" * 900_000: 5}),
+        ("trending", {"context": _MANY}),
+        ("item_details", {"item_ids": [5] * 300_000}),
+        ("catalogue", _MANY),
+    ],
+)
+def test_large_wrong_arguments_cost_little_and_their_answer_is_short(app, tool, arguments):
+    served, body = app(), {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
+    body["params"] = {"name": tool, "arguments": arguments}
+    start = time.process_time()
+    answer = send(served, "POST", "/mcp", json=body, headers=HEADERS)
+    assert time.process_time() - start < 2.0  # without bounds some of these took 6 s
+    assert answer.json()["result"]["isError"] and len(answer.content) < 20_000
 
 
 def test_a_client_that_hangs_up_takes_its_work_back(app):

@@ -14,7 +14,8 @@ from starlette.requests import Request
 from ctxrec.core.errors import UserError
 from serve import browse, trending
 from serve.api import EventsRequest, HistoryEvent, NewItems, RecommendBatch, RecommendRequest
-from serve.http import MAX_ERRORS, Utf8Json, _invalid, make_app, parse, parse_one_or_many, user_error
+from serve.bodies import MAX_ERRORS
+from serve.http import Utf8Json, _invalid, make_app, parse, parse_one_or_many, user_error
 
 
 def request_of(body: bytes) -> Request:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 import typing
 
@@ -72,6 +73,12 @@ def test_unknown_items_of_a_request_are_named_in_every_way_to_ask(tiny_run, tmp_
     assert found[2].endswith("('gone', 'lost'), so the list is empty")
     (found,) = warned(history=[{"item_id": "i1", "action": "veiw"}])
     assert found[:2] == (("body", "history"), "unknown_action") and "'veiw'" in found[2]
+    recommender = engine.retriever.recommender
+    recommender.features = dataclasses.replace(
+        recommender.features, actions=()
+    )  # a log without actions knows none either
+    (found,) = warned(history=[{"item_id": "i1", "action": "veiw"}])
+    assert found[:2] == (("body", "history"), "unknown_action")
     model = ctxrec.load(tiny_run)
     for field in lists:
         with pytest.warns(UserWarning, match=f"{field}: 1 of . are no items of the catalogue"):
