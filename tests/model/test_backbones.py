@@ -27,7 +27,7 @@ from ctxrec.model.network import LossInputs, Network
 from ctxrec.model.two_tower import Towers
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.raw_request import RawEvent, RawRequest
-from ctxrec.training.deepspeed_engine import parameter_groups
+from ctxrec.training.deepspeed_engine import OPTIMIZER, parameter_groups
 from ctxrec.training.driver import train
 
 WORDS = 30
@@ -225,8 +225,9 @@ def test_adapter_alone_is_trained(language_models, rank):
     assert ours <= trained and bool(trained - ours) == bool(rank)
     assert all(".lora_" in name for name in trained - ours)
     assert all(p.shape[0] == rank for n, p in backbone.named_parameters() if "lora_A" in n)
-    groups = parameter_groups(backbone, config.train, tower_lr=1.0, encoder_lr=0.125)
-    slow = {id(p) for group in groups if group["peak_lr"] == 0.125 for p in group["params"]}
+    groups = parameter_groups(backbone, config.train, tower_lr=1.0, encoder_lr=0.75)
+    own = 0.75 * OPTIMIZER.language_lr
+    slow = {id(p) for group in groups if group["peak_lr"] == own for p in group["params"]}
     assert slow == {id(p) for n, p in backbone.named_parameters() if n in trained - ours}
     assert not any(group["weight_decay"] for group in groups if group["peak_lr"] == 0.125)
 

@@ -362,7 +362,7 @@ def test_what_was_chosen_is_said(tiny_config):
     small = {"device": torch.device("cpu"), "num_items": 40, "cut": True, "encoded": True}
     assert describe_choices(with_workers(tiny_config, 2, 3), dtype=torch.float32, **small) == (
         "fp32 on cpu, ZeRO-3; softmax over 40 items (full up to 50,000); lora in the top 1 layers, states below them from "
-        "disk; 128 items of a step fresh"
+        "disk; 64 items of a step fresh"
     )
     large = {"device": torch.device("cuda"), "num_items": 10**6, "cut": False, "encoded": False}
     assert describe_choices(with_workers(tiny_config, 2, 3), dtype=torch.bfloat16, **large) == (
