@@ -9,7 +9,7 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from ctxrec.core.dataset_spec import DatasetSpec
@@ -59,6 +59,7 @@ def without_effect(
     actions: Collection[str],
     known_items: Container[str],
     values_count: bool = True,
+    unknown_context: Callable[[Mapping[str, Any]], Iterable[str]] = lambda context: (),
 ) -> list[dict[str, Any]]:
     """What of stored events changes no recommendation: `FieldWarning` of the API, at most `MAX_WARNINGS`.
 
@@ -66,6 +67,8 @@ def without_effect(
         events: of one call, in its order.
         actions: those that the model knows.
         known_items: ids that the catalogue knows, removed ones too.
+        values_count: whether the model reads values.
+        unknown_context: names of the features of a context whose values the model does not know.
     """
     valid = f"expected one of {', '.join(sorted(actions))}" if actions else "its log has no actions"
     reasons = {
@@ -75,26 +78,29 @@ def without_effect(
         "item_id": "is not in the catalogue. The event is stored, and no recommendation reads it until the item is posted "
         "or a model is trained that knows it",
     }
-    first: dict[tuple[str, str], int] = {}
-    counts: Counter[tuple[str, str]] = Counter()
+    reasons["context"] = "is no value that the model knows; it counts as any other such value"
+    first: dict[tuple[str, str, str], int] = {}
+    counts: Counter[tuple[str, str, str]] = Counter()
     for place, event in enumerate(events):
-        unknown = [("item_id", event.item_id)] if event.item_id not in known_items else []
-        unknown += [("action", event.action)] if event.action is not None and event.action not in actions else []
-        unknown += [("value", "value")] if event.value is not None and not values_count else []
+        unknown = [("item_id", "", event.item_id)] if event.item_id not in known_items else []
+        unknown += [("action", "", event.action)] if event.action is not None and event.action not in actions else []
+        unknown += [("value", "", "value")] if event.value is not None and not values_count else []
+        unknown += [("context", name, str(event.context[name])) for name in unknown_context(event.context)]
         for found in unknown:
             first.setdefault(found, place)
             counts[found] += 1
     return [
         {
-            "loc": ["body", "events", place, field],
-            "msg": f"{value[:100]!r} ({counts[field, value]} event{'s' * (counts[field, value] > 1)}) {reasons[field]}",
+            "loc": ["body", "events", place, field, *([name] if name else [])],
+            "msg": f"{value[:100]!r} ({count} event{'s' * (count > 1)}) {reasons[field]}",
             "type": _TYPES[field],
         }
-        for (field, value), place in itertools.islice(first.items(), MAX_WARNINGS)
+        for (field, name, value), place in itertools.islice(first.items(), MAX_WARNINGS)
+        for count in (counts[field, name, value],)
     ]
 
 
-_TYPES = {"action": "unknown_action", "item_id": "unknown_item", "value": "value_not_read"}
+_TYPES = {"context": "unknown_value", "action": "unknown_action", "item_id": "unknown_item", "value": "value_not_read"}
 
 
 class Journal:

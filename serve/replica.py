@@ -155,9 +155,10 @@ class Replica:
 
     def without_effect(self, events: Sequence[LoggedEvent]) -> list[dict[str, Any]]:
         """What of stored events changes no recommendation of the present version, as the API's warnings."""
-        recommender = self._engine.retriever.recommender
-        kinds, items = recommender.kinds, recommender.item_position
-        return without_effect(events, actions=kinds.actions, known_items=items, values_count=kinds.are_graded)
+        model = self._engine.retriever.recommender
+        known, unknown = model.item_position, model.contexts.unknown_values
+        actions, valued = model.kinds.actions, model.kinds.are_graded
+        return without_effect(events, actions=actions, known_items=known, values_count=valued, unknown_context=unknown)
 
     async def put_items(self, rows: Sequence[Mapping[str, Any]]) -> int:
         with self._admitted():

@@ -98,6 +98,12 @@ def test_what_has_no_effect_is_named_once_with_its_first_place():
         ("unknown_item", "events", 2, "item_id", "'new' (1"),
         ("unknown_action", "events", 3, "action", "'View' (1"),
     ]
+    at = [LoggedEvent("u", "i1", 1, context={"device": d, "place": "home"}) for d in ("tv", "fridge", "fridge")]
+    (unknown,) = without_effect(
+        at, actions=(), known_items={"i1": 0}, unknown_context=lambda c: [n for n, v in c.items() if v == "fridge"]
+    )
+    assert unknown["loc"] == ["body", "events", 1, "context", "device"] and unknown["type"] == "unknown_value"
+    assert unknown["msg"].startswith("'fridge' (2 events) is no value that the model knows")
     (without,) = without_effect([event("i1", "view")], actions=(), known_items={"i1": 0})
     assert "its log has no actions" in without["msg"]
     assert len(found([event(f"n{n}") for n in range(1000)])) == MAX_WARNINGS
