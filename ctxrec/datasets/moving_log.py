@@ -8,16 +8,20 @@ Legend: N users, I items, C topics or categories, X values of an attribute.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
+import safetensors.numpy
 
+from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import US
+from ctxrec.data.requests import Requests
 from ctxrec.datasets.simulation import AGE_GROUPS, JOBS, NEVER, item_id, user_id
 from ctxrec.datasets.visits import HOURS, START_S
 
@@ -43,12 +47,34 @@ class MovingPlan:
             raise UserError(f"--seed is {self.seed}; expected 0 or more")
 
 
-class MovingTruth(Protocol):
-    """Knows how much users want the items at a moment."""
+@dataclass(frozen=True)
+class MovingTruth:
+    """The true parameters of such a log, arrays by name: how much users want the items at a moment."""
 
     def logits(self, users: np.ndarray, times_us: np.ndarray) -> np.ndarray:
         """Unnormalised log probabilities of users (int64 [N] numbers) at times (int64 [N]): float32 [N, I]; `NEVER` for
         an item that is not out."""
+        raise NotImplementedError
+
+    def scores(self, requests: Requests) -> np.ndarray:
+        """The best possible scores of requests (`Ranker` of `ctxrec.evaluation.rank_requests`): float32 [N, I]."""
+        users = np.array([int(name[1:]) for name in requests.users.ids], np.int64)
+        return self.logits(users, requests.times)
+
+    def save(self, path: str) -> None:
+        """Write the parameters as safetensors to a path or URI."""
+        arrays = {name: np.ascontiguousarray(value) for name, value in vars(self).items()}
+        storage.write_bytes(path, safetensors.numpy.save(arrays))
+
+    @classmethod
+    def of(cls, arrays: dict[str, np.ndarray]) -> Self:
+        """The parameters from what `save` wrote."""
+        return cls(**arrays)
+
+    @classmethod
+    def is_in(cls, arrays: dict[str, np.ndarray]) -> bool:
+        """Whether a file of true parameters is that of such a log."""
+        return {field.name for field in dataclasses.fields(cls)} == set(arrays)
 
 
 def draw_users(users: int, topics: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -12,20 +12,16 @@ Legend: N users or requests, I articles, C topics, X values of an attribute, P p
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import safetensors.numpy
 
-from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import US
-from ctxrec.data.requests import Requests
-from ctxrec.datasets.moving_log import MovingPlan, draw_events, draw_users, users_table
+from ctxrec.datasets.moving_log import MovingPlan, MovingTruth, draw_events, draw_users, users_table
 from ctxrec.datasets.news_words import NEWS_PLACES, NEWS_TOPICS, NEWS_VERBS
 from ctxrec.datasets.simulation import NEVER, item_id
 from ctxrec.datasets.visits import START_S
@@ -50,7 +46,7 @@ class NewsPlan(MovingPlan):
 
 
 @dataclass(frozen=True)
-class NewsTruth:
+class NewsTruth(MovingTruth):
     """The true parameters. Article n has the id item_id(n), and articles are numbered in the order of their births."""
 
     item_topic: np.ndarray  # int64 [I]
@@ -74,26 +70,6 @@ class NewsTruth:
         age_NP = (times_us[:, None] - self.broke_us) / US
         boost_NP = np.where(age_NP >= 0, BREAKING * 0.5 ** (np.maximum(age_NP, 0) / BREAKING_HALVES_S), 0.0)
         return boost_NP @ np.eye(self.taste_NC.shape[1])[self.broke_topic]
-
-    def scores(self, requests: Requests) -> np.ndarray:
-        """The best possible scores of requests (`Ranker` of `ctxrec.evaluation.rank_requests`): float32 [N, I]."""
-        users = np.array([int(name[1:]) for name in requests.users.ids], np.int64)
-        return self.logits(users, requests.times)
-
-    def save(self, path: str) -> None:
-        """Write the parameters as safetensors to a path or URI."""
-        arrays = {name: np.ascontiguousarray(value) for name, value in vars(self).items()}
-        storage.write_bytes(path, safetensors.numpy.save(arrays))
-
-    @staticmethod
-    def of(arrays: dict[str, np.ndarray]) -> NewsTruth:
-        """The parameters from what `save` wrote."""
-        return NewsTruth(**arrays)
-
-    @staticmethod
-    def is_in(arrays: dict[str, np.ndarray]) -> bool:
-        """Whether a file of true parameters is that of a news service."""
-        return {field.name for field in dataclasses.fields(NewsTruth)} == set(arrays)
 
     @property
     def item_ids(self) -> list[str]:

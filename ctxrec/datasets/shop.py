@@ -14,19 +14,15 @@ Legend: N users or requests, I items, C categories, P campaigns, J items of a ca
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import safetensors.numpy
 
-from ctxrec.core import storage
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import US
-from ctxrec.data.requests import Requests
-from ctxrec.datasets.moving_log import MovingPlan, draw_events, draw_users, users_table
+from ctxrec.datasets.moving_log import MovingPlan, MovingTruth, draw_events, draw_users, users_table
 from ctxrec.datasets.simulation import item_id
 from ctxrec.datasets.visits import START_S
 from ctxrec.datasets.vocabulary import ADJECTIVES, BRANDS, CATEGORIES
@@ -50,7 +46,7 @@ class ShopPlan(MovingPlan):
 
 
 @dataclass(frozen=True)
-class ShopTruth:
+class ShopTruth(MovingTruth):
     """The true parameters. Item n has the id item_id(n); campaigns are in the order of their starts."""
 
     item_category: np.ndarray  # int64 [I]
@@ -74,26 +70,6 @@ class ShopTruth:
         of_item_PI = np.zeros((len(self.campaign_lift), len(self.item_category)))
         np.put_along_axis(of_item_PI, self.campaign_items_PJ, 1.0, axis=1)
         return lift_NP @ of_item_PI
-
-    def scores(self, requests: Requests) -> np.ndarray:
-        """The best possible scores of requests (`Ranker` of `ctxrec.evaluation.rank_requests`): float32 [N, I]."""
-        users = np.array([int(name[1:]) for name in requests.users.ids], np.int64)
-        return self.logits(users, requests.times)
-
-    def save(self, path: str) -> None:
-        """Write the parameters as safetensors to a path or URI."""
-        arrays = {name: np.ascontiguousarray(value) for name, value in vars(self).items()}
-        storage.write_bytes(path, safetensors.numpy.save(arrays))
-
-    @staticmethod
-    def of(arrays: dict[str, np.ndarray]) -> ShopTruth:
-        """The parameters from what `save` wrote."""
-        return ShopTruth(**arrays)
-
-    @staticmethod
-    def is_in(arrays: dict[str, np.ndarray]) -> bool:
-        """Whether a file of true parameters is that of a shop with campaigns."""
-        return {field.name for field in dataclasses.fields(ShopTruth)} == set(arrays)
 
 
 @dataclass(frozen=True)
