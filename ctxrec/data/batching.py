@@ -72,6 +72,15 @@ class Windows:
         return Windows(row=self.row[index], start=self.start[index], first=self.first[index], stop=self.stop[index])
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The positions with a target of some windows, window after window. Legend: P positions."""
+
+    rows_P: np.ndarray  # int64, the number of a position's window
+    targets_P: np.ndarray  # int64, items
+    weights_P: np.ndarray  # float32, none of them 0
+
+
 def make_windows(offsets: np.ndarray, stops: np.ndarray, history: int) -> Windows:
     """Cut each row's events [offsets[n], stops[n]) into windows that predict every event exactly once.
 
@@ -155,6 +164,19 @@ class Batcher:
         batch.weights_BS = _pad(weights.astype(np.float32), length + 1)
         batch.asked_BS = _pad(asked.actions.astype(np.int64), length + 1)
         return batch
+
+    def asked(self, histories: Histories, windows: Windows) -> Asked:
+        """The positions of `training` that have a weight, without making the batch."""
+        where, offsets = ranges(windows.first, windows.stop)
+        weights = (
+            self.kinds.weights_A[histories.events.actions[where]]
+            if histories.weights is None
+            else histories.weights[where]
+        )
+        counts = weights != 0
+        rows = np.repeat(np.arange(len(windows)), np.diff(offsets))
+        targets = histories.events.items[where].astype(np.int64)
+        return Asked(rows[counts], targets[counts], weights[counts].astype(np.float32))
 
     def requests(self, requests: Requests) -> Batch:
         """A batch of requests; only the last query slot of each row is asked in the request's context.

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,27 @@ CHUNKS = ChunkParams()
 _NO_SCORE = -1e4  # score of an item that takes no part; it is finite, because there may be no other item
 
 
+@dataclass(frozen=True)
+class Divided:
+    """Items that are divided over the workers of the process group, as vocabulary-parallel language models divide words
+    (Shoeybi et al. 2019, arXiv 1909.08053).
+
+    Attributes:
+        world: number of workers.
+        most: items of the worker that has most of them.
+    """
+
+    world: int
+    most: int
+
+
 def softmax_loss(
-    q_PD: torch.Tensor, v_ID: torch.Tensor, target_P: torch.Tensor, weight_P: torch.Tensor
+    q_PD: torch.Tensor,
+    v_ID: torch.Tensor,
+    target_P: torch.Tensor,
+    weight_P: torch.Tensor,
+    *,
+    divided: Divided | None = None,
 ) -> torch.Tensor:
     """Sum of weighted cross-entropies over all items.
 
@@ -47,24 +66,22 @@ def softmax_loss(
         v_ID: item vectors.
         target_P: int64, number of the item at each position.
         weight_P: weight of each position.
+        divided: the items are divided over workers, and `v_ID` are those of this worker. Then every worker has the same
+            queries and weights, and `target_P` is -1 where another worker has the target.
 
     Returns:
-        A scalar, float32.
+        A scalar, float32. Of divided items it is an equal part of the loss, so that the parts of all workers add up to
+        it. The gradient of `v_ID` is then whole, and the gradients of `q_PD` of all workers add up to the whole.
     """
-    liked = weight_P >= 0
-    if liked.all():
-        return _SoftmaxLoss.apply(q_PD, v_ID, target_P, weight_P)
-    total = _SoftmaxLoss.apply(q_PD[liked], v_ID, target_P[liked], weight_P[liked])
-    disliked = torch.nonzero(~liked).squeeze(1)
-    for part in disliked.split(_chunk_rows(v_ID)):
-        total = total + checkpoint(_unlikelihood, q_PD[part], v_ID, target_P[part], weight_P[part], use_reentrant=False)
-    return total
+    return _SoftmaxLoss.apply(q_PD, v_ID, target_P, weight_P, divided)
 
 
 class _SoftmaxLoss(torch.autograd.Function):
     """Cross-entropy over all items, whose gradient is computed in the forward pass, while a chunk's scores are in the cache.
 
-    The scores, positions times items, would be by far the largest tensor of a step; they are never held all at once.
+    The scores, positions times items, would be by far the largest tensor of a step; they are never held all at once. With z
+    the target's score less the log-sum of the scores of all others, p(target) is sigmoid(z); that stays exact where p rounds
+    to 1. Workers that divide the items exchange two numbers a position: the log-sum of their scores and the target's score.
     """
 
     @staticmethod
@@ -74,43 +91,51 @@ class _SoftmaxLoss(torch.autograd.Function):
         v_ID: torch.Tensor,
         target_P: torch.Tensor,
         weight_P: torch.Tensor,
+        divided: Divided | None,
     ) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=q_PD.device)
         grad_q, grad_v = torch.empty_like(q_PD), torch.zeros_like(v_ID)
-        rows = _chunk_rows(v_ID)
+        rows = _chunk_rows(len(v_ID) if divided is None else divided.most, v_ID.device)
         for start in range(0, len(q_PD), rows):
             part = slice(start, start + rows)
-            target_p1, weight_p1 = target_P[part, None], weight_P[part, None].float()
+            weight_p, target_p = weight_P[part].float(), target_P[part]
+            mine = torch.nonzero(target_p >= 0).squeeze(1)
+            at_target = mine, target_p[mine]
             scores = (q_PD[part] @ v_ID.T).float()
-            scores -= scores.amax(1, keepdim=True)
-            wanted = scores.gather(1, target_p1)
-            odds = scores.exp_()
-            normaliser = odds.sum(1, keepdim=True)
-            total += ((normaliser.log() - wanted) * weight_p1).sum()
-            grad = odds.mul_(weight_p1 / normaliser)  # the gradient of the scores: p, minus 1 at the target
-            grad.scatter_add_(1, target_p1, -weight_p1)
+            wanted_p = scores.new_full((len(scores),), float("-inf")).index_put((mine,), scores[at_target])
+            scores[at_target] = _NO_SCORE
+            top_p1 = scores.amax(1, keepdim=True)
+            odds = scores.sub_(top_p1).exp_()
+            others_p = top_p1.squeeze(1) + odds.sum(1).log()
+            if divided is not None:
+                both = torch.stack([others_p, wanted_p])
+                parts = [torch.empty_like(both) for _ in range(divided.world)]
+                dist.all_gather(parts, both)
+                others_p = torch.stack([other for other, _ in parts]).logsumexp(0)
+                wanted_p = torch.stack([wanted for _, wanted in parts]).amax(0)
+            surplus_p = (others_p - wanted_p) * torch.where(
+                weight_p < 0, -1.0, 1.0
+            )  # the loss is -log sigmoid of -this
+            total += (F.softplus(surplus_p) * weight_p.abs()).sum()
+            pull_p = weight_p * surplus_p.sigmoid()  # less the gradient of the target's score
+            grad = odds.mul_((pull_p * (top_p1.squeeze(1) - others_p).exp())[:, None])
+            grad[at_target] = -pull_p[mine]
             grad = grad.to(q_PD.dtype)
             grad_q[part] = grad @ v_ID
             grad_v.addmm_(grad.T, q_PD[part])
         ctx.save_for_backward(grad_q, grad_v)
-        return total
+        return total if divided is None else total / divided.world
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_q, grad_v = ctx.saved_tensors
-        return grad * grad_q, grad * grad_v, None, None
+        return grad * grad_q, grad * grad_v, None, None, None
 
 
-def _chunk_rows(v_ID: torch.Tensor) -> int:
-    scores = CHUNKS.scores if v_ID.device.type == "cpu" else CHUNKS.gpu_scores
-    return max(scores // max(len(v_ID), 1), CHUNKS.rows)
-
-
-def _unlikelihood(
-    q_PD: torch.Tensor, v_ID: torch.Tensor, target_P: torch.Tensor, weight_P: torch.Tensor
-) -> torch.Tensor:
-    return _unlike((q_PD @ v_ID.T).float(), target_P, -weight_P)
+def _chunk_rows(num_items: int, device: torch.device) -> int:
+    scores = CHUNKS.scores if device.type == "cpu" else CHUNKS.gpu_scores
+    return max(scores // max(num_items, 1), CHUNKS.rows)
 
 
 def _unlike(logits: torch.Tensor, target_P: torch.Tensor, weight_P: torch.Tensor) -> torch.Tensor:

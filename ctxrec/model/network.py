@@ -6,12 +6,12 @@ H encoder width, P positions with a target, N negatives.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn as nn
 
 from ctxrec.core.config import TrainConfig
@@ -20,6 +20,7 @@ from ctxrec.data.batching import Batch
 from ctxrec.encoder.encode_plan import EncodePlan, Tokens, encode_share
 from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.encoder.text_table import TextTable
+from ctxrec.model.catalogue_shares import DividedStep, gather_ranks
 from ctxrec.model.inputs import ItemTensors
 from ctxrec.model.losses import bce_loss, sampled_softmax_loss, softmax_loss
 from ctxrec.model.two_tower import Towers
@@ -29,29 +30,11 @@ CONTENT_POSITIONS = 512  # positions of a micro-batch that train the content hea
 FULL_SOFTMAX_ITEMS = 50_000
 
 
-class _GatherRanks(torch.autograd.Function):
-    """The rows of all ranks, rank after rank, the same number from each. The backward pass sums the gradients of all ranks
-    for a row."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        grad = grad.clone(memory_format=torch.contiguous_format)  # autograd's own tensor must not change
-        dist.all_reduce(grad)
-        size = len(grad) // dist.get_world_size()
-        return grad[dist.get_rank() * size :][:size]
-
-
 def gather_encoded(share_nH: torch.Tensor, plan: EncodePlan) -> torch.Tensor:
     """The vectors of all texts of a plan from each rank's share, in the plan's order: [num_texts, H]."""
     if plan.world == 1:
         return share_nH[: plan.num_texts]
-    ranks = _GatherRanks.apply(share_nH).view(plan.world, -1, share_nH.shape[-1])
+    ranks = gather_ranks(share_nH).view(plan.world, -1, share_nH.shape[-1])
     return ranks.transpose(0, 1).reshape(-1, share_nH.shape[-1])[: plan.num_texts]
 
 
@@ -91,6 +74,7 @@ class LossInputs:
         the full softmax.
     fresh: the texts that the encoder reads in this step, with gradient; `text` takes their vectors over. None outside of
         the encoder phase.
+    divided: how workers divide the items of a full softmax; None: this one computes the vectors and scores of all.
     """
 
     items: ItemTensors
@@ -99,6 +83,7 @@ class LossInputs:
     loss: str
     negatives_N: torch.Tensor | None = None
     fresh: EncodeInputs | None = None
+    divided: DividedStep | None = None
 
 
 class Network(nn.Module):
@@ -130,7 +115,7 @@ class Network(nn.Module):
         with torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype == torch.bfloat16):
             match inputs:
                 case LossInputs():
-                    return self._loss(inputs)
+                    return self._loss(inputs) if inputs.divided is None else self._divided_loss(inputs, inputs.divided)
                 case RankInputs(items, text, batch, item_vectors_IW):
                     return self.towers(items, text, batch, item_vectors=item_vectors_IW, last=True)
                 case EncodeInputs():
@@ -172,30 +157,40 @@ class Network(nn.Module):
         if items.pool is not None:
             vectors_IW = vectors_IW.index_select(0, items.pool)
         expected = 0.0 if negatives_N is None else len(negatives_N) / num_candidates
-        with torch.autocast(vectors_IW.device.type, enabled=False):
-            return self._head_losses(
-                items, batch, inputs.loss, negatives_N, expected, vectors_IW.float(), queries_BSW.float()
-            )
+        asked = torch.nonzero(batch.weights_BS != 0, as_tuple=True)
+        loss = partial(_head_loss, loss=inputs.loss, negatives_N=negatives_N, expected=expected)
+        target_P, weight_P = items.place_I[batch.targets_BS[asked]], batch.weights_BS[asked]
+        return self._head_losses(queries_BSW[asked], vectors_IW, target_P, weight_P, loss)
+
+    def _divided_loss(self, inputs: LossInputs, step: DividedStep) -> torch.Tensor:
+        """The loss of a step whose items the workers divide."""
+        share, batch = step.share, inputs.batch
+        with section("towers"):
+            own_IW, _ = self.towers(share.items, share.text)
+            vectors_nW = share.hand_out(own_IW.float(), step.items_n)
+            _, queries_BSW = self.towers(share.items, share.text, step.narrowed(batch), item_vectors=vectors_nW)
+        queries_PW = step.queries(queries_BSW[batch.weights_BS != 0].float())
+        loss = partial(softmax_loss, divided=share.divided)
+        return self._head_losses(queries_PW, own_IW, share.rows_of(step.targets_P), step.weights_P, loss)
 
     def _head_losses(
         self,
-        items: ItemTensors,
-        batch: Batch,
-        loss: str,
-        negatives_N: torch.Tensor | None,
-        expected: float,
+        queries_PW: torch.Tensor,
         vectors_IW: torch.Tensor,
-        queries_BSW: torch.Tensor,
+        target_P: torch.Tensor,
+        weight_P: torch.Tensor,
+        loss: Callable[..., torch.Tensor],
     ) -> torch.Tensor:
-        asked = torch.nonzero(batch.weights_BS != 0, as_tuple=True)
-        total = vectors_IW.new_zeros(())
-        # Each head has a loss of its own: trained as a sum, the sequence head memorises what the content head explains.
-        heads = zip(queries_BSW.split(self.towers.widths, -1), vectors_IW.split(self.towers.widths, -1), strict=True)
-        for number, (query, vectors) in enumerate(heads):
-            where = asked if number == 0 else _thinned(asked)
-            target_P, weight_P = items.place_I[batch.targets_BS[where]], batch.weights_BS[where]
-            share = batch.weights_BS.abs().sum() / weight_P.abs().sum().clamp(min=1e-9)
-            total = total + share * _head_loss(query[where], vectors, target_P, weight_P, loss, negatives_N, expected)
+        """The sum of both heads' losses, in float32."""
+        total = vectors_IW.new_zeros((), dtype=torch.float32)
+        with torch.autocast(vectors_IW.device.type, enabled=False):
+            heads = (both.float().split(self.towers.widths, -1) for both in (queries_PW, vectors_IW))
+            # Each head has a loss of its own: trained as a sum, the sequence head memorises what the content head explains.
+            for number, (query_PD, vectors_ID) in enumerate(zip(*heads, strict=True)):
+                # The content head has few weights to learn, so it reads fewer positions, at even distances.
+                kept = slice(None, None, 1 if number == 0 else max(-(-len(target_P) // CONTENT_POSITIONS), 1))
+                share = weight_P.abs().sum() / weight_P[kept].abs().sum().clamp(min=1e-9)
+                total = total + share * loss(query_PD[kept], vectors_ID, target_P[kept], weight_P[kept])
         return total
 
 
@@ -216,12 +211,6 @@ def narrowed(
     batch = replace(batch, items_BL=place(batch.items_BL), targets_BS=place(batch.targets_BS))
     text = None if text is None else text.take(needed)
     return items.take(needed), text, batch, place(negatives_N), None if fresh_n is None else place(fresh_n)
-
-
-def _thinned(asked: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """At most CONTENT_POSITIONS of the positions, at even distances, as the content head has few weights to learn."""
-    stride = -(-len(asked[0]) // CONTENT_POSITIONS)
-    return tuple(index[:: max(stride, 1)] for index in asked)
 
 
 def _head_loss(

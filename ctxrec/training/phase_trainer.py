@@ -20,6 +20,7 @@ from ctxrec.core.tracing import section
 from ctxrec.data.tensor_files import write_tensors
 from ctxrec.encoder.encode_plan import plan_encoding
 from ctxrec.encoder.text_table import TextTable
+from ctxrec.model.catalogue_shares import CatalogueShare, DividedStep
 from ctxrec.model.network import EncodeInputs, LossInputs, Network, choose_loss
 from ctxrec.training import checkpoint, deepspeed_engine, faults
 from ctxrec.training.catalogue_vectors import encode_table
@@ -101,6 +102,7 @@ class PhaseRun:
         self.table = None if table is None else TextTable(**vars(table))
         if phase == "encoder" and self.table is not None:
             self.table.vectors_IH = self.table.vectors_IH.clone()
+        self.share = self._share()
         lr = self.config.encoder_phase_tower_lr if phase == "encoder" else self.config.tower_lr
         self.peak_lr = self.config.encoder_lr if phase == "encoder" else lr  # the rate that the log shows
         groups = deepspeed_engine.parameter_groups(network, self.config, tower_lr=lr, encoder_lr=self.config.encoder_lr)
@@ -216,8 +218,10 @@ class PhaseRun:
             with section("data"):
                 batch, negatives_N = batch.to(self.worker.device), self._negatives(number)
                 fresh = self._fresh(distinct, number)
+                divided = None if self.share is None else DividedStep.of(self.share, distinct, step.asked[number])
+                inputs = LossInputs(self.items, self.table, batch, self.loss_name, negatives_N, fresh, divided)
             with section("loss"):  # the profile subtracts the sections inside it
-                loss = self.engine(LossInputs(self.items, self.table, batch, self.loss_name, negatives_N, fresh))
+                loss = self.engine(inputs)
             # DeepSpeed averages over workers and micro-batches, while our loss is a sum over the global batch.
             loss = loss * (self.worker.world * len(micro)) / total.clamp(min=1e-9)
             value = float(loss.detach())
@@ -258,6 +262,14 @@ class PhaseRun:
             return None
         drawn = self._generator(number).integers(0, self.num_negatives_from, self.config.negatives)
         return torch.from_numpy(drawn).to(self.worker.device)
+
+    def _share(self) -> CatalogueShare | None:
+        """This worker's share of the catalogue where several workers score all items; the encoder phase does not divide them."""
+        world = self.worker.world
+        divides = world > 1 and self.loss_name == "softmax" and self.phase != "encoder"
+        if not divides or self.num_negatives_from < world:
+            return None
+        return CatalogueShare.of(self.items, self.table, rank=self.worker.rank, world=world)
 
     def _fresh(self, distinct: np.ndarray, number: int) -> EncodeInputs | None:
         """The items of a micro-batch that are encoded with gradient; None outside of the encoder phase."""

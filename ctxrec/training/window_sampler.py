@@ -8,13 +8,13 @@ as many buckets as fit SHARD_EVENTS events, and at least one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
 from ctxrec.core import schema
-from ctxrec.data.batching import Batch, Batcher, Windows, make_windows
+from ctxrec.data.batching import Asked, Batch, Batcher, Windows, make_windows
 from ctxrec.data.events import Histories, histories_from_table
 from ctxrec.data.log_statistics import BUCKET_EVENTS, BucketEvents, LogScan
 from ctxrec.data.prepared import PreparedData
@@ -31,6 +31,9 @@ class Step:
     micro_batches: list[Batch]
     distinct_items: list[np.ndarray]  # of each micro-batch over all workers: items of histories and targets
     num_slots: int  # events that hold these items, over all workers
+    asked: list[Asked] = field(
+        default_factory=list
+    )  # of each micro-batch over all workers; row r is with worker r % world. Empty with one worker
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ class TrainStream:
         return min(round(self.new.replay * new), all_windows - new)
 
     def _step(self, histories: Histories, windows: Windows, rows: np.ndarray, epoch: int, index: int) -> Step:
-        batches, distinct, num_slots = [], [], 0
+        batches, distinct, num_slots, asked = [], [], 0, []
         for micro in range(self.accumulation):
             # Every worker has every micro-batch, so a short batch repeats rows with weight 0.
             part = rows[micro * self.rows_at_once : (micro + 1) * self.rows_at_once]
@@ -182,12 +185,12 @@ class TrainStream:
             if padding:
                 batch.weights_BS[len(mine) :] = 0
             batches.append(batch)
+            if self.world > 1:
+                asked.append(self.batcher.asked(histories, windows.take(part)))
             spans = [slice(int(windows.start[w]), int(windows.stop[w])) for w in (part if len(part) else rows[:1])]
             num_slots += sum(s.stop - s.start for s in spans)
             distinct.append(np.unique(np.concatenate([histories.events.items[s] for s in spans])))
-        return Step(
-            epoch=epoch, step_in_epoch=index, micro_batches=batches, distinct_items=distinct, num_slots=num_slots
-        )
+        return Step(epoch, index, micro_batches=batches, distinct_items=distinct, num_slots=num_slots, asked=asked)
 
     def _shards(self, epoch: int) -> list[list[int]]:
         """Buckets of each shard. The buckets are grouped in their own order; each epoch shuffles the groups."""

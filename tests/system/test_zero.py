@@ -44,6 +44,7 @@ OFFLOADED = [(1, True), (2, True), (3, True)]
 TUNES = ["lora", "dora", "ia3", "top", "full"]
 AT_ONCE = 8  # windows of a micro-batch over all workers
 RTOL = 1e-4  # of a loss, between ways to compute the same
+ATOL = 1e-3  # of a weight of the towers at the end of their phase, whose steps change it by up to 4e-3 each
 EPOCHS, HALF = 2, 3  # steps before the checkpoint that others go on from
 
 
@@ -110,6 +111,30 @@ def accumulated(base: Config, data: str, folder: str) -> list[list[float]]:
     return found
 
 
+def towers_stages(stages: list[tuple[int, bool]]) -> list[tuple[int, bool]]:
+    """All stages without offload, as a phase of the towers is short, and those that are asked for."""
+    return sorted({*PLAIN, *map(tuple, stages)})
+
+
+def towers(
+    base: Config, data: str, folder: str, stages: list[tuple[int, bool]], rank: int, world: int, prefix: str
+) -> dict[str, list[float]]:
+    """Losses of the towers' phase under each stage; two workers divide the catalogue. FOLDER/NAME.safetensors: weights."""
+    found = {}
+    for stage, offload in stages:
+        options = dataclasses.replace(
+            base.train, zero_stage=stage, offload=offload, workers=world, micro_batch_size=AT_ONCE // world
+        )
+        name = f"{prefix}-{world}-{stage}-{offload}"
+        with tempfile.TemporaryDirectory() as scratch:
+            config, place = dataclasses.replace(base, train=options), Place(rank, world, rank, world, CPU)
+            setup = set_up(config, data, f"{folder}/{name}-run", scratch, place)
+            run = run_phase(setup, f"{folder}/{name}", f"{folder}/{name}.safetensors", None, phase="towers")
+            assert (run.share is not None) == (world > 1)
+            found[name] = run.losses
+    return found
+
+
 def zero_worker(rank: int, world: int, folder: str) -> None:
     deepspeed_engine.use_cpu_accelerator()
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world)}  # as Ray Train sets them
@@ -134,6 +159,7 @@ def zero_worker(rank: int, world: int, folder: str) -> None:
                 if name != alone and (0, False) in map(tuple, job["stages"]):
                     run = run_phase(setup, f"{folder}/{name}-2", best + ".2", f"{folder}/{alone}")
                     found[name]["resumed"] = run.losses
+        found |= towers(base, job["data"], folder, towers_stages(job["stages"]), rank, world, f"{kind}-{tune}-towers")
         if world == 1:
             found[f"{kind}-{tune}-accumulated"] = accumulated(base, job["data"], folder)
     Path(folder, f"{world}-{rank}.json").write_text(json.dumps(found))
@@ -206,6 +232,16 @@ def test_one_curve_under_every_stage_on_one_and_two_workers(run_here, tmp_path, 
         whole, parts = found[f"{kind}-{tune}-accumulated"]
         assert len(whole) == len(expected)
         np.testing.assert_allclose(parts, whole, rtol=RTOL, err_msg="four micro-batches are one batch")
+        prefix = f"{kind}-{tune}-towers"
+        towers_alone, weights = found[f"{prefix}-1-0-False"], load_file(tmp_path / f"{prefix}-1-0-False.safetensors")
+        for world in (1, 2):
+            for stage, offload in towers_stages(stages):
+                name = f"{prefix}-{world}-{stage}-{offload}"
+                np.testing.assert_allclose(found[name], towers_alone, rtol=RTOL, err_msg=name)
+                for weight, ours in load_file(tmp_path / f"{name}.safetensors").items():
+                    torch.testing.assert_close(
+                        ours, weights[weight], atol=ATOL, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+                    )
         weights = load_file(tmp_path / f"{alone}.safetensors")
         assert any(name.startswith("encoder.") for name in weights)
         assert all(weight.any() for name, weight in weights.items() if "lora_B" in name), "B starts at zero"

@@ -9,6 +9,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from bucket_files import write_data, write_shop
 
 from ctxrec.core import schema
@@ -90,6 +91,14 @@ def test_workers_share_the_batches_of_one(shop, shards, world, micro):
             assert {len(s.micro_batches) for s in steps} == {workers[0].accumulation}
             for batches in zip(*(s.micro_batches for s in steps), strict=True):
                 assert len({len(b.lengths_B) for b in batches}) == 1, "the same number of rows on every worker"
+            for micro_batch, several in enumerate(zip(*(s.asked for s in steps), strict=True)):
+                for rank, asked in enumerate(several):  # every worker knows the positions of all workers
+                    batch, mine = steps[rank].micro_batches[micro_batch], asked.rows_P % world == rank
+                    row, _ = where = torch.nonzero(batch.weights_BS, as_tuple=True)
+                    assert (asked.rows_P[mine] // world).tolist() == row.tolist()
+                    assert asked.targets_P[mine].tolist() == batch.targets_BS[where].tolist()
+                    assert asked.weights_P[mine].tolist() == batch.weights_BS[where].tolist()
+                    assert asked.targets_P.tolist() == several[0].targets_P.tolist()
             for several in zip(*(s.distinct_items for s in steps), strict=True):
                 assert all(np.array_equal(several[0], other) for other in several[1:])
 
