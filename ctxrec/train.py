@@ -13,6 +13,9 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder that ctxrec prepare wrote")
     parser.add_argument("--out", required=True, metavar="RUN", help="run folder")
     parser.add_argument("--profile", action="store_true", help="trace some steps of each phase into RUN/profile")
+    parser.add_argument(
+        "--also", metavar="DATA", action="append", help="prepared log from which the encoder learns too"
+    )
     cli.add_print_effective(parser)
     args = parser.parse_args()
     config = cli.config_from(args)

@@ -32,11 +32,11 @@ _FIXED = (
 _CHANGEABLE = (
     "train.tower_lr", "train.encoder_lr", "train.encoder_phase_tower_lr", "train.weight_decay",
     "train.negatives", "model.dropout", "model.id_dropout",
-    "model.text_dropout", "encoder.adapter_dropout",
+    "model.text_dropout",
 )  # fmt: skip
 _ENCODER_PHASE = (
     "train.encoder_epochs", "train.encoder_lr", "train.encoder_phase_tower_lr", "train.fresh_items", "encoder.tune",
-    "encoder.rank", "encoder.alpha", "encoder.adapter_dropout", "encoder.top_layers",
+    "encoder.rank", "encoder.alpha", "encoder.top_layers",
 )  # fmt: skip
 
 

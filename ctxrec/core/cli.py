@@ -85,7 +85,9 @@ def origins(args: argparse.Namespace, saved: str | None = None) -> dict[str, str
 def overrides(args: argparse.Namespace) -> list[str]:
     """The `--set` overrides of a command, together with those of flags such as `--rules`."""
     rules = getattr(args, "rules", None)
-    return args.overrides + ([f"diversity.rules={json.dumps(rules)}"] if rules else [])
+    also = getattr(args, "also", None)
+    made = [f"diversity.rules={json.dumps(rules)}"] * bool(rules) + [f"train.also={json.dumps(also)}"] * bool(also)
+    return args.overrides + made
 
 
 def config_from(args: argparse.Namespace) -> Config:
@@ -94,7 +96,7 @@ def config_from(args: argparse.Namespace) -> Config:
     Raises:
         UserError: an option is unknown or has a bad value.
     """
-    return load_config(args.config, args.overrides)
+    return load_config(args.config, overrides(args))
 
 
 def config_of_run(args: argparse.Namespace, saved: str, *, free: Collection[str] = ()) -> Config:

@@ -34,6 +34,7 @@ REMOVED: dict[str, Removed] = {
     "prepare.max_id_bytes": Removed(1024),
     "prepare.max_category_values": Removed(100_000),
     "encoder.compile": Removed(False, "leave it out: the encoder is never compiled, as that gained 10 % at best"),
+    "encoder.adapter_dropout": Removed(0.0, "leave it out: no measurement supported it"),
     **{
         key: Removed(True, f"list the sources in model.sources, with or without {name!r}") for key, name in _USE.items()
     },

@@ -127,6 +127,11 @@ class RunPaths:
         """Vectors of images and sounds."""
         return storage.join(self.root, CHECKPOINTS, "media.safetensors")
 
+    @property
+    def pair_outcome(self) -> str:
+        """What tuning the encoder on pairs of several logs came to."""
+        return storage.join(self.root, CHECKPOINTS, "pairs.json")
+
     def best(self, phase: str) -> str:
         """The best weights of a phase so far."""
         return storage.join(self.root, CHECKPOINTS, f"best-{phase}.safetensors")

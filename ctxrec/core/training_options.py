@@ -33,7 +33,6 @@ class EncoderConfig:
             (`full`) or nothing (`freeze`).
         rank: Rank of the LoRA or DoRA adapter.
         alpha: Scale of the LoRA or DoRA adapter; its output is multiplied by alpha / rank.
-        adapter_dropout: Dropout of the input of the LoRA or DoRA adapter.
         top_layers: How many of the top layers are fine-tuned. 0 means all layers. The states below them are computed once
             and kept on disk.
         max_tokens: Item texts are cut to this number of tokens.
@@ -52,7 +51,6 @@ class EncoderConfig:
     tune: Literal["lora", "dora", "ia3", "top", "full", "freeze"] = "lora"
     rank: int = 8
     alpha: float = 16.0
-    adapter_dropout: float = 0.0
     top_layers: int = 2
     max_tokens: int = 64
     token_budget: int = 4096
@@ -65,7 +63,6 @@ class EncoderConfig:
             require(getattr(self, key) >= 1, f"encoder.{key}", getattr(self, key), "at least 1")
         for key in ("top_layers", "cache_gb"):
             require(getattr(self, key) >= 0, f"encoder.{key}", getattr(self, key), "0 or more")
-        require(0 <= self.adapter_dropout < 1, "encoder.adapter_dropout", self.adapter_dropout, "from 0 to below 1")
         require(self.token_budget >= self.max_tokens, "encoder.token_budget", self.token_budget, "at least max_tokens")
 
 
@@ -149,6 +146,8 @@ class TrainConfig:
         encoder_epochs: Epochs of the encoder's phase, in which the items of a step get fresh text vectors. `auto` leaves the
             phase out where the log or its texts cannot teach the encoder. A number trains it in any case; 0 means no such
             phase.
+        also: Prepared folders of other logs, from which the encoder learns too what belongs together, before the towers are
+            trained. What it learnt is kept if the texts alone then rank the validation events better.
         tower_lr: Peak learning rate of the towers in the first phase and in the refit.
         encoder_lr: Peak learning rate of the encoder. A language model that reads the history learns at a sixth of it.
         encoder_phase_tower_lr: Peak learning rate of the towers in the encoder's phase.
@@ -189,6 +188,7 @@ class TrainConfig:
     micro_batch_size: int = 0
     tower_epochs: int = 0
     encoder_epochs: int | Literal["auto"] = "auto"
+    also: tuple[str, ...] = ()
     tower_lr: float = 4e-3
     encoder_lr: float = 3e-3
     encoder_phase_tower_lr: float = 5e-4

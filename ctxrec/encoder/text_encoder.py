@@ -177,7 +177,6 @@ def attach(backbone: Any, config: EncoderConfig) -> Any:
                 backbone,
                 rank=config.rank,
                 alpha=config.alpha,
-                dropout=config.adapter_dropout,
                 dora=config.tune == "dora",
                 exclude=exclude,
             )

@@ -1,7 +1,7 @@
 """The network that is trained: encoder and towers in one module, so that one engine owns all parameters.
 
 Legend: B rows, S query slots, W width of all heads' vectors, D width of one head's, I items, n fresh items of a step,
-H encoder width, P positions with a target, N negatives.
+H encoder width, P positions with a target or pairs of items, N negatives, C candidates.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from ctxrec.model.two_tower import Towers
 CONTENT_POSITIONS = 512  # positions of a micro-batch that train the content head, at most
 # `train.loss = auto` takes the full softmax up to so many items. No measurement supports the number: it bounds memory and time.
 FULL_SOFTMAX_ITEMS = 50_000
+# Of the cosines of pairs of items (`PairInputs`), a usual value (SimCSE, arXiv 2104.08821). No measurement of ours supports others.
+PAIR_TEMPERATURE = 0.05
 
 
 def gather_encoded(share_nH: torch.Tensor, plan: EncodePlan) -> torch.Tensor:
@@ -86,6 +88,26 @@ class LossInputs:
     divided: DividedStep | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class PairInputs:
+    """Asks a `Network` for the loss of pairs of items by their texts alone.
+
+    table_IH: the latest vectors of the catalogue's texts; those of the fresh ones are written into it.
+    centre_H: subtracted from vectors, which then have length 1.
+    fresh: the texts that the encoder reads in this step, with gradient.
+    before_P, after_P: int64, the items of each pair. candidates_C: int64, the items that `after_P` is told from.
+    not_negative_PC: bool, the candidates that are left out of a pair's softmax.
+    """
+
+    table_IH: torch.Tensor
+    centre_H: torch.Tensor
+    fresh: EncodeInputs
+    before_P: torch.Tensor
+    after_P: torch.Tensor
+    candidates_C: torch.Tensor
+    not_negative_PC: torch.Tensor
+
+
 class Network(nn.Module):
     """Towers and, in the encoder phase, the encoder; `forward` does all that needs parameters.
 
@@ -99,7 +121,7 @@ class Network(nn.Module):
         self.encoder = encoder
 
     def forward(
-        self, inputs: LossInputs | RankInputs | EncodeInputs
+        self, inputs: LossInputs | RankInputs | EncodeInputs | PairInputs
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor | None]:
         """Compute what the type of `inputs` asks for.
 
@@ -108,7 +130,7 @@ class Network(nn.Module):
 
         Returns:
             For `LossInputs` the sum of weighted losses over the batch's positions, a scalar: divide it by the total
-            weight of the step. For `EncodeInputs` the vectors of the plan's texts in its order, [num_texts, H]. For
+            weight of the step. For `PairInputs` the sum over the pairs. For `EncodeInputs` the vectors of the plan's texts in its order, [num_texts, H]. For
             `RankInputs` the item vectors [I, W] and the query of each request [B, W], or None without requests.
         """
         weight = next(self.parameters())
@@ -120,13 +142,32 @@ class Network(nn.Module):
                     return self.towers(items, text, batch, item_vectors=item_vectors_IW, last=True)
                 case EncodeInputs():
                     return self._encode(inputs)
-        raise TypeError(f"a network is called with LossInputs, RankInputs or EncodeInputs, not {type(inputs).__name__}")
+                case PairInputs():
+                    return self._pair_loss(inputs)
+        raise TypeError(f"a network is called with one of its four types of inputs, not {type(inputs).__name__}")
 
     def _encode(self, inputs: EncodeInputs) -> torch.Tensor:
         with torch.autocast(inputs.device.type, enabled=False):  # the encoder chooses its own precision
             assert self.encoder is not None
             share_nH = encode_share(self.encoder, inputs.tokens, inputs.plan, inputs.rank, inputs.device)
             return gather_encoded(share_nH, inputs.plan)
+
+    def _pair_loss(self, inputs: PairInputs) -> torch.Tensor:
+        """Sum over the pairs of -log softmax(cos(before, candidate) / PAIR_TEMPERATURE)[after]."""
+        with section("encode"):
+            fresh_nH = self._encode(inputs.fresh)
+        plan, table_IH = inputs.fresh.plan, inputs.table_IH
+        which_n = torch.from_numpy(plan.order[: plan.num_texts]).to(fresh_nH.device)
+        fresh_nH = fresh_nH.to(table_IH.dtype)
+        table_IH[which_n] = fresh_nH.detach()
+        with torch.autocast(table_IH.device.type, enabled=False):
+            vectors_IH = table_IH.index_copy(0, which_n, fresh_nH)
+            before_PH = nn.functional.normalize(vectors_IH[inputs.before_P] - inputs.centre_H, dim=1)
+            candidates_CH = nn.functional.normalize(vectors_IH[inputs.candidates_C] - inputs.centre_H, dim=1)
+            logits_PC = before_PH @ candidates_CH.T / PAIR_TEMPERATURE
+            logits_PC = logits_PC.masked_fill(inputs.not_negative_PC, float("-inf"))
+            place_P = torch.searchsorted(inputs.candidates_C, inputs.after_P)
+            return nn.functional.cross_entropy(logits_PC, place_P, reduction="sum")
 
     def _loss(self, inputs: LossInputs) -> torch.Tensor:
         """The loss of a step; fresh vectors replace those of the table, so that the table follows the encoder.

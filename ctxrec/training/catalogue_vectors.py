@@ -27,7 +27,7 @@ from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.encoder.text_table import TextTable, has_text, make_text_table
 from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.network import EncodeInputs, Network
-from ctxrec.training.tuning_rule import why_not_asked, why_not_taught
+from ctxrec.training.tuning_rule import why_never_tuned, why_not_asked, why_not_taught
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def _read_texts(
     why_not = why_not_asked(config) or why_not_taught(
         int(log.events_K.sum()), int(log.trained_I.sum()), tokens, shown, forced=forced
     )
-    if not why_not:
+    if not why_not or (config.train.also and not why_never_tuned(config)):
         tokens = with_states(tokens, present_I, encoder_path, config.encoder, place)
     frozen = frozen_table(config.encoder, RunPaths(run).text_vectors, encoder_path, tokens, present_I, place)
     return CatalogueTexts(encoder_path, tokens, present_I, frozen, why_not)

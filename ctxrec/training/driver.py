@@ -27,7 +27,8 @@ from ctxrec.encoder.hub import check_max_tokens, resolve_encoder
 from ctxrec.index import faiss_package
 from ctxrec.ingest.vocabularies import check_targets
 from ctxrec.model.backbones import check_backbone
-from ctxrec.training.encoder_outcome import EncoderOutcome, encoder_outcome
+from ctxrec.training.encoder_outcome import EncoderOutcome, PairOutcome, encoder_outcome, with_pairs
+from ctxrec.training.pair_phase import open_other_logs
 from ctxrec.training.profiler import summarise
 from ctxrec.training.trackers import check_trackers, read_train_log
 from ctxrec.training.unused_options import set_in_vain
@@ -87,12 +88,13 @@ def train(
     if not _is_quick(config):
         check_trackers(config.train)
         check_backbone(config.model)
+    others = open_other_logs(config, data)
     if data.meta["counts"]["train"] == 0:
         raise UserError(f"{data_path} has no training event; lower split.valid and split.test in the dataset spec")
     check_targets(data.spec.events, data.features.actions)
     if profile and _is_quick(config):
         raise UserError("--profile traces the steps of a training, and train.preset = 'quick' has none; leave one out")
-    if _finished(out, config, data):
+    if _finished(out, config, data, others):
         print(f"reused: {out} holds this training, finished; nothing changed")
         return out
     if config.encoder.name and "text" in config.model.sources:
@@ -149,10 +151,11 @@ def with_absolute_paths(config: Config) -> Config:
         encoder = dataclasses.replace(encoder, name=os.path.abspath(encoder.name))
     if model.backbone not in BACKBONES and os.path.isdir(model.backbone):
         model = dataclasses.replace(model, backbone=os.path.abspath(model.backbone))
-    return dataclasses.replace(config, encoder=encoder, model=model)
+    train = dataclasses.replace(config.train, also=tuple(storage.absolute(path) for path in config.train.also))
+    return dataclasses.replace(config, encoder=encoder, model=model, train=train)
 
 
-def _finished(out: str, config: Config, data: PreparedData) -> bool:
+def _finished(out: str, config: Config, data: PreparedData, others: Sequence[PreparedData]) -> bool:
     """Whether `out` holds this training and it is finished.
 
     Raises:
@@ -179,6 +182,10 @@ def _finished(out: str, config: Config, data: PreparedData) -> bool:
         return False  # the manifest of a quick training that a full one went on from, and has not finished
     if made["data_fingerprint"] != data.fingerprint:
         raise UserError(f"{out} was trained on other data; give another --out, or delete it")
+    if made.get("also", []) != [other.fingerprint for other in others]:
+        raise UserError(
+            f"the logs of train.also have changed since {out} was trained; give another --out, or delete it"
+        )
     return True
 
 
@@ -246,6 +253,7 @@ def _manifest(out: str, data: PreparedData, config: Config, seconds: float) -> d
         "train_seconds": round(seconds, 1),
         "encoder": outcome.state,
         "encoder_reason": outcome.why,
+        "also": [other.fingerprint for other in open_other_logs(config, data)],
         "files": {f"bundle/{name}": digest for name, digest in inside["files"].items()},
     } | ({} if ndcg is None else {"valid_ndcg@10": ndcg})
 
@@ -277,7 +285,9 @@ def run_outcome(run: str) -> EncoderOutcome:
     """What became of the encoder in a training, also of a run whose manifest does not say so."""
     path = RunPaths(run).not_tuned  # a run of an earlier version has none
     why_not = storage.read_json(path)["why"] if storage.exists(path) else ""
-    return encoder_outcome(load_config(base=RunPaths(run).config), read_train_log(run), why_not)
+    outcome = encoder_outcome(load_config(base=RunPaths(run).config), read_train_log(run), why_not)
+    pairs = RunPaths(run).pair_outcome
+    return with_pairs(outcome, PairOutcome.read(pairs)) if storage.exists(pairs) else outcome
 
 
 def describe_run(run: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ctxrec.core import storage
 from ctxrec.core.config import Config
 from ctxrec.training.tuning_rule import why_not_asked
 
@@ -32,6 +33,53 @@ class EncoderOutcome:
         'encoder: frozen, because encoder.tune is freeze'
         """
         return f"encoder: {self.state}, because {self.why}"
+
+
+@dataclass(frozen=True)
+class PairOutcome:
+    """What tuning on the pairs of several logs came to (`ctxrec.training.pair_phase`).
+
+    logs: how many, the own one included. pairs: of items, in all of them. kept: whether the encoder changed.
+    before, best: NDCG@10 of the own validation events by texts alone, with the encoder as it was and with the best of the
+        phase; None without such events.
+    """
+
+    logs: int
+    pairs: int
+    kept: bool
+    before: float | None
+    best: float | None
+    seconds: float
+
+    @property
+    def why(self) -> str:
+        """What the phase brought, in words."""
+        told = f"{self.pairs:,} pairs of items of {self.logs} logs"
+        if self.before is None or self.best is None:
+            return f"{told} tuned it, without validation events to judge it by ({self.seconds:.0f} s)"
+        what = "validation NDCG@10 of the texts alone"
+        if self.kept:
+            return f"{told} lifted {what} from {self.before:.4f} to {self.best:.4f} in {self.seconds:.0f} s"
+        return f"{told} gained nothing for {what} ({self.before:.4f} before); their {self.seconds:.0f} s were lost"
+
+    def write(self, path: str) -> None:
+        """Write it as JSON."""
+        storage.write_json(path, vars(self))
+
+    @staticmethod
+    def read(path: str) -> PairOutcome:
+        """Read what `write` wrote."""
+        return PairOutcome(**storage.read_json(path))
+
+
+def with_pairs(outcome: EncoderOutcome, pairs: PairOutcome) -> EncoderOutcome:
+    """The outcome of a training that also tuned the encoder on pairs, before the towers."""
+    if pairs.kept:
+        after = (
+            f"; after that {outcome.why}" if outcome.is_tuned else f"; no other phase tuned it, because {outcome.why}"
+        )
+        return EncoderOutcome(TUNED, pairs.why + after)
+    return EncoderOutcome(outcome.state, f"{outcome.why}; {pairs.why}")
 
 
 def encoder_outcome(config: Config, train_log: Sequence[dict[str, Any]], why_not: str = "") -> EncoderOutcome:

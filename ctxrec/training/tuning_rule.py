@@ -34,14 +34,18 @@ TUNING_RULE = TuningRuleParams()
 
 
 def why_not_asked(config: Config) -> str:
-    """Why the options leave the encoder as it is, in words; "" where they ask for tuning."""
+    """Why the options leave the encoder's phase out, in words; "" where they ask for it."""
+    why_not = why_never_tuned(config)
+    return why_not or ("train.encoder_epochs is 0" if config.train.encoder_epochs == 0 else "")
+
+
+def why_never_tuned(config: Config) -> str:
+    """Why no phase can change the encoder, in words; "" where one can."""
     if not config.encoder.name or "text" not in config.model.sources:
         return "the model reads no text"
     if config.train.preset == "quick":
         return "train.preset is quick"
-    if config.encoder.tune == "freeze":
-        return "encoder.tune is freeze"
-    return "train.encoder_epochs is 0" if config.train.encoder_epochs == 0 else ""
+    return "encoder.tune is freeze" if config.encoder.tune == "freeze" else ""
 
 
 def why_not_taught(

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from ctxrec.core.config import BACKBONES, Config
 from ctxrec.core.option_origins import names_of
 from ctxrec.core.toml import toml_value
-from ctxrec.training.tuning_rule import why_not_asked
+from ctxrec.training.tuning_rule import why_never_tuned, why_not_asked
 
 _TUNING = (
-    "encoder.tune", "encoder.rank", "encoder.alpha", "encoder.adapter_dropout", "encoder.top_layers", "encoder.cache_gb",
+    "encoder.tune", "encoder.rank", "encoder.alpha", "encoder.top_layers", "encoder.cache_gb",
     "encoder.gradient_checkpointing", "encoder.gradient_caching", "train.encoder_epochs", "train.encoder_phase_tower_lr",
     "train.fresh_items",
 )  # fmt: skip
@@ -25,9 +25,9 @@ _TOWERS = (
 )  # fmt: skip
 _WORKERS = ("train.cpus_per_worker", "train.gpus_per_worker", "train.max_failures", "train.timeout_s")
 _OF_TUNE = {  # what each way to tune the encoder has no use for
-    "ia3": ("encoder.rank", "encoder.alpha", "encoder.adapter_dropout"),
-    "top": ("encoder.rank", "encoder.alpha", "encoder.adapter_dropout"),
-    "full": ("encoder.rank", "encoder.alpha", "encoder.adapter_dropout", "encoder.top_layers", "encoder.cache_gb"),
+    "ia3": ("encoder.rank", "encoder.alpha"),
+    "top": ("encoder.rank", "encoder.alpha"),
+    "full": ("encoder.rank", "encoder.alpha", "encoder.top_layers", "encoder.cache_gb"),
 }
 
 
@@ -113,7 +113,11 @@ def _of_encoder(config: Config) -> Iterator[tuple[str, tuple[str, ...]]]:
             "model.text_dropout",
         )
         yield "the model reads no text", read
-    if why_not := why_not_asked(config):
+    why_not, never = why_not_asked(config), why_never_tuned(config)
+    if never:
+        yield never, ("train.also",)
+    also = bool(config.train.also) and not never  # another phase that tunes the encoder
+    if why_not and not also:
         # The reason itself is no option that is set in vain.
         reason = {"encoder.tune is freeze": "encoder.tune", "train.encoder_epochs is 0": "train.encoder_epochs"}.get(
             why_not
@@ -121,8 +125,10 @@ def _of_encoder(config: Config) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield why_not, tuple(name for name in _TUNING if name != reason)
         if model.backbone in BACKBONES:
             yield why_not, ("train.encoder_lr",)
-    else:
-        yield f"encoder.tune is {encoder.tune}", _OF_TUNE.get(encoder.tune, ())
+        return
+    if why_not:
+        yield why_not, ("train.encoder_phase_tower_lr",)
+    yield f"encoder.tune is {encoder.tune}", _OF_TUNE.get(encoder.tune, ())
 
 
 def _of_lists(config: Config) -> Iterator[tuple[str, tuple[str, ...]]]:

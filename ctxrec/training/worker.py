@@ -27,9 +27,11 @@ from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
 from ctxrec.training import checkpoint, faults
 from ctxrec.training.export import Chosen, FittedBlend, calibrate, export, tuned_encoder, tuned_text
+from ctxrec.training.pair_phase import tune_on_pairs
 from ctxrec.training.phase_setup import Report, Setup
 from ctxrec.training.phase_trainer import SHARE, PhaseRun, Progress, Resumed
 from ctxrec.training.profiler import StepTrace
+from ctxrec.training.tuning_rule import why_never_tuned
 from ctxrec.training.warm_start import WARM_START, read_earlier, warm_probability, warm_weights, with_warm_options
 from ctxrec.training.window_sampler import NewEvents, TrainStream
 from ctxrec.training.worker_setup import describe_choices, set_up
@@ -79,9 +81,17 @@ def _train(job: dict[str, Any], scratch: str, place: Place, report: Report) -> N
         storage.write_json(RunPaths(setup.run).not_tuned, {"why": why_not})
         if why_not:
             logger.info("the encoder is not tuned, because %s", why_not)
+    pooled = None
+    if config.train.also and not why_never_tuned(config) and texts is not None:
+        pooled = tune_on_pairs(setup)
+        if not storage.exists(RunPaths(setup.run).pair_outcome):
+            return  # the training was asked to end
+        if pooled is not None:
+            tuned = dataclasses.replace(texts, frozen=tuned_text(setup, pooled))
+            setup = dataclasses.replace(setup, catalogue=dataclasses.replace(setup.catalogue, texts=tuned))
     resumed = _load_checkpoint(setup, job["start"])
     done: dict[str, dict[str, torch.Tensor]] = {}
-    chosen = Chosen(setup.catalogue.frozen, None, 1.0)
+    chosen = Chosen(setup.catalogue.frozen, pooled, 1.0)
     for number, phase in enumerate(phases):
         best_path = RunPaths(setup.run).best(phase)
         later = resumed is not None and phases.index(resumed.progress.phase) > number
@@ -220,6 +230,8 @@ def _run_phase(
         assert texts is not None
         cut = texts.tokens.states is not None
         encoder = TextEncoder(setup.config.encoder, texts.encoder_path, tune=True, cut=cut)
+        if chosen.encoder is not None:  # it was tuned on pairs before
+            checkpoint.load_weights(encoder, checkpoint.trainable(chosen.encoder))
         encoder.fit_to(worker.device, worker.dtype)
     network = Network(made, encoder).to(worker.device)
     stream = TrainStream(

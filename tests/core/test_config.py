@@ -62,7 +62,6 @@ def test_overrides_are_toml_or_a_string(override, section, key, value):
         ("encoder.tune=all", ["encoder.tune", "lora"]),
         ('model.sources=["texts"]', ["model.sources[0]", "'texts'", "text, media, id"]),
         ("encoder.token_budget=8", ["encoder.token_budget", "max_tokens"]),
-        ("encoder.adapter_dropout=1", ["encoder.adapter_dropout"]),
         ("model.dim=15", ["model.dim", "heads"]),
         ("model.dropout=1", ["model.dropout"]),
         ("train.zero_stage=4", ["train.zero_stage", "0, 1, 2 or 3"]),

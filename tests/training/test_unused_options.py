@@ -29,7 +29,7 @@ SMALL = [
 # Another value of every option that some rule calls unused.
 OTHER = {
     "encoder.name": "ENCODER", "encoder.image": "nowhere", "encoder.audio": "nowhere", "encoder.pooling": "cls",
-    "encoder.tune": "ia3", "encoder.rank": "2", "encoder.alpha": "64", "encoder.adapter_dropout": "0.5",
+    "encoder.tune": "ia3", "encoder.rank": "2", "encoder.alpha": "64",
     "encoder.top_layers": "2", "encoder.cache_gb": "0", "encoder.gradient_checkpointing": "true",
     "encoder.gradient_caching": "true", "encoder.max_tokens": "3", "encoder.token_budget": "999", "model.dim": "16",
     "model.content_dim": "7", "model.backbone": "gru", "model.backbone_rank": "2", "model.layers": "1", "model.heads": "4",
@@ -38,7 +38,7 @@ OTHER = {
     "train.gpus_per_worker": "0.5", "train.zero_stage": "3", "train.offload": "true", "train.global_batch_size": "4",
     "train.micro_batch_size": "2", "train.tower_epochs": "3", "train.encoder_epochs": "3", "train.tower_lr": "0.01",
     "train.encoder_lr": "0.02", "train.encoder_phase_tower_lr": "0.02", "train.weight_decay": "0.5", "train.warmup": "0.9",
-    "train.fresh_items": "3", "train.loss": "bce", "train.negatives": "3", "train.temperature": "0.5",
+    "train.fresh_items": "3", "train.also": '["nowhere"]', "train.loss": "bce", "train.negatives": "3", "train.temperature": "0.5",
     "train.eval_every": "1", "train.patience": "1", "train.new_items_cost": "0.9", "train.refit": "true",
     "train.precision": "bf16", "train.max_failures": "9", "train.not_finite": "skip", "train.timeout_s": "99",
     "train.checkpoint_every": "1", "train.keep_checkpoints": "5", "train.trackers": '["wandb"]', "index.latency_ms": "9",
