@@ -13,6 +13,7 @@ Legend: H half-lives, I items, A items with recent events, E events.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from ctxrec.data.events import US
 _MOST_DOUBLINGS = 400.0  # of the shortest half-life between the landmark and an event; float64 holds 1023
 DAY_US = 86_400 * US
 _SPARE = 1024  # items by which the sums grow at least
+_CHANGES = 4096  # additions whose items are remembered
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class LiveCounts:
         self._halves_us = np.array(params.half_lives_s) * US  # [H]
         self._sums_HI = np.zeros((len(self._halves_us), num_items))
         self._landmark_us = 0
+        self._changes: deque[np.ndarray] = deque(maxlen=_CHANGES)  # items of the latest additions, oldest first
 
     @property
     def num_items(self) -> int:
@@ -105,18 +108,34 @@ class LiveCounts:
         else:
             for h, weights in enumerate(weights_HE):
                 self._sums_HI[h] += np.bincount(items, weights, minlength=self.num_items)
+        self._changes.append(items)
         self.version += 1
 
     def counts(self, at_us: int) -> np.ndarray:
         """Counts of all items at a time, which is no earlier than the latest event: float64 [H, I]."""
         return self._sums_HI * self._factor_H(at_us)[:, None]
 
-    def recent(self, at_us: int) -> tuple[np.ndarray, np.ndarray]:
-        """Items with recent events, int64 [A] in rising order, and their counts, float64 [H, A]."""
+    def recent(self, at_us: int, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Items with recent events, int64 [A] in rising order, and their counts, float64 [H, A].
+
+        Args:
+            at_us: no earlier than the latest event.
+            among: positions in rising order, the only items that are looked at; None: all.
+        """
         factor_H = self._factor_H(at_us)
         # The longest half-life has the largest count, because each event decays the slowest in it.
-        items = np.flatnonzero(self._sums_HI[-1] * factor_H[-1] >= self.params.least)
+        sums_I = self._sums_HI[-1] if among is None else self._sums_HI[-1, among]
+        items = np.flatnonzero(sums_I * factor_H[-1] >= self.params.least)
+        items = items if among is None else among[items]
         return items, self._sums_HI[:, items] * factor_H[:, None]
+
+    def changed_since(self, version: int) -> np.ndarray | None:
+        """Items with events that came after `version`, int64, with repetitions; None where they are not remembered."""
+        num = self.version - version
+        if num > len(self._changes):
+            return None
+        latest = [self._changes[-n] for n in range(1, num + 1)]
+        return np.concatenate([np.zeros(0, np.int64), *latest])
 
     def _factor_H(self, at_us: int) -> np.ndarray:
         at_us = at_us if self.newest_us is None else max(at_us, self.newest_us)

@@ -31,6 +31,9 @@ class LiveParams:
         one: count that log(1 + count / one) calls one. Of .001 to 5, .01 and .03 have the best likelihood of a replay of
             the simulated news service. No measurement supports the others.
         most_items: limit of time: so many items get live scores, those with the largest ones.
+        look_again_s: limit of time: after so many seconds of requests all items are looked at again. In between the items
+            with events since then are looked at, and twice `most_items` of those that had the largest scores. Scores are
+            exact at any time; an item without a new event may enter or leave the last places of `most_items` late.
         tolerance_s: a request whose time is before the latest event gets live scores if it is so many seconds before at
             most, because clocks differ. An earlier one gets none: what happened after it must not be known to it.
         keep_s: seconds to which the time of a request is rounded down, so that requests share what is computed.
@@ -38,6 +41,7 @@ class LiveParams:
 
     one: float = 0.02
     most_items: int = 2_000
+    look_again_s: float = 60.0
     tolerance_s: float = 300.0
     keep_s: float = 1.0
 
@@ -127,6 +131,7 @@ class LiveSources:
         assert counts.params.half_lives_s == weights.half_lives_s
         self.counts, self.weights, self._params = counts, weights, params
         self._kept: tuple[tuple[int, int], np.ndarray, np.ndarray] | None = None
+        self._looked: _Looked | None = None  # when all items were looked at last
 
     def are_current(self, times_us: np.ndarray) -> np.ndarray:
         """See `AddsNow`."""
@@ -158,14 +163,43 @@ class LiveSources:
         """Items with recent events, int64 [A] rising, and their sources, float32 [H, A], at a time in `keep_s`."""
         key = (self.counts.version, moment)
         if self._kept is None or self._kept[0] != key:
-            items, counts_HA = self.counts.recent(moment * round(self._params.keep_s * US))
+            most, at_us = self._params.most_items, moment * round(self._params.keep_s * US)
+            among = self._worth_a_look(at_us)
+            items, counts_HA = self.counts.recent(at_us, among)
             sources_HA = source_values(counts_HA, self._params)
-            if len(items) > self._params.most_items:
-                typical = self.weights.of_live(np.zeros(1))[0] @ sources_HA
-                best = np.sort(np.argpartition(-typical, self._params.most_items)[: self._params.most_items])
-                items, sources_HA = items[best], sources_HA[:, best]
-            self._kept = key, items, sources_HA
+            typical_A = self.weights.of_live(np.zeros(1))[0] @ sources_HA
+            if among is None:
+                best = _largest(typical_A, 2 * most)
+                self._looked = _Looked(at_us, self.counts.version, items[best])
+            best = _largest(typical_A, most)
+            self._kept = key, items[best], sources_HA[:, best]
         return self._kept[1], self._kept[2]
+
+    def _worth_a_look(self, at_us: int) -> np.ndarray | None:
+        """The items that may have the largest live scores, rising; None where all have to be looked at."""
+        looked = self._looked
+        if looked is None or abs(at_us - looked.at_us) > self._params.look_again_s * US:
+            return None
+        changed = self.counts.changed_since(looked.version)
+        if changed is None or len(changed) > 2 * self._params.most_items:
+            return None
+        return np.union1d(looked.items, changed)
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """A look at all items: when, after which events, and which of them had the largest live scores, rising."""
+
+    at_us: int
+    version: int
+    items: np.ndarray
+
+
+def _largest(values_A: np.ndarray, most: int) -> np.ndarray:
+    """Places of the `most` largest values, rising; all places where there are no more."""
+    if len(values_A) <= most:
+        return np.arange(len(values_A))
+    return np.sort(np.argpartition(-values_A, most)[:most])
 
 
 def _told(seconds: float) -> str:

@@ -3,7 +3,7 @@
     python tests/bench/live_speed.py                 # 100,000 items x 128, made once
     python tests/bench/live_speed.py --run RUN       # a run or bundle
 
-Events of many items come before, and some come between the requests. Times are those that one thread computes, so that other
+Events of many items come before, and ten come in each second between two batches. Times are those that one thread computes, so that other
 processes do not count. Prints Markdown.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
-HOURS_US = 3_600_000_000
+SECOND_US = 1_000_000  # between two batches
 
 
 def measured(run: str, *, num_events: int, turns: int, batch: int) -> dict[str, list[float]]:
@@ -52,7 +52,7 @@ def measured(run: str, *, num_events: int, turns: int, batch: int) -> dict[str, 
     statistics.add(events(num_events, newest), now_us=newest)
     users, seconds = sorted(model.user_row), {"live": [], "still": []}
     for turn in range(turns):
-        at_us = newest + turn * HOURS_US // 100
+        at_us = newest + turn * SECOND_US
         statistics.add(events(10, at_us), now_us=at_us)  # so that nothing is taken from an earlier request
         who = rng.integers(len(users), size=batch).tolist()
         asked = [
