@@ -24,10 +24,11 @@ from ctxrec.ingest.source import fingerprint, inspect_source
 from ctxrec.lifecycle import rounds
 from ctxrec.lifecycle.completed import completed
 from ctxrec.lifecycle.decision import add_to_card, card_of, copy_card, decide, write_card
+from ctxrec.lifecycle.guards import WATCH, WatchParams
 from ctxrec.lifecycle.newest_events import newest_held_out, num_events
 from ctxrec.lifecycle.rounds import Round
 from ctxrec.lifecycle.service_look import Look, look
-from ctxrec.lifecycle.watch import WATCH, WatchParams, read_look, save_look, watch
+from ctxrec.lifecycle.watch import read_look, save_look, watch
 from ctxrec.training.driver import train
 from ctxrec.training.warm_start import why_not
 
@@ -261,7 +262,7 @@ def _guard_broken(asked: Refresh, now: Round, *, since: float, at_publication: L
         still_served=still_served,
         canary=canary,
     )
-    enough = "" if seen.answers >= asked.guards.fewest else ", too few to tell"
+    enough = "" if seen.answers >= asked.guards.fewest else ", too few to see more than a plain fault"
     told = {
         "watched_s": seen.seconds,
         "watched": f"{seen.answers:,.0f} answers{enough}",

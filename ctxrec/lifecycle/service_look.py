@@ -14,9 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ctxrec.core.errors import UserError
 
-ROUTE = "/v1/recommend"
+ROUTE, EVENTS_ROUTE = "/v1/recommend", "/v1/events"
 KEYS = "CTXREC_API_KEYS"  # environment variable with keys of the service, of which one may read its metrics
 _TIMEOUT_S = 10.0
+_TOTALS = ("answers", "errors", "seconds", "lists", "fallbacks", "posts", "events", "refused")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,10 @@ class Look:
         answers: calls for recommendations that got an answer, whatever its status.
         errors: those of them with a status of 500 or above.
         seconds: time of all calls together.
+        within: number of calls by the longest time that they may have taken, in seconds, as text ("0.01": 10 ms).
+        lists: answers to users, of which a call may have several.
         fallbacks: answers to users of whom nothing was known.
+        posts: calls that brought events and were accepted.
         events: events that were accepted.
         refused: published versions that a replica could not take over.
         replicas: number of replicas by the version that they serve.
@@ -41,26 +45,29 @@ class Look:
     answers: float = 0.0
     errors: float = 0.0
     seconds: float = 0.0
+    lists: float = 0.0
     fallbacks: float = 0.0
+    posts: float = 0.0
     events: float = 0.0
     refused: float = 0.0
     replicas: dict[str, float] = field(default_factory=dict)
     listed: dict[str, list[float]] = field(default_factory=dict)
     arms: dict[str, float] = field(default_factory=dict)
+    within: dict[str, float] = field(default_factory=dict)
 
     def since(self, before: Look) -> Look:
         """What was counted since an earlier look. Where the service was restarted, its counters begin anew."""
-        names = ("answers", "errors", "seconds", "fallbacks", "events", "refused")
         restarted = self.answers < before.answers or self.events < before.events
         if restarted:
             return self
-        fewer = {name: getattr(self, name) - getattr(before, name) for name in names}
+        fewer = {name: getattr(self, name) - getattr(before, name) for name in _TOTALS}
         listed = {
             version: [now - was for now, was in zip(counts, before.listed.get(version, [0.0, 0.0]), strict=True)]
             for version, counts in self.listed.items()
         }
         arms = {version: count - before.arms.get(version, 0.0) for version, count in self.arms.items()}
-        return dataclasses.replace(self, listed=listed, arms=arms, **fewer)
+        within = {bound: count - before.within.get(bound, 0.0) for bound, count in self.within.items()}
+        return dataclasses.replace(self, listed=listed, arms=arms, within=within, **fewer)
 
 
 def look(url: str) -> Look:
@@ -110,10 +117,11 @@ def parse(text: str, *, at: float) -> Look:
     Raises:
         UserError: the text has no metrics of ctxrec.
     """
-    found: dict[str, float] = dict.fromkeys(("answers", "errors", "seconds", "fallbacks", "events", "refused"), 0.0)
+    found: dict[str, float] = dict.fromkeys(_TOTALS, 0.0)
     replicas: dict[str, float] = {}
     arms: dict[str, float] = {}
     listed: dict[str, list[float]] = {}
+    within: dict[str, float] = {}
     try:
         samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
     except ValueError as error:
@@ -125,8 +133,14 @@ def parse(text: str, *, at: float) -> Look:
         if sample.name == "ctxrec_requests_total" and labels["route"] == ROUTE:
             found["answers"] += value
             found["errors"] += value * (labels["status"] >= "500")
+        elif sample.name == "ctxrec_requests_total" and labels["route"] == EVENTS_ROUTE:
+            found["posts"] += value * (labels["status"] < "300")
         elif sample.name == "ctxrec_request_seconds_sum" and labels["route"] == ROUTE:
             found["seconds"] += value
+        elif sample.name == "ctxrec_request_seconds_bucket" and labels["route"] == ROUTE:
+            within[labels["le"]] = within.get(labels["le"], 0.0) + value
+        elif sample.name == "ctxrec_call_requests_sum":
+            found["lists"] += value
         elif sample.name == "ctxrec_fallbacks_total":
             found["fallbacks"] += value
         elif sample.name == "ctxrec_events_total":
@@ -144,4 +158,4 @@ def parse(text: str, *, at: float) -> Look:
     if not replicas:
         raise UserError("the metrics name no model; expected a service of ctxrec that serves published models")
     assert all(math.isfinite(value) for value in found.values())
-    return Look(at=at, **found, replicas=replicas, listed=listed, arms=arms)
+    return Look(at=at, **found, replicas=replicas, listed=listed, arms=arms, within=within)

@@ -201,7 +201,7 @@ def test_a_version_that_fails_in_service_is_rolled_back(place, tiny_encoder, err
         done = refresh(dataclasses.replace(job, watch=url))
     said = card(job.models, done.candidate)
     if errors:
-        assert done.outcome == said["outcome"] == "rolled back" and "of the calls fail" in said["guard"]
+        assert done.outcome == said["outcome"] == "rolled back" and "calls fail" in said["guard"]
         assert registry.read_published(job.models) == registry.Published(first, ())
     else:
         assert done.outcome == "published" and said["guard"] == "" and "answers" in said["watched"]

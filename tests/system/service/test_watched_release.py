@@ -19,9 +19,10 @@ from ctxrec.core.run_paths import ModelsPaths, RefreshPaths, RunPaths
 from ctxrec.experiments.ab_test import read_experiment
 from ctxrec.lifecycle import rounds
 from ctxrec.lifecycle.decision import Decision, write_card
+from ctxrec.lifecycle.guards import WatchParams, hits_of
 from ctxrec.lifecycle.refresh_loop import Refresh, refresh
 from ctxrec.lifecycle.service_look import look
-from ctxrec.lifecycle.watch import WatchParams, hits_of, save_look
+from ctxrec.lifecycle.watch import save_look
 
 GUARDS = WatchParams(every_s=0.5, fewest=40, slower=100.0)  # the machine may be busy with other work
 LONG_AGO = 1_000_000_000  # so that nothing of it is trending in the other tests of this service
