@@ -98,7 +98,8 @@ def permute_ids(folder: Path) -> None:
     items = with_column(items, "item_id", pa.array(ids, pa.string()))
     pq.write_table(items, folder / "items.parquet")
     digest = digest_of(items.column("item_id"))
-    for name in ("vectors.safetensors", "blend.safetensors"):
-        save_file(load_file(folder / name), folder / name, metadata={DIGEST: digest})
+    for path in (folder / "vectors.safetensors", folder / "blend.safetensors"):
+        if path.exists():  # a bundle may have no blend
+            save_file(load_file(path), path, metadata={DIGEST: digest})
     content = storage.read_json(str(folder / "manifest.json"))
     storage.write_json(str(folder / "manifest.json"), content | {DIGEST: digest})

@@ -34,6 +34,7 @@ from ctxrec.lifecycle.watch import save_look
 
 CALLS = 40  # that `Service.count` counts at a time
 FAULTS = {  # of 40 calls, where the usual ones have 0 errors, 0.4 s, 2 unknown users, 30 events and 20 hits
+    "broken": {"ok": 0.0, "errors": 40.0},
     "errors": {"ok": 38.0, "errors": 2.0},
     "seconds": {"seconds": 1.2},
     "fallbacks": {"fallbacks": 10.0},

@@ -10,6 +10,7 @@ import sys
 import pytest
 from paths import REPO
 
+SERVICE_METRICS = REPO / "serve" / "service_metrics.py"
 DASHBOARD = REPO / "cluster" / "grafana-dashboard.json"
 # In a process of its own: the client library is told once a process where its files lie.
 RENDER = """
@@ -23,6 +24,11 @@ made.call_requests.observe(1)
 for counter in (made.fallbacks, made.degraded, made.events, made.items, made.export_failures):
     counter.inc()
 made.swaps.labels("done").inc()
+made.arm_answers.labels("test", "arm", "v1").inc()
+made.arm_events.labels("test", "arm", "click").inc()
+made.count_list_event("v1", True)
+made.histories.labels("kept").inc()
+made.rule_changes.labels("done").inc()
 made.model.labels("v1").set(1)
 for gauge in (made.waiting, made.live_items, made.events_not_exported, made.other_services):
     gauge.set(1)
@@ -63,6 +69,8 @@ def test_every_metric_of_the_dashboard_exists_with_its_labels(labels):
     assert len(queries) >= 12
     asked = check(queries, labels)
     families = {re.sub(r"_(total|sum|count|bucket)$", "", name) for name in labels}
+    declared = set(re.findall(r'"(ctxrec_\w+)",', SERVICE_METRICS.read_text()))
+    assert families >= declared, "a metric with labels is there once it was counted"
     assert families == {re.sub(r"_(total|sum|count|bucket)$", "", name) for name in asked}, "each metric is shown"
 
 
