@@ -40,16 +40,17 @@ class LiveFitParams:
         requests: limit of time: so many requests are replayed at most, at even distances.
         max_items: limit of time and memory: number of items that compete, the targets, those of the stream that have most
             events during the replay, and others drawn at random.
-        fit_share: share of the replay, by time, that the weights are fitted to before the rest decides.
+        blocks: parts of equal size into which the replay is cut by time to decide. An even number: what is learnt from every
+            other one is judged by those between.
         start: weight of every live source before the fit.
         resamples: of the bootstrap that decides.
         blend_fit: those of the fit itself. Fewer targets of a request and fewer iterations than in the fit of a blend keep the
-            time near that of one, although there are three fits.
+            time near that of one, although there are five fits.
     """
 
     requests: int = 3_000
     max_items: int = 4_000
-    fit_share: float = 0.6
+    blocks: int = 6
     start: float = 0.3
     resamples: int = 1_000
     blend_fit: BlendFitParams = _FIT
@@ -71,13 +72,14 @@ def fit_live(
     params: LiveFitParams = LIVE_FIT,
     counts: LiveCountParams = LIVE_COUNTS,
 ) -> LiveWeights | None:
-    """The weights of all sources, live ones among them, that rank the targets of a replay best; None where the later part
-    of the replay shows no gain.
+    """The weights of all sources, live ones among them, that rank the targets of a replay best; None where the replay
+    shows no gain.
 
     Each request is asked at its own time, and the live sources know the events before it. Weights are fitted as those of
-    a blend are, from the blend's on, to the earlier part of the replay: once with live sources and once without, because
-    a fit to the replay gains by itself. Live sources count if the lower bound of the paired difference between the two in
-    NDCG@10 on the later part is above 0. The weights are then fitted again to all of the replay.
+    a blend are, from the blend's on, to every other block of the replay: once with live sources and once without, because
+    a fit to the replay gains by itself. Both are judged by the blocks between, and then the blocks change places. So every
+    request judges, and a calm day cannot decide alone. Live sources count if the lower bound of the paired difference in
+    NDCG@10 over all requests is above 0. The weights are then fitted again to all of the replay.
 
     Args:
         blend: its memory is fitted on the events before the replay, and its weights to requests without live sources.
@@ -92,17 +94,19 @@ def fit_live(
     """
     rng = np.random.default_rng(seed)
     requests = requests.evenly(params.requests)
-    cut = max(int(params.fit_share * len(requests)), 1)
-    early, late = np.arange(cut), np.arange(cut, len(requests))
-    if not len(late):
+    if len(requests) < 2:
+        return None
+    odd = np.arange(len(requests)) * params.blocks // len(requests) % 2 == 1
+    halves = np.flatnonzero(~odd), np.flatnonzero(odd)
+    if not all(map(len, halves)):
         return None
     pool = _competing_items(len(item_vectors_IW), requests, stream, rng, params)
     replay = _Replay(
         blend, item_vectors_IW, tower_queries, requests, stream, pool, repeats, rng, read_texts, params, counts
     )
-    gain = replay.gain(late, *replay.with_and_without_live(early))
+    gain = replay.gain(halves)
     kept = gain["low"] > 0
-    told = "live sources %s: NDCG@10 of the later part of the replay changes by %+.4f (%+.4f to %+.4f)"
+    told = "live sources %s: NDCG@10 of the replay, fitted to every other block, changes by %+.4f (%+.4f to %+.4f)"
     logger.info(told, "count" if kept else "do not count", gain["mean"], gain["low"], gain["high"])
     if not kept:
         return None
@@ -185,10 +189,15 @@ class _Replay:
         """As many of the rows as lie in memory at a time, at even distances."""
         return rows[np.linspace(0, len(rows) - 1, min(len(rows), self._at_once)).astype(int)]
 
-    def gain(self, rows: np.ndarray, weights_2K: np.ndarray, other_2K: np.ndarray) -> Interval:
-        """NDCG@10 of some requests with weights minus that with others, with the interval of the paired difference."""
-        parts = [rows[start : start + self._at_once] for start in range(0, len(rows), self._at_once)]
-        difference = np.concatenate([self._difference(part, weights_2K, other_2K) for part in parts])
+    def gain(self, halves: tuple[np.ndarray, np.ndarray]) -> Interval:
+        """NDCG@10 with live sources minus that without, with the interval of the paired difference; the weights of one half
+        of the requests (rows, int64) are fitted to the other half."""
+        differences = []
+        for fitted, judging in (halves, halves[::-1]):
+            weights = self.with_and_without_live(fitted)
+            parts = [judging[start : start + self._at_once] for start in range(0, len(judging), self._at_once)]
+            differences += [self._difference(part, *weights) for part in parts]
+        difference = np.concatenate(differences)
         resampled = bootstrap_means(difference[:, None], num=self.params.resamples, seed=0)[:, 0]
         return percentile_interval(float(difference.mean()), resampled)
 

@@ -17,13 +17,15 @@ from ctxrec.memory.live_sources import LIVE, LiveSources, LiveWeights
 ITEMS, HOUR, START = 30, 3_600 * US, 1_700_000_000 * US
 
 
-def log_of(*, moves: bool, seed: int = 0) -> tuple[Stream, Requests]:
-    """Forty hours with twenty events each. Where the log moves, three items are taken in each hour and others in the next."""
+def log_of(*, moves: bool, seed: int = 0, calm_from: int = 40) -> tuple[Stream, Requests]:
+    """Forty hours with twenty events each. Where the log moves, three items are taken in each hour and others in the next,
+    up to the hour `calm_from`. The last twenty hours are replayed."""
     rng = np.random.default_rng(seed)
     times = START + np.arange(800) * (HOUR // 20)
     hour = np.arange(800) // 20
     favourites = np.stack([rng.permutation(ITEMS)[:3] for _ in range(40)])
     items = favourites[hour, rng.integers(3, size=800)] if moves else rng.integers(ITEMS, size=800)
+    items = np.where(hour < calm_from, items, rng.integers(ITEMS, size=800))
     stream = Stream.of(np.arange(800), items.astype(np.int32), times)
     num, none = 400, np.zeros(0, np.int64)
     requests = Requests(
@@ -37,8 +39,8 @@ def log_of(*, moves: bool, seed: int = 0) -> tuple[Stream, Requests]:
     return stream, requests
 
 
-def fitted(*, moves: bool) -> LiveWeights | None:
-    stream, requests = log_of(moves=moves)
+def fitted(*, moves: bool, calm_from: int = 40) -> LiveWeights | None:
+    stream, requests = log_of(moves=moves, calm_from=calm_from)
     vectors = np.random.default_rng(1).normal(size=(ITEMS, 4)).astype(np.float32)
     blend = blend_of(vectors, (4,))
     return fit_live(
@@ -56,6 +58,11 @@ def test_attention_that_moves_gives_weight_to_short_half_lives():
     np.testing.assert_array_equal(again.live_2H, weights.live_2H)
     with pytest.raises(ValueError, match="live weights have the shapes"):
         LiveWeights.of_arrays(arrays, weights.blend_2K.shape[1] + 1)
+
+
+def test_a_calm_end_of_the_replay_does_not_decide_alone():
+    """Attention moves in the first half of the replay and stands still in the second, which once was all that judged."""
+    assert fitted(moves=True, calm_from=30) is not None
 
 
 def test_a_log_that_stands_still_has_no_live_sources():
