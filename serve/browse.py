@@ -6,7 +6,6 @@ each replica, while it copies the app.
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -198,9 +197,7 @@ def item_rows(engine: Engine, ids: Sequence[str]) -> list[dict[str, Any]]:
 def find_users(engine: Engine, prefix: str, limit: int) -> list[dict[str, Any]]:
     """The first users in the order of their ids that begin with the prefix."""
     recommender = engine.retriever.recommender
-    names = engine.user_names
-    start = bisect.bisect_left(names, prefix)
-    found = [name for name in names[start : start + limit] if name.startswith(prefix)]
+    found = recommender.user_ids.beginning_with(prefix, limit)
     lengths = recommender.histories.events.lengths
     return [{"user_id": name, "events": int(lengths[recommender.user_row[name]])} for name in found]
 

@@ -303,11 +303,6 @@ class Engine:
             for body, at, events, attributes in zip(bodies, asked, recent, about, strict=True)
         ], [first or second for first, second in zip(degraded, unknown, strict=True)]
 
-    @cached_property
-    def user_names(self) -> list[str]:
-        """Ids of the bundle's users, sorted."""
-        return sorted(self._retriever.recommender.user_row)
-
     def history(self, user_id: str, before: float | None) -> tuple[Events, str | None]:
         """Events of a user before a time (epoch seconds; None: up to now), and the name of what did not answer, if anything.
 

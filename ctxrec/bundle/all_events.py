@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 from safetensors.numpy import load_file, save_file
 
-from ctxrec.bundle.format import BUNDLE, blend_arrays, check_bundle, load_blend, write_histories
+from ctxrec.bundle.format import BUNDLE, blend_arrays, check_bundle, load_blend
+from ctxrec.bundle.history_file import write_histories
 from ctxrec.bundle.item_order import DIGEST
 from ctxrec.core import schema, storage
 from ctxrec.core.config import load_config

@@ -21,6 +21,7 @@ from ctxrec.core import schema
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.data.events import Histories
 from ctxrec.data.prepared import FeatureMeta
+from ctxrec.data.user_ids import is_order
 from ctxrec.memory.blend import Blend
 
 _CLOCK = {"hour": (0, 23), "weekday": (0, 6), "month": (1, 12)}  # ranges of `schema.TIME_CONTEXT`
@@ -63,18 +64,23 @@ def check_items(items: pa.Table) -> None:
             raise Unsound(f"items.parquet has a number in {field.name!r} that is not finite")
 
 
-def check_histories(table: pa.Table, spec: DatasetSpec) -> None:
+def check_histories(table: pa.Table, spec: DatasetSpec, order: np.ndarray | None) -> None:
     """Check the users of the stored histories, and that each list has one value for each event.
 
     Args:
         table: with the columns of `schema.histories_schema`.
         spec: names them.
+        order: rows in the order of the users' ids, unsigned [N]; None: the file does not say it.
 
     Raises:
         Unsound: names what is wrong.
     """
     file = "histories.arrow"
-    _check_ids(table.column(schema.USER_ID), file, "user")
+    ids = table.column(schema.USER_ID)
+    if order is None or ids.null_count or not is_order(order, ids):
+        _check_ids(ids, file, "user")
+        if order is not None:
+            raise Unsound(f"{file} has another order of the users than that of their ids")
     lengths = None
     of_users = {schema.user_column(name) for name in (spec.users.columns if spec.users else ())}
     wanted = [field for field in schema.histories_schema(spec) if field.name not in of_users]

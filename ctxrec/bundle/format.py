@@ -31,6 +31,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
 from ctxrec.bundle.content_check import Unsound
+from ctxrec.bundle.history_file import write_histories
 from ctxrec.bundle.item_order import DIGEST, check_item_order, digest_of
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, to_toml
@@ -252,39 +253,6 @@ def load_encoder(config: Config, encoder_path: str, adapter: str) -> TextEncoder
     else:
         encoder.load_state_dict(load_file(os.path.join(adapter, "weights.safetensors")), strict=False)
     return encoder.eval()
-
-
-def write_histories(path: str, data: PreparedData, *, trained: bool = False) -> None:
-    """Write all buckets as one Arrow file. Loading maps it into memory instead of reading it.
-
-    Args:
-        path: local path of the file.
-        data: the prepared data.
-        trained: whether the test events were trained on too; the file then has them as validation events.
-    """
-    wanted = data.read_bucket(0).schema
-    writer = None
-    with pa.OSFile(path, "wb") as sink:
-        for bucket in range(len(data.bucket_paths)):
-            table = data.read_bucket(bucket).cast(wanted)
-            if trained:
-                table = _without_test(table)
-            writer = writer or pa.ipc.new_file(sink, wanted)
-            writer.write_table(table)
-        assert writer is not None
-        writer.close()
-
-
-def _without_test(table: pa.Table) -> pa.Table:
-    """A bucket with its test events as validation events."""
-    place = table.column_names.index(schema.EVENT_SPLIT)
-    lists = table.column(place).combine_chunks()
-    values = lists.flatten().to_numpy()
-    split = pa.array(np.where(values == schema.TEST, schema.VALID, values).astype(np.int8))
-    offsets = pa.array(
-        np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))]), pa.int32()
-    )
-    return table.set_column(place, table.schema.field(place), pa.ListArray.from_arrays(offsets, split))
 
 
 def _write_text(path: str, text: str) -> None:

@@ -6,6 +6,7 @@ Legend: N rows (users or requests), E events of all rows.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pyarrow as pa
 from ctxrec.core import schema
 from ctxrec.data.feedback import EventKinds
 from ctxrec.data.prepared import FeatureMeta
+from ctxrec.data.user_ids import UserIds
 
 US = 1_000_000  # microseconds a second
 ACTION_BITS = 63
@@ -24,7 +26,7 @@ EARLIEST_S, LATEST_S = -62_135_596_800, 253_402_300_799  # epoch seconds of the 
 class Context:
     """Context features of events or of requests, each array of the same length.
 
-    cat: int32 codes; the time context (hour, weekday, month) lies here too, shifted by FIRST_CODE.
+    cat: int32 codes; the time context (hour, weekday, month) lies here too, as int8 or int32, shifted by FIRST_CODE.
     num: float32, NaN = missing. text: object arrays of str or None.
     """
 
@@ -88,7 +90,7 @@ class Users:
     padded with MISSING. text: object arrays [N] of str or None.
     """
 
-    ids: np.ndarray  # object [N]
+    ids: Any  # object array [N], or `UserIds` of a mapped file, which is indexed in the same way
     cat: dict[str, np.ndarray] = field(default_factory=dict)
     num: dict[str, np.ndarray] = field(default_factory=dict)
     lists: dict[str, np.ndarray] = field(default_factory=dict)
@@ -145,18 +147,22 @@ def ranges(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return index, offsets
 
 
-def histories_from_table(table: pa.Table, features: FeatureMeta, kinds: EventKinds | None = None) -> Histories:
-    """The table of a bucket (`PreparedData.read_bucket`) as arrays; with `kinds` also the weights of events as targets."""
+def histories_from_table(
+    table: pa.Table, features: FeatureMeta, kinds: EventKinds | None = None, *, ids: UserIds | None = None
+) -> Histories:
+    """The table of a bucket (`PreparedData.read_bucket`) as arrays; with `kinds` also the weights of events as targets.
+
+    With `ids` these are the ids of the users; else they are made objects of Python.
+    """
     table = table.combine_chunks()
 
     def flat(name: str) -> np.ndarray:
-        column = table.column(name).combine_chunks()
-        return column.flatten().to_numpy(zero_copy_only=False)
+        return one_piece(table.column(name)).flatten().to_numpy(zero_copy_only=False)
 
-    items = table.column(schema.EVENT_ITEMS).combine_chunks()
+    items = one_piece(table.column(schema.EVENT_ITEMS))
     lengths = items.value_lengths().to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    cat = {name: flat(name).astype(np.int32) + schema.FIRST_CODE for name in schema.TIME_CONTEXT}
+    cat = {name: flat(name) + np.int8(schema.FIRST_CODE) for name in schema.TIME_CONTEXT}  # a byte an event
     cat |= {name: flat(schema.context_column(name)) for name in features.context_categories}
     num = {name: flat(schema.context_column(name)) for name in features.context_numbers}
     text = {name: flat(schema.context_column(name)) for name in features.context_texts}
@@ -166,7 +172,7 @@ def histories_from_table(table: pa.Table, features: FeatureMeta, kinds: EventKin
         return table.column(schema.user_column(name)).to_numpy(zero_copy_only=False)
 
     users = Users(
-        ids=table.column(schema.USER_ID).to_numpy(zero_copy_only=False),
+        ids=table.column(schema.USER_ID).to_numpy(zero_copy_only=False) if ids is None else ids,
         cat={n: table.column(schema.user_column(n)).to_numpy() for n in single},
         num={n: of_user(n).astype(np.float32) for n in features.user_numbers},
         lists={
@@ -186,6 +192,11 @@ def histories_from_table(table: pa.Table, features: FeatureMeta, kinds: EventKin
     if kinds is not None:
         weights = kinds.weights(events.actions, flat(schema.EVENT_VALUES) if kinds.weighs_values else None)
     return Histories(users=users, events=events, split=flat(schema.EVENT_SPLIT), weights=weights)
+
+
+def one_piece(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece; without a copy where it is one already."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _code_lists(column: pa.ListArray, width: int) -> np.ndarray:

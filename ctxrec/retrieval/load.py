@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 
 from ctxrec.bundle import content_check
 from ctxrec.bundle import format as bundle_format
+from ctxrec.bundle.history_file import read_histories
 from ctxrec.core import schema, storage
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import BundlePaths
-from ctxrec.data.events import histories_from_table
 from ctxrec.model.inputs import ModelShape
 from ctxrec.model.two_tower import NoTowers, Towers, make_towers
 from ctxrec.retrieval.bundle_texts import BundleTexts
@@ -48,14 +48,13 @@ def _load(bundle: str, folder: str, model_version: str) -> Recommender:
             f"{damaged}: data.json says {shape.num_items} items and vectors.safetensors has "
             f"{len(vectors)}. Restore it or train again"
         )
-    with pa.memory_map(BundlePaths(folder).histories) as source:
-        table = pa.ipc.open_file(source).read_all()
-    schema.check_schema(
-        table, schema.histories_schema(spec, shape.features.user_lists), source=f"{damaged}: histories.arrow"
+    histories = read_histories(
+        BundlePaths(folder).histories,
+        spec,
+        shape.features,
+        num_items=len(vectors),
+        source=f"{damaged}: histories.arrow",
     )
-    content_check.check_histories(table, spec)
-    histories = histories_from_table(table, shape.features)
-    content_check.check_events(histories, shape.features, len(vectors))
     blend = bundle_format.load_blend(folder)
     content_check.check_sizes(vectors, towers.widths, blend, num_codes=len(shape.features.actions) + 1)
     content_check.check_text_axes(arrays, shape.text_width, blend)

@@ -6,7 +6,7 @@ Legend: N requests, I items, D width of vectors (the towers' width + 1).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from ctxrec.data.events import Events, Histories
 from ctxrec.data.feedback import EventKinds
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.data.requests import Requests
+from ctxrec.data.user_ids import UserIds
 from ctxrec.encoder.text_table import TextTable
 from ctxrec.memory.blend import STATIC, Blend, source_weights
 from ctxrec.memory.calibration import Calibrations
@@ -109,9 +110,14 @@ class Recommender:
         return self.maker.kinds
 
     @property
-    def user_row(self) -> dict[str, int]:
+    def user_row(self) -> Mapping[str, int]:
         """Rows of the bundle's users by id."""
         return self.maker.user_row
+
+    @property
+    def user_ids(self) -> UserIds:
+        """Ids of the bundle's users, row by row."""
+        return self.maker.user_ids
 
     @property
     def items(self) -> pa.Table:

@@ -19,6 +19,7 @@ from ctxrec.data.events import US, Events, Histories, Users, concat_events
 from ctxrec.data.feedback import EventKinds
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.data.requests import Requests
+from ctxrec.data.user_ids import UserIds, user_ids_of
 from ctxrec.retrieval.live_catalogue import LiveCatalogue
 from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.retrieval.request_reader import ContextReader, microseconds, queries_of
@@ -39,7 +40,8 @@ class RequestMaker:
         self, spec: DatasetSpec, features: FeatureMeta, histories: Histories, catalogue: LiveCatalogue
     ) -> None:
         self.histories, self.catalogue = histories, catalogue
-        self.user_row = {user: n for n, user in enumerate(histories.users.ids)}
+        ids = histories.users.ids if isinstance(histories.users.ids, UserIds) else user_ids_of(histories.users.ids)
+        self.user_ids, self.user_row = ids, ids.rows
         self.contexts = ContextReader(features, Clock.of(spec, features))
         self.attributes = UserReader(features)
         self.kinds = EventKinds.of(spec.events, features.actions, features.graded)

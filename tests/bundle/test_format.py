@@ -18,6 +18,7 @@ from trainings import assert_bundle_gives_its_item_vectors_again
 
 from ctxrec.bundle import format as bundle_format
 from ctxrec.bundle.format import check_bundle, load_encoder, save_encoder, write_bundle
+from ctxrec.bundle.history_file import ORDER
 from ctxrec.core import schema, storage
 from ctxrec.core.config import EncoderConfig, load_config
 from ctxrec.core.errors import UserError
@@ -162,6 +163,9 @@ def test_the_bundle_holds_items_histories_and_index(tiny_run, tiny_data):
     with pa.memory_map(str(folder / "histories.arrow")) as source:
         histories = pa.ipc.open_file(source).read_all()
     buckets = pa.concat_tables([data.read_bucket(b) for b in range(len(data.bucket_paths))])
+    order = histories.column(ORDER).to_pylist()
+    assert sorted(users := histories.column(schema.USER_ID).to_pylist()) == [users[row] for row in order]
+    histories = histories.drop_columns([ORDER])
     assert histories.schema.equals(buckets.schema)
     assert str(histories.to_pylist()) == str(buckets.to_pylist())  # as text, in which NaN equals NaN
     num_events = pc.sum(pc.list_value_length(histories.column(schema.EVENT_ITEMS))).as_py()
