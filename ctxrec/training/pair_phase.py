@@ -61,7 +61,7 @@ class PairParams:
         candidates: items that the second item of a pair is told from, at most.
     """
 
-    steps: int = 200
+    steps: int = 100
     looks: int = 5
     gap: int = 5
     pairs: int = 1024

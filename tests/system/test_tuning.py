@@ -134,4 +134,4 @@ def test_a_log_that_is_too_small_learns_words_from_another_log(planted, blind_en
     two = train(small, str(tmp_path / "two"), load_config(None, [*options, f'train.also=["{planted}"]', *TWO_WORKERS]))
     one, shared = (PairOutcome.read(RunPaths(run).pair_outcome) for run in (both, two))
     assert shared.kept and (shared.pairs, shared.before) == (one.pairs, pytest.approx(one.before, abs=1e-4))
-    assert shared.best == pytest.approx(one.best, abs=0.05)  # 200 steps apart in the order of sums
+    assert shared.best == pytest.approx(one.best, abs=0.05)  # 100 steps apart in the order of sums
