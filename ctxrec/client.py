@@ -130,6 +130,11 @@ def _accepted(answer: Any) -> int:
     return int(answer["accepted"])
 
 
+def _in_path(id_: str) -> str:
+    """An id as one piece of a path; one of dots alone would be a step in a folder."""
+    return quote(id_, safe="") if id_.strip(".") else id_.replace(".", "%2E")
+
+
 def _told(warning: Mapping[str, Any]) -> str:
     """A warning of an answer as a sentence: the field, and why it has no effect."""
     return f"{'.'.join(map(str, warning['loc'][1:]))}: {warning['msg']}"
@@ -156,7 +161,7 @@ class _Methods:
 
     def similar(self, item_id: str, k: int = 10) -> Any:
         """`Recommendations` of the items most like one."""
-        return self._send(_Call("GET", f"/v1/items/{quote(item_id, safe='')}/similar?k={k}", Recommendations.of))
+        return self._send(_Call("GET", f"/v1/items/{_in_path(item_id)}/similar?k={k}", Recommendations.of))
 
     def trending(
         self, k: int = 10, *, filter: Mapping[str, Any] | None = None, context: Mapping[str, Any] | None = None
@@ -185,7 +190,7 @@ class _Methods:
     def remove_item(self, item_id: str) -> Any:
         """Take an item out of the catalogue; returns whether it was there."""
         # Gone at a later try: an earlier one may have done it, and its answer was lost.
-        path = f"/v1/items/{quote(item_id, safe='')}"
+        path = f"/v1/items/{_in_path(item_id)}"
         return self._send(_Call("DELETE", path, lambda answer: True, missing=lambda tries: tries > 1))
 
     def put_users(self, users: Sequence[Mapping[str, Any]]) -> Any:
@@ -198,12 +203,12 @@ class _Methods:
 
     def remove_user(self, user_id: str) -> Any:
         """Let no attribute of a user be known any more; returns whether any was. The events of the user stay."""
-        path = f"/v1/users/{quote(user_id, safe='')}"
+        path = f"/v1/users/{_in_path(user_id)}"
         return self._send(_Call("DELETE", path, lambda answer: True, missing=lambda tries: tries > 1))
 
     def user(self, user_id: str) -> Any:
         """The attributes of a user that the service knows; None where it knows nothing of the user."""
-        path = f"/v1/users/{quote(user_id, safe='')}"
+        path = f"/v1/users/{_in_path(user_id)}"
         return self._send(_Call("GET", path, lambda answer: answer["attributes"], missing=lambda tries: None))
 
     def model_version(self) -> Any:

@@ -19,14 +19,15 @@ def main() -> None:
         help="columns request_id, user_id, timestamp (epoch seconds, UTC; null: now), and optionally one for each "
         "context feature, timezone, history (list of item ids, oldest first; null: the stored history), user (struct of "
         "attributes), dislike, exclude, allow (lists of item ids), filter (struct of item columns), query (free text that the "
-        "list should fit), diversity (0 to 1), rerank and explain (true or false)",
+        "list should fit), diversity (0 to 1), rerank, explain and probability (true or false)",
     )
     parser.add_argument("--k", required=True, type=int, help="number of items for each request")
     parser.add_argument(
         "--out",
         required=True,
         metavar="O.parquet",
-        help="columns request_id, item_ids, scores and, where explain is asked for, why",
+        help="columns request_id, item_ids, scores and, where they are asked for, why (explain), or probability and "
+        "probability_of, which says what the probability is of",
     )
     cli.add_rules(parser)
     cli.add_print_effective(parser)

@@ -1,28 +1,27 @@
 """What agents may call over MCP: each tool is one call of the HTTP API, with its checks, limits and scopes.
 
-A tool's arguments become the request that a program would send, so there is nothing here that HTTP does not answer.
+A tool's arguments become the request that a program would send, so there is nothing here that HTTP does not answer. They are
+fields of `RecommendRequest` with its types, limits and descriptions: `recommend` has all of them, `explain` all of those that
+make a score, so that a new field is there by itself, and `search` a few.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Annotated, Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from ctxrec.retrieval.request_reader import MAX_QUERY
 from serve.api import (
-    MAX_ATTRIBUTES,
     MAX_FILTER_COLUMNS,
-    MAX_HISTORY,
     MAX_ITEMS,
     ColumnRule,
-    ColumnValue,
-    Context,
     ContextValue,
-    HistoryEvent,
     Id,
     NumItems,
     RecommendRequest,
@@ -32,7 +31,7 @@ from serve.api import (
 
 @dataclass(frozen=True)
 class HttpCall:
-    """A request of the HTTP API: method, path (not quoted), query string, and the JSON body where it has one."""
+    """A request of the HTTP API: method, path (percent-encoded), query string, and the JSON body where it has one."""
 
     method: str
     path: str
@@ -44,30 +43,36 @@ class _Arguments(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class ExplainArguments(_Arguments):
-    """Whom to explain it to, and which item."""
-
-    item_id: Id = Field(description="The item whose score is explained.")
-    user_id: Id | None = Field(default=None, description="The user; this or `history` is required.")
-    history: Annotated[list[HistoryEvent], Field(max_length=MAX_HISTORY)] | None = Field(
-        default=None, description="Events or item ids, oldest first."
-    )
-    context: Context = Field(default_factory=Context, description="As in recommend.")
-    query: str | None = Field(default=None, description="As in recommend.")
-    user: dict[Text, ColumnValue] = Field(
-        default_factory=dict, max_length=MAX_ATTRIBUTES, description="As in recommend."
-    )
+# What an explanation sets itself, as it is of one item; all other fields of a request make a score.
+OF_THE_LIST = ("k", "exclude", "allow", "filter", "diversity", "rerank", "explain")
+# What a search leaves to recommend, so that agents find the few fields that it needs.
+BEYOND_SEARCH = ("history", "dislike", "user", "rerank", "explain", "probability")
 
 
-class SearchArguments(_Arguments):
-    """What is looked for."""
+def _of_request(name: str, *, without: Sequence[str], **more: Any) -> type[BaseModel]:
+    """Arguments with the fields of a request by their names, but those left out, and `more` fields before them."""
+    fields: dict[str, Any] = {
+        field: (info.rebuild_annotation(), copy(info))
+        for field, info in RecommendRequest.model_fields.items()
+        if field not in without and field not in more
+    }
+    return create_model(name, __base__=_Arguments, **more, **fields)
 
-    query: str = Field(min_length=1, description="Free text, such as 'quiet science fiction for tonight'.")
-    k: NumItems = 10
-    filter: dict[Text, ColumnRule] = Field(
-        default_factory=dict, max_length=MAX_FILTER_COLUMNS, description="Rules by item column, as in recommend."
-    )
-    user_id: Id | None = Field(default=None, description="Whose taste counts besides the words; none: nobody's.")
+
+ExplainArguments = _of_request(
+    "ExplainArguments",
+    without=OF_THE_LIST,
+    item_id=(Id, Field(description="The item whose score is explained.")),
+)
+SearchArguments = _of_request(
+    "SearchArguments",
+    without=BEYOND_SEARCH,
+    query=(
+        Annotated[str, Field(min_length=1, max_length=MAX_QUERY)],
+        Field(description="Free text, such as 'quiet science fiction for tonight'."),
+    ),
+    user_id=(Id | None, Field(default=None, description="Whose taste counts besides the words; none: nobody's.")),
+)
 
 
 class SimilarArguments(_Arguments):
@@ -105,7 +110,8 @@ class NoArguments(_Arguments):
 class Tool:
     """A tool: its name, what it is for, what it takes, and the call that it makes of it.
 
-    `checked` is whether the arguments are checked here; those that are a whole body are checked by the route.
+    `checked` is whether the arguments are checked here; those that are a whole body are checked by the route. `refusal` says
+    of an answer that the tool has none, and why.
     """
 
     name: str
@@ -114,6 +120,7 @@ class Tool:
     arguments: type[BaseModel]
     call: Callable[[dict[str, Any]], HttpCall]
     checked: bool = True
+    refusal: Callable[[dict[str, Any], dict[str, Any]], str | None] = lambda arguments, answer: None
 
 
 def _recommend(arguments: dict[str, Any]) -> HttpCall:
@@ -132,8 +139,16 @@ def _explain(arguments: dict[str, Any]) -> HttpCall:
     )
 
 
+def _no_item(arguments: dict[str, Any], answer: dict[str, Any]) -> str | None:
+    """That an explanation is of an item which the catalogue lacks."""
+    places = [warning["loc"] for warning in answer.get("warnings", ()) if warning["type"] == "unknown_item"]
+    return f"item_id: the catalogue has no item {arguments['item_id'][:100]!r}" if ["body", "allow"] in places else None
+
+
 def _similar(arguments: dict[str, Any]) -> HttpCall:
-    return HttpCall("GET", f"/v1/items/{arguments['item_id']}/similar", urlencode({"k": arguments.get("k", 10)}))
+    return HttpCall(
+        "GET", f"/v1/items/{quote(arguments['item_id'], safe='')}/similar", urlencode({"k": arguments.get("k", 10)})
+    )
 
 
 def _items(arguments: dict[str, Any]) -> HttpCall:
@@ -177,10 +192,11 @@ TOOLS = {
             "explain",
             "Explain a recommendation",
             "Why an item has its score for a user: the effect of each of the latest items of the history, of each part of the "
-            "context and of each attribute of the user, and the parts of the score by source. The list is empty where the item "
-            "cannot be recommended, such as one that the user had already.",
+            "context and of each attribute of the user, and the parts of the score by source. An unknown item is an error. The "
+            "list is empty where the item cannot be recommended, such as one that the user had already.",
             ExplainArguments,
             _explain,
+            refusal=_no_item,
         ),
         Tool(
             "item_details",

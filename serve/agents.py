@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from fastapi.exceptions import RequestValidationError
 from starlette.types import Message, Receive, Scope, Send
@@ -113,7 +113,9 @@ async def _answer(app: App, request: Any, name: str, arguments: dict[str, Any]) 
             await validated(tool.arguments, json.dumps(arguments).encode("ascii"), "arguments")
         except RequestValidationError as error:
             return 422, {"detail": places_of(error)}
-    return await _ask(app, request.scope, request.receive, tool.call(arguments))
+    status, answer = await _ask(app, request.scope, request.receive, tool.call(arguments))
+    refusal = tool.refusal(arguments, answer) if status < 400 else None
+    return (status, answer) if refusal is None else (404, {"detail": refusal})
 
 
 async def _ask(app: App, outer: Scope, outer_receive: Receive, call: HttpCall) -> tuple[int, Any]:
@@ -124,8 +126,8 @@ async def _ask(app: App, outer: Scope, outer_receive: Receive, call: HttpCall) -
     scope = {
         **outer,
         "method": call.method,
-        "path": root + call.path,
-        "raw_path": quote(root + call.path).encode(),
+        "path": root + unquote(call.path),
+        "raw_path": (quote(root) + call.path).encode(),
         "query_string": call.query.encode(),
         "headers": [*kept, (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())],
         "state": {},

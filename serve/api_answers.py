@@ -28,6 +28,7 @@ class FieldWarning(BaseModel):
         "no_second_stage",
         "no_probability",
         "unknown_value",
+        "says_nothing",
         "empty_range",
         "short_list",
     ]

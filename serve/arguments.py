@@ -56,11 +56,11 @@ class AppArgs(BaseModel):
     )
     item_files: str = Field(
         default="",
-        description="folder (path or URI) for the Parquet file of posted items; empty: items/ in the store's folder",
+        description="folder (path or URI) for the Parquet files of posted items; empty: items/ in the store's folder",
     )
     user_files: str = Field(
         default="",
-        description="folder (path or URI) for the Parquet file of posted users; empty: users/ in the store's folder",
+        description="folder (path or URI) for the Parquet files of posted users; empty: users/ in the store's folder",
     )
 
     exposures: str = Field(

@@ -130,7 +130,7 @@ async def users(
 
 
 @router.get(
-    "/v1/users/{user_id:path}/history", response_model=HistoryResponse, summary="The history of a user, newest first"
+    "/v1/users/{user_id:id}/history", response_model=HistoryResponse, summary="The history of a user, newest first"
 )
 async def history(
     request: Request,
@@ -143,7 +143,7 @@ async def history(
 
 
 @router.get(
-    "/v1/users/{user_id:path}",
+    "/v1/users/{user_id:id}",
     response_model=UserResponse,
     responses={404: {"model": ErrorResponse}},
     summary="What is known of a user: the posted attributes, or those of the user file",

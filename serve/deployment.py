@@ -44,7 +44,7 @@ from serve.http import (
     user_error,
     while_connected,
 )
-from serve.journal import Refused, logged_events
+from serve.journal import MAX_WARNINGS, Refused, logged_events, saying_nothing
 from serve.keys import READ, WRITE, Keys
 from serve.replica import Replica
 from serve.service_metrics import CONTENT_TYPE, Metrics
@@ -125,7 +125,7 @@ class Service:
         return response
 
     @app.get(
-        "/v1/items/{item_id:path}/similar",
+        "/v1/items/{item_id:id}/similar",
         response_model=ItemsResponse,
         responses={404: {"model": ErrorResponse}},
         summary="The items most similar to one",
@@ -146,7 +146,8 @@ class Service:
     async def events(self, request: Request) -> Response:
         self._keys.check(request.headers, WRITE)
         self._replica.check_room()
-        events = logged_events(await parse(request, EventsRequest))
+        body = await parse(request, EventsRequest)
+        events = logged_events(body)
         result = await self._replica.append(events)
         if isinstance(result, Refused):
             return user_error(result, "events", result.place, "context")
@@ -154,7 +155,7 @@ class Service:
             raise result
         if isinstance(result, StoreError):
             raise store_unavailable(result, "the events")
-        warnings = self._replica.without_effect(events)
+        warnings = [*saying_nothing(body), *self._replica.without_effect(events)][:MAX_WARNINGS]
         return Utf8Json({"accepted": result, "warnings": warnings} if warnings else {"accepted": result})
 
     @app.post(
@@ -176,7 +177,7 @@ class Service:
             raise store_unavailable(error, "the items") from None
 
     @app.delete(
-        "/v1/items/{item_id:path}",
+        "/v1/items/{item_id:id}",
         response_model=AcceptedResponse,
         responses={404: {"model": ErrorResponse}},
         summary="Remove an item from the catalogue; histories keep it",
@@ -210,7 +211,7 @@ class Service:
         return Utf8Json({**accepted, "warnings": warnings} if warnings else accepted)
 
     @app.delete(
-        "/v1/users/{user_id:path}",
+        "/v1/users/{user_id:id}",
         response_model=AcceptedResponse,
         responses={404: {"model": ErrorResponse}},
         summary="Know no attribute of a user any more; the events stay",

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import faiss
 import numpy as np
@@ -23,8 +22,8 @@ from ctxrec.data.events import EARLIEST_S, Events
 from ctxrec.data.requests import Requests
 from ctxrec.live.store import HistoryStore
 from ctxrec.memory.request_words import CONTEXT_TEXT, QUERY
+from ctxrec.memory.scoring import Scored
 from ctxrec.retrieval.explain import Why, explain
-from ctxrec.retrieval.filters import ColumnRule
 from ctxrec.retrieval.heard_words import why_unheard
 from ctxrec.retrieval.item_probabilities import list_probabilities
 from ctxrec.retrieval.live_statistics import LiveStatistics
@@ -36,7 +35,7 @@ from ctxrec.retrieval.retriever import Retriever, load_retriever
 from ctxrec.retrieval.short_lists import is_expected, why_short
 from serve.api import MAX_WORK, Context, HistoryEvent, RecommendRequest
 from serve.live_feed import LiveFeed
-from serve.request_notes import request_notes
+from serve.request_notes import column_rules, request_notes
 from serve.store_reader import StoreReader
 
 logger = logging.getLogger(__name__)
@@ -75,6 +74,7 @@ def answer_json(answer: Answer, *where: str | int, part: str = "body") -> dict:
         made["probability_of"] = answer.probability_of
     if answer.experiment is not None:
         made["experiment"] = dict(zip(("name", "arm"), answer.experiment, strict=True))
+    silent: list[tuple[tuple[str | int, ...], str, str]]
     silent = [(place, f"it has no effect: {reason}", "words_not_read") for place, reason in answer.unheard]
     silent += [(note.place, note.text, note.kind) for note in answer.notes]
     if silent:
@@ -214,6 +214,7 @@ class Engine:
         watch.lap("history")
         exclude = [retriever.positions(body.exclude) for body in bodies]
         watch.lap("filter")
+        scored = retriever.scored(requests, watch)
         found = retriever.top_k(
             requests,
             [body.k for body in bodies],
@@ -221,6 +222,7 @@ class Engine:
             allowed=allowed,
             diversity=[body.diversity for body in bodies],
             rerank=[body.rerank for body in bodies],
+            scored=scored,
             watch=watch,
         )
         unheard = self._unheard(bodies)
@@ -245,7 +247,7 @@ class Engine:
                 answers[n] = dataclasses.replace(answer, notes=(*answer.notes, short))
         watch.lap("search")
         if any(body.probability for body in bodies):
-            answers = self._with_probabilities(answers, bodies, requests, [positions for positions, _ in found])
+            answers = self._with_probabilities(answers, bodies, requests, [items for items, _ in found], scored)
             watch.lap("probability")
         for n, body in enumerate(bodies):
             if body.explain:
@@ -255,11 +257,16 @@ class Engine:
         return answers
 
     def _with_probabilities(
-        self, answers: list[Answer], bodies: Sequence[RecommendRequest], requests: Requests, lists: list[np.ndarray]
+        self,
+        answers: list[Answer],
+        bodies: Sequence[RecommendRequest],
+        requests: Requests,
+        lists: list[np.ndarray],
+        scored: Scored,
     ) -> list[Answer]:
         """The answers with the probabilities of their items, where these are asked for and the model tells them."""
         model = self._retriever.recommender
-        told = list_probabilities(model, requests, lists, [body.probability for body in bodies])
+        told = list_probabilities(model, requests, lists, [body.probability for body in bodies], scored=scored)
         of = "" if model.calibration is None else model.calibration.of
         return [
             answer if p is None else dataclasses.replace(answer, probabilities=p.tolist(), probability_of=of)
@@ -346,13 +353,6 @@ def _source(place: tuple[str, ...]) -> str:
 
 def _raw_event(event: HistoryEvent) -> RawEvent:
     return RawEvent(event.item_id, event.action, event.timestamp, event.context, event.value)
-
-
-def column_rules(filter_: Mapping[str, Any]) -> dict[str, ColumnRule]:
-    """Rules by item column for the model, of those that `serve.api.ColumnRule` checked."""
-    return {
-        name: ColumnRule(any=rule.any, none=rule.none, min=rule.min, max=rule.max) for name, rule in filter_.items()
-    }
 
 
 def served_config(bundle: str, overrides: Sequence[str]) -> Config:

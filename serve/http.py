@@ -23,6 +23,7 @@ from serve.api import MAX_BODY_BYTES
 from serve.api_answers import ErrorResponse
 from serve.bodies import MAX_ERRORS, MAX_NAME, Body, places_of, shortened, validated
 from serve.edge import Edge, path_within
+from serve.path_ids import API, HOW, RawPaths
 
 DESCRIPTION = (
     "Context-aware recommendations. The retriever (a bundle with its index) finds candidates; the second stage "
@@ -30,7 +31,8 @@ DESCRIPTION = (
     "the service asks for it; diversity and rules make the list. Scores of one request may differ by up to 1e-5 (relative) "
     "between batches."
 )
-_API = "/v1/"
+_NO_CALL = ("Not Found", "Method Not Allowed")  # what the router says of a path that no call has
+_WITH_IDS = ("/v1/items/", "/v1/users/")  # paths that go on with an id
 _READ_ON_BYTES = 16 << 20
 Result = TypeVar("Result")
 One = TypeVar("One", bound=BaseModel)
@@ -88,6 +90,7 @@ def make_app() -> App:
     options: dict[str, Any] = {"docs_url": None, "redoc_url": None, "redirect_slashes": False}
     checked = [Depends(only_known_parameters)]
     app = App(title="ctxrec", description=DESCRIPTION, responses=refusals, dependencies=checked, **options)
+    app.add_middleware(RawPaths)
     app.add_middleware(Shortcut)
     app.add_middleware(Agents)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
@@ -105,13 +108,15 @@ async def only_known_parameters(request: Request) -> None:
     Probes and pages take any, as some monitors and browsers add one of their own.
     """
     route = request.scope["route"]
-    if not route.path.startswith(_API):
+    if not route.path.startswith(API):
         return
     known = [parameter.alias for parameter in route.dependant.query_params]
     unknown = [name for name in dict.fromkeys(request.query_params) if name not in known]
     if unknown:
         expected = f"expected {', '.join(known)}" if known else "this call has none"
-        told = f"unknown parameter of the URL; {expected}"
+        told = f"unknown parameter of the URL; {expected}" + (
+            f". If it is of the id: {HOW}" if "{" in route.path else ""
+        )
         raise RequestValidationError(
             [
                 {"loc": ("query", name[:MAX_NAME]), "msg": told, "type": "extra_forbidden"}
@@ -128,6 +133,8 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.detail in _NO_CALL and path_within(request.scope).startswith(_WITH_IDS):
+        error.detail = f"{error.detail}; {HOW}"
     return Utf8Json({"detail": error.detail}, status_code=error.status_code, headers=error.headers)
 
 

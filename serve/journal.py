@@ -16,9 +16,9 @@ from ctxrec.core.dataset_spec import DatasetSpec
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import US
 from ctxrec.live.event_files import write_event_files
-from ctxrec.live.row_files import write_row_file
+from ctxrec.live.row_files import RowFiles
 from ctxrec.live.store import TABLES, HistoryStore, LoggedEvent, StoreError
-from ctxrec.retrieval.no_effect import NO_FEEDBACK
+from ctxrec.retrieval.no_effect import NO_FEEDBACK, notes_of_nothing, says_nothing
 from serve.api import EventsRequest
 from serve.item_sync import Every
 from serve.service_metrics import Metrics
@@ -26,6 +26,7 @@ from serve.service_metrics import Metrics
 logger = logging.getLogger(__name__)
 
 MAX_WARNINGS = 20  # of one call
+_KEPT_ROUNDS = 10  # for which a file stays whose rows another one has
 CheckContexts = Callable[[Sequence[dict]], None]
 
 
@@ -45,12 +46,23 @@ def logged_events(body: EventsRequest) -> list[LoggedEvent]:
             user_id=event.user_id,
             item_id=event.item_id,
             time_us=round((now if event.timestamp is None else event.timestamp) * US),
-            action=event.action or None,
+            action=None if says_nothing(event.action) else event.action,
             value=event.value,
             context={key: value for key, value in event.context.items() if value is not None},
         )
         for event in body.events
     ]
+
+
+def saying_nothing(body: EventsRequest) -> list[dict[str, Any]]:
+    """Actions and values of contexts that say nothing, each once, at its first event: `FieldWarning` of the API."""
+    found: dict[str, dict[str, Any]] = {}
+    for place, event in enumerate(body.events):
+        action = {} if event.action is None else {"action": event.action}
+        for note in (*notes_of_nothing(action), *notes_of_nothing(event.context, "context")):
+            warning = {"loc": ["body", "events", place, *note.place], "msg": note.text, "type": note.kind}
+            found.setdefault(note.text, warning)
+    return list(found.values())
 
 
 def without_effect(
@@ -179,10 +191,10 @@ class FileWriter:
         metrics: Metrics,
     ):
         self._store, self._events, self._spec = store, events, spec
-        self._folders = {"items": items, "users": users}
+        folders, keep_s = {"items": items, "users": users}, _KEPT_ROUNDS * every_s
+        self._rows = [RowFiles(store, t, folders[t], getattr(spec, t), keep_s=keep_s) for t in TABLES]
         self._service, self._metrics = service, metrics
         self._others: list[str] = []
-        self._last_changes = dict.fromkeys(TABLES, 0)  # that are in the files
         self._count()
         self._rounds = Every(every_s, self._write, "files of posted rows")
 
@@ -195,10 +207,8 @@ class FileWriter:
             num = write_event_files(self._store, self._events, self._spec.events)
             if num:
                 logger.info("%d events written to %s", num, self._events)
-            for table in TABLES:
-                section, since = getattr(self._spec, table), self._last_changes[table]
-                last = write_row_file(self._store, table, self._folders[table], section, since=since)
-                self._last_changes[table] = last
+            for files in self._rows:
+                files.write()
         except StoreError:  # `StoreFailures` has logged it
             self._metrics.export_failures.inc()
         except Exception:  # whatever it is, they are in the store, and the next round tries again

@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ctxrec.retrieval.filters import ColumnRule
 from ctxrec.retrieval.item_probabilities import NO_CALIBRATION
-from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, Note, notes_of, notes_of_ids, unread_values
+from ctxrec.retrieval.no_effect import (
+    MAX_NOTES,
+    NO_SECOND_STAGE,
+    Note,
+    notes_of,
+    notes_of_events,
+    notes_of_ids,
+    unread_values,
+)
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import Retriever
-from serve.api import RecommendRequest
+from serve.api import Context, RecommendRequest
 
 
 def request_notes(
     retriever: Retriever[Recommender], body: RecommendRequest, rules: Mapping[str, ColumnRule]
 ) -> tuple[Note, ...]:
-    """The notes of a request, a few dictionary lookups.
+    """The first `MAX_NOTES` notes of a request, a few dictionary lookups.
 
     Args:
         retriever: that is asked.
         body: the request.
         rules: its filter, by item column.
     """
-    return (
-        *_not_reranked(retriever, body),
-        *_not_probable(retriever, body),
-        *notes_of_ids(retriever, history=body.history, allow=body.allow, exclude=body.exclude, dislike=body.dislike),
-        *unread_values(retriever.recommender, body.history or ()),
-        *notes_of(retriever, rules, body.context.features(), body.user, rerank=body.rerank),
+    model, history = retriever.recommender, body.history or ()
+    notes = itertools.chain(
+        _not_reranked(retriever, body),
+        _not_probable(retriever, body),
+        notes_of_ids(retriever, history=history, allow=body.allow, exclude=body.exclude, dislike=body.dislike),
+        unread_values(model, history),
+        notes_of_events(model, history),
+        notes_of(retriever, rules, _said(body.context), body.user, query=body.query, rerank=body.rerank),
     )
+    return tuple(itertools.islice(notes, MAX_NOTES))
+
+
+def _said(context: Context) -> dict[str, Any]:
+    """All that a body says of its context, a time of null too."""
+    no_time = context.timestamp is None and "timestamp" in context.model_fields_set
+    return {"timestamp": None, **context.features()} if no_time else context.features()
 
 
 def _not_reranked(retriever: Retriever[Recommender], body: RecommendRequest) -> Iterator[Note]:
@@ -41,3 +60,10 @@ def _not_probable(retriever: Retriever[Recommender], body: RecommendRequest) -> 
     """Whether a request asks for probabilities that the model does not tell."""
     if body.probability and retriever.recommender.calibration is None:
         yield Note(("probability",), "no_probability", f"it has no effect: {NO_CALIBRATION}")
+
+
+def column_rules(filter_: Mapping[str, Any]) -> dict[str, ColumnRule]:
+    """Rules by item column for the model, of those that `serve.api.ColumnRule` checked."""
+    return {
+        name: ColumnRule(any=rule.any, none=rule.none, min=rule.min, max=rule.max) for name, rule in filter_.items()
+    }

@@ -10,13 +10,14 @@ from pydantic import Field, TypeAdapter, ValidationError
 from starlette.responses import Response
 
 from ctxrec.core.errors import UserError
-from ctxrec.retrieval.no_effect import notes_of, unknown_in_context
+from ctxrec.retrieval.no_effect import notes_of, notes_of_nothing, unknown_in_context
 from serve.api import MAX_FILTER_COLUMNS, ColumnRule, ContextValue, NumItems, Text
 from serve.api_answers import ItemsResponse
 from serve.browse import replica_of
-from serve.engine import Answer, Engine, answer_json, column_rules
+from serve.engine import Answer, Engine, answer_json
 from serve.http import Utf8Json, user_error
 from serve.keys import READ
+from serve.request_notes import column_rules
 
 router = APIRouter()
 
@@ -66,6 +67,7 @@ def find_trending(engine: Engine, k: int, rules: dict[str, ColumnRule], context:
         except UserError as error:
             raise error.at("context") from None
         notes = tuple(notes_of(retriever, column_rules(rules), {}))
+        notes += tuple(notes_of_nothing(context, "context"))
         notes += tuple(unknown_in_context(retriever.recommender.contexts, context))
         return Answer(retriever.item_ids(positions), scores.tolist(), engine.model_version, notes=notes)
 

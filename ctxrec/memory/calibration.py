@@ -28,7 +28,7 @@ import numpy as np
 
 from ctxrec.data.feedback import EventKinds
 from ctxrec.data.requests import Requests
-from ctxrec.memory.scoring import Scorer
+from ctxrec.memory.scoring import Scored, Scorer
 
 SUCCESS, NEXT = "success", "next"
 SPREAD, LIKING = "spread", "liking"
@@ -95,7 +95,13 @@ class Calibration:
     sample: Sample
 
     def probabilities(
-        self, scorer: Scorer, requests: Requests, kinds: EventKinds, items: Sequence[np.ndarray]
+        self,
+        scorer: Scorer,
+        requests: Requests,
+        kinds: EventKinds,
+        items: Sequence[np.ndarray],
+        *,
+        scored: Scored | None = None,
     ) -> list[np.ndarray]:
         """Probabilities of items by their own scores: for each request float64 [P].
 
@@ -104,18 +110,16 @@ class Calibration:
             requests: N requests.
             kinds: what the events of their histories say.
             items: int64 [P] positions for each request.
+            scored: what `scorer` makes of the requests; None: it is computed.
         """
-        queries, remembered = scorer.queries(requests), scorer.remembered(requests)
+        scored = scored or Scored.by(scorer, requests)
         vectors = scorer.vectors[self.sample.items] if SPREAD in self.weights else None
         liking, made = liking_of(requests, kinds, self.base_rate), []
         for n, wanted in enumerate(items):
             features = {LIKING: liking[n : n + 1]}
-            row = None if remembered is None else remembered[[n]]
-            scores = scorer.vectors[wanted] @ queries[n]
-            scores = scores if row is None else scores + row[:, wanted].toarray()[0]
+            scores = scored.scores_of(n, wanted, scorer.vectors[wanted])
             if vectors is not None:
-                sampled = vectors @ queries[n]
-                sampled = sampled if row is None else sampled + row[:, self.sample.items].toarray()[0]
+                sampled = scored.scores_of(n, self.sample.items, vectors)
                 features[SPREAD] = self.sample.spread(sampled[None])
             made.append(self.of_scores(scores[None], features)[0])
         return made
@@ -189,7 +193,14 @@ class Calibrations:
         return self.plain.of
 
     def probabilities(
-        self, scorer: Scorer, requests: Requests, kinds: EventKinds, items: Sequence[np.ndarray], current: np.ndarray
+        self,
+        scorer: Scorer,
+        requests: Requests,
+        kinds: EventKinds,
+        items: Sequence[np.ndarray],
+        current: np.ndarray,
+        *,
+        scored: Scored | None = None,
     ) -> list[np.ndarray]:
         """As `Calibration.probabilities`; `current`: which requests get live scores, bool [N]."""
         made: list[np.ndarray] = [np.zeros(0)] * len(items)
@@ -197,7 +208,8 @@ class Calibrations:
             rows = np.flatnonzero(of)
             if len(rows):
                 part = [items[n] for n in rows.tolist()]
-                found = calibration.probabilities(scorer, requests.take(rows), kinds, part)
+                some = None if scored is None else scored.take(rows)
+                found = calibration.probabilities(scorer, requests.take(rows), kinds, part, scored=some)
                 for n, values in zip(rows.tolist(), found, strict=True):
                     made[n] = values
         return made

@@ -130,7 +130,7 @@ class LiveCounts:
         return items, self._sums_HI[:, items] * factor_H[:, None]
 
     def changed_since(self, version: int) -> np.ndarray | None:
-        """Items with events that came after `version`, int64, with repetitions; None where they are not remembered."""
+        """Items with events that came after `version`, int64 [items], with repetitions; None where they are not remembered."""
         num = self.version - version
         if num > len(self._changes):
             return None

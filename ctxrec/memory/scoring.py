@@ -38,18 +38,43 @@ class Scorer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What gives requests their scores, computed once for all that reads it.
+
+    queries: float32 [N, D].
+    remembered: float32 [N, I], 0 or more; None without a memory.
+    """
+
+    queries: np.ndarray
+    remembered: sp.csr_array | None
+
+    @staticmethod
+    def by(scorer: Scorer, requests: Requests) -> Scored:
+        return Scored(scorer.queries(requests), scorer.remembered(requests))
+
+    def take(self, rows: np.ndarray) -> Scored:
+        """Those of some of the requests."""
+        return Scored(self.queries[rows], None if self.remembered is None else self.remembered[rows])
+
+    def scores_of(self, n: int, items: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        """Scores that request n gives to items (int64 [P] positions) with these search vectors (float32 [P, D]): float32 [P]."""
+        scores = vectors @ self.queries[n]
+        return scores if self.remembered is None else scores + self.remembered[[n]][:, items].toarray()[0]
+
+
 def score_all(scorer: Scorer, requests: Requests) -> np.ndarray:
     """Scores of all items: float32 [N, I], higher is better."""
-    scores = scorer.queries(requests) @ scorer.vectors.T
-    remembered = scorer.remembered(requests)
-    return scores if remembered is None else scores + remembered.toarray()
+    made = Scored.by(scorer, requests)
+    scores = made.queries @ scorer.vectors.T
+    return scores if made.remembered is None else scores + made.remembered.toarray()
 
 
 def score_items(scorer: Scorer, requests: Requests, items: np.ndarray) -> np.ndarray:
     """Scores of some items (int64 [P] positions) alone: float32 [N, P]."""
-    scores = scorer.queries(requests) @ scorer.vectors[items].T
-    remembered = scorer.remembered(requests)
-    return scores if remembered is None else scores + remembered[:, items].toarray()
+    made = Scored.by(scorer, requests)
+    scores = made.queries @ scorer.vectors[items].T
+    return scores if made.remembered is None else scores + made.remembered[:, items].toarray()
 
 
 @dataclass(frozen=True)

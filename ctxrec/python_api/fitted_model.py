@@ -33,10 +33,19 @@ from ctxrec.python_api.request_arguments import (
     users_of,
     whole_number,
 )
+from ctxrec.retrieval.filters import ColumnRule
 from ctxrec.retrieval.heard_words import why_unheard
 from ctxrec.retrieval.item_probabilities import NO_CALIBRATION, list_probabilities
-from ctxrec.retrieval.no_effect import NO_SECOND_STAGE, notes_of, notes_of_ids, unread_values
-from ctxrec.retrieval.raw_request import RawRequest
+from ctxrec.retrieval.no_effect import (
+    NO_SECOND_STAGE,
+    Note,
+    notes_of,
+    notes_of_events,
+    notes_of_ids,
+    says_nothing,
+    unread_values,
+)
+from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.retriever import Retriever, load_retriever
 from ctxrec.retrieval.short_lists import is_expected, why_short
@@ -131,8 +140,7 @@ class Model:
         with retriever.catalogue.reading():
             notes = [
                 *notes_of_ids(retriever, history=events_of(history), allow=only, exclude=unwanted_ids, dislike=unliked),
-                *unread_values(retriever.recommender, events_of(history) or ()),
-                *notes_of(retriever, rules, context_of(context), attributes_of(user_attributes), rerank=rerank),
+                *self._told(events_of(history) or (), rules, context, user_attributes, query, rerank),
             ]
         for note in notes:
             warnings.warn(note.text, stacklevel=2)
@@ -141,8 +149,15 @@ class Model:
         said, probable = [truth_of(rerank, "rerank")] * len(users), bool(truth_of(probability, "probability"))
         if rerank and retriever.reranker is None:
             warnings.warn(f"rerank has no effect: {NO_SECOND_STAGE}", stacklevel=2)
+        scored = retriever.scored(requests)
         found = retriever.top_k(
-            requests, num, exclude=[unwanted] * len(users), allowed=allowed, diversity=strengths, rerank=said
+            requests,
+            num,
+            exclude=[unwanted] * len(users),
+            allowed=allowed,
+            diversity=strengths,
+            rerank=said,
+            scored=scored,
         )
         with retriever.catalogue.reading():
             short = [
@@ -158,7 +173,8 @@ class Model:
         if probable and retriever.recommender.calibration is None:
             warnings.warn(f"probability has no effect: {NO_CALIBRATION}", stacklevel=2)
         lists = [items for items, _ in found]
-        probabilities = list_probabilities(retriever.recommender, requests, lists, [probable] * len(lists))
+        asked = [probable] * len(lists)
+        probabilities = list_probabilities(retriever.recommender, requests, lists, asked, scored=scored)
         tables = [self._list(*one, p) for one, p in zip(found, probabilities, strict=True)]
         if not several:
             return from_arrow(tables[0], self.kind)
@@ -208,14 +224,16 @@ class Model:
         asks = None if user is None else id_text(user)
         if asks is None and history is None:
             raise UserError("neither a user nor a history is given; expected one of them")
-        position = self._position(item)
-        for note in notes_of_ids(self._retriever, history=events_of(history), dislike=id_texts(dislike, "dislike")):
+        position, unliked = self._position(item), id_texts(dislike, "dislike")
+        request = self._requests([asks], context, history, query, user_attributes, unliked)
+        with self._retriever.catalogue.reading():
+            notes = [
+                *notes_of_ids(self._retriever, history=events_of(history), dislike=unliked),
+                *self._told(events_of(history) or (), {}, context, user_attributes, query, rerank=False),
+            ]
+        for note in notes:
             warnings.warn(note.text, stacklevel=2)
-        (why,) = explain(
-            self._retriever.recommender,
-            self._requests([asks], context, history, query, user_attributes, id_texts(dislike, "dislike")),
-            np.array([position]),
-        )
+        (why,) = explain(self._retriever.recommender, request, np.array([position]))
         parts = {"source": why.sources, "history": why.history, "context": why.context, "user": why.user}
         rows = [(part, name, effect) for part, effects in parts.items() for name, effect in effects.items()]
         columns = zip(*rows, strict=True)
@@ -277,7 +295,7 @@ class Model:
         user_attributes: Mapping[str, Any] | None,
         dislike: Sequence[str] = (),
     ) -> Any:
-        if query is not None and (reason := why_unheard(self._retriever.recommender)) is not None:
+        if not says_nothing(query) and (reason := why_unheard(self._retriever.recommender)) is not None:
             warnings.warn(f"the query has no effect: {reason}", stacklevel=3)
         events, known, about = events_of(history), context_of(context), attributes_of(user_attributes)
         raw = [
@@ -285,6 +303,23 @@ class Model:
             for user in users
         ]
         return self._retriever.recommender.make_requests(raw, including_now=True)[0]
+
+    def _told(
+        self,
+        events: Sequence[RawEvent],
+        rules: Mapping[str, ColumnRule],
+        context: Mapping[str, Any] | None,
+        user_attributes: Mapping[str, Any] | None,
+        query: str | None,
+        rerank: bool | None,
+    ) -> list[Note]:
+        """What is to be said of the values of a request that the model can read."""
+        model, known, about = self._retriever.recommender, context_of(context), attributes_of(user_attributes)
+        return [
+            *unread_values(model, events),
+            *notes_of_events(model, events),
+            *notes_of(self._retriever, rules, known, about, query=query, rerank=rerank),
+        ]
 
     def _list(self, positions: np.ndarray, scores: np.ndarray, probabilities: np.ndarray | None = None) -> pa.Table:
         """Items with their scores, probabilities where they are told and, where the catalogue has texts, their titles."""

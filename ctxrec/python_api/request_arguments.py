@@ -162,13 +162,14 @@ def _event(entry: Any) -> RawEvent:
             f"an event of the history has the keys {', '.join(map(str, entry))}; expected item_id and, where they are "
             "known, action, timestamp, context and value"
         )
-    action = entry.get("action") or None  # an empty one says nothing, as over HTTP
+    action = entry.get("action")
+    is_blank = isinstance(action, str) and not action.strip()  # it says nothing, and a warning says so, as over HTTP
     value = entry.get("value")
     if value is not None and (isinstance(value, (bool, str)) or not isinstance(value, numbers.Real)):
         raise UserError(f"value of an event of the history is {value!r}; expected a number, as in the log")
     return RawEvent(
         id_text(entry["item_id"], "item_id of an event of the history"),
-        None if action is None else id_text(action, "action of an event of the history"),
+        action if action is None or is_blank else id_text(action, "action of an event of the history"),
         entry.get("timestamp"),
         context_of(entry.get("context")),
         None if value is None else float(value),

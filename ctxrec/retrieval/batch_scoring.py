@@ -5,15 +5,13 @@ A small file is scored in the command's own process, as Ray and the actors would
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,32 +29,19 @@ from ctxrec.core.config import Config, DiversityConfig, IndexConfig, load_config
 from ctxrec.core.dataset_spec import ContextSpec
 from ctxrec.core.errors import UserError
 from ctxrec.core.run_paths import BundlePaths, reranker_beside
-from ctxrec.core.schema import ITEM_ID
 from ctxrec.core.terminal import progress_bar
-from ctxrec.core.time_zones import TIMEZONE
 from ctxrec.data.clock import Clock
 from ctxrec.data.requests import Requests
+from ctxrec.memory.scoring import Scored
 from ctxrec.retrieval.cross_encoder import Found
 from ctxrec.retrieval.explain import Why, explain
-from ctxrec.retrieval.heard_words import why_unheard
-from ctxrec.retrieval.history_columns import VALUE, history_ids, read_ids
-from ctxrec.retrieval.item_probabilities import NO_CALIBRATION, list_probabilities
-from ctxrec.retrieval.list_columns import ALLOW, EXCLUDE, EXPLAIN, PROBABILITY, RERANK, ListWish, read_wishes
+from ctxrec.retrieval.file_notes import FirstRequests, RowNotes, warn_of_unread
+from ctxrec.retrieval.item_probabilities import list_probabilities
+from ctxrec.retrieval.list_columns import EXPLAIN, PROBABILITY, RERANK, ListWish, read_wishes
 from ctxrec.retrieval.load import load_recommender
-from ctxrec.retrieval.no_effect import (
-    NO_FEEDBACK,
-    NO_SECOND_STAGE,
-    notes_of,
-    unknown_in_columns,
-    unknown_in_lists,
-    unread_context,
-    why_unread,
-)
-from ctxrec.retrieval.recommender import Recommender
+from ctxrec.retrieval.no_effect import notes_of, notes_of_events
+from ctxrec.retrieval.raw_request import RawRequest
 from ctxrec.retrieval.request_files import (
-    DISLIKE,
-    HISTORY,
-    QUERY,
     REQUEST_ID,
     check_requests,
     is_of_request,
@@ -68,21 +53,17 @@ from ctxrec.retrieval.reranker_files import second_stage_of
 from ctxrec.retrieval.retriever import Retriever, load_retriever
 from ctxrec.retrieval.short_lists import is_expected, why_short
 from ctxrec.retrieval.slate.rules import Rules, rules_of
-from ctxrec.retrieval.user_columns import USER
 
 logger = logging.getLogger(__name__)
 
-_NO_EFFECT = "the column %s has no effect: %s"
-_LOOKED_AT = 100_000  # requests whose contexts are looked at for values that the model does not know
-
+_OF_COLUMNS = ("attributes_not_read",)  # notes that are told of a whole column, before anything is computed
 _NOTES = "notes"  # of the answers on their way to the file: what is to be said of each request
-_MOST_NOTES, _MOST_KINDS = 20, 1000  # notes that are told, and different ones that are counted
-ITEM_IDS, SCORES, WHY = "item_ids", "scores", "why"
+ITEM_IDS, SCORES, WHY, PROBABILITY_OF = "item_ids", "scores", "why", "probability_of"
 _EFFECTS = pa.map_(pa.string(), pa.float64())  # of the parts of a request on the score of an item
 _WHY_TYPE = pa.list_(pa.struct([(part.name, _EFFECTS) for part in fields(Why)]))
 _OPTIONAL = {
-    EXPLAIN: (WHY, _WHY_TYPE),
-    PROBABILITY: (PROBABILITY, pa.list_(pa.float64())),
+    EXPLAIN: [(WHY, _WHY_TYPE)],
+    PROBABILITY: [(PROBABILITY, pa.list_(pa.float64())), (PROBABILITY_OF, pa.string())],
 }  # columns of the answers by those that ask
 
 
@@ -125,20 +106,18 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     columns, num_rows = check_requests(inputs, context, about.features, about.spec.items)
     on_request = is_of_request(RERANK, columns, context)
     found = second_stage_of(bundle, manifest["model_version"], required=False) is not None
-    unread = _warn_of_unread(bundle, columns, context, reranked=found and (on_request or config.rerank.use))
-    if on_request and not found:
-        logger.warning(_NO_EFFECT, RERANK, NO_SECOND_STAGE)
-    schema = _output_schema(inputs, [kind for name, kind in _OPTIONAL.items() if is_of_request(name, columns, context)])
+    reranked = found and (on_request or config.rerank.use)
+    unread = warn_of_unread(bundle, columns, context, reranked=reranked, has_second_stage=found)
+    more = [kind for name, kinds in _OPTIONAL.items() if is_of_request(name, columns, context) for kind in kinds]
+    schema = _output_schema(inputs, more)
     if num_rows == 0:
         _write(out, schema, (), num_rows=0)
         return 0
     fs, _ = storage.filesystem(inputs[0])
     paths = [storage.filesystem(file)[1] for file in inputs]
     contexts = ContextReader(about.features, Clock.of(about.spec, about.features))
-    _warn_of_unknown(contexts, paths[0], fs, [name for name in context.categorical if name not in unread])
-    _warn_of_unknown_items(BundlePaths(folder).items, paths[0], fs, context)
-    if about.spec.events.feedback is None and _has_values(paths[0], fs):
-        logger.warning(_NO_EFFECT, "value of history", NO_FEEDBACK)
+    first = FirstRequests(paths[0], fs, columns, context)
+    first.warn(contexts, BundlePaths(folder).items, unread=unread, has_feedback=about.spec.events.feedback is not None)
     scorer: dict[str, Any] = {
         "bundle": bundle, "index": config.index, "context": context, "k": k, "now_s": now_s,
         "rerank": config.rerank.use, "on_request": on_request, "diversity": config.diversity, "rules": rules,
@@ -164,62 +143,6 @@ def recommend(run: str, requests: str, out: str, *, k: int, config: Config | Non
     )  # fmt: skip
     _write(out, schema, answers.iter_batches(batch_size=None, batch_format="pyarrow"), num_rows=num_rows)
     return num_rows
-
-
-def _warn_of_unread(bundle: str, columns: Sequence[str], context: ContextSpec, *, reranked: bool) -> set[str]:
-    """Name columns that the model cannot read; it is loaded once, and only for these. Returns those of the context."""
-    reasons: dict[str, Callable[[Recommender], str | None]] = {
-        QUERY: why_unheard,
-        USER: partial(why_unread, reranked=reranked),
-        PROBABILITY: lambda model: NO_CALIBRATION if model.calibration is None else None,
-    }
-    asked = [name for name in reasons if is_of_request(name, columns, context)]
-    parts = [name for name in (TIMEZONE, *context.columns) if name in columns]
-    model = load_recommender(bundle) if asked or parts else None
-    for name in asked:
-        if model is not None and (reason := reasons[name](model)) is not None:
-            logger.warning(_NO_EFFECT, name, reason)
-    if model is None or reranked:
-        return set()
-    unread, reason = unread_context(model, parts)
-    for name in unread:
-        logger.warning(_NO_EFFECT, name, reason)
-    return set(unread)
-
-
-def _warn_of_unknown(contexts: ContextReader, path: str, fs: pyarrow.fs.FileSystem, context: Sequence[str]) -> None:
-    """Name values of the context that the model does not know, of the first requests."""
-    with fs.open_input_file(path) as stream:
-        file = pq.ParquetFile(stream)
-        columns = [name for name in context if name in file.schema_arrow.names]
-        for batch in itertools.islice(file.iter_batches(_LOOKED_AT, columns=columns), 1):
-            for told in unknown_in_columns(contexts, pa.Table.from_batches([batch])):
-                logger.warning(told)
-
-
-def _warn_of_unknown_items(items: str, path: str, fs: pyarrow.fs.FileSystem, context: ContextSpec) -> None:
-    """Name items of requests that the catalogue lacks, of the first requests."""
-    with fs.open_input_file(path) as stream:
-        file = pq.ParquetFile(stream)
-        columns = [
-            name for name in (HISTORY, DISLIKE, EXCLUDE, ALLOW) if is_of_request(name, file.schema_arrow.names, context)
-        ]
-        known = pq.read_table(items, columns=[ITEM_ID]).column(ITEM_ID) if columns else None
-        for batch in itertools.islice(file.iter_batches(_LOOKED_AT, columns=columns), 1 if columns else 0):
-            for name in columns:
-                column = batch.column(name)
-                ids = history_ids(column) if name == HISTORY else read_ids(column).flatten()
-                if known is not None and (told := unknown_in_lists(name, ids, known)) is not None:
-                    logger.warning(told)
-
-
-def _has_values(path: str, fs: pyarrow.fs.FileSystem) -> bool:
-    """Whether the events of a file's histories have a field of values."""
-    with fs.open_input_file(path) as stream:
-        found = pq.ParquetFile(stream).schema_arrow
-    kind = found.field(HISTORY).type if HISTORY in found.names else pa.null()
-    event = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else pa.null()
-    return pa.types.is_struct(event) and event.get_field_index(VALUE) >= 0
 
 
 def _read_here(paths: list[str], fs: pyarrow.fs.FileSystem, columns: list[str], batch_size: int) -> Iterator[pa.Table]:
@@ -257,7 +180,8 @@ class Scorer:
         raw = raw_requests(table, self._context, now_s=self._now_s, zone=self._zone, features=self._features)
         requests, _ = self._retriever.recommender.make_requests(raw)
         wishes = read_wishes(table, self._context)
-        found = self._found(requests, wishes)
+        scored = self._retriever.scored(requests)
+        found = self._found(requests, wishes, scored)
         item_ids = [self._retriever.item_ids(positions) for positions, _ in found]
         scores = [row_scores for _, row_scores in found]
         columns = {
@@ -265,20 +189,23 @@ class Scorer:
             ITEM_IDS: pa.array(item_ids, pa.list_(pa.string())),
             SCORES: pa.array(scores, pa.list_(pa.float32())),
         }
-        columns[_NOTES] = pa.array(self._notes(requests, wishes, item_ids), pa.list_(pa.string()))
+        columns[_NOTES] = pa.array(self._notes(raw, requests, wishes, item_ids), pa.list_(pa.string()))
         if is_of_request(EXPLAIN, table.column_names, self._context):
             columns[WHY] = pa.array(self._reasons(requests, wishes, found), _WHY_TYPE)
         if is_of_request(PROBABILITY, table.column_names, self._context):
             asked, lists = [wish.probability for wish in wishes], [positions for positions, _ in found]
-            told = list_probabilities(self._retriever.recommender, requests, lists, asked)
+            model = self._retriever.recommender
+            told = list_probabilities(model, requests, lists, asked, scored=scored)
+            of = None if model.calibration is None else model.calibration.of
             columns[PROBABILITY] = pa.array(told, pa.list_(pa.float64()))
+            columns[PROBABILITY_OF] = pa.array([None if p is None else of for p in told], pa.string())
         return pa.table(columns)
 
-    def _found(self, requests: Requests, wishes: list[ListWish]) -> Found:
+    def _found(self, requests: Requests, wishes: list[ListWish], scored: Scored) -> Found:
         """The list of each request as it wishes it."""
         retriever = self._retriever
         if all(wish == ListWish() for wish in wishes):
-            return retriever.top_k(requests, self._k)
+            return retriever.top_k(requests, self._k, scored=scored)
         return retriever.top_k(
             requests,
             self._k,
@@ -286,13 +213,18 @@ class Scorer:
             allowed=[retriever.compile_filter(wish.rules, allow=wish.allow) for wish in wishes],
             diversity=[wish.diversity for wish in wishes],
             rerank=[wish.rerank for wish in wishes],
+            scored=scored,
         )
 
-    def _notes(self, requests: Requests, wishes: list[ListWish], lists: list[list[str]]) -> list[list[str]]:
-        """What is to be said of the filter and of the length of each list."""
+    def _notes(
+        self, raw: Sequence[RawRequest], requests: Requests, wishes: list[ListWish], lists: list[list[str]]
+    ) -> list[list[str]]:
+        """What is to be said of the history, the attributes, the filter and the length of each list."""
         retriever, told = self._retriever, []
-        for n, (wish, found) in enumerate(zip(wishes, lists, strict=True)):
-            notes = notes_of(retriever, wish.rules, {})
+        for n, (asked, wish, found) in enumerate(zip(raw, wishes, lists, strict=True)):
+            own = notes_of(retriever, wish.rules, {}, asked.user, rerank=wish.rerank)
+            notes = notes_of_events(retriever.recommender, asked.history or ())
+            notes += [note for note in own if note.kind not in _OF_COLUMNS]
             if len(found) < self._k and not is_expected(len(found), notes, wish.allow):
                 one, unwanted = requests.take(np.array([n])), retriever.positions(wish.exclude)
                 short = why_short(
@@ -346,7 +278,7 @@ def _write(out: str, schema: pa.Schema, tables: Iterable[pa.Table], *, num_rows:
     """Write tables to one Parquet file that appears when it is complete."""
     fs, inner = storage.filesystem(out)
     storage.make_dir(storage.parent(out))
-    said: dict[str, tuple[int, Any]] = {}
+    said = RowNotes()
     temporary = f"{inner}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         with (
@@ -355,29 +287,11 @@ def _write(out: str, schema: pa.Schema, tables: Iterable[pa.Table], *, num_rows:
             progress_bar(num_rows, "recommend", "request") as progress,
         ):
             for table in tables:
-                _count(said, table)
+                said.add(table.column(REQUEST_ID), table.column(_NOTES).to_pylist())
                 writer.write_table(table.drop_columns(_NOTES).cast(schema))
                 progress.update(table.num_rows)
         fs.move(temporary, inner)
-        _tell(said, num_rows)
+        said.tell(num_rows)
     except BaseException:
         storage.delete(f"{out}{temporary.removeprefix(inner)}")
         raise
-
-
-def _count(said: dict[str, tuple[int, Any]], table: pa.Table) -> None:
-    """Count the requests of each note of a table of answers, and keep the first of them; of so many notes at most."""
-    for n, notes in enumerate(table.column(_NOTES).to_pylist()):
-        for note in notes:
-            if note in said or len(said) < _MOST_KINDS:
-                count, first = said.get(note) or (0, table.column(REQUEST_ID)[n].as_py())
-                said[note] = count + 1, first
-
-
-def _tell(said: Mapping[str, tuple[int, Any]], num_rows: int) -> None:
-    """Log what is to be said of requests, the most frequent first."""
-    ordered = sorted(said.items(), key=lambda note: -note[1][0])
-    for note, (count, first) in ordered[:_MOST_NOTES]:
-        logger.warning("%s (%d of %d requests, such as %r)", note, count, num_rows, first)
-    if len(ordered) > _MOST_NOTES:
-        logger.warning("other requests have a filter without an item or a short list for other reasons")

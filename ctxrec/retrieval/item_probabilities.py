@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ctxrec.data.requests import Requests
+from ctxrec.memory.scoring import Scored
 from ctxrec.retrieval.recommender import Recommender
 
 NO_CALIBRATION = (
@@ -16,7 +17,12 @@ NO_CALIBRATION = (
 
 
 def list_probabilities(
-    recommender: Recommender, requests: Requests, lists: Sequence[np.ndarray], asked: Sequence[bool]
+    recommender: Recommender,
+    requests: Requests,
+    lists: Sequence[np.ndarray],
+    asked: Sequence[bool],
+    *,
+    scored: Scored | None = None,
 ) -> list[np.ndarray | None]:
     """Probabilities of the items of lists: for each request float64 [items], None where none are asked for or told.
 
@@ -27,6 +33,7 @@ def list_probabilities(
         requests: N requests.
         lists: int64 positions of the items of each.
         asked: whether each wants probabilities.
+        scored: what the model makes of the requests, as `Retriever.scored` gives it; None: it is computed.
     """
     made: list[np.ndarray | None] = [None] * len(lists)
     rows = np.flatnonzero(asked)
@@ -36,7 +43,10 @@ def list_probabilities(
     with recommender.catalogue.reading():
         part, live = requests.take(rows), None if recommender.live_weights is None else recommender.live
         current = np.zeros(len(part), bool) if live is None else live.are_current(part.times)
-        found = recommender.calibration.probabilities(recommender, part, recommender.kinds, wanted, current)
+        some = None if scored is None else scored.take(rows)
+        found = recommender.calibration.probabilities(
+            recommender, part, recommender.kinds, wanted, current, scored=some
+        )
     for n, values in zip(rows.tolist(), found, strict=True):
         made[n] = values
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ctxrec.core.dataset_spec import REQUEST_TIME
+from ctxrec.data.parsing import value_text
 from ctxrec.memory.request_words import CONTEXT_TEXT
 from ctxrec.model.two_tower import NoTowers
 from ctxrec.retrieval.filters import ColumnRule
@@ -41,7 +43,7 @@ class HasValue(Protocol):
 class Note:
     """A part of a request, and what is to be said of it; `kind` is a type of `serve.api_answers.FieldWarning`."""
 
-    place: tuple[str, ...]
+    place: tuple[str | int, ...]
     kind: str
     text: str
 
@@ -52,6 +54,7 @@ def notes_of(
     context: Mapping[str, Any],
     user: Mapping[str, Any] | None = None,
     *,
+    query: str | None = None,
     rerank: bool | None = None,
 ) -> list[Note]:
     """The first notes of a request that the model can read; a few dictionary lookups.
@@ -61,12 +64,14 @@ def notes_of(
         rules: the filter, by item column.
         context: features of the context by name.
         user: attributes of the user by name.
+        query: free text.
         rerank: what the request says of the second stage.
     """
-    if not rules and not context and not user:
+    if not rules and not context and not user and query is None:
         return []
     model, reranked = retriever.recommender, retriever.is_reranked(rerank)
     notes = itertools.chain(
+        () if query is None else notes_of_nothing({"query": query}),
         _filter_notes(retriever, rules),
         _context_notes(model, context, reranked=reranked),
         _user_notes(model, user or {}, reranked=reranked),
@@ -81,7 +86,26 @@ def _context_notes(model: Recommender, context: Mapping[str, Any], *, reranked: 
         text = f"context: {', '.join(unread)} {have} no effect, because {reason}"
         yield Note(("context",), "context_not_read", text)
         context = {name: value for name, value in context.items() if name not in unread}
+    yield from notes_of_nothing(context, "context")
     yield from unknown_in_context(model.contexts, context)
+
+
+def notes_of_nothing(values: Mapping[str, Any], *place: str) -> Iterator[Note]:
+    """Values by name that say nothing: None, a number that is none, and a blank text. `place` they lie in the request."""
+    for name, value in values.items():
+        if says_nothing(value):
+            found = "a blank text" if isinstance(value, str) else "null" if value is None else repr(value)
+            text = f"{' '.join((*place, name))}: {found} says nothing; it counts as if it were left out"
+            yield Note((*place, name), "says_nothing", text)
+
+
+def says_nothing(value: Any) -> bool:
+    """Whether a value of a context, an action or a query is as if it were left out.
+
+    >>> [says_nothing(value) for value in (None, " ", float("nan"), float("inf"), 0, False, "tv")]
+    [True, True, True, True, False, False, False]
+    """
+    return value_text(value) in (None, "inf", "-inf")
 
 
 def unknown_in_context(contexts: ContextReader, context: Mapping[str, Any]) -> Iterator[Note]:
@@ -124,6 +148,9 @@ class _Event(Protocol):
     @property
     def action(self) -> str | None: ...
 
+    @property
+    def context(self) -> Mapping[str, Any]: ...
+
 
 def notes_of_ids(
     retriever: Retriever[Recommender],
@@ -132,7 +159,7 @@ def notes_of_ids(
     allow: Sequence[str] | None = None,
     **others: Sequence[str],
 ) -> Iterator[Note]:
-    """Notes of a request's items and actions that the model does not know, one a field; a few dictionary lookups.
+    """Notes of a request's items that the model does not know, one a field; a few dictionary lookups.
 
     Args:
         retriever: that is asked.
@@ -140,8 +167,7 @@ def notes_of_ids(
         allow: ids of the items that alone are wanted; None: all.
         others: ids by field, such as "exclude" and "dislike".
     """
-    events = history or ()
-    ids = {"history": [event.item_id for event in events], **others, "allow": allow or ()}
+    ids = {"history": [event.item_id for event in history or ()], **others, "allow": allow or ()}
     for field, given in ids.items():
         unknown = unknown_of(given, retriever.has_item)
         if unknown is None:
@@ -149,10 +175,6 @@ def notes_of_ids(
         nothing_left = field == "allow" and unknown.count == len(given)
         effect = "the list is empty" if nothing_left else "these have no effect"
         yield Note((field,), "unknown_item", f"{field}: {unknown.told('items of the catalogue')}, so {effect}")
-    actions = set(retriever.recommender.features.actions)
-    if odd := unknown_of([e.action for e in events if e.action is not None], actions.__contains__):
-        text = f"history: {odd.told('actions that the model knows')}; such an event counts as one without an action"
-        yield Note(("history",), "unknown_action", text)
 
 
 @dataclass(frozen=True)
@@ -216,7 +238,35 @@ def unread_values(model: Recommender, history: Sequence[HasValue]) -> list[Note]
     if first is None:
         return []
     text = f"history: the value of an event has no effect, because {NO_FEEDBACK}"
-    return [Note(("history", str(first), "value"), "value_not_read", text)]
+    return [Note(("history", first, "value"), "value_not_read", text)]
+
+
+def notes_of_events(model: Recommender, history: Sequence[_Event]) -> list[Note]:
+    """The first notes on actions and contexts of a request's history: what the model does not know, what says nothing, and
+    that no contexts are read; each once, at its first event."""
+    reason, found = _not_in_towers(model, "context"), dict[str, Note]()
+    actions = [e.action for e in history if e.action is not None and not says_nothing(e.action)]
+    if odd := unknown_of(actions, set(model.features.actions).__contains__):
+        text = f"history: {odd.told('actions that the model knows')}; such an event counts as one without an action"
+        found[text] = Note(("history",), "unknown_action", text)
+    for n, event in enumerate(history):
+        own = list(notes_of_nothing({} if event.action is None else {"action": event.action}))
+        own += _event_context_notes(model, event.context, reason) if event.context else []
+        for note in own:
+            told = dataclasses.replace(note, place=("history", n, *note.place), text=f"history: {note.text}")
+            found.setdefault(told.text, told)
+        if len(found) >= MAX_NOTES:
+            break
+    return list(found.values())
+
+
+def _event_context_notes(model: Recommender, context: Mapping[str, Any], reason: str | None) -> Iterator[Note]:
+    """Notes on the context of an event; `reason`: why the model reads none."""
+    if reason is not None:
+        yield Note(("context",), "context_not_read", f"contexts of events have no effect, because {reason}")
+        return
+    yield from notes_of_nothing(context, "context")
+    yield from unknown_in_context(model.contexts, context)
 
 
 def _filter_notes(retriever: Retriever[Recommender], rules: Mapping[str, ColumnRule]) -> Iterator[Note]:

@@ -26,7 +26,7 @@ from ctxrec.data.requests import Requests
 from ctxrec.index.exact import Allowed, Excluded, exact_search
 from ctxrec.index.faiss_index import Index, load_index
 from ctxrec.index.topk import NO_ITEM, top_k
-from ctxrec.memory.scoring import Scorer
+from ctxrec.memory.scoring import Scored, Scorer
 from ctxrec.retrieval.cross_encoder import Reranker, titles_of
 from ctxrec.retrieval.filters import ColumnRule, ItemFilter
 from ctxrec.retrieval.live_catalogue import EncodedItems, LiveCatalogue
@@ -119,6 +119,7 @@ class Retriever(Generic[Model]):
         allowed: Allowed = None,
         diversity: Sequence[float | None] | None = None,
         rerank: Sequence[bool | None] | None = None,
+        scored: Scored | None = None,
         watch: Stopwatch | None = None,
     ) -> Found:
         """The best k items of each request: always k unless fewer are eligible.
@@ -131,6 +132,7 @@ class Retriever(Generic[Model]):
             allowed: bool [I] for all requests or one such mask for each (`compile_filter`); None: all items.
             diversity: strength of MMR for each request; None: that of the options.
             rerank: whether the second stage ranks the candidates of each request; None: as the options say.
+            scored: of these requests, where it is needed after the search too; None: it is computed.
             watch: takes the times of the stages "tower", "memory", "search" and, where there are such, "rerank"
                 (a second stage) and "arrange" (diversity and rules).
 
@@ -141,7 +143,24 @@ class Retriever(Generic[Model]):
         with self.catalogue.reading():
             if not len(requests):
                 return []
-            return self._top_k(requests, k, exclude, allowed, diversity, rerank, watch or Stopwatch())
+            watch = watch or Stopwatch()
+            scored = scored or self.scored(requests, watch)
+            return self._top_k(requests, k, exclude, allowed, diversity, rerank, scored, watch)
+
+    def scored(self, requests: Requests, watch: Stopwatch | None = None) -> Scored:
+        """What the model makes of requests, for `top_k` and for what reads the scores of its items.
+
+        Args:
+            requests: N requests.
+            watch: takes the times of the stages "tower" and "memory".
+        """
+        watch = watch or Stopwatch()
+        with self.catalogue.reading():
+            queries = self.recommender.queries(requests)
+            watch.lap("tower")
+            remembered = self.recommender.remembered(requests)
+            watch.lap("memory")
+        return Scored(queries, remembered)
 
     def _top_k(
         self,
@@ -151,6 +170,7 @@ class Retriever(Generic[Model]):
         allowed: Allowed,
         diversity: Sequence[float | None] | None,
         rerank: Sequence[bool | None] | None,
+        scored: Scored,
         watch: Stopwatch,
     ) -> Found:
         ks = [k] * len(requests) if isinstance(k, int) else list(k)
@@ -159,10 +179,7 @@ class Retriever(Generic[Model]):
         # As many as each request alone would get, so that no list depends on what else is asked.
         sizes = [self.slate_builder.num_candidates(k) for k in ks] if arranged else ks
         wanted = max(sizes)
-        queries = self.recommender.queries(requests)
-        watch.lap("tower")
-        remembered = self.recommender.remembered(requests)
-        watch.lap("memory")
+        queries, remembered = scored.queries, scored.remembered
         allowed = self.slate_builder.open_items(requests, allowed)
         unwanted = self._unwanted(requests, exclude)
         asked = np.flatnonzero([self.is_reranked(said) for said in rerank or [None] * len(requests)])

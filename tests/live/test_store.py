@@ -14,11 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 
-from ctxrec.core.dataset_spec import ContextSpec, EventsSpec, UsersSpec
+from ctxrec.core.dataset_spec import ContextSpec, EventsSpec
 from ctxrec.core.errors import UserError
 from ctxrec.live.event_files import events_table, write_event_files
 from ctxrec.live.opening import open_store
-from ctxrec.live.row_files import write_row_file
 from ctxrec.live.store import KEPT_EVENTS, LoggedEvent, StoreError
 
 T = 1_700_000_000_000_000
@@ -225,27 +224,6 @@ def test_rows_of_users_are_their_own_table(where):
     again = open_store(where)
     assert again.posted_rows("users", ["a", "c"]) == {"a": {"age": 31}, "c": None}
     again.close()
-
-
-def test_posted_users_become_a_file_with_the_columns_of_the_user_file(where, tmp_path):
-    store = open_store(where)
-    section = UsersSpec(path="u", id="who", categorical=("gender",), numeric=("age",))
-    assert write_row_file(store, "users", str(tmp_path / "out"), section) == 0 and not (tmp_path / "out").exists()
-    store.change_rows("users", {"a": {"gender": "F", "age": 3}, "b": {"age": 4.5}, "gone": {"age": 1}})
-    last = store.change_rows("users", {"gone": None})
-    assert write_row_file(store, "users", str(tmp_path / "out"), section) == last
-    (file,) = (tmp_path / "out").iterdir()
-    assert file.name == f"0-live-{store.id}.parquet", "it stands before other files, whose rows it replaces"
-    rows = {row["who"]: row for row in pq.read_table(file).to_pylist()}
-    assert rows == {
-        "a": {"who": "a", "gender": "F", "age": 3.0},
-        "b": {"who": "b", "gender": None, "age": 4.5},
-        "gone": {"who": "gone", "gender": None, "age": None},
-    }
-    file.unlink()
-    assert write_row_file(store, "users", str(tmp_path / "out"), section, since=last) == last and not file.exists()
-    assert write_row_file(store, "users", str(tmp_path / "out"), None) == 0
-    store.close()
 
 
 def test_columns_are_those_of_the_log():

@@ -28,9 +28,10 @@ from ctxrec.bundle.registry import find_bundle
 from ctxrec.core.config import IndexConfig
 from ctxrec.core.errors import UserError
 from ctxrec.retrieval.batch_scoring import Scorer
+from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.request_files import check_requests
 from serve.api import RecommendRequest
-from serve.engine import load_engine
+from serve.engine import answer_json, load_engine
 
 K = 7
 NOW = 1_700_000_000
@@ -115,7 +116,8 @@ def ways(told_run, tmp_path_factory) -> dict[str, Any]:
     return {"http": engine, "file": scorer, "python": ctxrec.load(told_run), "path": tmp_path_factory.mktemp("rows")}
 
 
-Found = tuple[list[str], list[float], list[dict[str, dict[str, float]]] | None, list[float] | None]
+# Items, scores, reasons, probabilities, and what these are of.
+Found = tuple[list[str], list[float], list[dict[str, dict[str, float]]] | None, list[float] | None, str | None]
 
 
 def over_http(ways: dict[str, Any], body: dict[str, Any]) -> Found:
@@ -124,7 +126,8 @@ def over_http(ways: dict[str, Any], body: dict[str, Any]) -> Found:
     if isinstance(answer, Exception):
         raise answer
     why = None if answer.why is None else [vars(one) for one in answer.why]
-    return answer.item_ids, answer.scores, why, answer.probabilities
+    told = answer_json(answer)
+    return answer.item_ids, answer.scores, why, answer.probabilities, told.get("probability_of")
 
 
 def in_a_file(ways: dict[str, Any], body: dict[str, Any]) -> Found:
@@ -167,6 +170,7 @@ def in_a_file(ways: dict[str, Any], body: dict[str, Any]) -> Found:
         found["scores"],
         why and [{part: dict(pairs) for part, pairs in one.items()} for one in why],
         found.get("probability"),
+        found.get("probability_of"),
     )
 
 
@@ -195,7 +199,8 @@ def in_python(ways: dict[str, Any], body: dict[str, Any]) -> Found:
                 }
                 for one in tables
             ]
-    return table.item_id.tolist(), table.score.tolist(), why, table.get("probability", default=None)
+    of = model.probability_of if "probability" in table else None
+    return table.item_id.tolist(), table.score.tolist(), why, table.get("probability", default=None), of
 
 
 def has_blank(body: Any) -> bool:
@@ -206,14 +211,15 @@ def has_blank(body: Any) -> bool:
 
 
 def check(ways: dict[str, Any], body: dict[str, Any]) -> None:
-    items, scores, why, probabilities = over_http(ways, body)
+    items, scores, why, probabilities, of = over_http(ways, body)
+    assert of == ("next" if body.get("probability") else None), "the log of this model judges no items"
     for ask in (in_a_file, in_python):
         try:
-            other_items, other_scores, other_why, other_probabilities = ask(ways, body)
+            other_items, other_scores, other_why, other_probabilities, other_of = ask(ways, body)
         except UserError as error:
             assert ask is in_python and has_blank(body), f"{ask.__name__} refuses what HTTP takes: {error}"
             continue
-        assert other_items == items, ask.__name__
+        assert other_items == items and other_of == of, ask.__name__
         assert_same_scores(other_scores, scores)
         assert (probabilities is None) == (other_probabilities is None) == (not body.get("probability")), ask.__name__
         if probabilities is not None:
@@ -281,3 +287,23 @@ def test_what_one_way_refuses_all_refuse(ways, body):
     if "weather" not in body["context"]:  # a file may have columns of its own, which a warning names
         with pytest.raises(UserError):
             in_a_file(ways, body)
+
+
+def test_queries_are_computed_once_for_a_list_and_its_probabilities(ways, monkeypatch):
+    asked, plain = [], Recommender.queries
+    monkeypatch.setattr(
+        Recommender, "queries", lambda self, requests: asked.append(len(requests)) or plain(self, requests)
+    )
+    body = {"user_id": "u1", "context": {"timestamp": NOW}, "probability": True}
+    for ask in (over_http, in_a_file, in_python):
+        asked.clear()
+        assert len(ask(ways, body)[3]) == K
+        assert asked == [1], ask.__name__
+
+
+def test_a_row_says_what_its_probabilities_are_of_where_it_asks_for_them(ways):
+    asked = pa.array([True, None, False])
+    table = pa.table({"request_id": [1, 2, 3], "timestamp": [NOW] * 3, "user_id": ["u1"] * 3, "probability": asked})
+    found = ways["file"](table)
+    assert found.column("probability_of").to_pylist() == ["next", None, None]
+    assert [None if p is None else len(p) for p in found.column("probability").to_pylist()] == [K, None, None]

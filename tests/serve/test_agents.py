@@ -18,8 +18,9 @@ from prometheus_client import values
 from starlette.types import Receive, Scope, Send
 
 from serve import browse, edge, http, trending
-from serve.agent_tools import TOOLS
+from serve.agent_tools import BEYOND_SEARCH, OF_THE_LIST, TOOLS
 from serve.agents import NOT_INSTALLED
+from serve.api import RecommendRequest
 from serve.arguments import AppArgs
 from serve.deployment import Service
 from serve.http import App, install_shortcuts, make_app
@@ -65,7 +66,7 @@ def app(made, monkeypatch) -> Callable[..., App]:
         built = make_app()
         built.include_router(browse.router)
         built.include_router(trending.router)
-        built.add_api_route("/v1/items/{item_id:path}/similar", service.similar)
+        built.add_api_route("/v1/items/{item_id:id}/similar", service.similar)
         return built
 
     return build
@@ -143,6 +144,40 @@ def test_each_tool_answers_as_http_does(app):
     assert item["item_id"] == "i12" and item["why"]["sources"]
 
 
+def test_arguments_are_the_fields_of_a_request():
+    """A new field of a request is one of `recommend` and `explain` by itself, and is put to `search` or beyond it here."""
+    fields = RecommendRequest.model_fields
+    assert TOOLS["recommend"].arguments is RecommendRequest
+    assert set(OF_THE_LIST) <= fields.keys() and set(BEYOND_SEARCH) <= fields.keys()
+    assert TOOLS["explain"].arguments.model_fields.keys() == fields.keys() - set(OF_THE_LIST) | {"item_id"}
+    in_search = {"query", "user_id", "k", "context", "exclude", "allow", "filter", "diversity"}
+    assert TOOLS["search"].arguments.model_fields.keys() == in_search == fields.keys() - set(BEYOND_SEARCH)
+    for tool in ("explain", "search"):
+        own = TOOLS[tool].arguments.model_json_schema()["properties"]
+        whole = RecommendRequest.model_json_schema()["properties"]
+        changed = {"item_id", "query", "user_id"} if tool == "search" else {"item_id"}
+        assert {n: own[n] for n in own if n not in changed} == {n: whole[n] for n in own if n not in changed}
+
+
+def test_every_field_of_an_explanation_does_something(app):
+    served, plain = app(), {"history": ["i4", "i8"], "item_id": "i12", "context": {"timestamp": NOW}}
+    before = call(served, "explain", plain).structured_content
+    others = {
+        "item_id": "i13",
+        "user_id": "u1",
+        "history": ["i4"],
+        "context": {"timestamp": NOW, "device": "tv"},
+        "dislike": ["i13"],
+        "user": {"gender": "F"},
+        "query": "red shoe",
+        "probability": True,
+    }
+    assert others.keys() == TOOLS["explain"].arguments.model_fields.keys(), "a new field needs a case here"
+    for name, value in others.items():
+        asked = {n: v for n, v in (plain | {name: value}).items() if (name, n) != ("user_id", "history")}
+        assert call(served, "explain", asked).structured_content != before, name
+
+
 def test_words_and_taste_change_what_is_found(app):
     served = app()
     lists = [
@@ -160,11 +195,14 @@ def test_words_and_taste_change_what_is_found(app):
         ("recommend", {"user_id": "u1", "filter": {"colour": ["red"]}}, "value_error", "colour"),
         ("search", {"query": ""}, "string_too_short", "query"),
         ("search", {"query": "x" * 2000}, "string_too_long", "query"),
-        ("search", {"words": "red"}, "extra_forbidden", "unknown field; expected query, k, filter, user_id"),
+        ("search", {"words": "red"}, "extra_forbidden", "unknown field; expected query, user_id, k, context"),
         ("similar", {"item_id": "no such item"}, "no item", "no such item"),
         ("similar", {"item_id": "i3/../../healthz", "k": 1}, "no item", "i3/../../healthz"),
         ("similar", {"item_id": "i3", "k": 0}, "greater_than_equal", "k"),
+        ("similar", {"item_id": "i3/similar?k=1#%2F"}, "no item", "i3/similar?k=1#%2F"),
         ("explain", {"user_id": "u1"}, "missing", "item_id"),
+        ("explain", {"user_id": "u1", "item_id": "no such item"}, "no item", "no such item"),
+        ("explain", {"user_id": "u1", "item_id": "x" * 2000}, "value_error", "item_id"),
         ("item_details", {"item_ids": []}, "too_short", "item_ids"),
         ("trending", {"filter": {"category": {}}}, "value_error", "empty rule"),
         ("trending", {"filter": {"category": "x"}}, "value_error", '"expected a list of values'),

@@ -5,9 +5,11 @@ The fields come from the models of the bodies, so a new field without a case fai
 
 from __future__ import annotations
 
+import typing
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from rerankers import put_second_stage
 
 from ctxrec.bundle.registry import find_bundle
@@ -17,7 +19,7 @@ from ctxrec.live.event_files import events_table
 from ctxrec.retrieval.retriever import load_retriever
 from serve import api
 from serve.engine import Engine, answer_json
-from serve.journal import logged_events
+from serve.journal import logged_events, saying_nothing
 
 NOW = 1_700_000_000
 PLAIN: dict[str, Any] = {"history": ["i4", "i8"], "k": 5, "context": {"timestamp": NOW}}
@@ -149,6 +151,60 @@ def test_what_has_no_effect_is_said(engine):
         told = [warning["type"] for warning in ask(engine, **body).get("warnings", ())]
         kinds = [one for one in told if one != "short_list"]  # a filter that leaves no item says that too
         assert kinds == [kind], body
+
+
+def told_of(answer: dict[str, Any]) -> list[tuple[list[Any], str]]:
+    return [(warning["loc"][1:], warning["type"]) for warning in answer.get("warnings", ())]
+
+
+def test_what_says_nothing_is_said(engine):
+    """A null or a blank text where a value is wanted changes nothing and is named, wherever a request may have one."""
+    plain = ask(engine)
+    for blank in ("", "  "):
+        answer = ask(engine, query=blank)
+        assert told_of(answer) == [(["query"], "says_nothing")] and answer["items"] == plain["items"]
+    for name in CONTEXT:
+        for nothing in (None, " ") if name in ("device", "search") else (None,):
+            context = {**PLAIN["context"], name: nothing}
+            answer = ask(engine, context=context)
+            assert told_of(answer) == [(["context", name], "says_nothing")], name
+            if name != "timestamp":  # without one it is asked now
+                assert answer["items"] == plain["items"], name
+    said = [{"item_id": "i4"}, {"item_id": "i8"}]
+    for name in set(CONTEXT) - set(api.Context.model_fields) - {"timezone"}:
+        answer = ask(engine, history=[said[0], {**said[1], "context": {name: None}}])
+        assert told_of(answer) == [(["history", 1, "context", name], "says_nothing")], name
+    answer = ask(engine, history=[{**said[0], "action": " "}, said[1]])
+    assert told_of(answer) == [(["history", 0, "action"], "says_nothing")]
+
+
+def test_a_field_of_null_is_as_if_it_were_left_out(engine):
+    """So clients may send all the fields they know. What takes no null refuses it."""
+    plain = ask(engine)
+    for name, field in api.RecommendRequest.model_fields.items():
+        if name == "history":
+            continue  # it is what the plain request is about
+        body = PLAIN | {name: None}
+        if type(None) not in typing.get_args(field.annotation):
+            with pytest.raises(ValidationError):
+                api.RecommendRequest.model_validate(body)
+            continue
+        (answer,) = engine.recommend([[api.RecommendRequest.model_validate(body)]])[0].answers
+        assert answer_json(answer) == plain, name
+
+
+def test_what_says_nothing_in_a_posted_event_is_said():
+    event = {"user_id": "a", "item_id": "i1", "timestamp": NOW}
+    posted = [
+        event | {"context": {"device": None}},
+        event | {"context": {"device": None, "search": ""}},
+        event | {"action": " "},
+    ]
+    found = saying_nothing(api.EventsRequest.model_validate({"events": posted}))
+    places = [["body", "events", 0, "context", "device"], ["body", "events", 1, "context", "search"]]
+    assert [warning["loc"] for warning in found] == [*places, ["body", "events", 2, "action"]]
+    assert {warning["type"] for warning in found} == {"says_nothing"}
+    assert logged_events(api.EventsRequest.model_validate({"events": posted[2:]}))[0].action is None
 
 
 def test_every_field_of_a_posted_event_is_stored(engine):

@@ -95,6 +95,40 @@ def test_unknown_items_of_a_request_are_named_in_every_way_to_ask(tiny_run, tmp_
     assert "the column dislike: 1 of 1 ids are no items of the catalogue, such as 'no'" in caplog.text
 
 
+def test_what_says_nothing_is_said_in_every_way_to_ask(tiny_run, tmp_path, caplog):
+    device = next(iter(load_engine(tiny_run, 4).retriever.recommender.features.context_categories))
+    asked = {"history": [{"item_id": "i1", "action": "", "context": {device: None}}], "query": " "}
+    text = "says nothing; it counts as if it were left out"
+    told = [
+        f"query: a blank text {text}",
+        f"context {device}: null {text}",
+        f"history: action: a blank text {text}",
+        f"history: context {device}: null {text}",
+    ]
+    body = RecommendRequest.model_validate({"k": 3, **asked, "context": {"timestamp": NOW, device: None}})
+    (answer,) = load_engine(tiny_run, 4).recommend([[body]])[0].answers
+    found = [(w["msg"], w["type"]) for w in answer_json(answer)["warnings"]]
+    assert sorted(found) == sorted((one, "says_nothing") for one in told)
+    model, context = ctxrec.load(tiny_run), {"timestamp": NOW, device: None}
+    for ask in (
+        lambda: model.recommend(k=3, **asked, context=context),
+        lambda: model.explain(None, "i3", **asked, context=context),
+    ):
+        with pytest.warns(UserWarning) as caught:
+            ask()
+        assert sorted(str(one.message) for one in caught) == sorted(told)
+    rows = {"request_id": [0, 1], "user_id": ["u1"] * 2, "timestamp": [NOW] * 2, "query": ["", "red"]}
+    rows |= {device: pa.array([None, ""], pa.string()), "exclude": pa.array([None, None], pa.list_(pa.string()))}
+    pq.write_table(pa.table(rows), tmp_path / "R.parquet")
+    with caplog.at_level("WARNING"):
+        recommend(tiny_run, str(tmp_path / "R.parquet"), str(tmp_path / "O.parquet"), k=3, config=Config())
+    assert "the column query: 1 of 2 values are blank texts, which say nothing, as a null does" in caplog.text
+    for name in (device, "exclude"):
+        assert (
+            f"the column {name} has no effect: all of its values are null or blank, which says nothing" in caplog.text
+        )
+
+
 SHORT = [
     ({"allow": []}, "the list is empty: of 40 items, allow leaves 0"),
     ({"exclude": [f"i{n}" for n in range(40)]}, "the list is empty: of 40 items, exclude leaves 0"),

@@ -195,9 +195,9 @@ def test_the_access_log_has_a_line_for_each_request_and_nobody_in_it(client, acc
     wait_for(lambda: len(lines()) == 4)
     assert "annabel" not in access_log.read_text() and "secret" not in access_log.read_text()
     logs = ray_logs()  # of Serve's proxy and controller, replicas, workers
-    assert any("/v1/items/{item_id:path}/similar" in text for text in logs.values()), "the proxy has lines of its own"
+    assert any("/v1/items/{item_id:id}/similar" in text for text in logs.values()), "the proxy has lines of its own"
     assert not [name for name, text in logs.items() if "annabel" in text or "top-secret" in text]
-    routes = ["/v1/recommend", *["/v1/items/{item_id:path}/similar"] * 2, "other"]
+    routes = ["/v1/recommend", *["/v1/items/{item_id:id}/similar"] * 2, "other"]
     assert [(line["route"], line["status"]) for line in lines()] == list(zip(routes, (200, 200, 404, 404), strict=True))
     first = lines()[0]
     assert first["method"] == "POST" and first["ms"] > 0 and first["bytes"] == len(response.content)
