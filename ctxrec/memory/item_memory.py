@@ -27,7 +27,7 @@ from ctxrec.memory.text_similarity import TEXT_SIMILARITY, TextSimilarityParams,
 @dataclass(frozen=True)
 class FeedbackParams:
     """How much events count where values say what is liked (`ctxrec.data.feedback`). The lab book is `tests/bench/RESULTS.md`
-    ("What ratings mean").
+    ("What ratings mean", and "What ratings gain for liked items", where no other choice was better by more than its noise).
 
     Events of negative feedback make no pairs of items and no popularity: on the validation events of MovieLens-100K that
     raises the NDCG of liked targets or leaves it, and a third fewer disliked items are in lists. Events between the
