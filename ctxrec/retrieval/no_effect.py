@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -102,10 +104,12 @@ def notes_of_nothing(values: Mapping[str, Any], *place: str) -> Iterator[Note]:
 def says_nothing(value: Any) -> bool:
     """Whether a value of a context, an action or a query is as if it were left out.
 
-    >>> [says_nothing(value) for value in (None, " ", float("nan"), float("inf"), 0, False, "tv")]
-    [True, True, True, True, False, False, False]
+    >>> [says_nothing(value) for value in (None, " ", float("nan"), -float("inf"), 0, False, "tv", "inf")]
+    [True, True, True, True, False, False, False, False]
     """
-    return value_text(value) in (None, "inf", "-inf")
+    if isinstance(value, (float, np.floating)):
+        return not math.isfinite(value)
+    return value_text(value) is None
 
 
 def unknown_in_context(contexts: ContextReader, context: Mapping[str, Any]) -> Iterator[Note]:
@@ -246,7 +250,7 @@ def notes_of_events(model: Recommender, history: Sequence[_Event]) -> list[Note]
     that no contexts are read; each once, at its first event."""
     reason, found = _not_in_towers(model, "context"), dict[str, Note]()
     actions = [e.action for e in history if e.action is not None and not says_nothing(e.action)]
-    if odd := unknown_of(actions, set(model.features.actions).__contains__):
+    if odd := unknown_of(actions, model.kinds.actions.__contains__):  # those that values make are none
         text = f"history: {odd.told('actions that the model knows')}; such an event counts as one without an action"
         found[text] = Note(("history",), "unknown_action", text)
     for n, event in enumerate(history):

@@ -14,9 +14,10 @@ from blends import blend_of
 from tolerance import assert_same_scores
 from worlds import ReadWorld
 
-from ctxrec.core.dataset_spec import ContextSpec
+from ctxrec.core.dataset_spec import ContextSpec, EventsSpec, FeedbackSpec
 from ctxrec.core.errors import UserError
 from ctxrec.core.schema import ITEM_TITLE
+from ctxrec.data.feedback import EventKinds, graded_actions
 from ctxrec.metrics.ranking import request_metrics
 from ctxrec.python_api.fitted_model import Model
 from ctxrec.python_api.held_out_table import evaluate_table
@@ -86,6 +87,17 @@ def test_a_context_that_the_model_does_not_know_or_read_is_said(recommender):
     told = "context: device has no effect" if is_quick else "context device: 'fridge' is no value that the model knows"
     with pytest.warns(UserWarning, match=told):
         model_of(recommender).recommend("u1", context={"device": "fridge"})
+
+
+def test_a_kind_of_event_that_values_make_is_no_action_that_a_request_may_have(recommender, monkeypatch):
+    stars = FeedbackSpec(kind="rating", positive=4, negative=2)
+    made = graded_actions(EventsSpec(path="log", value="stars", feedback=stars), [])
+    kinds = EventKinds.of(EventsSpec(path="log", value="stars", feedback=stars), made[""], made)
+    features = dataclasses.replace(recommender.features, actions=tuple(made[""]), graded=made)
+    monkeypatch.setattr(recommender, "features", features)
+    monkeypatch.setattr(recommender.maker, "kinds", kinds)
+    with pytest.warns(UserWarning, match=r"1 of 1 are no actions that the model knows \('rating negative'\)"):
+        model_of(recommender).recommend(history=[{"item_id": "i3", "action": "rating negative"}])
 
 
 def test_a_query_ranks_by_words_too_and_a_model_that_cannot_read_it_warns(world, recommender, tiny_encoder, tmp_path):
