@@ -85,7 +85,7 @@ def encode_tokens(encoder: TextEncoder, tokens: Tokens, which: np.ndarray, *, bu
 
 @dataclass
 class TextTable:
-    """Text vectors of the catalogue, with the centre and scale of the encoder's vectors before it is tuned.
+    """Text vectors of the catalogue, with the centre and scale of the vectors that the towers began with.
 
     Raw vectors of language models share one direction (arXiv 2402.10602), so a tower reads them centred and scaled.
     """
@@ -94,6 +94,10 @@ class TextTable:
     present_I: torch.Tensor  # float32, 0 where an item has no text
     mean_H: torch.Tensor
     scale_H: torch.Tensor
+
+    def to(self, device: torch.device) -> TextTable:
+        """The table on a device."""
+        return TextTable(*(value.to(device) for value in vars(self).values()))
 
     def take(self, which_n: torch.Tensor) -> TextTable:
         """The texts of these items alone, in this order."""

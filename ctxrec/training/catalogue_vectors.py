@@ -132,7 +132,7 @@ def frozen_table(
         if dist.is_initialized():
             dist.barrier()
     vectors_IH = read_tensors(path, remedy=f"delete it, and {AGAIN} makes it anew")["vectors"].numpy()
-    return _to(make_text_table(vectors_IH, present_I), place.device)
+    return make_text_table(vectors_IH, present_I).to(place.device)
 
 
 def _encode_new(
@@ -164,10 +164,6 @@ def _encode_new(
             store.write(new)
         except OSError as error:  # the disk is full: this training goes on, the next one encodes again
             logger.warning("the text vectors are not kept for later trainings: %s", error)
-
-
-def _to(table: TextTable, device: torch.device) -> TextTable:
-    return TextTable(*(value.to(device) for value in vars(table).values()))
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from ctxrec.core.run_paths import RunPaths
 from ctxrec.data.tensor_files import AGAIN, read_tensors, write_tensors
 from ctxrec.encoder.cache import Place
 from ctxrec.encoder.text_encoder import TextEncoder
+from ctxrec.encoder.text_table import make_text_table
 from ctxrec.model.network import Network
 from ctxrec.model.two_tower import Towers
 from ctxrec.training import checkpoint, faults
@@ -87,7 +88,10 @@ def _train(job: dict[str, Any], scratch: str, place: Place, report: Report) -> N
         if not storage.exists(RunPaths(setup.run).pair_outcome):
             return  # the training was asked to end
         if pooled is not None:
-            tuned = dataclasses.replace(texts, frozen=tuned_text(setup, pooled))
+            # The vectors moved far, so they get a centre and a scale of their own.
+            vectors_IH = tuned_text(setup, pooled).vectors_IH.cpu().numpy()
+            table = make_text_table(vectors_IH, texts.present_I).to(worker.device)
+            tuned = dataclasses.replace(texts, frozen=table)
             setup = dataclasses.replace(setup, catalogue=dataclasses.replace(setup.catalogue, texts=tuned))
     resumed = _load_checkpoint(setup, job["start"])
     done: dict[str, dict[str, torch.Tensor]] = {}
