@@ -239,9 +239,7 @@ def _refresh(folder: str, models: str, url: str) -> str:
     state = storage.read_json_object(RefreshPaths(os.path.join(models, "refresh")).state)
     card = ModelsPaths(models).decision(state["candidate"])
     found = storage.read_json_object(card)
-    print(
-        f"{state['outcome']} after {time.monotonic() - begin:.0f} s, by the models without live counts: {found['why']}"
-    )
+    print(f"{state['outcome']} after {time.monotonic() - begin:.0f} s: {found['why']}")
     print(f"watched for {found['watched_s']:.0f} s: {found['watched']}; card: {card.removesuffix('.json')}.html")
     return str(state["candidate"])
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ctxrec.core import schema
 from ctxrec.data.events import Histories, action_sets
 from ctxrec.data.requests import Requests
 
@@ -37,6 +38,33 @@ class Stream:
     def before(self, at_us: int) -> int:
         """How many events come before a time, not those at it."""
         return int(np.searchsorted(self.times, at_us, side="left"))
+
+
+class StreamParts:
+    """Collects the stream of all events bucket by bucket, without those of negative feedback, as the service counts them."""
+
+    def __init__(self) -> None:
+        self._users, self._items, self._times = (
+            [np.zeros(0, np.int64)],
+            [np.zeros(0, np.int32)],
+            [np.zeros(0, np.int64)],
+        )
+        self._first = 0
+
+    def add(self, histories: Histories, *, until: int = schema.TEST) -> None:
+        """Add the events of the users of a bucket, those of later splits than `until` left out."""
+        kept = histories.split <= until
+        if histories.weights is not None:
+            kept = kept & (histories.weights >= 0)
+        rows = np.repeat(self._first + np.arange(len(histories)), histories.events.lengths)
+        self._users.append(rows[kept])
+        self._items.append(histories.events.items[kept])
+        self._times.append(histories.events.times[kept])
+        self._first += len(histories)
+
+    def stream(self) -> Stream:
+        """All that was added."""
+        return Stream.of(np.concatenate(self._users), np.concatenate(self._items), np.concatenate(self._times))
 
 
 def event_requests(histories: Histories, split: int, *, repeats: bool, delay_us: int = 0) -> Requests:

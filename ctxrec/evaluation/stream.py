@@ -21,7 +21,7 @@ from ctxrec.core.config import Config
 from ctxrec.core.errors import UserError
 from ctxrec.data.events import US, Histories, histories_from_table
 from ctxrec.data.prepared import PreparedData
-from ctxrec.data.replay import Stream, event_requests, in_order
+from ctxrec.data.replay import Stream, StreamParts, event_requests, in_order
 from ctxrec.data.requests import Requests, concat_requests
 from ctxrec.evaluation.baselines.moving import WINDOWS, MovingFollowers, MovingPopularity
 from ctxrec.evaluation.baselines.selection import SPLITS
@@ -189,20 +189,15 @@ def stream_metrics(
 
 def _requests_and_stream(prepared: PreparedData, split: int, delay_us: int) -> tuple[Requests, Stream]:
     """Requests of a split in the order of time, at most `_MOST_REQUESTS`, and all events up to its end."""
-    parts, users, items, times, first = [], [], [], [], 0
+    parts, events = [], StreamParts()
     share = -(-_MOST_REQUESTS // len(prepared.bucket_paths))
     for bucket in range(len(prepared.bucket_paths)):
         kinds = prepared.judging_kinds
         histories: Histories = histories_from_table(prepared.read_bucket(bucket), prepared.features, kinds)
         found = event_requests(histories, split, repeats=prepared.spec.split.repeats, delay_us=delay_us)
         parts.append(in_order(found).evenly(share))
-        known = histories.split <= split
-        users.append(np.repeat(first + np.arange(len(histories)), histories.events.lengths)[known])
-        items.append(histories.events.items[known])
-        times.append(histories.events.times[known])
-        first += len(histories)
-    stream = Stream.of(np.concatenate(users), np.concatenate(items), np.concatenate(times))
-    return in_order(concat_requests(parts)), stream
+        events.add(histories, until=split)
+    return in_order(concat_requests(parts)), events.stream()
 
 
 def item_counts_before(prepared: PreparedData, split: str) -> np.ndarray:

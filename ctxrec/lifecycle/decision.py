@@ -15,6 +15,7 @@ from ctxrec.evaluation.report import charts
 from ctxrec.evaluation.report.html import chart, e, finding, page, paragraph, section, table
 from ctxrec.lifecycle.gates import GATES, Gate, GateParams, cost_gates, data_gates
 from ctxrec.lifecycle.paired_ranking import rank_both
+from ctxrec.lifecycle.posted_items import put_posted
 from ctxrec.lifecycle.ranking_gates import ranking_gates
 from ctxrec.retrieval.load import load_recommender
 
@@ -43,7 +44,13 @@ class Decision:
 
 
 def decide(
-    bundle: str, served_bundle: str, data: PreparedData, *, without_evidence: bool = False, params: GateParams = GATES
+    bundle: str,
+    served_bundle: str,
+    data: PreparedData,
+    *,
+    live: str = "",
+    without_evidence: bool = False,
+    params: GateParams = GATES,
 ) -> Decision:
     """Compare a candidate with the served version.
 
@@ -51,6 +58,7 @@ def decide(
         bundle: of the candidate, path or URI.
         served_bundle: of the served version.
         data: what the candidate was trained on.
+        live: folder where the service stored posted items, which the served version ranks too; "": none.
         without_evidence: publish also where the test requests are too few to tell.
         params: limits of the gates.
 
@@ -60,9 +68,11 @@ def decide(
     served = load_recommender(served_bundle)
     try:
         candidate = load_recommender(bundle)
+        of_data = data_gates(candidate, served, params=params)
+        put_posted(served, served_bundle, live)
         ranked = rank_both(data, candidate, served, most=params.requests)
         gates = [
-            *data_gates(candidate, served, params=params),
+            *of_data,
             *ranking_gates(ranked, data, params=params),
             *cost_gates(ranked, candidate, served, (bundle, served_bundle), params=params),
         ]

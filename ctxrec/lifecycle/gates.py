@@ -149,7 +149,7 @@ def cost_gates(
         bundles: local folders of the candidate and of the served version.
         params: the limits.
     """
-    items = max(len(candidate.item_ids) / max(len(served.item_ids), 1), 1.0)
+    items = max(len(candidate.items) / max(len(served.items), 1), 1.0)
     events = max(len(candidate.histories.events.items) / max(len(served.histories.events.items), 1), 1.0)
     ours, theirs = (_bytes(folder) for folder in bundles)
     most = params.size * max(items, events)

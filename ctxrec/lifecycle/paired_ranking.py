@@ -3,11 +3,16 @@
 Each version ranks its own catalogue in its own codes. Targets that a version does not know are misses of that version, as
 they would be in the service. A request counts only if it lies after all that the served version was trained on.
 
+Where times are those of a clock, every event is a request at its own time. Both versions then know what came before it: the
+history of the user, and the live counts, where they have weights for them. It is the protocol of `ctxrec evaluate --stream`
+(`ctxrec.evaluation.stream`), with its code. Otherwise each user makes one request.
+
 Legend: N requests, I items of the new catalogue, K length of a list.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,9 +22,11 @@ import numpy as np
 from ctxrec.core import schema
 from ctxrec.data.events import histories_from_table, ranges
 from ctxrec.data.prepared import PreparedData
+from ctxrec.data.replay import Stream, StreamParts, event_requests, in_order
 from ctxrec.data.requests import Requests, concat_requests, split_requests
 from ctxrec.evaluation.offline import eligible_items
 from ctxrec.evaluation.rank_requests import drop_targets
+from ctxrec.evaluation.stream import LiveModel, Ranker
 from ctxrec.index.topk import top_k
 from ctxrec.lifecycle.other_version import in_codes_of, item_map
 from ctxrec.retrieval.recommender import Recommender
@@ -34,7 +41,7 @@ class Ranked:
     """N requests with the lists of both versions, in positions of the new catalogue.
 
     Attributes:
-        requests: with their targets.
+        requests: with their targets, in the order of time.
         candidate, served: int64 [N, K]; -1 fills up. Items that the new catalogue lacks have numbers from I on.
         candidate_known, served_known: the same with the items of `known_I` alone: what both can rank, without new items
             that take the places of others.
@@ -64,22 +71,24 @@ def rank_both(data: PreparedData, candidate: Recommender, served: Recommender, *
         served: the model in service.
         most: requests that are ranked, at most; they are taken at even distances.
     """
-    item_ids = data.items.column(schema.ITEM_ID).to_pylist()
+    item_ids, split = data.items.column(schema.ITEM_ID).to_pylist(), data.spec.split
     maps = {"candidate": item_map(item_ids, candidate), "served": item_map(item_ids, served)}
-    counts_I, parts, left_out = np.zeros(len(item_ids), np.int64), [], 0
+    counts_I, parts, left_out, events = np.zeros(len(item_ids), np.int64), [], 0, StreamParts()
+    requests_of = event_requests if data.features.clock else split_requests
     for bucket in range(len(data.bucket_paths)):
         histories = histories_from_table(data.read_bucket(bucket), data.features, data.kinds)
         trained = histories.events.items[histories.split != schema.TEST]
         counts_I += np.bincount(trained, minlength=len(item_ids))
-        found = split_requests(histories, schema.TEST, repeats=data.spec.split.repeats)
+        events.add(histories)
+        found = requests_of(histories, schema.TEST, repeats=split.repeats)
         if data.kinds.are_judged:  # versions are judged by what users liked
             assert found.target_weights is not None
             found = found.with_targets(found.target_weights > 0)
-        new = untrained(found, served, temporal=data.spec.split.strategy == "temporal")
+        new = untrained(found, served, temporal=split.strategy == "temporal")
         left_out += int((~new).sum())
-        parts.append(found.take(np.flatnonzero(new)).evenly(-(-most // len(data.bucket_paths))))
+        parts.append(in_order(found.take(np.flatnonzero(new))).evenly(-(-most // len(data.bucket_paths))))
     eligible = eligible_items(data, counts_I)
-    requests = drop_targets(concat_requests(parts), eligible)
+    requests = in_order(drop_targets(concat_requests(parts), eligible))
     if not len(requests):
         return None
     # By id in both cases: positions are an agreement between the files of one bundle, which may be broken.
@@ -87,11 +96,12 @@ def rank_both(data: PreparedData, candidate: Recommender, served: Recommender, *
     asked = {name: in_codes_of(v, requests, data.features, maps[name]) for name, v in versions.items()}
     known_I = _trained(served, maps["served"])
     open_I = {"candidate": eligible, "served": np.ones(len(item_ids), bool)}
-    lists = {}
+    lists, stream = {}, events.stream()
     for name, version in versions.items():
         shut = [_closed(version, maps[name], open_I[name]), _closed(version, maps[name], open_I[name] & known_I)]
         shut[1] |= ~np.isin(np.arange(len(version.item_ids)), maps[name])  # items that the new catalogue lacks
-        made = _lists(version, asked[name], shut)
+        ranker = LiveModel(version, _in_their_items(stream, maps[name]), 0) if data.features.clock else version
+        made = _lists(version, ranker, asked[name], shut)
         lists[name] = [_in_new_positions(top, maps[name], len(version.item_ids)) for top in made]
     return Ranked(
         requests=requests,
@@ -137,13 +147,19 @@ def _closed(version: Recommender, items_I: np.ndarray, open_I: np.ndarray) -> np
     return closed
 
 
-def _lists(version: Recommender, requests: Requests, closed: list[np.ndarray]) -> list[np.ndarray]:
+def _in_their_items(stream: Stream, items_I: np.ndarray) -> Stream:
+    """The events of items that a version knows, in its positions."""
+    theirs = items_I[stream.items]
+    return dataclasses.replace(stream, items=theirs).where(theirs >= 0)
+
+
+def _lists(version: Recommender, ranker: Ranker, requests: Requests, closed: list[np.ndarray]) -> list[np.ndarray]:
     """The best items of each request as the service would list them, once for each mask of closed items:
     int64 [N, K] positions in the version's catalogue."""
     shut, parts = [np.flatnonzero(mask) for mask in closed], []
     for part in _pieces(requests, len(version.item_ids)):
         seen = [np.zeros(0, np.int32)] * len(part) if version.repeats else part.seen()
-        scores = version.scores(part)
+        scores = ranker.scores(part)
         parts.append([top_k(scores, K, [np.concatenate([items, more]) for items in seen]) for more in shut])
     return [np.concatenate(made) for made in zip(*parts, strict=True)]
 

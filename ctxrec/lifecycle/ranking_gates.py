@@ -30,8 +30,8 @@ def ranking_gates(ranked: Ranked | None, data: PreparedData, *, params: GatePara
         return [Gate("NDCG@10", "no evidence", "no request", expected)]
     offsets, targets = ranked.requests.target_offsets, ranked.requests.target_items
     assert offsets is not None and targets is not None
-    both = _ndcg(ranked, np.arange(len(ranked.requests)), offsets, targets)
-    difference = _relative(both, params)
+    both, users = _ndcg(ranked, np.arange(len(ranked.requests)), offsets, targets), ranked.requests.users.ids
+    difference = _relative(both, users, params)
     enough = len(both) >= params.fewest
     passed: Verdict = "passed" if difference["low"] > -params.loss else "failed"
     expected = f"the interval above {-params.loss:.0%} of the served version's" + (
@@ -57,10 +57,11 @@ def slice_gates(ranked: Ranked, data: PreparedData, *, params: GateParams = GATE
     below 0, after Bonferroni's correction for the number of slices. It passes if the interval excludes a fall of more
     than `slice_loss`. In between there is no evidence, and the overall gate decides.
     """
-    slices = {name: both for name, both in _slices(ranked, data) if len(both)}
+    slices = {name: (rows, both) for name, rows, both in _slices(ranked, data) if len(both)}
     gates = []
-    for name, both in slices.items():
-        plain, wide = _relative(both, params), _relative(both, params, among=len(slices))
+    for name, (rows, both) in slices.items():
+        users = ranked.requests.users.ids[rows]
+        plain, wide = _relative(both, users, params), _relative(both, users, params, among=len(slices))
         if len(both) > 1 and wide["high"] < 0 and plain["mean"] < -params.slice_loss:
             verdict: Verdict = "failed"
         elif len(both) >= params.fewest and plain["low"] > -params.slice_loss:
@@ -73,27 +74,33 @@ def slice_gates(ranked: Ranked, data: PreparedData, *, params: GateParams = GATE
     return gates
 
 
-def _slices(ranked: Ranked, data: PreparedData) -> Iterator[tuple[str, np.ndarray]]:
-    """NDCG@10 of the requests of each slice: float64 [n, 2]."""
+def _slices(ranked: Ranked, data: PreparedData) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, rows of the requests (int64 [n]) and their NDCG@10 (float64 [n, 2]) of each slice."""
     requests = ranked.requests
     assert requests.target_items is not None and requests.target_offsets is not None
     known = ranked.known_I[requests.target_items]
     among_known = (ranked.candidate_known, ranked.served_known)
-    yield KNOWN_ITEMS, _ndcg(ranked, *on_targets(ranked, known), lists=among_known)
+    on_known = on_targets(ranked, known)
+    yield KNOWN_ITEMS, on_known[0], _ndcg(ranked, *on_known, lists=among_known)
     masks = {NEW_ITEMS: ~known}
     if requests.target_actions is not None:
         masks |= action_slices(requests.target_actions, data.features.actions)
     for name, mask in masks.items():
-        yield name, _ndcg(ranked, *on_targets(ranked, mask))
+        found = on_targets(ranked, mask)
+        yield name, found[0], _ndcg(ranked, *found)
     whole = _ndcg(ranked, np.arange(len(requests)), requests.target_offsets, requests.target_items)
-    yield KNOWN_USERS, whole[ranked.known_N]
-    yield NEW_USERS, whole[~ranked.known_N]
+
+    def part(name: str, mask: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
+        return name, np.flatnonzero(mask), whole[mask]
+
+    yield part(KNOWN_USERS, ranked.known_N)
+    yield part(NEW_USERS, ~ranked.known_N)
     coded = {**requests.users.cat, **requests.users.lists}
     for name, codes in coded.items():
         values, counts = np.unique(codes, return_counts=True)
         for code in values[np.argsort(-counts, kind="stable")][:_MOST_VALUES]:
             names = ["missing", "other values", *data.features.user_categories[name]]
-            yield f"{name}={names[code]}", whole[(codes == code) if codes.ndim == 1 else (codes == code).any(1)]
+            yield part(f"{name}={names[code]}", (codes == code) if codes.ndim == 1 else (codes == code).any(1))
 
 
 def _ndcg(
@@ -110,17 +117,23 @@ def _ndcg(
     return np.stack([request_metrics(top[rows], offsets, targets, [K])[f"ndcg@{K}"] for top in both], 1)
 
 
-def _relative(both: np.ndarray, params: GateParams, *, among: int = 1) -> Interval:
+def _relative(both: np.ndarray, users: np.ndarray, params: GateParams, *, among: int = 1) -> Interval:
     """The paired difference as a share of the served version's mean, with its interval.
+
+    Users are resampled with all their requests, because requests of one user are alike (cluster bootstrap, Davison and
+    Hinkley, "Bootstrap methods and their application", 1997, section 3.8).
 
     Args:
         both: float64 [n, 2], of the candidate and of the served version.
+        users: [n], who asked.
         params: the number of resamples.
         among: number of intervals that shall hold together (Bonferroni).
     """
     base = max(float(both[:, 1].mean()), 1e-9)
-    resampled = bootstrap_means(both, num=params.resamples, seed=_SEED)
-    shares = (resampled[:, 0] - resampled[:, 1]) / base
+    _, of_user = np.unique(users.astype(str), return_inverse=True)
+    sums = np.stack([np.bincount(of_user, values) for values in (both[:, 0], both[:, 1], np.ones(len(both)))], 1)
+    resampled = bootstrap_means(sums, num=params.resamples, seed=_SEED)
+    shares = (resampled[:, 0] - resampled[:, 1]) / resampled[:, 2] / base
     mean = float(both[:, 0].mean() - both[:, 1].mean()) / base
     if among == 1:
         return percentile_interval(mean, shares)

@@ -132,6 +132,7 @@ def _gate(asked: Refresh, now: Round) -> Round:
         RunPaths(paths.run(now.number)).bundle,
         registry.version_folder(asked.models, now.served),
         PreparedData.open(paths.data(now.number)),
+        live=asked.live,
         without_evidence=asked.without_evidence,
     )
     write_card(asked.models, decision, name=now.candidate, facts=_facts(now))
@@ -153,7 +154,9 @@ def _complete(asked: Refresh, now: Round) -> Round:
     if not version:
         return rounds.advance(asked.work, now, "canary")
     served = registry.version_folder(asked.models, now.served)
-    decision = decide(paths.complete(now.number), served, data, without_evidence=asked.without_evidence)
+    decision = decide(
+        paths.complete(now.number), served, data, live=asked.live, without_evidence=asked.without_evidence
+    )
     if not decision.publish:
         logger.warning("published without the newest events, because with them %s", decision.why)
         add_to_card(asked.models, now.candidate, without_the_newest_events_because=decision.why)
