@@ -38,7 +38,7 @@ from ctxrec.training.driver import describe_run, train
 OPTIONS: dict[str, dict[str, Any]] = {"train": {"preset": "quick"}, "encoder": {"name": ""}}
 PLAN = NewsPlan(users=1_500, items=1_500, events=40_000)
 _DAY_S, _FIRST_DAYS, _MORNING_S = 86_400, 6, 10 * 3600  # the first model knows six days of ten
-_K, _AT_ONCE, _FILES_S, _WATCH_S = 10, 250, 2.0, 15
+_K, _AT_ONCE, _FILES_S, _WATCH_S = 10, 250, 2.0, 10
 _WAIT_S = 0.05  # between two requests that go on all the time
 _EXPORT_TIMEOUT_S = 120
 
@@ -91,6 +91,7 @@ def run_refresh_demo(
     port: int = 0,
     keep: bool = False,
     plan: NewsPlan = PLAN,
+    without_evidence: bool = False,
 ) -> None:
     """Serve a first model, post a day, refresh while requests go on, and ask again; print what each step says.
 
@@ -101,6 +102,7 @@ def run_refresh_demo(
         port: TCP port of the service; 0 takes a free one.
         keep: whether the service stays up.
         plan: the news service.
+        without_evidence: publish also where a small plan has too few requests to tell.
 
     Raises:
         UserError: an option is wrong, or something listens at the port.
@@ -126,7 +128,7 @@ def run_refresh_demo(
             before = _ask(client, log, cuts)
             title("3/4 refresh, while somebody always asks")
             with _Load(url, log.column("user_id").unique().to_pylist()[:200]) as load:
-                _refresh(folder, models, url)
+                _refresh(folder, models, url, ["--without-evidence"] if without_evidence else [])
             print(
                 f"{load.answered:,} requests were answered meanwhile, {load.failed} failed; "
                 f"they met the versions {' and '.join(load.versions)}"
@@ -226,11 +228,11 @@ def _ask(client: httpx.Client, log: pa.Table, cuts: np.ndarray) -> np.ndarray:
     return np.array(scores)
 
 
-def _refresh(folder: str, models: str, url: str) -> str:
+def _refresh(folder: str, models: str, url: str, flags: Sequence[str]) -> str:
     """`ctxrec refresh` as a process of its own; prints what its card says, and returns the candidate's version."""
     log, begin = os.path.join(folder, "refresh.log"), time.monotonic()
     spec = os.path.join(folder, "news", "dataset.toml")
-    command = [sys.executable, "-m", "ctxrec.refresh", spec, "--models", models, "--watch", url]
+    command = [sys.executable, "-m", "ctxrec.refresh", spec, "--models", models, "--watch", url, *flags]
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with open(log, "wb") as sink:
         done = subprocess.run([*command, "--watch-s", str(_WATCH_S)], stdout=sink, stderr=sink, env=env)
@@ -239,6 +241,11 @@ def _refresh(folder: str, models: str, url: str) -> str:
     state = storage.read_json_object(RefreshPaths(os.path.join(models, "refresh")).state)
     card = ModelsPaths(models).decision(state["candidate"])
     found = storage.read_json_object(card)
+    if state["outcome"] != "published":
+        card = card.removesuffix(".json") + ".html"
+        raise RuntimeError(
+            f"the refresh ended as {state['outcome']}: {found.get('guard') or found['why']}; its card is {card}"
+        )
     print(f"{state['outcome']} after {time.monotonic() - begin:.0f} s: {found['why']}")
     print(f"watched for {found['watched_s']:.0f} s: {found['watched']}; card: {card.removesuffix('.json')}.html")
     return str(state["candidate"])

@@ -29,6 +29,8 @@ class GateParams:
     Attributes:
         loss: share of the served NDCG@10 that the 95 % interval of the paired difference may reach below 0.
         slice_loss: the same for a slice, which fails only if its fall is real (`ctxrec.lifecycle.ranking_gates`).
+        known_loss: the same for the slice of known items, which are ranked among themselves. No user sees that list, so this
+            slice finds what is broken and not what the new blend weighs less.
         requests: most requests that are ranked.
         fewest: fewer requests are no evidence.
         coverage: share of the served coverage of the catalogue that the candidate must reach.
@@ -43,6 +45,7 @@ class GateParams:
 
     loss: float = 0.01
     slice_loss: float = 0.05
+    known_loss: float = 0.2
     requests: int = 5000
     fewest: int = 100
     coverage: float = 0.7

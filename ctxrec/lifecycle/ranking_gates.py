@@ -33,13 +33,15 @@ def ranking_gates(ranked: Ranked | None, data: PreparedData, *, params: GatePara
     both, users = _ndcg(ranked, np.arange(len(ranked.requests)), offsets, targets), ranked.requests.users.ids
     difference = _relative(both, users, params)
     enough = len(both) >= params.fewest
-    passed: Verdict = "passed" if difference["low"] > -params.loss else "failed"
+    verdict: Verdict = "failed" if difference["high"] < 0 else "no evidence"  # a fall, or nothing that can be told
+    if difference["low"] > -params.loss:
+        verdict = "passed"
     expected = f"the interval above {-params.loss:.0%} of the served version's" + (
         "" if enough else f", on at least {params.fewest} requests"
     )
     overall = Gate(
         "NDCG@10",
-        passed if enough else "no evidence",
+        verdict if enough else "no evidence",
         f"{both[:, 0].mean():.4f}, served {both[:, 1].mean():.4f}: {_told(difference)}",
         expected,
         len(both),
@@ -53,23 +55,24 @@ def slice_gates(ranked: Ranked, data: PreparedData, *, params: GateParams = GATE
 
     Known items are ranked among themselves: new ones would take their places, and rightly so where the world moves.
 
-    A slice fails if its mean falls by more than `slice_loss` and the fall is real: the interval of its difference lies
-    below 0, after Bonferroni's correction for the number of slices. It passes if the interval excludes a fall of more
-    than `slice_loss`. In between there is no evidence, and the overall gate decides.
+    A slice fails if its mean falls by more than `slice_loss` (known items: `known_loss`) and the fall is real: the interval
+    of its difference lies below 0, after Bonferroni's correction for the number of slices. It passes if the interval excludes
+    such a fall. In between there is no evidence, and the overall gate decides.
     """
     slices = {name: (rows, both) for name, rows, both in _slices(ranked, data) if len(both)}
     gates = []
     for name, (rows, both) in slices.items():
         users = ranked.requests.users.ids[rows]
+        limit = params.known_loss if name == KNOWN_ITEMS else params.slice_loss
         plain, wide = _relative(both, users, params), _relative(both, users, params, among=len(slices))
-        if len(both) > 1 and wide["high"] < 0 and plain["mean"] < -params.slice_loss:
+        if len(both) > 1 and wide["high"] < 0 and plain["mean"] < -limit:
             verdict: Verdict = "failed"
-        elif len(both) >= params.fewest and plain["low"] > -params.slice_loss:
+        elif len(both) >= params.fewest and plain["low"] > -limit:
             verdict = "passed"
         else:
             verdict = "no evidence"
         found = f"{both[:, 0].mean():.4f}, served {both[:, 1].mean():.4f}: {_told(plain)}"
-        expected = f"no real fall of more than {params.slice_loss:.0%}"
+        expected = f"no real fall of more than {limit:.0%}"
         gates.append(Gate(f"slice {name}", verdict, found, expected, len(both), plain))
     return gates
 

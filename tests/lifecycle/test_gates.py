@@ -90,6 +90,29 @@ def test_a_small_loss_fails_and_a_gain_passes(drawn):
     assert gates_of(ranked(better, worse, targets))["NDCG@10"].verdict == "passed"
 
 
+def test_an_interval_on_both_sides_of_the_limit_is_no_evidence(drawn):
+    """As many requests gain as lose, so that the mean is level and its interval wide."""
+    targets, places, rng = drawn
+    other = rng.permutation(places)
+    gates = gates_of(ranked(lists(targets, other), lists(targets, places), targets))
+    overall = gates["NDCG@10"]
+    assert overall.difference["low"] < -0.01 and overall.difference["high"] > 0 and overall.verdict == "no evidence"
+    assert not verdict_of([*gates.values()], without_evidence=False)[0]
+    assert verdict_of([*gates.values()], without_evidence=True)[0]
+
+
+def test_requests_of_one_user_are_one_draw(drawn):
+    """The same requests by a fifth as many users have a wider interval."""
+    targets, places, rng = drawn
+    lost = np.repeat(rng.random(REQUESTS // 5) < 0.5, 5)
+    made = ranked(lists(targets, np.where(lost, 13, 0)), lists(targets, places), targets)
+    together = dataclasses.replace(made.requests.users, ids=np.repeat(made.requests.users.ids[::5], 5))
+    grouped = dataclasses.replace(made, requests=dataclasses.replace(made.requests, users=together))
+    alone, joined = (gates_of(found)["NDCG@10"].difference for found in (made, grouped))
+    assert alone["mean"] == joined["mean"]
+    assert joined["high"] - joined["low"] > 1.5 * (alone["high"] - alone["low"])
+
+
 def test_few_requests_are_no_evidence(drawn):
     targets, places, _ = (part[:20] if isinstance(part, np.ndarray) else part for part in drawn)
     gates = ranking_gates(ranked(lists(targets, places), lists(targets, places), targets), DATA)
@@ -127,10 +150,15 @@ def test_new_items_do_not_hide_a_fall_of_known_ones(drawn):
     known = np.arange(ITEMS) < 40
     is_known = known[targets]
     served = np.where(is_known, places, 13)
-    candidate = np.where(is_known, np.where(np.arange(REQUESTS) % 5 == 0, 13, places), 0)
+    candidate = np.where(is_known, np.where(np.arange(REQUESTS) % 3 == 0, 13, places), 0)
     gates = gates_of(ranked(lists(targets, candidate), lists(targets, served), targets, known=known))
     assert gates["NDCG@10"].verdict == "passed" and gates[f"slice {NEW_ITEMS}"].verdict == "passed"
     assert gates[f"slice {KNOWN_ITEMS}"].verdict == "failed"
+    less = np.where(is_known, np.where(np.arange(REQUESTS) % 10 == 0, 13, places), 0)
+    weighed = gates_of(ranked(lists(targets, less), lists(targets, served), targets, known=known))[
+        f"slice {KNOWN_ITEMS}"
+    ]
+    assert weighed.difference["high"] < -0.05 and weighed.verdict != "failed", "the blend may weigh known items less"
     moved = ranked(
         lists(targets, candidate),
         lists(targets, served),
