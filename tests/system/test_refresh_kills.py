@@ -67,7 +67,8 @@ class Follower:
                 versions += [] if test is None else [arm.version for arm in test.arms]
                 for version in versions:
                     if version not in self.loaded:
-                        check_bundle(registry.version_folder(self.models, version))
+                        folder = registry.version_folder(self.models, version)
+                        check_bundle(folder, scratch=storage.temporary_folder())
                         self.loaded.append(version)
             except Exception as error:
                 self.failed.append(repr(error))
