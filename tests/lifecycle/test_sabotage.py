@@ -151,7 +151,7 @@ def test_spoilt_data_is_not_published(world, tiny_encoder, tmp_path, spoil):
     run = train(data.path, str(tmp_path / "run"), config)
     decision = decided(world, RunPaths(run).bundle, data.path)
     # Without evidence no gate passes but those of slices.
-    stops = [g.name for g in decision.gates if g.verdict == "failed" or g.verdict != "passed" and g.name == "NDCG@10"]
+    stops = [g.name for g in decision.gates if g.verdict == "failed" or (g.verdict != "passed" and g.name == "NDCG@10")]
     assert not decision.publish and any(OF_DATA[spoil] in name for name in stops), decision
 
 
