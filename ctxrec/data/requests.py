@@ -46,7 +46,7 @@ class Requests:
         None  # float32, like target_items: of the event that counts most; None: not known
     )
     query: np.ndarray | None = None  # object [N], free text that a request asks with, or None; None: no request has one
-    disliked: np.ndarray | None = None  # object [N], positions (int32) of items the like of which is not wanted
+    disliked: np.ndarray | None = None  # object [N], positions (int32) of items not liked; None: no request has any
 
     def __len__(self) -> int:
         return len(self.times)
@@ -95,10 +95,18 @@ class Requests:
             history=self.history.cut(starts, stops),
             times=self.times[index],
             context=self.context.take(index),
-            query=None if self.query is None else self.query[index],
-            disliked=None if self.disliked is None else self.disliked[index],
+            query=_taken(self.query, index),
+            disliked=_taken(self.disliked, index),
             **targets,
         )
+
+
+def _taken(wishes: np.ndarray | None, index: np.ndarray) -> np.ndarray | None:
+    """What some requests wish (object [N]); None where none of them wishes anything, whatever others of the batch wish."""
+    if wishes is None:
+        return None
+    taken = wishes[index]
+    return taken if any(wish is not None and len(wish) > 0 for wish in taken) else None
 
 
 def split_requests(histories: Histories, split: int, *, repeats: bool) -> Requests:

@@ -75,13 +75,13 @@ class RequestMaker:
         return requests, requests.history.lengths == 0
 
     def _disliked(self, raw: Sequence[RawRequest]) -> np.ndarray | None:
-        """Positions of the items that each request dislikes; those that the catalogue lacks are left out."""
+        """Positions of the items that each request dislikes, without those that the catalogue lacks; None where there are none."""
         if not any(r.dislike for r in raw):
             return None
         made = np.empty(len(raw), object)
         for n, request in enumerate(raw):
             made[n] = np.unique(self.catalogue.positions(request.dislike)).astype(np.int32)
-        return made
+        return made if any(map(len, made)) else None
 
     def _histories(self, raw: Sequence[RawRequest], rows: Sequence[int], ends: np.ndarray, times: np.ndarray) -> Events:
         """The history of each request before its end time. Histories of the bundle are cut all at once, others are

@@ -34,7 +34,7 @@ class ContextReader:
         times_us: np.ndarray,
         zones: Sequence[str | None] | None = None,
         *,
-        valid: Sequence[str] = ("timestamp",),
+        valid: Sequence[str] = (),
     ) -> Context:
         """Context dictionaries as arrays; the time context comes from the times.
 
@@ -51,7 +51,9 @@ class ContextReader:
         for context in contexts:
             for key in context:
                 if key not in self._valid:
-                    known = ", ".join([*valid, *self._valid])
+                    known = (
+                        ", ".join([*valid, *self._valid]) or "none, because the log of the model has no context columns"
+                    )
                     raise UserError(f"unknown context key {key!r}; valid keys are {known}").at(key)
         cat = self._clock.codes(times_us, zones)
         for name, codes in self._category_codes.items():

@@ -136,3 +136,23 @@ def test_a_column_of_dislikes_is_checked(tmp_path):
         check(pa.array([[str(n) for n in range(101)]]))
     table = pa.table({"request_id": [1, 2], "timestamp": [NOW] * 2, "dislike": [[242.0, None], None]})
     assert [request.dislike for request in raw_requests(table, ContextSpec(), now_s=5.0)] == [("242",), ()]
+
+
+def test_an_answer_does_not_depend_on_who_else_asks(tiny_run):
+    plain = {"user_id": "u1", "k": 5, "context": {"timestamp": NOW}, "explain": True, "probability": True}
+    others = [{"dislike": ["i4"]}, {"query": "red shoe"}, {"dislike": ["no such item"]}, {"context": {"device": "tv"}}]
+    bodies = [
+        plain,
+        *({**plain, **other, "context": {"timestamp": NOW} | other.get("context", {})} for other in others),
+    ]
+    engine = load_engine(tiny_run, 8)
+    asked = [RecommendRequest.model_validate(body) for body in bodies]
+    together = engine.recommend([asked])[0].answers
+    for body, request, answer in zip(bodies, asked, together, strict=True):
+        (alone,) = engine.recommend([[request]])[0].answers
+        assert answer.item_ids == alone.item_ids and answer.notes == alone.notes, body
+        assert_same_scores(answer.scores, alone.scores)
+        for one, other in zip(answer.why, alone.why, strict=True):
+            for part in ("history", "context", "user", "sources"):
+                assert getattr(one, part).keys() == getattr(other, part).keys(), (body, part)
+        assert ("dislike" in answer.why[0].sources) == (body.get("dislike") == ["i4"]), body

@@ -13,10 +13,12 @@ from tolerance import assert_same_scores
 
 from ctxrec.core import schema
 from ctxrec.core.errors import UserError
+from ctxrec.data.clock import Clock
 from ctxrec.python_api.fitted_model import Model
 from ctxrec.retrieval.explain import explain
 from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.retrieval.request_files import raw_requests
+from ctxrec.retrieval.request_reader import ContextReader
 from ctxrec.retrieval.retriever import Retriever
 
 NOW = 1_700_000_000  # 2023-11-14T22:13:20Z
@@ -91,7 +93,7 @@ def test_an_unknown_zone_is_refused_by_its_name(recommender):
             recommender.make_requests([RawRequest(context={"timezone": zone})])
     with pytest.raises(UserError, match="unknown context key 'zone'; valid keys are timestamp, timezone, device"):
         recommender.make_requests([RawRequest(context={"zone": "UTC"})])
-    with pytest.raises(UserError, match="unknown context key 'timezone'; valid keys are timestamp, device"):
+    with pytest.raises(UserError, match="unknown context key 'timezone'; valid keys are device"):
         recommender.make_requests([RawRequest(history=[RawEvent("i1", context={"timezone": "UTC"})])])
 
 
@@ -127,3 +129,16 @@ def test_positions_have_the_same_hour_at_any_moment(world):
     assert hours(requests.context) == {"hour": [0] * 3, "weekday": [3] * 3, "month": [1] * 3}
     one, _ = model.make_requests(raw[:1])
     assert not {"hour", "weekday", "month"} & set(explain(model, one, np.array([0]))[0].context)
+
+
+def test_a_key_of_an_event_of_a_log_without_contexts_is_told_what_is_right(recommender):
+    event = RawEvent("i1", context={"timestamp": 5})
+    with pytest.raises(UserError, match="unknown context key 'timestamp'; valid keys are device"):
+        recommender.make_requests([RawRequest(history=[event])])
+    plain = dataclasses.replace(recommender.features, context_categories={}, context_numbers={}, context_texts=())
+    contexts = ContextReader(plain, Clock.of(recommender.spec, plain))
+    with pytest.raises(
+        UserError, match="'timestamp'; valid keys are none, because the log of the model has no context"
+    ):
+        contexts.check([{"timestamp": 5}])
+    contexts.check_requests([{"timestamp": 5}])
