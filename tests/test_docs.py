@@ -78,6 +78,21 @@ def test_named_options_are_there(page):
             assert option in options[section], f"{section}.{option}"
 
 
+def named_modules(readme: str) -> set[str]:
+    """Names of Python files that a page has between backticks, without their folders.
+
+    >>> sorted(named_modules("| `rows.py`, `guess/names.py` | rows.py, not tails.py |"))
+    ['names.py', 'rows.py']
+    """
+    return set(re.findall(r"`(?:\w+/)*(\w+\.py)`", readme))
+
+
+@pytest.mark.parametrize("package", [*(f"ctxrec/{package}" for package in LAYERS), "serve", "tune"])
+def test_every_module_is_named_in_the_readme_of_its_package(package):
+    modules = {path.name for path in (REPO / package).rglob("*.py")} - {"__init__.py", "__main__.py"}
+    assert not modules - named_modules((REPO / package / "README.md").read_text())
+
+
 def test_the_map_has_the_table_of_layers():
     rows = re.findall(r"^\| `(\w+)` \| .* \| ([^|]+) \|$", (REPO / "ctxrec/README.md").read_text(), re.MULTILINE)
     found = {package: () if below == "nothing of ctxrec" else tuple(below.split(", ")) for package, below in rows}

@@ -28,6 +28,7 @@ from ctxrec.model.two_tower import Towers
 CONTENT_POSITIONS = 512  # positions of a micro-batch that train the content head, at most
 # `train.loss = auto` takes the full softmax up to so many items. No measurement supports the number: it bounds memory and time.
 FULL_SOFTMAX_ITEMS = 50_000
+LOSSES = ("softmax", "sampled_softmax", "bce")  # what `choose_loss` may choose
 # Of the cosines of pairs of items (`PairInputs`), a usual value (SimCSE, arXiv 2104.08821). No measurement of ours supports others.
 PAIR_TEMPERATURE = 0.05
 
@@ -263,7 +264,15 @@ def _head_loss(
     negatives_N: torch.Tensor | None,
     expected: float,
 ) -> torch.Tensor:
-    """`expected`: how often an item is expected among the negatives, drawn uniformly with replacement."""
+    """The loss of one head by its name: a scalar, float32.
+
+    `expected`: how often an item is expected among the negatives, drawn uniformly with replacement.
+
+    Raises:
+        ValueError: no loss has the name.
+    """
+    if loss not in LOSSES:  # `train.loss` is checked where options are read, so this is a mistake of the code
+        raise ValueError(f"no loss is called {loss!r}; expected one of {', '.join(LOSSES)}")
     if loss == "softmax":
         return softmax_loss(q_PD, v_ID, target_P, weight_P)
     assert negatives_N is not None

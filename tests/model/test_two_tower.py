@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from ctxrec.encoder.text_encoder import TextEncoder
 from ctxrec.encoder.text_table import TextTable, encode_catalogue, has_text, make_text_table
 from ctxrec.model.inputs import ItemTensors, ModelShape
 from ctxrec.model.layers import feature_name, module_name
-from ctxrec.model.network import EncodeInputs, LossInputs, Network, RankInputs, choose_loss, narrowed
+from ctxrec.model.network import LOSSES, EncodeInputs, LossInputs, Network, RankInputs, choose_loss, narrowed
 from ctxrec.model.two_tower import Towers
 
 BACKBONES = ["transformer", "gru", "lstm", "hstu"]
@@ -304,6 +305,17 @@ def test_the_type_of_the_inputs_says_what_is_asked_for(encoder_step):
     torch.testing.assert_close(fresh_nH, step.text.vectors_IH[step.fresh.plan.order], atol=1e-5, rtol=0)
     with pytest.raises(TypeError, match="not str"):
         network("loss")
+
+
+def test_a_loss_of_an_unknown_name_is_an_error(encoder_step):
+    network, step = encoder_step(True, "hinge")
+    with pytest.raises(ValueError, match="'hinge'; expected one of softmax, sampled_softmax, bce"):
+        network(step)
+
+
+def test_losses_are_those_of_the_option():
+    named = get_args(get_type_hints(TrainConfig)["loss"])
+    assert set(named) == {"auto", *LOSSES}
 
 
 def test_choice_of_loss():
