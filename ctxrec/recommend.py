@@ -16,8 +16,8 @@ def main() -> None:
         "--requests",
         required=True,
         metavar="R.parquet",
-        help="columns request_id, user_id, timestamp (epoch seconds, UTC; null: now), and optionally one for each "
-        "context feature, timezone, history (list of item ids, oldest first; null: the stored history), user (struct of "
+        help="columns request_id, timestamp (epoch seconds, UTC; null: now), user_id or history (list of item ids, oldest "
+        "first; null: the stored history) or both, and optionally one for each context feature, timezone, user (struct of "
         "attributes), dislike, exclude, allow (lists of item ids), filter (struct of item columns), query (free text that the "
         "list should fit), diversity (0 to 1), rerank, explain and probability (true or false)",
     )

@@ -43,6 +43,7 @@ from ctxrec.retrieval.no_effect import (
     notes_of_events,
     notes_of_ids,
     says_nothing,
+    unknown_users,
     unread_values,
 )
 from ctxrec.retrieval.raw_request import RawEvent, RawRequest
@@ -100,7 +101,8 @@ class Model:
         """The best k items for a user, for each of several users, or for a history. It means what the HTTP call means.
 
         Args:
-            user: id of a user; several ids give one list each; None with a `history` is somebody without a name.
+            user: id of a user; several ids give one list each; None with a `history` is somebody without a name. Ids that
+                the model does not know are named in a warning; without a history their lists go by context and popularity.
             k: number of items of a list.
             context: what is known when the list is asked for, by name; `timestamp` is in epoch seconds, UTC.
             history: replaces the stored history: item ids, oldest first, or mappings with `item_id` and, where they are
@@ -126,8 +128,9 @@ class Model:
             has texts, `title`, best item first. With several users the first column is `user_id`.
 
         Raises:
-            UserError: an argument is none that the HTTP call would take, such as a text in the place of a list of ids, or
-                the context, a rule or an event of the history is not one of this model.
+            UserError: an argument is of a kind that the HTTP call would not take, such as a text in the place of a list of
+                ids, or the context, a rule or an event of the history is not one of this model. `query` has at most 1,000
+                characters. How large `k` and the lists may be is limited over HTTP alone, to protect a service.
         """
         num = whole_number(k, "k")
         users, several = users_of(user, has_history=history is not None)
@@ -295,6 +298,11 @@ class Model:
         user_attributes: Mapping[str, Any] | None,
         dislike: Sequence[str] = (),
     ) -> Any:
+        if (
+            history is None
+            and (told := unknown_users(users, self._retriever.recommender.user_row.__contains__)) is not None
+        ):
+            warnings.warn(told, stacklevel=3)
         if not says_nothing(query) and (reason := why_unheard(self._retriever.recommender)) is not None:
             warnings.warn(f"the query has no effect: {reason}", stacklevel=3)
         events, known, about = events_of(history), context_of(context), attributes_of(user_attributes)

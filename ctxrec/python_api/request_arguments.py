@@ -33,7 +33,8 @@ def id_text(value: Any, what: str = "an id") -> str:
     single = isinstance(value, str) or not isinstance(value, (bytes, Iterable))
     text = None if not single or pd.isna(value) else value_text(value)
     if text is None:
-        raise UserError(f"{what} is {value!r}; expected a text or a whole number")
+        kind = "a text that is not blank" if isinstance(value, str) else "a text"
+        raise UserError(f"{what} is {value!r}; expected {kind} or a whole number")
     return text
 
 
@@ -164,16 +165,28 @@ def _event(entry: Any) -> RawEvent:
         )
     action = entry.get("action")
     is_blank = isinstance(action, str) and not action.strip()  # it says nothing, and a warning says so, as over HTTP
-    value = entry.get("value")
-    if value is not None and (isinstance(value, (bool, str)) or not isinstance(value, numbers.Real)):
-        raise UserError(f"value of an event of the history is {value!r}; expected a number, as in the log")
     return RawEvent(
         id_text(entry["item_id"], "item_id of an event of the history"),
         action if action is None or is_blank else id_text(action, "action of an event of the history"),
         entry.get("timestamp"),
         context_of(entry.get("context")),
-        None if value is None else float(value),
+        _event_value(entry.get("value")),
     )
+
+
+def _event_value(value: Any) -> float | None:
+    """The value of an event; NaN, as a column with gaps has it, is none."""
+    if value is None:
+        return None
+    if isinstance(value, (bool, str)) or not isinstance(value, numbers.Real):
+        raise UserError(f"value of an event of the history is {value!r}; expected a number, as in the log")
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of very many digits
+        number = math.inf
+    if abs(number) > MAX_NUMBER:
+        raise UserError(f"value of an event of the history is {value!r}; expected a number within {MAX_NUMBER:g}")
+    return None if math.isnan(number) else number
 
 
 def _rule(column: str, rule: Any) -> ColumnRule:

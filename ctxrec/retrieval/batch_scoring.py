@@ -57,6 +57,9 @@ from ctxrec.retrieval.slate.rules import Rules, rules_of
 logger = logging.getLogger(__name__)
 
 _OF_COLUMNS = ("attributes_not_read",)  # notes that are told of a whole column, before anything is computed
+_UNKNOWN_USER = (
+    "the model does not know the user, and the row has no history, so the list goes by context and popularity"
+)
 _NOTES = "notes"  # of the answers on their way to the file: what is to be said of each request
 ITEM_IDS, SCORES, WHY, PROBABILITY_OF = "item_ids", "scores", "why", "probability_of"
 _EFFECTS = pa.map_(pa.string(), pa.float64())  # of the parts of a request on the score of an item
@@ -219,8 +222,9 @@ class Scorer:
     def _notes(
         self, raw: Sequence[RawRequest], requests: Requests, wishes: list[ListWish], lists: list[list[str]]
     ) -> list[list[str]]:
-        """What is to be said of the history, the attributes, the filter and the length of each list."""
+        """What is to be said of who asks, the history, the attributes, the filter and the length of each list."""
         retriever, told = self._retriever, []
+        known = retriever.recommender.user_row
         for n, (asked, wish, found) in enumerate(zip(raw, wishes, lists, strict=True)):
             own = notes_of(retriever, wish.rules, {}, asked.user, rerank=wish.rerank)
             notes = notes_of_events(retriever.recommender, asked.history or ())
@@ -231,7 +235,8 @@ class Scorer:
                     retriever, one, len(found), self._k, rules=wish.rules, allow=wish.allow, exclude=unwanted
                 )
                 notes.append(short)
-            told.append([note.text for note in notes])
+            of_user = [_UNKNOWN_USER] if asked.history is None and asked.user_id not in known else []
+            told.append([*of_user, *(note.text for note in notes)])
         return told
 
     def _reasons(self, requests: Requests, wishes: list[ListWish], found: Found) -> list[list[dict[str, Any]] | None]:

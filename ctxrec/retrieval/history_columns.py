@@ -120,14 +120,14 @@ def history_ids(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return to_text(pc.struct_field(values, ITEM_ID) if pa.types.is_struct(values.type) else values)
 
 
-def history_times(column: pa.Array | pa.ChunkedArray) -> pa.Array | None:
-    """The times of all events of all histories as they are in the file; None where they have none."""
+def history_field(column: pa.Array | pa.ChunkedArray, name: str) -> pa.Array | None:
+    """A field of all events of all histories, such as their times, as it is in the file; None where they have none."""
     array = one_array(column)
     if pa.types.is_null(array.type):
         return None
     event = array.type.value_type
-    has_times = pa.types.is_struct(event) and event.get_field_index(TIMESTAMP) >= 0
-    return pc.struct_field(array.flatten(), TIMESTAMP) if has_times else None
+    has_field = pa.types.is_struct(event) and event.get_field_index(name) >= 0
+    return pc.struct_field(array.flatten(), name) if has_field else None
 
 
 def read_histories(column: pa.Array | pa.ChunkedArray, context: ContextSpec, zone: str) -> list[list[RawEvent] | None]:

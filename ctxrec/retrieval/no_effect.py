@@ -195,6 +195,21 @@ class UnknownValues:
         return f"{self.count} of {self.of} are no {what} ({', '.join(map(_quoted, self.first))}{more})"
 
 
+def unknown_users(users: Sequence[str | None], is_known: Callable[[str], bool]) -> str | None:
+    """What is to be said of those who ask without a history of their own and whom the model does not know; None: it knows all.
+
+    Args:
+        users: ids of those who ask; None is somebody without a name.
+        is_known: whether the model knows a user.
+    """
+    unknown = unknown_of([user for user in users if user is not None], is_known)
+    if unknown is None:
+        return None
+    return (
+        f"user: {unknown.told('users that the model knows')}; without a history a list goes by context and popularity"
+    )
+
+
 def unknown_of(values: Sequence[str], is_known: Callable[[str], bool]) -> UnknownValues | None:
     """The unknown ones of the first values of a list; None where all are known."""
     looked_at = values[:_MAX_LOOKED_AT]

@@ -22,10 +22,11 @@ from ctxrec.data.events import EARLIEST_S, LATEST_S, MAX_NUMBER
 from ctxrec.data.parsing import to_text
 from ctxrec.data.prepared import FeatureMeta
 from ctxrec.retrieval.history_columns import (
+    VALUE,
     check_history,
     epoch_seconds,
     float_numbers,
-    history_times,
+    history_field,
     is_id_list,
     is_numeric,
     read_histories,
@@ -187,8 +188,12 @@ def _check_rows(
                     check_zone(zone, f"{source}: {TIMEZONE}")
             for name in set(context.numeric).intersection(columns):
                 _check_numbers(batch.column(name), name, source=source)
-            if HISTORY in batch.schema.names and (times := history_times(batch.column(HISTORY))) is not None:
-                _check_times(times, "timestamp of the history", source=source)
+            if HISTORY in columns:
+                if (times := history_field(batch.column(HISTORY), TIMESTAMP)) is not None:
+                    _check_times(times, "timestamp of the history", source=source)
+                if (numbers := history_field(batch.column(HISTORY), VALUE)) is not None:
+                    _check_numbers(numbers, "value of the history", source=source, may_be_infinite=False)
+            _check_somebody_asks(batch, source=source)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the machine, and not of the content
             raise
@@ -197,9 +202,22 @@ def _check_rows(
         ) from error
 
 
-def _check_numbers(column: pa.Array, what: str, *, source: str) -> None:
+def _check_somebody_asks(batch: pa.RecordBatch, *, source: str) -> None:
+    """Refuse a row that says neither who asks nor after which history, as over HTTP."""
+    has = [to_text(batch.column(USER_ID)).is_valid()] if USER_ID in batch.schema.names else []
+    has += [batch.column(HISTORY).is_valid()] if HISTORY in batch.schema.names else []
+    said = has[0] if len(has) == 1 else pc.or_(*has)
+    if (row := pc.index(said, False).as_py()) >= 0:
+        raise UserError(
+            f"{source}: the request {batch.column(REQUEST_ID)[row].as_py()!r} has neither {USER_ID} nor {HISTORY}; expected "
+            f"one of them, to know who asks. Give somebody without a name an empty {HISTORY}"
+        )
+
+
+def _check_numbers(column: pa.Array, what: str, *, source: str, may_be_infinite: bool = True) -> None:
+    """Refuse numbers beyond `MAX_NUMBER`. An infinite one says nothing where it may be there."""
     for found in pc.min_max(float_numbers(column)).as_py().values():
-        if found is not None and MAX_NUMBER < abs(found) < math.inf:
+        if found is not None and abs(found) > MAX_NUMBER and not (may_be_infinite and math.isinf(found)):
             raise UserError(
                 f"{source}: {what} is {found:g}; expected numbers from {-MAX_NUMBER:g} to {MAX_NUMBER:g}. Leave it empty "
                 "where it is not known"

@@ -193,7 +193,11 @@ def test_mistakes_are_one_line(recommender, world):
         "neither a user nor a history is given": lambda: model.recommend(),
         "k is 0; expected at least 1": lambda: model.recommend("u1", k=0),
         "the catalogue has no item 'i99'": lambda: model.similar("i99"),
-        "an id is None; expected a text": lambda: model.similar(None),
+        "an id is None; expected a text or": lambda: model.similar(None),
+        "an id is ''; expected a text that is not blank": lambda: model.recommend(""),
+        "value of an event of the history is inf; expected a number within": lambda: model.recommend(
+            history=[{"item_id": "i1", "value": np.inf}]
+        ),
         "unknown context key 'mood'": lambda: model.recommend("u1", context={"mood": 1}),
         "the filter of kind is 'a'; expected a list": lambda: model.recommend("u1", filter={"kind": "a"}),
         "the filter of kind has 'all'; expected some of any": lambda: model.recommend(

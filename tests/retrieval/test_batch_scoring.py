@@ -207,6 +207,12 @@ CONTEXT = ContextSpec(categorical=("device",), numeric=("basket_value",), text=(
         ({"user_id": [{"id": "u1"}]}, r"column 'user_id' is struct<.*expected one value a request"),
         ({"device": [["tv"]]}, r"column 'device' is list<"),
         ({"search": [["red", "hat"]]}, r"column 'search' is list<"),
+        ({"user_id": pa.array([None], pa.string())}, r"'a' has neither user_id nor history.*an empty history"),
+        (
+            {"user_id": [" "], "history": pa.array([None], pa.list_(pa.string()))},
+            r"'a' has neither user_id nor history",
+        ),
+        ({"history": [[{"item_id": "i3", "value": float("inf")}]]}, r"value of the history is inf; expected numbers"),
         ({"basket_value": [1e300]}, r"basket_value is 1e\+300; expected numbers from -3\.4e\+38 to 3\.4e\+38"),
     ],
 )
@@ -214,6 +220,12 @@ def test_a_value_that_no_log_has_is_named_before_anything_is_computed(tmp_path, 
     requests = write(tmp_path / "R.parquet", GOOD | columns)
     with pytest.raises(UserError, match=message):
         check_requests([requests], CONTEXT)
+
+
+def test_somebody_without_a_name_has_a_history(tmp_path):
+    nobody = GOOD | {"user_id": pa.array([None], pa.string()), "history": pa.array([[]], pa.list_(pa.string()))}
+    for columns in (nobody, {name: values for name, values in nobody.items() if name != "user_id"}):
+        assert check_requests([write(tmp_path / "R.parquet", columns)], CONTEXT)[1] == 1
 
 
 def test_missing_and_infinite_numbers_of_the_context_are_missing(tmp_path):

@@ -95,6 +95,29 @@ def test_unknown_items_of_a_request_are_named_in_every_way_to_ask(tiny_run, tmp_
     assert "the column dislike: 1 of 1 ids are no items of the catalogue, such as 'no'" in caplog.text
 
 
+def test_unknown_users_are_named_in_every_way_to_ask(tiny_run, tmp_path, caplog, recwarn):
+    (answer,) = load_engine(tiny_run, 4).recommend([[RecommendRequest(user_id="gone", k=3)]])[0].answers
+    assert answer.fallback
+    model = ctxrec.load(tiny_run)
+    for ask in (
+        lambda: model.recommend(["u1", "gone"], k=3),
+        lambda: model.explain("gone", "i1"),
+    ):
+        with pytest.warns(UserWarning, match=r"^user: 1 of . are no users that the model knows \('gone'\)"):
+            ask()
+    recwarn.clear()
+    model.recommend("u1", k=3)
+    model.recommend("gone", k=3, history=["i1"])
+    assert not recwarn.list
+    history = pa.array([None, None, ["i1"], None], pa.list_(pa.string()))
+    rows = {"request_id": [*"abcd"], "user_id": ["u1", "gone", "gone", "lost"], "timestamp": [NOW] * 4}
+    pq.write_table(pa.table(rows | {"history": history}), tmp_path / "R.parquet")
+    with caplog.at_level("WARNING"):
+        recommend(tiny_run, str(tmp_path / "R.parquet"), str(tmp_path / "O.parquet"), k=3, config=Config())
+    (line,) = [one for one in caplog.messages if "does not know the user" in one]
+    assert line.endswith("(2 of 4 requests, such as 'b')")
+
+
 def test_what_says_nothing_is_said_in_every_way_to_ask(tiny_run, tmp_path, caplog):
     device = next(iter(load_engine(tiny_run, 4).retriever.recommender.features.context_categories))
     asked = {"history": [{"item_id": "i1", "action": "", "context": {device: None}}], "query": " "}
