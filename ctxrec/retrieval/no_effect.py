@@ -241,11 +241,12 @@ def unread_context(model: Recommender, names: Iterable[str]) -> tuple[list[str],
 
 
 def _not_in_towers(model: Recommender, source: str) -> str | None:
-    """Why the towers of a model do not read a source that only they read; None: they do."""
+    """Why the towers of a model do not read a source that only they read, "context" or "user"; None: they do."""
+    what = {"context": "contexts", "user": "attributes of users"}[source]
     if source not in model.config.model.sources:
-        return "the model was trained without them (model.sources)"
+        return f"the model was trained without {what} (model.sources)"
     if isinstance(model.towers, NoTowers):
-        return 'a model of train.preset = "quick" has no towers, which would read them'
+        return f'a model of train.preset = "quick" has no towers, and only towers read {what}'
     return None
 
 

@@ -97,8 +97,11 @@ def test_explain_is_true_or_false():
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (["train.preset=quick"], 'a model of train.preset = "quick" has no towers'),
-        (['model.sources=["text", "id", "features", "user", "memory"]'], "the model was trained without them"),
+        (["train.preset=quick"], 'a model of train.preset = "quick" has no towers, and only towers read contexts'),
+        (
+            ['model.sources=["text", "id", "features", "user", "memory"]'],
+            "the model was trained without contexts (model.sources)",
+        ),
     ],
 )
 def test_a_context_that_the_model_does_not_read_is_said_once(make_world, options, why):
@@ -113,4 +116,5 @@ def test_a_context_that_the_model_does_not_read_is_said_once(make_world, options
     )
     plain = ask(engine, context={"timestamp": 893286638.0})
     assert not plain.notes and plain.scores == ask(engine, **asked).scores
-    assert not ask(engine, context={"timestamp": 893286638.0, name: None}).notes, "what is not known is not read either"
+    (note,) = ask(engine, context={"timestamp": 893286638.0, name: None}).notes
+    assert note.kind == "says_nothing", "null is left out, so that it is not read is no matter"
