@@ -110,7 +110,7 @@ class Tables:
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class AllItems:
     """All items: those of the item table, then those that only the log has."""
 
     ids: pa.Array  # string [I]
@@ -244,15 +244,15 @@ def _check_targets_are_left(totals: Totals, spec: DatasetSpec) -> None:
         )
 
 
-def _catalogue(tables: Tables, log: LogFacts, *, cold_items: float) -> Catalogue:
+def _catalogue(tables: Tables, log: LogFacts, *, cold_items: float) -> AllItems:
     ids = pa.concat_arrays([tables.items.ids, log.new_items.array])
     pairs = None if tables.graph is None else triples.pairs_of(tables.graph, ids)
     held_out = splits.held_out_items(ids.to_pylist(), cold_items) if cold_items else None
-    return Catalogue(ids=ids, pairs=pairs, held_out=held_out)
+    return AllItems(ids=ids, pairs=pairs, held_out=held_out)
 
 
 def _features(
-    spec: DatasetSpec, tables: Tables, catalogue: Catalogue, log: LogFacts
+    spec: DatasetSpec, tables: Tables, catalogue: AllItems, log: LogFacts
 ) -> tuple[FeatureMeta, dict[str, list[ColumnFacts]], list[str]]:
     """Vocabularies and scales, with the graph's pairs as one more category of items; facts of columns; and notes."""
     features, columns, notes = vocabularies.feature_meta(
@@ -268,7 +268,7 @@ def _features(
 
 
 def _world(
-    source: Source, tables: Tables, catalogue: Catalogue, features: FeatureMeta, log: LogFacts, *, buckets: int
+    source: Source, tables: Tables, catalogue: AllItems, features: FeatureMeta, log: LogFacts, *, buckets: int
 ) -> World:
     """What the tasks of pass 2 share."""
     users, bounds = entities.user_attributes(tables.users, source.spec.users, features, buckets=buckets)
@@ -283,13 +283,13 @@ def _world(
 
 
 def _write_items(
-    spec: DatasetSpec, tables: Tables, catalogue: Catalogue, log: LogFacts, totals: Totals, out: str
+    spec: DatasetSpec, tables: Tables, catalogue: AllItems, log: LogFacts, totals: Totals, out: str
 ) -> None:
     table = item_rows.items_table(spec, tables.items, log.new_items.array, totals.train_events, pairs=catalogue.pairs)
     storage.write_parquet(table, storage.join(out, schema.ITEMS))
 
 
-def _counts(tables: Tables, catalogue: Catalogue, log: LogFacts, totals: Totals, *, buckets: int) -> dict[str, Any]:
+def _counts(tables: Tables, catalogue: AllItems, log: LogFacts, totals: Totals, *, buckets: int) -> dict[str, Any]:
     """The counts of meta.json."""
     held_out = catalogue.held_out
     cold = {} if held_out is None else {"held_out_items": int(held_out.sum()), "held_out_events": totals.held_out}

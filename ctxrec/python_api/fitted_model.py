@@ -25,9 +25,9 @@ from ctxrec.python_api.request_arguments import (
     attributes_of,
     context_of,
     events_of,
+    filter_rules,
     id_text,
     id_texts,
-    rules_of,
     strength_of,
     truth_of,
     users_of,
@@ -137,7 +137,7 @@ class Model:
         retriever = self._retriever
         unliked = id_texts(dislike, "dislike")
         requests = self._requests(users, context, history, query, user_attributes, unliked)
-        rules = rules_of(filter)
+        rules = filter_rules(filter)
         only, unwanted_ids = None if allow is None else id_texts(allow, "allow"), id_texts(exclude, "exclude")
         allowed = retriever.compile_filter(rules, allow=only)
         with retriever.catalogue.reading():

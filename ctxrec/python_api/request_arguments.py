@@ -134,7 +134,7 @@ def events_of(history: Any) -> list[RawEvent] | None:
     return [_event(entry) for entry in _listed(history, "history", "a list of item ids or events, oldest first")]
 
 
-def rules_of(filter: Any) -> dict[str, ColumnRule]:
+def filter_rules(filter: Any) -> dict[str, ColumnRule]:
     """Rules by item column.
 
     Raises:

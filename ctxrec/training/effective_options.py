@@ -27,7 +27,7 @@ from ctxrec.training.unused_options import unused_options
 
 
 @dataclass(frozen=True)
-class Hardware:
+class AvailableHardware:
     """What a command has to run on."""
 
     cpus: float
@@ -56,16 +56,18 @@ def effective_config(
     return annotated_config(config, origins, resolve(config, hardware(), prepared))
 
 
-def hardware() -> Hardware:
+def hardware() -> AvailableHardware:
     """The cluster that RAY_ADDRESS names, which is joined for it; else this machine, and no cluster is started."""
     if os.environ.get("RAY_ADDRESS"):
         ray_cluster.connect()
         found = ray.cluster_resources()
-        return Hardware(found.get("CPU", 0), found.get("GPU", 0), f"the cluster at {os.environ['RAY_ADDRESS']}")
-    return Hardware(ray_private.num_cpus(), torch.cuda.device_count(), "this machine")
+        return AvailableHardware(
+            found.get("CPU", 0), found.get("GPU", 0), f"the cluster at {os.environ['RAY_ADDRESS']}"
+        )
+    return AvailableHardware(ray_private.num_cpus(), torch.cuda.device_count(), "this machine")
 
 
-def resolve(config: Config, machine: Hardware, data: PreparedData | None = None) -> dict[str, Resolved]:
+def resolve(config: Config, machine: AvailableHardware, data: PreparedData | None = None) -> dict[str, Resolved]:
     """What each option comes to that leaves something open, by "section.key"; the others are not in it.
 
     Args:
@@ -78,7 +80,7 @@ def resolve(config: Config, machine: Hardware, data: PreparedData | None = None)
     return found | {name: Resolved(f"not used: {why}") for name, why in unused_options(config).items()}
 
 
-def _of_hardware(config: Config, machine: Hardware) -> dict[str, Resolved]:
+def _of_hardware(config: Config, machine: AvailableHardware) -> dict[str, Resolved]:
     train, found = config.train, {}
     has = f"{machine.where} has {machine.cpus:g} CPU{'s' * (machine.cpus != 1)} and {machine.gpus:g} GPUs"
     on_gpus = trains_on_gpus(train, machine.gpus)

@@ -22,7 +22,7 @@ from ctxrec.metrics.ranking import request_metrics
 from ctxrec.python_api.fitted_model import Model
 from ctxrec.python_api.held_out_table import evaluate_table
 from ctxrec.python_api.notebook import Evaluation
-from ctxrec.python_api.request_arguments import id_texts, rules_of
+from ctxrec.python_api.request_arguments import filter_rules, id_texts
 from ctxrec.retrieval.filters import ColumnRule
 from ctxrec.retrieval.raw_request import RawEvent, RawRequest
 from ctxrec.retrieval.retriever import Retriever
@@ -258,7 +258,7 @@ def test_what_columns_of_tables_hold_is_read_as_the_log_is(recommender):
 
 
 def test_values_of_rules_are_read_as_those_of_items_are():
-    found = rules_of({"kind": [1, True, "a"], "price": {"min": decimal.Decimal("1.5"), "max": np.int64(3)}})
+    found = filter_rules({"kind": [1, True, "a"], "price": {"min": decimal.Decimal("1.5"), "max": np.int64(3)}})
     assert found == {"kind": ColumnRule(any=["1", "true", "a"]), "price": ColumnRule(min=1.5, max=3.0)}
 
 

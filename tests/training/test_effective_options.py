@@ -10,9 +10,9 @@ from commands import assert_users_mistake, call
 
 from ctxrec.core.config import Config, load_config
 from ctxrec.core.option_origins import names_of
-from ctxrec.training.effective_options import Hardware, resolve
+from ctxrec.training.effective_options import AvailableHardware, resolve
 
-SMALL, LARGE = Hardware(2, 0, "this machine"), Hardware(64, 4, "the cluster at x")
+SMALL, LARGE = AvailableHardware(2, 0, "this machine"), AvailableHardware(64, 4, "the cluster at x")
 # A value that leaves something open, for every such option. Whatever is added needs a line in `resolve`.
 OPEN = {
     "prepare.buckets": 0, "encoder.pooling": "auto", "encoder.top_layers": 0, "model.id_buckets": 0,

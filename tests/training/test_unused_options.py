@@ -19,7 +19,7 @@ from ctxrec.ingest.pipeline import prepare
 from ctxrec.retrieval.load import load_recommender
 from ctxrec.retrieval.raw_request import RawRequest
 from ctxrec.training.driver import train
-from ctxrec.training.effective_options import Hardware, resolve
+from ctxrec.training.effective_options import AvailableHardware, resolve
 from ctxrec.training.unused_options import set_in_vain, unused_options, with_defaults_for_unused
 
 SMALL = [
@@ -134,7 +134,7 @@ def test_a_quick_training_reads_all_other_options(data, options_of, tmp_path, mo
 
 def test_print_effective_marks_them(data, options_of):
     quick = options_of("train.preset=quick", "train.tower_epochs=0")
-    found = resolve(quick, Hardware(2, 0, "this machine"), PreparedData.open(data))
+    found = resolve(quick, AvailableHardware(2, 0, "this machine"), PreparedData.open(data))
     unused = unused_options(quick)
     assert "train.tower_epochs" in unused and found["train.tower_epochs"].value is None
     assert {name: f"not used: {why}" for name, why in unused.items()} == {name: found[name].why for name in unused}
