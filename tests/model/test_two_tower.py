@@ -74,6 +74,28 @@ def test_any_source_may_be_absent(make_world, backbone, rich, with_text, absent)
     assert (queries[..., -1] == 1).all()
 
 
+def test_an_event_of_any_kind_speaks_for_its_own_text_in_the_content_head(make_world):
+    """So a low rating alone raises what is like it there, as `ctxrec/TRAINING.md` says ("What values mean")."""
+    world, text = make_world(), text_table(20)
+    towers, items = world.towers(world.config(), text_width=text.vectors_IH.shape[1])
+    with torch.no_grad():
+        towers.content.log_action.weight[:, 0] = torch.tensor(
+            [0.0, -3.0, 1.0]
+        )  # as if one kind had been found to say little
+    batch, queries = training_batch(world, world.config()), []
+    for codes in ((1, 2), (2, 1)):  # of a row's first event and of all others
+        batch.actions_BL = torch.full_like(batch.actions_BL, codes[1])
+        batch.actions_BL[:, 0] = codes[0]
+        with torch.inference_mode():
+            vectors, found = towers(items, text, batch)
+        queries.append(found[..., 9:-1])
+    long = batch.lengths_B > 3
+    assert long.any()
+    torch.testing.assert_close(queries[0][long, 1], queries[1][long, 1], atol=1e-3, rtol=0)  # after one event alone
+    assert ((queries[0][:, 1] * vectors[:, 9:-1][batch.items_BL[:, 0]]).sum(-1)[long] > 0).all()
+    assert not torch.allclose(queries[0][long, 3], queries[1][long, 3], atol=0.1)
+
+
 def test_some_items_alone_have_the_vectors_that_they_have_in_the_catalogue(make_world):
     """Those without a training event too, whose own score is the mean of all items that have one."""
     world, text = make_world(), text_table(20, missing=(0, 5))
