@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, Field, create_model
 
 from ctxrec.retrieval.request_reader import MAX_QUERY
 from serve.api import (
     MAX_FILTER_COLUMNS,
     MAX_ITEMS,
+    Body,
     ColumnRule,
     ContextValue,
     Id,
@@ -39,10 +40,6 @@ class HttpCall:
     body: dict[str, Any] | None = None
 
 
-class _Arguments(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
 # What an explanation sets itself, as it is of one item; all other fields of a request make a score.
 OF_THE_LIST = ("k", "exclude", "allow", "filter", "diversity", "rerank", "explain")
 # What a search leaves to recommend, so that agents find the few fields that it needs.
@@ -56,7 +53,7 @@ def _of_request(name: str, *, without: Sequence[str], **more: Any) -> type[BaseM
         for field, info in RecommendRequest.model_fields.items()
         if field not in without and field not in more
     }
-    return create_model(name, __base__=_Arguments, **more, **fields)
+    return create_model(name, __base__=Body, **more, **fields)
 
 
 ExplainArguments = _of_request(
@@ -75,20 +72,20 @@ SearchArguments = _of_request(
 )
 
 
-class SimilarArguments(_Arguments):
+class SimilarArguments(Body):
     """To which item others are similar."""
 
     item_id: Id
     k: NumItems = 10
 
 
-class ItemArguments(_Arguments):
+class ItemArguments(Body):
     """Which items."""
 
     item_ids: Annotated[list[Id], Field(min_length=1, max_length=MAX_ITEMS)]
 
 
-class TrendingArguments(_Arguments):
+class TrendingArguments(Body):
     """How many items, and of which kind."""
 
     k: NumItems = 10
@@ -102,7 +99,7 @@ class TrendingArguments(_Arguments):
     )
 
 
-class NoArguments(_Arguments):
+class NoArguments(Body):
     """Nothing."""
 
 

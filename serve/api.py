@@ -110,8 +110,18 @@ def _not_blank(text: str) -> str:
 EventId = Annotated[Id, AfterValidator(_not_blank)]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """An object of the API. null leaves an optional field out, so that clients may send all the fields they know."""
+
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or all(part is not None for part in value.values()):
+            return value
+        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        return {name: part for name, part in value.items() if part is not None or name not in optional}
 
 
 class Context(BaseModel):
@@ -130,7 +140,7 @@ class Context(BaseModel):
         return self.__pydantic_extra__
 
 
-class HistoryEvent(_Body):
+class HistoryEvent(Body):
     """One event of the user; its item id alone is short for it."""
 
     item_id: Id
@@ -152,7 +162,7 @@ class HistoryEvent(_Body):
         return value
 
 
-class ColumnRule(_Body):
+class ColumnRule(Body):
     """What a column of the catalogue must hold: one of these values, none of those, a number in a range."""
 
     any: Annotated[list[Text], Field(max_length=MAX_FILTER_VALUES, fail_fast=True)] | None = None
@@ -174,8 +184,9 @@ class ColumnRule(_Body):
         return value
 
 
-class RecommendRequest(_Body):
-    """One request for recommendations. Either `user_id` or `history` is required; everything else is optional."""
+class RecommendRequest(Body):
+    """One request for recommendations. Either `user_id` or `history` is required; everything else is optional, and null
+    leaves it out."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -258,7 +269,7 @@ class RecommendRequest(_Body):
         return self
 
 
-class RecommendBatch(_Body):
+class RecommendBatch(Body):
     """Many requests in one call, answered by one version of the model (in an A/B test, by one of each arm)."""
 
     requests: Annotated[list[RecommendRequest], Field(min_length=1, max_length=MAX_REQUESTS)]
@@ -272,7 +283,7 @@ class RecommendBatch(_Body):
         return requests
 
 
-class NewEvent(_Body):
+class NewEvent(Body):
     """One event of a user, which the service stores."""
 
     user_id: EventId
@@ -283,7 +294,7 @@ class NewEvent(_Body):
     context: dict[str, ContextValue] = Field(default_factory=dict)
 
 
-class EventsRequest(_Body):
+class EventsRequest(Body):
     """Events of any users. Each call is atomic and idempotent: duplicates are ignored."""
 
     model_config = ConfigDict(
@@ -306,7 +317,7 @@ class NewItem(BaseModel):
         return {"item_id": self.item_id, **self.__pydantic_extra__}
 
 
-class NewItems(_Body):
+class NewItems(Body):
     """Items to add to the catalogue; an item of the same id is replaced. Each call is atomic."""
 
     model_config = ConfigDict(
@@ -331,7 +342,7 @@ class NewUser(BaseModel):
         return {"user_id": self.user_id, **self.__pydantic_extra__}
 
 
-class NewUsers(_Body):
+class NewUsers(Body):
     """Attributes of new or known users; the row of a known user is replaced. Each call is atomic."""
 
     model_config = ConfigDict(

@@ -14,7 +14,8 @@ class AcceptedResponse(BaseModel):
 
 
 class FieldWarning(BaseModel):
-    """A value of an accepted body that has no effect or leaves no item, in the shape of an error: where it is, and why."""
+    """A value of an accepted body that has no effect, leaves no item or changes what a figure means, in the shape of an
+    error: where it is, and why."""
 
     loc: list[str | int]
     msg: str
@@ -27,6 +28,7 @@ class FieldWarning(BaseModel):
         "value_not_read",
         "no_second_stage",
         "no_probability",
+        "not_calibrated",
         "unknown_value",
         "says_nothing",
         "empty_range",

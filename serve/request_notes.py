@@ -12,6 +12,7 @@ from ctxrec.retrieval.no_effect import (
     MAX_NOTES,
     NO_SECOND_STAGE,
     Note,
+    not_calibrated,
     notes_of,
     notes_of_events,
     notes_of_ids,
@@ -36,6 +37,7 @@ def request_notes(
     notes = itertools.chain(
         _not_reranked(retriever, body),
         _not_probable(retriever, body),
+        not_calibrated(retriever, body.query, body.dislike) if body.probability else (),
         notes_of_ids(retriever, history=history, allow=body.allow, exclude=body.exclude, dislike=body.dislike),
         unread_values(model, history),
         notes_of_events(model, history),

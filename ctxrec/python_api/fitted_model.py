@@ -39,6 +39,7 @@ from ctxrec.retrieval.item_probabilities import NO_CALIBRATION, list_probabiliti
 from ctxrec.retrieval.no_effect import (
     NO_SECOND_STAGE,
     Note,
+    not_calibrated,
     notes_of,
     notes_of_events,
     notes_of_ids,
@@ -137,6 +138,7 @@ class Model:
         retriever = self._retriever
         unliked = id_texts(dislike, "dislike")
         requests = self._requests(users, context, history, query, user_attributes, unliked)
+        said, probable = [truth_of(rerank, "rerank")] * len(users), bool(truth_of(probability, "probability"))
         rules = filter_rules(filter)
         only, unwanted_ids = None if allow is None else id_texts(allow, "allow"), id_texts(exclude, "exclude")
         allowed = retriever.compile_filter(rules, allow=only)
@@ -144,12 +146,12 @@ class Model:
             notes = [
                 *notes_of_ids(retriever, history=events_of(history), allow=only, exclude=unwanted_ids, dislike=unliked),
                 *self._told(events_of(history) or (), rules, context, user_attributes, query, rerank),
+                *(not_calibrated(retriever, query, unliked) if probable else ()),
             ]
         for note in notes:
             warnings.warn(note.text, stacklevel=2)
         unwanted = retriever.positions(unwanted_ids)
         strengths = [strength_of(diversity)] * len(users)
-        said, probable = [truth_of(rerank, "rerank")] * len(users), bool(truth_of(probability, "probability"))
         if rerank and retriever.reranker is None:
             warnings.warn(f"rerank has no effect: {NO_SECOND_STAGE}", stacklevel=2)
         scored = retriever.scored(requests)

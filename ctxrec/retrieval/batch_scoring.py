@@ -39,7 +39,7 @@ from ctxrec.retrieval.file_notes import FirstRequests, RowNotes, warn_of_unread
 from ctxrec.retrieval.item_probabilities import list_probabilities
 from ctxrec.retrieval.list_columns import EXPLAIN, PROBABILITY, RERANK, ListWish, read_wishes
 from ctxrec.retrieval.load import load_recommender
-from ctxrec.retrieval.no_effect import notes_of, notes_of_events
+from ctxrec.retrieval.no_effect import not_calibrated, notes_of, notes_of_events
 from ctxrec.retrieval.raw_request import RawRequest
 from ctxrec.retrieval.request_files import (
     REQUEST_ID,
@@ -229,6 +229,7 @@ class Scorer:
             own = notes_of(retriever, wish.rules, {}, asked.user, rerank=wish.rerank)
             notes = notes_of_events(retriever.recommender, asked.history or ())
             notes += [note for note in own if note.kind not in _OF_COLUMNS]
+            notes += not_calibrated(retriever, asked.query, asked.dislike) if wish.probability else []
             if len(found) < self._k and not is_expected(len(found), notes, wish.allow):
                 one, unwanted = requests.take(np.array([n])), retriever.positions(wish.exclude)
                 short = why_short(

@@ -18,6 +18,7 @@ from ctxrec.data.parsing import value_text
 from ctxrec.memory.request_words import CONTEXT_TEXT
 from ctxrec.model.two_tower import NoTowers
 from ctxrec.retrieval.filters import ColumnRule
+from ctxrec.retrieval.heard_words import why_unheard
 from ctxrec.retrieval.recommender import Recommender
 from ctxrec.retrieval.request_reader import ContextReader
 from ctxrec.retrieval.retriever import Retriever
@@ -193,6 +194,22 @@ class UnknownValues:
         """The start of a sentence: how many are none of `what`."""
         more = ", ..." if self.count > len(self.first) else ""
         return f"{self.count} of {self.of} are no {what} ({', '.join(map(_quoted, self.first))}{more})"
+
+
+def not_calibrated(retriever: Retriever[Recommender], query: str | None, dislike: Iterable[str]) -> list[Note]:
+    """The note on the probabilities of a request with words or dislikes that change its scores: the events to which
+    probabilities are fitted have neither. Empty where there are none, or where the model tells no probabilities."""
+    model = retriever.recommender
+    if model.calibration is None:
+        return []
+    is_heard = not says_nothing(query) and why_unheard(model) is None
+    has_dislikes = any(map(retriever.has_item, dislike))
+    parts = [name for name, counts in (("a query", is_heard), ("dislikes", has_dislikes)) if counts]
+    text = (
+        f"probability: it was fitted to requests without {' and '.join(parts)}, which change the scores; take it as an order "
+        "within this list, and not as a rate"
+    )
+    return [Note(("probability",), "not_calibrated", text)] if parts else []
 
 
 def unknown_users(users: Sequence[str | None], is_known: Callable[[str], bool]) -> str | None:

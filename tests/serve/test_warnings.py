@@ -210,3 +210,26 @@ def test_a_file_of_requests_is_told_the_same(tiny_run, tmp_path, caplog):
     assert "the list has 2 of 10 items: of 40 items, allow leaves 3, exclude 2 (1 of 4 requests, such as 'd')" in lines
     assert any("the column exclude: 1 of 2 ids are no items of the catalogue" in line for line in lines)
     assert pq.read_table(tmp_path / "O.parquet").column_names == ["request_id", "item_ids", "scores"]
+
+
+def test_probabilities_of_a_request_with_words_or_dislikes_are_no_rates(tiny_run, tmp_path, caplog, recwarn):
+    engine, model = load_engine(tiny_run, 4), ctxrec.load(tiny_run)
+    plain = {"history": ["i1"], "k": 3, "probability": True}
+    text = "probability: it was fitted to requests without {}, which change the scores; take it as an order"
+    cases = [({}, ""), ({"query": "red shoe"}, "a query"), ({"dislike": ["i5"]}, "dislikes"), ({"dislike": ["gone"]}, ""),
+             ({"query": "red", "dislike": ["i5"]}, "a query and dislikes")]  # fmt: skip
+    for more, named in cases:
+        (answer,) = engine.recommend([[RecommendRequest.model_validate(plain | more)]])[0].answers
+        told = [w for w in answer_json(answer).get("warnings", []) if w["type"] == "not_calibrated"]
+        assert [w["loc"] for w in told] == ([["body", "probability"]] if named else [])
+        recwarn.clear()
+        model.recommend(**plain, **more)
+        in_python = [str(one.message) for one in recwarn.list if "fitted" in str(one.message)]
+        assert in_python == [w["msg"] for w in told] and all(text.format(named) in one for one in in_python)
+    rows = {"request_id": [0, 1, 2], "user_id": ["u1"] * 3, "timestamp": [NOW] * 3, "probability": [True, True, False]}
+    dislikes = pa.array([None, ["i5"], ["i5"]], pa.list_(pa.string()))
+    pq.write_table(pa.table(rows | {"dislike": dislikes}), tmp_path / "R.parquet")
+    with caplog.at_level("WARNING"):
+        recommend(tiny_run, str(tmp_path / "R.parquet"), str(tmp_path / "O.parquet"), k=3, config=Config())
+    (line,) = [one for one in caplog.messages if "fitted" in one]
+    assert line.endswith("(1 of 3 requests, such as 1)")
