@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 
 class AcceptedResponse(BaseModel):
-    """How many events, items or users are on disk now."""
+    """How many events, items or users of the call are on disk now, those too that were there before it."""
 
     accepted: int
 
