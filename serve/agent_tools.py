@@ -139,7 +139,11 @@ def _explain(arguments: dict[str, Any]) -> HttpCall:
 def _no_item(arguments: dict[str, Any], answer: dict[str, Any]) -> str | None:
     """That an explanation is of an item which the catalogue lacks."""
     places = [warning["loc"] for warning in answer.get("warnings", ()) if warning["type"] == "unknown_item"]
-    return f"item_id: the catalogue has no item {arguments['item_id'][:100]!r}" if ["body", "allow"] in places else None
+    return (
+        f"item_id: the catalogue has no item {arguments['item_id'][:100]!r}"
+        if ["arguments", "allow"] in places
+        else None
+    )
 
 
 def _similar(arguments: dict[str, Any]) -> HttpCall:

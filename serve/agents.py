@@ -114,8 +114,17 @@ async def _answer(app: App, request: Any, name: str, arguments: dict[str, Any]) 
         except RequestValidationError as error:
             return 422, {"detail": places_of(error)}
     status, answer = await _ask(app, request.scope, request.receive, tool.call(arguments))
+    _place_in_arguments(answer)
     refusal = tool.refusal(arguments, answer) if status < 400 else None
     return (status, answer) if refusal is None else (404, {"detail": refusal})
+
+
+def _place_in_arguments(answer: Any) -> None:
+    """Let mistakes and warnings of an answer lie in the arguments of the tool, and not in the call that it made of them."""
+    told = [answer.get(part) for part in ("detail", "warnings")] if isinstance(answer, dict) else []
+    for one in (one for part in told if isinstance(part, list) for one in part):
+        if one["loc"][:1] and one["loc"][0] in ("body", "query", "path"):
+            one["loc"][0] = "arguments"
 
 
 async def _ask(app: App, outer: Scope, outer_receive: Receive, call: HttpCall) -> tuple[int, Any]:

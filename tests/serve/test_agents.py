@@ -216,6 +216,28 @@ def test_a_mistake_is_told_to_the_agent(app, tool, arguments, status, says):
     assert status in told.content[0].text and says in told.content[0].text
 
 
+@pytest.mark.parametrize(
+    ("tool", "arguments", "place"),
+    [
+        ("recommend", {"user_id": "u1", "k": 0}, ["k"]),
+        ("recommend", {"user_id": "u1", "context": {"mood": 1}}, ["context", "mood"]),
+        ("search", {"query": "red", "filter": {"colour": ["red"]}}, ["filter", "colour"]),
+        ("explain", {"user_id": "u1", "item_id": "i12", "context": {"mood": 1}}, ["context", "mood"]),
+        ("explain", {"user_id": "u1", "item_id": ""}, ["item_id"]),
+        ("trending", {"filter": {"colour": ["red"]}}, ["filter", "colour"]),
+    ],
+)
+def test_a_mistake_lies_in_the_arguments(app, tool, arguments, place):
+    (mistake,) = json.loads(call(app(), tool, arguments).content[0].text)["detail"]
+    assert mistake["loc"] == ["arguments", *place]
+
+
+def test_a_warning_lies_in_the_arguments(app):
+    asked = {"user_id": "u1", "item_id": "i12", "dislike": ["no such item"]}
+    (warning,) = call(app(), "explain", asked).structured_content["warnings"]
+    assert warning["loc"] == ["arguments", "dislike"] and warning["type"] == "unknown_item"
+
+
 def test_keys_have_the_scopes_of_http(app):
     served = app("read@reader write@writer")
     assert not call(served, "recommend", {"user_id": "u1"}, authorization="Bearer reader").is_error
