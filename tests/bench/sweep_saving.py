@@ -13,6 +13,7 @@ most 30 % of their epochs. An interrupted bench goes on by the same command.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import heapq
 import json
 import logging
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from ctxrec.data.prepared import PreparedData
 from ctxrec.encoder.cache import Place
 from ctxrec.training.phase_setup import keep_nothing
 from ctxrec.training.worker import train_worker
@@ -50,6 +52,8 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     plan = load_sweep(args.config, args.overrides)
+    events = PreparedData.open(args.data).meta["counts"]["train"]
+    plan = dataclasses.replace(plan, base=plan.base.for_events(events))  # as `tune.sweep` does
     curves = []
     for number, values in enumerate(configurations(plan)):
         run = os.path.join(args.out, f"trial-{number:02d}")
