@@ -121,20 +121,21 @@ def test_what_never_ends(targets, both, place, start):
 
 @pytest.mark.parametrize("place", ["proxy", "replica"])
 def test_bodies_that_do_not_end(targets, both, place):
-    """400 unfinished bodies of 1 MiB took 405 MB, which were not given back; now 64 MiB at most are kept of all.
+    """1,200 unfinished bodies of 1 MiB would take 1,215 MB; now the port keeps 64 MiB at most of all.
 
-    A loop that comes late finds up to 256 KiB to read at each connection (100 MiB), whose buffers are given back.
+    A loop that comes late finds up to 256 KiB to read at each connection, and the processes do not give all of that back: 50
+    to 390 MB were seen for each 400 bodies, more on a busy machine.
     """
     head = b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1048576\r\n\r\n"
     attackers = []
     try:
         with spending(*both) as spent:
-            for _ in range(400):
+            for _ in range(1200):
                 attacker = targets[place].connect()
                 attackers.append(attacker)
                 with contextlib.suppress(ConnectionError):
                     attacker.sendall(head + b" " * (MB - 1))
-        assert spent.bytes < 300 * MB
+        assert spent.bytes < 900 * MB
         targets[place].is_open_to_others()
     finally:
         for attacker in attackers:
