@@ -131,8 +131,8 @@ class Network(nn.Module):
 
         Returns:
             For `LossInputs` the sum of weighted losses over the batch's positions, a scalar: divide it by the total
-            weight of the step. For `PairInputs` the sum over the pairs. For `EncodeInputs` the vectors of the plan's texts in its order, [num_texts, H]. For
-            `RankInputs` the item vectors [I, W] and the query of each request [B, W], or None without requests.
+            weight of the step. For `PairInputs` the sum over the pairs. For `EncodeInputs` the vectors of the plan's texts
+            in its order, [num_texts, H]. For `RankInputs` the item vectors [I, W] and the query of each request [B, W], or None without requests.
         """
         weight = next(self.parameters())
         with torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype == torch.bfloat16):
@@ -153,14 +153,19 @@ class Network(nn.Module):
             share_nH = encode_share(self.encoder, inputs.tokens, inputs.plan, inputs.rank, inputs.device)
             return gather_encoded(share_nH, inputs.plan)
 
-    def _pair_loss(self, inputs: PairInputs) -> torch.Tensor:
-        """Sum over the pairs of -log softmax(cos(before, candidate) / PAIR_TEMPERATURE)[after]."""
+    def _encode_into(self, table_IH: torch.Tensor, fresh: EncodeInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """The items of a plan [n] and their vectors with gradient [n, H], which the table takes over without it."""
         with section("encode"):
-            fresh_nH = self._encode(inputs.fresh)
-        plan, table_IH = inputs.fresh.plan, inputs.table_IH
-        which_n = torch.from_numpy(plan.order[: plan.num_texts]).to(fresh_nH.device)
+            fresh_nH = self._encode(fresh)
+        which_n = torch.from_numpy(fresh.plan.order[: fresh.plan.num_texts]).to(fresh_nH.device)
         fresh_nH = fresh_nH.to(table_IH.dtype)
         table_IH[which_n] = fresh_nH.detach()
+        return which_n, fresh_nH
+
+    def _pair_loss(self, inputs: PairInputs) -> torch.Tensor:
+        """Sum over the pairs of -log softmax(cos(before, candidate) / PAIR_TEMPERATURE)[after]."""
+        table_IH = inputs.table_IH
+        which_n, fresh_nH = self._encode_into(table_IH, inputs.fresh)
         with torch.autocast(table_IH.device.type, enabled=False):
             vectors_IH = table_IH.index_copy(0, which_n, fresh_nH)
             before_PH = nn.functional.normalize(vectors_IH[inputs.before_P] - inputs.centre_H, dim=1)
@@ -181,12 +186,7 @@ class Network(nn.Module):
         which_n = fresh_nH = None
         if inputs.fresh is not None:
             assert text is not None
-            plan = inputs.fresh.plan
-            with section("encode"):
-                fresh_nH = self._encode(inputs.fresh)
-            which_n = torch.from_numpy(plan.order[: plan.num_texts]).to(fresh_nH.device)
-            fresh_nH = fresh_nH.to(text.vectors_IH.dtype)
-            text.vectors_IH[which_n] = fresh_nH.detach()
+            which_n, fresh_nH = self._encode_into(text.vectors_IH, inputs.fresh)
         num_candidates = len(items.id_rows_I) if items.pool is None else len(items.pool)
         if negatives_N is not None:  # a large catalogue: read no more of it than the step needs
             negatives_N = negatives_N if items.pool is None else items.pool[negatives_N]

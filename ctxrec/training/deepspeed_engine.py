@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import glob
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -161,6 +162,18 @@ def set_learning_rate(engine: Any, factor: float) -> None:
     """Set every group's rate to its peak times `factor`."""
     for group in engine.optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
+
+
+def lr_factor(step: int, steps: int, warmup: float) -> float:
+    """The learning rate of a step as a share of its peak: linear warm-up, then a cosine down to `OPTIMIZER.final_lr`.
+
+    Args:
+        step: steps done.
+        steps: of the schedule.
+        warmup: share of the steps in which the rate rises.
+    """
+    warm = min(1.0, (step + 1) / max(warmup * steps, 1))
+    return warm * (OPTIMIZER.final_lr + (1 - OPTIMIZER.final_lr) * 0.5 * (1 + math.cos(math.pi * (step / steps))))
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ from ctxrec.model.network import EncodeInputs, Network, PairInputs
 from ctxrec.training import checkpoint, deepspeed_engine, faults
 from ctxrec.training.catalogue_vectors import encode_table
 from ctxrec.training.encoder_outcome import PairOutcome
+from ctxrec.training.export import tuned_encoder
 from ctxrec.training.phase_setup import Setup
 from ctxrec.training.tuning_rule import why_never_tuned
 from ctxrec.training.validator import METRIC_K
@@ -125,17 +126,8 @@ def tune_on_pairs(setup: Setup, params: PairParams = PAIR_PARAMS) -> TextEncoder
             dist.barrier()
     if not storage.exists(paths.pair_outcome) or not PairOutcome.read(paths.pair_outcome).kept:
         return None
-    texts = setup.catalogue.texts
-    assert texts is not None
     best = read_tensors(paths.best(PHASE), remedy=f"delete {setup.checkpoints}, and {AGAIN} trains from the beginning")
-    encoder = TextEncoder(setup.config.encoder, texts.encoder_path, tune=True)
-    checkpoint.load_weights(encoder, encoder_weights(best))
-    return encoder
-
-
-def encoder_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The encoder's weights among those of a `Network`, by their names in the encoder, each of its own shape."""
-    return {n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")}
+    return tuned_encoder(setup, best)
 
 
 class _PairPhase:
@@ -149,7 +141,8 @@ class _PairPhase:
         torch.manual_seed(config.train.seed)
         encoder = TextEncoder(config.encoder, texts.encoder_path, tune=True, cut=cut)
         encoder.fit_to(self.worker.device, self.worker.dtype)
-        self.logs = [self._own(texts.tokens, texts.present_I, encoder.width)]
+        # Rank 0 alone has the events of the own log's scan, and every worker draws from the pairs.
+        self.logs = [self._log(setup.log.data, texts.tokens, texts.present_I, encoder.width)]
         for other in open_other_logs(config, setup.log.data):
             self.logs.append(self._other(other, texts.encoder_path, encoder.width, cut))
         network = Network(torch.nn.Identity(), encoder).to(self.worker.device)
@@ -166,10 +159,9 @@ class _PairPhase:
         self.engine = deepspeed_engine.start_engine(network, groups, ds_config)
         self.stop = faults.StopWatch(setup.checkpoints)
 
-    def _own(self, tokens: Tokens, present_I: np.ndarray, width: int) -> _PairLog:
-        # Rank 0 alone keeps the events of the scan, and every worker draws from the pairs.
-        scan = scan_log(self.setup.log.data, history=1, keep_events=True)
-        pairs = ItemPairs.of(scan.training_events(schema.VALID), len(present_I), steps=self.params.gap)
+    def _log(self, data: PreparedData, tokens: Tokens, present_I: np.ndarray, width: int) -> _PairLog:
+        scan = scan_log(data, history=1, keep_events=True)
+        pairs = ItemPairs.of(scan.training_events(schema.VALID), data.num_items, steps=self.params.gap)
         return _PairLog(tokens, present_I, pairs, self.worker.place, width)
 
     def _other(self, data: PreparedData, encoder_path: str, width: int, cut: bool) -> _PairLog:
@@ -182,9 +174,7 @@ class _PairPhase:
                 raise UserError(
                     f"the states of the texts of {data.path} cannot be kept on disk; set encoder.cache_gb to 0"
                 )
-        scan = scan_log(data, history=1, keep_events=True)
-        pairs = ItemPairs.of(scan.training_events(schema.VALID), data.num_items, steps=self.params.gap)
-        return _PairLog(tokens, present_I, pairs, place, width)
+        return self._log(data, tokens, present_I, width)
 
     def run(self) -> None:
         """Run all steps; write the best weights and the outcome, unless the training was asked to end."""
@@ -248,7 +238,9 @@ class _PairPhase:
             not_negative_PC=torch.from_numpy(log.pairs.others_known(share, candidates)).to(device),
         )
         torch.manual_seed(hash((self.config.train.seed, step, self.worker.rank)))
-        deepspeed_engine.set_learning_rate(self.engine, _lr_factor(step, self.params.steps, self.config.train.warmup))
+        deepspeed_engine.set_learning_rate(
+            self.engine, deepspeed_engine.lr_factor(step, self.params.steps, self.config.train.warmup)
+        )
         loss = self.engine(inputs) * world / len(places)  # DeepSpeed averages over workers
         if not math.isfinite(float(loss.detach())):
             raise UserError(f"the loss of the pairs is {float(loss.detach())} at step {step}; lower train.encoder_lr")
@@ -291,9 +283,3 @@ def texts_alone(vectors_IH: torch.Tensor, present_I: np.ndarray, requests: Reque
         assert part.target_offsets is not None and part.target_items is not None
         values.append(request_metrics(top, part.target_offsets, part.target_items, [METRIC_K])[f"ndcg@{METRIC_K}"])
     return float(np.concatenate(values).mean())
-
-
-def _lr_factor(step: int, steps: int, warmup: float) -> float:
-    warm = min(1.0, (step + 1) / max(warmup * steps, 1))
-    final = deepspeed_engine.OPTIMIZER.final_lr
-    return warm * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * step / steps)))

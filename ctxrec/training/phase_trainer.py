@@ -247,11 +247,7 @@ class PhaseRun:
         raise UserError(f"{text}; look at their events, lower train.{rate}, or set train.not_finite = skip")
 
     def _lr_factor(self) -> float:
-        """Linear warm-up, then a cosine down to `OPTIMIZER.final_lr`."""
-        done, config = self.progress.step / self.total_steps, self.config
-        warm = min(1.0, (self.progress.step + 1) / max(config.warmup * self.total_steps, 1))
-        final = deepspeed_engine.OPTIMIZER.final_lr
-        return warm * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done)))
+        return deepspeed_engine.lr_factor(self.progress.step, self.total_steps, self.config.warmup)
 
     def _generator(self, number: int) -> np.random.Generator:
         """A generator of random numbers for a micro-batch, the same on all workers."""
